@@ -1,0 +1,201 @@
+"""A source -> a Blob, wherever it lies, within the job's limits and rules.
+
+One event loop in a thread of its own (fsspec's) does all waiting, so that a worker fetches what comes
+next while it decodes. Connections are reused; how much is held ahead is bounded in number and bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import os
+import stat
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import CancelledError, Future
+from itertools import count
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import aiohttp
+import fsspec.asyn
+
+from pipeline.errors import FetchError
+from pipeline.intake import store, web
+from pipeline.intake.blob import Blob, Sink, check_bytes, split_pages
+from pipeline.intake.guard import WEB, local, scheme, shown
+from pipeline.intake.retry import persist
+from pipeline.intake.sniff import HEAD, sniff
+from pipeline.job import Job
+
+AHEAD_COUNT, AHEAD_BYTES = 16, 256 << 20
+SPACE = bytes(range(33))
+
+
+class Fetcher:
+    """Open once per worker. `ahead` says what will be asked for; `fetch` gives it."""
+
+    def __init__(self, job: Job):
+        self.roots, self.hosts, self.limits = job.input.roots, job.input.hosts, job.limits
+        self.folder = tempfile.TemporaryDirectory(prefix="vlbatch-", ignore_cleanup_errors=True)
+        self.loop = fsspec.asyn.get_loop()
+        self.session: aiohttp.ClientSession | None = None
+        self.stores: dict[str, tuple[Any, tuple[type[Exception], ...]]] = {}
+        self.names = count()
+        self.lock = threading.Lock()
+        self.waiting: deque[str] = deque()
+        self.coming: dict[str, deque[Future[Blob]]] = {}
+
+    def fetch(self, source: str | bytes, *, deadline_s: float | None = None) -> Blob:
+        """FetchError says why not. The caller closes the Blob."""
+        left = self.limits.deadline_s if deadline_s is None else max(deadline_s, 0.0)
+        if isinstance(source, bytes) or source[:5].lower() == "data:":
+            return self._given(source)
+        future = self._claim(source) or self._start(source)
+        self._top_up()
+        try:
+            return future.result(left)
+        except (TimeoutError, CancelledError) as error:
+            self._discard(future)
+            raise _late(source, left) from error
+
+    def ahead(self, sources: Iterable[str | bytes]) -> None:
+        """What will be fetched next, in this order. What was announced before and not fetched is forgotten."""
+        with self.lock:
+            forgotten = [future for futures in self.coming.values() for future in futures]
+            self.coming.clear()
+            self.waiting = deque(each for each in sources if isinstance(each, str) and each[:5].lower() != "data:")
+        for future in forgotten:
+            self._discard(future)
+        self._top_up()
+
+    def close(self) -> None:
+        self.ahead(())
+        if self.session:
+            asyncio.run_coroutine_threadsafe(self.session.close(), self.loop).result(5)
+        self.folder.cleanup()
+
+    def __enter__(self) -> Fetcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self, source: str) -> Future[Blob]:
+        return asyncio.run_coroutine_threadsafe(self._fetch(source), self.loop)
+
+    def _claim(self, source: str) -> Future[Blob] | None:
+        with self.lock:
+            if futures := self.coming.get(source):
+                future = futures.popleft()
+                if not futures:
+                    del self.coming[source]
+                return future
+            if source in self.waiting:
+                self.waiting.remove(source)
+        return None
+
+    def _top_up(self) -> None:
+        with self.lock:
+            pending = [future for futures in self.coming.values() for future in futures]
+            held = sum(future.result().held for future in pending if _has_blob(future))
+            room = AHEAD_COUNT - len(pending) if held < AHEAD_BYTES else 0
+            for _ in range(min(room, len(self.waiting))):
+                source = self.waiting.popleft()
+                self.coming.setdefault(source, deque()).append(self._start(source))
+
+    @staticmethod
+    def _discard(future: Future[Blob]) -> None:
+        future.cancel()
+        future.add_done_callback(lambda done: done.result().close() if _has_blob(done) else None)
+
+    async def _fetch(self, source: str) -> Blob:
+        try:
+            async with asyncio.timeout(self.limits.deadline_s):
+                return await self._reach(source)
+        except TimeoutError as error:
+            raise _late(source, self.limits.deadline_s) from error
+
+    async def _reach(self, source: str) -> Blob:
+        kind = scheme(source)
+        uri, pages = split_pages(source)
+        if kind == "file":
+            return await asyncio.to_thread(self._local, uri, pages)
+        return await persist(lambda: self._attempt(kind, uri, pages))
+
+    async def _attempt(self, kind: str, uri: str, pages: str) -> Blob:
+        sink = Sink(uri, limits=self.limits, folder=Path(self.folder.name), name=str(next(self.names)))
+        try:
+            if kind in WEB:
+                self.session = self.session or web.open_session(self.hosts)
+                await web.read(uri, sink, session=self.session, hosts=self.hosts)
+            else:
+                if kind not in self.stores:
+                    self.stores[kind] = store.open_store(kind)
+                opened, errors = self.stores[kind]
+                await store.read(uri, sink, store=opened, errors=errors)
+            return sink.blob(pages)
+        except BaseException:
+            sink.drop()
+            raise
+
+    def _given(self, source: str | bytes) -> Blob:
+        """Bytes, and URIs that carry them."""
+        data = source if isinstance(source, bytes) else unpack(source)
+        sink = Sink(shown(source)[:80], limits=self.limits, folder=Path(self.folder.name), name=str(next(self.names)))
+        sink.feed(data)
+        return sink.blob()
+
+    def _local(self, uri: str, pages: str) -> Blob:
+        path = local(uri, self.roots)
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)  # a pipe must not hold us
+            with open(file, "rb") as stream:
+                facts = os.fstat(file)
+                if not stat.S_ISREG(facts.st_mode):
+                    raise FetchError("path", f"{shown(uri)}: not a file")
+                head = stream.read(HEAD)
+                found = sniff(head)
+                check_bytes(facts.st_size, found, uri=shown(uri), limits=self.limits)
+                if found == "video":
+                    return Blob(shown(uri), found, path=path, pages=pages)
+                return Blob(shown(uri), found, data=head + stream.read(), pages=pages)
+        except FileNotFoundError as error:
+            raise FetchError("not_found", f"{shown(uri)}: no such file") from error
+        except PermissionError as error:
+            raise FetchError("denied", f"{shown(uri)}: may not be read") from error
+        except OSError as error:
+            raise FetchError("path", f"{shown(uri)}: {error.strerror}") from error
+
+
+def unpack(uri: str) -> bytes:
+    """The bytes in a `data:` URI, also where padding, alphabet or white space are not by the book.
+
+    >>> unpack("data:image/png;base64,iVBO Rw"), unpack("data:,a%20b")
+    (b'\\x89PNG', b'a b')
+    """
+    header, comma, payload = uri.partition(",")
+    if not comma:
+        raise FetchError("data_uri", f"{shown(uri)}: no comma after the type")
+    plain = unquote_to_bytes(payload)
+    if not header.lower().rstrip().endswith(";base64"):
+        return plain
+    letters = plain.translate(bytes.maketrans(b"-_", b"+/"), SPACE).rstrip(b"=")
+    try:
+        return base64.b64decode(letters + b"=" * (-len(letters) % 4), validate=True)
+    except binascii.Error as error:
+        raise FetchError("data_uri", f"{shown(uri)}: not base64: {error}") from error
+
+
+def _late(source: str, seconds: float) -> FetchError:
+    return FetchError(
+        "deadline", f"{shown(source)}: not here after {seconds:.0f} s; raise limits.deadline_s to wait longer"
+    )
+
+
+def _has_blob(future: Future[Blob]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None

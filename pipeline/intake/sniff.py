@@ -1,0 +1,50 @@
+"""The first bytes of a file -> what it is. Names and content types are not asked: they are wrong too often."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Kind = Literal["image", "video", "pdf"]
+HEAD = 512  # bytes that are enough to tell
+
+IMAGE_BRANDS = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"hevc", b"jxl ")  # in ISO containers
+ATOMS = (b"moov", b"mdat", b"wide", b"free", b"skip", b"moof", b"styp", b"pnot")  # QuickTime before `ftyp`
+IMAGES = (
+    b"\xff\xd8",
+    b"\x89PNG",
+    b"GIF8",
+    b"II*\0",
+    b"MM\0*",
+    b"II+\0",
+    b"MM\0+",
+    b"BM",
+    b"\0\0\0\x0cjP  ",
+    b"\xff\x4f\xff\x51",
+)
+VIDEOS = (
+    b"\x1aE\xdf\xa3",
+    b"FLV",
+    b"0&\xb2u",
+    b"\0\0\x01\xba",
+    b"\0\0\x01\xb3",
+    b"\0\0\0\x01",
+    b"YUV4MPEG2",
+    b"OggS",
+    b"DKIF",
+)
+
+
+def sniff(head: bytes) -> Kind | None:
+    """
+    >>> sniff(b"GIF89a"), sniff(b"\\0\\0\\0 ftypisom"), sniff(b"%PDF-1.7"), sniff(b"<html>")
+    ('image', 'video', 'pdf', None)
+    """
+    if head[4:8] == b"ftyp":
+        return "image" if head[8:12] in IMAGE_BRANDS else "video"
+    if head[:4] == b"RIFF":
+        return "video" if head[8:12] == b"AVI " else "image"
+    if b"%PDF-" in head:
+        return "pdf"
+    if head.startswith(VIDEOS) or head[4:8] in ATOMS or (head[:1] == b"G" and head[188:189] == b"G"):
+        return "video"
+    return "image" if head.startswith(IMAGES) else None

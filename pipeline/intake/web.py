@@ -1,0 +1,147 @@
+"""An http(s) URL -> its bytes, from a server the job may talk to.
+
+The address that was checked is the address that is connected to: the check sits in the resolver of
+the connection, so a name that resolves differently a moment later gains nothing. Redirects are
+followed here, each hop checked like the first. Proxies of the environment are not used: behind one,
+nobody could tell which address is reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from pipeline.errors import FetchError
+from pipeline.intake.blob import Sink
+from pipeline.intake.guard import WEB, is_public, listed, named, shown
+from pipeline.intake.retry import Passing
+
+HOPS = 5
+CHUNK = 1 << 18
+CONNECT_S, READ_S = 10.0, 20.0  # of silence; the row's deadline bounds the whole
+REFUSALS = {401: "denied", 403: "denied", 404: "not_found", 407: "denied", 410: "not_found", 451: "denied"}
+PASSING = (408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524)
+
+
+class Resolver(AbstractResolver):
+    """Names to addresses, all of them public unless the job names the host."""
+
+    def __init__(self, hosts: Sequence[str]):
+        self.hosts = hosts
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+        for *_, address in found:
+            check_address(host, port, str(address[0]), self.hosts)
+        return [
+            ResolveResult(
+                hostname=host, host=str(address[0]), port=port, family=kind, proto=proto, flags=socket.AI_NUMERICHOST
+            )
+            for kind, _, proto, _, address in found
+        ]
+
+    async def close(self) -> None: ...
+
+
+def check_address(host: str, port: int | None, address: str, hosts: Sequence[str]) -> None:
+    if not named(host, port, hosts) and not is_public(address):
+        what = address if host == address else f"{host} ({address})"
+        raise FetchError("address", f"{what} is not a public address; name {host}:{port} in input.hosts to allow it")
+
+
+def check_url(url: URL, hosts: Sequence[str]) -> None:
+    """One hop: scheme, host and, where the host is a number, its address."""
+    if url.scheme not in WEB:
+        raise FetchError("redirect", f"{shown(str(url))}: leads away from http(s)")
+    host = url.raw_host
+    if not host:
+        raise FetchError("uri", f"{shown(str(url))}: names no host")
+    if not listed(host, url.port, hosts):
+        raise FetchError("host", f"{host}:{url.port} is not among input.hosts: {', '.join(hosts)}")
+    try:
+        socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host.partition("%")[0])
+    except OSError:
+        return  # a name, or a number in an odd spelling: the resolver sees its address
+    check_address(host, url.port, host, hosts)
+
+
+def parse(uri: str) -> URL:
+    """Signed URLs must travel letter by letter, so only what is no URL as it stands is encoded."""
+    try:
+        return URL(uri, encoded=uri.isascii() and " " not in uri)
+    except ValueError as error:
+        raise FetchError("uri", f"{shown(uri)}: not a URL") from error
+
+
+def open_session(hosts: Sequence[str]) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(resolver=Resolver(hosts), limit=64, limit_per_host=16)
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=READ_S),
+        headers={"User-Agent": "vlbatch", "Accept": "*/*", "Accept-Encoding": "identity"},
+    )
+
+
+async def read(uri: str, sink: Sink, *, session: aiohttp.ClientSession, hosts: Sequence[str]) -> None:
+    """Feeds the sink. Raises Passing for what is worth another attempt."""
+    url = parse(uri)
+    try:
+        for _ in range(HOPS + 1):
+            check_url(url, hosts)
+            async with session.get(url, allow_redirects=False) as response:
+                if response.status not in (301, 302, 303, 307, 308):
+                    return await _take(response, sink)
+                url = _next(url, response)
+    except aiohttp.InvalidURL as error:
+        raise FetchError("uri", f"{shown(uri)}: not a URL") from error
+    except aiohttp.ClientPayloadError as error:
+        raise Passing("truncated", f"{shown(uri)}: the connection was cut before the end") from error
+    except (TimeoutError, aiohttp.ServerTimeoutError) as error:
+        raise Passing("timeout", f"{shown(uri)}: the server is silent") from error
+    except aiohttp.ClientConnectorDNSError as error:
+        raise Passing("dns", f"{shown(uri)}: the host has no address") from error
+    except aiohttp.ClientSSLError as error:
+        raise FetchError("tls", f"{shown(uri)}: the server's certificate is not accepted") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise Passing("connection", f"{shown(uri)}: {type(error).__name__}") from error
+    raise FetchError("redirect", f"{shown(uri)}: more than {HOPS} redirects")
+
+
+def _next(url: URL, response: aiohttp.ClientResponse) -> URL:
+    place = response.headers.get("Location", "")
+    try:
+        target = url.join(parse(place))
+    except ValueError as error:
+        raise FetchError("redirect", f"{shown(str(url))}: redirects to something that is no URL") from error
+    if not place or target.scheme not in WEB:
+        raise FetchError("redirect", f"{shown(str(url))}: redirects to {shown(place) or 'nowhere'}, away from http(s)")
+    return target
+
+
+async def _take(response: aiohttp.ClientResponse, sink: Sink) -> None:
+    status, uri = response.status, sink.uri
+    if status in PASSING:
+        raise Passing("unavailable", f"{uri}: the server answers {status}", after_s=_after_s(response.headers))
+    if status != 200:
+        raise FetchError(
+            REFUSALS.get(status, "refused"), f"{uri}: the server answers {status} {response.reason or ''}".rstrip()
+        )
+    sink.expect(response.content_length or 0)
+    async for chunk in response.content.iter_chunked(CHUNK):
+        sink.feed(chunk)
+
+
+def _after_s(headers: Any) -> float:
+    """What `Retry-After` asks for in seconds; its form with a date is rare and ignored."""
+    value = headers.get("Retry-After", "")
+    return min(float(value), 60.0) if value.isdecimal() else 0.0

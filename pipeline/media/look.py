@@ -1,0 +1,22 @@
+"""A Medium -> Clips: fetched, decoded, resized. What may go wrong is a FetchError, DecodeError or PromptError.
+
+A list, because a document is several pictures: they take the place of the one medium in its turn.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+
+from pipeline.intake.fetch import Fetcher
+from pipeline.media.decode import Eyes
+from pipeline.types import Clip, Medium
+
+
+def look(medium: Medium, *, fetcher: Fetcher, eyes: Eyes, deadline_s: float | None = None) -> list[Clip]:
+    """`deadline_s`: what is left of the row's time; by default all that the job gives a row."""
+    ends = time.monotonic() + (eyes.deadline_s if deadline_s is None else deadline_s)
+    sources = medium.source if isinstance(medium.source, tuple) else (medium.source,)
+    with ExitStack() as arrived:
+        blobs = [arrived.enter_context(fetcher.fetch(each, deadline_s=ends - time.monotonic())) for each in sources]
+        return eyes.look(medium, blobs, deadline_s=ends - time.monotonic())

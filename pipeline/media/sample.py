@@ -1,0 +1,74 @@
+"""What was asked, and what a header says -> which frames, and when they were. No pixels touched.
+
+A row's wish goes before the job's, and the job's before the family's.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipeline.errors import DecodeError
+from pipeline.job import Media
+from pipeline.media.kinds.base import Probe
+from pipeline.types import Ask
+
+
+def image_ask(media: Media, ask: Ask) -> Ask:
+    return ask.over(Ask(min_pixels=media.min_pixels, max_pixels=media.max_pixels))
+
+
+def video_ask(media: Media, ask: Ask) -> Ask:
+    """A row that says `fps` means it, also where the job says `frames`."""
+    wish = media.video
+    job = Ask(
+        min_pixels=wish.min_pixels,
+        max_pixels=wish.max_pixels,
+        total_pixels=wish.total_pixels,
+        fps=wish.fps,
+        frames=wish.frames,
+        min_frames=wish.min_frames,
+        max_frames=wish.max_frames,
+    )
+    return ask.over(job if ask.fps is None else replace(job, frames=None))
+
+
+def window(probe: Probe, ask: Ask) -> range:
+    """The frames from `video_start` to `video_end`, both included."""
+    start, end = ask.video_start or 0.0, ask.video_end
+    if probe.times:
+        first = bisect_left(probe.times, start)
+        last = bisect_right(probe.times, end) if end is not None else probe.count
+    else:
+        first = -int(-start * probe.fps // 1)
+        last = min(int(end * probe.fps // 1) + 1, probe.count) if end is not None else probe.count
+    if first >= last or start < 0:
+        raise DecodeError("window", f"no frame between {start:g} s and {'the end' if end is None else f'{end:g} s'}")
+    return range(first, last)
+
+
+def times(probe: Probe, indices: Sequence[int]) -> tuple[float, ...]:
+    """Seconds into the video."""
+    if probe.times:
+        return tuple(probe.times[index] for index in indices)
+    return tuple(index / probe.fps for index in indices)
+
+
+def pages(wish: str, count: int, most: int) -> list[int]:
+    """
+    >>> pages("", 2, 100), pages("3", 9, 100), pages("1-2,5-", 6, 100)
+    ([0, 1], [2], [0, 1, 4, 5])
+    """
+    chosen: list[int] = []
+    for part in wish.split(",") if wish else ["1-"]:
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not last)):
+            raise DecodeError("page", f"#page={wish} is not a page or a range of pages, such as 3 or 1-4")
+        low, high = int(first), (int(last or count) if dash else int(first))
+        if not 1 <= low <= high <= count:
+            raise DecodeError("page", f"#page={wish}: the document has {count} pages")
+        chosen += range(low - 1, high)
+        if len(chosen) > most:
+            raise DecodeError("page", f"more than {most} pages for one row; choose with #page=1-{most}")
+    return chosen
