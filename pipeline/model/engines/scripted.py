@@ -1,0 +1,59 @@
+"""Request -> Reply by rule: an engine without a model, for tests of everything around one.
+
+The first rule whose text stands in the prompt gives the reply; `{id}` and `{prompt}` in it are
+filled. Imports no torch. A row takes `delay_ms` and `slots` rows are answered at once, so a test
+can make it as slow as a model and as much out of order as it likes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+
+from pipeline.job import Job, ScriptedEngine
+from pipeline.types import Failure, Reply, Request
+
+
+class Scripted:
+    def __init__(self, settings: ScriptedEngine):
+        self.settings = settings
+        self.waiting: deque[Request] = deque()
+        self.busy: deque[tuple[float, Request]] = deque()  # with the time each is due, earliest first
+        self.done = 0
+
+    @classmethod
+    def open(cls, job: Job) -> Scripted:
+        assert isinstance(job.engine, ScriptedEngine)
+        return cls(job.engine)
+
+    def room(self) -> bool:
+        return len(self.waiting) < self.settings.slots
+
+    def submit(self, request: Request) -> None:
+        self.waiting.append(request)
+
+    def step(self) -> list[Reply | Failure]:
+        while self.waiting and len(self.busy) < self.settings.slots:
+            self.busy.append((time.monotonic() + self.settings.delay_ms / 1000, self.waiting.popleft()))
+        if self.busy:
+            time.sleep(max(0.0, self.busy[0][0] - time.monotonic()))
+        replies: list[Reply | Failure] = []
+        while self.busy and self.busy[0][0] <= time.monotonic():
+            replies.append(self.reply(self.busy.popleft()[1]))
+        self.done += len(replies)
+        return replies
+
+    def reply(self, request: Request) -> Reply:
+        prompt = "\n".join(part for turn in request.turns for part in turn.parts if isinstance(part, str))
+        rules = (reply for text, reply in self.settings.replies.items() if text in prompt)
+        # not str.format: a reply is often JSON, and its braces are its own
+        text = next(rules, self.settings.default).replace("{id}", request.id).replace("{prompt}", prompt)
+        return Reply(request.id, text, tokens=len(text.split()))
+
+    def metrics(self) -> Mapping[str, float]:
+        return {"rows": self.done, "slots": self.settings.slots, "busy": len(self.busy), "waiting": len(self.waiting)}
+
+    def close(self) -> None:
+        self.waiting.clear()
+        self.busy.clear()

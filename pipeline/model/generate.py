@@ -1,0 +1,108 @@
+"""Requests -> replies, through an engine that may finish them in any order.
+
+`run` drives an engine from the caller's own thread. A `Desk` gives the engine a thread of its own:
+callers in other threads leave their questions there and wait for their own answers, so the end of
+one caller's batch is no barrier for another's. An exception of the engine reaches every caller.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from threading import Thread
+
+from pipeline.model.engines.base import Engine
+from pipeline.types import Failure, Reply, Request
+
+Answer = Reply | Failure
+
+
+def run(engine: Engine, requests: Iterable[Request]) -> Iterator[Answer]:
+    """Answers as they come. Requests are pulled only when the engine has room for them."""
+    source = iter(requests)
+    exhausted, underway = False, 0
+    while underway or not exhausted:
+        while not exhausted and engine.room():
+            request = next(source, None)
+            if request is None:
+                exhausted = True
+            else:
+                engine.submit(request)
+                underway += 1
+        for answer in engine.step():
+            underway -= 1
+            yield answer
+
+
+class Desk:
+    """An engine with a thread, asked from any number of threads. Closing it closes the engine."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self.inbox: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = queue.SimpleQueue()
+        self.underway: dict[str, Future[Answer]] = {}
+        self.parked: deque[tuple[Request, Future[Answer]]] = deque()  # whose id is under way already
+        self.ended: BaseException | None = None
+        self.thread = Thread(target=self.serve, name="engine", daemon=True)
+        self.thread.start()
+
+    def ask(self, request: Request) -> Future[Answer]:
+        future: Future[Answer] = Future()
+        self.inbox.put((request, future))
+        if self.ended:  # it may have ended before it could see this one
+            self.abandon(self.ended)
+        return future
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """One answer for each request, in order."""
+        return [future.result() for future in [self.ask(request) for request in requests]]
+
+    def close(self) -> None:
+        """Stop after the step that is being made; who still waits is told so."""
+        self.inbox.put(None)
+        self.thread.join()
+        self.engine.close()
+
+    def serve(self) -> None:
+        try:
+            while self.admit():
+                for answer in self.engine.step():
+                    self.underway.pop(answer.id).set_result(answer)
+        finally:  # whoever waits must not wait for ever
+            self.abandon(sys.exception() or RuntimeError("the engine was closed before it answered"))
+
+    def admit(self) -> bool:
+        """Take what has come in, as far as there is room; idle, wait for it. False at the end."""
+        again, self.parked = self.parked, deque()
+        for request, future in again:
+            self.submit(request, future)
+        while self.engine.room() or not self.underway:
+            try:
+                entry = self.inbox.get(block=not self.underway)
+            except queue.Empty:
+                break
+            if entry is None:
+                return False
+            self.submit(*entry)
+        return True
+
+    def submit(self, request: Request, future: Future[Answer]) -> None:
+        if request.id in self.underway:
+            self.parked.append((request, future))
+        else:
+            self.underway[request.id] = future
+            self.engine.submit(request)
+
+    def abandon(self, error: BaseException) -> None:
+        self.ended = error
+        waiting = [*self.underway.values(), *(future for _, future in self.parked)]
+        while not self.inbox.empty():
+            if entry := self.inbox.get():
+                waiting.append(entry[1])
+        self.underway, self.parked = {}, deque()
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
