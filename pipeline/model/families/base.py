@@ -1,0 +1,79 @@
+"""What a model was trained on, and nothing about how its weights are run.
+
+A family is arithmetic and text: pixel budgets, which frames, the chat format, positions, how boxes
+are written. It is built from a checkpoint's small files and tokenizer, and works without weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pipeline.types import Ask, Size, Turn
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What a checkpoint's small files say. A missing file says nothing."""
+
+    config: Mapping[str, Any]  # config.json, with the job's overrides
+    image: Mapping[str, Any] = field(default_factory=dict)  # preprocessor_config.json
+    video: Mapping[str, Any] = field(default_factory=dict)  # video_preprocessor_config.json
+    template: str | None = None  # the chat template
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A conversation as the model reads it."""
+
+    input_ids: NDArray[np.int32]  # [tokens]
+    positions: NDArray[np.int32]  # [3, tokens]
+    vision_tokens: int
+
+
+class Family(Protocol):
+    """Built as `Family(files, tokenizer, add_vision_id=...)`; `pipeline.model.weights.family` does so."""
+
+    patch: int  # side of a patch in pixels
+    merge: int  # patches of a side that become one token
+    temporal_patch: int  # frames that become one
+    mean: tuple[float, float, float]  # of pixels in 0..1
+    std: tuple[float, float, float]
+    coordinates: Literal["pixels", "thousandths"]  # of the resized picture, or 0..1000 of any
+    tokenizer: Tokenizer
+    thinking: bool  # an answer begins inside <think>
+    context: int  # the longest row in tokens, answer included
+    image_token: int  # the pad token that stands for a piece of a picture
+    video_token: int
+
+    def image_size(self, source: Size, ask: Ask) -> Size:
+        """The size to resize to; PromptError of kind `size` where no size fits."""
+        ...
+
+    def frames(self, count: int, fps: float, ask: Ask) -> list[int]:
+        """Which of a video's `count` frames to look at, in order, between `video_start` and `video_end`."""
+        ...
+
+    def video_size(self, source: Size, frames: int, ask: Ask) -> Size: ...
+
+    def vision_tokens(self, size: Size, frames: int = 1) -> int:
+        """Pad tokens of a picture, or of so many sampled frames, at the size it is resized to."""
+        ...
+
+    def medium_tokens(self, size: Size, times: Sequence[float] = ()) -> int:
+        """All tokens of a picture, or of a video with its frames' times: pads, markers, timestamps."""
+        ...
+
+    def encode(self, turns: Sequence[Turn]) -> Encoded:
+        """Prompt ids and positions of turns whose media are Clips. Text is text: `<|im_end|>` in it too."""
+        ...
+
+    def check(self, encoded: Encoded, max_new_tokens: int) -> None:
+        """PromptError of kind `context` where prompt and answer do not fit together."""
+        ...

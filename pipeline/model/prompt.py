@@ -1,0 +1,97 @@
+"""Turns, a checkpoint's chat template -> the pieces of a prompt, in order.
+
+What a row says is only ever a `str` here and what structures the prompt is only ever a `Mark`, so no
+text can close a turn or open a picture. The template itself is rendered once, on a probe, to learn
+what it puts around our turns; one that speaks another format is refused instead of half obeyed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from pipeline.errors import JobError
+from pipeline.types import Clip, Medium, Turn
+
+PROBE = "What is this?"
+SHAPE = re.compile(
+    rf"(?:<\|im_start\|>system\n(?P<system>.*?)<\|im_end\|>\n)?"
+    rf"<\|im_start\|>user\n{re.escape(PROBE)}<\|im_end\|>\n<\|im_start\|>assistant\n(?P<opening>.*)",
+    re.DOTALL,
+)
+
+
+class Mark(Enum):
+    """The tokens that give a prompt its structure."""
+
+    START = "<|im_start|>"
+    END = "<|im_end|>"
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What a checkpoint's template adds to the turns."""
+
+    system: str | None = None  # said where a conversation has no system turn
+    opening: str = ""  # the first words of every answer: `<think>\n` of a Thinking checkpoint
+
+    @property
+    def thinking(self) -> bool:
+        return self.opening.startswith("<think>")
+
+
+def read_style(template: str) -> Style:
+    """What a chat template puts around a conversation.
+
+    >>> read_style("{% for m in messages %}<|im_start|>{{ m.role }}\\n{{ m.content[0].text }}<|im_end|>\\n{% endfor %}"
+    ...       "<|im_start|>assistant\\n<think>\\n\\n")
+    Style(system=None, opening='<think>\\n')
+    """
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    probe = [{"role": "user", "content": [{"type": "text", "text": PROBE}]}]
+    try:
+        room = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        text = room.from_string(template).render(messages=probe, add_generation_prompt=True)
+    except TemplateError as error:
+        raise JobError(f"the checkpoint's chat template cannot be rendered: {error}") from error
+    found = SHAPE.fullmatch(text)
+    if not found:
+        raise JobError(f"the checkpoint's chat template is not of the Qwen-VL kind; it makes {text!r} of {PROBE!r}")
+    return Style(found["system"], found["opening"])
+
+
+def pieces(turns: Sequence[Turn], style: Style, *, label: bool) -> Iterator[str | Mark | Clip]:
+    """The prompt, up to where the answer begins. `label` counts the media: 'Picture 1: '."""
+    counts = {"image": 0, "video": 0}
+    if style.system is not None and (not turns or turns[0].role != "system"):
+        turns = [Turn("system", (style.system,)), *turns]
+    for turn in turns:
+        yield Mark.START
+        yield f"{turn.role}\n"
+        for part in spoken(turn) if style.thinking else turn.parts:
+            if isinstance(part, Medium):
+                raise TypeError("a prompt is built of Clips; this Medium was never looked at")
+            if label and isinstance(part, Clip):
+                counts[part.kind] += 1
+                yield f"{'Picture' if part.kind == 'image' else 'Video'} {counts[part.kind]}: "
+            yield part
+        yield Mark.END
+        yield "\n"
+    yield Mark.START
+    yield f"assistant\n{style.opening}"
+
+
+def spoken(turn: Turn) -> Sequence[str | Medium | Clip]:
+    """The parts of a turn without what an earlier answer thought: Thinking models never see that again."""
+    if turn.role != "assistant":
+        return turn.parts
+    return [after_thought(part) if isinstance(part, str) else part for part in turn.parts]
+
+
+def after_thought(text: str) -> str:
+    _, end, answer = text.rpartition("</think>")
+    return answer.lstrip("\n") if end else text

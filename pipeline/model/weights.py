@@ -1,0 +1,231 @@
+"""`model.weights` of a job -> a folder on this machine, and what its small files say.
+
+A folder is used as it is, a hub id goes through the hub's own cache, any other URL that fsspec knows
+is copied once per machine under a name that changes with its content, and `builtin:` weights are
+made here. Old copies are not deleted: a run may still be reading them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import JobError
+from pipeline.model.families.base import Family, Files
+from pipeline.registry import FAMILIES, find
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from pipeline.job import Model
+
+SMALL = (".json", ".jinja", ".txt")
+LARGE = (".safetensors",)
+SAMPLE_BYTES = 2**20  # of each end of a weights file: enough to notice another one
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+BUILTIN = {"tiny": "qwen2_5_vl", "tiny-qwen3": "qwen3_vl"}
+log = logging.getLogger(__name__)
+
+
+def locate(weights: str, revision: str | None = None) -> Path:
+    """The whole checkpoint, on this machine."""
+    return _locate(weights, revision, SMALL + LARGE)
+
+
+def locate_small(weights: str, revision: str | None = None) -> Path:
+    """Its configuration and tokenizer only: what a driver needs."""
+    return _locate(weights, revision, SMALL)
+
+
+def _locate(weights: str, revision: str | None, endings: tuple[str, ...]) -> Path:
+    if weights.startswith("builtin:"):
+        return _builtin(weights.removeprefix("builtin:"))
+    if "://" in weights and not weights.startswith("file://"):
+        return _copy(weights, endings)
+    folder = Path(weights.removeprefix("file://")).expanduser()
+    if folder.is_dir():
+        return folder
+    if not HUB_ID.fullmatch(weights):
+        raise JobError(f"model.weights: {weights} is not a folder, and not an id of the hub (OWNER/NAME) either")
+    return _hub(weights, revision, endings)
+
+
+def _hub(weights: str, revision: str | None, endings: tuple[str, ...]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(weights, revision=revision, allow_patterns=[f"*{end}" for end in endings]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        at = f" at {revision}" if revision else ""
+        raise JobError(
+            f"model.weights: {weights}{at} did not come from the hub ({type(error).__name__}): check the name, the "
+            "network and HF_TOKEN, or name a folder that holds the checkpoint"
+        ) from error
+
+
+def _copy(url: str, endings: tuple[str, ...]) -> Path:
+    """A remote folder's files, each fetched once per machine; several processes may ask at once."""
+    from filelock import FileLock
+
+    fs, files = _listing(url)
+    content = [(name, facts["size"], str(facts.get("ETag") or facts.get("mtime", ""))) for name, facts in files.items()]
+    key = hashlib.sha256(json.dumps([url.rstrip("/"), content]).encode()).hexdigest()[:16]
+    folder = _cache() / f"{re.sub(r'[^-.0-9A-Za-z]+', '-', url)[-40:]}-{key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        for name, facts in files.items():
+            target = folder / name
+            if name.endswith(endings) and not target.exists():
+                with _translated(url):
+                    fs.get_file(facts["name"], str(folder / f"{name}.part"))
+                os.replace(folder / f"{name}.part", target)
+    return folder
+
+
+def _builtin(name: str) -> Path:
+    from filelock import FileLock
+
+    if name not in BUILTIN:
+        known = ", ".join(f"builtin:{known}" for known in BUILTIN)
+        raise JobError(f"model.weights: there is no builtin:{name}; there is {known}")
+    from pipeline.tiny import checkpoint
+
+    key = hashlib.sha256(Path(checkpoint.__file__).read_bytes()).hexdigest()[:16]
+    folder = _cache() / f"builtin-{name}-{key}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            made = checkpoint.make(folder.with_suffix(".part"), BUILTIN[name])
+            os.replace(made, folder)
+    return folder
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("VLBATCH_CACHE") or Path.home() / ".cache" / "vlbatch") / "weights"
+
+
+def _listing(url: str) -> tuple[Any, dict[str, Mapping[str, Any]]]:
+    """The file system and the checkpoint's files by name, in order."""
+    import fsspec
+
+    with _translated(url):
+        fs, path = fsspec.core.url_to_fs(url)
+        found = {Path(facts["name"]).name: facts for facts in fs.ls(path, detail=True) if facts["type"] == "file"}
+    if "config.json" not in found:
+        raise JobError(f"model.weights: there is no config.json in {url}")
+    return fs, {name: found[name] for name in sorted(found) if name.endswith(SMALL + LARGE)}
+
+
+@contextmanager
+def _translated(url: str) -> Iterator[None]:
+    """Errors of file systems, as one about the job."""
+    try:
+        yield
+    except (OSError, ImportError, ValueError) as error:
+        raise JobError(f"model.weights: {url} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def identity(weights: str, revision: str | None = None) -> str:
+    """A name that changes when the checkpoint does."""
+    folder = locate_small(weights, revision)
+    if folder.parent.name == "snapshots":  # the hub's cache calls a folder by its commit
+        return folder.name
+    fs, files = _listing(weights if "://" in weights else str(folder))
+    digest = hashlib.sha256()
+    for name, facts in files.items():
+        size = facts["size"]
+        digest.update(f"{name} {size}\n".encode())
+        ends = [(0, size)] if name.endswith(SMALL) else [(0, SAMPLE_BYTES), (max(0, size - SAMPLE_BYTES), size)]
+        for start, end in ends:
+            with _translated(weights):
+                digest.update(fs.cat_file(facts["name"], start=start, end=min(end, size)))
+    return digest.hexdigest()
+
+
+def config(folder: Path, model: Model | None = None) -> dict[str, Any]:
+    """config.json, with what the job changes in it."""
+    said = _read(folder, "config.json")
+    if not said:
+        raise JobError(f"model.weights: there is no config.json in {folder}")
+    if model is None:
+        return said
+    said = _over(said, model.overrides)
+    text = said.get("text_config", said)
+    if model.context.rope is not None:
+        _stretch(text, said["model_type"], model.context.rope.factor)
+    if model.context.max_length is not None:
+        text["max_position_embeddings"] = model.context.max_length
+    return said
+
+
+def _over(said: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested: a change of one key of text_config leaves the others."""
+    return said | {
+        key: _over(said[key], value) if isinstance(value, Mapping) and isinstance(said.get(key), dict) else value
+        for key, value in changes.items()
+    }
+
+
+def _stretch(text: dict[str, Any], model_type: str, factor: float) -> None:
+    """YaRN, as the models' own pages spell it."""
+    key = "rope_parameters" if "rope_parameters" in text else "rope_scaling"
+    rope = text.get(key) or {}
+    trained = rope.get("original_max_position_embeddings") or find(FAMILIES, model_type, "model family").trained_context
+    trained = trained or text["max_position_embeddings"]
+    yarn = {"type": "yarn", "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": trained}
+    text[key] = {**rope, **yarn}
+    text["max_position_embeddings"] = max(int(trained * factor), text["max_position_embeddings"])
+
+
+def tokenizer(folder: Path) -> Tokenizer:
+    """A tokenizer of one's own: a family changes how it treats special tokens."""
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise JobError(f"model.weights: there is no tokenizer.json in {folder}")
+    made: Tokenizer = Tokenizer.from_file(str(path))
+    return made
+
+
+def family(folder: Path, *, model: Model | None = None, add_vision_id: bool = False) -> Family:
+    """What the checkpoint was trained on, by its model_type."""
+    said = config(folder, model)
+    processor = _read(folder, "processor_config.json")  # where newer versions of transformers save the other two
+    files = Files(
+        config=said,
+        image=_read(folder, "preprocessor_config.json") or processor.get("image_processor", {}),
+        video=_read(folder, "video_preprocessor_config.json") or processor.get("video_processor", {}),
+        template=_template(folder),
+    )
+    kind = find(FAMILIES, said.get("model_type", "nothing"), "model family")
+    made: Family = kind(files, tokenizer(folder), add_vision_id=add_vision_id)
+    return made
+
+
+def _template(folder: Path) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    files = (_read(folder, name) for name in ("chat_template.json", "tokenizer_config.json"))
+    said = next((file["chat_template"] for file in files if file.get("chat_template")), None)
+    if isinstance(said, list):  # several, by name
+        said = next((entry["template"] for entry in said if entry["name"] == "default"), None)
+    return said
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    try:
+        said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise JobError(f"model.weights: {path} is not JSON: {error}") from error
+    return said
