@@ -1,0 +1,92 @@
+"""What a model wrote -> the JSON value in it, and whether it had to be repaired.
+
+Only what cannot change a value's meaning is repaired: text and code fences around one JSON value, trailing
+commas, single quotes, Python's True, False and None, and characters that strings may not hold. An answer that
+was cut off is not completed: that would be making it up.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from typing import Any
+
+from pipeline.errors import AnswerError
+
+FENCE = re.compile(r"```[\w-]*\s*\n(.*?)```", re.DOTALL)
+STRING = r""" "(?:[^"\\]|\\.)*" | '(?:[^'\\]|\\.)*' """
+COMMA = re.compile(rf"({STRING}) | ,(?=\s*[\]}}])", re.DOTALL | re.VERBOSE)
+WORD = re.compile(rf"({STRING}) | \b(true|false|null)\b", re.DOTALL | re.VERBOSE)
+PYTHON = {"true": "True", "false": "False", "null": "None"}
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def parse(text: str) -> tuple[Any, bool]:
+    """The value, and False where the text was that value and nothing else."""
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+        return (value, False) if not SURROGATE.search(text) and "\\ud" not in text.lower() else _encodable(value)
+    except ValueError:
+        pass
+    candidates = FENCE.findall(text) or [text]
+    found = [value for candidate in candidates for value in _values(candidate)]
+    if len(found) != 1:
+        what = "no JSON" if not found else f"{len(found)} JSON values where one was asked for"
+        raise AnswerError("not_json", f"the answer holds {what}", text=text)
+    return _encodable(found[0])[0], True
+
+
+def _values(text: str) -> list[Any]:
+    """The objects and arrays in a text, outermost ones only."""
+    found, at = [], 0
+    while start := re.compile(r"[{\[]").search(text, at):
+        end = _end(text, start.start())
+        read = [] if end is None else _read(text[start.start() : end])
+        found += read
+        at = end if end is not None and read else start.end()
+    return found
+
+
+def _end(text: str, start: int) -> int | None:
+    """Where the bracket at `start` is closed, strings not counted; None where it never is."""
+    depth, quote, at = 0, "", start
+    while at < len(text):
+        char = text[at]
+        if quote:
+            at += char == "\\"
+            quote = "" if char == quote else quote
+        elif char == '"' or (char == "'" and text[:at].rstrip()[-1:] in "{[,:"):
+            quote = char
+        else:
+            depth += (char in "{[") - (char in "}]")
+            if depth == 0:
+                return at + 1
+        at += 1
+    return None
+
+
+def _read(text: str) -> list[Any]:
+    """A list with the value, or an empty one."""
+    plain = COMMA.sub(lambda match: match[1] or "", text)
+    for attempt in (text, plain):
+        try:
+            return [json.loads(attempt, strict=False, parse_constant=_refuse)]
+        except ValueError:
+            continue
+    try:  # single quotes, True, None: a Python literal
+        value = ast.literal_eval(WORD.sub(lambda match: match[1] or PYTHON[match[2]], plain))
+        return [json.loads(json.dumps(value, allow_nan=False))]
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return []
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _encodable(value: Any) -> tuple[Any, bool]:
+    """Half of a surrogate pair is no character: it cannot be written to a file."""
+    text = json.dumps(value, ensure_ascii=False)
+    clean = SURROGATE.sub("\ufffd", text)
+    return (json.loads(clean), True) if clean != text else (value, False)

@@ -1,0 +1,204 @@
+"""What a job names as its schema -> a Schema: the text that guides, the columns, the check.
+
+A name from `schemas/`, a file `path.py:Model` with a pydantic model, or a `.json` JSON Schema. A Schema carries its
+source, not its class, so it can be sent to a machine that does not have the file; the file must therefore stand
+alone: what it imports must be installed there.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow as pa
+from pydantic import BaseModel
+from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import core_schema
+
+from pipeline import registry
+from pipeline.errors import JobError
+from pipeline.output import canonical, columns, validate
+
+FALLBACK_PROMPT = "Look at the picture and answer with one JSON object."
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """A schema that can be pickled: `source` is its Python or JSON text, empty for one of `schemas/`."""
+
+    name: str
+    attribute: str  # the model's name; empty for JSON Schema
+    source: str
+    text: str  # canonical JSON Schema
+    default_prompt: str | None
+    example: Any = None
+    field: pa.Field = field(default_factory=lambda: pa.field("answer", pa.string()), compare=False)
+
+    @property
+    def json_schema(self) -> dict[str, Any]:
+        return _parsed(self.text)
+
+    @property
+    def arrow(self) -> pa.DataType:
+        return self.field.type
+
+    @property
+    def model(self) -> type[BaseModel] | None:
+        return _model(self.name, self.attribute, self.source) if self.attribute else None
+
+    def check(self, value: Any) -> Any:
+        """The value in the Python types of its columns; AnswerError of kind `invalid_answer` lists what is wrong."""
+        return validate.validate(value, self)[0]
+
+
+def load(spec: str | None, *, base: Path) -> Schema | None:
+    """The schema that a job names, relative paths from `base`; JobError says what is wrong with it."""
+    if spec is None:
+        return None
+    if spec.endswith(".json"):
+        source = _read(base / spec)
+        try:
+            plain = json.loads(source)
+        except ValueError as error:
+            raise JobError(f"{spec} is not JSON: {error}") from error
+        if not isinstance(plain, dict):
+            raise JobError(f"{spec} is not a JSON Schema: it must be an object")
+        return _schema(spec, "", source, plain)
+    path, _, attribute = spec.partition(":")
+    if path.endswith(".py"):
+        if not attribute:
+            raise JobError(f"{spec} does not say which model: write {spec}:Model")
+        source = _read(base / path)
+        return _schema(path, attribute, source, _json_schema(_model(path, attribute, source), spec))
+    model = registry.find(registry.SCHEMAS, spec, "the schema")
+    return _schema(spec, model.__name__, "", _json_schema(model, spec))
+
+
+def problems(schema: Schema) -> list[str]:
+    """What the grammar cannot hold a model to, each with its place; empty for a schema that works."""
+    return canonical.problems(schema.json_schema)
+
+
+def describe(schema: Schema) -> str:
+    """The fields, one a line, as a prompt shows them to a model.
+
+    total: text, the amount to pay
+    """
+    lines = ["Answer with JSON only. Its fields:", *_lines(schema.json_schema, schema.json_schema, 0, ())]
+    if schema.example is not None:
+        lines += ["Example:", json.dumps(schema.example, ensure_ascii=False, separators=(",", ":"))]
+    return "\n".join(lines)
+
+
+def prompt(schema: Schema) -> str:
+    """What to ask where the job does not say: the schema's own question and its fields."""
+    return f"{schema.default_prompt or FALLBACK_PROMPT}\n{describe(schema)}"
+
+
+class _Narrow(GenerateJsonSchema):
+    """pydantic's JSON Schema, with decimals as exact strings."""
+
+    def decimal_schema(self, schema: core_schema.DecimalSchema) -> dict[str, Any]:
+        places = schema.get("decimal_places")
+        places = 6 if places is None else places
+        whole = max(1, (schema.get("max_digits") or 18 + places) - places)
+        floor = schema.get("ge", schema.get("gt"))
+        return canonical.decimal(whole=min(whole, 38 - places), places=places, signed=floor is None or floor < 0)
+
+
+def _schema(name: str, attribute: str, source: str, plain: dict[str, Any]) -> Schema:
+    model = _model(name, attribute, source) if attribute else None
+    narrowed = canonical.canonical(plain)
+    try:
+        column = columns.field(narrowed)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise JobError(f"the schema {name} is not well formed: {type(error).__name__}: {error}") from error
+    return Schema(
+        name=name,
+        attribute=attribute,
+        source=source,
+        text=canonical.text(narrowed),
+        default_prompt=getattr(model, "default_prompt", None) or (plain.get("description") if model is None else None),
+        example=getattr(model, "example", None) if model else (plain.get("examples") or [None])[0],
+        field=column,
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"the schema {path} cannot be read: {error}") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(text: str) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(text)
+    return parsed
+
+
+@functools.lru_cache(maxsize=64)
+def _model(name: str, attribute: str, source: str) -> type[BaseModel]:
+    """The class, from the installed `schemas/` or from a user's source, run once in a module of its own."""
+    if not source:
+        return registry.find(registry.SCHEMAS, name, "the schema")  # type: ignore[no-any-return]
+    module = ModuleType(f"schema_{hashlib.sha256(source.encode()).hexdigest()[:12]}")
+    sys.modules[module.__name__] = module  # where pydantic looks up what annotations name
+    try:
+        exec(compile(source, name, "exec"), module.__dict__)
+    except Exception as error:  # a user's own code may raise anything
+        raise JobError(f"the schema {name} cannot be run: {type(error).__name__}: {error}") from error
+    model = getattr(module, attribute, None)
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        there = [
+            key
+            for key, value in vars(module).items()
+            if isinstance(value, type) and issubclass(value, BaseModel) and value is not BaseModel
+        ]
+        raise JobError(f"{name} has no pydantic model {attribute!r}; it has: {', '.join(there) or 'none'}")
+    return model
+
+
+def _json_schema(model: type[BaseModel], spec: str) -> dict[str, Any]:
+    try:
+        return model.model_json_schema(schema_generator=_Narrow)
+    except (PydanticInvalidForJsonSchema, PydanticUserError) as error:
+        raise JobError(f"the schema {spec} cannot be written as JSON Schema: {error.message}") from error
+
+
+def _lines(node: Any, root: dict[str, Any], depth: int, above: tuple[str, ...]) -> list[str]:
+    """One line for each field below a schema, indented by depth."""
+    if not isinstance(node, dict) or node.get("$ref") in above:
+        return []
+    above = (*above, node["$ref"]) if "$ref" in node else above
+    node = canonical.resolve(node, root)
+    lines = []
+    for name, part in node.get("properties", {}).items():
+        whole = canonical.resolve(part, root)
+        said = f", {whole['description']}" if "description" in whole else ""
+        lines.append(f"{'  ' * depth}{name}: {_kind(whole, root)}{said}")
+        lines += _lines(part, root, depth + 1, above)
+    inside = [node.get("items"), node.get("additionalProperties"), *node.get("anyOf", ()), *node.get("oneOf", ())]
+    return lines + [line for part in inside for line in _lines(part, root, depth, above)]
+
+
+def _kind(node: dict[str, Any], root: dict[str, Any]) -> str:
+    """A schema's type in a word or two, for a prompt."""
+    if "enum" in node or "const" in node:
+        return "one of " + ", ".join(
+            json.dumps(value, ensure_ascii=False) for value in node.get("enum", [node.get("const")])
+        )
+    if "anyOf" in node:
+        return " or ".join(dict.fromkeys(_kind(canonical.resolve(part, root), root) for part in node["anyOf"]))
+    if "x-decimal" in node:
+        return "amount as text"
+    if node.get("type") == "array" and isinstance(node.get("items"), dict):
+        return f"list of {_kind(canonical.resolve(node['items'], root), root)}"
+    return str(node.get("format") or {"string": "text"}.get(node.get("type", ""), node.get("type", "any")))

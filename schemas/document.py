@@ -1,0 +1,31 @@
+"""The text of one page in blocks, each with its place, in reading order. Places are in pixels of the original.
+
+answer: struct<blocks: list<struct<kind: string, text: string, bbox_2d: list<int64>, image: int64>>>
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.boxes import Coordinate
+
+
+class Block(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["title", "text", "list", "table", "figure", "caption", "formula", "header", "footer"] = Field(
+        description="what the block is"
+    )
+    bbox_2d: Annotated[list[Coordinate], Field(min_length=4, max_length=4)] = Field(description="[x1, y1, x2, y2]")
+    text: str = Field(description="as printed; a table as Markdown; empty for a figure")
+    image: int | None = Field(
+        None, ge=1, le=999, description="which page, if there are several", json_schema_extra={"x-means": "image"}
+    )
+
+
+class Document(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    default_prompt: ClassVar[str] = "Read this page: every block of it, in reading order."
+    example: ClassVar[Any] = {"blocks": [{"kind": "title", "bbox_2d": [80, 60, 540, 110], "text": "Annual report"}]}
+
+    blocks: list[Block] = Field(description="in reading order; empty for an empty page")

@@ -1,0 +1,85 @@
+"""Fields read off one invoice. Amounts are exact, in the invoice's own currency.
+
+answer: struct<number: string, issued: date32, due: date32, seller: struct<name, address, tax_id: string>, buyer: the
+same, currency: string, lines: list<struct<description: string, quantity, unit_price, amount: decimal128(16, 4)>>,
+net: decimal128(16, 4), taxes: list<struct<rate: decimal128(6, 3), amount: decimal128(16, 4)>>, total: decimal128(16, 4)>
+"""
+
+from collections.abc import Iterator
+from datetime import date
+from decimal import Decimal
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Amount = Annotated[Decimal, Field(max_digits=16, decimal_places=4)]
+Rate = Annotated[Decimal, Field(max_digits=6, decimal_places=3, ge=0)]
+TOLERANCE = Decimal("0.05")  # each line of an invoice may have been rounded
+
+
+class Party(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(description="as printed")
+    address: str | None = Field(None, description="on one line")
+    tax_id: str | None = Field(None, description="VAT or tax number, as printed")
+
+
+class Line(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    description: str = Field(description="what was sold")
+    quantity: Amount | None = Field(None, description="how many")
+    unit_price: Amount | None = Field(None, description="of one, before tax")
+    amount: Amount = Field(description="of the line, before tax")
+
+
+class Tax(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    rate: Rate | None = Field(None, description="in percent")
+    amount: Amount = Field(description="of this tax")
+
+
+class Invoice(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    default_prompt: ClassVar[str] = "Read this invoice. Leave out what is not printed on it."
+    example: ClassVar[Any] = {
+        "number": "2026-0117",
+        "issued": "2026-03-02",
+        "seller": {"name": "Acme Ltd"},
+        "currency": "EUR",
+        "lines": [{"description": "Paper, A4", "quantity": "10", "unit_price": "4.50", "amount": "45.00"}],
+        "net": "45.00",
+        "taxes": [{"rate": "20", "amount": "9.00"}],
+        "total": "54.00",
+    }
+
+    number: str = Field(description="the invoice's number, as printed")
+    issued: date | None = Field(None, description="the invoice's date")
+    due: date | None = Field(None, description="when it must be paid")
+    seller: Party = Field(description="who asks for money")
+    buyer: Party | None = Field(None, description="who shall pay")
+    currency: str = Field(pattern="^[A-Z]{3}$", description="as ISO 4217")
+    lines: list[Line] = Field(description="what is charged for, in order")
+    net: Amount | None = Field(None, description="the sum before tax")
+    taxes: list[Tax] = Field(description="each tax that is charged")
+    total: Amount = Field(description="the sum to pay, with taxes")
+
+    def violations(self) -> Iterator[str]:
+        if self.issued and self.due and self.due < self.issued:
+            yield f"due on {self.due}, before it was issued on {self.issued}"
+        for index, line in enumerate(self.lines, 1):
+            if line.quantity is not None and line.unit_price is not None:
+                yield from _compare(f"line {index}", line.quantity * line.unit_price, line.amount, parts=1)
+        net = sum((line.amount for line in self.lines), Decimal(0))
+        if self.net is not None and self.lines:
+            yield from _compare("the lines and the net sum", net, self.net, parts=len(self.lines))
+        if self.net is not None or self.lines:
+            gross = (net if self.net is None else self.net) + sum((tax.amount for tax in self.taxes), Decimal(0))
+            yield from _compare("the net sum with taxes and the total", gross, self.total, parts=len(self.taxes) + 1)
+
+
+def _compare(what: str, computed: Decimal, printed: Decimal, *, parts: int) -> Iterator[str]:
+    if abs(computed - printed) > TOLERANCE * parts:
+        yield f"{what} do not agree: {computed.normalize():f} by adding up, {printed.normalize():f} as written"
