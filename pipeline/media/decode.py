@@ -39,8 +39,8 @@ GRACE_S = 5.0
 class Decoder:
     """The child process, started when first needed and again when it has died."""
 
-    def __init__(self, bounds: Bounds, *, threads: int = 1):
-        self.bounds, self.threads = bounds, threads
+    def __init__(self, bounds: Bounds):
+        self.bounds, self.threads = bounds, bounds.threads
         self.memory = (2 << 30) + MOST_CLIP_BYTES + BYTES_PER_PIXEL * max(bounds.image_pixels, bounds.frame_pixels)
         self.process: subprocess.Popen[bytes] | None = None
         self.connection: Connection[Any, Any] | None = None
@@ -126,11 +126,12 @@ class Eyes:
             limits.image.pixels,
             limits.video.pixels_per_frame,
             limits.video.duration_s,
+            threads=max(1, int(job.workers.prepare.cpus)),
             fast=job.media.fast_decode,
             tolerate=job.media.tolerate_truncated,
         )
         self.media, self.family, self.deadline_s = job.media, family, limits.deadline_s
-        self.decoder = Decoder(bounds, threads=max(1, int(job.workers.prepare.cpus)))
+        self.decoder = Decoder(bounds)
 
     def look(self, medium: Medium, blobs: Sequence[Blob], *, deadline_s: float | None = None) -> list[Clip]:
         """One clip; of a document one a page. Several blobs are the frames of one video."""

@@ -25,6 +25,7 @@ class Bounds:
     image_pixels: int
     frame_pixels: int
     duration_s: float
+    threads: int = 1
     fast: bool = False  # JPEGs at reduced scale
     tolerate: bool = False  # cut-off pictures: what there is of them
 
@@ -35,6 +36,12 @@ class Bounds:
             raise DecodeError("too_large", f"{size[0]}x{size[1]} pixels; raise limits.{name} ({most:,}) to allow it")
         if min(size) < 1:
             raise DecodeError("empty", f"a picture of {size[0]}x{size[1]} pixels")
+
+
+def too_long(seconds: float, bounds: Bounds) -> DecodeError:
+    return DecodeError(
+        "too_long", f"{seconds:.0f} s; raise limits.video.duration_s ({bounds.duration_s:g}) to allow it"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import PIL.ImageOps
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError
-from pipeline.media.kinds.base import Bounds, Probe
+from pipeline.media.kinds.base import Bounds, Probe, too_long
 from pipeline.media.resize import resize
 from pipeline.types import Size
 
@@ -61,7 +61,7 @@ class Image:
             times.append(now)
             now += float(self.image.info.get("duration", 0) or 0) / 1000 or STILL_S
         if now > self.bounds.duration_s:
-            raise DecodeError("too_long", f"{now:.0f} s; raise limits.video.duration_s to allow it")
+            raise too_long(now, self.bounds)
         return Probe("video", (upright(self.image),), len(times), len(times) / now, tuple(times))
 
     def read(self, indices: Sequence[int], size: Size) -> NDArray[np.uint8]:

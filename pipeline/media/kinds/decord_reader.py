@@ -1,0 +1,40 @@
+"""A video file -> its frames, through decord. From a path: decord reads file objects whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import decord
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import DecodeError
+from pipeline.media.kinds.base import Bounds
+
+
+class Decord:
+    """Frames one by one: a batch of them at full size would be the largest thing in memory."""
+
+    def __init__(self, path: Path, bounds: Bounds):
+        self.video: Any = decord.VideoReader(str(path), num_threads=bounds.threads)
+        self.fps = float(self.video.get_avg_fps())
+        count = len(self.video)
+        self.times = [float(stamp) for stamp in self.video.get_frame_timestamp(range(count))[:, 0]] if count else []
+        height, width = self.video[0].shape[:2] if count else (1, 1)
+        self.size = (int(width), int(height))
+
+    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        for index in indices:
+            yield index, self.video[index].asnumpy()
+
+    def close(self) -> None:
+        del self.video
+
+
+def open_video(path: Path, bounds: Bounds) -> Decord:
+    try:
+        return Decord(path, bounds)
+    except decord.DECORDError as error:
+        raise DecodeError("undecodable", f"video: {str(error).splitlines()[0][:200]}") from error
