@@ -22,11 +22,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import DecodeError
+from pipeline.errors import DecodeError, PromptError
 from pipeline.intake.blob import Blob
 from pipeline.job import Job
 from pipeline.media.kinds.base import Bounds, Probe
-from pipeline.media.sample import image_ask, pages, times, video_ask, window
+from pipeline.media.sample import frames, image_ask, pages, times, video_ask, window
 from pipeline.model.families.base import Family
 from pipeline.types import Ask, Clip, Medium, Size
 
@@ -141,8 +141,8 @@ class Eyes:
             if isinstance(medium.source, tuple):
                 return [self._film(medium, blobs, ends)]
             return self._one(medium, blobs[0], ends)
-        except DecodeError as error:
-            raise DecodeError(error.kind, f"{name}: {error.message}") from error
+        except (DecodeError, PromptError) as error:
+            raise type(error)(error.kind, f"{name}: {error.message}") from error
 
     def close(self) -> None:
         self.decoder.close()
@@ -172,11 +172,11 @@ class Eyes:
 
     def _video(self, probe: Probe, wish: Ask, uri: str, ends: float) -> Clip:
         ask = video_ask(self.media, wish)
-        span = window(probe, ask)
-        indices = [span[index] for index in self.family.frames(len(span), probe.fps, ask)]
+        indices = frames(self.family, probe, ask)
         size = self._video_size(probe.sizes[0], len(indices), ask)
         pixels = self.decoder.read(indices, size, ends=ends)
-        return Clip("video", pixels, probe.sizes[0], uri, times(probe, indices), len(indices) / len(span) * probe.fps)
+        fps = len(indices) / len(window(probe, ask)) * probe.fps
+        return Clip("video", pixels, probe.sizes[0], uri, times(probe, indices), fps)
 
     def _video_size(self, source: Size, frames: int, ask: Ask) -> Size:
         width, height = self.family.video_size(source, frames, ask)
@@ -195,15 +195,15 @@ class Eyes:
         few = replace(ask, frames=min(most, ask.frames or most))
         chosen = self.family.frames(count, rate, few) if count > (few.frames or count) else [*range(count)]
         size = source = (0, 0)
-        frames: list[NDArray[np.uint8]] = []
+        pictures: list[NDArray[np.uint8]] = []
         for index in chosen:
             probe = self._open(blobs[index], "image", False, ends)
-            if not frames:
+            if not pictures:
                 source = probe.sizes[0]
                 size = self._video_size(source, len(chosen), ask)
-            frames.append(self.decoder.read([0], size, ends=ends))
+            pictures.append(self.decoder.read([0], size, ends=ends))
         seconds = tuple(index / rate for index in chosen)
-        return Clip("video", np.concatenate(frames), source, blobs[0].uri, seconds, rate * len(chosen) / count)
+        return Clip("video", np.concatenate(pictures), source, blobs[0].uri, seconds, rate * len(chosen) / count)
 
 
 def choose(claim: Literal["image", "video"] | None, found: str | None) -> tuple[str, bool]:

@@ -5,6 +5,7 @@ A row's wish goes before the job's, and the job's before the family's.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pipeline.errors import DecodeError
 from pipeline.job import Media
 from pipeline.media.kinds.base import Probe
+from pipeline.model.families.base import Family
 from pipeline.types import Ask
 
 
@@ -34,18 +36,27 @@ def video_ask(media: Media, ask: Ask) -> Ask:
     return ask.over(job if ask.fps is None else replace(job, frames=None))
 
 
+def frames(family: Family, probe: Probe, ask: Ask) -> list[int]:
+    """Which frames. Where they are not evenly spaced, `video_start` and `video_end` go by their own times."""
+    if not probe.times or (ask.video_start is None and ask.video_end is None):
+        return family.frames(probe.count, probe.fps, ask)
+    span = window(probe, ask)
+    within = replace(ask, video_start=None, video_end=None)
+    return [span[index] for index in family.frames(len(span), probe.fps, within)]
+
+
 def window(probe: Probe, ask: Ask) -> range:
     """The frames from `video_start` to `video_end`, both included."""
-    start, end = ask.video_start or 0.0, ask.video_end
+    start = max(ask.video_start or 0.0, 0.0)
+    end = math.inf if ask.video_end is None else ask.video_end
     if probe.times:
-        first = bisect_left(probe.times, start)
-        last = bisect_right(probe.times, end) if end is not None else probe.count
+        span = range(bisect_left(probe.times, start), bisect_right(probe.times, end))
     else:
-        first = -int(-start * probe.fps // 1)
-        last = min(int(end * probe.fps // 1) + 1, probe.count) if end is not None else probe.count
-    if first >= last or start < 0:
-        raise DecodeError("window", f"no frame between {start:g} s and {'the end' if end is None else f'{end:g} s'}")
-    return range(first, last)
+        last = probe.count if math.isinf(end) else min(math.floor(end * probe.fps) + 1, probe.count)
+        span = range(math.ceil(start * probe.fps), last)
+    if not span:
+        raise DecodeError("window", f"no frame lies between video_start {start:g} s and video_end {end:g} s")
+    return span
 
 
 def times(probe: Probe, indices: Sequence[int]) -> tuple[float, ...]:
