@@ -1,0 +1,64 @@
+"""The real 151,643-entry vocabulary of the Qwen models, as a tokenizer, without a hub.
+
+`dashscope` ships its ranks; the merges are rebuilt from them once and kept in the machine's temporary folder.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, models
+
+from pipeline.tiny import checkpoint
+
+MODEL_VOCABULARY = 151_936  # rows of the real models' output layer: more than there are tokens
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    """Bytes, merges and special tokens in the places where the real checkpoints have them."""
+    cached = Path(tempfile.gettempdir()) / f"qwen-vocabulary-{os.getuid()}.json"
+    if not cached.exists():
+        half = cached.with_suffix(f".{os.getpid()}")
+        _build().save(str(half), pretty=False)
+        half.rename(cached)
+    return Tokenizer.from_file(str(cached))
+
+
+def _build() -> Tokenizer:
+    package = importlib.util.find_spec("dashscope")
+    assert package is not None and package.submodule_search_locations
+    lines = (Path(package.submodule_search_locations[0]) / "resources" / "qwen.tiktoken").read_text().splitlines()
+    ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
+    letters = _letters()
+    spelled = {"".join(letters[byte] for byte in token): rank for token, rank in ranks.items()}
+    merges = [tuple("".join(letters[byte] for byte in part) for part in _parts(token, ranks)) for token in ranks if len(token) > 1]
+    result = checkpoint.tiny_tokenizer()
+    built = Tokenizer(models.BPE(vocab=spelled, merges=merges))
+    built.normalizer, built.pre_tokenizer, built.decoder = result.normalizer, result.pre_tokenizer, result.decoder
+    special = set(checkpoint.SPECIAL)
+    built.add_tokens([AddedToken(token, special=token in special, normalized=False) for token in checkpoint.ADDED])
+    return built
+
+
+def _letters() -> list[str]:
+    """The letter that stands for each byte in a byte-level vocabulary."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return [chr(byte) if byte in shown else chr(256 + hidden.index(byte)) for byte in range(256)]
+
+
+def _parts(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
+    """The two tokens that were merged into this one: merge what ranks below it, as far as that goes."""
+    parts = [bytes([byte]) for byte in token]
+    while len(parts) > 2:
+        pairs = [(ranks.get(one + other, len(ranks)), at) for at, (one, other) in enumerate(zip(parts, parts[1:], strict=False))]
+        rank, at = min(pairs)
+        assert rank < ranks[token]
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
