@@ -1,0 +1,235 @@
+"""Four-bit layers: what they keep of a dense layer, and AWQ checkpoints made here in the layout of real ones."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.errors import JobError
+from pipeline.model import library, weights
+from pipeline.model.engines.torch import int4
+from pipeline.tiny.checkpoint import make
+
+torch.set_num_threads(1)
+WIDE = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.05,  # larger random weights amplify rounding beyond what trained ones do
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
+}
+NARROW = WIDE | {"num_attention_heads": 8, "num_key_value_heads": 1}
+NARROW["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
+CPU = torch.device("cpu")
+
+
+def nibbles_of(linear, group=128):
+    """A reference: nibble, scale and zero of each weight, by the definition of AWQ's integer zeros."""
+    weight = linear.weight.detach().float().view(linear.out_features, -1, group)
+    low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
+    scale = (high - low) / 15
+    zero = (-low / scale).round().clamp(0, 15)
+    nibble = (weight / scale + zero).round().clamp(0, 15)
+    return nibble.view_as(linear.weight).int(), scale.squeeze(-1), zero.squeeze(-1).int()
+
+
+def awq_pack(rows):
+    """[rows, out] of 0..15 -> int32 words, as AutoAWQ packs eight columns: in the order 0 2 4 6 1 3 5 7."""
+    words = torch.zeros(rows.shape[0], rows.shape[1] // 8, dtype=torch.int64)
+    for place, column in enumerate([0, 2, 4, 6, 1, 3, 5, 7]):
+        words |= rows[:, column::8].long() << 4 * place
+    return torch.where(words >= 2**31, words - 2**32, words).int()
+
+
+def awq_checkpoint(folder, dense):
+    """Rewrite a dense checkpoint as AutoAWQ saves one; returns the same rounded weights, dense."""
+    tensors, rounded = {}, {}
+    for name, tensor in load_file(dense / "model.safetensors").items():
+        if "visual" in name or tensor.dim() != 2 or ".layers." not in name:
+            tensors[name] = tensor.half()
+            rounded[name] = tensor.half().float()
+            continue
+        linear = torch.nn.Linear(tensor.shape[1], tensor.shape[0], bias=False)
+        linear.weight.data = tensor.float()
+        nibble, scale, zero = nibbles_of(linear)
+        scale = scale.half()
+        tensors[name.replace("weight", "qweight")] = awq_pack(nibble.T.contiguous())
+        tensors[name.replace("weight", "qzeros")] = awq_pack(zero.T.contiguous())
+        tensors[name.replace("weight", "scales")] = scale.T.contiguous()
+        rounded[name] = (nibble - zero.repeat_interleave(128, 1)) * scale.float().repeat_interleave(128, 1)
+    for file in dense.iterdir():
+        if file.suffix == ".json":
+            (folder / file.name).write_bytes(file.read_bytes())
+    said = json.loads((dense / "config.json").read_text())
+    said["quantization_config"] = {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": 128,
+        "version": "gemm",
+        "zero_point": True,
+        "modules_to_not_convert": ["visual"],
+    }
+    (folder / "config.json").write_text(json.dumps(said))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return rounded
+
+
+def loaded(folder, **how):
+    said = weights.config(folder)
+    config = library.config_class(said["model_type"]).from_dict(said)
+    model_class = library.model_class(said["model_type"])
+    return int4.load(model_class, folder, config=config, device="cpu", **how).eval()
+
+
+def logits(model, tokens=40):
+    ids = torch.arange(tokens).unsqueeze(0) * 7 % 250
+    with torch.no_grad():
+        return model(input_ids=ids).logits.float()[0]
+
+
+def error(ours, reference):
+    return ((ours - reference).norm() / reference.norm()).item()
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("dense") / "model", "qwen2_5_vl", text_config=WIDE)
+
+
+@pytest.fixture(scope="module")
+def awq(tmp_path_factory, dense):
+    folder = tmp_path_factory.mktemp("awq")
+    return folder, awq_checkpoint(folder, dense)
+
+
+@pytest.mark.parametrize("shape", [(64, 128), (192, 256), (512, 3584), (128, 96)])
+def test_what_was_packed_is_unpacked_again(shape):
+    nibbles = torch.randint(0, 16, shape, generator=torch.Generator().manual_seed(0))
+    back = int4.unpack(int4.pack(nibbles), shape[1], 0, shape[0] // int4.cpu_tile())
+    assert torch.equal(back.long(), nibbles)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 200])
+def test_the_kernel_and_the_dense_copy_are_the_same_layer(rows):
+    torch.manual_seed(rows)
+    layer = int4.rounded(torch.nn.Linear(256, 192).bfloat16(), device=CPU)
+    inputs = torch.randn(rows, 256).bfloat16()
+    by_kernel = layer(inputs).float()
+    by_copy = torch.nn.functional.linear(inputs.float(), layer.dense(torch.float32), layer.bias.float())
+    assert error(by_kernel, by_copy) < 0.01
+
+
+def test_many_rows_do_not_go_through_the_kernel(monkeypatch):
+    layer = int4.rounded(torch.nn.Linear(128, 64).bfloat16(), device=CPU)
+    inputs = torch.randn(33, 128).bfloat16()
+    by_kernel = layer(inputs)
+    monkeypatch.setitem(int4.KERNEL_ROWS, "cpu", 32)
+    monkeypatch.setattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
+    assert error(layer(inputs).float(), by_kernel.float()) < 0.01
+
+
+def test_a_weight_made_dense_in_several_steps_is_the_same(monkeypatch):
+    layer = int4.rounded(torch.nn.Linear(128, 320), device=CPU)
+    whole = layer.dense(torch.float32)
+    monkeypatch.setattr(int4, "CHUNK", 128 * int4.cpu_tile())
+    assert torch.equal(layer.dense(torch.float32), whole)
+
+
+def test_rounding_moves_no_weight_by_more_than_half_a_step():
+    linear = torch.nn.Linear(256, 128)
+    steps = linear.weight.detach().view(128, 2, 128)
+    step = (steps.amax(-1) - steps.amin(-1)) / 15
+    moved = (int4.rounded(linear, device=CPU).dense(torch.float32) - linear.weight).abs().view(128, 2, 128).amax(-1)
+    assert (moved <= 0.5001 * step).all()
+
+
+def test_a_group_of_equal_weights_keeps_them():
+    linear = torch.nn.Linear(128, 64, bias=False)
+    torch.nn.init.constant_(linear.weight, 0.25)
+    assert torch.allclose(int4.rounded(linear, device=CPU).dense(torch.float32), linear.weight, atol=1e-4)
+
+
+def test_an_awq_checkpoint_is_kept_in_four_bits_and_answers_as_its_dequantised_self(awq, dense):
+    folder, rounded = awq
+    reference = library.model_class("qwen2_5_vl").from_pretrained(dense, dtype=torch.float32).eval()
+    before = logits(reference)
+    own = dict(reference.named_parameters())
+    for name, value in rounded.items():
+        own[next(key for key in own if key.endswith(name.removeprefix("model.")))].data.copy_(value)
+    expected = logits(reference)
+    model = loaded(folder, dtype="float32")
+    layers = [module for module in model.modules() if isinstance(module, int4.Int4Linear)]
+    assert len(layers) == 3 * 7
+    assert error(logits(model), expected) < 1e-4  # float32: always through the dense copy
+    assert 0.01 < error(expected, before) < 1  # the rounding is there to be seen
+
+
+def test_both_paths_of_an_awq_checkpoint_lie_within_rounding(awq, monkeypatch):
+    folder, _ = awq
+    model = loaded(folder, dtype="auto")
+    exact = logits(loaded(folder, dtype="float32"))
+    by_kernel = logits(model)
+    monkeypatch.setitem(int4.KERNEL_ROWS, "cpu", 0)
+    by_copy = logits(model)
+    assert model.dtype == torch.bfloat16
+    assert error(by_kernel, exact) < 0.05
+    assert error(by_copy, exact) < 0.05
+
+
+def test_an_awq_layer_that_the_kernel_cannot_take_becomes_dense(tmp_path):
+    folder = make(tmp_path / "dense", "qwen2_5_vl", text_config=NARROW)
+    (tmp_path / "awq").mkdir()
+    awq_checkpoint(tmp_path / "awq", folder)
+    model = loaded(tmp_path / "awq", dtype="float32")
+    kinds = {type(layer) for layer in model.model.language_model.layers[0].self_attn.children()}
+    assert {torch.nn.Linear, int4.Int4Linear} <= kinds
+    assert torch.isfinite(logits(model)).all()
+
+
+def test_quantize_rounds_the_language_model_and_nothing_else(dense):
+    model = loaded(dense, dtype="float32", quantize="int4")
+    exact = logits(loaded(dense, dtype="float32"))
+    assert 0.001 < error(logits(model), exact) < 0.5  # 21 layers of random weights
+    kinds = {name for name, module in model.named_modules() if isinstance(module, int4.Int4Linear)}
+    assert len(kinds) == 3 * 7
+    assert all(".language_model.layers." in name for name in kinds)
+
+
+def test_four_bits_take_less_than_a_third_of_the_memory_of_sixteen():
+    linear = torch.nn.Linear(1024, 1024, bias=False).bfloat16()
+    layer = int4.rounded(linear, device=CPU)
+    held = sum(buffer.numel() * buffer.element_size() for buffer in layer.buffers())
+    assert held < 0.3 * linear.weight.numel() * 2
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "marlin"}, "GEMM"),
+        ({"quant_method": "awq", "bits": 8, "group_size": 128, "version": "gemm"}, "4 bits"),
+    ],
+)
+def test_other_quantisations_are_refused_by_name(dense, said, message):
+    config = library.config_class("qwen2_5_vl").from_dict(weights.config(dense))
+    config.quantization_config = said
+    with pytest.raises(JobError, match=message):
+        int4.load(library.model_class("qwen2_5_vl"), dense, config=config, dtype="auto", device="cpu")
+
+
+def test_a_quantised_checkpoint_is_not_rounded_again(awq):
+    with pytest.raises(JobError, match="already"):
+        loaded(awq[0], dtype="auto", quantize="int4")
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(dense, tmp_path):
+    for file in dense.iterdir():
+        if file.suffix == ".json":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(dense / "model.safetensors")
+    gone = next(name for name in tensors if name.endswith("layers.1.mlp.up_proj.weight"))
+    save_file({name: tensors[name] for name in tensors if name != gone}, tmp_path / "model.safetensors")
+    with pytest.raises(JobError, match=r"lacks 1 of the model's weights: .*layers\.1\.mlp\.up_proj\.weight"):
+        loaded(tmp_path, dtype="auto")
