@@ -51,7 +51,7 @@ CHAT = (
     "{% for part in message.content %}" + PART + "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-TEXT = {
+TEXT: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 3,
@@ -61,7 +61,7 @@ TEXT = {
     "initializer_range": 0.15,  # wide enough that the two likeliest tokens are seldom level
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
 }
-VISION = {"depth": 3, "num_heads": 2, "initializer_range": 0.15}
+VISION: dict[str, Any] = {"depth": 3, "num_heads": 2, "initializer_range": 0.15}
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "decoder_sparse_step": 1}
 QWEN3_VISION = VISION | {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 64, "patch_size": 16}
 QWEN3_VISION |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
@@ -112,7 +112,7 @@ def make(
 
 
 def tiny_tokenizer() -> Tokenizer:
-    """Byte-level BPE split as Qwen's is, with Qwen's special tokens after a few hundred pieces."""
+    """Byte-level BPE that splits as Qwen's does, with Qwen's special tokens after a few hundred pieces."""
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet()) + [left + right for left, right in MERGES]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=MERGES))
@@ -128,7 +128,7 @@ def tiny_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
+def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     names = {"image_token_id": "image_pad", "video_token_id": "video_pad"}
     names |= {"vision_start_token_id": "vision_start", "vision_end_token_id": "vision_end"}
     return {key: tokenizer.token_to_id(f"<|{name}|>") for key, name in names.items()}

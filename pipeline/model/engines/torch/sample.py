@@ -1,0 +1,66 @@
+"""Logits -> the next token of each row, and how likely the model found it.
+
+A row's choice depends on its own logits, its own seed and how many tokens it has: one number from its
+own generator is looked up in its own distribution, so neighbours in a batch cannot change it. The
+log-probability is of what was allowed (by a grammar), before temperature and cut-offs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import ItemError
+from pipeline.types import Sampling
+
+
+def choose(logits: Tensor, sampling: Sequence[Sampling], randoms: Sequence[Random]) -> tuple[list[int], list[float]]:
+    """[rows, vocabulary] -> tokens and log-probabilities."""
+    logits = logits.float()
+    tokens = logits.argmax(-1)
+    drawn = [row for row, how in enumerate(sampling) if how.temperature > 0]
+    if drawn:
+        chosen = draw(logits[drawn], [sampling[row] for row in drawn], [randoms[row].random() for row in drawn])
+        tokens[drawn] = chosen
+    likely = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+    return tokens.tolist(), likely.tolist()
+
+
+def draw(logits: Tensor, sampling: Sequence[Sampling], numbers: Sequence[float]) -> Tensor:
+    """Temperature, then top_k, then top_p, as transformers orders them; then the number picks."""
+    column = logits.new_tensor
+    temperature, top_p = column([[how.temperature] for how in sampling]), column([[how.top_p] for how in sampling])
+    top_k = column([[how.top_k or logits.shape[1]] for how in sampling])
+    shares, order = (logits / temperature).softmax(-1).sort(-1, descending=True, stable=True)
+    shares = shares * (torch.arange(shares.shape[1], device=logits.device) < top_k)
+    shares = shares / shares.sum(-1, keepdim=True)
+    shares = shares * (shares.cumsum(-1) - shares < top_p)
+    reached = shares.cumsum(-1)
+    at = column([[number] for number in numbers]) * reached[:, -1:]
+    return order.gather(1, torch.searchsorted(reached, at))[:, 0]
+
+
+def constrain(logits: Tensor, matchers: Sequence[Any]) -> dict[int, ItemError]:
+    """Put out of reach what each row's grammar does not allow; the rows whose grammar allows nothing.
+
+    A matcher of None allows everything.
+    """
+    errors: dict[int, ItemError] = {}
+    ruled = [row for row, matcher in enumerate(matchers) if matcher is not None]
+    if not ruled:
+        return errors
+    words = np.empty((len(ruled), -(-logits.shape[1] // 32)), np.int32)
+    for line, row in enumerate(ruled):
+        try:
+            matchers[row].fill(words[line])
+        except ItemError as error:
+            errors[row], words[line] = error, -1
+    allowed = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")[:, : logits.shape[1]]
+    forbidden = torch.from_numpy(allowed == 0).to(logits.device, non_blocking=True)
+    logits[ruled] = logits[ruled].masked_fill(forbidden, -torch.inf)
+    return errors

@@ -1,0 +1,42 @@
+"""A step that never ends -> the end of the process, with a word on where it hung.
+
+A stuck kernel or collective cannot be interrupted from Python. What runs the process (Ray, a shell)
+sees it die and can start it anew; a hang it would never see.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import time
+from threading import Event, Thread
+
+EXIT_CODE = 70  # EX_SOFTWARE
+
+
+class Watchdog:
+    """Watches what is done inside `with watchdog:`, one step at a time."""
+
+    def __init__(self, limit_s: float):
+        self.limit_s = limit_s
+        self.since: float | None = None
+        self.closed = Event()
+        Thread(target=self.watch, name="watchdog", daemon=True).start()
+
+    def __enter__(self) -> None:
+        self.since = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.since = None
+
+    def watch(self) -> None:
+        while not self.closed.wait(self.limit_s / 10):
+            since = self.since
+            if since is not None and time.monotonic() - since > self.limit_s:
+                os.write(2, f"vlbatch: a step of the engine took more than {self.limit_s:g} s; ending\n".encode())
+                faulthandler.dump_traceback(sys.__stderr__ or 2)
+                os._exit(EXIT_CODE)
+
+    def close(self) -> None:
+        self.closed.set()
