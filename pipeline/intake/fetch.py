@@ -137,7 +137,7 @@ class Fetcher:
                 if kind not in self.stores:
                     self.stores[kind] = store.open_store(kind)
                 opened, errors = self.stores[kind]
-                await store.read(uri, sink, store=opened, errors=errors)
+                await store.read(kind + uri[len(kind) :], sink, store=opened, errors=errors)
             return sink.blob(pages)
         except BaseException:
             sink.drop()

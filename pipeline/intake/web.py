@@ -67,11 +67,18 @@ def check_url(url: URL, hosts: Sequence[str]) -> None:
         raise FetchError("uri", f"{shown(str(url))}: names no host")
     if not listed(host, url.port, hosts):
         raise FetchError("host", f"{host}:{url.port} is not among input.hosts: {', '.join(hosts)}")
+    if (number := _number(host)) is not None:
+        check_address(host, url.port, number, hosts)
+
+
+def _number(host: str) -> str | None:
+    """The address that a host is, in any spelling: 127.1, 0x7f000001, [::1]. None for a name."""
+    if ":" in host:
+        return host
     try:
-        socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host.partition("%")[0])
+        return socket.inet_ntoa(socket.inet_aton(host))
     except OSError:
-        return  # a name, or a number in an odd spelling: the resolver sees its address
-    check_address(host, url.port, host, hosts)
+        return None
 
 
 def parse(uri: str) -> URL:
@@ -104,12 +111,15 @@ async def read(uri: str, sink: Sink, *, session: aiohttp.ClientSession, hosts: S
                 url = _next(url, response)
     except aiohttp.InvalidURL as error:
         raise FetchError("uri", f"{shown(uri)}: not a URL") from error
+    except aiohttp.ClientResponseError as error:
+        raise FetchError("protocol", f"{shown(uri)}: the server does not speak HTTP") from error
     except aiohttp.ClientPayloadError as error:
         raise Passing("truncated", f"{shown(uri)}: the connection was cut before the end") from error
     except (TimeoutError, aiohttp.ServerTimeoutError) as error:
         raise Passing("timeout", f"{shown(uri)}: the server is silent") from error
     except aiohttp.ClientConnectorDNSError as error:
-        raise Passing("dns", f"{shown(uri)}: the host has no address") from error
+        trouble = FetchError if error.errno == socket.EAI_NONAME else Passing
+        raise trouble("dns", f"{shown(uri)}: the host has no address") from error
     except aiohttp.ClientSSLError as error:
         raise FetchError("tls", f"{shown(uri)}: the server's certificate is not accepted") from error
     except (aiohttp.ClientError, OSError) as error:

@@ -58,6 +58,8 @@ class Image:
         times, now = [], 0.0
         for index in range(min(getattr(self.image, "n_frames", 1), MOST_FRAMES)):
             self.image.seek(index)
+            if self.image.format == "WEBP":
+                self.image.load()  # or it would not say how long the frame stays
             times.append(now)
             now += float(self.image.info.get("duration", 0) or 0) / 1000 or STILL_S
         if now > self.bounds.duration_s:

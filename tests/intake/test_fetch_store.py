@@ -1,0 +1,116 @@
+"""Objects in S3, from a real server on this machine."""
+
+from __future__ import annotations
+
+import boto3
+import fsspec
+import pytest
+from moto.server import ThreadedMotoServer
+
+from pipeline.errors import FetchError
+from pipeline.intake import retry, store
+from pipeline.intake.blob import Sink
+from pipeline.intake.fetch import Fetcher
+from pipeline.job import Job, Limits
+
+JPEG = b"\xff\xd8" + bytes(range(256)) * 8
+MP4 = b"\0\0\0\x20ftypisom" + bytes(range(256)) * 20_000  # 5 MB: more than one read
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.get_host_and_port()[1]}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="scans")
+        for key, body in {"a.jpg": JPEG, "long.mp4": MP4, "empty.png": b"", "a b#c%20é.jpg": JPEG}.items():
+            client.put_object(Bucket="scans", Key=key, Body=body)
+        fsspec.filesystem("s3").clear_instance_cache()
+        yield client
+    server.stop()
+
+
+@pytest.fixture
+def fetcher(bucket, monkeypatch):
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.01)
+    with Fetcher(a_job(8 << 20)) as opened:
+        yield opened
+
+
+def a_job(video_bytes: int) -> Job:
+    return Job.model_validate(
+        {
+            "name": "fetch",
+            "input": {"manifest": "m.parquet"},
+            "model": {"weights": "builtin:tiny"},
+            "limits": {"video": {"bytes": video_bytes}, "deadline_s": 20},
+            "output": {"path": "out"},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://scans/a.jpg", "s3a://scans/a.jpg", "S3://scans/a.jpg", "s3://scans/a b#c%20é.jpg"]
+)
+def test_an_object_arrives_whatever_its_key_looks_like(uri, fetcher):
+    blob = fetcher.fetch(uri)
+    assert (blob.kind, blob.data) == ("image", JPEG)
+
+
+def test_a_video_is_read_in_parts_into_a_file(fetcher):
+    with fetcher.fetch("s3://scans/long.mp4") as blob:
+        assert blob.path.read_bytes() == MP4
+
+
+def test_an_empty_object_is_empty_and_no_error_of_the_store(fetcher):
+    assert fetcher.fetch("s3://scans/empty.png").data == b""
+
+
+@pytest.mark.parametrize("uri", ["s3://scans/no.jpg", "s3://no-such-bucket/a.jpg"])
+def test_what_is_not_there_is_said_at_once(uri, fetcher):
+    with pytest.raises(FetchError) as refusal:
+        fetcher.fetch(uri)
+    assert refusal.value.kind == "not_found"
+
+
+def test_an_object_over_the_limit_is_refused_by_its_size(bucket):
+    with Fetcher(a_job(4_500_000)) as fetcher, pytest.raises(FetchError) as refusal:
+        fetcher.fetch("s3://scans/long.mp4")
+    assert refusal.value.kind == "too_large"
+
+
+class Flaky:
+    """A store that says an object is longer than what it gives."""
+
+    async_impl = True
+
+    def _strip_protocol(self, uri):
+        return uri
+
+    async def _cat_file(self, path, start, end):
+        return MP4[start:end]
+
+    async def _info(self, path):
+        return {"size": len(MP4) + 1}
+
+
+def test_a_short_read_is_worth_another_attempt(tmp_path):
+    import asyncio
+
+    sink = Sink("s3://b/k", limits=Limits(), folder=tmp_path, name="0")
+    with pytest.raises(retry.Passing) as trouble:
+        asyncio.run(store.read("s3://b/k", sink, store=Flaky(), errors=(OSError,)))
+    assert trouble.value.kind == "truncated"
+    sink.drop()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scheme", ["gs", "az", "oss"])
+def test_a_store_whose_package_is_missing_is_named(scheme):
+    with pytest.raises(FetchError, match="package"):
+        store.open_store(scheme)

