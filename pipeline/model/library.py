@@ -24,7 +24,7 @@ def transformers() -> Any:
         sys.modules["torchvision"] = None  # type: ignore[assignment]
     try:
         import transformers
-        from transformers.utils import is_torchvision_available
+        from transformers.utils.import_utils import is_torchvision_available
 
         is_torchvision_available()
     finally:

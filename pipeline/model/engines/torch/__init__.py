@@ -52,12 +52,13 @@ class Torch:
         attention: str = "auto",
         device: str | None = None,
         config: Mapping[str, Any] | None = None,
+        quantize: str | None = None,
         hang_s: float = 600.0,
         **sizes: int | None,
     ):
         """`sizes` are slots, kv_tokens, patches and prefill_tokens; what is not given is chosen by memory."""
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        loaded = load(folder, dtype=dtype, device=device, config=config)
+        loaded = load(folder, dtype=dtype, device=device, config=config, quantize=quantize)
         self.size = plan(loaded, context=family.context, **sizes)
         self.limits = self.size.limits()
         flash = attention != "sdpa" and has_flash(loaded.device, loaded.dtype)
@@ -88,6 +89,7 @@ class Torch:
             attention=job.model.attention,
             device="cuda" if pool.gpus else "cpu",
             config=weights.config(folder, job.model),
+            quantize=job.model.quantize,
             **job.engine.model_dump(exclude={"kind"}),
         )
 

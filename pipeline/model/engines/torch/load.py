@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-from pipeline.errors import JobError
 from pipeline.model import library, weights
-from pipeline.model.engines.torch import attention
+from pipeline.model.engines.torch import attention, int4
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +34,21 @@ class Loaded:
 
 
 def load(
-    folder: Path, *, dtype: str = "auto", device: torch.device | str = "cpu", config: Mapping[str, Any] | None = None
+    folder: Path,
+    *,
+    dtype: str = "auto",
+    device: torch.device | str = "cpu",
+    config: Mapping[str, Any] | None = None,
+    quantize: str | None = None,
 ) -> Loaded:
     """`config` is config.json with what a job changes in it."""
+    library.transformers().utils.logging.disable_progress_bar()  # a run shows its own
     library.transformers().AttentionInterface.register(attention.NAME, attention.attend)
     said = dict(config or weights.config(folder))
     kind = said["model_type"]
     made = library.config_class(kind).from_dict(said)
-    try:
-        model = library.model_class(kind).from_pretrained(folder, config=made, dtype=dtype, attn_implementation="sdpa")
-    except (OSError, ValueError) as error:
-        raise JobError(f"model.weights: {folder} cannot be loaded: {error}") from error
+    how = {"config": made, "dtype": dtype, "attn_implementation": "sdpa"}
+    model: Any = int4.load(library.model_class(kind), folder, device=device, quantize=quantize, **how)
     model.eval().requires_grad_(False).to(device)
     for module in model.modules():
         if hasattr(module, "config"):

@@ -36,13 +36,14 @@ def draw(logits: Tensor, sampling: Sequence[Sampling], numbers: Sequence[float])
     column = logits.new_tensor
     temperature, top_p = column([[how.temperature] for how in sampling]), column([[how.top_p] for how in sampling])
     top_k = column([[how.top_k or logits.shape[1]] for how in sampling])
-    shares, order = (logits / temperature).softmax(-1).sort(-1, descending=True, stable=True)
+    shares, order = (logits / temperature).softmax(-1).sort(stable=True, descending=True)
     shares = shares * (torch.arange(shares.shape[1], device=logits.device) < top_k)
     shares = shares / shares.sum(-1, keepdim=True)
     shares = shares * (shares.cumsum(-1) - shares < top_p)
     reached = shares.cumsum(-1)
     at = column([[number] for number in numbers]) * reached[:, -1:]
-    return order.gather(1, torch.searchsorted(reached, at))[:, 0]
+    rank: Tensor = torch.searchsorted(reached, at)
+    return order.gather(1, rank)[:, 0]
 
 
 def constrain(logits: Tensor, matchers: Sequence[Any]) -> dict[int, ItemError]:

@@ -76,9 +76,11 @@ def chunks(todo: Sequence[int], budget: int) -> list[int]:
     >>> chunks([1, 700, 1, 600, 20], 1000)
     [1, 700, 1, 300, 0]
     """
-    ends = [min(total, budget) for total in accumulate(0 if left == 1 else left for left in todo)]
-    starts = [0, *ends[:-1]]
-    return [1 if left == 1 else end - start for left, start, end in zip(todo, starts, ends, strict=True)]
+    counts = []
+    for left in todo:
+        counts.append(1 if left == 1 else min(left, budget))
+        budget -= 0 if left == 1 else counts[-1]
+    return counts
 
 
 def pack(patches: Sequence[int], budget: int) -> int:

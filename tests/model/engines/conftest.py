@@ -1,0 +1,109 @@
+"""Tiny checkpoints of every family, questions for them, and what `generate` says to each row alone."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.model import library, weights
+from pipeline.tiny.checkpoint import make
+from pipeline.types import Clip, Request, Sampling, Turn
+
+torch.set_num_threads(1)
+library.transformers().utils.logging.disable_progress_bar()
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+GAP = 1e-3  # closer than this, the two best tokens of the reference are a draw
+
+
+class Lab:
+    """One checkpoint, with its family and the reference model."""
+
+    def __init__(self, folder: Path, model_type: str):
+        self.folder = make(folder, model_type)
+        self.family = weights.family(self.folder)
+        self.rng = np.random.default_rng(7)
+
+    def picture(self, width: int, height: int) -> Clip:
+        """Sizes in vision tokens."""
+        side = self.family.patch * self.family.merge
+        pixels = self.rng.integers(0, 256, (1, 3, height * side, width * side), dtype=np.uint8)
+        return Clip("image", pixels, (width * side, height * side))
+
+    def film(self, frames: int, width: int, height: int) -> Clip:
+        side = self.family.patch * self.family.merge
+        pixels = self.rng.integers(0, 256, (frames, 3, height * side, width * side), dtype=np.uint8)
+        times = tuple(frame / 2 for frame in range(frames))
+        return Clip("video", pixels, (width * side, height * side), times=times, fps=2.0)
+
+    def ask(self, name: str, *parts: str | Clip, **sampling: object) -> Request:
+        turns = (Turn("user", parts),)
+        encoded = self.family.encode(turns)
+        said = Sampling(**{"max_new_tokens": 12, **sampling})
+        return Request(name, turns, encoded.input_ids, encoded.positions, encoded.vision_tokens, said)
+
+    @cache  # noqa: B019
+    def reference(self):
+        kind = weights.config(self.folder)["model_type"]
+        return library.model_class(kind).from_pretrained(self.folder).eval()
+
+    @torch.inference_mode()
+    def generate(self, request: Request) -> tuple[list[int], list[float]]:
+        """Greedy tokens of the row alone, and how far the best was from the second best at each."""
+        ids = torch.from_numpy(request.input_ids).long()[None]
+        positions = torch.from_numpy(request.positions).long()
+        kinds = (ids == self.family.image_token).int() + 2 * (ids == self.family.video_token).int()
+        made = self.reference().generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            position_ids=torch.cat([torch.arange(ids.shape[1])[None], positions])[:, None],
+            mm_token_type_ids=kinds,
+            **self.vision(request),
+            max_new_tokens=request.sampling.max_new_tokens,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        gaps = [(best[0] - best[1]).item() for best in (logits[0].topk(2).values for logits in made.logits)]
+        return made.sequences[0, ids.shape[1] :].tolist(), gaps
+
+    def vision(self, request: Request) -> dict[str, torch.Tensor]:
+        """Patches cut as a textbook would: pixel by pixel of the definition, not by the engine's code."""
+        given = {}
+        for kind, values, grids in (
+            ("image", "pixel_values", "image_grid_thw"),
+            ("video", "pixel_values_videos", "video_grid_thw"),
+        ):
+            clips = [clip for clip in request.clips if clip.kind == kind]
+            if clips:
+                given[values] = torch.cat([self.patches(clip) for clip in clips])
+                given[grids] = torch.tensor([self.grid(clip) for clip in clips])
+        return given
+
+    def grid(self, clip: Clip) -> tuple[int, int, int]:
+        frames, _, height, width = clip.pixels.shape
+        return -(-frames // 2), height // self.family.patch, width // self.family.patch
+
+    def patches(self, clip: Clip) -> torch.Tensor:
+        (layers, rows, columns), side = self.grid(clip), self.family.patch
+        frames = [clip.pixels[min(frame, len(clip.pixels) - 1)] for frame in range(2 * layers)]
+        mean, std = (np.array(value, np.float32)[:, None, None] for value in (self.family.mean, self.family.std))
+        frames = [(frame / np.float32(255) - mean) / std for frame in frames]
+        patches = []
+        for layer in range(layers):
+            pair = np.stack(frames[2 * layer : 2 * layer + 2], 1)  # [3, 2, height, width]
+            for row, column in ((r, c) for r in range(0, rows, 2) for c in range(0, columns, 2)):
+                for r, c in ((row, column), (row, column + 1), (row + 1, column), (row + 1, column + 1)):
+                    patches.append(pair[:, :, r * side : (r + 1) * side, c * side : (c + 1) * side].ravel())
+        return torch.from_numpy(np.stack(patches))
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def lab(request, tmp_path_factory) -> Lab:
+    return Lab(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="session")
+def one_lab(tmp_path_factory) -> Lab:
+    return Lab(tmp_path_factory.mktemp("one"), "qwen2_5_vl")
