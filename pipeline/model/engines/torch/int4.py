@@ -78,7 +78,8 @@ def pack(nibbles: Tensor) -> Tensor:
     if nibbles.is_cuda:
         pairs = (nibbles[:, ::2] << 4 | nibbles[:, 1::2]).to(torch.uint8)
         return torch._convert_weight_to_int4pack(pairs.contiguous(), inner_tiles(nibbles.shape[1]))
-    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(nibbles.to(torch.int32).contiguous(), 1)
+    packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(nibbles.to(torch.int32).contiguous(), 1)
+    return packed
 
 
 def unpack(packed: Tensor, width: int, first: int, last: int) -> Tensor:
@@ -115,10 +116,10 @@ def cpu_tile() -> int:
     return 2 * int((first == first[0]).nonzero()[1])
 
 
-def fits(out_features: int, in_features: int, device: str) -> bool:
+def fits(weight: Tensor, device: str) -> bool:
     """Whether the kernel can take such a weight at all."""
     height = 8 if device == "cuda" else cpu_tile()
-    return out_features % height == 0 and any(in_features % group == 0 for group in GROUPS)
+    return weight.shape[0] % height == 0 and any(weight.shape[1] % group == 0 for group in GROUPS)
 
 
 def rounded(linear: nn.Linear, *, device: torch.device) -> Int4Linear:
@@ -140,7 +141,7 @@ def round_linears(model: nn.Module, *, device: torch.device | str) -> int:
     the model is moved by the caller.
     """
     device = torch.device(device)
-    chosen = [(name, linear) for name, linear in linears(model) if fits(*linear.weight.shape, device.type)]
+    chosen = [(name, linear) for name, linear in linears(model) if fits(linear.weight, device.type)]
     for name, linear in chosen:
         model.set_submodule(name, rounded(linear, device=device))
     return len(chosen)
@@ -169,7 +170,7 @@ class AwqLinear(nn.Module):
 
     def made(self) -> nn.Module:
         nibbles, zeros, scales = awq_nibbles(self.qweight).T, awq_nibbles(self.qzeros).T, self.scales.T
-        if fits(*nibbles.shape, nibbles.device.type):
+        if fits(nibbles, nibbles.device.type):
             return Int4Linear(nibbles, scales, (8 - zeros) * scales, self.bias)
         group = nibbles.shape[1] // scales.shape[1]
         weight = (nibbles - zeros.repeat_interleave(group, 1)) * scales.repeat_interleave(group, 1)
