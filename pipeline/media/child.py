@@ -27,6 +27,7 @@ from pipeline.registry import KINDS, find
 
 def serve(connection: Connection[Any, Any]) -> None:
     opened: Opened | None = None
+    connection.send_bytes(b"ready")
     while True:
         try:
             message = json.loads(connection.recv_bytes())

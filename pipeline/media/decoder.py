@@ -1,6 +1,6 @@
 """A file -> its header and its resized pixels, by way of a process that may be killed.
 
-The child is started when first needed, and again after it died. Whatever becomes of it, the caller gets
+The child is started at once, and again after it died. Whatever becomes of it, the caller gets
 pixels or a DecodeError before `ends`, a time of `time.monotonic`.
 """
 
@@ -21,23 +21,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import DecodeError
+from pipeline.errors import DecodeError, PipelineError
 from pipeline.intake.blob import Blob
 from pipeline.media.kinds.base import Bounds, Probe
 from pipeline.types import Size
 
-MOST_CLIP_BYTES = 4 << 30
-BYTES_PER_PIXEL = 24  # that decoding, converting and turning a picture may hold at once
-LIBRARIES = 2 << 30  # what they may need beside it
-GRACE_S = 5.0
+MOST_CLIP_BYTES = 2 << 30
+BYTES_PER_PIXEL = 20  # that decoding, converting and turning a picture may hold at once
+LIBRARIES = 1 << 30  # what they may need beside it
+START_S = 120.0  # for imports, from a slow disk
+GRACE_S = 2.0  # by which the kernel's alarm is later than ours
+ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "HOME")  # and no credentials
 
 
 class Decoder:
     def __init__(self, bounds: Bounds):
-        self.bounds, self.threads = bounds, bounds.threads
+        self.bounds = bounds
         self.memory = LIBRARIES + MOST_CLIP_BYTES + BYTES_PER_PIXEL * max(bounds.image_pixels, bounds.frame_pixels)
-        self.process: subprocess.Popen[bytes] | None = None
-        self.connection: Connection[Any, Any] | None = None
+        self.ready = False
+        self._start()  # its imports go on while the worker fetches its first file
 
     def open(self, blob: Blob, kind: str, *, moving: bool, ends: float) -> Probe:
         message = {
@@ -52,58 +54,60 @@ class Decoder:
         return Probe(**{**found, "sizes": sizes, "times": tuple(found["times"])})
 
     def read(self, indices: Sequence[int], size: Size, *, ends: float) -> NDArray[np.uint8]:
-        reply = self._ask({"do": "read", "indices": [*indices], "size": size}, ends=ends)
-        pixels: NDArray[np.uint8] = reply["pixels"]
+        pixels: NDArray[np.uint8] = self._ask({"do": "read", "indices": [*indices], "size": size}, ends=ends)["pixels"]
         return pixels
 
     def close(self) -> None:
-        if self.connection and self.process:
-            self.connection.close()
-            self.process.kill()
-            self.process.wait()
-        self.connection = self.process = None
+        self.connection.close()
+        self.process.kill()
+        self.process.wait()
 
     def _ask(self, message: dict[str, Any], *, ends: float, data: bytes | None = None) -> Any:
-        connection = self.connection or self._start()
-        left = max(ends - time.monotonic(), 0.01)
+        if self.process.poll() is not None:
+            self._start()
+        self._await_start()
+        left = ends - time.monotonic()
         try:
-            connection.send_bytes(json.dumps({**message, "deadline_s": left + GRACE_S}).encode())
+            self.connection.send_bytes(json.dumps({**message, "deadline_s": max(left, 0.0) + GRACE_S}).encode())
             if data is not None:
-                connection.send_bytes(data)
-            if not connection.poll(max(ends - time.monotonic(), 0.01)):
+                self.connection.send_bytes(data)
+            if not self.connection.poll(max(left, 0.0)):
                 self.close()
                 raise DecodeError("deadline", f"not decoded after {left:.0f} s; raise limits.deadline_s to wait longer")
-            reply = json.loads(connection.recv_bytes())
+            reply = json.loads(self.connection.recv_bytes())
             if "shape" in reply:
                 reply["pixels"] = np.empty(reply["shape"], np.uint8)
-                connection.recv_bytes_into(reply["pixels"].data.cast("B"))
+                self.connection.recv_bytes_into(reply["pixels"].data.cast("B"))
         except (EOFError, OSError) as error:
             raise DecodeError("decoder_died", f"the decoder {self._fate()} on this file") from error
         if "error" in reply:
             raise DecodeError(*reply["error"])
         return reply
 
-    def _start(self) -> Connection[Any, Any]:
+    def _start(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [
-                sys.executable,
-                "-m",
-                "pipeline.media.child",
-                str(theirs.fileno()),
-                str(self.memory),
-                str(self.threads),
-            ]
-            path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-            environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(self.threads)}
+            numbers = [str(number) for number in (theirs.fileno(), self.memory, self.bounds.threads)]
+            environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+            environment["PYTHONPATH"] = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
             self.process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
+                [sys.executable, "-m", "pipeline.media.child", *numbers],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=environment,
             )
-        self.connection = Connection(ours.detach())
-        return self.connection
+        self.connection, self.ready = Connection(ours.detach()), False
+
+    def _await_start(self) -> None:
+        """No file is to blame for a decoder that cannot even start."""
+        try:
+            if not self.ready and not self.connection.poll(START_S):
+                raise PipelineError(f"the decoder's process did not start within {START_S:.0f} s on this worker")
+            self.ready = self.ready or bool(self.connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise PipelineError("the decoder's process ends as it starts; see what it wrote above this") from error
 
     def _fate(self) -> str:
-        assert self.process
         code = self.process.wait()
         self.close()
         if code == -signal.SIGKILL:
