@@ -1,8 +1,10 @@
 """Fields read off one invoice. Amounts are exact, in the invoice's own currency.
 
-answer: struct<number: string, issued: date32, due: date32, seller: struct<name, address, tax_id: string>, buyer: the
-same, currency: string, lines: list<struct<description: string, quantity, unit_price, amount: decimal128(16, 4)>>,
-net: decimal128(16, 4), taxes: list<struct<rate: decimal128(6, 3), amount: decimal128(16, 4)>>, total: decimal128(16, 4)>
+    answer: struct<number: string, issued: date32, due: date32, seller: party, buyer: party, currency: string,
+      lines: list<struct<description: string, quantity: amount, unit_price: amount, amount: amount>>, net: amount,
+      taxes: list<struct<rate: decimal128(6, 3), amount: amount>>, total: amount>
+
+A party is struct<name: string, address: string, tax_id: string>, an amount decimal128(16, 4).
 """
 
 from collections.abc import Iterator

@@ -37,7 +37,11 @@ def _build() -> Tokenizer:
     ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
     letters = _letters()
     spelled = {"".join(letters[byte] for byte in token): rank for token, rank in ranks.items()}
-    merges = [tuple("".join(letters[byte] for byte in part) for part in _parts(token, ranks)) for token in ranks if len(token) > 1]
+    merges = [
+        tuple("".join(letters[byte] for byte in part) for part in _parts(token, ranks))
+        for token in ranks
+        if len(token) > 1
+    ]
     result = checkpoint.tiny_tokenizer()
     built = Tokenizer(models.BPE(vocab=spelled, merges=merges))
     built.normalizer, built.pre_tokenizer, built.decoder = result.normalizer, result.pre_tokenizer, result.decoder
@@ -57,7 +61,10 @@ def _parts(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     """The two tokens that were merged into this one: merge what ranks below it, as far as that goes."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
-        pairs = [(ranks.get(one + other, len(ranks)), at) for at, (one, other) in enumerate(zip(parts, parts[1:], strict=False))]
+        pairs = [
+            (ranks.get(one + other, len(ranks)), at)
+            for at, (one, other) in enumerate(zip(parts, parts[1:], strict=False))
+        ]
         rank, at = min(pairs)
         assert rank < ranks[token]
         parts[at : at + 2] = [parts[at] + parts[at + 1]]

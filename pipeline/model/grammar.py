@@ -37,7 +37,7 @@ class Rules:
     """What is known of one schema, once for all rows."""
 
     tokens: LLMatcher  # at the start, over the model's vocabulary
-    bytes: LLMatcher  # at the start, over the closer's steps
+    start: LLMatcher  # the same over the closer's steps
     closer: Closer
     ending: bytes  # the shortest answer there is
     minimum: int  # in tokens
@@ -51,7 +51,7 @@ class Grammars:
         self.tokenizer = LLTokenizer(tokenizer.to_str(), n_vocab=vocab_size, eos_token=list(stop))
         self.spelling = Spelling.of(self.tokenizer, vocab_size)
         self.stop = frozenset(stop)
-        self.thought = tokenizer.token_to_id("</think>")
+        self.thought: int | None = tokenizer.token_to_id("</think>")
         self.pause = tokenizer.encode("\n\n", add_special_tokens=False).ids
         self.rules: dict[str, Rules] = {}
 
@@ -63,6 +63,8 @@ class Grammars:
                 "no_close",
                 f"no answer of this schema fits {budget} tokens: raise max_new_tokens to {rules.minimum} or more",
             )
+        if thinking is not None and self.thought is None:
+            raise GenerateError("thinking", "this checkpoint has no </think>: leave out answer.thinking")
         return Matcher(self, rules, budget, thinking)
 
     def minimum(self, schema_text: str) -> int:
@@ -99,7 +101,7 @@ class Matcher:
         self.left = budget
         self.thinking = thinking  # tokens left to think; None when that is over, or never was
         self.grammar = rules.tokens.deep_copy()
-        self.bytes = rules.bytes.deep_copy()
+        self.written = rules.start.deep_copy()
         self.pending: list[int] = []  # between thinking and the answer
         self.ending = rules.ending  # of the answer as it stood at the last look
         self.plan = grammars.spelling.tokens(rules.ending)
@@ -109,19 +111,25 @@ class Matcher:
 
     def fill(self, mask: NDArray[np.int32]) -> None:
         """Write which tokens may come next: bit i of word i // 32, over the model's vocabulary."""
-        if self.thinking is not None:
-            mask.fill(-1)
+        bits = mask.view(np.uint32)
+        if self.cut or self.pending or (self.thinking is not None and self.forced()):
+            token = self.forced()[0]
+            bits.fill(0)
+            bits[token // 32] = 1 << token % 32
+        elif self.thinking is not None:
+            bits.fill(0xFFFFFFFF)
             for stop in self.grammars.stop:
-                mask[stop // 32] &= ~np.int32(np.uint32(1 << stop % 32).view(np.int32))
-            return
-        self.grammar.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+                bits[stop // 32] &= 0xFFFFFFFF ^ (1 << stop % 32)
+        else:
+            self.grammar.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
 
     def forced(self) -> list[int]:
         """The tokens that must come next, none if there is a choice. Each is to be accepted, too."""
         if self.done:
             return []
         if self.thinking is not None:
-            return [self.grammars.thought] if self.thinking <= 1 + len(self.grammars.pause) else []
+            over = self.thinking <= 1 + len(self.grammars.pause)
+            return [self.grammars.thought] if over and self.grammars.thought is not None else []
         if self.pending or self.cut:
             return list(self.pending or self.plan)
         tokens: list[int] = self.grammar.compute_ff_tokens()
@@ -148,15 +156,15 @@ class Matcher:
     def _answer(self, token: int) -> bool:
         step = self.grammars.spelling.texts[token]
         looking = not self.cut and self.left - 1 <= self.look_at
-        before = (self.grammar.deep_copy(), self.bytes.deep_copy()) if looking else None
-        if not (self.grammar.consume_token(token) and self.bytes.consume_tokens(list(step))):
-            why = self.grammar.get_error() or self.bytes.get_error()
+        before = (self.grammar.deep_copy(), self.written.deep_copy()) if looking else None
+        if not (self.grammar.consume_token(token) and self.written.consume_tokens(list(step))):
+            why = self.grammar.get_error() or self.written.get_error()
             raise GenerateError("grammar", f"the grammar did not follow the answer: {why}")
         self.left -= 1
         if self.cut:
             self.plan = self.plan[1:]
         elif before and not self._look(step):
-            self.grammar, self.bytes = before
+            self.grammar, self.written = before
             self.left += 1
             self._give_up()
             return False
@@ -185,11 +193,11 @@ class Matcher:
         self.plan, self.cut, self.done = plan, True, not plan
 
     def _ends(self, text: bytes) -> bool:
-        matcher = self.bytes.deep_copy()
+        matcher = self.written.deep_copy()
         return bool(matcher.try_consume_tokens(list(text)) == len(text) and matcher.is_accepting())
 
     def _shorter(self, ending: bytes | None) -> bytes | None:
-        found = self.rules.closer.shortest(self.bytes)
+        found = self.rules.closer.shortest(self.written)
         return min((text for text in (ending, found) if text is not None), key=len, default=None)
 
     def _next_look(self) -> int:

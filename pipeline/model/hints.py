@@ -64,7 +64,7 @@ def _bytes(node: Any, root: Node, above: tuple[str, ...]) -> int:
     needed = sum(len(name) + 4 + _bytes(inside.get(name), root, above) for name in node.get("required", ()))
     listed = node.get("minItems", 0) * (1 + _bytes(node.get("items"), root, above))
     first = sum(_bytes(part, root, above) for part in node.get("prefixItems", ()))
-    return 2 + needed + listed + first + int(node.get("minLength", 0))
+    return int(2 + needed + listed + first + node.get("minLength", 0))
 
 
 def shortest_match(pattern: str) -> str | None:
@@ -88,7 +88,7 @@ def _one(kind: Any, value: Any) -> str:
         return chr(value)
     if kind in (kinds.MAX_REPEAT, kinds.MIN_REPEAT):
         least, _, inner = value
-        return _shortest(inner) * least
+        return _shortest(inner) * int(least)
     if kind is kinds.SUBPATTERN:
         return _shortest(value[-1])
     if kind is kinds.BRANCH:
@@ -108,7 +108,7 @@ def _member(parts: Any) -> str:
     kind, value = parts[0]
     if kind is kinds.CATEGORY:
         return next(letter for letter in LETTERS + "\t" if _holds(kind, value, letter))
-    return chr(value[0] if kind is kinds.RANGE else value)
+    return chr(int(value[0] if kind is kinds.RANGE else value))
 
 
 def _holds(kind: Any, value: Any, letter: str) -> bool:

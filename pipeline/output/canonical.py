@@ -54,7 +54,7 @@ ANY: Node = {
 
 def canonical(schema: Node) -> Node:
     """The same schema, narrowed to what can be stored. Doing it twice changes nothing."""
-    result = _narrow(schema)
+    result: Node = _narrow(schema)
     if '"#/$defs/AnyJson"' in json.dumps(result):
         result.setdefault("$defs", {})["AnyJson"] = ANY
     return result
@@ -82,10 +82,15 @@ def children(node: Any, path: str = "$") -> Iterator[tuple[str, Any]]:
 
 def resolve(node: Node, root: Node) -> Node:
     """What a `$ref` stands for, with what is said beside it."""
+    seen = set()
     while "$ref" in node:
-        target: Any = root
-        for step in node["$ref"].removeprefix("#").strip("/").split("/"):
-            target = target[step.replace("~1", "/").replace("~0", "~")] if step else target
+        reference, target = node["$ref"], root
+        steps = [step.replace("~1", "/").replace("~0", "~") for step in reference.removeprefix("#").split("/") if step]
+        for step in steps:
+            target = target.get(step, {}) if isinstance(target, dict) else {}
+        if reference in seen or not reference.startswith("#") or (steps and not target):
+            raise ValueError(f"$ref {reference} leads nowhere: it must point to a schema in the same file")
+        seen.add(reference)
         node = target | {key: value for key, value in node.items() if key != "$ref"}
     return node
 
@@ -102,12 +107,14 @@ def problems(schema: Node) -> list[str]:
         inner = [line for place, part in children(node, path) for line in walk(place, part)]
         yield from inner
         if len(node.get("allOf", ())) > 1:
-            yield f"{path}: allOf of several schemas; write one object with all properties"
+            yield f"{path}: allOf of several schemas: write one object with all properties"
+        if "minProperties" in node:
+            yield f"{path}: minProperties: a key may come twice; name the keys that are required"
         complaint = refusal(node | {key: schema[key] for key in ("$defs", "definitions") if key in schema})
         if complaint and not inner:
             yield f"{path}: {complaint.splitlines()[0 if len(complaint) < 200 else -1]}"
 
-    if not refusal(schema) and '"allOf"' not in text(schema):
+    if not refusal(schema) and '"allOf"' not in text(schema) and '"minProperties"' not in text(schema):
         return []
     return sorted(set(walk("$", schema)))
 

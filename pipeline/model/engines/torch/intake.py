@@ -68,4 +68,5 @@ class Intake:
 
             stop = sorted(self.vocabulary.stop)
             self.grammars = Grammars(self.vocabulary.tokenizer, vocab_size=self.width, stop=stop)
-        return self.grammars.matcher(request.schema, budget=limit, thinking=request.sampling.thinking_tokens)
+        thinking = request.sampling.thinking_tokens
+        return self.grammars.matcher(request.schema, budget=limit - (thinking or 0), thinking=thinking)

@@ -103,13 +103,15 @@ class Row:
     def know(self, token: int, vocabulary: Vocabulary) -> None:
         if self.finish is not None:
             return
+        if self.matcher is not None and not self.matcher.accept(token):
+            return  # no ending would fit after it: `forced` has the one that does
         self.ids[self.known] = token
         self.known += 1
-        if self.matcher is not None:
-            self.matcher.accept(token)
         if token == vocabulary.think_end and self.thought is None:  # said or forced
             self.thought = self.new
-        if token in vocabulary.stop or (self.matcher is not None and self.matcher.done):
+        if self.matcher is not None and self.matcher.done:
+            self.finish = "length" if self.matcher.cut else "stop"
+        elif token in vocabulary.stop:
             self.finish = "stop"
         elif self.new == self.limit:
             self.finish = "length"
