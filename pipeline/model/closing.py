@@ -140,7 +140,7 @@ class _Vocabulary:
 
 
 def _merit(step: bytes, state: _State, after: _State) -> tuple[int, int, int, int]:
-    """How good an option looks, smaller is better: it closes, it changes something, it opens nothing, it can be closed."""
+    """How good an option looks, smaller is better: whether it closes, changes anything, opens nothing, can be closed."""
     following = set(after.forced[:1]) or set(after.options)
     moved = after.over or bool(after.forced) or after.seen != state.seen
     closed = after.over or following <= set(b",}]:")

@@ -46,6 +46,7 @@ def draw(logits: Tensor, sampling: Sequence[Sampling], numbers: Sequence[float])
     return order.gather(1, rank)[:, 0]
 
 
+@torch.inference_mode()
 def constrain(logits: Tensor, matchers: Sequence[Any]) -> dict[int, ItemError]:
     """Put out of reach what each row's grammar does not allow; the rows whose grammar allows nothing.
 
