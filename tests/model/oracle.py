@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+TOKENIZERS = {}
 SEEN = "<|vision_start|><|video_pad|><|vision_end|>"
 
 
@@ -28,12 +29,16 @@ def answer(question, processors):
     """ids, pixels, grids and positions of one conversation, without its padding."""
     import torch
 
-    folder = question["folder"]
+    folder = Path(question["folder"])
     if folder not in processors:
         processors[folder] = load(folder)
     processor, model = processors[folder]
     text = processor.tokenizer.apply_chat_template(
-        question["messages"], tokenize=False, add_generation_prompt=True, add_vision_id=question.get("label", False)
+        question["messages"],
+        chat_template=json.loads((folder / "tokenizer_config.json").read_text())["chat_template"],
+        tokenize=False,
+        add_generation_prompt=True,
+        add_vision_id=question.get("label", False),
     )
     qwen3 = model.config.model_type.startswith("qwen3")
     inputs = text.replace(SEEN, "<|video_pad|>") if qwen3 else text  # 5.23 would put markers into markers
@@ -60,12 +65,13 @@ def answer(question, processors):
     positions, _ = model.model.get_rope_index(out["input_ids"], **place)
     found = {"text": text, "ids": out["input_ids"][0].numpy(), "positions": positions[:, 0].numpy()}
     for key in ("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw"):
-        if key in out:
+        if key in out and question.get("pixels", True):
             found[key] = torch.as_tensor(out[key]).numpy()
     return found
 
 
 def load(folder):
+    import torch
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)
@@ -74,10 +80,21 @@ def load(folder):
     video = "Qwen3VLVideoProcessor" if kind == "Qwen3VL" else "Qwen2VLVideoProcessor"
     processor = getattr(transformers, f"{kind}Processor")(
         image_processor=transformers.Qwen2VLImageProcessor.from_pretrained(folder),
-        tokenizer=transformers.AutoTokenizer.from_pretrained(folder),
+        tokenizer=tokenizer(folder),
         video_processor=getattr(transformers, video)(cap_pixels_per_frame=False),
     )
-    return processor, transformers.AutoModelForImageTextToText.from_pretrained(folder)
+    with torch.device("meta"):  # positions need no weights
+        return processor, transformers.AutoModelForImageTextToText.from_config(config)
+
+
+def tokenizer(folder):
+    """One for all folders of the same vocabulary: loading the real one takes seconds."""
+    import transformers
+
+    size = (folder / "tokenizer.json").stat().st_size
+    if size not in TOKENIZERS:
+        TOKENIZERS[size] = transformers.AutoTokenizer.from_pretrained(folder)
+    return TOKENIZERS[size]
 
 
 def main(asked, answered):
