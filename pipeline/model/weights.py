@@ -48,7 +48,7 @@ def _locate(weights: str, revision: str | None, endings: tuple[str, ...]) -> Pat
     if weights.startswith("builtin:"):
         return _builtin(weights.removeprefix("builtin:"))
     if "://" in weights and not weights.startswith("file://"):
-        return _copy(weights, endings)
+        return _copy(weights.rstrip("/"), endings)
     folder = Path(weights.removeprefix("file://")).expanduser()
     if folder.is_dir():
         return folder
@@ -77,7 +77,7 @@ def _copy(url: str, endings: tuple[str, ...]) -> Path:
 
     fs, files = _listing(url)
     content = [(name, facts["size"], str(facts.get("ETag") or facts.get("mtime", ""))) for name, facts in files.items()]
-    key = hashlib.sha256(json.dumps([url.rstrip("/"), content]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([url, content]).encode()).hexdigest()[:16]
     folder = _cache() / f"{re.sub(r'[^-.0-9A-Za-z]+', '-', url)[-40:]}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
@@ -118,6 +118,7 @@ def _listing(url: str) -> tuple[Any, dict[str, Mapping[str, Any]]]:
 
     with _translated(url):
         fs, path = fsspec.core.url_to_fs(url)
+        fs.invalidate_cache()
         found = {Path(facts["name"]).name: facts for facts in fs.ls(path, detail=True) if facts["type"] == "file"}
     if "config.json" not in found:
         raise JobError(f"model.weights: there is no config.json in {url}")
