@@ -233,3 +233,79 @@ def test_a_checkpoint_that_lacks_weights_is_refused(dense, tmp_path):
     save_file({name: tensors[name] for name in tensors if name != gone}, tmp_path / "model.safetensors")
     with pytest.raises(JobError, match=r"lacks 1 of the model's weights: .*layers\.1\.mlp\.up_proj\.weight"):
         loaded(tmp_path, dtype="auto")
+
+
+REAL = {  # config.json of Qwen2.5-VL-7B-Instruct-AWQ, as the hub has it
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "vision_token_id": 151654,
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "initializer_range": 0.02,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 128000,
+    "max_window_layers": 28,
+    "model_type": "qwen2_5_vl",
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vision_config": {
+        "depth": 32,
+        "hidden_act": "silu",
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "in_chans": 3,
+        "out_hidden_size": 3584,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "window_size": 112,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+        "tokens_per_second": 2,
+        "temporal_patch_size": 2,
+    },
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    "vocab_size": 152064,
+    "quantization_config": {
+        "bits": 4,
+        "group_size": 128,
+        "modules_to_not_convert": ["visual"],
+        "quant_method": "awq",
+        "version": "gemm",
+        "zero_point": True,
+    },
+}
+
+
+def test_the_real_7b_checkpoint_s_config_and_tensor_names_are_understood(dense, tmp_path):
+    for file in dense.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(REAL))
+    family = weights.family(tmp_path)
+    assert (family.context, family.tokens_per_second, family.factor) == (128000, 2, 28)
+    config = library.config_class("qwen2_5_vl").from_dict(weights.config(tmp_path))
+    with torch.device("meta"):
+        model = int4.awq_class(library.model_class("qwen2_5_vl"), 128, ["visual"])(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if "language_model" in name}
+    layer = "model.language_model.layers.27."
+    assert shapes[layer + "mlp.down_proj.qweight"] == (18944, 448)
+    assert shapes[layer + "mlp.down_proj.qzeros"] == (148, 448)
+    assert shapes[layer + "self_attn.k_proj.scales"] == (28, 512)
+    assert shapes[layer + "self_attn.k_proj.bias"] == (512,)
+    assert sum(name.endswith(".qweight") for name in shapes) == 28 * 7
+    assert all(int4.fits(torch.empty(out, inn, device="meta"), "cpu") for out, inn in [(512, 3584), (3584, 18944)])
+    assert not any("visual" in name and "qweight" in name for name in model.state_dict())

@@ -12,6 +12,7 @@ the layout is learnt, once, from how a numbered tile is packed; weights are kept
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -211,12 +212,21 @@ def load(
 
 def load_awq(model_class: Any, folder: Path, *, device: torch.device | str, **how: Any) -> nn.Module:
     """`from_pretrained` without the packages that it asks for: the layers are made before the weights come."""
-    config = how["config"]
-    said = config.quantization_config
-    group, skip = said.get("group_size", 128), said.get("modules_to_not_convert") or []
+    said = how["config"].quantization_config
+    group = said.get("group_size", 128)
     if (said.get("bits"), said.get("version", "gemm").lower()) != (4, "gemm") or group not in GROUPS:
         raise JobError(f"model.weights: of AWQ, 4 bits in groups of {GROUPS} in GEMM layout are read, not {said}")
-    del config.quantization_config
+    del how["config"].quantization_config
+    how["dtype"] = DTYPE if how["dtype"] == "auto" else how["dtype"]
+    model = whole(awq_class(model_class, group, said.get("modules_to_not_convert") or ()), folder, **how)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, AwqLinear):
+            model.set_submodule(name, module.to(device).made())
+    return model
+
+
+def awq_class(model_class: Any, group: int, skip: Sequence[str]) -> Any:
+    """A model class whose layers hold what an AWQ checkpoint does."""
 
     def with_empty_layers(self: Any, config: Any) -> None:
         model_class.__init__(self, config)
@@ -226,18 +236,15 @@ def load_awq(model_class: Any, folder: Path, *, device: torch.device | str, **ho
 
     # transformers finds how to rename a checkpoint's weights by the class's name and module
     same = {"__init__": with_empty_layers, "__module__": model_class.__module__}
-    skeleton = type(model_class.__name__, (model_class,), same)
-    how["dtype"] = DTYPE if how["dtype"] == "auto" else how["dtype"]
-    model = whole(skeleton, folder, **how)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, AwqLinear):
-            model.set_submodule(name, module.to(device).made())
-    return model
+    return type(model_class.__name__, (model_class,), same)
 
 
 def whole(model_class: Any, folder: Path, **how: Any) -> nn.Module:
     """from_pretrained, but a weight that the files lack is an error and not a random number."""
-    model, found = model_class.from_pretrained(folder, output_loading_info=True, **how)
+    try:
+        model, found = model_class.from_pretrained(folder, output_loading_info=True, **how)
+    except (OSError, ValueError, ImportError) as error:
+        raise JobError(f"model.weights: {folder} cannot be loaded: {error}") from error
     if found["missing_keys"]:
         some = ", ".join(sorted(found["missing_keys"])[:3])
         raise JobError(
