@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import ItemError
@@ -56,13 +57,19 @@ def constrain(logits: Tensor, matchers: Sequence[Any]) -> dict[int, ItemError]:
     ruled = [row for row, matcher in enumerate(matchers) if matcher is not None]
     if not ruled:
         return errors
-    words = np.empty((len(ruled), -(-logits.shape[1] // 32)), np.int32)
-    for line, row in enumerate(ruled):
+    words = np.full((logits.shape[0], -(-logits.shape[1] // 32)), -1, np.int32)
+    for row in ruled:
         try:
-            matchers[row].fill(words[line])
+            matchers[row].fill(words[row])
         except ItemError as error:
-            errors[row], words[line] = error, -1
-    allowed = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")[:, : logits.shape[1]]
-    forbidden = torch.from_numpy(allowed == 0).to(logits.device, non_blocking=True)
-    logits[ruled] = logits[ruled].masked_fill(forbidden, -torch.inf)
+            errors[row], words[row] = error, -1
+    logits.masked_fill_(forbidden(words, logits.device)[:, : logits.shape[1]], -torch.inf)
     return errors
+
+
+def forbidden(words: NDArray[np.int32], device: torch.device) -> Tensor:
+    """The bits that are not set, one a token. They cross to a GPU packed, as an eighth of the bytes."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(~words.view(np.uint8), axis=1, bitorder="little").view(np.bool_))
+    bits = torch.from_numpy(words).to(device, non_blocking=True)[:, :, None] >> torch.arange(32, device=device)
+    return ((bits & 1) == 0).flatten(1)
