@@ -2,14 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import JobError
 from pipeline.model import library, weights
-from pipeline.model.engines.torch import int4
+from pipeline.model.engines.torch import Torch, int4, int4_linear
+from pipeline.model.generate import run
 from pipeline.tiny.checkpoint import make
+from pipeline.types import Clip, Request, Sampling, Turn
 
 torch.set_num_threads(1)
 WIDE = {
@@ -107,7 +110,7 @@ def awq(tmp_path_factory, dense):
 @pytest.mark.parametrize("shape", [(64, 128), (192, 256), (512, 3584), (128, 96)])
 def test_what_was_packed_is_unpacked_again(shape):
     nibbles = torch.randint(0, 16, shape, generator=torch.Generator().manual_seed(0))
-    back = int4.unpack(int4.pack(nibbles), shape[1], 0, shape[0] // int4.cpu_tile())
+    back = int4_linear.unpack(int4_linear.pack(nibbles), shape[1], 0, shape[0] // int4_linear.cpu_tile())
     assert torch.equal(back.long(), nibbles)
 
 
@@ -125,7 +128,7 @@ def test_many_rows_do_not_go_through_the_kernel(monkeypatch):
     layer = int4.rounded(torch.nn.Linear(128, 64).bfloat16(), device=CPU)
     inputs = torch.randn(33, 128).bfloat16()
     by_kernel = layer(inputs)
-    monkeypatch.setitem(int4.KERNEL_ROWS, "cpu", 32)
+    monkeypatch.setitem(int4_linear.KERNEL_ROWS, "cpu", 32)
     monkeypatch.setattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
     assert error(layer(inputs).float(), by_kernel.float()) < 0.01
 
@@ -133,7 +136,7 @@ def test_many_rows_do_not_go_through_the_kernel(monkeypatch):
 def test_a_weight_made_dense_in_several_steps_is_the_same(monkeypatch):
     layer = int4.rounded(torch.nn.Linear(128, 320), device=CPU)
     whole = layer.dense(torch.float32)
-    monkeypatch.setattr(int4, "CHUNK", 128 * int4.cpu_tile())
+    monkeypatch.setattr(int4_linear, "CHUNK", 128 * int4_linear.cpu_tile())
     assert torch.equal(layer.dense(torch.float32), whole)
 
 
@@ -160,7 +163,7 @@ def test_an_awq_checkpoint_is_kept_in_four_bits_and_answers_as_its_dequantised_s
         own[next(key for key in own if key.endswith(name.removeprefix("model.")))].data.copy_(value)
     expected = logits(reference)
     model = loaded(folder, dtype="float32")
-    layers = [module for module in model.modules() if isinstance(module, int4.Int4Linear)]
+    layers = [module for module in model.modules() if isinstance(module, int4_linear.Int4Linear)]
     assert len(layers) == 3 * 7
     assert error(logits(model), expected) < 1e-4  # float32: always through the dense copy
     assert 0.01 < error(expected, before) < 1  # the rounding is there to be seen
@@ -171,7 +174,7 @@ def test_both_paths_of_an_awq_checkpoint_lie_within_rounding(awq, monkeypatch):
     model = loaded(folder, dtype="auto")
     exact = logits(loaded(folder, dtype="float32"))
     by_kernel = logits(model)
-    monkeypatch.setitem(int4.KERNEL_ROWS, "cpu", 0)
+    monkeypatch.setitem(int4_linear.KERNEL_ROWS, "cpu", 0)
     by_copy = logits(model)
     assert model.dtype == torch.bfloat16
     assert error(by_kernel, exact) < 0.05
@@ -184,7 +187,7 @@ def test_an_awq_layer_that_the_kernel_cannot_take_becomes_dense(tmp_path):
     awq_checkpoint(tmp_path / "awq", folder)
     model = loaded(tmp_path / "awq", dtype="float32")
     kinds = {type(layer) for layer in model.model.language_model.layers[0].self_attn.children()}
-    assert {torch.nn.Linear, int4.Int4Linear} <= kinds
+    assert {torch.nn.Linear, int4_linear.Int4Linear} <= kinds
     assert torch.isfinite(logits(model)).all()
 
 
@@ -192,7 +195,7 @@ def test_quantize_rounds_the_language_model_and_nothing_else(dense):
     model = loaded(dense, dtype="float32", quantize="int4")
     exact = logits(loaded(dense, dtype="float32"))
     assert 0.001 < error(logits(model), exact) < 0.5  # 21 layers of random weights
-    kinds = {name for name, module in model.named_modules() if isinstance(module, int4.Int4Linear)}
+    kinds = {name for name, module in model.named_modules() if isinstance(module, int4_linear.Int4Linear)}
     assert len(kinds) == 3 * 7
     assert all(".language_model.layers." in name for name in kinds)
 
@@ -307,5 +310,81 @@ def test_the_real_7b_checkpoint_s_config_and_tensor_names_are_understood(dense, 
     assert shapes[layer + "self_attn.k_proj.scales"] == (28, 512)
     assert shapes[layer + "self_attn.k_proj.bias"] == (512,)
     assert sum(name.endswith(".qweight") for name in shapes) == 28 * 7
-    assert all(int4.fits(torch.empty(out, inn, device="meta"), "cpu") for out, inn in [(512, 3584), (3584, 18944)])
+    assert all(
+        int4_linear.fits(torch.empty(out, inn, device="meta"), "cpu") for out, inn in [(512, 3584), (3584, 18944)]
+    )
     assert not any("visual" in name and "qweight" in name for name in model.state_dict())
+
+
+def test_awq_answers_of_a_mixed_batch_are_those_of_its_dense_self(awq, dense, tmp_path):
+    folder, rounded = awq
+    tensors = load_file(dense / "model.safetensors")
+    save_file(tensors | {name: value.float() for name, value in rounded.items()}, tmp_path / "model.safetensors")
+    for file in dense.iterdir():
+        if file.suffix == ".json":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    family = weights.family(dense)
+    picture = Clip("image", np.arange(3 * 56 * 84, dtype=np.uint8).reshape(1, 3, 56, 84), (9, 9))
+    film = Clip("video", np.arange(5 * 3 * 28 * 56, dtype=np.uint8).reshape(5, 3, 28, 56), (9, 9), fps=2.0)
+    chat = [Turn("system", ("Be brief",)), Turn("user", (picture,)), Turn("assistant", ("A",)), Turn("user", ("B?",))]
+    asked = [[Turn("user", parts)] for parts in (("Hi",), (picture, "?"), (picture, picture), (film, "then"))]
+    requests = []
+    for name, turns in enumerate([*asked, chat]):
+        encoded = family.encode(turns)
+        sampling = Sampling(max_new_tokens=9)
+        requests.append(Request(str(name), tuple(turns), encoded.input_ids, encoded.positions, sampling=sampling))
+
+    def answers(place):
+        engine = Torch(place, family, dtype="float32", slots=3, device="cpu")
+        said = {reply.id: reply.text for reply in run(engine, requests)}
+        engine.close()
+        return said
+
+    assert answers(folder) == answers(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    sizes = {"hidden_size": 128, "moe_intermediate_size": 96, "head_dim": 16}
+    return make(tmp_path_factory.mktemp("moe") / "model", "qwen3_vl_moe", text_config=sizes)
+
+
+def test_experts_are_rounded_too(mixture):
+    model = loaded(mixture, dtype="float32", quantize="int4")
+    experts = [module for module in model.modules() if isinstance(module, int4.Int4Experts)]
+    assert len(experts) == 3
+    assert not hasattr(model.model.language_model.layers[0].mlp.experts, "gate_up_proj")
+    dense = loaded(mixture, dtype="float32")
+    assert 0.001 < error(logits(model), logits(dense)) < 0.9
+    rows = torch.randn(11, 128)
+    place = torch.randint(0, 4, (11, 2), generator=torch.Generator().manual_seed(0))
+    place[:, 1] = (place[:, 0] + 1) % 4
+    shares = torch.rand(11, 2)
+    theirs = dense.model.language_model.layers[0].mlp.experts
+    ours = experts[0]
+    for number in range(4):  # the same rounded weights, in the reference's own arithmetic
+        theirs.gate_up_proj.data[number] = ours.gate_up[number].dense(torch.float32)
+        theirs.down_proj.data[number] = ours.down[number].dense(torch.float32)
+    assert torch.allclose(ours(rows, place, shares), theirs(rows, place, shares), atol=1e-5)
+
+
+def test_a_row_s_experts_do_not_depend_on_its_neighbours(mixture):
+    experts = loaded(mixture, dtype="float32", quantize="int4").model.language_model.layers[1].mlp.experts
+    rows = torch.randn(20, 128)
+    place = torch.stack([torch.arange(20) % 4, (torch.arange(20) + 1) % 4], 1)
+    shares = torch.rand(20, 2)
+    together = experts(rows, place, shares)
+    alone = torch.cat([experts(*(part[row : row + 1] for part in (rows, place, shares))) for row in range(20)])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_both_layouts_of_a_mixture_s_weights_are_the_same_model(mixture, tmp_path):
+    tensors = load_file(mixture / "model.safetensors")
+    stacked = [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]
+    assert len(stacked) == 6
+    turned = {name: tensors[name].transpose(1, 2).contiguous() for name in stacked}
+    save_file(tensors | turned, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for file in mixture.iterdir():
+        if file.suffix == ".json":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert torch.equal(logits(loaded(mixture, dtype="float32")), logits(loaded(tmp_path, dtype="float32")))
