@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,6 +184,16 @@ def _stretch(text: dict[str, Any], model_type: str, factor: float) -> None:
     yarn = {"type": "yarn", "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": trained}
     text[key] = {**rope, **yarn}
     text["max_position_embeddings"] = max(int(trained * factor), text["max_position_embeddings"])
+
+
+def caution(model: Model, means: Collection[str]) -> str | None:
+    """What to tell someone whose answers say where or when (`box`, `point`, `seconds`) of a stretched model."""
+    if model.context.rope is None or not {"box", "point", "seconds"} & set(means):
+        return None
+    return (
+        "model.context.rope: YaRN moves every position, and the models' authors advise against it where answers are "
+        "places or times; with max_length alone they stay exact"
+    )
 
 
 def tokenizer(folder: Path) -> Tokenizer:

@@ -11,6 +11,7 @@ from pipeline.job import Context, Model, Rope
 from pipeline.model import library, weights
 from pipeline.model.families.qwen import fit
 from pipeline.model.families.qwen3_vl import fit_clip
+from pipeline.output.geometry import to_source
 from pipeline.tiny.checkpoint import make
 from pipeline.types import Ask, Clip, Turn
 from tests.model import reference
@@ -285,3 +286,25 @@ def test_a_tokenizer_without_the_markers_is_refused(folders, tmp_path):
     (tmp_path / "tokenizer.json").write_text(said)
     with pytest.raises(JobError, match="image_pad"):
         weights.family(tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("source", [(640, 480), (61, 47), (3000, 200), (33, 400), (1920, 1080)])
+def test_a_box_drawn_in_the_family_s_convention_comes_back_within_the_rounding(families, kind, source):
+    family = families[kind]
+    size = family.image_size(source, Ask())
+    clip = Clip("image", np.broadcast_to(np.uint8(0), (1, 3, size[1], size[0])), source)
+    scale = size if family.coordinates == "pixels" else (1000, 1000)
+    chance = random.Random(3)
+    schema = {"properties": {"bbox_2d": {"type": "array"}}}
+    for _ in range(200):
+        left, right = sorted(chance.sample(range(source[0] + 1), 2))
+        top, bottom = sorted(chance.sample(range(source[1] + 1), 2))
+        drawn = [left, top, right, bottom]
+        spoken = [round(number * scale[axis % 2] / source[axis % 2]) for axis, number in enumerate(drawn)]
+        back, _ = to_source({"bbox_2d": spoken}, schema, coordinates=family.coordinates, clips=[clip])
+        if back is None:  # a box so thin that the convention cannot write it
+            assert min(right - left, bottom - top) <= max(source[0] / scale[0], source[1] / scale[1]) + 1
+            continue
+        for axis, (number, original) in enumerate(zip(back["bbox_2d"], drawn, strict=True)):
+            assert abs(number - original) <= 0.5 * source[axis % 2] / scale[axis % 2] + 0.5

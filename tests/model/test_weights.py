@@ -9,7 +9,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from pipeline.errors import JobError
-from pipeline.job import Context, Model
+from pipeline.job import Context, Model, Rope
 from pipeline.model import weights
 from pipeline.tiny.checkpoint import make
 from pipeline.types import Clip, Turn
@@ -218,3 +218,10 @@ def test_media_are_labelled_on_request(folder):
         "Picture 1: <|vision_start|><|image_pad|><|vision_end|>Picture 2: <|vision_start|><|image_pad|><|vision_end|>"
         "Compare<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+@pytest.mark.parametrize(("means", "told"), [({"box"}, True), ({"seconds"}, True), ({"image"}, False), ((), False)])
+def test_a_stretched_model_that_is_asked_for_places_or_times_comes_with_a_caution(means, told):
+    stretched = Model(weights="x", context=Context(rope=Rope(factor=2)))
+    assert bool(weights.caution(stretched, means)) == told
+    assert weights.caution(Model(weights="x"), means) is None

@@ -46,6 +46,7 @@ class Family(Protocol):
     mean: tuple[float, float, float]  # of pixels in 0..1
     std: tuple[float, float, float]
     coordinates: Literal["pixels", "thousandths"]  # of the resized picture, or 0..1000 of any
+    times: Literal["clip", "source"]  # seconds since the first frame shown, or into the file
     tokenizer: Tokenizer
     thinking: bool  # an answer begins inside <think>
     context: int  # the longest row in tokens, answer included

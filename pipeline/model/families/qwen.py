@@ -46,6 +46,7 @@ class Qwen:
     mean: Colour = (0.48145466, 0.4578275, 0.40821073)
     std: Colour = (0.26862954, 0.26130258, 0.27577711)
     coordinates: Literal["pixels", "thousandths"] = "thousandths"
+    times: Literal["clip", "source"] = "clip"
     patch: int = 14
     merge: int = 2
     temporal_patch: int = 2
