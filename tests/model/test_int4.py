@@ -107,18 +107,26 @@ def awq(tmp_path_factory, dense):
     return folder, awq_checkpoint(folder, dense)
 
 
+DEVICES = pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
+
+
+@DEVICES
 @pytest.mark.parametrize("shape", [(64, 128), (192, 256), (512, 3584), (128, 96)])
-def test_what_was_packed_is_unpacked_again(shape):
-    nibbles = torch.randint(0, 16, shape, generator=torch.Generator().manual_seed(0))
-    back = int4_linear.unpack(int4_linear.pack(nibbles), shape[1], 0, shape[0] // int4_linear.cpu_tile())
+def test_what_was_packed_is_unpacked_again(device, shape):
+    nibbles = torch.randint(0, 16, shape, generator=torch.Generator().manual_seed(0)).to(device)
+    tiles = shape[0] // (8 if device == "cuda" else int4_linear.cpu_tile())
+    back = int4_linear.unpack(int4_linear.pack(nibbles), shape[1], 0, tiles)
     assert torch.equal(back.long(), nibbles)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 200])
-def test_the_kernel_and_the_dense_copy_are_the_same_layer(rows):
+@DEVICES
+@pytest.mark.parametrize("rows", [1, 3, 60])
+def test_the_kernel_and_the_dense_copy_are_the_same_layer(device, rows):
     torch.manual_seed(rows)
-    layer = int4.rounded(torch.nn.Linear(256, 192).bfloat16(), device=CPU)
-    inputs = torch.randn(rows, 256).bfloat16()
+    layer = int4.rounded(torch.nn.Linear(256, 192).bfloat16(), device=torch.device(device))
+    inputs = torch.randn(rows, 256).bfloat16().to(device)
     by_kernel = layer(inputs).float()
     by_copy = torch.nn.functional.linear(inputs.float(), layer.dense(torch.float32), layer.bias.float())
     assert error(by_kernel, by_copy) < 0.01

@@ -54,7 +54,7 @@ class Int4Linear(nn.Module):
         """The weight as [out, in]."""
         weight = torch.empty(self.out_features, self.in_features, dtype=dtype, device=self.packed.device)
         scales, zeros = self.scales_zeros.to(dtype).transpose(0, 1).unsqueeze(2).unbind(-1)
-        height, _, _ = layout(weight.device.type, self.in_features)
+        height, _, _ = layout(weight.device, self.in_features)
         step = max(height, CHUNK // self.in_features // height * height)
         for start in range(0, self.out_features, step):
             part = slice(start, start + step)
@@ -78,7 +78,7 @@ def pack(nibbles: Tensor) -> Tensor:
 
 def unpack(packed: Tensor, width: int, first: int, last: int) -> Tensor:
     """Rows of tiles `first` to `last` of a packed weight -> [out, in] in 0..15."""
-    height, deep, places = layout(packed.device.type, width)
+    height, deep, places = layout(packed.device, width)
     tiles = packed.view(torch.uint8).view(-1, width // deep, height * deep // 2)[first:last]
     nibbles = torch.stack([tiles & 15, tiles >> 4], -1).flatten(2)[:, :, places]
     return nibbles.view(-1, width // deep, height, deep).transpose(1, 2).reshape(-1, width)
@@ -89,10 +89,10 @@ def inner_tiles(width: int) -> int:
 
 
 @lru_cache
-def layout(device: str, width: int) -> tuple[int, int, Tensor]:
+def layout(device: torch.device, width: int) -> tuple[int, int, Tensor]:
     """Outputs and inputs of one tile, and where in its nibbles each weight is, row by row."""
-    deep = 16 * inner_tiles(width) if device == "cuda" else 1
-    height = 8 if device == "cuda" else cpu_tile()
+    deep = 16 * inner_tiles(width) if device.type == "cuda" else 1
+    height = 8 if device.type == "cuda" else cpu_tile()
     number = torch.arange(height * deep, device=device).view(height, deep).repeat(1, 32 if deep == 1 else 1)
     there = torch.zeros(height * deep, dtype=torch.int64, device=device)
     for digit in range(3):  # a nibble holds one hexadecimal digit of the number
