@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import sys
+import warnings
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -73,11 +74,14 @@ def confine(memory: int) -> None:
 
 def main(descriptor: int, memory: int, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's to handle
-    os.dup2(2, 1)  # what libraries print must not mix with anything
+    warnings.simplefilter("ignore")
     import torch
 
     torch.set_num_threads(threads)
     confine(memory)
+    with open(os.devnull, "w") as nowhere:  # started well: what libraries say of broken files helps nobody
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
     serve(Connection(descriptor))
 
 

@@ -9,9 +9,9 @@ import sys
 import time
 
 import pytest
-from conftest import a_job, encoded, picture
 
 from pipeline.errors import DecodeError
+from tests.media.making import a_job, encoded, picture
 
 HOSTILE = """
 import ctypes, os, signal, time
@@ -94,7 +94,7 @@ def test_an_orphan_ends_by_itself_even_while_it_hangs(tmp_path):
     script = """
 import os, sys, threading, time
 sys.path[:0] = sys.argv[1].split(":")
-from conftest import a_job, Plain
+from tests.media.making import a_job, Plain
 from pipeline.intake.blob import Blob
 from pipeline.media.decode import Eyes
 from pipeline.types import Medium
@@ -107,7 +107,7 @@ print(eyes.decoder.process.pid, flush=True)
 time.sleep(0.5)
 os._exit(0)
 """
-    path = os.pathsep.join([str(tmp_path), os.path.dirname(__file__), os.getcwd()])
+    path = os.pathsep.join([str(tmp_path), os.getcwd()])
     done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=60, check=True)
     child = int(done.stdout)
     for _ in range(200):

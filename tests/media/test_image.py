@@ -9,9 +9,9 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 import torch
-from conftest import a_job, encoded, picture, shipped
 
 from pipeline.errors import DecodeError
+from tests.media.making import a_job, encoded, picture, shipped
 
 torch.set_num_threads(1)
 

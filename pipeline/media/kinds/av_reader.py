@@ -48,6 +48,8 @@ class Av:
             raise DecodeError("no_video", "a file without a video track")
         self.stream = found[0]
         self.codec = self.stream.codec_context
+        if self.codec is None:
+            raise DecodeError("codec", "no decoder for this kind of video")
         self.codec.thread_count = self.bounds.threads
 
     def _index(self) -> None:

@@ -20,11 +20,14 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError
 from pipeline.media.kinds.base import Bounds, Probe, too_long
-from pipeline.media.resize import resize
+from pipeline.media.resize import resize, resize_stripes
 from pipeline.types import Size
 
 PIL.Image.MAX_IMAGE_PIXELS = None  # the job's limits stand in its place, and are errors, not warnings
 ORIENTATION = 0x0112
+PIL.Image.init()
+FORMATS = [name for name in PIL.Image.ID if name != "EPS"]  # PostScript is a program, and would be run
+LARGE, STRIPE = 24_000_000, 2_000_000  # pixels
 MOST_FRAMES = 10_000
 STILL_S = 0.1  # how long a frame stays when the file does not say
 BAD_EXIF = (SyntaxError, ValueError, KeyError, TypeError, IndexError, OSError, struct.error)
@@ -38,9 +41,11 @@ class Image:
         self.bounds = bounds
         head = source[:16] if isinstance(source, bytes) else b""
         try:
-            self.image = PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+            self.image = PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
         except PIL.UnidentifiedImageError as error:
-            raise DecodeError("unknown_format", f"not a picture, video or PDF; it begins with {head!r}") from error
+            raise DecodeError(
+                "unknown_format", f"no picture, video or PDF that can be read; it begins with {head!r}"
+            ) from error
         bounds.check(self.image.size, moving=moving)
         self.probe = self._animation() if moving else self._pages()
 
@@ -68,9 +73,9 @@ class Image:
 
     def read(self, indices: Sequence[int], size: Size) -> NDArray[np.uint8]:
         """In order: an animation is decoded from its start."""
-        return np.concatenate([resize(self._pixels(index, size)[None], size) for index in indices])
+        return np.concatenate([fitted(self._picture(index, size), size) for index in indices])
 
-    def _pixels(self, index: int, size: Size) -> NDArray[np.uint8]:
+    def _picture(self, index: int, size: Size) -> PIL.Image.Image:
         if index or self.image.tell():
             self.image.seek(index)
         turned = orientation(self.image) in (5, 6, 7, 8)
@@ -81,10 +86,20 @@ class Image:
         except OSError as error:
             kind = "truncated" if "truncated" in str(error) else "undecodable"
             raise DecodeError(kind, f"{self.image.format} picture: {error}") from error
-        return np.array(to_rgb(transposed(self.image)))
+        return to_rgb(transposed(self.image))
 
     def close(self) -> None:
         self.image.close()
+
+
+def fitted(image: PIL.Image.Image, size: Size) -> NDArray[np.uint8]:
+    """A copy of a very large picture would be the largest thing in memory, so it is taken in stripes."""
+    width, height = image.size
+    if width * height < LARGE:
+        return resize(np.asarray(image)[None], size)
+    rows = max(1, STRIPE // width)
+    boxes = ((0, top, width, min(top + rows, height)) for top in range(0, height, rows))
+    return resize_stripes((np.asarray(image.crop(box)) for box in boxes), size)
 
 
 def orientation(image: PIL.Image.Image) -> int:
@@ -109,8 +124,10 @@ def transposed(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    if image.mode == "RGB" and image.info.get("transparency") is None:
+        return image  # `convert` would copy it
     if image.mode.startswith("I") or image.mode == "F":
-        return _scaled(image)
+        return eight_bits(image).convert("RGB")
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         opaque = image.convert("RGBA")
         white = PIL.Image.new("RGBA", opaque.size, (255, 255, 255, 255))
@@ -118,11 +135,12 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.convert("RGB")
 
 
-def _scaled(image: PIL.Image.Image) -> PIL.Image.Image:
+def eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
     """Samples of more than 8 bits: 0..1, 0..255 or 0..65535, whichever they fit."""
-    samples = np.nan_to_num(np.asarray(image).astype(np.float64))
+    samples = np.asarray(image)
+    if samples.dtype.itemsize == 2:
+        return PIL.Image.fromarray((samples // np.array(257, samples.dtype)).astype(np.uint8))
+    samples = np.nan_to_num(samples.astype(np.float32))
     top = samples.max(initial=0)
-    most = 1.0 if image.mode == "F" and top <= 1 else 255.0 if top <= 255 else 65535.0
-    if image.mode.startswith("I;16"):
-        most = 65535.0
-    return PIL.Image.fromarray(np.clip(samples * (255 / most), 0, 255).astype(np.uint8)).convert("RGB")
+    most = 1 if image.mode == "F" and top <= 1 else 255 if top <= 255 else 65535
+    return PIL.Image.fromarray(np.clip(samples * (255 / most), 0, 255).astype(np.uint8))

