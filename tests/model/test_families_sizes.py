@@ -2,9 +2,12 @@
 
 import json
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.errors import JobError, PromptError
 from pipeline.job import Context, Model, Rope
@@ -72,6 +75,10 @@ def test_two_thousand_clips_get_the_size_that_transformers_gives_them():
         ours = outcome(lambda: fit_clip((width, height), frames, factor=32, least=least, most=most))  # noqa: B023
         theirs = outcome(lambda: smart_resize(frames, height, width, 2, 32, least, most)[::-1])  # noqa: B023
         assert ours == theirs, (width, height, frames, least, most)
+
+
+def test_a_picture_of_less_than_half_a_token_is_one_token_where_nothing_is_asked():
+    assert fit((5, 5), factor=28, least=0, most=12845056) == (28, 28)
 
 
 def test_a_side_under_half_a_token_rounds_to_nothing_and_is_enlarged():
@@ -168,6 +175,16 @@ def test_a_picture_of_640x480_as_asked(families, ask, size):
 )
 def test_a_frame_of_1920x1080_as_asked_of_qwen2(families, frames, ask, size):
     assert families["qwen2_vl"].video_size((1920, 1080), frames, ask) == size
+
+
+def test_frames_of_qwen2_are_never_squeezed_below_a_little_over_the_smallest(families):
+    assert families["qwen2_vl"].video_size((620, 1080), 768, Ask(total_pixels=784)) == (224, 420)  # 1.0: (224, 392)
+
+
+def test_a_single_frame_of_qwen3_is_sized_as_the_pair_that_it_becomes(families):
+    family = families["qwen3_vl"]
+    for source in ((640, 480), (90, 70), (1920, 1080)):
+        assert family.video_size(source, 1, Ask()) == family.video_size(source, 2, Ask())
 
 
 @pytest.mark.parametrize(
@@ -308,3 +325,12 @@ def test_a_box_drawn_in_the_family_s_convention_comes_back_within_the_rounding(f
             continue
         for axis, (number, original) in enumerate(zip(back["bbox_2d"], drawn, strict=True)):
             assert abs(number - original) <= 0.5 * source[axis % 2] / scale[axis % 2] + 0.5
+
+
+@given(text=st.text(max_size=60), cuts=st.lists(st.integers(0, 60), max_size=4))
+def test_text_in_pieces_is_the_text_in_one(families, text, cuts):
+    family = families["qwen2_vl"]
+    ends = sorted({0, *(min(cut, len(text)) for cut in cuts), len(text)})
+    parts = tuple(text[start:end] for start, end in pairwise(ends))
+    whole = family.encode([Turn("user", (text,))]).input_ids
+    assert family.encode([Turn("user", parts)]).input_ids.tolist() == whole.tolist()
