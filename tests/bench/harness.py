@@ -1,0 +1,59 @@
+"""Sides of a comparison -> medians and ratios, measured in turns so that a slow minute hits all of them.
+
+A benchmark prints a table for people and ends with one line of JSON for machines:
+{"name": ..., "ratios": {...}, "figures": {...}}. Nothing here judges a figure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from statistics import median
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def in_turns(sides: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
+    """Median seconds of each side over A B C A B C ..., after whatever warming up the caller did."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(rounds):
+        for name, work in sides.items():
+            times[name].append(seconds(work))
+            print(f"  round {turn + 1}/{rounds} {name}: {times[name][-1]:.2f} s", file=sys.stderr)
+    return {name: median(taken) for name, taken in times.items()}
+
+
+def machine(*packages: str) -> str:
+    """Where this was measured, in one line."""
+    found = [f"python {platform.python_version()}"]
+    for package in packages:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"{package} absent")
+    return f"{platform.machine()}, {os.cpu_count()} cores; {', '.join(found)}"
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    """Markdown."""
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(cell(value) for value in row) + " |" for row in rows)
+
+
+def cell(value: object) -> str:
+    return f"{value:,.2f}" if isinstance(value, float) else str(value)
+
+
+def report(name: str, *, ratios: Mapping[str, float], figures: Mapping[str, float], where: str) -> None:
+    """The last line."""
+    rounded = [{key: round(value, 4) for key, value in part.items()} for part in (ratios, figures)]
+    print(json.dumps({"name": name, "ratios": rounded[0], "figures": rounded[1], "machine": where}))
