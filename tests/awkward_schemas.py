@@ -36,7 +36,9 @@ AWKWARD: dict[str, Node] = {
     "a tree": recursive(struct(value=WHOLE, kids=listed(NODE))),
     "a tree of unions": recursive(either(listed(NODE, minItems=1), struct(leaf={"type": "boolean"}))),
     "a linked list": recursive(struct(next=either(NODE, NONE))),
-    "a binary tree": recursive(struct(left=either(NODE, NONE), right=either(NODE, NONE), tag={"enum": ["alpha", "beta"]})),
+    "a binary tree": recursive(
+        struct(left=either(NODE, NONE), right=either(NODE, NONE), tag={"enum": ["alpha", "beta"]})
+    ),
     "a number plate": pattern("^[A-Z]{3}-[0-9]{4}$"),
     "a pattern with a late end": pattern("^.*END$"),
     "a pattern with two late ends": pattern(r"^.*@.*\.com$"),

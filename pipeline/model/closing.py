@@ -10,7 +10,8 @@ each choice the other way. The very shortest ending may be missed; what is found
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
@@ -19,19 +20,32 @@ LONGEST = 8192  # bytes of an ending that is still looked for
 PATIENCE = (1 << 30, 4)  # how often the same way is taken where things look the same, by pass
 TRIALS = 100  # other choices tried when the shortest of all is wanted
 WORK = 30_000  # bytes walked in doing so
-CLOSERS, OPENERS = (b"}", b"]", b'"'), (b"{", b"[", b",", b":")
-AROUND = frozenset(b',}]"0123456789.eE+-')  # what may stand where a bracket closes, and is no letter of a string
 FAMILIAR = 24  # options that are looked into; of more, those that tend to be short
 
 
+def bits(letters: bytes) -> int:
+    return sum(1 << letter for letter in letters)
+
+
+CLOSERS, OPENERS = bits(b'}]"'), bits(b"{[,:")
+BRACKETS, QUOTE = bits(b"}]"), ord('"')
+AFTER_TEXT = bits(b",}]:")
+AROUND = bits(b',}]"0123456789.eE+-')  # what may stand where a bracket closes, and is no letter of a string
+ENDING = bits(b'"}],')
+BYTES = (1 << 256) - 1
+PLAIN = BYTES ^ bits(bytes([0x5C, *range(0x80, 0x100)]))  # an escape or half a letter only where nothing else will do
+FIRST = b'}]"0123456789-ntfaA[{,'
+
+
 class Closer:
-    """Looks for endings in one schema. Matchers that it is given must be of its `tokenizer`."""
+    """Looks for endings in one schema, for one thread. Matchers that it is given must be of its `tokenizer`."""
 
     def __init__(self, hints: Sequence[bytes]):
         self.steps = [*(bytes([byte]) for byte in range(256)), *hints]
         self.tokenizer = LLTokenizer(TokenizerWrapper(_Vocabulary([*self.steps, b"<end>"])))
-        self.words = (len(self.steps) + 32) // 32
-        self.ranks = {option: rank for rank, option in enumerate(b'}]"0123456789-ntfaA[{,')}
+        self.mask = np.zeros((len(self.steps) + 32) // 32, np.int32)
+        self.known = (1 << len(self.steps)) - 1
+        self.order = [*range(256, len(self.steps)), *FIRST, *(byte for byte in range(256) if byte not in FIRST)]
 
     def shortest(self, matcher: LLMatcher, *, most: int = LONGEST) -> bytes | None:
         """A short ending from where the matcher stands, which stays there; None if there is none in `most` bytes."""
@@ -46,13 +60,13 @@ class Closer:
         walker, best, at, trials = matcher.deep_copy(), ending, 0, 0
         while at < len(best) and trials < min(TRIALS, WORK // len(best)):
             known = set()
-            for option in self._look(walker).options:
+            for option in self._options(self._look(walker).options):
                 after = walker.deep_copy()
                 after.consume_token(option)
                 state = self._look(after)
-                if (state.seen, state.forced) in known:
+                if (state.options, state.forced) in known:
                     continue
-                known.add((state.seen, state.forced))
+                known.add((state.options, state.forced))
                 trials += 1
                 head = best[:at] + self.steps[option]
                 best = self._follow(after, head, len(best) - 1, PATIENCE[0]) or best
@@ -61,7 +75,7 @@ class Closer:
         return best
 
     def _follow(self, matcher: LLMatcher, head: bytes, most: int, patience: int) -> bytes | None:
-        taken, visits, habits = bytearray(head), Counter[tuple[bytes, int]](), dict[bytes, int]()
+        taken, visits, habits = bytearray(head), Counter[tuple[int, int]](), dict[int, int]()
         while len(taken) <= most:
             state = self._look(matcher)
             if state.over:
@@ -75,54 +89,67 @@ class Closer:
         return None
 
     def _choose(
-        self,
-        matcher: LLMatcher,
-        state: _State,
-        visits: Counter[tuple[bytes, int]],
-        habits: dict[bytes, int],
-        patience: int,
+        self, matcher: LLMatcher, state: _State, visits: Counter[tuple[int, int]], habits: dict[int, int], patience: int
     ) -> int:
-        """The option whose consequences look shortest; a closing one at once."""
+        """The option whose consequences look shortest; a closing one at once. What stays the same becomes a habit."""
         best: tuple[tuple[int, ...], int] | None = None
-        options = sorted(state.options, key=lambda option: (self.ranks.get(option, 0 if option > 255 else 99), option))
-        for rank, option in enumerate(options[:FAMILIAR]):
-            tired = visits[state.seen, option] // patience
-            if state.seen in habits and self.steps[option] not in CLOSERS and option < 256 and not tired:
+        habit = habits.get(state.options)
+        for rank, option in enumerate(self._options(state.options)):
+            if rank == FAMILIAR:
+                break
+            if habit is not None and option < 256 and not CLOSERS >> option & 1:
                 continue
             matcher.consume_token(option)
             after = self._look(matcher)
             matcher.rollback(1)
-            key = (tired, *_merit(self.steps[option], state, after), rank)
+            tired = visits[state.options, option] // patience
+            key = (tired, *self._merit(option, state, after), rank)
             best = min(best or (key, option), (key, option))
             if key[:2] == (0, 0):
                 break
-        if best is None or (best[0][1] > 0 and state.seen in habits):
-            choice = habits[state.seen]
+        if habit is not None and (best is None or best[0][1] > 0):
+            choice = habit
         else:
+            assert best is not None
             choice = best[1]
             if best[0][1] > 0 and patience == PATIENCE[0]:
-                habits[state.seen] = choice
-        visits[state.seen, choice] += 1
+                habits[state.options] = choice
+        visits[state.options, choice] += 1
         return choice
 
+    def _merit(self, option: int, state: _State, after: _State) -> tuple[int, int, int, int]:
+        """How good an option looks, smaller is better: does it close, change anything, open nothing, can it be closed."""
+        following = 1 << after.forced[0] if after.forced else after.options & BYTES
+        moved = after.over or bool(after.forced) or after.options != state.options
+        if BRACKETS >> option & 1 and not state.options & BYTES & ~AROUND:
+            return 0, 0, 0, 0
+        closed = option == QUOTE and (after.over or not following & ~AFTER_TEXT)
+        if moved and (closed or self.steps[option].endswith(b'":')):
+            return 0, 0, 0, 0
+        structural = (CLOSERS | OPENERS) >> option & 1
+        ends = after.over or bool(following & ENDING)
+        return 1 if moved else 2, structural, int(not ends), len(self.steps[option]) + len(after.forced)
+
+    def _options(self, options: int) -> Iterator[int]:
+        return (option for option in self.order if options >> option & 1)
+
     def _look(self, matcher: LLMatcher) -> _State:
-        return _State(matcher, self.words, len(self.steps))
+        over = matcher.is_accepting()
+        forced = b"" if over else matcher.compute_ff_bytes()
+        if over or forced:
+            return _State(over, forced, 0)
+        matcher.unsafe_compute_mask_ptr(self.mask.ctypes.data, self.mask.nbytes)
+        allowed = int.from_bytes(self.mask.tobytes(), "little") & self.known
+        return _State(over, forced, (allowed & ~BYTES | allowed & PLAIN) or allowed)
 
 
+@dataclass(slots=True)
 class _State:
-    """What may come next: forced bytes, or options; `over` where the answer may end."""
+    """What may come next: forced bytes, or options, as bits; `over` where the answer may end."""
 
-    __slots__ = ("forced", "options", "over", "seen")
-
-    def __init__(self, matcher: LLMatcher, words: int, count: int):
-        self.over = matcher.is_accepting()
-        self.forced = b"" if self.over else matcher.compute_ff_bytes()
-        mask = np.zeros(words, np.int32)
-        matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-        self.seen = mask.tobytes()
-        allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")[:count]).tolist()
-        plain = [option for option in allowed if option != 0x5C and not 0x80 <= option < 0x100]
-        self.options = plain or allowed  # an escape or half a letter only where nothing else will do
+    over: bool
+    forced: bytes
+    options: int
 
 
 class _Vocabulary:
@@ -137,16 +164,3 @@ class _Vocabulary:
 
     def __call__(self, text: bytes | str) -> list[int]:
         return list(text if isinstance(text, bytes) else text.encode())
-
-
-def _merit(step: bytes, state: _State, after: _State) -> tuple[int, int, int, int]:
-    """How good an option looks, smaller is better: whether it closes, changes anything, opens nothing, can be closed."""
-    following = set(after.forced[:1]) or set(after.options)
-    moved = after.over or bool(after.forced) or after.seen != state.seen
-    closed = after.over or following <= set(b",}]:")
-    if step in (b"}", b"]") and AROUND.issuperset(state.options):
-        return 0, 0, 0, 0
-    if moved and (step.endswith(b'":') or (step == b'"' and closed)):
-        return 0, 0, 0, 0
-    ends = after.over or bool(following & set(b'"}],'))
-    return 1 if moved else 2, int(step in CLOSERS or step in OPENERS), int(not ends), len(step) + len(after.forced)

@@ -29,6 +29,7 @@ from pipeline.model.closing import Closer
 from pipeline.model.hints import hints, least
 from pipeline.model.spelling import Spelling
 
+SUFFIXES = 16  # of the ending known before that are tried before a new one is looked for
 SHARE = 8  # a token is expected to lengthen the ending by less than this, one large object aside
 
 
@@ -163,7 +164,7 @@ class Matcher:
         self.left -= 1
         if self.cut:
             self.plan = self.plan[1:]
-        elif before and not self._look(step):
+        elif before and not self._look():
             self.grammar, self.written = before
             self.left += 1
             self._give_up()
@@ -171,9 +172,9 @@ class Matcher:
         self.done = self.grammar.is_stopped() or (self.cut and not self.plan)
         return True
 
-    def _look(self, step: bytes) -> bool:
+    def _look(self) -> bool:
         """Find an ending from here; False if none fits the tokens left."""
-        known = (self.ending.removeprefix(step), self.ending)
+        known = (self.ending[start:] for start in range(min(len(self.ending) + 1, SUFFIXES)))
         ending = next((text for text in known if self._ends(text)), None)
         if ending is None or len(self.grammars.spelling.tokens(ending)) > self.left - 2:
             ending = self._shorter(ending)

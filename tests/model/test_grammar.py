@@ -82,7 +82,10 @@ def answers(known: Grammars, rows: Sequence[tuple[str, int, str]]) -> list[tuple
             except GenerateError as error:
                 errors[index] = error.kind
     spell = known.spelling.texts
-    return [(tokens, b"".join(spell[token] for token in tokens).decode(), error) for tokens, error in zip(taken, errors, strict=True)]
+    return [
+        (tokens, b"".join(spell[token] for token in tokens).decode(), error)
+        for tokens, error in zip(taken, errors, strict=True)
+    ]
 
 
 def check(known: Grammars, count: int) -> None:
@@ -146,7 +149,9 @@ def test_what_is_certain_comes_without_asking_the_model() -> None:
 
 def test_a_token_that_leaves_no_room_for_an_ending_is_not_taken() -> None:
     known = tiny()
-    texts = canonical.text(canonical.canonical(struct(a={"type": "array", "items": struct(long_name={"type": "string"})})))
+    texts = canonical.text(
+        canonical.canonical(struct(a={"type": "array", "items": struct(long_name={"type": "string"})}))
+    )
     matcher = known.matcher(texts, budget=known.minimum(texts) + 2)
     for token in known.tokenizer.tokenize_str('{"a":['):
         assert matcher.accept(token)
