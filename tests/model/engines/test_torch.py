@@ -99,7 +99,9 @@ def test_a_picture_that_several_rows_show_is_encoded_once_and_dropped_when_read(
 
 
 def test_nothing_is_computed_that_is_not_needed(engine, one_lab):
-    rows = [one_lab.ask(str(number), one_lab.picture(1 + number, 3), "?", max_new_tokens=1 + number) for number in range(7)]
+    rows = [
+        one_lab.ask(str(number), one_lab.picture(1 + number, 3), "?", max_new_tokens=1 + number) for number in range(7)
+    ]
     answered(engine, rows)
     seen = engine.metrics()
     assert seen["tokens_computed"] == seen["prompt_tokens"] + seen["output_tokens"] - seen["rows"]
@@ -148,7 +150,9 @@ def test_a_poisonous_row_fails_alone_and_everyone_else_is_answered_as_ever(engin
     answers = answered(engine, rows)
     assert answers.pop("5").kind == "model"
     expected.pop("5")
-    assert {name: reply.text for name, reply in answers.items()} == {name: reply.text for name, reply in expected.items()}
+    assert {name: reply.text for name, reply in answers.items()} == {
+        name: reply.text for name, reply in expected.items()
+    }
     assert idle(engine)
 
 
@@ -199,7 +203,9 @@ def test_running_out_of_memory_halves_the_budgets_and_loses_no_row(engine, one_l
 
     engine.forward, engine.gallery.encode = small, narrow
     answers = answered(engine, rows)
-    assert {name: reply.text for name, reply in answers.items()} == {name: reply.text for name, reply in expected.items()}
+    assert {name: reply.text for name, reply in answers.items()} == {
+        name: reply.text for name, reply in expected.items()
+    }
     assert engine.limits.prefill_tokens <= 70
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 

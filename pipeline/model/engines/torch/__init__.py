@@ -22,7 +22,8 @@ from pipeline.errors import ItemError
 from pipeline.job import Job, TorchEngine
 from pipeline.model import weights
 from pipeline.model.engines.torch.attention import Cache, has_flash
-from pipeline.model.engines.torch.forward import Forward, Work
+from pipeline.model.engines.torch.forward import Forward, Work, decode
+from pipeline.model.engines.torch.graphs import Graphs
 from pipeline.model.engines.torch.intake import Intake
 from pipeline.model.engines.torch.limits import attempt
 from pipeline.model.engines.torch.load import load
@@ -53,10 +54,14 @@ class Torch:
         device: str | None = None,
         config: Mapping[str, Any] | None = None,
         quantize: str | None = None,
+        compiled: bool = False,
         hang_s: float = 600.0,
         **sizes: int | None,
     ):
-        """`sizes` are slots, kv_tokens, patches and prefill_tokens; what is not given is chosen by memory."""
+        """`sizes` are slots, kv_tokens, patches and prefill_tokens; what is not given is chosen by memory.
+
+        `compiled` compiles the decoding pass before it is captured: faster on CUDA, minutes at the first step.
+        """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         loaded = load(folder, dtype=dtype, device=device, config=config, quantize=quantize)
         self.size = plan(loaded, context=family.context, **sizes)
@@ -65,7 +70,9 @@ class Torch:
         layers, heads, dim = loaded.cache_shape
         cache = Cache.empty((layers, self.size.kv_tokens, heads, dim), loaded.dtype, loaded.device)
         self.gallery = Gallery(loaded.tower, family, flash=flash)
-        self.forward = Forward(loaded, cache, self.gallery, flash=flash)
+        run = torch.compile(decode(loaded), dynamic=True) if compiled else decode(loaded)
+        graphs = Graphs(run, cache, slots=self.size.slots, context=family.context) if flash else None
+        self.forward = Forward(loaded, cache, self.gallery, graphs, flash=flash)
         self.vocabulary = Vocabulary.of(family.tokenizer, loaded.stop, thinking=family.thinking)
         self.intake = Intake(family, self.gallery, self.vocabulary, self.size, loaded.vocabulary)
         self.holes: Holes = ((0, self.size.kv_tokens),)

@@ -49,22 +49,32 @@ class Cache:
 
 
 @dataclass(slots=True)
+class Runs:
+    """Where rows are, for the flash kernel: int32 on its device."""
+
+    ends: Tensor  # [rows + 1] of each row's queries, from 0
+    starts: Tensor  # [rows + 1] of their runs; the kernel reads one past the last
+    used: Tensor  # [rows] tokens in the run after this step
+    most: tuple[int, int]  # queries of a row, tokens of a run
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], starts: Sequence[int], used: Sequence[int], device: torch.device) -> Runs:
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        host = [torch.from_numpy(np.asarray(part, np.int32)) for part in (ends, [*starts, 0], used)]
+        sent = [part.to(device, non_blocking=True) for part in host]
+        return cls(sent[0], sent[1], sent[2], (max(lengths), max(used)))
+
+
+@dataclass(slots=True)
 class Packed:
     """Which rows the tokens of a step belong to, and where those rows' runs are."""
 
     cache: Cache
     index: Tensor  # [tokens] where in the cache each goes
-    lengths: Sequence[int]  # [rows] tokens of each row in this step
-    starts: Sequence[int]  # [rows] of their runs
-    used: Sequence[int]  # [rows] tokens in the run after this step
-    on_device: tuple[Tensor, Tensor, Tensor] | None = None  # where each row's queries end, `starts`, `used`; int32
-
-    def send(self, device: torch.device) -> None:
-        ends = np.concatenate([[0], np.cumsum(self.lengths)])
-        # the kernel reads one entry past the last row's start
-        sent = [np.asarray(part, np.int32) for part in (ends, [*self.starts, 0], self.used)]
-        ends_, starts, used = (torch.from_numpy(part).to(device, non_blocking=True) for part in sent)
-        self.on_device = ends_, starts, used
+    lengths: Sequence[int] = ()  # [rows] tokens of each row in this step
+    starts: Sequence[int] = ()  # [rows] of their runs
+    used: Sequence[int] = ()  # [rows] tokens in the run after this step
+    runs: Runs | None = None  # the same for the flash kernel, where there is one
 
 
 @dataclass(slots=True)
@@ -106,11 +116,9 @@ def attend(
     keys, values = packed.cache.keys[module.layer_idx], packed.cache.values[module.layer_idx]
     keys.index_copy_(0, packed.index, k)
     values.index_copy_(0, packed.index, v)
-    if packed.on_device is not None:
-        ends, starts, used = packed.on_device
-        most = max(packed.lengths), max(packed.used)
-        q = q.contiguous()
-        return varlen(q, keys, values, (ends, starts), most, causal=True, scale=scaling, seqused_k=used)[None], None
+    if (runs := packed.runs) is not None:
+        how = {"causal": True, "scale": scaling, "seqused_k": runs.used}
+        return varlen(q.contiguous(), keys, values, (runs.ends, runs.starts), runs.most, **how)[None], None
     return read(query, keys, values, packed, scaling)[None], None
 
 

@@ -6,7 +6,7 @@ whole process with it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from pipeline.model.engines.torch.vision import Gallery
 from pipeline.model.families.base import Family
 from pipeline.types import Request
 
+if TYPE_CHECKING:
+    from pipeline.model.grammar import Grammars, Matcher
+
 
 class Intake:
     def __init__(self, family: Family, gallery: Gallery, vocabulary: Vocabulary, room: Room, width: int):
@@ -25,7 +28,7 @@ class Intake:
         self.vocabulary = vocabulary
         self.room = room
         self.width = width  # of the logits
-        self.grammars: Any = None
+        self.grammars: Grammars | None = None
 
     def row(self, request: Request) -> Row:
         ids = request.input_ids
@@ -60,7 +63,7 @@ class Intake:
         if pads != expected:
             raise PromptError("media", f"the prompt has {pads:,} pad tokens and its media make {expected:,}")
 
-    def matcher(self, request: Request, limit: int) -> Any:
+    def matcher(self, request: Request, limit: int) -> Matcher | None:
         if request.schema is None:
             return None
         if self.grammars is None:

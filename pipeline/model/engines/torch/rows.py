@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from pipeline.types import Failure, Finish, Reply, Request
+
+if TYPE_CHECKING:
+    from pipeline.model.grammar import Matcher
 
 TAGS = ("object_ref_start", "object_ref_end", "box_start", "box_end", "quad_start", "quad_end")
 
@@ -49,7 +52,7 @@ class Row:
     limit: int  # new tokens at most, thinking included
     clips: tuple[str, ...]  # keys in the gallery
     vision_at: NDArray[np.int64]  # where in the prompt the pad tokens are
-    matcher: Any = None
+    matcher: Matcher | None = None
     ids: NDArray[np.int64] = field(init=False)  # [need] filled as far as `known`
     positions: NDArray[np.int64] = field(init=False)  # [3, need]
     random: Random = field(init=False)
@@ -93,25 +96,25 @@ class Row:
         self.logprob += logprob
         self.chosen += 1
         self.know(token, vocabulary)
-        budget, think_end = self.request.sampling.thinking_tokens, vocabulary.think_end
-        if self.thought is None and budget is not None and think_end is not None and self.new >= budget:
-            self.know(think_end, vocabulary)
-        while self.matcher is not None and self.finish is None and (forced := self.matcher.forced()):
+        if self.matcher is None:
+            budget, think_end = self.request.sampling.thinking_tokens, vocabulary.think_end
+            if self.thought is None and budget is not None and think_end is not None and self.new >= budget:
+                self.know(think_end, vocabulary)
+            return
+        while self.finish is None and (forced := self.matcher.forced()):
             for token in forced:
                 self.know(token, vocabulary)
 
     def know(self, token: int, vocabulary: Vocabulary) -> None:
-        if self.finish is not None:
-            return
-        if self.matcher is not None and not self.matcher.accept(token):
-            return  # no ending would fit after it: `forced` has the one that does
+        if self.finish is not None or (self.matcher is not None and not self.matcher.accept(token)):
+            return  # refused where no ending would fit after it: the matcher now forces one
         self.ids[self.known] = token
         self.known += 1
-        if token == vocabulary.think_end and self.thought is None:  # said or forced
+        if token == vocabulary.think_end and self.thought is None:
             self.thought = self.new
         if self.matcher is not None and self.matcher.done:
             self.finish = "length" if self.matcher.cut else "stop"
-        elif token in vocabulary.stop:
+        elif token in vocabulary.stop and self.matcher is None:
             self.finish = "stop"
         elif self.new == self.limit:
             self.finish = "length"

@@ -1,0 +1,99 @@
+"""What a GPU runs, but for the kernel and the capture: those are stood in for by their definitions."""
+
+import pytest
+import torch
+
+from pipeline.model.engines import torch as engines
+from pipeline.model.engines.torch import Torch, attention, graphs
+from pipeline.model.engines.torch.forward import decode
+from pipeline.model.generate import run
+from tests.model.engines.conftest import Lab
+
+
+def by_definition(q, k, v, bounds, most, *, scale, causal=False, seqused_k=None):
+    """Packed attention: row i's queries end at bounds[0][i + 1], its keys start at bounds[1][i]."""
+    ends, starts = bounds
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    for row in range(len(ends) - 1):
+        first, last = int(ends[row]), int(ends[row + 1])
+        used = int(seqused_k[row]) if seqused_k is not None else int(starts[row + 1] - starts[row])
+        assert last - first <= most[0]
+        assert used <= most[1]
+        at = int(starts[row])
+        keys, values = (part[at : at + used].repeat_interleave(q.shape[1] // k.shape[1], 1) for part in (k, v))
+        scores = torch.einsum("qhd,khd->hqk", q[first:last], keys) * scale
+        if causal:  # aligned to the last key
+            new = last - first
+            scores = scores.masked_fill(~torch.ones(new, used, dtype=torch.bool).tril(used - new), -torch.inf)
+        out[first:last] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), values)
+    return out
+
+
+def again(work):
+    """A capture that is made anew at each replay, in the same buffer."""
+    made = work()
+    return lambda: made.copy_(work()), made
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    monkeypatch.setattr(attention, "varlen", by_definition)
+    monkeypatch.setattr(engines, "has_flash", lambda device, dtype: True)
+    monkeypatch.setattr(graphs.Graphs.__init__, "__kwdefaults__", {"capture": again})
+
+
+def test_flash_and_graphs_say_what_generate_says(lab: Lab, stand_ins):
+    rows = [
+        lab.ask("picture", lab.picture(5, 6), "what is it?"),
+        lab.ask("film", lab.film(3, 3, 2), "and?", max_new_tokens=20),
+        lab.ask("text", "hello"),
+        lab.ask("two", lab.picture(2, 2), "or", lab.picture(4, 2), max_new_tokens=3),
+        lab.ask("late", lab.picture(3, 3), "?"),
+    ]
+    engine = Torch(lab.folder, lab.family, device="cpu", slots=3, prefill_tokens=25)
+    texts = {answer.id: answer.text for answer in run(engine, rows)}
+    assert texts == {row.id: engine.vocabulary.text(lab.generate(row)[0]) for row in rows}
+    assert engine.forward.graphs.made.keys() <= {1, 2, 3}
+    assert engine.forward.graphs.made
+    engine.close()
+
+
+def test_a_graph_with_rows_to_spare_leaves_the_others_alone(one_lab: Lab, stand_ins):
+    engine = Torch(one_lab.folder, one_lab.family, device="cpu", slots=7)
+    rows = [one_lab.ask(str(number), "x" * number, max_new_tokens=6) for number in range(1, 8)]
+    texts = {answer.id: answer.text for answer in run(engine, rows)}
+    assert texts == {row.id: engine.vocabulary.text(one_lab.generate(row)[0]) for row in rows}
+    engine.close()
+
+
+def test_the_decoding_pass_compiles_without_a_break(lab: Lab, monkeypatch):
+    """Sizes are symbols, so that one compilation serves every graph."""
+
+    @torch.library.custom_op("vlbatch_test::varlen", mutates_args=())
+    def varlen(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, used: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        ends = torch.arange(len(q) + 1)
+        return by_definition(q, k, v, (ends, starts), (1, 10**9), scale=scale, causal=True, seqused_k=used)
+
+    varlen.register_fake(lambda q, k, v, starts, used, scale: torch.empty_like(q))
+    monkeypatch.setattr(
+        attention,
+        "varlen",
+        lambda q, k, v, bounds, most, **how: varlen(q, k, v, bounds[1], how["seqused_k"], how["scale"]),
+    )
+    monkeypatch.setattr(engines, "has_flash", lambda device, dtype: True)
+    engine = Torch(lab.folder, lab.family, device="cpu", slots=4, kv_tokens=64)
+    eager = decode(engine.forward.loaded)
+    compiled = torch.compile(eager, dynamic=True, fullgraph=True, backend="eager")
+    cache = engine.forward.cache
+    cache.keys.normal_(generator=torch.Generator().manual_seed(0))
+    cache.values.normal_(generator=torch.Generator().manual_seed(1))
+    for size in (3, 2):
+        ids, positions = torch.arange(size) + 5, torch.arange(3 * size).view(3, size)
+        starts, used = torch.arange(size + 1, dtype=torch.int32) * 10, torch.arange(size, dtype=torch.int32) + 4
+        runs = attention.Runs(torch.arange(size + 1, dtype=torch.int32), starts, used, (1, 64))
+        packed = attention.Packed(cache, (starts[:size] + used - 1).long(), runs=runs)
+        with torch.inference_mode():
+            torch.testing.assert_close(compiled(ids, positions, packed), eager(ids, positions, packed))
+    engine.close()
