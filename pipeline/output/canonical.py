@@ -104,15 +104,13 @@ def problems(schema: Node) -> list[str]:
         return str(LLMatcher.validate_grammar(grammar))
 
     def walk(path: str, node: Node) -> Iterator[str]:
-        inner = [line for place, part in children(node, path) for line in walk(place, part)]
-        yield from inner
+        found = [line for place, part in children(node, path) for line in walk(place, part)]
         if len(node.get("allOf", ())) > 1:
-            yield f"{path}: allOf of several schemas: write one object with all properties"
+            found.append(f"{path}: allOf of several schemas: write one object with all properties")
         if "minProperties" in node:
-            yield f"{path}: minProperties: a key may come twice; name the keys that are required"
+            found.append(f"{path}: minProperties: a key may come twice; name the keys that are required")
         complaint = refusal(node | {key: schema[key] for key in ("$defs", "definitions") if key in schema})
-        if complaint and not inner:
-            yield f"{path}: {complaint.splitlines()[0 if len(complaint) < 200 else -1]}"
+        yield from found or ([f"{path}: {complaint.splitlines()[-1]}"] if complaint else [])
 
     if not refusal(schema) and '"allOf"' not in text(schema) and '"minProperties"' not in text(schema):
         return []

@@ -14,6 +14,8 @@ from typing import Any
 
 from pipeline.errors import AnswerError
 
+STARTS = 64  # brackets in prose that are looked at
+BRACKET = re.compile(r"[{\[]")
 FENCE = re.compile(r"```[\w-]*\s*\n(.*?)```", re.DOTALL)
 STRING = r""" "(?:[^"\\]|\\.)*" | '(?:[^'\\]|\\.)*' """
 COMMA = re.compile(rf"({STRING}) | ,(?=\s*[\]}}])", re.DOTALL | re.VERBOSE)
@@ -27,7 +29,7 @@ def parse(text: str) -> tuple[Any, bool]:
     try:
         value = json.loads(text, parse_constant=_refuse)
         return (value, False) if not SURROGATE.search(text) and "\\ud" not in text.lower() else _encodable(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     candidates = FENCE.findall(text) or [text]
     found = [value for candidate in candidates for value in _values(candidate)]
@@ -39,8 +41,12 @@ def parse(text: str) -> tuple[Any, bool]:
 
 def _values(text: str) -> list[Any]:
     """The objects and arrays in a text, outermost ones only."""
-    found, at = [], 0
-    while start := re.compile(r"[{\[]").search(text, at):
+    found: list[Any] = []
+    at = 0
+    for _ in range(STARTS):
+        start = BRACKET.search(text, at)
+        if start is None:
+            break
         end = _end(text, start.start())
         read = [] if end is None else _read(text[start.start() : end])
         found += read
@@ -50,18 +56,19 @@ def _values(text: str) -> list[Any]:
 
 def _end(text: str, start: int) -> int | None:
     """Where the bracket at `start` is closed, strings not counted; None where it never is."""
-    depth, quote, at = 0, "", start
+    depth, quote, last, at = 0, "", "", start
     while at < len(text):
         char = text[at]
         if quote:
             at += char == "\\"
             quote = "" if char == quote else quote
-        elif char == '"' or (char == "'" and text[:at].rstrip()[-1:] in "{[,:"):
+        elif char == '"' or (char == "'" and last in "{[,:"):
             quote = char
         else:
             depth += (char in "{[") - (char in "}]")
             if depth == 0:
                 return at + 1
+        last = last if char.isspace() else char
         at += 1
     return None
 
@@ -72,7 +79,7 @@ def _read(text: str) -> list[Any]:
     for attempt in (text, plain):
         try:
             return [json.loads(attempt, strict=False, parse_constant=_refuse)]
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     try:  # single quotes, True, None: a Python literal
         value = ast.literal_eval(WORD.sub(lambda match: match[1] or PYTHON[match[2]], plain))
