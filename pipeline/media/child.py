@@ -3,35 +3,33 @@
 Native decoders crash, hang and eat memory on broken files; here they may. This process knows no model,
 no job and no credentials, allocates at most what it was given, is the first that a machine short of
 memory ends, and is ended by the kernel's own alarm should nobody be left to end it.
-
-Each message is JSON; pixels follow as they are.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import resource
 import signal
+import socket
 import sys
 import warnings
 from dataclasses import asdict
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ItemError
 from pipeline.media.kinds.base import Bounds, Opened
+from pipeline.media.wire import receive, send
 from pipeline.registry import KINDS, find
 
 
-def serve(connection: Connection[Any, Any]) -> None:
+def serve(wire: socket.socket) -> None:
     opened: Opened | None = None
-    connection.send_bytes(b"ready")
+    send(wire, {"ready": True})
     while True:
         try:
-            message = json.loads(connection.recv_bytes())
+            message, data = receive(wire)
         except EOFError:
             return
         signal.setitimer(signal.ITIMER_REAL, message["deadline_s"])
@@ -40,7 +38,7 @@ def serve(connection: Connection[Any, Any]) -> None:
             if message["do"] == "open":
                 if opened:
                     opened.close()
-                source = Path(message["path"]) if message["path"] else connection.recv_bytes()
+                source = Path(message["path"]) if message["path"] else bytes(data)
                 opened = find(KINDS, message["kind"], "medium")(
                     source, Bounds(**message["bounds"]), moving=message["moving"]
                 )
@@ -56,9 +54,7 @@ def serve(connection: Connection[Any, Any]) -> None:
         except Exception as error:  # noqa: BLE001 - the decoder's boundary: whatever a library throws is this file's fault
             reply = {"error": ["undecodable", f"{type(error).__name__}: {error}"[:500]]}
         signal.setitimer(signal.ITIMER_REAL, 0)
-        connection.send_bytes(json.dumps(reply).encode())
-        if pixels is not None:
-            connection.send_bytes(pixels.data.cast("B"))
+        send(wire, reply, b"" if pixels is None else pixels.data.cast("B"))
 
 
 def confine(memory: int) -> None:
@@ -82,7 +78,7 @@ def main(descriptor: int, memory: int, threads: int) -> None:
     with open(os.devnull, "w") as nowhere:  # started well: what libraries say of broken files helps nobody
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
-    serve(Connection(descriptor))
+    serve(socket.socket(fileno=descriptor))
 
 
 if __name__ == "__main__":

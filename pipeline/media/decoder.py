@@ -6,7 +6,6 @@ pixels or a DecodeError before `ends`, a time of `time.monotonic`.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -15,7 +14,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -24,6 +22,7 @@ from numpy.typing import NDArray
 from pipeline.errors import DecodeError, PipelineError
 from pipeline.intake.blob import Blob
 from pipeline.media.kinds.base import Bounds, Probe
+from pipeline.media.wire import receive, send
 from pipeline.types import Size
 
 MOST_CLIP_BYTES = 2 << 30
@@ -53,40 +52,37 @@ class Decoder:
             "moving": moving,
             "bounds": asdict(self.bounds),
         }
-        found = self._ask(message, ends=ends, data=blob.data)["probe"]
+        found = self._ask(message, ends=ends, data=blob.data or b"")[0]["probe"]
         sizes = tuple((width, height) for width, height in found["sizes"])
         return Probe(**{**found, "sizes": sizes, "times": tuple(found["times"])})
 
     def read(self, indices: Sequence[int], size: Size, *, ends: float) -> NDArray[np.uint8]:
-        pixels: NDArray[np.uint8] = self._ask({"do": "read", "indices": [*indices], "size": size}, ends=ends)["pixels"]
-        return pixels
+        reply, pixels = self._ask({"do": "read", "indices": [*indices], "size": size}, ends=ends)
+        return np.frombuffer(pixels, np.uint8).reshape(reply["shape"])
 
     def close(self) -> None:
-        self.connection.close()
+        self.wire.close()
         self.process.kill()
         self.process.wait()
 
-    def _ask(self, message: dict[str, Any], *, ends: float, data: bytes | None = None) -> Any:
+    def _ask(self, message: dict[str, Any], *, ends: float, data: bytes = b"") -> tuple[dict[str, Any], memoryview]:
         if self.process.poll() is not None:
             self._start()
         self._await_start()
-        left = ends - time.monotonic()
+        left = max(ends - time.monotonic(), 0.001)
         try:
-            self.connection.send_bytes(json.dumps({**message, "deadline_s": max(left, 0.0) + GRACE_S}).encode())
-            if data is not None:
-                self.connection.send_bytes(data)
-            if not self.connection.poll(max(left, 0.0)):
-                self.close()
-                raise DecodeError("deadline", f"not decoded after {left:.0f} s; raise limits.deadline_s to wait longer")
-            reply = json.loads(self.connection.recv_bytes())
-            if "shape" in reply:
-                reply["pixels"] = np.empty(reply["shape"], np.uint8)
-                self.connection.recv_bytes_into(reply["pixels"].data.cast("B"))
+            self.wire.settimeout(left)
+            send(self.wire, {**message, "deadline_s": left + GRACE_S}, data)
+            reply, pixels = receive(self.wire)
+        except TimeoutError as error:
+            self.close()
+            late = f"not decoded after {left:.0f} s; raise limits.deadline_s to wait longer"
+            raise DecodeError("deadline", late) from error
         except (EOFError, OSError) as error:
             raise DecodeError("decoder_died", f"the decoder {self._fate()} on this file") from error
         if "error" in reply:
             raise DecodeError(*reply["error"])
-        return reply
+        return reply, pixels
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
@@ -100,16 +96,19 @@ class Decoder:
                 stdin=subprocess.DEVNULL,
                 env=environment,
             )
-        self.connection, self.ready = Connection(ours.detach()), False
+        self.wire, self.ready = ours, False
 
     def _await_start(self) -> None:
         """No file is to blame for a decoder that cannot even start."""
+        if self.ready:
+            return
         try:
-            if not self.ready and not self.connection.poll(START_S):
-                raise PipelineError(f"the decoder's process did not start within {START_S:.0f} s on this worker")
-            self.ready = self.ready or bool(self.connection.recv_bytes())
+            self.wire.settimeout(START_S)
+            receive(self.wire)
         except (EOFError, OSError) as error:
-            raise PipelineError("the decoder's process ends as it starts; see what it wrote above this") from error
+            what = "does not start" if isinstance(error, TimeoutError) else "ends as it starts"
+            raise PipelineError(f"the decoder's process {what} on this worker; see what it wrote above this") from error
+        self.ready = True
 
     def _fate(self) -> str:
         code = self.process.wait()
