@@ -28,7 +28,7 @@ def bits(letters: bytes) -> int:
 
 
 CLOSERS, OPENERS = bits(b'}]"'), bits(b"{[,:")
-BRACKETS, QUOTE = bits(b"}]"), ord('"')
+BRACKETS = bits(b"}]")
 AFTER_TEXT = bits(b",}]:")
 AROUND = bits(b',}]"0123456789.eE+-')  # what may stand where a bracket closes, and is no letter of a string
 ENDING = bits(b'"}],')
@@ -105,7 +105,7 @@ class Closer:
             tired = visits[state.options, option] // patience
             key = (tired, *self._merit(option, state, after), rank)
             best = min(best or (key, option), (key, option))
-            if key[:2] == (0, 0):
+            if key[:2] == (0, 0) and key[4] <= 1:
                 break
         if habit is not None and (best is None or best[0][1] > 0):
             choice = habit
@@ -119,16 +119,18 @@ class Closer:
 
     def _merit(self, option: int, state: _State, after: _State) -> tuple[int, int, int, int]:
         """How good an option looks, smaller is better: does it close, change anything, open nothing, can it be closed."""
+        step = self.steps[option]
         following = 1 << after.forced[0] if after.forced else after.options & BYTES
         moved = after.over or bool(after.forced) or after.options != state.options
         if BRACKETS >> option & 1 and not state.options & BYTES & ~AROUND:
             return 0, 0, 0, 0
-        closed = option == QUOTE and (after.over or not following & ~AFTER_TEXT)
-        if moved and (closed or self.steps[option].endswith(b'":')):
+        if moved and step.endswith(b'":'):
             return 0, 0, 0, 0
+        if moved and step.endswith(b'"') and (after.over or not following & ~AFTER_TEXT):
+            return 0, 0, 0, len(step)
         structural = (CLOSERS | OPENERS) >> option & 1
         ends = after.over or bool(following & ENDING)
-        return 1 if moved else 2, structural, int(not ends), len(self.steps[option]) + len(after.forced)
+        return 1 if moved else 2, structural, int(not ends), len(step) + len(after.forced)
 
     def _options(self, options: int) -> Iterator[int]:
         return (option for option in self.order if options >> option & 1)

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
+from jsonschema import Draft202012Validator, SchemaError
 from pydantic import BaseModel
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema
@@ -115,11 +116,14 @@ class _Narrow(GenerateJsonSchema):
 
 def _schema(name: str, attribute: str, source: str, plain: dict[str, Any]) -> Schema:
     model = _model(name, attribute, source) if attribute else None
-    narrowed = canonical.canonical(plain)
     try:
+        Draft202012Validator.check_schema(plain)
+        narrowed = canonical.canonical(plain)
         column = columns.field(narrowed)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        raise JobError(f"the schema {name} is not well formed: {type(error).__name__}: {error}") from error
+    except SchemaError as error:
+        raise JobError(f"the schema {name} is not well formed: {error.json_path}: {error.message}") from error
+    except ValueError as error:
+        raise JobError(f"the schema {name} is not well formed: {error}") from error
     return Schema(
         name=name,
         attribute=attribute,

@@ -8,16 +8,17 @@ beside them. The model is a user's own code, so whatever it raises is an answer 
 from __future__ import annotations
 
 import functools
+import json
 from typing import TYPE_CHECKING, Any
 
+from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema.protocols import Validator
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import AnswerError
 from pipeline.output import columns
 
 if TYPE_CHECKING:
-    import jsonschema.protocols
-
     from pipeline.output.schema import Schema
 
 MOST = 20  # complaints about one answer that are written out
@@ -63,9 +64,5 @@ def _place(steps: tuple[int | str, ...]) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _validator(text: str) -> jsonschema.protocols.Validator:
-    import json
-
-    from jsonschema import Draft202012Validator, FormatChecker
-
+def _validator(text: str) -> Validator:
     return Draft202012Validator(json.loads(text), format_checker=FormatChecker())

@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import AnswerError
+from pipeline.output.finish import finish
+from pipeline.output.schema import Schema, load
+from pipeline.types import Clip, Item, Reply, Request, Row, Sampling, Seen
+
+CLIP = Clip("image", np.zeros((1, 3, 100, 200), np.uint8), (400, 200), uri="s3://a/b.jpg")
+ITEM = Item("a", "hash", (), keep={"k": 1})
+BOXES = load("boxes", base=Path())
+CAPTION = load("caption", base=Path())
+
+
+def request(*clips: Clip) -> Request:
+    from pipeline.types import Turn
+
+    ids = np.zeros(7, np.int32)
+    return Request("a", (Turn("user", clips),), ids, np.zeros((3, 7), np.int32), 3, Sampling(max_new_tokens=9))
+
+
+def row(text: str, schema: Schema | None, **reply: object) -> Row:
+    said = Reply("a", text, **reply)  # type: ignore[arg-type]
+    return finish(ITEM, request(CLIP), said, schema=schema, family_coordinates="pixels", attempts=2)
+
+
+def test_text_without_a_schema_is_the_row() -> None:
+    found = row("a dog", None, tokens=2, logprob=-0.5, thinking="hm")
+    seen = Seen("image", "s3://a/b.jpg", 400, 200, 200, 100, 1)
+    assert found == Row("a", "hash", {"k": 1}, "a dog", None, "stop", (seen,), 3, 7, 2, 2, "hm", -0.5)
+
+
+def test_boxes_are_in_pixels_of_the_file_and_the_models_numbers_are_kept() -> None:
+    found = row('{"boxes":[{"bbox_2d":[10,20,30,40],"label":"dog"}]}', BOXES)
+    assert found.answer == {"boxes": [{"bbox_2d": [20, 40, 60, 80], "label": "dog", "image": None}]}
+    assert found.raw == '{"boxes":[{"bbox_2d":[10,20,30,40],"label":"dog"}]}'
+    assert found.flags == ()
+
+
+def test_nothing_is_kept_twice_where_nothing_changed() -> None:
+    assert row('{"caption":"a","tags":[],"language":"en"}', CAPTION).raw is None
+
+
+def test_a_repaired_answer_says_so() -> None:
+    found = row("```json\n{'caption': 'a', 'tags': [], 'language': 'en',}\n```", CAPTION)
+    assert found.answer == {"caption": "a", "tags": [], "language": "en"}
+    assert found.flags == ("repaired",)
+    assert found.raw == '{"caption":"a","tags":[],"language":"en"}'
+    assert found.text.startswith("```")
+
+
+def test_the_bare_list_that_qwen_likes_to_give_is_taken_as_the_only_field() -> None:
+    found = row('[{"bbox_2d": [10, 20, 30, 40], "label": "dog"}]', BOXES)
+    assert found.answer is not None
+    assert found.answer["boxes"][0]["bbox_2d"] == [20, 40, 60, 80]
+    assert found.flags == ("repaired",)
+
+
+def test_doubts_stand_on_the_row() -> None:
+    found = row('{"boxes":[{"bbox_2d":[30,40,10,20],"label":"dog"}]}', BOXES)
+    assert found.violations == ("box 1 (dog) has its corners in the wrong order",)
+    assert found.flags == ("reordered",)
+
+
+@pytest.mark.parametrize(
+    ("text", "ending", "kind"),
+    [
+        ('{"caption":"a', "length", "cut_off"),
+        ('{"caption":"a', "stop", "not_json"),
+        ('{"caption":""}', "stop", "invalid_answer"),
+        ("I cannot", "stop", "not_json"),
+    ],
+)
+def test_an_answer_that_cannot_be_used_says_why_and_keeps_the_text(text: str, ending: str, kind: str) -> None:
+    with pytest.raises(AnswerError) as caught:
+        row(text, CAPTION, finish=ending)
+    assert (caught.value.kind, caught.value.text) == (kind, text)
