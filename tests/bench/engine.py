@@ -1,11 +1,14 @@
 """Our engine against transformers' `generate`, one by one and in static batches, on the same weights.
 
-    python tests/bench/engine.py [--quick] [--shape builtin|3b|7b] [--device cuda]
+    python tests/bench/engine.py [--quick] [--shape builtin|3b|7b] [--device cuda] [--compile]
 
 Two workloads: `mixed` (pictures of 100 to 1,500 px, every eighth a clip, answers of 4 to 256 tokens) and
-`short` (pictures of 100 to 600 px, 32 tokens each); sizes and lengths log-uniform. Lengths are forced, so all sides make the same
-tokens. Decoding and resizing are left out of all sides; cutting pixels into patches is inside ours.
-On CUDA it also says what share of the card's own ceilings reading and decoding reach.
+`short` (pictures of 100 to 600 px, 32 tokens each); sizes and lengths log-uniform. Lengths are forced, so
+all sides make the same tokens. Decoding and resizing are left out of all sides; cutting pixels into
+patches is inside ours. Then the shares of the device's own ceilings that reading and decoding reach.
+
+On a machine that others use, give `--threads 1`: two threads that wait for each other measure the others.
+`--soak N` answers N rows with our engine alone and says how memory went.
 """
 
 from __future__ import annotations
@@ -15,10 +18,12 @@ import math
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -29,7 +34,7 @@ from pipeline.model.families.base import Family
 from pipeline.model.generate import run
 from pipeline.tiny.checkpoint import make
 from pipeline.types import Ask, Clip, Request, Sampling, Turn
-from tests.bench import harness
+from tests.bench import ceilings, harness
 
 SHAPES: dict[str, dict[str, Any]] = {
     "builtin": {
@@ -81,7 +86,9 @@ def workload(family: Family, kind: str, count: int) -> list[Request]:
     requests = []
     for number in range(count):
         clip = kind == "mixed" and number % 8 == 7
-        width, height = (int(side) for side in np.exp(rng.uniform(math.log(100), math.log(most / (3 if clip else 1)), 2)))
+        width, height = (
+            int(side) for side in np.exp(rng.uniform(math.log(100), math.log(most / (3 if clip else 1)), 2))
+        )
         width, height = family.image_size((width, height), Ask(max_pixels=1280 * 28 * 28))
         pixels = rng.integers(0, 256, (8 if clip else 1, 3, height, width), dtype=np.uint8)
         times = tuple(frame / 2 for frame in range(8)) if clip else ()
@@ -149,7 +156,9 @@ def grid(clip: Clip, family: Family) -> tuple[int, int, int]:
     return -(-frames // family.temporal_patch), height // family.patch, width // family.patch
 
 
-def compare(engine: Torch, peer: Peer, kind: str, *, rows: int, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+def compare(
+    engine: Torch, peer: Peer, kind: str, *, rows: int, rounds: int
+) -> tuple[dict[str, float], dict[str, float]]:
     requests = workload(engine.gallery.family, kind, rows)
     before = dict(engine.metrics())
     ours(engine, requests)
@@ -169,9 +178,23 @@ def compare(engine: Torch, peer: Peer, kind: str, *, rows: int, rounds: int) -> 
     print(harness.table(["side", "items/s", "time against ours"], lines))
     print(f"\ntokens computed / needed {waste:.3f}, slots busy {busy:.1%} until the tail")
     best = min(time for name, time in taken.items() if name.startswith("batches"))
-    ratios = {f"{kind}_vs_best_static": best / taken["ours"], f"{kind}_vs_one_by_one": taken["one by one"] / taken["ours"]}
+    ratios = {
+        f"{kind}_vs_best_static": best / taken["ours"],
+        f"{kind}_vs_one_by_one": taken["one by one"] / taken["ours"],
+    }
     figures = {f"{kind}_items_per_s": rows / taken["ours"], f"{kind}_waste": waste, f"{kind}_slots_busy": busy}
     return ratios, figures
+
+
+def soak(engine: Torch, count: int) -> dict[str, float]:
+    """Resident MiB after a tenth of the rows and after all of them."""
+    requests = workload(engine.gallery.family, "short", 200)
+    seen: dict[int, float] = {}
+    asked = (replace(requests[row % 200], id=str(row), sampling=Sampling(1 + row % 16)) for row in range(count))
+    for number, _ in enumerate(run(engine, asked), 1):
+        if number in (count // 10, count):
+            seen[number] = psutil.Process().memory_info().rss / 2**20
+    return {"rss_mib_after_a_tenth": seen[count // 10], "rss_mib_after_all": seen[count]}
 
 
 def main() -> None:
@@ -181,6 +204,8 @@ def main() -> None:
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options.add_argument("--threads", type=int, default=None)
     options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--compile", action="store_true", help="compile our decoding pass (CUDA)")
+    options.add_argument("--soak", type=int, default=0, help="answer so many rows, and nothing else")
     said = options.parse_args()
     torch.set_num_threads(said.threads or torch.get_num_threads())
     where = harness.machine("torch", "transformers")
@@ -190,17 +215,24 @@ def main() -> None:
             make(Path(folder), "qwen2_5_vl", **SHAPES[said.shape])
             torch.set_default_dtype(torch.float32)
         family = weights.family(Path(folder))
-        engine, peer = Torch(Path(folder), family, device=said.device), Peer(Path(folder), family, said.device)
+        engine = Torch(Path(folder), family, device=said.device, compiled=said.compile)
+        peer = Peer(Path(folder), family, said.device)
     engine.vocabulary = type(engine.vocabulary)(family.tokenizer, frozenset(), None, frozenset())
     print(f"{sum(part.numel() for part in peer.model.parameters()) / 1e6:.1f} M weights, {said.device}, {where}")
-    ratios, figures = {}, {}
+    ratios: dict[str, float] = {}
+    figures: dict[str, float] = {}
+    if said.soak:
+        harness.report("engine soak", ratios=ratios, figures=soak(engine, said.soak), where=where)
+        return
     for kind in ("short", "mixed"):
         rows, rounds = (32, 1) if said.quick else (64 if kind == "short" else 128, said.rounds)
         more = compare(engine, peer, kind, rows=rows, rounds=rounds)
         ratios |= more[0]
         figures |= more[1]
+    reached = ceilings.shares(engine, prompt=256 if said.device == "cpu" else 1024)
+    print("\n" + harness.table(["share of the device's ceilings", ""], list(reached.items())))
     engine.close()
-    harness.report("engine", ratios=ratios, figures=figures, where=where)
+    harness.report("engine", ratios=ratios, figures=figures | reached, where=where)
 
 
 if __name__ == "__main__":

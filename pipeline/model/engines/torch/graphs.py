@@ -24,7 +24,7 @@ Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], object], Tensor]]
 
 def capture(work: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
     """How to do it again, and where the result will be."""
-    aside = torch.cuda.Stream()
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):  # libraries set themselves up outside the graph
         work()

@@ -1,0 +1,80 @@
+"""What a device can do at best, measured, and what share of it the engine reaches.
+
+Reading is held against the device's matrix products (model FLOPs utilisation), decoding against its
+copies of memory: every step has to read all weights and all keys and values.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from pipeline.model.engines.torch import Torch
+from pipeline.types import Request, Sampling
+
+
+def wait(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def best(work, device: torch.device, *, times: int = 10) -> float:
+    """Seconds of the fastest."""
+    taken = []
+    for _ in range(times):
+        start = wait(device)
+        work()
+        taken.append(wait(device) - start)
+    return min(taken)
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    side = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / best(lambda: left @ right, device)
+
+
+def copy_bytes(device: torch.device) -> float:
+    source = torch.empty(2**30 if device.type == "cuda" else 2**27, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / best(lambda: target.copy_(source), device)
+
+
+def text(engine: Torch, count: int, prompt: int, new: int) -> list[Request]:
+    ids = np.random.default_rng(0).integers(0, 200, (count, prompt), dtype=np.int32)
+    positions = np.tile(np.arange(prompt, dtype=np.int32), (3, 1))
+    return [Request(str(row), (), ids[row], positions, sampling=Sampling(new)) for row in range(count)]
+
+
+def shares(engine: Torch, *, prompt: int = 1024, new: int = 64) -> dict[str, float]:
+    loaded, rows = engine.forward.loaded, engine.size.slots
+    config = loaded.language.config
+    layers = sum(part.numel() for part in loaded.language.layers.parameters())
+    for request in text(engine, rows, prompt, new):
+        engine.submit(request)
+    start = wait(loaded.device)
+    while engine.waiting or any(row.done < row.prompt for row in engine.rows):
+        engine.step()
+    reading = wait(loaded.device) - start
+    attention = 4 * config.num_hidden_layers * config.num_attention_heads * loaded.cache_shape[2] * prompt / 2
+    flops = rows * prompt * (2 * layers + attention) / reading
+    engine.step()  # the first replay of a graph is its making
+    bytes_read, start, steps = 0.0, wait(loaded.device), 0
+    weights_bytes = (layers + loaded.head.weight.numel()) * loaded.dtype.itemsize
+    token_bytes = 2 * np.prod(loaded.cache_shape) * loaded.dtype.itemsize
+    while len(engine.rows) == rows and steps < new // 2:
+        bytes_read += weights_bytes + token_bytes * sum(row.done for row in engine.rows)
+        engine.step()
+        steps += 1
+    decoding = wait(loaded.device) - start
+    while engine.rows:
+        engine.step()
+    return {
+        "prefill_mfu": flops / matmul_flops(loaded.device, loaded.dtype),
+        "decode_bandwidth_share": bytes_read / decoding / copy_bytes(loaded.device),
+        "decode_step_ms": 1000 * decoding / steps,
+        "prefill_tokens_per_s": rows * prompt / reading,
+    }
