@@ -93,6 +93,11 @@ class Grammars:
         return Rules(matcher, start, closer, ending, minimum, least(schema) * minimum // max(1, len(ending)) + 1)
 
 
+def minimum(schema_text: str, tokenizer: Tokenizer) -> int:
+    """Tokens of the shortest answer, for who has a tokenizer and no model."""
+    return Grammars(tokenizer, vocab_size=tokenizer.get_vocab_size(), stop=[0]).minimum(schema_text)
+
+
 class Matcher:
     """The state of one row. `left` tokens may still be taken for the answer."""
 
