@@ -103,8 +103,11 @@ class Sink:
     def _write(self, chunk: bytes) -> None:
         assert self.file is not None
         left = memoryview(chunk)
-        while left:
-            left = left[os.write(self.file, left) :]
+        try:
+            while left:
+                left = left[os.write(self.file, left) :]
+        except OSError as error:
+            raise FetchError("disk", f"{self.uri}: cannot be kept in {self.path.parent}: {error.strerror}") from error
 
     def blob(self, pages: str = "") -> Blob:
         data = b"".join(self.parts) if self.file is None else None

@@ -11,13 +11,11 @@ import base64
 import binascii
 import os
 import stat
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import CancelledError, Future
 from itertools import count
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -29,6 +27,7 @@ from pipeline.intake import store, web
 from pipeline.intake.blob import Blob, Sink, check_bytes, split_pages
 from pipeline.intake.guard import WEB, local, scheme, shown
 from pipeline.intake.retry import persist
+from pipeline.intake.scratch import Scratch
 from pipeline.intake.sniff import HEAD, sniff
 from pipeline.job import Job
 
@@ -41,7 +40,7 @@ class Fetcher:
 
     def __init__(self, job: Job):
         self.roots, self.hosts, self.limits = job.input.roots, job.input.hosts, job.limits
-        self.folder = tempfile.TemporaryDirectory(prefix="vlbatch-", ignore_cleanup_errors=True)
+        self.scratch = Scratch()
         self.loop = fsspec.asyn.get_loop()
         self.session: aiohttp.ClientSession | None = None
         self.stores: dict[str, tuple[Any, tuple[type[Exception], ...]]] = {}
@@ -77,7 +76,7 @@ class Fetcher:
         self.ahead(())
         if self.session:
             asyncio.run_coroutine_threadsafe(self.session.close(), self.loop).result(5)
-        self.folder.cleanup()
+        self.scratch.close()
 
     def __enter__(self) -> Fetcher:
         return self
@@ -128,7 +127,7 @@ class Fetcher:
         return await persist(lambda: self._attempt(kind, uri, pages))
 
     async def _attempt(self, kind: str, uri: str, pages: str) -> Blob:
-        sink = Sink(uri, limits=self.limits, folder=Path(self.folder.name), name=str(next(self.names)))
+        sink = Sink(uri, limits=self.limits, folder=self.scratch.path, name=str(next(self.names)))
         try:
             if kind in WEB:
                 self.session = self.session or web.open_session(self.hosts)
@@ -146,7 +145,7 @@ class Fetcher:
     def _given(self, source: str | bytes) -> Blob:
         """Bytes, and URIs that carry them."""
         data = source if isinstance(source, bytes) else unpack(source)
-        sink = Sink(shown(source)[:80], limits=self.limits, folder=Path(self.folder.name), name=str(next(self.names)))
+        sink = Sink(shown(source)[:80], limits=self.limits, folder=self.scratch.path, name=str(next(self.names)))
         sink.feed(data)
         return sink.blob()
 

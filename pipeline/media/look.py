@@ -16,7 +16,13 @@ from pipeline.types import Clip, Medium
 def look(medium: Medium, *, fetcher: Fetcher, eyes: Eyes, deadline_s: float | None = None) -> list[Clip]:
     """`deadline_s`: what is left of the row's time; by default all that the job gives a row."""
     ends = time.monotonic() + (eyes.deadline_s if deadline_s is None else deadline_s)
-    sources = medium.source if isinstance(medium.source, tuple) else (medium.source,)
     with ExitStack() as arrived:
-        blobs = [arrived.enter_context(fetcher.fetch(each, deadline_s=ends - time.monotonic())) for each in sources]
+        blobs = [
+            arrived.enter_context(fetcher.fetch(each, deadline_s=ends - time.monotonic())) for each in sources(medium)
+        ]
         return eyes.look(medium, blobs, deadline_s=ends - time.monotonic())
+
+
+def sources(medium: Medium) -> tuple[str | bytes, ...]:
+    """What will be fetched for it, for `Fetcher.ahead`."""
+    return medium.source if isinstance(medium.source, tuple) else (medium.source,)

@@ -126,7 +126,7 @@ def print_stages(path: str, width: str, height: str, rounds: str) -> None:
     torch.set_num_threads(1)
 
     def decoded() -> PIL.Image.Image:
-        return Image(data, Bounds(10**9, 10**9, 1.0))._picture(0, size)
+        return Image(data, Bounds(10**9, 10**9, 1.0)).picture(0, size)
 
     ready = decoded()
     sides: Sides = {"decode": decoded, "resize": lambda: fitted(ready, size)}
@@ -194,8 +194,9 @@ def pictures(
             f"{what} fast off by, mean": float(off.mean()),
             f"{what} fast off by, 99 %": float(np.percentile(off, 99)),
         }
-        lines.append([what, *(1 / seconds for seconds in taken.values()), ratios[f"{what} exact"], ratios[f"{what} fast"],
-                      values.numel() * 4 / 2**20, clip.pixels.nbytes / 2**20, float(off.mean())])  # fmt: skip
+        speeds = [1 / seconds for seconds in taken.values()]
+        sizes = [values.numel() * 4 / 2**20, clip.pixels.nbytes / 2**20]
+        lines.append([what, *speeds, ratios[f"{what} exact"], ratios[f"{what} fast"], *sizes, float(off.mean())])
         inside = stages(path, clip.size, rounds)
         fetcher = works[1].parts[0]  # type: ignore[attr-defined]
         fetch = harness.in_turns({"fetch": repeated(fetcher.fetch, str(path), 5)}, rounds=rounds)["fetch"] / 5  # type: ignore[arg-type]

@@ -276,7 +276,7 @@ def test_announced_videos_that_nobody_takes_leave_no_files(fetcher, server):
     fetcher.ahead([f"http://{server}/video/{number}" for number in range(4)])
     time.sleep(0.5)
     fetcher.ahead([])
-    assert list(Path(fetcher.folder.name).iterdir()) == []
+    assert [path.name for path in fetcher.scratch.path.iterdir()] == [".lock"]
 
 
 def test_files_are_told_by_content_and_measured_before_they_are_read(fetcher, tmp_path):
@@ -323,3 +323,12 @@ def test_the_pages_of_a_document_are_split_off_its_uri(fetcher, tmp_path):
     (tmp_path / "odd#name.png").write_bytes(PNG)
     assert fetcher.fetch("scan.pdf#page=2-4").pages == "2-4"
     assert fetcher.fetch("odd#name.png").data == PNG
+
+
+def test_a_full_disk_is_named_and_not_taken_for_the_network(fetcher, server, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipeline.intake.blob.os.write", full)
+    error = refused(fetcher, f"http://{server}/video")
+    assert (error.kind, Behaviour.seen["/video"]) == ("disk", 1)

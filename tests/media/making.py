@@ -107,3 +107,30 @@ def film(
     container.mux(stream.encode())
     container.close()
     return path
+
+
+def repeated(path: Path, times: int, target: Path) -> Path:
+    """A video over and over, without encoding it again."""
+    with av.open(str(path)) as source, av.open(str(target), "w") as container:
+        stream = source.streams.video[0]
+        copy = container.add_stream_from_template(stream)
+        packets = [packet for packet in source.demux(stream) if packet.size]
+        span = sum(packet.duration for packet in packets)
+        for turn in range(times):
+            for packet in packets:
+                again = av.Packet(bytes(packet))
+                again.pts, again.dts = packet.pts + turn * span, packet.dts + turn * span
+                again.duration, again.time_base, again.is_keyframe = (
+                    packet.duration,
+                    packet.time_base,
+                    packet.is_keyframe,
+                )
+                again.stream = copy
+                container.mux(again)
+    return target
+
+
+def memory_peak(process: int) -> int:
+    """Bytes that a process held at most."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))

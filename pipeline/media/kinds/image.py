@@ -73,9 +73,9 @@ class Image:
 
     def read(self, indices: Sequence[int], size: Size) -> NDArray[np.uint8]:
         """In order: an animation is decoded from its start."""
-        return np.concatenate([fitted(self._picture(index, size), size) for index in indices])
+        return np.concatenate([fitted(self.picture(index, size), size) for index in indices])
 
-    def _picture(self, index: int, size: Size) -> PIL.Image.Image:
+    def picture(self, index: int, size: Size) -> PIL.Image.Image:
         if index or self.image.tell():
             self.image.seek(index)
         turned = orientation(self.image) in (5, 6, 7, 8)

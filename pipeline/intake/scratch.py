@@ -1,0 +1,41 @@
+"""A folder for downloads that goes with its worker, also when the worker is killed.
+
+Whoever opens one holds a lock in it, which the kernel lets go of with the process; whoever opens the next
+one on the machine removes those whose lock is free. Without this, spot machines fill up with half videos.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+PREFIX, LOCK = "vlbatch-", ".lock"
+YOUNG_S = 60.0  # a folder this new may not have its lock yet
+
+
+class Scratch:
+    def __init__(self) -> None:
+        sweep(Path(tempfile.gettempdir()))
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self.lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
+
+    def close(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self.lock)
+
+
+def sweep(folder: Path) -> None:
+    for lock in folder.glob(f"{PREFIX}*/{LOCK}"):
+        try:
+            if time.time() - lock.stat().st_mtime < YOUNG_S:
+                continue
+            with open(lock, "r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+        except OSError:  # in use, somebody else's, or just swept by another worker
+            continue
