@@ -1,83 +1,98 @@
-"""Answers under a grammar: always of the schema, never cut off, and forced tokens cost no step of their own."""
+"""Guided rows in the engine: any mix of schemas in a batch, beside rows without one."""
 
-import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from pipeline import registry
+from pipeline.model import weights
 from pipeline.model.engines.torch import Torch
+from pipeline.model.families.base import Family
 from pipeline.model.generate import run
-from tests.model.engines.conftest import Lab
+from pipeline.model.grammar import minimum
+from pipeline.output import schema
+from pipeline.output.parse import parse
+from pipeline.output.validate import validate
+from pipeline.tiny.checkpoint import make, tiny_tokenizer
+from pipeline.types import Failure, Reply, Request, Sampling, Turn
 
-SCHEMA = json.dumps(
-    {
-        "type": "object",
-        "properties": {
-            "kind": {"enum": ["invoice", "receipt"]},
-            "note": {"type": "string"},
-            "lines": {"type": "array", "items": {"type": "integer"}},
-        },
-        "required": ["kind", "note", "lines"],
-        "additionalProperties": False,
-    }
-)
-
-
-def guided(lab: Lab, name: str, **sampling):
-    from dataclasses import replace
-
-    return replace(lab.ask(name, lab.picture(2, 2), "read", **sampling), schema=SCHEMA)
+SCHEMAS = [found for name in registry.SCHEMAS if (found := schema.load(name, base=Path()))]
 
 
 @pytest.fixture(scope="module")
-def engine(one_lab: Lab):
-    made = Torch(one_lab.folder, one_lab.family, device="cpu", slots=4, prefill_tokens=60)
-    yield made
-    made.close()
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("guided"), "qwen2_5_vl")
 
 
-def test_every_answer_fits_the_schema_whatever_the_budget_and_free_rows_are_untouched(engine, one_lab):
-    free = one_lab.ask("free", "hello")
-    rows = [
-        guided(one_lab, f"g{budget}", max_new_tokens=budget, temperature=1.0, seed=budget) for budget in (70, 90, 130)
-    ]
-    answers = {answer.id: answer for answer in run(engine, [rows[0], free, *rows[1:]])}
-    for row in rows:
-        said = json.loads(answers[row.id].text)
-        assert said.keys() == {"kind", "note", "lines"}
-        assert said["kind"] in ("invoice", "receipt")
-        assert answers[row.id].tokens <= row.sampling.max_new_tokens
-    tokens, _ = one_lab.generate(free)
-    assert answers["free"].text == engine.vocabulary.text(tokens)
+@pytest.fixture(scope="module")
+def family(folder: Path) -> Family:
+    return weights.family(folder)
 
 
-def test_forced_tokens_are_not_asked_of_the_model(engine, one_lab):
-    before = engine.metrics()["steps"]
-    (answer,) = run(engine, [guided(one_lab, "a", max_new_tokens=80)])
-    assert engine.metrics()["steps"] - before < answer.tokens - 10
+@pytest.fixture(scope="module")
+def engine(folder: Path, family: Family) -> Iterator[Torch]:
+    opened = Torch(folder, family, slots=8)
+    yield opened
+    opened.close()
 
 
-def test_a_budget_too_small_for_any_answer_is_an_error_row_that_names_the_least(engine, one_lab):
-    answers = {
-        answer.id: answer for answer in run(engine, [guided(one_lab, "a", max_new_tokens=5), one_lab.ask("b", "hi")])
-    }
-    assert answers["a"].kind == "no_close"
-    assert answers["b"].text
+def ask(family: Family, name: str, **sampling: object) -> Request:
+    turns = (Turn("user", (f"What is {name}?",)),)
+    prompt = family.encode(turns)
+    return Request(name, turns, prompt.input_ids, prompt.positions, sampling=Sampling(**sampling))  # type: ignore[arg-type]
 
 
-def test_a_row_whose_answer_was_forced_to_end_says_so(engine, one_lab):
-    least = engine.intake.grammars.minimum(SCHEMA)
-    (answer,) = run(engine, [guided(one_lab, "a", max_new_tokens=least, temperature=1.0)])
-    assert answer.finish == "length"
-    json.loads(answer.text)
+def replies(engine: Torch, requests: list[Request]) -> dict[str, Reply | Failure]:
+    return {reply.id: reply for reply in run(engine, iter(requests))}
 
 
-def test_thinking_comes_before_the_grammar_and_ends_in_time(tmp_path, one_lab):
-    from dataclasses import replace
+def test_a_mixed_batch_gives_answers_that_fit_their_schemas_and_budgets(engine: Torch, family: Family) -> None:
+    least = [minimum(found.text, tiny_tokenizer()) for found in SCHEMAS]
+    requests, wanted = [], {}
+    for index in range(48):
+        chosen = index % len(SCHEMAS)
+        budget, warmth = least[chosen] + (0, 3, 20, 60)[index % 4], (0.0, 1.5)[index % 2]
+        request = ask(family, str(index), max_new_tokens=budget, temperature=warmth, seed=index)
+        requests.append(replace(request, schema=SCHEMAS[chosen].text))
+        wanted[request.id] = SCHEMAS[chosen]
+    requests.insert(7, ask(family, "free", max_new_tokens=24))
+    found = replies(engine, requests)
+    assert len(found) == 49
+    for request in requests:
+        reply = found[request.id]
+        assert isinstance(reply, Reply), reply
+        assert reply.tokens <= request.sampling.max_new_tokens
+        if request.schema:
+            value, repaired = parse(reply.text)
+            assert not repaired
+            validate(value, wanted[request.id])
+    assert {reply.finish for reply in found.values() if isinstance(reply, Reply)} == {"stop", "length"}
 
-    engine = Torch(one_lab.folder, one_lab.family, device="cpu", slots=2)
-    think_end = one_lab.family.tokenizer.token_to_id("</think>")
-    engine.vocabulary = engine.intake.vocabulary = replace(engine.vocabulary, think_end=think_end)
-    (answer,) = run(engine, [guided(one_lab, "a", max_new_tokens=90, thinking_tokens=12, temperature=1.0)])
-    engine.close()
-    assert answer.thinking
-    assert json.loads(answer.text).keys() == {"kind", "note", "lines"}
+
+def test_a_row_without_a_schema_is_not_touched_by_its_neighbours(engine: Torch, family: Family) -> None:
+    free = ask(family, "free", max_new_tokens=24)
+    guided = replace(ask(family, "guided", max_new_tokens=30), schema=SCHEMAS[1].text)
+    alone, beside = replies(engine, [free])["free"], replies(engine, [guided, free])["free"]
+    assert isinstance(alone, Reply)
+    assert isinstance(beside, Reply)
+    assert (beside.text, beside.tokens) == (alone.text, alone.tokens)
+
+
+def test_what_the_model_likes_best_can_be_forbidden(engine: Torch, family: Family) -> None:
+    free = replies(engine, [ask(family, "free", max_new_tokens=1)])["free"]
+    assert isinstance(free, Reply)
+    text = '{"type":"string","enum":["never said","nor this"]}'
+    reply = replies(engine, [replace(ask(family, "free", max_new_tokens=20), schema=text)])["free"]
+    assert isinstance(reply, Reply)
+    assert reply.text in ('"never said"', '"nor this"')
+    assert free.text not in ('"', "never", "nor")
+
+
+def test_a_budget_that_is_too_small_is_an_error_row_that_says_what_is_needed(engine: Torch, family: Family) -> None:
+    request = replace(ask(family, "a", max_new_tokens=3), schema=SCHEMAS[0].text)
+    reply = replies(engine, [request])["a"]
+    assert isinstance(reply, Failure)
+    assert reply.kind == "no_close"
+    assert f"raise max_new_tokens to {minimum(SCHEMAS[0].text, tiny_tokenizer())}" in reply.message
