@@ -178,7 +178,7 @@ def test_a_playlist_opens_no_other_file(see, folder):
         with pytest.raises(DecodeError):
             see(text.encode(), "video")
     path = folder / "list.mp4"
-    path.write_text(f"#EXTM3U\n#EXTINF:1,\n{secret}\n")
+    path.write_text("ffconcat version 1.0\nfile secret.mp4\n")
     with pytest.raises(DecodeError):
         av_reader.open_video(path, BOUNDS)
 

@@ -206,6 +206,10 @@ def test_a_decompression_bomb_is_stopped_at_its_header(name, look):
     assert look(monsters()[name]).kind == "too_large"
 
 
+def test_postscript_which_is_a_program_is_not_run(look):
+    assert look(monsters()["postscript"]).kind == "unknown_format"
+
+
 @pytest.mark.parametrize("path", REAL, ids=[path.name for path in REAL])
 def test_real_files_are_seen_whole(path, look):
     clip, *_ = look(str(path))
