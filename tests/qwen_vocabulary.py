@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import os
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, models
@@ -32,7 +33,8 @@ def tokenizer() -> Tokenizer:
 
 def _build() -> Tokenizer:
     package = importlib.util.find_spec("dashscope")
-    assert package is not None and package.submodule_search_locations
+    assert package
+    assert package.submodule_search_locations
     lines = (Path(package.submodule_search_locations[0]) / "resources" / "qwen.tiktoken").read_text().splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
     letters = _letters()
@@ -61,10 +63,7 @@ def _parts(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     """The two tokens that were merged into this one: merge what ranks below it, as far as that goes."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
-        pairs = [
-            (ranks.get(one + other, len(ranks)), at)
-            for at, (one, other) in enumerate(zip(parts, parts[1:], strict=False))
-        ]
+        pairs = [(ranks.get(one + other, len(ranks)), at) for at, (one, other) in enumerate(pairwise(parts))]
         rank, at = min(pairs)
         assert rank < ranks[token]
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
