@@ -118,7 +118,7 @@ class Closer:
         return choice
 
     def _merit(self, option: int, state: _State, after: _State) -> tuple[int, int, int, int]:
-        """How good an option looks, smaller is better: does it close, change anything, open nothing, can it be closed."""
+        """How good an option looks, smaller is better: it closes, changes anything, opens nothing, can be closed."""
         step = self.steps[option]
         following = 1 << after.forced[0] if after.forced else after.options & BYTES
         moved = after.over or bool(after.forced) or after.options != state.options
