@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.errors import JobError
 from pipeline.job import Job
-from pipeline.model import weights
 from pipeline.model.engines.torch import Torch
 from pipeline.model.engines.torch.watchdog import EXIT_CODE
 from pipeline.model.generate import Desk, run
@@ -249,6 +249,11 @@ def test_a_job_opens_the_engine_with_its_settings(one_lab):
     engine.close()
 
 
+def test_an_attention_that_is_not_there_is_refused_by_name(one_lab):
+    with pytest.raises(JobError, match="flash_attention_2"):
+        Torch(one_lab.folder, one_lab.family, device="cpu", attention="flash_attention_2")
+
+
 HANG = """
 import time
 from pipeline.model.engines.torch.watchdog import Watchdog
@@ -270,7 +275,3 @@ def test_a_step_that_hangs_ends_the_process_and_says_where():
     assert "idle is not hanging" in done.stdout
     assert "took more than 0.2 s" in done.stderr
     assert "Thread" in done.stderr
-
-
-def test_families_come_from_the_folder(one_lab):
-    assert weights.family(one_lab.folder).image_token == one_lab.family.image_token

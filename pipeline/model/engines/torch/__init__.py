@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import ItemError
+from pipeline.errors import ItemError, JobError
 from pipeline.job import Job, TorchEngine
 from pipeline.model import weights
 from pipeline.model.engines.torch.attention import Cache, has_flash
@@ -62,6 +62,8 @@ class Torch:
 
         `compiled` compiles the decoding pass before it is captured: faster on CUDA, minutes at the first step.
         """
+        if attention not in ("auto", "sdpa"):
+            raise JobError(f"model.attention: engine torch has its own, for `auto`, and `sdpa`; {attention} it has not")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         loaded = load(folder, dtype=dtype, device=device, config=config, quantize=quantize)
         self.size = plan(loaded, context=family.context, **sizes)
