@@ -1,0 +1,64 @@
+"""A JSONL file -> spans of byte offsets -> rows. Types are settled over the first mebibyte and hold for the file."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+
+import fsspec
+import pyarrow as pa
+import pyarrow.json
+
+from pipeline.errors import JobError
+from pipeline.intake.sources import Span
+
+SAMPLE_BYTES = 2**20
+
+
+class Jsonl:
+    def __init__(self, url: str):
+        self.url = url
+
+    def schema(self) -> pa.Schema:
+        with fsspec.open(self.url, "rb", compression="infer") as file:
+            lines = file.readlines(SAMPLE_BYTES)
+        return self.parse(b"".join(lines), None).schema
+
+    def spans(self, rows: int) -> Iterator[Span]:
+        start = at = count = 0
+        with fsspec.open(self.url, "rb", compression="infer") as file:
+            for line in file:
+                at += len(line)
+                count += bool(line.strip())
+                if count == rows:
+                    yield start, at
+                    start, count = at, 0
+        if count:
+            yield start, at
+
+    def read(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
+        with fsspec.open(self.url, "rb", compression="infer") as file:
+            file.seek(span[0])
+            text = file.read(span[1] - span[0])
+        table = self.parse(text, self.schema())
+        return table if columns is None else table.select(columns)
+
+    def parse(self, text: bytes, schema: pa.Schema | None) -> pa.Table:
+        options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore" if schema else "infer")
+        try:
+            return pyarrow.json.read_json(io.BytesIO(text), parse_options=options, read_options=pyarrow.json.ReadOptions(block_size=max(len(text), 1)))
+        except pa.ArrowInvalid as error:
+            raise JobError(f"{self.url}: {bad_line(text) or error}") from error
+
+
+def bad_line(text: bytes) -> str | None:
+    """The first line that is no JSON object: what a person wants to know of a broken file."""
+    for line in filter(None, map(bytes.strip, text.splitlines())):
+        try:
+            if isinstance(json.loads(line), dict):
+                continue
+        except ValueError as error:
+            return f"a line is not JSON ({error}): {line[:80].decode(errors='replace')}"
+        return f"a line is JSON but not an object: {line[:80].decode(errors='replace')}"
+    return None

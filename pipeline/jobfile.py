@@ -1,0 +1,232 @@
+"""YAML text, the environment and --set -> a frozen Job, or an error that names the file, the line and the key.
+
+Read once, on the driver, before anything is started. `${VAR}` is filled inside strings after parsing,
+so that a variable's content can never change the structure of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import JobError
+from pipeline.job import Job
+from pipeline.registry import nearest
+
+Path_ = tuple[str | int, ...]
+VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}|\$\$\{")
+
+
+def load(path: str | Path, *, changes: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Job:
+    """The job that a file describes, with `--set a.b=c` changes over it."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise JobError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise JobError(f"{path}: is not UTF-8 text, so it is not a job file") from error
+    return parse(text, name=str(path), changes=changes, environment=environment)
+
+
+def parse(
+    text: str, *, name: str = "job", changes: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> Job:
+    """The same from text; `name` stands for the file in messages."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        raise JobError(f"{where}: is not valid YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(values, dict):
+        raise JobError(f"{name}: holds no keys; a job needs at least name, input, model and output")
+    lines = dict(key_lines(node))
+    for change in changes:
+        set_key(values, change)
+    problems: list[str] = []
+    for where, again in repeated(node):
+        problems.append(f"{place(name, where, lines | {where: again})}{dotted(where)}: is given twice")
+    values = fill(values, os.environ if environment is None else environment, (), problems)
+    try:
+        job = Job.model_validate(values)
+    except ValidationError as error:
+        problems += [
+            place(name, (loc := location(e["loc"], values)), lines) + explain(loc, e) for e in error.errors()
+        ]
+    else:
+        problems += [
+            f"{place(name, where, lines)}{dotted(where)}: {value}: this version cannot do that yet"
+            for where, value in soon(job)
+        ]
+    if problems:
+        raise JobError("\n".join([f"{name} is not a job that can run:", *(f"  {line}" for line in problems)]))
+    return job
+
+
+def key_lines(node: yaml.Node | None, at: Path_ = ()) -> Iterator[tuple[Path_, int]]:
+    """Where each key stands, counted from one."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield (*at, key.value), key.start_mark.line + 1
+            yield from key_lines(value, (*at, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield (*at, index), value.start_mark.line + 1
+            yield from key_lines(value, (*at, index))
+
+
+def repeated(node: yaml.Node | None, at: Path_ = ()) -> Iterator[tuple[Path_, int]]:
+    """Keys given twice in one mapping; YAML would silently take the last."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                yield (*at, key.value), key.start_mark.line + 1
+            seen.add(key.value)
+            yield from repeated(value, (*at, key.value))
+
+
+def set_key(values: dict[str, Any], change: str) -> None:
+    """Apply one `a.b=c`; the value is read as YAML, as it would be in the file."""
+    where, equals, text = change.partition("=")
+    if not equals or not where.strip():
+        raise JobError(f"--set {change}: write it as key.key=value, such as --set answer.max_new_tokens=64")
+    *parents, last = where.strip().split(".")
+    target = values
+    for key in parents:
+        inner = target.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise JobError(f"--set {change}: {key} is a value, it has no keys")
+        target = inner
+    try:
+        target[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        target[last] = text
+
+
+def fill(value: Any, environment: Mapping[str, str], at: Path_, problems: list[str]) -> Any:
+    """Put `${VAR}` and `${VAR:-default}` into every string; `$${` stays `${`."""
+    if isinstance(value, dict):
+        return {key: fill(inner, environment, (*at, key), problems) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [fill(inner, environment, (*at, index), problems) for index, inner in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def one(match: re.Match[str]) -> str:
+        variable, default = match[1], match[2]
+        if variable is None:
+            return "${"
+        if variable not in environment and default is None:
+            problems.append(f"{dotted(at)}: ${{{variable}}} is not set; set it, or write ${{{variable}:-default}}")
+        return environment.get(variable, default or "")
+
+    return VARIABLE.sub(one, value)
+
+
+def place(name: str, where: Path_, lines: Mapping[Path_, int]) -> str:
+    """`job.yaml:12: ` for the key or the nearest parent that stands in the file."""
+    for length in range(len(where), 0, -1):
+        if where[:length] in lines:
+            return f"{name}:{lines[where[:length]]}: "
+    return ""
+
+
+def dotted(where: Path_) -> str:
+    return ".".join(str(part) for part in where) or "job"
+
+
+def location(loc: Path_, values: Any) -> Path_:
+    """pydantic's location without the tags of unions, which are no keys of the file."""
+    out: list[str | int] = []
+    for index, part in enumerate(loc):
+        is_key = isinstance(values, dict) and part in values
+        if not is_key and isinstance(values, dict) and part == values.get("kind") and index + 1 < len(loc):
+            continue
+        out.append(part)
+        values = values[part] if is_key or (isinstance(values, list) and isinstance(part, int)) else None
+    return tuple(out)
+
+
+def explain(where: Path_, error: Any) -> str:
+    """One validation error as a person would say it."""
+    kind, text, given = error["type"], error["msg"], error.get("input")
+    if kind == "extra_forbidden":
+        known = fields_of(Job, where[:-1])
+        return f"{dotted(where)}: there is no such key{nearest(str(where[-1]), known)}"
+    if kind == "missing":
+        return f"{dotted(where)}: is needed and not given"
+    if kind.startswith("union_tag"):
+        return f"{dotted(where)}: kind must be one of {', '.join(engine_kinds())}"
+    shown = "" if isinstance(given, (dict, list)) or "key" in dotted(where) else f" (given: {given!r})"
+    return f"{dotted(where)}: {text[:1].lower() + text[1:]}{shown}"
+
+
+def fields_of(model: Any, where: Sequence[str | int]) -> dict[str, Any]:
+    """The keys that may stand at a place of the job file."""
+    names = {f.alias or name: f for section in sections(model) for name, f in section.model_fields.items()}
+    if not where:
+        return names
+    return fields_of(names[str(where[0])].annotation, where[1:]) if where[0] in names else {}
+
+
+def sections(annotation: Any) -> list[type[BaseModel]]:
+    """The section classes inside an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [inner for argument in get_args(annotation) if get_origin(annotation) for inner in sections(argument)]
+
+
+def engine_kinds() -> list[str]:
+    annotation = Job.model_fields["engine"].annotation
+    return [str(section.model_fields["kind"].annotation.__args__[0]) for section in sections(annotation)]  # type: ignore[union-attr]
+
+
+def soon(section: BaseModel, at: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+    """Keys that were given and that this version only parses."""
+    for name, field in type(section).model_fields.items():
+        value, here = getattr(section, name), (*at, field.alias or name)
+        marked = isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("soon")
+        if marked and name in section.model_fields_set and value != field.default:
+            yield here, value
+        elif isinstance(value, BaseModel):
+            yield from soon(value, here)
+
+
+def answering(section: BaseModel) -> dict[str, Any]:
+    """What a job says that changes an answer: only values that differ from the defaults."""
+    out: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        extra = field.json_schema_extra
+        if (isinstance(extra, dict) and not extra.get("answers", True)) or value == field.default:
+            continue
+        inner = answering(value) if isinstance(value, BaseModel) else value
+        if inner != {}:
+            out[field.alias or name] = inner
+    return out
+
+
+def question(job: Job, *, weights: str, schema: str | None) -> dict[str, Any]:
+    """All that decides what the model would say to a row. `weights` and `schema` stand for their content."""
+    said = answering(job)
+    said.setdefault("model", {})["weights"] = weights
+    if schema is not None:
+        said.setdefault("answer", {})["schema"] = schema
+    if job.engine.kind != "scripted":
+        said.pop("engine", None)
+    return said
+
+
+def fingerprint(said: Mapping[str, Any]) -> str:
+    """A short name for a question; equal exactly when the questions are."""
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:12]

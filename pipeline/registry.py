@@ -1,0 +1,53 @@
+"""Every pluggable thing, by the name a job file or a file's content uses. Nothing is imported until asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from pipeline.errors import JobError
+
+SOURCES = {  # by the ending of a manifest's files
+    "parquet": "pipeline.intake.sources.parquet:Parquet",
+    "jsonl": "pipeline.intake.sources.jsonl:Jsonl",
+    "folder": "pipeline.intake.sources.folder:Folder",
+}
+KINDS = {  # by what the first bytes of a medium say
+    "image": "pipeline.media.kinds.image:Image",
+    "video": "pipeline.media.kinds.video:Video",
+    "pdf": "pipeline.media.kinds.pdf:Pdf",
+}
+FAMILIES = {  # by `model_type` in a checkpoint's config.json
+    "qwen2_vl": "pipeline.model.families.qwen2_vl:Qwen2VL",
+    "qwen2_5_vl": "pipeline.model.families.qwen2_5_vl:Qwen25VL",
+    "qwen3_vl": "pipeline.model.families.qwen3_vl:Qwen3VL",
+    "qwen3_vl_moe": "pipeline.model.families.qwen3_vl:Qwen3VL",
+}
+ENGINES = {  # by `engine.kind`
+    "torch": "pipeline.model.engines.torch:Torch",
+    "scripted": "pipeline.model.engines.scripted:Scripted",
+}
+SCHEMAS = {  # by `answer.schema`
+    "caption": "schemas.caption:Caption",
+    "boxes": "schemas.boxes:Boxes",
+    "points": "schemas.points:Points",
+    "events": "schemas.events:Events",
+    "invoice": "schemas.invoice:Invoice",
+    "document": "schemas.document:Document",
+}
+
+
+def find(table: Mapping[str, str], name: str, what: str) -> Any:
+    """The thing that a table names, or an error that lists what there is."""
+    if name not in table:
+        raise JobError(f"{what} {name!r} is not known; known: {', '.join(table)}{nearest(name, table)}")
+    module, _, attribute = table[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def nearest(name: str, names: Mapping[str, Any]) -> str:
+    """A hint for a typo, or nothing."""
+    close = get_close_matches(name, names, n=1)
+    return f". Did you mean {close[0]!r}?" if close else ""
