@@ -1,0 +1,34 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.ready ## a virtual environment with everything in it, at the versions of infra/constraints.txt
+
+.venv/.ready: pyproject.toml infra/constraints.txt infra/oracles.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c infra/constraints.txt -e ".[test,dev,pdf]"
+	$(BIN)/python -m pip install -q --no-deps -r infra/oracles.txt
+	touch $@
+
+demo: .venv/.ready ## a job on the built-in model, from pictures to a Parquet table
+	$(BIN)/python -m pipeline demo
+
+test: .venv/.ready ## all tests
+	$(BIN)/python -m pytest -q
+
+lint: .venv/.ready ## ruff, and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/.ready ## the benchmarks, shortened; each ends with a line of JSON
+	@set -e; for file in $$(grep -l -e '"--quick"' tests/bench/*.py); do \
+		echo "== $$file"; PYTHONPATH=. $(BIN)/python "$$file" --quick; done
+
+clean: ## away with everything that was made here
+	rm -rf .venv build dist out ./*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
