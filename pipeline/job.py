@@ -52,13 +52,21 @@ class Section(BaseModel):
 
 
 class Input(Section):
-    manifest: Names = key("Parquet or JSONL files, or a folder of media: any fsspec URL, glob, folder, or a list", min_length=1)
+    manifest: Names = key(
+        "Parquet or JSONL files, or a folder of media: any fsspec URL, glob, folder, or a list", min_length=1
+    )
     id: str | None = key("column that names a row; without it a hash of what the row asks", None)
     media: Names = key("column(s) with a URI, a list of URIs, or bytes; image or video is told by content", ())
-    messages: str | None = key("column with a chat; `messages` is used where the manifest has one and no prompt is given", None)
+    messages: str | None = key(
+        "column with a chat; `messages` is used where the manifest has one and no prompt is given", None
+    )
     keep: Names = key("manifest columns carried to the output", ())
     roots: Names = key("folders that local paths may point into; default: the folder of a local manifest", ())
-    hosts: Names = key("hosts that http(s) URIs may name: host, host:port or *.domain; one named in full may have a private address; default: any global address", ())
+    hosts: Names = key(
+        "hosts that http(s) URIs may name: host, host:port or *.domain; "
+        "one named in full may have a private address; default: any global address",
+        (),
+    )
 
 
 class Prompt(Section):
@@ -80,9 +88,13 @@ class Model(Section):
     weights: str = key("hub id, folder, s3:// folder, or builtin:NAME")
     revision: str | None = key("branch, tag or commit of a hub id", None)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key("auto: as the checkpoint says", "auto")
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = key("auto: packed attention of torch itself", "auto")
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = key(
+        "auto: packed attention of torch itself", "auto"
+    )
     quantize: Literal["int4"] | None = key("round a bf16 checkpoint's language model at load", None)
-    tensor_parallel: Positive = key("GPUs (or processes on CPU) that share one copy of the model", 1, soon=True, answers=False)
+    tensor_parallel: Positive = key(
+        "GPUs (or processes on CPU) that share one copy of the model", 1, soon=True, answers=False
+    )
     context: Context = key("how long a row may be", Context())
     overrides: dict[str, Any] = key("keys of the checkpoint's config.json to change", {})
 
@@ -144,7 +156,11 @@ class Thinking(Section):
 
 class Answer(Section):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-    schema_: str | None = key("a name from schemas/, path.py:Model, or a .json JSON Schema; without it the answer is text", None, alias="schema")
+    schema_: str | None = key(
+        "a name from schemas/, path.py:Model, or a .json JSON Schema; without it the answer is text",
+        None,
+        alias="schema",
+    )
     max_new_tokens: Positive = key("budget of an answer", 512)
     temperature: float = key("0 is greedy", 0.0, ge=0, le=5)
     top_p: float = key("sample from the likeliest tokens that hold this share", 1.0, gt=0, le=1)
@@ -197,7 +213,9 @@ class Limits(Section):
 
 class Output(Section):
     path: str = key("folder for the answers: any fsspec URL")
-    chunk_rows: Positive | None = key("rows that are prepared, answered and committed together; default: by media", None)
+    chunk_rows: Positive | None = key(
+        "rows that are prepared, answered and committed together; default: by media", None
+    )
 
 
 class Job(Section):

@@ -53,8 +53,8 @@ def parse(
     for change in changes:
         set_key(values, change)
     problems: list[str] = []
-    for where, again in repeated(node):
-        problems.append(f"{place(name, where, lines | {where: again})}{dotted(where)}: is given twice")
+    for path, again in repeated(node):
+        problems.append(f"{place(name, path, lines | {path: again})}{dotted(path)}: is given twice")
     values = fill(values, os.environ if environment is None else environment, (), problems)
     try:
         job = Job.model_validate(values)

@@ -45,9 +45,11 @@ class Jsonl:
         return table if columns is None else table.select(columns)
 
     def parse(self, text: bytes, schema: pa.Schema | None) -> pa.Table:
-        options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore" if schema else "infer")
+        unexpected = "ignore" if schema else "infer"
+        parsing = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior=unexpected)
+        reading = pyarrow.json.ReadOptions(block_size=max(len(text), 1))
         try:
-            return pyarrow.json.read_json(io.BytesIO(text), parse_options=options, read_options=pyarrow.json.ReadOptions(block_size=max(len(text), 1)))
+            return pyarrow.json.read_json(io.BytesIO(text), parse_options=parsing, read_options=reading)
         except pa.ArrowInvalid as error:
             raise JobError(f"{self.url}: {bad_line(text) or error}") from error
 

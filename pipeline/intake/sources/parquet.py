@@ -34,7 +34,8 @@ class Parquet:
 
     def read(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
         start, stop = span
-        groups, first, before = [], 0, 0
+        groups: list[int] = []
+        first = before = 0
         for group in range(self.footer.num_row_groups):
             after = before + self.footer.row_group(group).num_rows
             if before < stop and after > start:
