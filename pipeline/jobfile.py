@@ -195,8 +195,7 @@ def soon(section: BaseModel, at: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
     """Keys that were given and that this version only parses."""
     for name, field in type(section).model_fields.items():
         value, here = getattr(section, name), (*at, field.alias or name)
-        marked = isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("soon")
-        if marked and name in section.model_fields_set and value != field.default:
+        if marked_soon(field) and name in section.model_fields_set and value != field.default:
             yield here, value
         elif isinstance(value, BaseModel):
             yield from soon(value, here)
@@ -230,3 +229,19 @@ def question(job: Job, *, weights: str, schema: str | None) -> dict[str, Any]:
 def fingerprint(said: Mapping[str, Any]) -> str:
     """A short name for a question; equal exactly when the questions are."""
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def reference(section: type[BaseModel], depth: int = 0) -> Iterator[str]:
+    """Every key with its default and meaning, as `check --explain` prints it."""
+    for name, field in section.model_fields.items():
+        inner = sections(field.annotation)
+        default = "needed" if field.is_required() else "" if inner else f"default {json.dumps(field.default, default=str)}"
+        notes = [note for note in (default, "not yet" if marked_soon(field) else "") if note]
+        suffix = f"  [{'; '.join(notes)}]" if notes else ""
+        yield f"{'  ' * depth}{field.alias or name}: {field.description}{suffix}"
+        for each in inner:
+            yield from reference(each, depth + 1)
+
+
+def marked_soon(field: Any) -> bool:
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("soon"))

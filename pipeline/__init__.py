@@ -1,0 +1,102 @@
+"""The map: every module, in the order in which the data meets it.
+
+    manifest row -> Item -> bytes -> frames -> Request -> Reply -> Row -> part file
+                    intake          media      model            output
+
+Held in common
+    __main__.py                      the commands: python -m pipeline run, plan, check, ...
+    types.py                         the records that move
+    errors.py                        what can go wrong, drawn as a tree
+    job.py                           a job: every key, its type, its default, its meaning
+    jobfile.py                       YAML -> a frozen Job, or an error with line and key
+    registry.py                      names -> classes, imported when asked for
+    flow.py                          the order of the steps
+
+intake: a manifest -> Items -> bytes
+    intake/manifest.py               what a job names as its manifest -> rows
+    intake/sources/__init__.py       the seam: a file as spans of rows
+    intake/sources/parquet.py        Parquet -> rows
+    intake/sources/jsonl.py          JSONL -> rows
+    intake/sources/folder.py         a folder of media -> rows
+    intake/read.py                   a row -> an Item
+    intake/chat.py                   a cell with a chat -> Turns
+    intake/medium.py                 a cell with media or settings -> Medium, Ask
+    intake/fetch.py                  a source -> its Blob, within limits; fetches ahead
+    intake/guard.py                  whether a job may look there
+    intake/web.py                    http(s) -> bytes
+    intake/store.py                  s3, gs, az, ... -> bytes
+    intake/retry.py                  an attempt, repeated while it is worth it
+    intake/scratch.py                a folder for downloads that goes with its worker
+    intake/blob.py                   bytes as they arrive -> a Blob
+    intake/sniff.py                  the first bytes -> what it is
+
+media: bytes -> Clips
+    media/look.py                    a Medium -> Clips: fetched, decoded, resized
+    media/decode.py                  a Blob -> Clips
+    media/decoder.py                 a file -> pixels, by way of a process that may be killed
+    media/wire.py                    messages to and from that process
+    media/child.py                   that process
+    media/sample.py                  which frames, and when they were
+    media/kinds/base.py              the seam: one kind of file
+    media/kinds/image.py             pictures, through Pillow
+    media/kinds/video.py             videos, by index
+    media/kinds/decord_reader.py     their frames through decord
+    media/kinds/av_reader.py         their frames through PyAV
+    media/kinds/pdf.py               pages, through PDFium
+    media/resize.py                  frames -> frames of the model's size
+
+model: Clips and text -> Request -> Reply
+    model/weights.py                 what a job names as its weights -> a folder on this machine
+    model/library.py                 transformers' model classes
+    model/families/base.py           the seam: what a model was trained on
+    model/families/qwen.py           what all Qwen-VL models share
+    model/families/qwen2_vl.py       Qwen2-VL
+    model/families/qwen2_5_vl.py     Qwen2.5-VL
+    model/families/qwen3_vl.py       Qwen3-VL, dense and mixture of experts
+    model/prompt.py                  turns, a chat template -> the pieces of a prompt
+    model/grammar.py                 a schema, a budget -> the tokens that may come next
+    model/hints.py                   a schema -> steps that help to end an answer
+    model/closing.py                 a half-written answer -> the bytes that end it soonest
+    model/spelling.py                bytes -> the fewest tokens that spell them
+    model/generate.py                Requests -> Replies, in any order
+    model/engines/base.py            the seam: Requests -> tokens
+    model/engines/scripted.py        replies by rule, without a model
+    model/engines/torch/__init__.py  our engine
+    model/engines/torch/load.py      a folder -> a model on a device
+    model/engines/torch/int4.py      four-bit weights, as they come or rounded at load
+    model/engines/torch/int4_linear.py  one layer of them
+    model/engines/torch/memory.py    free memory -> tokens of cache
+    model/engines/torch/intake.py    a Request -> a row, or why it never can be one
+    model/engines/torch/rows.py      a row inside the engine
+    model/engines/torch/schedule.py  who comes in, and how much is computed in a step
+    model/engines/torch/limits.py    work that fails -> smaller pieces of it
+    model/engines/torch/vision.py    Clips -> embeddings
+    model/engines/torch/forward.py   tokens -> logits
+    model/engines/torch/attention.py  packed tokens -> what each attends to
+    model/engines/torch/graphs.py    a step of decoding as a CUDA graph
+    model/engines/torch/sample.py    logits -> the next tokens
+    model/engines/torch/watchdog.py  a step that never ends -> the end of the process
+
+output: Reply -> Row -> part file
+    output/schema.py                 what a job names as its schema -> a Schema
+    output/canonical.py              a JSON Schema -> the one text that guides, checks and types
+    output/parse.py                  text -> the JSON value in it
+    output/validate.py               a value -> its exact form, or what is wrong with it
+    output/geometry.py               the model's numbers -> the original's pixels and seconds
+    output/finish.py                 Item, Request, Reply -> Row
+    output/retry.py                  asking again where an answer is not good enough
+    output/columns.py                a schema -> the Arrow field of its answers
+    output/table.py                  Rows and Failures -> Arrow tables
+    output/write.py                  tables -> files, exactly once
+
+run: what drives the steps
+    run/plan.py                      a job, a manifest -> the parts to be answered
+    run/work.py                      one part, from rows to its file
+    run/drive.py                     parts under way, counted and stopped
+    run/local.py                     a plain loop: what the pipeline means
+    run/cluster.py                   Ray Data: how it scales
+
+tiny: the built-in model
+    tiny/checkpoint.py               a model type -> a tiny checkpoint of random weights
+    tiny/demo.py                     something to look at, made on the spot
+"""

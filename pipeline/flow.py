@@ -1,0 +1,170 @@
+"""The order of the steps. No Ray, and no loop over chunks: the runners call these.
+
+    read      manifest rows of a chunk -> Items
+    prepare   Item -> Request            fetch, decode, resize, prompt: many CPUs
+    answer    Request -> Reply -> Row    the model, then its words checked and typed: few GPUs
+
+Where a step fails, a Failure takes the place of the row from there on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ItemError
+from pipeline.intake.fetch import Fetcher
+from pipeline.intake.manifest import Chunk, rows_of
+from pipeline.intake.read import read
+from pipeline.job import Job
+from pipeline.media.decode import Eyes
+from pipeline.media.look import look, sources
+from pipeline.model import weights
+from pipeline.model.families.base import Family
+from pipeline.model.generate import Desk
+from pipeline.output.finish import finish
+from pipeline.output.retry import settle
+from pipeline.output.schema import Schema
+from pipeline.registry import ENGINES, find
+from pipeline.types import Clip, Failure, Item, Medium, Reply, Request, Row, Sampling, Turn
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Entry = tuple[Item, Request | Failure]
+Outcome = tuple[Item, Row | Failure]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """All that crosses to a worker: the job, and what the driver settled once for everyone."""
+
+    job: Job
+    schema: Schema | None
+    user: str | None  # the question, where the job leaves it to the schema
+    kept: pa.Schema
+    said: dict[str, Any]  # what the fingerprint is of
+    fingerprint: str
+    model: str
+    run: str
+
+
+def open_family(work: Work) -> Family:
+    folder = weights.locate_small(work.job.model.weights, work.job.model.revision)
+    return weights.family(folder, model=work.job.model, add_vision_id=work.job.media.add_vision_id)
+
+
+class Preparer:
+    """What a prepare worker keeps open: connections, the decoder's process, the family's tokenizer."""
+
+    def __init__(self, work: Work):
+        self.work = work
+        self.family = open_family(work)
+        self.fetcher = Fetcher(work.job)
+        self.eyes = Eyes(work.job, self.family)
+
+    def prepare(self, chunk: Chunk) -> list[Entry]:
+        """Every row of a chunk that is to be asked, as a Request or as the Failure it ended in."""
+        items = list(self.items(chunk))
+        media = [part for item, _ in items for turn in item.turns for part in turn.parts if isinstance(part, Medium)]
+        self.fetcher.ahead([source for medium in media for source in sources(medium)])
+        return [(replace(item, turns=()), failure or self.request(item)) for item, failure in items]
+
+    def items(self, chunk: Chunk) -> Iterator[tuple[Item, Failure | None]]:
+        work = self.work
+        wanted, rows = rows_of(chunk, work.job, work.user)
+        for row, row_id, question in rows:
+            keep = {name: row[name] for name in wanted.keep}
+            try:
+                item = read(
+                    row, id=row_id, question=question, columns=wanted, job=work.job, user=work.user, base=chunk.file.base
+                )
+                yield replace(item, keep=keep), None
+            except ItemError as error:
+                yield Item(row_id, question, (), keep), error.failure(row_id)
+
+    def request(self, item: Item) -> Request | Failure:
+        try:
+            return self.ask(item)
+        except ItemError as error:
+            return error.failure(item.id)
+        except Exception:  # the row boundary: a surprise costs one row, is shown whole, and fails the run
+            return Failure(item.id, "internal", "internal", traceback.format_exc(limit=-8))
+
+    def ask(self, item: Item) -> Request:
+        ends = time.monotonic() + self.work.job.limits.deadline_s
+        turns = tuple(Turn(turn.role, tuple(self.parts(turn, ends))) for turn in item.turns)
+        sampling = self.sampling(item)
+        encoded = self.family.encode(turns)
+        self.family.check(encoded, sampling.max_new_tokens + (sampling.thinking_tokens or 0))
+        return Request(item.id, turns, encoded.input_ids, encoded.positions, encoded.vision_tokens, sampling)
+
+    def parts(self, turn: Turn, ends: float) -> Iterator[str | Clip]:
+        for part in turn.parts:
+            if isinstance(part, Medium):
+                yield from look(part, fetcher=self.fetcher, eyes=self.eyes, deadline_s=ends - time.monotonic())
+            else:
+                yield part
+
+    def sampling(self, item: Item) -> Sampling:
+        """The seed is of the job's seed and the row's id, so that a retry anywhere says the same again."""
+        answer = self.work.job.answer
+        seed = int.from_bytes(hashlib.blake2b(f"{answer.seed}\0{item.id}".encode(), digest_size=4).digest())
+        thinking = answer.thinking.max_tokens if answer.thinking else 2048 if self.family.thinking else None
+        return Sampling(
+            max_new_tokens=item.max_new_tokens or answer.max_new_tokens,
+            temperature=answer.temperature,
+            top_p=answer.top_p,
+            top_k=answer.top_k,
+            seed=seed,
+            thinking_tokens=thinking,
+        )
+
+    def close(self) -> None:
+        self.fetcher.close()
+        self.eyes.close()
+
+
+class Answerer:
+    """What a replica keeps open: the engine, behind a desk that several chunks may ask at once."""
+
+    def __init__(self, work: Work):
+        self.work = work
+        self.family = open_family(work)
+        self.desk = Desk(find(ENGINES, work.job.engine.kind, "engine.kind").open(work.job))
+
+    def answer(self, entries: Sequence[Entry]) -> list[Outcome]:
+        """One row or failure for every entry, in order."""
+        answer, schema = self.work.job.answer, self.work.schema
+        guide = schema.text if schema and answer.guided else None
+        asked = [(item, replace(request, schema=guide)) for item, request in entries if isinstance(request, Request)]
+        settled = iter(settle(asked, answer=self.desk.answer, finish=self.finish, retries=answer.retries if schema else 0))
+        return [(item, entry if isinstance(entry, Failure) else next(settled)) for item, entry in entries]
+
+    def finish(self, item: Item, request: Request, reply: Reply, attempts: int) -> Row:
+        return finish(
+            item,
+            request,
+            reply,
+            schema=self.work.schema,
+            family_coordinates=self.family.coordinates,
+            family_times=self.family.times,
+            attempts=attempts,
+        )
+
+    def close(self) -> None:
+        self.desk.close()
+
+
+def base_folder() -> Path:
+    """Where a job's relative paths start: the folder the command was given in, as with any command."""
+    return Path.cwd()
+
+
+def model_name(job: Job) -> str:
+    return f"{job.model.weights}@{job.model.revision}" if job.model.revision else job.model.weights

@@ -1,0 +1,181 @@
+"""Manifest URLs -> files -> chunks of consecutive rows, each under a key that is a hash of its rows.
+
+The chunk is the unit of transport, retry and commit. Who plans reads only the columns that decide the
+question; who works on a chunk reads its rows again. Nothing here holds more than one chunk of rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.errors import JobError
+from pipeline.intake.read import Columns, columns
+from pipeline.intake.sources import Source, Span
+from pipeline.job import Job
+from pipeline.registry import SOURCES, find
+
+KINDS = {".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".jsonl.gz": "jsonl"}
+PREPARED_BYTES = 256 * 2**20  # what a prepared chunk may weigh in the object store, about
+TYPICAL_PIXELS = 1280 * 28 * 28
+TYPICAL_VIDEO_PIXELS = 20480 * 28 * 28
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file (or folder of media) of a manifest."""
+
+    url: str
+    kind: str
+
+    def open(self) -> Source:
+        source: Source = find(SOURCES, self.kind, "source")(self.url)
+        return source
+
+    @property
+    def base(self) -> str:
+        """The folder that relative paths in its rows start at."""
+        return self.url if self.kind == "folder" else self.url.rpartition("/")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive rows of one file. `skip` are offsets of rows that are answered elsewhere."""
+
+    file: File
+    span: Span
+    key: str
+    rows: int
+    skip: tuple[int, ...] = ()
+
+
+def files(job: Job) -> list[File]:
+    """Every file the manifest names, in a fixed order."""
+    found = [file for url in job.input.manifest for file in expand(url)]
+    if not found:
+        raise JobError(f"input.manifest: nothing found at {', '.join(job.input.manifest)}")
+    return found
+
+
+def expand(url: str) -> Iterator[File]:
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        if any(sign in path for sign in "*?["):
+            names = sorted(filesystem.glob(path))
+        elif filesystem.isdir(path):
+            names = sorted(name for name in filesystem.find(path) if kind_of(name))
+            if not names:
+                yield File(filesystem.unstrip_protocol(path), "folder")
+                return
+        elif filesystem.exists(path):
+            names = [path]
+        else:
+            raise JobError(f"input.manifest: there is no {url}")
+    except (ImportError, ValueError) as error:
+        raise JobError(f"input.manifest: {url}: {error}") from error
+    except PermissionError as error:
+        raise JobError(f"input.manifest: {url}: access denied; check the credentials in the environment") from error
+    for name in names:
+        kind = kind_of(name)
+        if kind is None:
+            raise JobError(f"input.manifest: {name}: a manifest is a folder, or ends in {', '.join(KINDS)}")
+        yield File(filesystem.unstrip_protocol(name), kind)
+
+
+def kind_of(name: str) -> str | None:
+    return next((kind for ending, kind in KINDS.items() if name.lower().endswith(ending)), None)
+
+
+def chunk_rows(job: Job) -> int:
+    """How many rows weigh about 256 MiB prepared; from the settings alone, so that every run cuts alike."""
+    if job.output.chunk_rows:
+        return job.output.chunk_rows
+    if "video" in job.media.model_fields_set:
+        row = 3 * (job.media.video.total_pixels or TYPICAL_VIDEO_PIXELS)
+    else:
+        row = 3 * (job.media.max_pixels or TYPICAL_PIXELS)
+    return max(4, min(256, PREPARED_BYTES // (row * max(1, len(job.input.media)))))
+
+
+def cut(job: Job, file: File, default_user: str | None) -> Iterator[tuple[Chunk, NDArray[np.uint64]]]:
+    """The chunks of a file, each with three hashes a row: of the id, and two halves of (id, question)."""
+    source = file.open()
+    wanted = columns_of(job, file, source.schema(), default_user)
+    needed = list(dict.fromkeys([*wanted.asked, *([wanted.id] if wanted.id else [])]))
+    plain = [name for name in needed if not pa.types.is_binary(kind := source.schema().field(name).type)
+             and not pa.types.is_large_binary(kind)]
+    for span in source.spans(chunk_rows(job)):
+        named = names(source.read(span, plain), wanted, file)
+        digests = [row_digest(*pair) for pair in named]
+        hashes = np.frombuffer(b"".join(text_digest(pair[0])[:8] + digest for pair, digest in zip(named, digests, strict=True)), np.uint64)
+        key = hashlib.blake2b(b"".join(digests), digest_size=12).hexdigest()
+        yield Chunk(file, span, key, len(named)), hashes.reshape(-1, 3)
+
+
+def columns_of(job: Job, file: File, schema: pa.Schema, default_user: str | None) -> Columns:
+    """Which columns matter, or an error that names the file and the column that is not there."""
+    given = job
+    if file.kind == "folder" and not job.input.media:
+        given = job.model_copy(update={"input": job.input.model_copy(update={"media": ("uri",), "id": job.input.id or "path"})})
+    try:
+        wanted = columns(given, schema.names, default_user=default_user)
+    except JobError as error:
+        raise JobError(f"{file.url}: {error}") from error
+    bare = [n for n in wanted.media if pa.types.is_binary(schema.field(n).type) or pa.types.is_large_binary(schema.field(n).type)]
+    if bare and not wanted.id:
+        raise JobError(f"{file.url}: column {bare[0]} holds bytes, so rows need names: set input.id to a column")
+    return wanted
+
+
+def names(table: pa.Table, wanted: Columns, file: File) -> list[tuple[str, str]]:
+    """(id, question) of each row. A question is a hash of what the row asks; without an id column it is the id too.
+
+    Bytes are not hashed: planning would have to read all of them. The row's id stands for them.
+    """
+    asked = [name for name in wanted.asked if name in table.column_names]
+    questions = [
+        text_digest(json.dumps(row, sort_keys=True, default=str, ensure_ascii=False)).hex()
+        for row in (table.select(asked).to_pylist() if asked else [{}] * table.num_rows)
+    ]
+    if not wanted.id:
+        return [(question, question) for question in questions]
+    ids = table.column(wanted.id).to_pylist()
+    if None in ids:
+        raise JobError(f"{file.url}: column {wanted.id} (input.id) is empty in row {ids.index(None)} of a chunk")
+    return [(str(name), question) for name, question in zip(ids, questions, strict=True)]
+
+
+def text_digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def row_digest(row_id: str, question: str) -> bytes:
+    return text_digest(f"{row_id}\0{question}")
+
+
+def kept(schema: pa.Schema, job: Job) -> pa.Schema:
+    """The manifest's own types of the columns that go to the output."""
+    return pa.schema([schema.field(name).with_nullable(True) for name in job.input.keep])
+
+
+def rows_of(chunk: Chunk, job: Job, default_user: str | None) -> tuple[Columns, list[tuple[Mapping[str, Any], str, str]]]:
+    """The rows of a chunk that are to be asked: (row, id, question)."""
+    source = chunk.file.open()
+    schema = source.schema()
+    wanted = columns_of(job, chunk.file, schema, default_user)
+    needed: Sequence[str] = list(dict.fromkeys([*wanted.asked, *wanted.keep, *([wanted.id] if wanted.id else [])]))
+    table = source.read(chunk.span, needed)
+    plain = [n for n in needed if not (pa.types.is_binary(schema.field(n).type) or pa.types.is_large_binary(schema.field(n).type))]
+    named = names(table.select(plain), wanted, chunk.file)
+    skip = set(chunk.skip)
+    return wanted, [
+        (row, *pair) for offset, (row, pair) in enumerate(zip(table.to_pylist(), named, strict=True)) if offset not in skip
+    ]

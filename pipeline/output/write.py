@@ -1,0 +1,134 @@
+"""Outcomes of a chunk -> one object under the chunk's key. Creating that object is the commit.
+
+Dead letters are written just before, under a name that the commit's metadata holds: whoever loses the race to
+create the object leaves letters that nobody reads. Nothing is ever overwritten.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import OutputError
+from pipeline.flow import Outcome, Work
+from pipeline.output.table import tables
+
+NOTE = b"vlbatch"  # where a part's metadata says what else belongs to the commit
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a worker tells the driver about a chunk. `won` is false where another had committed it before."""
+
+    key: str
+    won: bool
+    answered: int
+    failed: int
+    kinds: dict[str, int] = field(default_factory=dict)  # "stage/kind" -> rows
+    examples: dict[str, str] = field(default_factory=dict)  # "stage/kind" -> one message
+    vision_tokens: int = 0
+    output_tokens: int = 0
+
+
+class Store:
+    """An output folder, wherever fsspec reaches."""
+
+    def __init__(self, path: str):
+        self.path = path.rstrip("/")
+        self.filesystem, self.root = fsspec.core.url_to_fs(self.path)
+
+    @property
+    def local(self) -> bool:
+        protocol = self.filesystem.protocol
+        return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Create an object whole, or not at all; False where it was there before."""
+        path = f"{self.root}/{name}"
+        try:
+            return link(path, data) if self.local else self.put(path, data)
+        except PermissionError as error:
+            raise OutputError(f"{self.path}: cannot be written; check output.path and its credentials") from error
+
+    def put(self, path: str, data: bytes) -> bool:
+        try:
+            self.filesystem.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return self.ours(path, data)
+        except OSError as error:  # what s3fs makes of a failed precondition on some servers
+            if error.errno == errno.EINVAL or "recondition" in str(error):
+                return self.ours(path, data)
+            raise
+        return True
+
+    def ours(self, path: str, data: bytes) -> bool:
+        """A refused PUT may be one's own, sent twice after a lost reply: the content tells."""
+        return bool(self.filesystem.cat_file(path) == data)
+
+    def read(self, name: str) -> bytes:
+        return bytes(self.filesystem.cat_file(f"{self.root}/{name}"))
+
+    def names(self, folder: str) -> set[str]:
+        """The objects of a folder, without their path; empty where there is none."""
+        try:
+            self.filesystem.invalidate_cache()
+            return {path.rpartition("/")[2] for path in self.filesystem.find(f"{self.root}/{folder}")}
+        except FileNotFoundError:
+            return set()
+
+
+def link(path: str, data: bytes) -> bool:
+    """A local object appears whole: written beside, flushed, then linked to its name."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    beside = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(beside, path)
+    except FileExistsError:
+        return False
+    finally:
+        if os.path.exists(beside):
+            os.unlink(beside)
+    return True
+
+
+def parquet(table: pa.Table, note: dict[str, Any]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({NOTE: json.dumps(note)}), sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def write(key: str, outcomes: Sequence[Outcome], work: Work, store: Store) -> Receipt:
+    """Commit a chunk. Whoever comes second finds it done, and says so."""
+    answered, failed = tables(outcomes, work)
+    folder, letters = f"fp={work.fingerprint}", f"{key}-{uuid.uuid4().hex[:8]}.parquet"
+    kinds = Counter(f"{s}/{k}" for s, k in zip(failed["stage"].to_pylist(), failed["kind"].to_pylist(), strict=True))
+    if failed.num_rows:
+        store.create(f"errors/{folder}/{letters}", parquet(failed, {"key": key}))
+    note = {"errors": letters if failed.num_rows else None, "answered": answered.num_rows, "failed": failed.num_rows}
+    won = store.create(f"data/{folder}/{key}.parquet", parquet(answered, {**note, "kinds": kinds}))
+    tokens = answered["tokens"].to_pylist()
+    messages = zip(failed["stage"].to_pylist(), failed["kind"].to_pylist(), failed["message"].to_pylist(), strict=True)
+    return Receipt(
+        key,
+        won,
+        answered.num_rows,
+        failed.num_rows,
+        kinds=dict(kinds),
+        examples={f"{stage}/{kind}": message for stage, kind, message in messages},
+        vision_tokens=sum(row["vision"] for row in tokens),
+        output_tokens=sum(row["output"] for row in tokens),
+    )

@@ -1,0 +1,136 @@
+"""The flow on Ray Data: chunks -> a pool that prepares -> a pool that answers and commits -> receipts.
+
+A chunk is one block from end to end. Preparing is a pool of its own, for Ray would fuse a plain task into the
+engine's actor. Several chunks ask one engine at once, so the end of a chunk is no barrier for the next.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from pipeline.errors import JobError
+from pipeline.flow import Answerer, Preparer, Work
+from pipeline.intake.manifest import Chunk, File, cut
+from pipeline.job import Job
+from pipeline.output.write import Receipt, Store, write
+from pipeline.run import wire
+from pipeline.run.plan import Cut
+
+CHUNKS_AT_ONCE = 3  # calls that feed one engine: one being answered, one behind it, one committing
+MANY_FILES = 8  # from here on cutting files in tasks beats the second that starting a worker costs
+
+
+def start() -> None:
+    """Join the cluster that the environment names, or start one for this run. Never one that happens to run here."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled" if "RAY_ADDRESS" not in os.environ else "token")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    local = {"include_dashboard": False} if address == "local" else {}
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True, **local)
+
+
+def stop() -> None:
+    ray.shutdown()
+
+
+class Prepare:
+    def __init__(self, work: Work):
+        self.preparer = Preparer(work)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        chunk: Chunk = pickle.loads(batch["chunk"][0].as_py())
+        return wire.pack(chunk.key, self.preparer.prepare(chunk))
+
+
+class Generate:
+    def __init__(self, work: Work):
+        self.work = work
+        self.store = Store(work.job.output.path)
+        self.answerer = Answerer(work)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        key, entries = wire.unpack(batch)
+        receipt = write(key, self.answerer.answer(entries), self.work, self.store)
+        return pa.table({"receipt": pa.array([pickle.dumps(receipt)], pa.binary())})
+
+
+def run(work: Work, chunks: Sequence[Chunk]) -> Iterator[Receipt]:
+    context = DataContext.get_current()
+    context.target_max_block_size = 4 * 2**30  # a chunk is never cut
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    sizes = pools(work.job, ray.cluster_resources())
+    rows = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
+    receipts = (
+        ray.data.from_items(rows, override_num_blocks=len(rows))
+        .map_batches(
+            Prepare,
+            fn_constructor_args=(work,),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(min_size=sizes["prepare_min"], max_size=sizes["prepare_max"]),
+            num_cpus=sizes["prepare_cpus"],
+            memory=work.job.workers.prepare.memory,
+        )
+        .map_batches(
+            Generate,
+            fn_constructor_args=(work,),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ActorPoolStrategy(
+                min_size=work.job.workers.generate.min,
+                max_size=sizes["generate_max"],
+                max_concurrent_calls_per_actor=CHUNKS_AT_ONCE,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=sizes["generate_cpus"],
+            num_gpus=work.job.workers.generate.gpus or None,
+            memory=work.job.workers.generate.memory,
+        )
+    )
+    for row in receipts.iter_rows():
+        yield pickle.loads(row["receipt"])
+
+
+def pools(job: Job, there: dict[str, float]) -> dict[str, Any]:
+    """How many workers of each pool, and with what, so that both can start on what there is.
+
+    Ray waits without a word for what never comes, so what does not fit is refused here.
+    """
+    prepare, generate = job.workers.prepare, job.workers.generate
+    cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+    if generate.gpus * generate.min > gpus:
+        raise JobError(
+            f"workers.generate asks for {generate.min} x {generate.gpus:g} GPUs and the cluster has {gpus:g}; "
+            "lower it, or set workers.generate.gpus to 0 to run on CPU"
+        )
+    share = min(1.0, cpus / (prepare.min * prepare.cpus + generate.min * generate.cpus or 1.0))
+    prepare_cpus, generate_cpus = (max(0.01, int(100 * share * each) / 100) for each in (prepare.cpus, generate.cpus))
+    by_gpu = int(gpus / generate.gpus) if generate.gpus else generate.min
+    generate_max = max(generate.min, min(generate.max or by_gpu, by_gpu) if generate.gpus else generate.max or by_gpu)
+    room = int((cpus - generate_max * generate_cpus + 1e-6) / prepare_cpus)
+    return {
+        "prepare_min": prepare.min,
+        "prepare_max": max(prepare.min, min(prepare.max or room, max(room, 1))),
+        "prepare_cpus": prepare_cpus,
+        "generate_max": generate_max,
+        "generate_cpus": generate_cpus,
+    }
+
+
+def cut_there(job: Job, found: Sequence[File], user: str | None) -> Iterable[list[Cut]]:
+    """Files cut by workers, in order; a few files are cut here."""
+    if len(found) < MANY_FILES:
+        return [list(cut(job, file, user)) for file in found]
+    task = ray.remote(num_cpus=1)(lambda file: list(cut(job, file, user)))
+    return (ray.get(reference) for reference in [task.remote(file) for file in found])
