@@ -90,11 +90,11 @@ output: Reply -> Row -> part file
     output/write.py                  tables -> files, exactly once
 
 run: what drives the steps
-    run/plan.py                      a job, a manifest -> the parts to be answered
-    run/work.py                      one part, from rows to its file
-    run/drive.py                     parts under way, counted and stopped
+    run/plan.py                      a job, its manifest, its output -> the chunks that are left
+    run/drive.py                     a job -> answers on disk and an exit code
     run/local.py                     a plain loop: what the pipeline means
     run/cluster.py                   Ray Data: how it scales
+    run/wire.py                      prepared entries <-> one Arrow table
 
 tiny: the built-in model
     tiny/checkpoint.py               a model type -> a tiny checkpoint of random weights

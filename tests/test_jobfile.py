@@ -1,0 +1,128 @@
+"""A job file: what it says arrives, and what is wrong with it is said with line, key and remedy."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.errors import JobError
+from pipeline.job import Job
+from pipeline.jobfile import fingerprint, load, parse, question
+
+LEAST = """\
+name: small
+input: {manifest: rows.jsonl, media: uri}
+prompt: {user: "What is it?"}
+model: {weights: builtin:tiny}
+output: {path: out}
+"""
+
+
+def wrong(text: str, **more: object) -> str:
+    with pytest.raises(JobError) as caught:
+        parse(text, name="job.yaml", **{"environment": {}, **more})
+    return str(caught.value)
+
+
+def mark(job: Job, weights: str = "w", schema: str | None = None) -> str:
+    return fingerprint(question(job, weights=weights, schema=schema))
+
+
+def test_the_least_job():
+    job = parse(LEAST)
+    assert job.input.manifest == ("rows.jsonl",) and job.input.media == ("uri",)
+    assert job.engine.kind == "torch" and job.answer.max_new_tokens == 512
+
+
+def test_an_unknown_key_is_named_with_its_line_and_the_nearest_right_one():
+    message = wrong(LEAST + "answer:\n  max_new_token: 3\n")
+    assert "job.yaml:7: answer.max_new_token: there is no such key" in message
+    assert "'max_new_tokens'" in message
+
+
+def test_a_missing_key_and_a_wrong_value():
+    assert "output: is needed" in wrong(LEAST.replace("output: {path: out}\n", ""))
+    assert "job.yaml:7: answer.top_p" in wrong(LEAST + "answer:\n  top_p: 2\n")
+    assert "job.yaml:6: engine: kind must be one of torch, scripted" in wrong(LEAST + "engine: {kind: torches}\n")
+    assert "folder, not a file" in wrong(LEAST.replace("path: out", "path: out.parquet"))
+
+
+def test_all_that_is_wrong_is_said_at_once():
+    message = wrong(LEAST + "answer:\n  top_p: 2\nmdia: {}\n")
+    assert "answer.top_p" in message and "job.yaml:8: mdia" in message and "'media'" in message
+
+
+def test_what_is_not_yaml_and_what_is_no_job(tmp_path):
+    assert wrong("name: [\n").startswith("job.yaml:2: is not valid YAML")
+    assert "holds no keys" in wrong("- a\n")
+    with pytest.raises(JobError, match="cannot be read"):
+        load(tmp_path / "none.yaml")
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(JobError, match="not UTF-8"):
+        load(tmp_path / "a.yaml")
+
+
+def test_products_and_sizes():
+    more = (
+        "media: {max_pixels: 1280*28*28}\nlimits: {image: {bytes: 64MiB, pixels: 180_000_000}, video: {bytes: 1.5GB}}\n"
+    )
+    job = parse(LEAST + more)
+    assert job.media.max_pixels == 1280 * 28 * 28
+    assert job.limits.image.bytes == 64 * 2**20 and job.limits.image.pixels == 180_000_000
+    assert job.limits.video.bytes == 1_500_000_000
+    assert "limits.image.bytes" in wrong(LEAST + "limits: {image: {bytes: 64 MiBs}}\n")
+    assert "media.max_pixels" in wrong(LEAST + "media: {max_pixels: 0*28}\n")
+
+
+def test_variables_are_filled_after_parsing():
+    text = LEAST.replace("What is it?", "${Q} ${P:-or} $${Q}")
+    assert parse(text, environment={"Q": "a: {b"}).prompt.user == "a: {b or ${Q}"
+    message = wrong(text)
+    assert "prompt.user: ${Q} is not set" in message and "${Q:-default}" in message
+
+
+def test_set_goes_over_the_file():
+    job = parse(LEAST, changes=["answer.max_new_tokens=64", "prompt.user=Why?", "input.media=[a, b]"])
+    assert (job.answer.max_new_tokens, job.prompt.user, job.input.media) == (64, "Why?", ("a", "b"))
+    assert "key.key=value" in wrong(LEAST, changes=["answer"])
+    assert "has no keys" in wrong(LEAST, changes=["name.first=x"])
+    assert "answer.max_tokens: there is no such key" in wrong(LEAST, changes=["answer.max_tokens=1"])
+
+
+def test_a_key_given_twice():
+    message = wrong(LEAST + "answer:\n  top_k: 1\n  seed: 1\n  top_k: 2\n")
+    assert "job.yaml:9: answer.top_k: is given twice" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ("model.tensor_parallel=2", "model.tensor_parallel"),
+        ("engine={kind: vllm}", "engine.kind"),
+        ("engine={kind: http, url: 'http://a/v1'}", "engine.kind"),
+    ],
+)
+def test_what_cannot_be_done_yet_is_refused(change, key):
+    message = wrong(LEAST, changes=[change])
+    assert f"{key}: " in message and "cannot do that yet" in message
+
+
+def test_workers_limits_and_paths_leave_the_fingerprint_alone():
+    plain = mark(parse(LEAST))
+    for change in (
+        "name=other",
+        "workers.generate.max=4",
+        "limits.deadline_s=1",
+        "output.path=elsewhere",
+        "input.manifest=more.jsonl",
+        "engine={kind: torch, slots: 3}",
+        "answer.max_new_tokens=512",
+    ):
+        assert mark(parse(LEAST, changes=[change])) == plain, change
+
+
+def test_what_changes_an_answer_changes_the_fingerprint():
+    job = parse(LEAST)
+    changes = ("prompt.user=Why?", "answer.seed=1", "media.video.fps=1", "model.quantize=int4", "prompt.system=Hi")
+    marks = [mark(parse(LEAST, changes=[change])) for change in changes]
+    marks += [mark(job), mark(job, weights="v"), mark(job, schema="{}")]
+    assert len(set(marks)) == len(marks)
