@@ -29,8 +29,10 @@ def mark(job: Job, weights: str = "w", schema: str | None = None) -> str:
 
 def test_the_least_job():
     job = parse(LEAST)
-    assert job.input.manifest == ("rows.jsonl",) and job.input.media == ("uri",)
-    assert job.engine.kind == "torch" and job.answer.max_new_tokens == 512
+    assert job.input.manifest == ("rows.jsonl",)
+    assert job.input.media == ("uri",)
+    assert job.engine.kind == "torch"
+    assert job.answer.max_new_tokens == 512
 
 
 def test_an_unknown_key_is_named_with_its_line_and_the_nearest_right_one():
@@ -48,7 +50,9 @@ def test_a_missing_key_and_a_wrong_value():
 
 def test_all_that_is_wrong_is_said_at_once():
     message = wrong(LEAST + "answer:\n  top_p: 2\nmdia: {}\n")
-    assert "answer.top_p" in message and "job.yaml:8: mdia" in message and "'media'" in message
+    assert "answer.top_p" in message
+    assert "job.yaml:8: mdia" in message
+    assert "'media'" in message
 
 
 def test_what_is_not_yaml_and_what_is_no_job(tmp_path):
@@ -67,7 +71,8 @@ def test_products_and_sizes():
     )
     job = parse(LEAST + more)
     assert job.media.max_pixels == 1280 * 28 * 28
-    assert job.limits.image.bytes == 64 * 2**20 and job.limits.image.pixels == 180_000_000
+    assert job.limits.image.bytes == 64 * 2**20
+    assert job.limits.image.pixels == 180_000_000
     assert job.limits.video.bytes == 1_500_000_000
     assert "limits.image.bytes" in wrong(LEAST + "limits: {image: {bytes: 64 MiBs}}\n")
     assert "media.max_pixels" in wrong(LEAST + "media: {max_pixels: 0*28}\n")
@@ -77,7 +82,8 @@ def test_variables_are_filled_after_parsing():
     text = LEAST.replace("What is it?", "${Q} ${P:-or} $${Q}")
     assert parse(text, environment={"Q": "a: {b"}).prompt.user == "a: {b or ${Q}"
     message = wrong(text)
-    assert "prompt.user: ${Q} is not set" in message and "${Q:-default}" in message
+    assert "prompt.user: ${Q} is not set" in message
+    assert "${Q:-default}" in message
 
 
 def test_set_goes_over_the_file():
@@ -103,7 +109,8 @@ def test_a_key_given_twice():
 )
 def test_what_cannot_be_done_yet_is_refused(change, key):
     message = wrong(LEAST, changes=[change])
-    assert f"{key}: " in message and "cannot do that yet" in message
+    assert f"{key}: " in message
+    assert "cannot do that yet" in message
 
 
 def test_workers_limits_and_paths_leave_the_fingerprint_alone():

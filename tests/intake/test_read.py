@@ -50,8 +50,12 @@ def refused(kind: str, row: dict[str, Any], job: Job) -> str:
 def test_columns_of_a_job_in_a_fixed_order():
     job = make({"system": "{a}", "user": "{b} {{c}} {a}"}, media=["u", "v"], id="k", keep=["z"])
     found = columns(job, ["fps", "max_pixels", "z", "k", "a", "b", "v", "u", "max_new_tokens"], default_user=None)
-    assert found.media == ("u", "v") and found.prompt == ("a", "b") and found.messages is None
-    assert found.ask == ("max_pixels", "fps", "max_new_tokens") and found.id == "k" and found.keep == ("z",)
+    assert found.media == ("u", "v")
+    assert found.prompt == ("a", "b")
+    assert found.messages is None
+    assert found.ask == ("max_pixels", "fps", "max_new_tokens")
+    assert found.id == "k"
+    assert found.keep == ("z",)
     assert found.asked == ("u", "v", "a", "b", "max_pixels", "fps", "max_new_tokens")
 
 
@@ -91,7 +95,8 @@ def test_media_come_before_the_question_and_a_system_turn_only_if_given():
     assert item({"uri": "/a.png"}, make(media="uri")).turns == (Turn("user", (Medium("/a.png"), "What?")),)
     job = make({"system": "You see.", "user": "What?"}, media="uri", keep="uri")
     got = item({"uri": "/a.png"}, job)
-    assert got.turns[0] == Turn("system", ("You see.",)) and got.keep == {"uri": "/a.png"}
+    assert got.turns[0] == Turn("system", ("You see.",))
+    assert got.keep == {"uri": "/a.png"}
     assert (got.id, got.question) == ("1", "q")
 
 
@@ -142,7 +147,8 @@ def test_settings_of_a_row():
     got = item({**row, "min_pixels": None, "max_new_tokens": 7}, make(media="uri"))
     medium = got.turns[0].parts[0]
     assert isinstance(medium, Medium)
-    assert medium.ask == Ask(max_pixels=100, fps=1.0, frames=8, video_start=0.0) and got.max_new_tokens == 7
+    assert medium.ask == Ask(max_pixels=100, fps=1.0, frames=8, video_start=0.0)
+    assert got.max_new_tokens == 7
 
 
 @pytest.mark.parametrize("value", ["many", 1.5, True, 0, -1, [1], float("inf"), 10**400])
