@@ -13,16 +13,10 @@ the same command again does only what is left.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-from types import FrameType
 
-from pipeline.errors import PipelineError, StoppedError
+from pipeline.errors import PipelineError, StoppedError, Terminated
 from pipeline.job import Job
-
-
-class Terminated(BaseException):
-    """SIGTERM, as an exception: what is open is closed on the way out."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,16 +61,7 @@ def run(options: argparse.Namespace) -> int:
     job = jobfile.load(options.job, changes=options.set)
     if options.limit is not None and options.limit < 1:
         raise PipelineError(f"--limit {options.limit}: give a number of rows, one or more")
-    if not options.local:
-        from pipeline.run import cluster
-
-        cluster.start()
-    signal.signal(signal.SIGTERM, terminate)  # after Ray, which installs a handler of its own
     return drive.run(job, limit=options.limit, here=options.local, add=options.on_change == "add", say=drive.say)
-
-
-def terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
 
 
 def check(options: argparse.Namespace) -> int:

@@ -33,6 +33,10 @@ class OutputError(PipelineError): ...
 class StoppedError(PipelineError): ...
 
 
+class Terminated(BaseException):
+    """SIGTERM, as an exception: what is open is closed on the way out."""
+
+
 class ItemError(Exception):
     """One row's failure: the stage by class, the kind by word, for people by message."""
 

@@ -6,6 +6,7 @@ engine's actor. Several chunks ask one engine at once, so the end of a chunk is 
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +32,8 @@ def start() -> None:
     """Join the cluster that the environment names, or start one for this run. Never one that happens to run here."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled" if "RAY_ADDRESS" not in os.environ else "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it reports every pool as an error
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS") or "local"

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import platform
+import signal
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from types import FrameType
 
-from pipeline.errors import StoppedError
+from pipeline.errors import StoppedError, Terminated
 from pipeline.flow import Work
 from pipeline.intake.manifest import Chunk, files
 from pipeline.job import Job
@@ -74,15 +76,21 @@ def run(job: Job, *, limit: int | None = None, here: bool = False, add: bool = F
     shared = plan.work(job, found)
     store = plan.open_output(shared, add=add)
     if here:
+        signal.signal(signal.SIGTERM, terminate)
         return finish(shared, plan.plan(shared, found, store, limit=limit), store, local.run, say)
     from pipeline.run import cluster  # Ray takes seconds to import; a plain loop does not need it
 
     cluster.start()
+    signal.signal(signal.SIGTERM, terminate)  # after Ray, which installs a handler of its own
     try:
         todo = plan.plan(shared, found, store, cutter=cluster.cut_there, limit=limit)
         return finish(shared, todo, store, cluster.run, say)
     finally:
         cluster.stop()
+
+
+def terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def finish(work: Work, todo: plan.Plan, store: Store, runner: Runner, say: Say) -> int:

@@ -82,7 +82,7 @@ def settled(job: Job, found: Sequence[File]) -> Job:
         update={
             "input": job.input.model_copy(update={"roots": tuple(str(local(root)) for root in roots)}),
             "model": job.model.model_copy(update=model),
-            "output": job.output.model_copy(update={"path": filesystem.unstrip_protocol(path)}),
+            "output": job.output.model_copy(update={"path": filesystem.unstrip_protocol(path).removeprefix("file://")}),
         }
     )
 
