@@ -34,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             command.add_argument("--limit", type=int, metavar="N", help="only the first N rows of the manifest")
             command.add_argument("--local", action="store_true", help="in this process, without Ray")
-            command.add_argument("--on-change", choices=["refuse", "add"], default="refuse", help="another question in the same output")
+            command.add_argument(
+                "--on-change", choices=["refuse", "add"], default="refuse", help="another question in the same output"
+            )
     demo = commands.add_parser("demo", help="a job on the built-in model")
     demo.add_argument("folder", nargs="?", default="out/demo")
     demo.add_argument("--debug", action="store_true", help="show tracebacks")

@@ -82,7 +82,13 @@ class Preparer:
             keep = {name: row[name] for name in wanted.keep}
             try:
                 item = read(
-                    row, id=row_id, question=question, columns=wanted, job=work.job, user=work.user, base=chunk.file.base
+                    row,
+                    id=row_id,
+                    question=question,
+                    columns=wanted,
+                    job=work.job,
+                    user=work.user,
+                    base=chunk.file.base,
                 )
                 yield replace(item, keep=keep), None
             except ItemError as error:
@@ -93,7 +99,7 @@ class Preparer:
             return self.ask(item)
         except ItemError as error:
             return error.failure(item.id)
-        except Exception:  # the row boundary: a surprise costs one row, is shown whole, and fails the run
+        except Exception:  # noqa: BLE001 - the row boundary: a surprise costs one row, is shown, and fails the run
             return Failure(item.id, "internal", "internal", traceback.format_exc(limit=-8))
 
     def ask(self, item: Item) -> Request:
@@ -143,7 +149,9 @@ class Answerer:
         answer, schema = self.work.job.answer, self.work.schema
         guide = schema.text if schema and answer.guided else None
         asked = [(item, replace(request, schema=guide)) for item, request in entries if isinstance(request, Request)]
-        settled = iter(settle(asked, answer=self.desk.answer, finish=self.finish, retries=answer.retries if schema else 0))
+        settled = iter(
+            settle(asked, answer=self.desk.answer, finish=self.finish, retries=answer.retries if schema else 0)
+        )
         return [(item, entry if isinstance(entry, Failure) else next(settled)) for item, entry in entries]
 
     def finish(self, item: Item, request: Request, reply: Reply, attempts: int) -> Row:

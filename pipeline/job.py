@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
@@ -88,9 +88,7 @@ class Model(Section):
     weights: str = key("hub id, folder, s3:// folder, or builtin:NAME")
     revision: str | None = key("branch, tag or commit of a hub id", None)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key("auto: as the checkpoint says", "auto")
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = key(
-        "auto: packed attention of torch itself", "auto"
-    )
+    attention: Literal["auto", "sdpa"] = key("auto: packed attention of torch itself", "auto")
     quantize: Literal["int4"] | None = key("round a bf16 checkpoint's language model at load", None)
     tensor_parallel: Positive = key(
         "GPUs (or processes on CPU) that share one copy of the model", 1, soon=True, answers=False
@@ -232,7 +230,10 @@ class Job(Section):
     limits: Limits = key("per row; a breach is an error row", Limits(), answers=False)
     output: Output = key("where to", answers=False)
 
-    FIRST: ClassVar[tuple[str, ...]] = ("name", "input", "prompt", "model", "answer", "output")
+    @field_validator("engine", mode="before")
+    @classmethod
+    def engine_is_ours_unless_named(cls, engine: Any) -> Any:
+        return {"kind": "torch", **engine} if isinstance(engine, dict) else engine
 
     @field_validator("output")
     @classmethod

@@ -59,9 +59,7 @@ def parse(
     try:
         job = Job.model_validate(values)
     except ValidationError as error:
-        problems += [
-            place(name, (loc := location(e["loc"], values)), lines) + explain(loc, e) for e in error.errors()
-        ]
+        problems += [place(name, (loc := location(e["loc"], values)), lines) + explain(loc, e) for e in error.errors()]
     else:
         problems += [
             f"{place(name, where, lines)}{dotted(where)}: {value}: this version cannot do that yet"
@@ -235,7 +233,9 @@ def reference(section: type[BaseModel], depth: int = 0) -> Iterator[str]:
     """Every key with its default and meaning, as `check --explain` prints it."""
     for name, field in section.model_fields.items():
         inner = sections(field.annotation)
-        default = "needed" if field.is_required() else "" if inner else f"default {json.dumps(field.default, default=str)}"
+        default = (
+            "needed" if field.is_required() else "" if inner else f"default {json.dumps(field.default, default=str)}"
+        )
         notes = [note for note in (default, "not yet" if marked_soon(field) else "") if note]
         suffix = f"  [{'; '.join(notes)}]" if notes else ""
         yield f"{'  ' * depth}{field.alias or name}: {field.description}{suffix}"

@@ -110,12 +110,17 @@ def cut(job: Job, file: File, default_user: str | None) -> Iterator[tuple[Chunk,
     source = file.open()
     wanted = columns_of(job, file, source.schema(), default_user)
     needed = list(dict.fromkeys([*wanted.asked, *([wanted.id] if wanted.id else [])]))
-    plain = [name for name in needed if not pa.types.is_binary(kind := source.schema().field(name).type)
-             and not pa.types.is_large_binary(kind)]
+    plain = [
+        name
+        for name in needed
+        if not pa.types.is_binary(kind := source.schema().field(name).type) and not pa.types.is_large_binary(kind)
+    ]
     for span in source.spans(chunk_rows(job)):
         named = names(source.read(span, plain), wanted, file)
         digests = [row_digest(*pair) for pair in named]
-        hashes = np.frombuffer(b"".join(text_digest(pair[0])[:8] + digest for pair, digest in zip(named, digests, strict=True)), np.uint64)
+        hashes = np.frombuffer(
+            b"".join(text_digest(pair[0])[:8] + digest for pair, digest in zip(named, digests, strict=True)), np.uint64
+        )
         key = hashlib.blake2b(b"".join(digests), digest_size=12).hexdigest()
         yield Chunk(file, span, key, len(named)), hashes.reshape(-1, 3)
 
@@ -124,12 +129,18 @@ def columns_of(job: Job, file: File, schema: pa.Schema, default_user: str | None
     """Which columns matter, or an error that names the file and the column that is not there."""
     given = job
     if file.kind == "folder" and not job.input.media:
-        given = job.model_copy(update={"input": job.input.model_copy(update={"media": ("uri",), "id": job.input.id or "path"})})
+        given = job.model_copy(
+            update={"input": job.input.model_copy(update={"media": ("uri",), "id": job.input.id or "path"})}
+        )
     try:
         wanted = columns(given, schema.names, default_user=default_user)
     except JobError as error:
         raise JobError(f"{file.url}: {error}") from error
-    bare = [n for n in wanted.media if pa.types.is_binary(schema.field(n).type) or pa.types.is_large_binary(schema.field(n).type)]
+    bare = [
+        n
+        for n in wanted.media
+        if pa.types.is_binary(schema.field(n).type) or pa.types.is_large_binary(schema.field(n).type)
+    ]
     if bare and not wanted.id:
         raise JobError(f"{file.url}: column {bare[0]} holds bytes, so rows need names: set input.id to a column")
     return wanted
@@ -166,16 +177,24 @@ def kept(schema: pa.Schema, job: Job) -> pa.Schema:
     return pa.schema([schema.field(name).with_nullable(True) for name in job.input.keep])
 
 
-def rows_of(chunk: Chunk, job: Job, default_user: str | None) -> tuple[Columns, list[tuple[Mapping[str, Any], str, str]]]:
+def rows_of(
+    chunk: Chunk, job: Job, default_user: str | None
+) -> tuple[Columns, list[tuple[Mapping[str, Any], str, str]]]:
     """The rows of a chunk that are to be asked: (row, id, question)."""
     source = chunk.file.open()
     schema = source.schema()
     wanted = columns_of(job, chunk.file, schema, default_user)
     needed: Sequence[str] = list(dict.fromkeys([*wanted.asked, *wanted.keep, *([wanted.id] if wanted.id else [])]))
     table = source.read(chunk.span, needed)
-    plain = [n for n in needed if not (pa.types.is_binary(schema.field(n).type) or pa.types.is_large_binary(schema.field(n).type))]
+    plain = [
+        n
+        for n in needed
+        if not (pa.types.is_binary(schema.field(n).type) or pa.types.is_large_binary(schema.field(n).type))
+    ]
     named = names(table.select(plain), wanted, chunk.file)
     skip = set(chunk.skip)
     return wanted, [
-        (row, *pair) for offset, (row, pair) in enumerate(zip(table.to_pylist(), named, strict=True)) if offset not in skip
+        (row, *pair)
+        for offset, (row, pair) in enumerate(zip(table.to_pylist(), named, strict=True))
+        if offset not in skip
     ]

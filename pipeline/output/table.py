@@ -87,7 +87,19 @@ def table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
 
 
 def answered(row: Row) -> dict[str, Any]:
-    plain = ("id", "question", "text", "answer", "finish", "attempts", "thinking", "logprob", "raw", "flags", "violations")
+    plain = (
+        "id",
+        "question",
+        "text",
+        "answer",
+        "finish",
+        "attempts",
+        "thinking",
+        "logprob",
+        "raw",
+        "flags",
+        "violations",
+    )
     media = [{name: getattr(seen, name) for name in seen.__slots__} for seen in row.media]
     tokens = {"vision": row.vision_tokens, "prompt": row.prompt_tokens, "output": row.output_tokens}
     return {**row.keep, **{name: getattr(row, name) for name in plain}, "media": media, "tokens": tokens}

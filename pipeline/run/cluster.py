@@ -30,15 +30,21 @@ MANY_FILES = 8  # from here on cutting files in tasks beats the second that star
 
 def start() -> None:
     """Join the cluster that the environment names, or start one for this run. Never one that happens to run here."""
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled" if "RAY_ADDRESS" not in os.environ else "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it reports every pool as an error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS") or "local"
-    local = {"include_dashboard": False} if address == "local" else {}
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True, **local)
+    alone = address == "local"
+    if alone:  # a cluster nobody else reaches; unset, Ray would write a token into the home directory
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    ray.init(
+        address=address,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        include_dashboard=False if alone else None,
+    )
 
 
 def stop() -> None:
@@ -135,5 +141,5 @@ def cut_there(job: Job, found: Sequence[File], user: str | None) -> Iterable[lis
     """Files cut by workers, in order; a few files are cut here."""
     if len(found) < MANY_FILES:
         return [list(cut(job, file, user)) for file in found]
-    task = ray.remote(num_cpus=1)(lambda file: list(cut(job, file, user)))
+    task: Any = ray.remote(num_cpus=1)(lambda file: list(cut(job, file, user)))
     return (ray.get(reference) for reference in [task.remote(file) for file in found])

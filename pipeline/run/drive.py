@@ -96,7 +96,8 @@ def terminate(number: int, frame: FrameType | None) -> None:
 def finish(work: Work, todo: plan.Plan, store: Store, runner: Runner, say: Say) -> int:
     duplicates = f", {todo.duplicates:,} asked twice and answered once" if todo.duplicates else ""
     before = f", {todo.rows - todo.rows_left:,} done before" if todo.rows > todo.rows_left else ""
-    say(f"{work.job.name}: {todo.rows:,} rows{duplicates}{before}; {todo.rows_left:,} to do in {len(todo.left):,} chunks")
+    left_over = f"{todo.rows_left:,} to do in {len(todo.left):,} chunks"
+    say(f"{work.job.name}: {todo.rows:,} rows{duplicates}{before}; {left_over}")
     tally, started = Tally(), time.monotonic()
     status = "stopped"
     try:
@@ -125,7 +126,8 @@ def follow(work: Work, left: Sequence[Chunk], rows: int, runner: Runner, tally: 
         if now - said >= EVERY_S:
             done = tally.answered + tally.failed
             rate = done / (now - started)
-            say(f"{done:,} of {rows:,} rows, {tally.failed:,} failed, {rate:.1f} rows/s, {(rows - done) / rate:,.0f} s left")
+            ahead = f"{rate:.1f} rows/s, {(rows - done) / rate:,.0f} s left"
+            say(f"{done:,} of {rows:,} rows, {tally.failed:,} failed, {ahead}")
             said = now
 
 

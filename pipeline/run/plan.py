@@ -97,7 +97,9 @@ def cut_here(job: Job, found: Sequence[File], user: str | None) -> Iterable[list
         yield list(cut(job, file, user))
 
 
-def plan(work: Work, found: Sequence[File], store: Store, *, cutter: Cutter = cut_here, limit: int | None = None) -> Plan:
+def plan(
+    work: Work, found: Sequence[File], store: Store, *, cutter: Cutter = cut_here, limit: int | None = None
+) -> Plan:
     """Which chunks there are and which are left to do."""
     cuts = limited((one for each in cutter(work.job, found, work.user) for one in each), limit)
     existing = {name.removesuffix(".parquet") for name in store.names(f"data/fp={work.fingerprint}")}
@@ -109,7 +111,9 @@ def plan(work: Work, found: Sequence[File], store: Store, *, cutter: Cutter = cu
     for (chunk, hashes), is_done, skip in zip(cuts, done, skips, strict=True):
         if is_done:
             continue
-        elsewhere = [row for row, pair in enumerate(hashes[: chunk.rows, 1:]) if pair.tobytes() in answered] if answered else []
+        elsewhere = (
+            [row for row, pair in enumerate(hashes[: chunk.rows, 1:]) if pair.tobytes() in answered] if answered else []
+        )
         skipped = tuple(sorted({*chunk.skip, *skip, *elsewhere}))
         if len(skipped) < len(hashes):
             left.append(replace(chunk, skip=skipped))
@@ -181,7 +185,9 @@ def answered_elsewhere(orphans: Iterable[str], work: Work, store: Store) -> set[
     """(id, question) of rows in parts whose chunk is no longer in the manifest."""
     out: set[bytes] = set()
     for key in orphans:
-        part = pq.read_table(io.BytesIO(store.read(f"data/fp={work.fingerprint}/{key}.parquet")), columns=["id", "question"])
+        part = pq.read_table(
+            io.BytesIO(store.read(f"data/fp={work.fingerprint}/{key}.parquet")), columns=["id", "question"]
+        )
         out |= {row_digest(*pair) for pair in zip(part["id"].to_pylist(), part["question"].to_pylist(), strict=True)}
     return out
 
