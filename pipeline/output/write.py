@@ -82,15 +82,17 @@ class Store:
         """The objects of a folder, without their path; empty where there is none."""
         try:
             self.filesystem.invalidate_cache()
-            return {path.rpartition("/")[2] for path in self.filesystem.find(f"{self.root}/{folder}")}
+            names = {path.rpartition("/")[2] for path in self.filesystem.find(f"{self.root}/{folder}")}
         except FileNotFoundError:
             return set()
+        return {name for name in names if name and not name.startswith(".")}  # not what a killed write left
 
 
 def link(path: str, data: bytes) -> bool:
-    """A local object appears whole: written beside, flushed, then linked to its name."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    beside = f"{path}.{uuid.uuid4().hex}.tmp"
+    """A local object appears whole: written beside, under a name that readers pass over, then linked to its own."""
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    beside = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
     try:
         with open(beside, "wb") as file:
             file.write(data)
