@@ -1,0 +1,103 @@
+"""The same runs on Ray: the same rows, and no harm in being killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+
+import pytest
+import ray
+
+from pipeline.run import cluster
+
+SHOWN = ("id", "hint", "text", "finish", "tokens", "attempts", "question", "stage", "kind", "message")
+
+
+@pytest.fixture(scope="module")
+def session():
+    """One Ray for the module, which runs join and leave as they find it."""
+    folder = tempfile.mkdtemp(prefix="vl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setattr(cluster, "stop", lambda: None)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=200 * 10**6,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=folder,
+        )
+        yield
+        ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def shown(rows):
+    return [{name: row[name] for name in SHOWN if name in row} for row in rows]
+
+
+@pytest.mark.usefixtures("session")
+def test_a_cluster_writes_what_one_process_writes(desk):
+    desk.manifest([*desk.draw(14), *desk.spoil(2), {"id": "gone", "image": "pics/gone.png", "hint": "h"}])
+    assert desk.run() == 3
+    assert desk.run(here=False, output={"path": str(desk.folder / "there")}) == 3
+    assert len(desk.data("there")) == 14
+    assert shown(desk.data("there")) == shown(desk.data())
+    assert shown(desk.errors("there")) == shown(desk.errors())
+    assert desk.parts("there").keys() == desk.parts().keys()
+
+
+@pytest.mark.usefixtures("session")
+def test_what_one_process_began_a_cluster_finishes(desk):
+    desk.manifest(desk.draw(10))
+    assert desk.run(limit=5) == 0
+    begun = desk.parts()
+    assert desk.run(here=False) == 0
+    assert desk.ids() == [f"r{n}" for n in range(10)]
+    assert begun.items() <= desk.parts().items()
+
+
+def test_a_killed_run_submitted_again_answers_every_row_once_and_redoes_no_chunk(desk, surroundings):
+    desk.manifest(desk.draw(48))
+    slow = {"kind": "scripted", "default": "seen {id}", "slots": 1, "delay_ms": 200}
+    command = [sys.executable, "-m", "pipeline", "run", str(desk.yaml(engine=slow))]
+    first = subprocess.Popen(command, env=surroundings, start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: desk.parts() or first.poll() is not None)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    settled = until_still(desk)
+    assert 1 <= len(settled) < 12
+    second = subprocess.run(
+        [*command, "--set", "engine.delay_ms=1"], env=surroundings, capture_output=True, text=True, check=False
+    )
+    assert second.returncode == 0, second.stderr
+    assert Counter(desk.ids()) == Counter(f"r{n}" for n in range(48))
+    assert settled.items() <= desk.parts().items()
+    assert f"{4 * len(settled)} done before" in second.stderr
+
+
+def until(there) -> None:
+    for _ in range(1200):
+        if there():
+            return
+        time.sleep(0.05)
+    raise AssertionError("nothing came in a minute")
+
+
+def until_still(desk):
+    """The parts, once what the killed run left behind has ended too."""
+    before = None
+    while before != (now := desk.parts()):
+        before = now
+        time.sleep(2)
+    return now

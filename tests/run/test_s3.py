@@ -1,0 +1,149 @@
+"""A run over S3: a real server on this machine that checks credentials."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import s3fs
+from PIL import Image
+
+KEY, SECRET = "reader", "a-secret-of-the-test"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, surroundings, ports):
+    """The environment in which s3:// is that server."""
+    folder = tmp_path_factory.mktemp("weed")
+    (folder / "volumes").mkdir()
+    who = {"name": "test", "credentials": [{"accessKey": KEY, "secretKey": SECRET}]}
+    (folder / "s3.json").write_text(
+        json.dumps({"identities": [{**who, "actions": ["Admin", "Read", "List", "Write"]}]})
+    )
+    names = ("master", "volume", "filer", "s3")
+    numbers = ports(8)
+    listen = [f"-{name}.port={port}" for name, port in zip(names, numbers[:4], strict=True)]
+    listen += [f"-{name}.port.grpc={port}" for name, port in zip(names, numbers[4:], strict=True)]
+    weed = os.path.join(os.path.dirname(sys.executable), "weed")
+    fixed = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64", "-volume.max=20", "-filer", "-s3"]
+    url = f"http://127.0.0.1:{numbers[3]}"
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen(
+            [weed, "server", *fixed, f"-dir={folder}/volumes", f"-s3.config={folder}/s3.json", *listen],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        for _ in range(400):
+            if answers(url):
+                break
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.1)
+        yield {
+            **surroundings,
+            "AWS_ENDPOINT_URL_S3": url,
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=2)
+    except urllib.error.HTTPError as error:
+        return error.code == 403  # it wants credentials
+    except OSError:
+        return False
+    return True
+
+
+def picture(shade: int) -> bytes:
+    sink = io.BytesIO()
+    Image.effect_noise((48, 32), 20 + shade).save(sink, "PNG")
+    return sink.getvalue()
+
+
+BROKEN = ("missing", "text", "truncated", "empty")
+
+
+def filled(env) -> s3fs.S3FileSystem:
+    """980 pictures, 5 keys that are not there, and 15 objects that are no pictures."""
+    store = s3fs.S3FileSystem(
+        key=KEY, secret=SECRET, endpoint_url=env["AWS_ENDPOINT_URL_S3"], skip_instance_cache=True, asynchronous=False
+    )
+    store.mkdir("scans")
+    shades = [picture(shade) for shade in range(7)]
+    wrong = {"text": b"no picture at all", "truncated": shades[0][:-400], "empty": b""}
+    rows, objects = [], {}
+    for number in range(1000):
+        kind = BROKEN[number // 50 % 4] if number % 50 == 0 else "picture"
+        name = f"scans/pics/{number:04}-{kind}.png"
+        rows.append({"id": f"{number:04}-{kind}", "image": f"s3://{name}"})
+        if kind != "missing":
+            objects[name] = wrong.get(kind, shades[number % 7])
+    store.pipe(objects)
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    store.pipe_file("scans/manifest.parquet", sink.getvalue())
+    return store
+
+
+def read(store, folder):
+    store.invalidate_cache()
+    paths = [path for path in store.find(folder) if path.endswith(".parquet")]
+    return [row for path in paths for row in pq.read_table(io.BytesIO(store.cat_file(path))).to_pylist()]
+
+
+def test_a_thousand_objects_with_twenty_broken_ones_are_980_answers_and_20_typed_errors(desk, server):
+    store = filled(server)
+    asked = {row["id"] for row in pq.read_table(io.BytesIO(store.cat_file("scans/manifest.parquet"))).to_pylist()}
+    job = desk.yaml(
+        input={"manifest": "s3://scans/manifest.parquet", "keep": []},
+        output={"path": "s3://scans/out", "chunk_rows": 50},
+        limits={"error_rate": 0.05},
+    )
+    command = [sys.executable, "-m", "pipeline", "run", str(job)]
+    done = subprocess.run(command, env=server, capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    answered, failed = read(store, "scans/out/data"), read(store, "scans/out/errors")
+    assert (len(answered), len(failed)) == (980, 20)
+    assert {row["id"] for row in [*answered, *failed]} == asked
+    assert all(row["text"] == f"seen {row['id']}" for row in answered)
+    assert Counter((row["id"][5:], row["stage"], row["kind"]) for row in failed) == {
+        ("missing", "fetch", "not_found"): 5,
+        ("text", "decode", "unknown_format"): 5,
+        ("truncated", "decode", "truncated"): 5,
+        ("empty", "decode", "empty"): 5,
+    }
+    again = subprocess.run(command, env=server, capture_output=True, text=True, check=False)
+    assert again.returncode == 3, again.stderr
+    assert "1,000 done before; 0 to do" in again.stderr
+    assert len(read(store, "scans/out/errors")) == 20
+
+
+def test_wrong_credentials_are_refused_before_anything_runs(desk, server):
+    job = desk.yaml(input={"manifest": "s3://scans/manifest.parquet", "keep": []}, output={"path": "s3://scans/no"})
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "run", str(job), "--local"],
+        env={**server, "AWS_SECRET_ACCESS_KEY": "guessed"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "access denied; check the credentials in the environment" in done.stderr
