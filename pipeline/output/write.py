@@ -59,6 +59,8 @@ class Store:
             return link(path, data) if self.local else self.put(path, data)
         except PermissionError as error:
             raise OutputError(f"{self.path}: cannot be written; check output.path and its credentials") from error
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
     def put(self, path: str, data: bytes) -> bool:
         try:

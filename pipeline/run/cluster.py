@@ -9,14 +9,16 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from pipeline.errors import JobError
+from pipeline.errors import JobError, PipelineError
 from pipeline.flow import Answerer, Preparer, Work
 from pipeline.intake.manifest import Chunk, File, cut
 from pipeline.job import Job
@@ -39,12 +41,27 @@ def start() -> None:
     alone = address == "local"
     if alone:  # a cluster nobody else reaches; unset, Ray would write a token into the home directory
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(
-        address=address,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        include_dashboard=False if alone else None,
-    )
+    with hushed():
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            include_dashboard=False if alone else None,
+        )
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Nothing to the terminal from native code, which says there that it was told to be quiet."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def stop() -> None:
@@ -61,15 +78,28 @@ class Prepare:
 
 
 class Generate:
+    """What stops a run is handed over as a value: Ray would bury its message under pages of its own."""
+
     def __init__(self, work: Work):
         self.work = work
         self.store = Store(work.job.output.path)
-        self.answerer = Answerer(work)
+        self.answerer: Answerer | PipelineError
+        try:
+            self.answerer = Answerer(work)
+        except PipelineError as error:
+            self.answerer = error
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        return pa.table({"receipt": pa.array([pickle.dumps(self.receipt(batch))], pa.binary())})
+
+    def receipt(self, batch: pa.Table) -> Receipt | PipelineError:
+        if isinstance(self.answerer, PipelineError):
+            return self.answerer
         key, entries = wire.unpack(batch)
-        receipt = write(key, self.answerer.answer(entries), self.work, self.store)
-        return pa.table({"receipt": pa.array([pickle.dumps(receipt)], pa.binary())})
+        try:
+            return write(key, self.answerer.answer(entries), self.work, self.store)
+        except PipelineError as error:
+            return error
 
 
 def run(work: Work, chunks: Sequence[Chunk]) -> Iterator[Receipt]:
@@ -108,7 +138,10 @@ def run(work: Work, chunks: Sequence[Chunk]) -> Iterator[Receipt]:
         )
     )
     for row in receipts.iter_rows():
-        yield pickle.loads(row["receipt"])
+        receipt: Receipt | PipelineError = pickle.loads(row["receipt"])
+        if isinstance(receipt, PipelineError):
+            raise receipt
+        yield receipt
 
 
 def pools(job: Job, there: dict[str, float]) -> dict[str, Any]:

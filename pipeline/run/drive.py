@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from types import FrameType
 
-from pipeline.errors import StoppedError, Terminated
+from pipeline.errors import JobError, StoppedError, Terminated
 from pipeline.flow import Work
 from pipeline.intake.manifest import Chunk, files
 from pipeline.job import Job
@@ -74,6 +74,8 @@ def run(job: Job, *, limit: int | None = None, here: bool = False, add: bool = F
     """Run a job to its end; `here` in this process, else on Ray. Returns the exit code."""
     found = files(job)
     shared = plan.work(job, found)
+    if problems := plan.problems(shared, found[:1]):  # before anything is started
+        raise JobError("\n".join(problems))
     store = plan.open_output(shared, add=add)
     if here:
         signal.signal(signal.SIGTERM, terminate)
