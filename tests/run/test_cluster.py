@@ -65,6 +65,7 @@ def test_what_one_process_began_a_cluster_finishes(desk):
     assert begun.items() <= desk.parts().items()
 
 
+@pytest.mark.usefixtures("session")
 def test_a_killed_run_submitted_again_answers_every_row_once_and_redoes_no_chunk(desk, surroundings):
     desk.manifest(desk.draw(48))
     slow = {"kind": "scripted", "default": "seen {id}", "slots": 1, "delay_ms": 200}
@@ -77,13 +78,10 @@ def test_a_killed_run_submitted_again_answers_every_row_once_and_redoes_no_chunk
         first.wait()
     settled = until_still(desk)
     assert 1 <= len(settled) < 12
-    second = subprocess.run(
-        [*command, "--set", "engine.delay_ms=1"], env=surroundings, capture_output=True, text=True, check=False
-    )
-    assert second.returncode == 0, second.stderr
+    assert desk.run(here=False) == 0
     assert Counter(desk.ids()) == Counter(f"r{n}" for n in range(48))
     assert settled.items() <= desk.parts().items()
-    assert f"{4 * len(settled)} done before" in second.stderr
+    assert f"{4 * len(settled)} done before" in desk.said[0]
 
 
 def until(there) -> None:
