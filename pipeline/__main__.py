@@ -82,6 +82,8 @@ def check(options: argparse.Namespace) -> int:
     problems = plan.problems(shared, found)
     if problems:
         raise PipelineError("\n".join([f"{options.job}:", *(f"  {problem}" for problem in problems)]))
+    if caution := plan.caution(shared):
+        print(f"careful: {caution}")
     print(f"{options.job} is right: {job.name}, {len(found)} manifest file(s), fingerprint {shared.fingerprint}")
     return 0
 

@@ -76,6 +76,8 @@ def run(job: Job, *, limit: int | None = None, here: bool = False, add: bool = F
     shared = plan.work(job, found)
     if problems := plan.problems(shared, found[:1]):  # before anything is started
         raise JobError("\n".join(problems))
+    if caution := plan.caution(shared):
+        say(f"careful: {caution}")
     store = plan.open_output(shared, add=add)
     if here:
         signal.signal(signal.SIGTERM, terminate)

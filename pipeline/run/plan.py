@@ -30,6 +30,7 @@ from pipeline.jobfile import fingerprint, question
 from pipeline.model import weights
 from pipeline.model.grammar import minimum
 from pipeline.output import schema as schemas
+from pipeline.output.geometry import meanings
 from pipeline.output.write import Store
 
 Cut = tuple[Chunk, NDArray[np.uint64]]
@@ -231,3 +232,9 @@ def problems(work: Work, found: Sequence[File]) -> list[str]:
         if work.job.answer.max_new_tokens < least:
             out.append(f"answer.max_new_tokens: the shortest answer that fits the schema has {least} tokens")
     return out
+
+
+def caution(work: Work) -> str | None:
+    """What the models' authors warn of in a job that can run all the same."""
+    means = meanings(work.schema.json_schema).values() if work.schema else ()
+    return weights.caution(work.job.model, means)
