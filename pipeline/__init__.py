@@ -4,7 +4,7 @@
                     intake          media      model            output
 
 Held in common
-    __main__.py                      the commands: python -m pipeline run, plan, check, ...
+    __main__.py                      the commands: python -m pipeline run, check, ...
     types.py                         the records that move
     errors.py                        what can go wrong, drawn as a tree
     job.py                           a job: every key, its type, its default, its meaning
@@ -90,7 +90,8 @@ output: Reply -> Row -> part file
     output/write.py                  tables -> files, exactly once
 
 run: what drives the steps
-    run/plan.py                      a job, its manifest, its output -> the chunks that are left
+    run/brief.py                     a job, its manifest -> the Work that every worker is told
+    run/resume.py                    the manifest, its output -> the chunks that are left
     run/drive.py                     a job -> answers on disk and an exit code
     run/local.py                     a plain loop: what the pipeline means
     run/cluster.py                   Ray Data: how it scales

@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
 def check(options: argparse.Namespace) -> int:
     from pipeline import jobfile
     from pipeline.intake.manifest import files
-    from pipeline.run import plan
+    from pipeline.run import brief
 
     if options.explain:
         print("\n".join(jobfile.reference(Job)))
@@ -78,11 +78,11 @@ def check(options: argparse.Namespace) -> int:
         raise PipelineError("check needs a job file, or --explain")
     job = jobfile.load(options.job, changes=options.set)
     found = files(job)
-    shared = plan.work(job, found)
-    problems = plan.problems(shared, found)
+    shared = brief.work(job, found)
+    problems = brief.problems(shared, found)
     if problems:
         raise PipelineError("\n".join([f"{options.job}:", *(f"  {problem}" for problem in problems)]))
-    if caution := plan.caution(shared):
+    if caution := brief.caution(shared):
         print(f"careful: {caution}")
     print(f"{options.job} is right: {job.name}, {len(found)} manifest file(s), fingerprint {shared.fingerprint}")
     return 0

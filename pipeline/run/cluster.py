@@ -24,7 +24,7 @@ from pipeline.intake.manifest import Chunk, File, cut
 from pipeline.job import Job
 from pipeline.output.write import Receipt, Store, write
 from pipeline.run import wire
-from pipeline.run.plan import Cut
+from pipeline.run.resume import Cut
 
 CHUNKS_AT_ONCE = 3  # calls that feed one engine: one being answered, one behind it, one committing
 MANY_FILES = 8  # from here on cutting files in tasks beats the second that starting a worker costs

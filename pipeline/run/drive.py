@@ -22,7 +22,7 @@ from pipeline.flow import Work
 from pipeline.intake.manifest import Chunk, files
 from pipeline.job import Job
 from pipeline.output.write import Receipt, Store
-from pipeline.run import local, plan
+from pipeline.run import brief, local, resume
 
 ANSWERED, INTERNAL, FAILED_ROWS, MISSING = 0, 1, 3, 4  # exit codes; 2 is a job that cannot run
 WINDOW, ENOUGH = 1000, 100  # rows that the error rate is of, and how many make it worth believing
@@ -73,21 +73,21 @@ class Tally:
 def run(job: Job, *, limit: int | None = None, here: bool = False, add: bool = False, say: Say = print) -> int:
     """Run a job to its end; `here` in this process, else on Ray. Returns the exit code."""
     found = files(job)
-    shared = plan.work(job, found)
-    if problems := plan.problems(shared, found[:1]):  # before anything is started
+    shared = brief.work(job, found)
+    if problems := brief.problems(shared, found[:1]):  # before anything is started
         raise JobError("\n".join(problems))
-    if caution := plan.caution(shared):
+    if caution := brief.caution(shared):
         say(f"careful: {caution}")
-    store = plan.open_output(shared, add=add)
+    store = brief.open_output(shared, add=add)
     if here:
         signal.signal(signal.SIGTERM, terminate)
-        return finish(shared, plan.plan(shared, found, store, limit=limit), store, local.run, say)
+        return finish(shared, resume.plan(shared, found, store, limit=limit), store, local.run, say)
     from pipeline.run import cluster  # Ray takes seconds to import; a plain loop does not need it
 
     cluster.start()
     signal.signal(signal.SIGTERM, terminate)  # after Ray, which installs a handler of its own
     try:
-        todo = plan.plan(shared, found, store, cutter=cluster.cut_there, limit=limit)
+        todo = resume.plan(shared, found, store, cutter=cluster.cut_there, limit=limit)
         return finish(shared, todo, store, cluster.run, say)
     finally:
         cluster.stop()
@@ -97,7 +97,7 @@ def terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-def finish(work: Work, todo: plan.Plan, store: Store, runner: Runner, say: Say) -> int:
+def finish(work: Work, todo: resume.Plan, store: Store, runner: Runner, say: Say) -> int:
     duplicates = f", {todo.duplicates:,} asked twice and answered once" if todo.duplicates else ""
     before = f", {todo.rows - todo.rows_left:,} done before" if todo.rows > todo.rows_left else ""
     left_over = f"{todo.rows_left:,} to do in {len(todo.left):,} chunks"
@@ -140,7 +140,7 @@ def missing(work: Work, chunks: Sequence[Chunk], store: Store) -> list[Chunk]:
     return [chunk for chunk in chunks if f"{chunk.key}.parquet" not in there]
 
 
-def conclude(work: Work, todo: plan.Plan, tally: Tally, seconds: float, lost: int, dead: bool, say: Say) -> int:
+def conclude(work: Work, todo: resume.Plan, tally: Tally, seconds: float, lost: int, dead: bool, say: Say) -> int:
     """The last lines of a run, and its exit code."""
     path = work.job.output.path
     done = tally.answered + tally.failed
@@ -160,7 +160,7 @@ def conclude(work: Work, todo: plan.Plan, tally: Tally, seconds: float, lost: in
     return INTERNAL if tally.kinds["internal/internal"] else FAILED_ROWS if dead else ANSWERED
 
 
-def report(work: Work, todo: plan.Plan, tally: Tally, seconds: float, status: str, store: Store) -> None:
+def report(work: Work, todo: resume.Plan, tally: Tally, seconds: float, status: str, store: Store) -> None:
     """`runs/<id>/`: what was asked, and what came of it."""
     counts = {
         "run": work.run,

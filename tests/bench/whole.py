@@ -20,7 +20,7 @@ from pipeline import jobfile
 from pipeline.flow import Answerer, Preparer, Work
 from pipeline.intake.manifest import Chunk, files
 from pipeline.output.write import Store
-from pipeline.run import cluster, plan
+from pipeline.run import brief, cluster, resume
 from tests.bench import harness
 
 JOB = """
@@ -42,8 +42,8 @@ def prepare(place: Path, rows: int, delay_ms: float) -> tuple[Work, tuple[Chunk,
     pq.write_table(pa.table({"id": names, "image": names}), place / "manifest.parquet")
     job = jobfile.parse(JOB.replace("PLACE", str(place)).replace("DELAY", str(delay_ms)))
     found = files(job)
-    work = plan.work(job, found)
-    return work, plan.plan(work, found, Store(work.job.output.path)).left
+    work = brief.work(job, found)
+    return work, resume.plan(work, found, Store(work.job.output.path)).left
 
 
 def main() -> None:
