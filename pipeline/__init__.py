@@ -9,6 +9,7 @@ Held in common
     errors.py                        what can go wrong, drawn as a tree
     job.py                           a job: every key, its type, its default, its meaning
     jobfile.py                       YAML -> a frozen Job, or an error with line and key
+    jobvalues.py                     ${...} in a job's strings -> values; credentials are refused
     registry.py                      names -> classes, imported when asked for
     flow.py                          the order of the steps
 

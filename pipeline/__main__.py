@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=f"{name} a job file")
         command.add_argument("job", nargs="?" if name == "check" else None, help="a YAML file")
         command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the job")
+        command.add_argument("--date", metavar="DAY", help="what ${date} stands for, as 2026-11-20; default: today")
         command.add_argument("--debug", action="store_true", help="show tracebacks")
         if name == "check":
             command.add_argument("--explain", action="store_true", help="list every key with its meaning")
@@ -60,23 +61,23 @@ def run(options: argparse.Namespace) -> int:
     from pipeline import jobfile
     from pipeline.run import drive
 
-    job = jobfile.load(options.job, changes=options.set)
+    job = jobfile.load(options.job, changes=options.set, date=options.date)
     if options.limit is not None and options.limit < 1:
         raise PipelineError(f"--limit {options.limit}: give a number of rows, one or more")
     return drive.run(job, limit=options.limit, here=options.local, add=options.on_change == "add", say=drive.say)
 
 
 def check(options: argparse.Namespace) -> int:
-    from pipeline import jobfile
+    from pipeline import jobfile, jobvalues
     from pipeline.intake.manifest import files
     from pipeline.run import brief
 
     if options.explain:
-        print("\n".join(jobfile.reference(Job)))
+        print("\n".join([*jobfile.reference(Job), "", jobvalues.EXPLAINED]))
         return 0
     if options.job is None:
         raise PipelineError("check needs a job file, or --explain")
-    job = jobfile.load(options.job, changes=options.set)
+    job = jobfile.load(options.job, changes=options.set, date=options.date)
     found = files(job)
     shared = brief.work(job, found)
     problems = brief.problems(shared, found)

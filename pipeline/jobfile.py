@@ -1,7 +1,6 @@
 """YAML text, the environment and --set -> a frozen Job, or an error that names the file, the line and the key.
 
-Read once, on the driver, before anything is started. `${VAR}` is filled inside strings after parsing,
-so that a variable's content can never change the structure of the file.
+Read once, on the driver, before anything is started. What `${...}` may stand for is in `pipeline.jobvalues`.
 """
 
 from __future__ import annotations
@@ -9,37 +8,74 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from pipeline.errors import JobError
 from pipeline.job import Job
+from pipeline.jobvalues import Path_, Problem, credentials, fill, today
 from pipeline.registry import nearest
 
-Path_ = tuple[str | int, ...]
-VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}|\$\$\{")
+
+def load(
+    path: str | Path,
+    *,
+    changes: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    date: str | None = None,
+) -> Job:
+    """The job that a file describes, with `--set a.b=c` changes over it, for a day that is not today."""
+    return parse(read(path), name=str(path), changes=changes, environment=environment, date=date)
 
 
-def load(path: str | Path, *, changes: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Job:
-    """The job that a file describes, with `--set a.b=c` changes over it."""
+def read(path: str | Path) -> str:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise JobError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise JobError(f"{path}: is not UTF-8 text, so it is not a job file") from error
-    return parse(text, name=str(path), changes=changes, environment=environment)
 
 
 def parse(
-    text: str, *, name: str = "job", changes: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    text: str,
+    *,
+    name: str = "job",
+    changes: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    date: str | None = None,
 ) -> Job:
     """The same from text; `name` stands for the file in messages."""
+    node, given = compose(text, name)
+    for change in changes:
+        set_key(given, change)
+    lines = dict(key_lines(node))
+    environment = os.environ if environment is None else environment
+    problems = [
+        f"{place(name, path, lines | {path: again})}{dotted(path)}: is given twice" for path, again in repeated(node)
+    ]
+    found: list[Problem] = []
+    values = fill(given, environment, today(date, environment), found)
+    secrets = list(credentials(given, values, is_secret))
+    problems += [f"{place(name, at, lines)}{dotted(at)}: {text}" for at, text in [*found, *secrets]]
+    try:
+        if not secrets:  # what is wrong elsewhere is said with the value that was given
+            job = Job.model_validate(values)
+            found = [(where, f"{value}: this version cannot do that yet") for where, value in soon(job)]
+            problems += [f"{place(name, where, lines)}{dotted(where)}: {text}" for where, text in found]
+    except ValidationError as error:
+        problems += [place(name, (loc := location(e["loc"], values)), lines) + explain(loc, e) for e in error.errors()]
+    if problems:
+        raise JobError("\n".join([f"{name} is not a job that can run:", *(f"  {line}" for line in problems)]))
+    return job
+
+
+def compose(text: str, name: str) -> tuple[yaml.Node | None, dict[str, Any]]:
+    """A job file's keys with their places, and the same as values."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
@@ -49,25 +85,7 @@ def parse(
         raise JobError(f"{where}: is not valid YAML: {getattr(error, 'problem', error)}") from error
     if not isinstance(values, dict):
         raise JobError(f"{name}: holds no keys; a job needs at least name, input, model and output")
-    lines = dict(key_lines(node))
-    for change in changes:
-        set_key(values, change)
-    problems: list[str] = []
-    for path, again in repeated(node):
-        problems.append(f"{place(name, path, lines | {path: again})}{dotted(path)}: is given twice")
-    values = fill(values, os.environ if environment is None else environment, (), problems)
-    try:
-        job = Job.model_validate(values)
-    except ValidationError as error:
-        problems += [place(name, (loc := location(e["loc"], values)), lines) + explain(loc, e) for e in error.errors()]
-    else:
-        problems += [
-            f"{place(name, where, lines)}{dotted(where)}: {value}: this version cannot do that yet"
-            for where, value in soon(job)
-        ]
-    if problems:
-        raise JobError("\n".join([f"{name} is not a job that can run:", *(f"  {line}" for line in problems)]))
-    return job
+    return node, values
 
 
 def key_lines(node: yaml.Node | None, at: Path_ = ()) -> Iterator[tuple[Path_, int]]:
@@ -109,26 +127,6 @@ def set_key(values: dict[str, Any], change: str) -> None:
         target[last] = yaml.safe_load(text)
     except yaml.YAMLError:
         target[last] = text
-
-
-def fill(value: Any, environment: Mapping[str, str], at: Path_, problems: list[str]) -> Any:
-    """Put `${VAR}` and `${VAR:-default}` into every string; `$${` stays `${`."""
-    if isinstance(value, dict):
-        return {key: fill(inner, environment, (*at, key), problems) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [fill(inner, environment, (*at, index), problems) for index, inner in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-
-    def one(match: re.Match[str]) -> str:
-        variable, default = match[1], match[2]
-        if variable is None:
-            return "${"
-        if variable not in environment and default is None:
-            problems.append(f"{dotted(at)}: ${{{variable}}} is not set; set it, or write ${{{variable}:-default}}")
-        return environment.get(variable, default or "")
-
-    return VARIABLE.sub(one, value)
 
 
 def place(name: str, where: Path_, lines: Mapping[Path_, int]) -> str:
@@ -175,6 +173,12 @@ def fields_of(model: Any, where: Sequence[str | int]) -> dict[str, Any]:
     if not where:
         return names
     return fields_of(names[str(where[0])].annotation, where[1:]) if where[0] in names else {}
+
+
+def is_secret(where: Path_) -> bool:
+    """Whether a key holds what nobody should read in a job file."""
+    field = fields_of(Job, where[:-1]).get(str(where[-1])) if where else None
+    return field is not None and SecretStr in (field.annotation, *get_args(field.annotation))
 
 
 def sections(annotation: Any) -> list[type[BaseModel]]:
