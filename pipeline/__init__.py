@@ -12,6 +12,7 @@ Held in common
     jobvalues.py                     ${...} in a job's strings -> values; credentials are refused
     registry.py                      names -> classes, imported when asked for
     flow.py                          the order of the steps
+    meter.py                         seconds -> what they went to
 
 intake: a manifest -> Items -> bytes
     intake/manifest.py               what a job names as its manifest -> rows
@@ -96,6 +97,8 @@ run: what drives the steps
     run/drive.py                     a job -> answers on disk and an exit code
     run/local.py                     a plain loop: what the pipeline means
     run/cluster.py                   Ray Data: how it scales
+    run/tally.py                     receipts -> what a run adds up to
+    run/progress.py                  the same as people see it while it runs
     run/wire.py                      prepared entries <-> one Arrow table
 
 tiny: the built-in model

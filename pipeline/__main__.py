@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     job = jobfile.load(options.job, changes=options.set, date=options.date)
     if options.limit is not None and options.limit < 1:
         raise PipelineError(f"--limit {options.limit}: give a number of rows, one or more")
-    return drive.run(job, limit=options.limit, here=options.local, add=options.on_change == "add", say=drive.say)
+    return drive.run(job, limit=options.limit, here=options.local, add=options.on_change == "add")
 
 
 def check(options: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ from pipeline.intake.read import read
 from pipeline.job import Job
 from pipeline.media.decode import Eyes
 from pipeline.media.look import look, sources
+from pipeline.meter import Meter
 from pipeline.model import weights
 from pipeline.model.families.base import Family
 from pipeline.model.generate import Desk
@@ -67,10 +68,12 @@ class Preparer:
         self.family = open_family(work)
         self.fetcher = Fetcher(work.job)
         self.eyes = Eyes(work.job, self.family)
+        self.meter = Meter()
 
     def prepare(self, chunk: Chunk) -> list[Entry]:
         """Every row of a chunk that is to be asked, as a Request or as the Failure it ended in."""
-        items = list(self.items(chunk))
+        with self.meter.on("read"):
+            items = list(self.items(chunk))
         media = [part for item, _ in items for turn in item.turns for part in turn.parts if isinstance(part, Medium)]
         self.fetcher.ahead([source for medium in media for source in sources(medium)])
         return [(replace(item, turns=()), failure or self.request(item)) for item, failure in items]
@@ -106,14 +109,16 @@ class Preparer:
         ends = time.monotonic() + self.work.job.limits.deadline_s
         turns = tuple(Turn(turn.role, tuple(self.parts(turn, ends))) for turn in item.turns)
         sampling = self.sampling(item)
-        encoded = self.family.encode(turns)
-        self.family.check(encoded, sampling.max_new_tokens + (sampling.thinking_tokens or 0))
+        with self.meter.on("prompt"):
+            encoded = self.family.encode(turns)
+            self.family.check(encoded, sampling.max_new_tokens + (sampling.thinking_tokens or 0))
         return Request(item.id, turns, encoded.input_ids, encoded.positions, encoded.vision_tokens, sampling)
 
     def parts(self, turn: Turn, ends: float) -> Iterator[str | Clip]:
         for part in turn.parts:
             if isinstance(part, Medium):
-                yield from look(part, fetcher=self.fetcher, eyes=self.eyes, deadline_s=ends - time.monotonic())
+                left = ends - time.monotonic()
+                yield from look(part, fetcher=self.fetcher, eyes=self.eyes, meter=self.meter, deadline_s=left)
             else:
                 yield part
 
@@ -143,6 +148,7 @@ class Answerer:
         self.work = work
         self.family = open_family(work)
         self.desk = Desk(find(ENGINES, work.job.engine.kind, "engine.kind").open(work.job))
+        self.meter = self.desk.meter
 
     def answer(self, entries: Sequence[Entry]) -> list[Outcome]:
         """One row or failure for every entry, in order."""

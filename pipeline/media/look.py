@@ -10,17 +10,24 @@ from contextlib import ExitStack
 
 from pipeline.intake.fetch import Fetcher
 from pipeline.media.decode import Eyes
+from pipeline.meter import Meter
 from pipeline.types import Clip, Medium
 
 
-def look(medium: Medium, *, fetcher: Fetcher, eyes: Eyes, deadline_s: float | None = None) -> list[Clip]:
+def look(
+    medium: Medium, *, fetcher: Fetcher, eyes: Eyes, meter: Meter | None = None, deadline_s: float | None = None
+) -> list[Clip]:
     """`deadline_s`: what is left of the row's time; by default all that the job gives a row."""
     ends = time.monotonic() + (eyes.deadline_s if deadline_s is None else deadline_s)
+    meter = meter or Meter()
     with ExitStack() as arrived:
-        blobs = [
-            arrived.enter_context(fetcher.fetch(each, deadline_s=ends - time.monotonic())) for each in sources(medium)
-        ]
-        return eyes.look(medium, blobs, deadline_s=ends - time.monotonic())
+        with meter.on("fetch"):
+            blobs = [
+                arrived.enter_context(fetcher.fetch(each, deadline_s=ends - time.monotonic()))
+                for each in sources(medium)
+            ]
+        with meter.on("decode"):
+            return eyes.look(medium, blobs, deadline_s=ends - time.monotonic())
 
 
 def sources(medium: Medium) -> tuple[str | bytes, ...]:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from threading import Thread
 
+from pipeline.meter import Meter
 from pipeline.model.engines.base import Engine
 from pipeline.types import Failure, Reply, Request
 
@@ -46,6 +47,7 @@ class Desk:
         self.underway: dict[str, Future[Answer]] = {}
         self.parked: deque[tuple[Request, Future[Answer]]] = deque()  # whose id is under way already
         self.ended: BaseException | None = None
+        self.meter = Meter()  # `waited`: nothing was asked; `worked`: the engine had something to do
         self.thread = Thread(target=self.serve, name="engine", daemon=True)
         self.thread.start()
 
@@ -69,7 +71,9 @@ class Desk:
     def serve(self) -> None:
         try:
             while self.admit():
-                for answer in self.engine.step():
+                with self.meter.on("worked"):
+                    answers = self.engine.step()
+                for answer in answers:
                     self.underway.pop(answer.id).set_result(answer)
         finally:  # whoever waits must not wait for ever
             self.abandon(sys.exception() or RuntimeError("the engine was closed before it answered"))
@@ -81,13 +85,19 @@ class Desk:
             self.submit(request, future)
         while self.engine.room() or not self.underway:
             try:
-                entry = self.inbox.get(block=not self.underway)
+                entry = self.next()
             except queue.Empty:
                 break
             if entry is None:
                 return False
             self.submit(*entry)
         return True
+
+    def next(self) -> tuple[Request, Future[Answer]] | None:
+        if self.underway:
+            return self.inbox.get(block=False)
+        with self.meter.on("waited"):
+            return self.inbox.get()
 
     def submit(self, request: Request, future: Future[Answer]) -> None:
         if request.id in self.underway:

@@ -38,6 +38,7 @@ class Receipt:
     examples: dict[str, str] = field(default_factory=dict)  # "stage/kind" -> one message
     vision_tokens: int = 0
     output_tokens: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)  # of the workers: what their time went to
 
 
 class Store:

@@ -22,8 +22,9 @@ from pipeline.errors import JobError, PipelineError
 from pipeline.flow import Answerer, Preparer, Work
 from pipeline.intake.manifest import Chunk, File, cut
 from pipeline.job import Job
-from pipeline.output.write import Receipt, Store, write
+from pipeline.output.write import Receipt, Store
 from pipeline.run import wire
+from pipeline.run.local import commit
 from pipeline.run.resume import Cut
 
 CHUNKS_AT_ONCE = 3  # calls that feed one engine: one being answered, one behind it, one committing
@@ -74,14 +75,13 @@ class Prepare:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         chunk: Chunk = pickle.loads(batch["chunk"][0].as_py())
-        return wire.pack(chunk.key, self.preparer.prepare(chunk))
+        return wire.pack(chunk.key, self.preparer.prepare(chunk), self.preparer.meter.take())
 
 
 class Generate:
     """What stops a run is handed over as a value: Ray would bury its message under pages of its own."""
 
     def __init__(self, work: Work):
-        self.work = work
         self.store = Store(work.job.output.path)
         self.answerer: Answerer | PipelineError
         try:
@@ -95,9 +95,9 @@ class Generate:
     def receipt(self, batch: pa.Table) -> Receipt | PipelineError:
         if isinstance(self.answerer, PipelineError):
             return self.answerer
-        key, entries = wire.unpack(batch)
+        key, entries, spent = wire.unpack(batch)
         try:
-            return write(key, self.answerer.answer(entries), self.work, self.store)
+            return commit(key, entries, spent, self.answerer, self.store)
         except PipelineError as error:
             return error
 

@@ -6,16 +6,24 @@ Everything but the arrays is pickled; the arrays travel beside as buffers (pickl
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
 from pipeline.flow import Entry
 
-SCHEMA = pa.schema([("key", pa.string()), ("entry", pa.large_binary()), ("arrays", pa.list_(pa.large_binary()))])
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("spent", pa.binary()),
+        ("entry", pa.large_binary()),
+        ("arrays", pa.list_(pa.large_binary())),
+    ]
+)
 
 
-def pack(key: str, entries: Sequence[Entry]) -> pa.Table:
+def pack(key: str, entries: Sequence[Entry], spent: Mapping[str, float]) -> pa.Table:
+    """`spent`: the seconds that preparing took, by step."""
     heads: list[bytes] = []
     arrays: list[list[memoryview]] = []
     for entry in entries:
@@ -24,14 +32,14 @@ def pack(key: str, entries: Sequence[Entry]) -> pa.Table:
         arrays.append([buffer.raw() for buffer in buffers])
     if not heads:  # a chunk without rows is still a chunk: its key must arrive
         heads, arrays = [b""], [[]]
-    return pa.table([[key] * len(heads), heads, arrays], schema=SCHEMA)
+    return pa.table([[key] * len(heads), [pickle.dumps(spent)] * len(heads), heads, arrays], schema=SCHEMA)
 
 
-def unpack(table: pa.Table) -> tuple[str, list[Entry]]:
+def unpack(table: pa.Table) -> tuple[str, list[Entry], dict[str, float]]:
     key: str = table["key"][0].as_py()
     entries = [
         pickle.loads(head.as_buffer(), buffers=[one.as_buffer() for one in arrays.values])
         for head, arrays in zip(table["entry"], table["arrays"], strict=True)
         if len(head.as_buffer())
     ]
-    return key, entries
+    return key, entries, pickle.loads(table["spent"][0].as_py())

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from pipeline import jobfile
 from pipeline.run import drive
+from pipeline.run.progress import say
 
 COLORS = ("red", "green", "blue", "orange", "purple", "black")
 PICTURES = 24
@@ -51,13 +52,13 @@ def make(folder: Path) -> Path:
 def demo(folder: str) -> int:
     place = Path(folder)
     manifest = make(place)
-    drive.say(f"{PICTURES} pictures drawn in {place / 'pictures'}, listed in {manifest}; job: {JOB.name}")
+    say(f"{PICTURES} pictures drawn in {place / 'pictures'}, listed in {manifest}; job: {JOB.name}")
     job = jobfile.load(JOB, changes=[f"input.manifest={manifest}", f"output.path={place / 'captions'}"])
-    code = drive.run(job, say=drive.say)
+    code = drive.run(job)
     answers = ds.dataset(place / "captions" / "data").to_table(["id", "truth", "answer", "tokens"]).to_pylist()
     for row in sorted(answers, key=lambda row: str(row["id"]))[:3]:
-        drive.say(f"  {row['id']}  {row['truth']}: {row['answer']}")
-    drive.say(
+        say(f"  {row['id']}  {row['truth']}: {row['answer']}")
+    say(
         "The built-in model has random weights: its answers are valid JSON of the asked schema, and nothing more.\n"
         "Next, a real model over your own pictures:\n"
         "  python -m pipeline run jobs/caption.yaml --set input.manifest=./my-pictures --limit 20"

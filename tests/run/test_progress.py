@@ -1,0 +1,131 @@
+"""What a person sees of a run while it goes on, and its last line."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from pipeline.meter import Meter
+from pipeline.output.write import Receipt
+from pipeline.run import progress
+from pipeline.run.progress import Progress, clock
+from pipeline.run.tally import Tally
+
+HALF_IDLE = {"worked": 6.0, "waited": 2.0, "decode": 9.0, "fetch": 3.0, "commit": 0.01}
+
+
+def receipt(answered, failed=0, **more):
+    kinds = {"decode/truncated": failed} if failed else {}
+    return Receipt("k", True, answered, failed, kinds=kinds, examples=dict.fromkeys(kinds, "half a file"), **more)
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """The clock of the progress, which stands until it is set."""
+    time = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: time[0])
+    return time
+
+
+def test_a_log_gets_lines_at_growing_distances(now):
+    said = []
+    with Progress("job", say=said.append) as shown:
+        shown.begin(1000)
+        for second in range(1, 101):
+            now[0] = 100.0 + second
+            shown.add(receipt(5, vision_tokens=100))
+    assert [line.split(" of ")[0] for line in said] == ["25", "75", "175", "375"]
+    assert said[0] == "25 of 1,000 rows, 0 failed, 5.0 rows/s, 100 vision tokens/s, 3:15 left"
+
+
+def test_the_time_left_follows_from_what_was_done_lately(now):
+    with Progress("job", say=lambda line: None) as shown:
+        shown.begin(3000)
+        now[0] = 600.0
+        shown.add(receipt(0))  # five hundred seconds of starting
+        for second in range(1, 201):
+            now[0] = 600.0 + second
+            shown.add(receipt(10))
+        assert shown.rate() == 10.0
+        assert shown.left_s() == 100.0
+
+
+def test_the_last_line_says_what_the_engines_waited_for(now):
+    shown = Progress("job", say=lambda line: None)
+    shown.begin(10)
+    now[0] = 105.0
+    shown.add(receipt(9, 1, vision_tokens=1000, output_tokens=50, seconds=HALF_IDLE))
+    assert shown.last_line() == (
+        "9 answered, 1 failed in 5.0 s: 2.0 rows/s, 200 vision and 10 output tokens/s, "
+        "75% of engine speed (waited 19% on decode, 6% on fetch)"
+    )
+
+
+def test_shares_are_of_all_receipts_together():
+    tally = Tally()
+    tally.add(receipt(1, seconds={"worked": 1.0, "waited": 3.0, "decode": 1.0}))
+    tally.add(receipt(1, seconds={"worked": 2.0, "waited": 0.0, "fetch": 2.0}))
+    assert tally.working == 0.5
+    assert tally.waits == {"fetch": pytest.approx(1 / 3), "decode": pytest.approx(1 / 6)}
+    assert Tally().working is None
+
+
+def screen(width=100):
+    return Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None, legacy_windows=False)
+
+
+def test_a_terminal_gets_one_display_that_is_gone_at_the_end_with_lines_above_it(now):
+    console = screen()
+    with Progress("captions", console=console) as shown:
+        shown.say("captions: 40 rows")
+        shown.begin(40)
+        now[0] = 110.0
+        shown.add(receipt(9, 1, vision_tokens=2000, seconds=HALF_IDLE))
+        shown.say("[not markup]")
+        shown.live.refresh()
+    text = console.file.getvalue()
+    assert "[not markup]" in text
+    assert "10 of 40 rows" in text
+    assert "10.0 s  30.0 s left  1.0 rows/s  200 vision tokens/s  0 output tokens/s" in text
+    assert "75% of engine speed (waited 19% on decode, 6% on fetch)" in text
+    assert "1 failed: 1 decode/truncated" in text
+    assert text.rstrip().endswith("\x1b[2K") or "\x1b[?25h" in text  # erased, and the cursor is back
+
+
+def test_a_narrow_terminal_keeps_every_line_of_the_display_on_one_line(now):
+    console = screen(width=40)
+    shown = Progress("a-name-that-is-long", console=console)
+    shown.rows = 1_000_000
+    shown.marks.append((now[0], 0))
+    now[0] = 107.0
+    shown.add(receipt(9, 1, seconds=HALF_IDLE))
+    lines = console.render_lines(shown.picture(), pad=False)
+    assert len(lines) == 4
+    assert all(sum(segment.cell_length for segment in line) <= 40 for line in lines)
+
+
+def test_durations_read_as_people_say_them():
+    assert [clock(s) for s in (0.04, 59.9, 60, 3599, 3600)] == ["0.0 s", "59.9 s", "1:00", "59:59", "1:00:00"]
+
+
+def test_a_meter_gives_each_second_once():
+    meter = Meter()
+    with meter.on("decode"):
+        pass
+    with pytest.raises(KeyError), meter.on("fetch"):
+        raise KeyError
+    assert meter.take().keys() == {"decode", "fetch"}
+    assert meter.take() == {}
+
+
+def test_a_run_ends_with_its_figures_and_where_the_answers_are(desk):
+    desk.manifest([*desk.draw(6), *desk.spoil(1)])
+    assert desk.run(engine={"delay_ms": 20}) == 3
+    last, reason, *where = desk.said[1:]
+    pattern = r"6 answered, 1 failed in \d+\.\d s: .* output tokens/s, \d+% of engine speed \(waited \d+% on .*\)"
+    assert re.fullmatch(pattern, last)
+    assert "decode/unknown_format" in reason
+    assert where[0].startswith(f"answers: {desk.folder}/out/data/fp=")
