@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ItemError
 from pipeline.intake.fetch import Fetcher
-from pipeline.intake.manifest import Chunk, rows_of
+from pipeline.intake.manifest import Chunk, File, rows_of
 from pipeline.intake.read import read
+from pipeline.intake.sources import Source
 from pipeline.job import Job
 from pipeline.media.decode import Eyes
 from pipeline.media.look import look, sources
@@ -68,6 +69,7 @@ class Preparer:
         self.family = open_family(work)
         self.fetcher = Fetcher(work.job)
         self.eyes = Eyes(work.job, self.family)
+        self.sources: dict[File, Source] = {}  # open where the last chunk ended
         self.meter = Meter()
 
     def prepare(self, chunk: Chunk) -> list[Entry]:
@@ -80,7 +82,8 @@ class Preparer:
 
     def items(self, chunk: Chunk) -> Iterator[tuple[Item, Failure | None]]:
         work = self.work
-        wanted, rows = rows_of(chunk, work.job, work.user)
+        source = self.sources.setdefault(chunk.file, chunk.file.open())
+        wanted, rows = rows_of(chunk, work.job, work.user, source)
         for row, row_id, question in rows:
             keep = {name: row[name] for name in wanted.keep}
             try:

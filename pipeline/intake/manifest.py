@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.errors import JobError
+from pipeline.errors import JobError, StoppedError
 from pipeline.intake.read import Columns, columns
 from pipeline.intake.sources import Source, Span
 from pipeline.job import Job
@@ -48,13 +48,22 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive rows of one file. `skip` are offsets of rows that are answered elsewhere."""
+    """Consecutive rows of one file. Its name says which of them are its to answer, and nothing else does."""
 
     file: File
     span: Span
-    key: str
+    key: str  # of all rows of the span
     rows: int
-    skip: tuple[int, ...] = ()
+    without: tuple[int, ...] = ()  # offsets of rows that are not its own: asked before, or beyond a limit
+    skip: tuple[int, ...] = ()  # offsets of rows that were answered under another name
+
+    @property
+    def name(self) -> str:
+        return hexdigest(f"{self.key}{self.without}".encode()) if self.without else self.key
+
+    @property
+    def asked(self) -> int:
+        return self.rows - len({*self.without, *self.skip})
 
 
 def files(job: Job) -> list[File]:
@@ -108,21 +117,13 @@ def chunk_rows(job: Job) -> int:
 def cut(job: Job, file: File, default_user: str | None) -> Iterator[tuple[Chunk, NDArray[np.uint64]]]:
     """The chunks of a file, each with three hashes a row: of the id, and two halves of (id, question)."""
     source = file.open()
-    wanted = columns_of(job, file, source.schema(), default_user)
+    schema = source.schema()
+    wanted = columns_of(job, file, schema, default_user)
     needed = list(dict.fromkeys([*wanted.asked, *([wanted.id] if wanted.id else [])]))
-    plain = [
-        name
-        for name in needed
-        if not pa.types.is_binary(kind := source.schema().field(name).type) and not pa.types.is_large_binary(kind)
-    ]
+    plain = [name for name in needed if not is_bytes(schema, name)]
     for span in source.spans(chunk_rows(job)):
-        named = names(source.read(span, plain), wanted, file)
-        digests = [row_digest(*pair) for pair in named]
-        hashes = np.frombuffer(
-            b"".join(text_digest(pair[0])[:8] + digest for pair, digest in zip(named, digests, strict=True)), np.uint64
-        )
-        key = hashlib.blake2b(b"".join(digests), digest_size=12).hexdigest()
-        yield Chunk(file, span, key, len(named)), hashes.reshape(-1, 3)
+        hashes = hashes_of(names(source.read(span, plain), wanted, file))
+        yield Chunk(file, span, key_of(hashes), len(hashes)), hashes
 
 
 def columns_of(job: Job, file: File, schema: pa.Schema, default_user: str | None) -> Columns:
@@ -136,14 +137,15 @@ def columns_of(job: Job, file: File, schema: pa.Schema, default_user: str | None
         wanted = columns(given, schema.names, default_user=default_user)
     except JobError as error:
         raise JobError(f"{file.url}: {error}") from error
-    bare = [
-        n
-        for n in wanted.media
-        if pa.types.is_binary(schema.field(n).type) or pa.types.is_large_binary(schema.field(n).type)
-    ]
+    bare = [name for name in wanted.media if is_bytes(schema, name)]
     if bare and not wanted.id:
         raise JobError(f"{file.url}: column {bare[0]} holds bytes, so rows need names: set input.id to a column")
     return wanted
+
+
+def is_bytes(schema: pa.Schema, column: str) -> bool:
+    kind = schema.field(column).type
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def names(table: pa.Table, wanted: Columns, file: File) -> list[tuple[str, str]]:
@@ -168,8 +170,18 @@ def text_digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def row_digest(row_id: str, question: str) -> bytes:
-    return text_digest(f"{row_id}\0{question}")
+def hexdigest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+def hashes_of(named: Sequence[tuple[str, str]]) -> NDArray[np.uint64]:
+    """Three hashes a row: of the id, and two halves of (id, question)."""
+    digests = (text_digest(row_id)[:8] + text_digest(f"{row_id}\0{question}") for row_id, question in named)
+    return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 3)
+
+
+def key_of(hashes: NDArray[np.uint64]) -> str:
+    return hexdigest(hashes[:, 1:].tobytes())
 
 
 def kept(schema: pa.Schema, job: Job) -> pa.Schema:
@@ -178,23 +190,20 @@ def kept(schema: pa.Schema, job: Job) -> pa.Schema:
 
 
 def rows_of(
-    chunk: Chunk, job: Job, default_user: str | None
+    chunk: Chunk, job: Job, default_user: str | None, source: Source | None = None
 ) -> tuple[Columns, list[tuple[Mapping[str, Any], str, str]]]:
-    """The rows of a chunk that are to be asked: (row, id, question)."""
-    source = chunk.file.open()
+    """The rows of a chunk that are to be asked: (row, id, question). A source kept open reads on where it stands."""
+    source = source or chunk.file.open()
     schema = source.schema()
     wanted = columns_of(job, chunk.file, schema, default_user)
     needed: Sequence[str] = list(dict.fromkeys([*wanted.asked, *wanted.keep, *([wanted.id] if wanted.id else [])]))
     table = source.read(chunk.span, needed)
-    plain = [
-        n
-        for n in needed
-        if not (pa.types.is_binary(schema.field(n).type) or pa.types.is_large_binary(schema.field(n).type))
-    ]
-    named = names(table.select(plain), wanted, chunk.file)
-    skip = set(chunk.skip)
+    named = names(table.select([n for n in needed if not is_bytes(schema, n)]), wanted, chunk.file)
+    if key_of(hashes_of(named)) != chunk.key:
+        raise StoppedError(f"{chunk.file.url} was changed during the run; run the same command again to go on with it")
+    left_out = {*chunk.without, *chunk.skip}
     return wanted, [
         (row, *pair)
         for offset, (row, pair) in enumerate(zip(table.to_pylist(), named, strict=True))
-        if offset not in skip
+        if offset not in left_out
     ]

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import pyarrow as pa
 
 from pipeline.errors import OutputError
 from pipeline.flow import Work, base_folder, model_name
@@ -31,7 +30,9 @@ def work(job: Job, found: Sequence[File]) -> Work:
     """What the driver settles once, and every worker is told."""
     job = settled(job, found)
     schema = schemas.load(job.answer.schema_, base=base_folder())
+    first = found[0].open().schema()
     user = schemas.prompt(schema) if schema and job.prompt.user is None else None
+    columns_of(job, found[0], first, user)  # says which column is not there
     said = question(
         job,
         weights=weights.identity(job.model.weights, job.model.revision),
@@ -42,7 +43,7 @@ def work(job: Job, found: Sequence[File]) -> Work:
         job=job,
         schema=schema,
         user=user,
-        kept=kept(found[0].open().schema(), job) if job.input.keep else pa.schema([]),
+        kept=kept(first, job),
         said=said,
         fingerprint=fingerprint(said),
         model=model_name(job),

@@ -10,7 +10,8 @@ import logging
 import os
 import pickle
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +26,7 @@ from pipeline.job import Job
 from pipeline.output.write import Receipt, Store
 from pipeline.run import wire
 from pipeline.run.local import commit
-from pipeline.run.resume import Cut
+from pipeline.run.resume import Cut, cut_here
 
 CHUNKS_AT_ONCE = 3  # calls that feed one engine: one being answered, one behind it, one committing
 MANY_FILES = 8  # from here on cutting files in tasks beats the second that starting a worker costs
@@ -75,7 +76,7 @@ class Prepare:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         chunk: Chunk = pickle.loads(batch["chunk"][0].as_py())
-        return wire.pack(chunk.key, self.preparer.prepare(chunk), self.preparer.meter.take())
+        return wire.pack(chunk.name, self.preparer.prepare(chunk), self.preparer.meter.take())
 
 
 class Generate:
@@ -170,9 +171,16 @@ def pools(job: Job, there: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def cut_there(job: Job, found: Sequence[File], user: str | None) -> Iterable[list[Cut]]:
+def cut_there(job: Job, found: Sequence[File], user: str | None) -> Iterator[Cut]:
     """Files cut by workers, in order; a few files are cut here."""
     if len(found) < MANY_FILES:
-        return [list(cut(job, file, user)) for file in found]
+        yield from cut_here(job, found, user)
+        return
     task: Any = ray.remote(num_cpus=1)(lambda file: list(cut(job, file, user)))
-    return (ray.get(reference) for reference in [task.remote(file) for file in found])
+    at_once = 2 * int(ray.cluster_resources().get("CPU", 1)) + 1
+    waiting: deque[Any] = deque()
+    for file in [*found, *[None] * at_once]:  # a window of them, so that their hashes do not pile up
+        if file:
+            waiting.append(task.remote(file))
+        if waiting and (not file or len(waiting) > at_once):
+            yield from ray.get(waiting.popleft())

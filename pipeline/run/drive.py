@@ -80,7 +80,7 @@ def finish(work: Work, todo: resume.Plan, store: Store, runner: Runner, progress
     finally:
         report(work, todo, progress.tally, progress.seconds, status, store)
     letters = {name.rpartition("-")[0] for name in store.names(f"errors/fp={work.fingerprint}")}
-    dead = progress.tally.failed or any(chunk.key in letters for chunk in todo.chunks)
+    dead = progress.tally.failed or any(chunk.name in letters for chunk in todo.chunks)
     return conclude(work, progress, sum(chunk.rows for chunk in left), bool(dead))
 
 
@@ -92,7 +92,7 @@ def follow(work: Work, left: Sequence[Chunk], runner: Runner, progress: Progress
 
 def missing(work: Work, chunks: Sequence[Chunk], store: Store) -> list[Chunk]:
     there = store.names(f"data/fp={work.fingerprint}")
-    return [chunk for chunk in chunks if f"{chunk.key}.parquet" not in there]
+    return [chunk for chunk in chunks if f"{chunk.name}.parquet" not in there]
 
 
 def conclude(work: Work, progress: Progress, lost: int, dead: bool) -> int:

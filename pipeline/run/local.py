@@ -16,7 +16,7 @@ def run(work: Work, chunks: Sequence[Chunk]) -> Iterator[Receipt]:
     with closing(Preparer(work)) as preparer, closing(Answerer(work)) as answerer:
         for chunk in chunks:
             entries = preparer.prepare(chunk)
-            yield commit(chunk.key, entries, preparer.meter.take(), answerer, store)
+            yield commit(chunk.name, entries, preparer.meter.take(), answerer, store)
 
 
 def commit(key: str, entries: Sequence[Entry], spent: Mapping[str, float], answerer: Answerer, store: Store) -> Receipt:

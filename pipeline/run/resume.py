@@ -1,15 +1,16 @@
 """A manifest and what its output holds already -> the chunks that are left.
 
-The driver holds keys and three hashes a row, never rows. Resume is a listing: a chunk whose object exists is done.
-Rows that were answered under a chunk that no longer exists, because the manifest was rewritten or cut elsewhere,
-are known by (id, question) and not asked again.
+A chunk's name follows from the manifest alone: of rows that ask the same, the first asks and the others are left out
+of their chunks, whoever has been answered so far. So resume is a listing: a chunk whose object exists is done. Rows
+that were answered under a name that no longer stands in the manifest, because it was rewritten or cut elsewhere, are
+found in those orphans by (id, question). The driver holds chunks; the hashes of rows are compared bucket by bucket.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,12 +19,15 @@ from numpy.typing import NDArray
 
 from pipeline.errors import JobError
 from pipeline.flow import Work
-from pipeline.intake.manifest import Chunk, File, cut, row_digest, rows_of
+from pipeline.intake.manifest import Chunk, File, cut, hashes_of, rows_of
 from pipeline.job import Job
 from pipeline.output.write import Store
+from pipeline.run.buckets import Buckets, common, repeated
+
+READERS = 16  # parts read at once
 
 Cut = tuple[Chunk, NDArray[np.uint64]]
-Cutter = Callable[[Job, Sequence[File], str | None], Iterable[list[Cut]]]
+Cutter = Callable[[Job, Sequence[File], str | None], Iterable[Cut]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,107 +36,111 @@ class Plan:
 
     chunks: tuple[Chunk, ...]  # all of them, in order
     left: tuple[Chunk, ...]
+    orphans: tuple[str, ...]  # names of parts that no chunk has any more
     rows: int
-    rows_left: int
     duplicates: int
 
+    @property
+    def rows_left(self) -> int:
+        return sum(chunk.asked for chunk in self.left)
 
-def cut_here(job: Job, found: Sequence[File], user: str | None) -> Iterable[list[Cut]]:
+
+def cut_here(job: Job, found: Sequence[File], user: str | None) -> Iterator[Cut]:
     """Files cut in this process, one after another."""
     for file in found:
-        yield list(cut(job, file, user))
+        yield from cut(job, file, user)
 
 
 def plan(
     work: Work, found: Sequence[File], store: Store, *, cutter: Cutter = cut_here, limit: int | None = None
 ) -> Plan:
     """Which chunks there are and which are left to do."""
-    cuts = limited((one for each in cutter(work.job, found, work.user) for one in each), limit)
     existing = {name.removesuffix(".parquet") for name in store.names(f"data/fp={work.fingerprint}")}
-    chunks = [chunk for chunk, _ in cuts]
-    done = [chunk.key in existing for chunk in chunks]
-    skips, duplicates = repeats(cuts, done, work)
-    answered = answered_elsewhere(existing - {chunk.key for chunk in chunks}, work, store) if not all(done) else set()
-    left = []
-    for (chunk, hashes), is_done, skip in zip(cuts, done, skips, strict=True):
-        if is_done:
-            continue
-        elsewhere = (
-            [row for row, pair in enumerate(hashes[: chunk.rows, 1:]) if pair.tobytes() in answered] if answered else []
-        )
-        skipped = tuple(sorted({*chunk.skip, *skip, *elsewhere}))
-        if len(skipped) < len(hashes):
-            left.append(replace(chunk, skip=skipped))
+    with Buckets() as rows:
+        chunks = []
+        for chunk, hashes in limited(cutter(work.job, found, work.user), limit):
+            rows.add(hashes)
+            chunks.append(chunk)
+        starts = np.cumsum([0, *(chunk.rows for chunk in chunks)])
+        again = repeats(rows, chunks, starts, work)
+        for at, offsets in by_chunk(again, starts):
+            chunks[at] = replace(chunks[at], without=(*offsets, *chunks[at].without))
+        names = {chunk.name for chunk in chunks}
+        orphans = sorted(name for name in existing if name.partition(".")[0] not in names)
+        left = {at: chunk for at, chunk in enumerate(chunks) if chunk.name not in existing and chunk.asked}
+        if left and orphans:
+            for at, offsets in by_chunk(answered_in(orphans, rows, work, store), starts):
+                if at in left:
+                    left[at] = replace(left[at], skip=offsets)
     return Plan(
         chunks=tuple(chunks),
-        left=tuple(left),
-        rows=sum(chunk.rows for chunk in chunks) - duplicates,
-        rows_left=sum(chunk.rows - sum(row < chunk.rows for row in chunk.skip) for chunk in left),
-        duplicates=duplicates,
+        left=tuple(chunk for chunk in left.values() if chunk.asked),
+        orphans=tuple(orphans),
+        rows=sum(chunk.asked for chunk in chunks),
+        duplicates=len(again),
     )
 
 
-def limited(cuts: Iterable[Cut], limit: int | None) -> list[Cut]:
-    """The first rows only; a chunk cut short is another chunk, with another key."""
-    out: list[Cut] = []
+def limited(cuts: Iterable[Cut], limit: int | None) -> Iterator[Cut]:
+    """The first rows only. What lies beyond in the last chunk is not its own, which gives it another name."""
     left = limit
     for chunk, hashes in cuts:
         if left is not None and chunk.rows > left:
             if left:
-                key = hashlib.blake2b(hashes[:left, 1:].tobytes(), digest_size=12).hexdigest()
-                beyond = tuple(range(left, chunk.rows))
-                out.append((replace(chunk, key=key, rows=left, skip=beyond), hashes))
-            break
-        out.append((chunk, hashes))
+                yield replace(chunk, without=tuple(range(left, chunk.rows))), hashes[:left]
+            return
+        yield chunk, hashes
         left = None if left is None else left - chunk.rows
-    return out
 
 
-def repeats(cuts: Sequence[Cut], done: Sequence[bool], work: Work) -> tuple[list[list[int]], int]:
-    """Rows to skip because the same question is asked elsewhere; the same id with another question is refused.
-
-    Of several, the one in a chunk that is done already stays, else the first.
-    """
-    skips: list[list[int]] = [[] for _ in cuts]
-    if not cuts:
-        return skips, 0
-    rows = np.concatenate([hashes[: chunk.rows] for chunk, hashes in cuts])
-    chunk_of = np.repeat(np.arange(len(cuts)), [chunk.rows for chunk, _ in cuts])
-    row_of = np.concatenate([np.arange(chunk.rows) for chunk, _ in cuts])
-    order = np.lexsort((np.arange(len(rows)), ~np.asarray(done)[chunk_of], rows[:, 0]))
-    ids = rows[order, 0]
-    first = np.zeros(len(rows), dtype=np.int64)  # for each row, where its id stands first
-    starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
-    first[starts] = starts
-    first = np.maximum.accumulate(first)
-    for at in np.flatnonzero(first != np.arange(len(rows))):
-        one, other = order[first[at]], order[at]
-        if (rows[one] != rows[other]).any():
-            refuse(cuts[chunk_of[one]][0], int(row_of[one]), cuts[chunk_of[other]][0], int(row_of[other]), work)
-        skips[chunk_of[other]].append(int(row_of[other]))
-    return skips, sum(map(len, skips))
+def repeats(rows: Buckets, chunks: Sequence[Chunk], starts: NDArray[np.int64], work: Work) -> NDArray[np.uint64]:
+    """The rows that ask what an earlier row asks. The same id with another question is refused."""
+    again = [np.empty(0, np.uint64)]
+    for bucket in rows:
+        later, torn = repeated(bucket)
+        for pair in torn:
+            refuse([place(at, chunks, starts) for at in pair], work)
+        again.append(later)
+    return np.concatenate(again)
 
 
-def refuse(one: Chunk, one_row: int, other: Chunk, other_row: int, work: Work) -> None:
+def place(at: int, chunks: Sequence[Chunk], starts: NDArray[np.int64]) -> tuple[Chunk, int]:
+    number = int(np.searchsorted(starts, at, side="right")) - 1
+    return chunks[number], at - int(starts[number])
+
+
+def by_chunk(rows: NDArray[np.uint64], starts: NDArray[np.int64]) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """(number of a chunk, offsets in it), both in order."""
+    rows = np.sort(rows.astype(np.int64))
+    numbers = np.searchsorted(starts, rows, side="right") - 1
+    for some in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(numbers)) + 1) if len(rows) else ():
+        number = int(numbers[some[0]])
+        yield number, tuple((rows[some] - starts[number]).tolist())
+
+
+def refuse(places: Sequence[tuple[Chunk, int]], work: Work) -> None:
     """Name an id that asks two things. Equal hashes of unequal ids are no reason to refuse."""
-    (name, again) = (
-        rows_of(replace(chunk, skip=()), work.job, work.user)[1][row][1]
-        for chunk, row in ((one, one_row), (other, other_row))
+    name, again = (
+        rows_of(replace(chunk, without=(), skip=()), work.job, work.user)[1][offset][1] for chunk, offset in places
     )
     if name == again:
-        where = one.file.url if one.file == other.file else f"{one.file.url} and {other.file.url}"
+        where = " and ".join(dict.fromkeys(chunk.file.url for chunk, _ in places))
         raise JobError(
             f"id {name!r} stands twice with different questions in {where}; "
             "input.id must name a column that is unique, or be left out"
         )
 
 
-def answered_elsewhere(orphans: Iterable[str], work: Work, store: Store) -> set[bytes]:
-    """(id, question) of rows in parts whose chunk is no longer in the manifest."""
-    out: set[bytes] = set()
-    for key in orphans:
-        part = pq.read_table(
-            io.BytesIO(store.read(f"data/fp={work.fingerprint}/{key}.parquet")), columns=["id", "question"]
-        )
-        out |= {row_digest(*pair) for pair in zip(part["id"].to_pylist(), part["question"].to_pylist(), strict=True)}
-    return out
+def answered_in(orphans: Sequence[str], rows: Buckets, work: Work, store: Store) -> NDArray[np.uint64]:
+    """The rows of the manifest that those parts answer."""
+
+    def hashes(name: str) -> NDArray[np.uint64]:
+        part = io.BytesIO(store.read(f"data/fp={work.fingerprint}/{name}.parquet"))
+        table = pq.read_table(part, columns=["id", "question"])
+        return hashes_of(list(zip(table["id"].to_pylist(), table["question"].to_pylist(), strict=True)))
+
+    with Buckets() as there, ThreadPoolExecutor(READERS) as readers:
+        for start in range(0, len(orphans), 4 * READERS):  # not all at once: there may be a million
+            for each in readers.map(hashes, orphans[start : start + 4 * READERS]):
+                there.add(each)
+        return np.concatenate([ours["at"][common(ours, theirs)] for ours, theirs in zip(rows, there, strict=True)])
