@@ -100,6 +100,8 @@ run: what drives the steps
     run/cluster.py                   Ray Data: how it scales
     run/tally.py                     receipts -> what a run adds up to
     run/progress.py                  the same as people see it while it runs
+    run/metrics.py                   what a run counts -> Prometheus, by way of Ray
+    run/log.py                       what happens in a run -> lines: text for people, JSON for machines
     run/wire.py                      prepared entries <-> one Arrow table
 
 tiny: the built-in model

@@ -17,6 +17,7 @@ import sys
 
 from pipeline.errors import PipelineError, StoppedError, Terminated
 from pipeline.job import Job
+from pipeline.run import log
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,13 +48,13 @@ def main(arguments: list[str] | None = None) -> int:
     except PipelineError as error:
         if options.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        log.last(f"error: {error}")
         return 4 if isinstance(error, StoppedError) else 2
     except KeyboardInterrupt:
-        print("interrupted; what was committed stays, the same command goes on from there", file=sys.stderr)
+        log.last("interrupted; what was committed stays, the same command goes on from there", level="warning")
         return 130
     except Terminated:
-        print("terminated; what was committed stays, the same command goes on from there", file=sys.stderr)
+        log.last("terminated; what was committed stays, the same command goes on from there", level="warning")
         return 143
 
 
@@ -61,10 +62,11 @@ def run(options: argparse.Namespace) -> int:
     from pipeline import jobfile
     from pipeline.run import drive
 
+    taker = log.taker()
     job = jobfile.load(options.job, changes=options.set, date=options.date)
     if options.limit is not None and options.limit < 1:
         raise PipelineError(f"--limit {options.limit}: give a number of rows, one or more")
-    return drive.run(job, limit=options.limit, here=options.local, add=options.on_change == "add")
+    return drive.run(job, limit=options.limit, here=options.local, add=options.on_change == "add", say=taker)
 
 
 def check(options: argparse.Namespace) -> int:

@@ -36,6 +36,11 @@ class Blob:
         """Bytes of memory."""
         return len(self.data or b"")
 
+    @property
+    def size(self) -> int:
+        """Bytes of the whole, wherever it is."""
+        return self.path.stat().st_size if self.path else self.held
+
     def close(self) -> None:
         if self.temporary and self.path:
             self.path.unlink(missing_ok=True)

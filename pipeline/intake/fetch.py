@@ -48,6 +48,7 @@ class Fetcher:
         self.lock = threading.Lock()
         self.waiting: deque[str] = deque()
         self.coming: dict[str, deque[Future[Blob]]] = {}
+        self.bytes_read = 0  # of what was given out, ever
 
     def fetch(self, source: str | bytes, *, deadline_s: float | None = None) -> Blob:
         """FetchError says why not. The caller closes the Blob."""
@@ -57,7 +58,9 @@ class Fetcher:
         future = self._claim(source) or self._start(source)
         self._top_up()
         try:
-            return future.result(left)
+            blob = future.result(left)
+            self.bytes_read += blob.size
+            return blob
         except (TimeoutError, CancelledError) as error:
             self._discard(future)
             raise _late(source, left) from error

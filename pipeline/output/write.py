@@ -38,6 +38,8 @@ class Receipt:
     examples: dict[str, str] = field(default_factory=dict)  # "stage/kind" -> one message
     vision_tokens: int = 0
     output_tokens: int = 0
+    prompt_tokens: int = 0
+    retries: int = 0  # questions asked again
     seconds: dict[str, float] = field(default_factory=dict)  # of the workers: what their time went to
 
 
@@ -136,4 +138,6 @@ def write(key: str, outcomes: Sequence[Outcome], work: Work, store: Store) -> Re
         examples={f"{stage}/{kind}": message for stage, kind, message in messages},
         vision_tokens=sum(row["vision"] for row in tokens),
         output_tokens=sum(row["output"] for row in tokens),
+        prompt_tokens=sum(row["prompt"] for row in tokens),
+        retries=sum(n - 1 for n in [*answered["attempts"].to_pylist(), *failed["attempts"].to_pylist()]),
     )

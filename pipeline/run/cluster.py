@@ -24,7 +24,7 @@ from pipeline.flow import Answerer, Preparer, Work
 from pipeline.intake.manifest import Chunk, File, cut
 from pipeline.job import Job
 from pipeline.output.write import Receipt, Store
-from pipeline.run import wire
+from pipeline.run import log, metrics, wire
 from pipeline.run.local import commit
 from pipeline.run.resume import Cut, cut_here
 
@@ -73,6 +73,7 @@ def stop() -> None:
 class Prepare:
     def __init__(self, work: Work):
         self.preparer = Preparer(work)
+        metrics.watch_prepare(work, self.preparer)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         chunk: Chunk = pickle.loads(batch["chunk"][0].as_py())
@@ -83,10 +84,12 @@ class Generate:
     """What stops a run is handed over as a value: Ray would bury its message under pages of its own."""
 
     def __init__(self, work: Work):
+        log.belong(work)
         self.store = Store(work.job.output.path)
         self.answerer: Answerer | PipelineError
         try:
             self.answerer = Answerer(work)
+            metrics.watch_generate(work, self.answerer)
         except PipelineError as error:
             self.answerer = error
 
@@ -138,10 +141,12 @@ def run(work: Work, chunks: Sequence[Chunk]) -> Iterator[Receipt]:
             memory=work.job.workers.generate.memory,
         )
     )
+    count = metrics.counter_of(work, chunks)
     for row in receipts.iter_rows():
         receipt: Receipt | PipelineError = pickle.loads(row["receipt"])
         if isinstance(receipt, PipelineError):
             raise receipt
+        count(receipt)
         yield receipt
 
 

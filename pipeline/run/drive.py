@@ -18,7 +18,7 @@ from pipeline.flow import Work
 from pipeline.intake.manifest import Chunk, files
 from pipeline.job import Job
 from pipeline.output.write import Receipt, Store
-from pipeline.run import brief, local, resume
+from pipeline.run import brief, local, log, resume
 from pipeline.run.progress import Progress, Say
 from pipeline.run.tally import Tally
 
@@ -39,6 +39,7 @@ def run(job: Job, *, limit: int | None = None, here: bool = False, add: bool = F
 def start(job: Job, progress: Progress, *, limit: int | None, here: bool, add: bool) -> int:
     found = files(job)
     shared = brief.work(job, found)
+    log.belong(shared)
     if problems := brief.problems(shared, found[:1]):  # before anything is started
         raise JobError("\n".join(problems))
     if caution := brief.caution(shared):
@@ -87,6 +88,7 @@ def finish(work: Work, todo: resume.Plan, store: Store, runner: Runner, progress
 def follow(work: Work, left: Sequence[Chunk], runner: Runner, progress: Progress) -> None:
     for receipt in runner(work, left) if left else ():
         progress.add(receipt)
+        log.committed(receipt)
         progress.tally.stop_if_hopeless(work.job.limits.error_rate)
 
 

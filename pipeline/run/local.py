@@ -9,6 +9,7 @@ from dataclasses import replace
 from pipeline.flow import Answerer, Entry, Preparer, Work
 from pipeline.intake.manifest import Chunk
 from pipeline.output.write import Receipt, Store, write
+from pipeline.run import log
 
 
 def run(work: Work, chunks: Sequence[Chunk]) -> Iterator[Receipt]:
@@ -22,6 +23,7 @@ def run(work: Work, chunks: Sequence[Chunk]) -> Iterator[Receipt]:
 def commit(key: str, entries: Sequence[Entry], spent: Mapping[str, float], answerer: Answerer, store: Store) -> Receipt:
     """Answer a prepared chunk and commit it; `spent` are the seconds that preparing took."""
     outcomes = answerer.answer(entries)
+    log.failures(outcomes)
     with answerer.meter.on("commit"):
         receipt = write(key, outcomes, answerer.work, store)
     return replace(receipt, seconds={**spent, **answerer.meter.take()})

@@ -1,0 +1,68 @@
+"""What a run logs: lines for people, JSON where a machine reads, and never what a row holds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.run import log
+from pipeline.types import Failure, Item
+
+
+@pytest.fixture
+def told(monkeypatch, capfd):
+    """A function: what a command says with these variables, and its exit code."""
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+
+    def tell(words, **environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        code = main([str(word) for word in words])
+        return code, capfd.readouterr().err.splitlines()
+
+    return tell
+
+
+def test_in_a_pod_every_line_is_one_json_object_with_job_and_run(desk, told):
+    desk.manifest([*desk.draw(5), *desk.spoil(1)])
+    code, lines = told(["run", desk.yaml(), "--local"], KUBERNETES_SERVICE_HOST="10.0.0.1")
+    events = [json.loads(line) for line in lines]
+    assert code == 3
+    assert {event["job"] for event in events} == {"t"}
+    assert len({event["run"] for event in events}) == 1
+    assert all(event["time"].endswith("+00:00") for event in events)
+    (failed,) = (event for event in events if event["event"] == "row_failed")
+    assert (failed["row"], failed["stage"], failed["kind"]) == ("bad0", "decode", "unknown_format")
+    chunks = [event for event in events if event["event"] == "chunk"]
+    assert sorted((event["answered"], event["failed"]) for event in chunks) == [(1, 1), (4, 0)]
+
+
+def test_elsewhere_there_are_only_lines_for_people(desk, told):
+    desk.manifest([*desk.draw(1), *desk.spoil(1)])
+    _, lines = told(["run", desk.yaml(), "--local"])
+    assert lines[0] == "t: 2 rows; 2 to do in 1 chunks"
+    assert not any(line.startswith("{") for line in lines)
+
+
+def test_what_stops_a_command_is_logged_in_the_same_form(desk, told):
+    code, (line,) = told(["run", desk.folder / "none.yaml"], VLBATCH_LOG="json")
+    ended = json.loads(line)
+    assert (code, ended["event"], ended["level"]) == (2, "ended", "error")
+    assert "none.yaml: cannot be read" in ended["message"]
+
+
+def test_a_form_that_is_none_is_refused(desk, told):
+    code, lines = told(["run", desk.yaml(), "--local"], VLBATCH_LOG="xml")
+    assert code == 2
+    assert lines == ["error: VLBATCH_LOG=xml: set it to json or text, or leave it out"]
+
+
+@pytest.mark.parametrize("stage", ["answer", "internal"])
+def test_what_a_model_said_is_not_logged(stage, monkeypatch, capfd):
+    monkeypatch.setenv("VLBATCH_LOG", "json")
+    log.failures([(Item("r1", "q", ()), Failure("r1", stage, "invalid", "given: 4111 1111", text="4111 1111"))])
+    said = capfd.readouterr().err
+    assert json.loads(said)["row"] == "r1"
+    assert "4111" not in said
