@@ -5,6 +5,7 @@
 
 Held in common
     __main__.py                      the commands: python -m pipeline run, check, ...
+    options.py                       the command line: options and examples
     types.py                         the records that move
     errors.py                        what can go wrong, drawn as a tree
     job.py                           a job: every key, its type, its default, its meaning
@@ -28,6 +29,7 @@ intake: a manifest -> Items -> bytes
     intake/web.py                    http(s) -> bytes
     intake/store.py                  s3, gs, az, ... -> bytes
     intake/retry.py                  an attempt, repeated while it is worth it
+    intake/heads.py                  a source -> the beginning of it, enough for a size
     intake/scratch.py                a folder for downloads that goes with its worker
     intake/blob.py                   bytes as they arrive -> a Blob
     intake/sniff.py                  the first bytes -> what it is
@@ -36,6 +38,7 @@ media: bytes -> Clips
     media/look.py                    a Medium -> Clips: fetched, decoded, resized
     media/decode.py                  a Blob -> Clips
     media/decoder.py                 a file -> pixels, by way of a process that may be killed
+    media/header.py                  a file's header -> Clips without pixels
     media/wire.py                    messages to and from that process
     media/child.py                   that process
     media/sample.py                  which frames, and when they were
@@ -67,6 +70,7 @@ model: Clips and text -> Request -> Reply
     model/engines/torch/load.py      a folder -> a model on a device
     model/engines/torch/int4.py      four-bit weights, as they come or rounded at load
     model/engines/torch/int4_linear.py  one layer of them
+    model/engines/torch/extent.py    a config -> parameters and bytes, without weights
     model/engines/torch/memory.py    free memory -> tokens of cache
     model/engines/torch/intake.py    a Request -> a row, or why it never can be one
     model/engines/torch/rows.py      a row inside the engine
@@ -102,6 +106,10 @@ run: what drives the steps
     run/progress.py                  the same as people see it while it runs
     run/metrics.py                   what a run counts -> Prometheus, by way of Ray
     run/log.py                       what happens in a run -> lines: text for people, JSON for machines
+    run/survey.py                    chunks -> rows, tokens and failures, from headers
+    run/gpus.py                      tokens, a model -> hours and money
+    run/plan.py                      a job -> what it will cost and what will fail
+    run/quote.py                     the same as lines for people
     run/wire.py                      prepared entries <-> one Arrow table
 
 tiny: the built-in model

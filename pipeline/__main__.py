@@ -1,50 +1,21 @@
-"""python -m pipeline COMMAND
-
-  run JOB [--limit N] [--set key=value] [--local] [--on-change add]
-  check JOB [--set key=value]      is this job right? nothing is started
-  check --explain                  every key of a job file
-  demo [FOLDER]                    draw pictures, run a job over them on the built-in model
-
-Exit codes: 0 every row answered; 1 a surprise (a bug, or a crash); 2 the job cannot run; 3 done, with rows in
-errors/; 4 stopped early, or rows missing; 130 interrupted; 143 terminated. Answers are committed as they come:
-the same command again does only what is left.
-"""
+"""python -m pipeline COMMAND: a manifest of pictures and videos in, typed Parquet out."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 
+from pipeline import options as command_line
 from pipeline.errors import PipelineError, StoppedError, Terminated
 from pipeline.job import Job
 from pipeline.run import log
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in ("run", "check"):
-        command = commands.add_parser(name, help=f"{name} a job file")
-        command.add_argument("job", nargs="?" if name == "check" else None, help="a YAML file")
-        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the job")
-        command.add_argument("--date", metavar="DAY", help="what ${date} stands for, as 2026-11-20; default: today")
-        command.add_argument("--debug", action="store_true", help="show tracebacks")
-        if name == "check":
-            command.add_argument("--explain", action="store_true", help="list every key with its meaning")
-        else:
-            command.add_argument("--limit", type=int, metavar="N", help="only the first N rows of the manifest")
-            command.add_argument("--local", action="store_true", help="in this process, without Ray")
-            command.add_argument(
-                "--on-change", choices=["refuse", "add"], default="refuse", help="another question in the same output"
-            )
-    demo = commands.add_parser("demo", help="a job on the built-in model")
-    demo.add_argument("folder", nargs="?", default="out/demo")
-    demo.add_argument("--debug", action="store_true", help="show tracebacks")
-    options = parser.parse_args(arguments)
+    options = command_line.parser(__doc__).parse_args(arguments)
     try:
-        return {"run": run, "check": check, "demo": show}[options.command](options)
+        return {"run": run, "plan": plan, "check": check, "demo": show}[options.command](options)
     except PipelineError as error:
         if options.debug:
             raise
@@ -64,9 +35,23 @@ def run(options: argparse.Namespace) -> int:
 
     taker = log.taker()
     job = jobfile.load(options.job, changes=options.set, date=options.date)
-    if options.limit is not None and options.limit < 1:
-        raise PipelineError(f"--limit {options.limit}: give a number of rows, one or more")
     return drive.run(job, limit=options.limit, here=options.local, add=options.on_change == "add", say=taker)
+
+
+def plan(options: argparse.Namespace) -> int:
+    from pipeline import jobfile
+    from pipeline.run import plan, quote
+
+    made = plan.plan(
+        jobfile.load(options.job, changes=options.set, date=options.date),
+        rows=None if options.all else options.sample,
+        limit=options.limit,
+        answer_tokens=options.answer_tokens,
+        gpus=options.gpu,
+        price=options.price,
+    )
+    print(json.dumps(plan.as_json(made), indent=2) if options.json else "\n".join(quote.lines(made)))
+    return 0
 
 
 def check(options: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ from pipeline.intake.read import read
 from pipeline.intake.sources import Source
 from pipeline.job import Job
 from pipeline.media.decode import Eyes
+from pipeline.media.decoder import Decoder
 from pipeline.media.look import look, sources
 from pipeline.meter import Meter
 from pipeline.model import weights
@@ -64,11 +65,11 @@ def open_family(work: Work) -> Family:
 class Preparer:
     """What a prepare worker keeps open: connections, the decoder's process, the family's tokenizer."""
 
-    def __init__(self, work: Work):
+    def __init__(self, work: Work, *, fetcher: type[Fetcher] = Fetcher, decoder: type[Decoder] = Decoder):
         self.work = work
         self.family = open_family(work)
-        self.fetcher = Fetcher(work.job)
-        self.eyes = Eyes(work.job, self.family)
+        self.fetcher = fetcher(work.job)
+        self.eyes = Eyes(work.job, self.family, decoder)
         self.sources: dict[File, Source] = {}  # open where the last chunk ended
         self.meter = Meter()
 

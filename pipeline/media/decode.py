@@ -30,7 +30,7 @@ MOST_PAGES = 100  # of one document in one row
 class Eyes:
     """Open once per worker. `look` turns what arrived into what the model will see."""
 
-    def __init__(self, job: Job, family: Family):
+    def __init__(self, job: Job, family: Family, decoder: type[Decoder] = Decoder):
         limits = job.limits
         bounds = Bounds(
             limits.image.pixels,
@@ -41,7 +41,7 @@ class Eyes:
             tolerate=job.media.tolerate_truncated,
         )
         self.media, self.family, self.deadline_s = job.media, family, limits.deadline_s
-        self.decoder = Decoder(bounds)
+        self.decoder = decoder(bounds)
 
     def look(self, medium: Medium, blobs: Sequence[Blob], *, deadline_s: float | None = None) -> list[Clip]:
         """One clip; of a document one a page. Several blobs are the frames of one video."""

@@ -1,0 +1,93 @@
+"""The command line, as argparse reads it: every command with its options and examples to copy. Nothing is imported."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+EXIT_CODES = """\
+Exit codes: 0 every row answered; 1 a surprise (a bug, or a crash); 2 the job cannot run; 3 done, with rows in
+errors/; 4 stopped early, or rows missing; 130 interrupted; 143 terminated. Answers are committed as they come:
+the same command again does only what is left."""
+
+EXAMPLES = {
+    "run": """\
+  python -m pipeline run jobs/caption.yaml
+  python -m pipeline run jobs/caption.yaml --set input.manifest=./my-pictures --limit 20
+  python -m pipeline run job.yaml --local --set model.weights=builtin:tiny --set workers.generate.gpus=0
+  python -m pipeline run job.yaml --set prompt.user="How many people?" --on-change add""",
+    "plan": """\
+  python -m pipeline plan jobs/caption.yaml --set input.manifest=./my-pictures
+  python -m pipeline plan job.yaml --gpu H100 --gpu L4 --price 2.10
+  python -m pipeline plan job.yaml --all --json > plan.json""",
+    "check": """\
+  python -m pipeline check job.yaml
+  python -m pipeline check --explain                # every key of a job file
+  python -m pipeline check --explain | grep -i pixels""",
+    "demo": """\
+  python -m pipeline demo
+  python -m pipeline demo /tmp/demo""",
+}
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        description=description,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _run(_command(commands, "run", "ask every row of a manifest that is not answered yet", job=True))
+    _plan(_command(commands, "plan", "tokens, memory, hours, cost and failures, from headers alone", job=True))
+    _check(_command(commands, "check", "is this job right? nothing is started", job=None))
+    demo = _command(commands, "demo", "draw pictures and run a job over them on the built-in model")
+    demo.add_argument("folder", nargs="?", default="out/demo")
+    return whole
+
+
+def _command(commands: Any, name: str, help: str, *, job: bool | None = False) -> argparse.ArgumentParser:
+    """`job`: whether it takes a job file; None: it may."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=help,
+        description=help,
+        epilog=f"examples:\n{EXAMPLES[name]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if job is not False:
+        command.add_argument("job", nargs=None if job else "?", help="a YAML file")
+        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the job")
+        command.add_argument("--date", metavar="DAY", help="what ${date} stands for, as 2026-11-20; default: today")
+    command.add_argument("--debug", action="store_true", help="show tracebacks")
+    return command
+
+
+def _run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--limit", type=_rows, metavar="N", help="only the first N rows of the manifest")
+    command.add_argument("--local", action="store_true", help="in this process, without Ray")
+    command.add_argument(
+        "--on-change", choices=["refuse", "add"], default="refuse", help="another question in the same output"
+    )
+
+
+def _plan(command: argparse.ArgumentParser) -> None:
+    looked = command.add_mutually_exclusive_group()
+    looked.add_argument("--all", action="store_true", help="read the header of every row, not of a sample")
+    looked.add_argument("--sample", type=_rows, default=2000, metavar="N", help="rows to look at; default 2000")
+    command.add_argument("--limit", type=_rows, metavar="N", help="only the first N rows of the manifest")
+    command.add_argument("--gpu", action="append", default=[], metavar="NAME", help="only these; default: all known")
+    command.add_argument("--price", type=float, metavar="USD", help="of one GPU hour; default: a typical one")
+    command.add_argument("--answer-tokens", type=_rows, metavar="N", help="expected length of an answer")
+    command.add_argument("--json", action="store_true", help="as JSON, on standard output")
+
+
+def _check(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--explain", action="store_true", help="list every key with its meaning")
+
+
+def _rows(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, one or more")
+    return number
