@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from pipeline.errors import JobError
 from pipeline.model import library, weights
 from pipeline.model.engines.torch import Torch, int4, int4_linear
+from pipeline.model.engines.torch.load import build, there, without_weights
+from pipeline.model.engines.torch.read import model_name
 from pipeline.model.generate import run
 from pipeline.tiny.checkpoint import make
 from pipeline.types import Clip, Request, Sampling, Turn
@@ -80,10 +82,7 @@ def awq_checkpoint(folder, dense):
 
 
 def loaded(folder, **how):
-    said = weights.config(folder)
-    config = library.config_class(said["model_type"]).from_dict(said)
-    model_class = library.model_class(said["model_type"])
-    return int4.load(model_class, folder, config=config, device="cpu", **how).eval()
+    return build(folder, weights.config(folder), **how)
 
 
 def logits(model, tokens=40):
@@ -224,10 +223,8 @@ def test_four_bits_take_less_than_a_third_of_the_memory_of_sixteen():
     ],
 )
 def test_other_quantisations_are_refused_by_name(dense, said, message):
-    config = library.config_class("qwen2_5_vl").from_dict(weights.config(dense))
-    config.quantization_config = said
     with pytest.raises(JobError, match=message):
-        int4.load(library.model_class("qwen2_5_vl"), dense, config=config, dtype="auto", device="cpu")
+        build(dense, weights.config(dense) | {"quantization_config": said})
 
 
 def test_a_quantised_checkpoint_is_not_rounded_again(awq):
@@ -308,20 +305,27 @@ def test_the_real_7b_checkpoint_s_config_and_tensor_names_are_understood(dense, 
     (tmp_path / "config.json").write_text(json.dumps(REAL))
     family = weights.family(tmp_path)
     assert (family.context, family.tokens_per_second, family.factor) == (128000, 2, 28)
-    config = library.config_class("qwen2_5_vl").from_dict(weights.config(tmp_path))
-    with torch.device("meta"):
-        model = int4.awq_class(library.model_class("qwen2_5_vl"), 128, ["visual"])(config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if "language_model" in name}
-    layer = "model.language_model.layers.27."
-    assert shapes[layer + "mlp.down_proj.qweight"] == (18944, 448)
-    assert shapes[layer + "mlp.down_proj.qzeros"] == (148, 448)
-    assert shapes[layer + "self_attn.k_proj.scales"] == (28, 512)
-    assert shapes[layer + "self_attn.k_proj.bias"] == (512,)
-    assert sum(name.endswith(".qweight") for name in shapes) == 28 * 7
+    with without_weights():
+        model = library.model_class("qwen2_5_vl")(library.config_class("qwen2_5_vl").from_dict(REAL))
+    linears = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    hub = {
+        f"model.layers.{layer}.{'mlp' if name[0] in 'gud' else 'self_attn'}.{name}.{kind}"
+        for layer in range(28)
+        for name in linears
+        for kind in ("qweight", "qzeros", "scales")
+    }
+    names = {model_name(name) for name in hub}
+    lacking = {name for name, _ in model.named_parameters() if not there(name, names)}
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in lacking if "language_model.layers" in name} == {
+        "input_layernorm",
+        "post_attention_layernorm",
+        *linears[:3],  # their biases
+    }
+    assert not any(name.endswith("proj.weight") for name in lacking if "language_model" in name)
+    assert all(param.is_meta for param in model.parameters())
     assert all(
         int4_linear.fits(torch.empty(out, inn, device="meta"), "cpu") for out, inn in [(512, 3584), (3584, 18944)]
     )
-    assert not any("visual" in name and "qweight" in name for name in model.state_dict())
 
 
 def test_awq_answers_of_a_mixed_batch_are_those_of_its_dense_self(awq, dense, tmp_path):

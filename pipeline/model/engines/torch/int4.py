@@ -6,72 +6,55 @@ are. It buys memory and decoding speed, and costs rounding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import JobError
-from pipeline.model.engines.torch.int4_linear import DTYPE, GROUPS, Int4Linear, fits
+from pipeline.model.engines.torch.int4_linear import GROUPS, Int4Linear, fits
+from pipeline.model.engines.torch.read import FP8_BLOCK, Weights
+from pipeline.model.engines.torch.shard import Part, unit
 
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where the GEMM layout keeps the eight nibbles of an int32
 LAYERS = ".language_model.layers."
 
 
-def load(
-    model_class: Any, folder: Path, *, device: torch.device | str, quantize: str | None = None, **how: Any
-) -> nn.Module:
-    """`from_pretrained`, with the language model's four-bit layers on `device` and the rest on the CPU.
-
-    `how` is what from_pretrained takes: config and dtype at least.
-    """
-    config, dtype = how["config"], how["dtype"]
-    said = getattr(config, "quantization_config", None) or {}
-    method = said.get("quant_method")
+def groups(said: Mapping[str, Any], quantize: str | None) -> tuple[int, ...]:
+    """The sizes that groups of weights may have, by a config.json and what the job wants; dense weights have none."""
+    found = said.get("quantization_config") or {}
+    method = found.get("quant_method")
     if method not in (None, "awq", "fp8"):
-        raise JobError(f"model.weights: {folder} is quantised by {method!r}; awq and fp8 are read, and dense weights")
+        raise JobError(f"model.weights: they are quantised by {method!r}; awq and fp8 are read, and dense weights")
     if quantize and method:
-        raise JobError(f"model.quantize: {folder} is quantised already, by {method}; remove the key")
+        raise JobError(f"model.quantize: the weights are quantised already, by {method}; remove the key")
     if method == "awq":
-        return load_awq(model_class, folder, device=device, **how)
-    how["dtype"] = DTYPE if quantize and dtype == "auto" else dtype
-    model = whole(model_class, folder, **how)
-    if quantize:
-        round_layers(model, device=torch.device(device))
-    return model
+        group = found.get("group_size", 128)
+        if (found.get("bits"), found.get("version", "gemm").lower()) != (4, "gemm") or group not in GROUPS:
+            raise JobError(f"model.weights: of AWQ, 4 bits in groups of {GROUPS} in GEMM layout are read, not {found}")
+        return (group,)
+    blocks = found.get("weight_block_size") or (FP8_BLOCK, FP8_BLOCK)
+    if method == "fp8" and tuple(blocks) != (FP8_BLOCK, FP8_BLOCK):
+        raise JobError(f"model.weights: of fp8, blocks of {FP8_BLOCK} x {FP8_BLOCK} are read, not {blocks}")
+    return GROUPS if quantize else ()
 
 
-def whole(model_class: Any, folder: Path, **how: Any) -> nn.Module:
-    """from_pretrained, but a weight that the files lack is an error and not a random number."""
-    try:
-        model, found = model_class.from_pretrained(folder, output_loading_info=True, **how)
-    except (OSError, ValueError, ImportError) as error:
-        raise JobError(f"model.weights: {folder} cannot be loaded: {error}") from error
-    if found["missing_keys"]:
-        some = ", ".join(sorted(found["missing_keys"])[:3])
-        raise JobError(
-            f"model.weights: {folder} lacks {len(found['missing_keys'])} of the model's weights: {some}, ..."
-        )
-    return model  # type: ignore[no-any-return]
+def round_layer(name: str, module: nn.Module, *, group: int, device: torch.device) -> nn.Module | None:
+    """What takes a dense layer's place; None where the kernel cannot take it."""
+    if LAYERS not in f".{name}":
+        return None
+    if isinstance(module, nn.Linear) and fits(module.weight, device.type):
+        return rounded(module, device=device, group=group)
+    if hasattr(module, "gate_up_proj") and fits(module.gate_up_proj[0], device.type):
+        return Int4Experts(module, device=device)
+    return None
 
 
-def round_layers(model: nn.Module, *, device: torch.device) -> None:
-    """In place, one by one onto `device`. What the kernel cannot take stays; the caller moves it."""
-    for name, module in list(model.named_modules()):
-        if LAYERS not in f".{name}":
-            continue
-        if isinstance(module, nn.Linear) and fits(module.weight, device.type):
-            model.set_submodule(name, rounded(module, device=device))
-        elif hasattr(module, "gate_up_proj") and fits(module.gate_up_proj[0], device.type):
-            model.set_submodule(name, Int4Experts(module, device=device))
-
-
-def rounded(linear: nn.Linear, *, device: torch.device) -> Int4Linear:
+def rounded(linear: nn.Linear, *, device: torch.device, group: int | None = None) -> Int4Linear:
     """The nearest four-bit layer: each group's range is cut into fifteen equal steps."""
     out_features, in_features = linear.weight.shape
-    group = next(group for group in GROUPS if in_features % group == 0)
+    group = group or unit(in_features, GROUPS)
     weight = linear.weight.detach().to(device, torch.float32).view(out_features, -1, group)
     low, high = weight.aminmax(dim=-1, keepdim=True)
     scale = ((high - low) / 15).clamp(min=1e-6)
@@ -91,7 +74,7 @@ class Int4Experts(nn.Module):
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         mixed = torch.zeros_like(hidden_states)
-        for expert in sorted(set(top_k_index.flatten().tolist())):
+        for expert in sorted({*top_k_index.flatten().tolist()} - {len(self.down)}):  # which stands for another rank's
             rows, place = torch.where(top_k_index == expert)
             gate, up = self.gate_up[expert](hidden_states[rows]).chunk(2, -1)
             said = self.down[expert](self.act_fn(gate) * up) * top_k_weights[rows, place, None]
@@ -106,57 +89,26 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     return made
 
 
-def load_awq(model_class: Any, folder: Path, *, device: torch.device | str, **how: Any) -> nn.Module:
-    """`from_pretrained` without the packages that it asks for: the layers are made before the weights come."""
-    said = how["config"].quantization_config
-    group = said.get("group_size", 128)
-    if (said.get("bits"), said.get("version", "gemm").lower()) != (4, "gemm") or group not in GROUPS:
-        raise JobError(f"model.weights: of AWQ, 4 bits in groups of {GROUPS} in GEMM layout are read, not {said}")
-    del how["config"].quantization_config
-    how["dtype"] = DTYPE if how["dtype"] == "auto" else how["dtype"]
-    model = whole(awq_class(model_class, group, said.get("modules_to_not_convert") or ()), folder, **how)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, AwqLinear):
-            model.set_submodule(name, module.to(device).made())
-    return model
+def awq(
+    files: Weights, name: str, part: Part | None, bias: Tensor | None, *, dtype: torch.dtype, device: torch.device
+) -> nn.Module:
+    """An AWQ checkpoint's layer, or the part of it that a rank holds. Its files have [in, out], eight to a word."""
+    whole, held = files.shape(f"{name}.qweight"), []
+    for kind, per_word in (("qweight", 8), ("qzeros", 8), ("scales", 1)):
+        per_row = whole[0] // files.shape(f"{name}.{kind}")[0]
+        held.append(files.read(f"{name}.{kind}", part and turned(part, per_row, per_word)).to(device))
+    nibbles, zeros, scales = awq_nibbles(held[0]).T, awq_nibbles(held[1]).T, held[2].T.to(dtype)
+    if fits(nibbles, device.type):
+        return Int4Linear(nibbles, scales, (8 - zeros) * scales, bias)
+    group = nibbles.shape[1] // scales.shape[1]
+    weight = (nibbles - zeros.repeat_interleave(group, 1)) * scales.repeat_interleave(group, 1)
+    return linear(weight, bias)
 
 
-def awq_class(model_class: Any, group: int, skip: Sequence[str]) -> Any:
-    """A model class whose layers hold what an AWQ checkpoint does."""
-
-    def with_empty_layers(self: Any, config: Any) -> None:
-        model_class.__init__(self, config)
-        for name, module in list(self.named_modules()):
-            if LAYERS in f".{name}" and isinstance(module, nn.Linear) and not any(part in name for part in skip):
-                self.set_submodule(name, AwqLinear(module, group))
-
-    # transformers finds how to rename a checkpoint's weights by the class's name and module
-    same = {"__init__": with_empty_layers, "__module__": model_class.__module__}
-    return type(model_class.__name__, (model_class,), same)
-
-
-class AwqLinear(nn.Module):
-    """What an AWQ checkpoint holds of a layer, until it is packed."""
-
-    qweight: Tensor
-    qzeros: Tensor
-    scales: Tensor
-
-    def __init__(self, linear: nn.Linear, group: int):
-        super().__init__()
-        wide, deep = linear.weight.shape
-        self.register_buffer("qweight", torch.empty(deep, wide // 8, dtype=torch.int32))
-        self.register_buffer("qzeros", torch.empty(deep // group, wide // 8, dtype=torch.int32))
-        self.register_buffer("scales", torch.empty(deep // group, wide, dtype=linear.weight.dtype))
-        self.bias = linear.bias
-
-    def made(self) -> nn.Module:
-        nibbles, zeros, scales = awq_nibbles(self.qweight).T, awq_nibbles(self.qzeros).T, self.scales.T
-        if fits(nibbles, nibbles.device.type):
-            return Int4Linear(nibbles, scales, (8 - zeros) * scales, self.bias)
-        group = nibbles.shape[1] // scales.shape[1]
-        weight = (nibbles - zeros.repeat_interleave(group, 1)) * scales.repeat_interleave(group, 1)
-        return linear(weight, self.bias)
+def turned(part: Part, per_row: int, per_word: int) -> Part:
+    """The same part of [out, in] where it lies as [in / per_row, out / per_word]."""
+    each = per_row if part.dim else per_word
+    return Part(1 - part.dim, (part.span[0] // each, part.span[1] // each))
 
 
 def awq_nibbles(words: Tensor) -> Tensor:

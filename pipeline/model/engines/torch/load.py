@@ -1,18 +1,29 @@
-"""A checkpoint's folder -> its model on a device, ready to be driven with packed tokens."""
+"""A checkpoint's folder -> its model on a device, or the share of it that one rank holds.
+
+The model is built without memory, then each weight is read, cut, and sent to its device, one by one:
+no more than one weight is ever held twice, and no rank reads what it does not keep.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.functional import linear
 
+from pipeline.errors import JobError
 from pipeline.model import library, weights
-from pipeline.model.engines.torch import attention, int4
+from pipeline.model.engines.torch import attention, int4, shard
+from pipeline.model.engines.torch.int4_linear import DTYPE
+from pipeline.model.engines.torch.memory import refuse_too_large
+from pipeline.model.engines.torch.read import Weights
+from pipeline.model.engines.torch.shard import ALONE, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +51,117 @@ def load(
     device: torch.device | str = "cpu",
     config: Mapping[str, Any] | None = None,
     quantize: str | None = None,
+    place: Place = ALONE,
 ) -> Loaded:
     """`config` is config.json with what a job changes in it."""
-    library.transformers().utils.logging.disable_progress_bar()  # a run shows its own
+    said = config or weights.config(folder)
+    model = build(folder, said, dtype=dtype, device=torch.device(device), quantize=quantize, place=place)
     library.transformers().AttentionInterface.register(attention.NAME, attention.attend)
-    said = dict(config or weights.config(folder))
-    kind = said["model_type"]
-    made = library.config_class(kind).from_dict(said)
-    how = {"config": made, "dtype": dtype, "attn_implementation": "sdpa"}
-    model: Any = int4.load(library.model_class(kind), folder, device=device, quantize=quantize, **how)
-    model.eval().requires_grad_(False).to(device)
     for module in model.modules():
         if hasattr(module, "config"):
             module.config._attn_implementation = attention.NAME
     tower, text = model.model.visual, model.config.text_config
     flatten_patches(tower.patch_embed)
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    shape = text.num_hidden_layers, text.num_key_value_heads, head_dim
+    first, last = shard.key_heads(text, place)
+    shape = text.num_hidden_layers, last - first, shard.head_dim(text)
     return Loaded(tower, model.model.language_model, model.lm_head, stop_tokens(folder, model), shape, text.vocab_size)
+
+
+def build(
+    folder: Path,
+    said: Mapping[str, Any],
+    *,
+    dtype: str = "auto",
+    device: torch.device | str = "cpu",
+    quantize: str | None = None,
+    place: Place = ALONE,
+) -> Any:
+    """The model class with its weights, as transformers has it but for four-bit layers."""
+    device, groups = torch.device(device), int4.groups(said, quantize)
+    config = library.config_class(said["model_type"]).from_dict(
+        {key: value for key, value in said.items() if key != "quantization_config"}
+    )
+    config._attn_implementation = "sdpa"
+    with without_weights():
+        model = library.model_class(said["model_type"])(config)
+    text = config.text_config
+    if problems := shard.problems(text, place.size, groups=groups):
+        fitting = ", ".join(map(str, shard.possible(text, groups=groups)))
+        raise JobError(f"model.tensor_parallel: {place.size} does not work: {'; '.join(problems)}. Possible: {fitting}")
+    files = Weights(folder)
+    chosen = choose_dtype(dtype, config, files, four_bit=bool(groups))
+    refuse_too_large(model, place=place, dtype=chosen, device=device, groups=groups)
+    fill(model, files, place=place, dtype=chosen, device=device, groups=groups, quantize=bool(quantize))
+    return model.eval().requires_grad_(False).to(device)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Modules made in here have parameters without memory; buffers, which are computed, have theirs."""
+    register = nn.Module.register_parameter
+
+    def empty(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.detach().to("meta"), requires_grad=False)
+        register(self, name, param)
+
+    nn.Module.register_parameter = empty  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def choose_dtype(said: str, config: Any, files: Weights, *, four_bit: bool) -> torch.dtype:
+    if said != "auto":
+        return getattr(torch, said)  # type: ignore[no-any-return]
+    return DTYPE if four_bit else config.dtype or config.text_config.dtype or files.dtype()
+
+
+def fill(
+    model: Any,
+    files: Weights,
+    *,
+    place: Place,
+    dtype: torch.dtype,
+    device: torch.device,
+    groups: tuple[int, ...],
+    quantize: bool,
+) -> None:
+    """Every parameter gets its weight, or its part of it."""
+    text, tied = model.config.text_config, model.config.tie_word_embeddings
+    lacking = [name for name, _ in model.named_parameters() if not there(name, files) and not (tied and name == HEAD)]
+    if lacking:
+        raise JobError(
+            f"model.weights: {files.folder} lacks {len(lacking)} of the model's weights: {', '.join(lacking[:3])}, ..."
+        )
+    for name, module in list(model.named_modules()):
+        whole = {own: tuple(param.shape) for own, param in module.named_parameters(recurse=False)}
+        parts = {own: shard.part(f"{name}.{own}", text, place, groups=groups) for own in whole}
+        for own, shape in whole.items():
+            if (full := f"{name}.{own}") not in files:
+                continue
+            weight = files.read(full, parts[own], shape=shape).to(device, dtype)
+            if own == "bias" and place.rank and name.endswith(shard.ROWS):
+                weight.zero_()  # summands: it counts once
+            setattr(module, own, nn.Parameter(weight, requires_grad=False))
+        made = None
+        if f"{name}.qweight" in files:
+            made = int4.awq(files, name, parts["weight"], module.bias, dtype=dtype, device=device)
+        elif quantize and whole:
+            group = shard.unit(next(iter(whole.values()))[-1], groups)
+            made = int4.round_layer(name, module, group=group, device=device)
+        if made is not None:
+            model.set_submodule(name, made)
+    if tied:
+        model.lm_head.weight = model.model.language_model.embed_tokens.weight
+
+
+HEAD = "lm_head.weight"
+
+
+def there(name: str, files: Container[str]) -> bool:
+    return name in files or (name.endswith(".weight") and f"{name.removesuffix('.weight')}.qweight" in files)
 
 
 def flatten_patches(embed: Any) -> None:

@@ -1,0 +1,97 @@
+"""A checkpoint's files -> its weights, or parts of them, under the names the model has for them.
+
+Only what is asked for is read from disk. Names follow the checkpoint's age: before transformers 4.52
+there was no `model.visual` and no `model.language_model`. A mixture's experts come in two layouts, told
+by their shape. Weights of eight bits are made whole as they are read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pipeline.errors import JobError
+from pipeline.model.engines.torch.shard import Part
+
+INDEX = "model.safetensors.index.json"
+FP8_BLOCK = 128  # weights of eight bits in a row or column that share a scale
+HOMES = ("visual.", "language_model.", "lm_head.")
+
+
+def model_name(name: str) -> str:
+    """What the model calls a weight that a file calls so.
+
+    >>> model_name("model.layers.0.mlp.up_proj.weight")
+    'model.language_model.layers.0.mlp.up_proj.weight'
+    >>> model_name("visual.merger.ln_q.weight")
+    'model.visual.merger.ln_q.weight'
+    """
+    bare = name.removeprefix("model.")
+    if bare.startswith("lm_head."):
+        return bare
+    return f"model.{bare}" if bare.startswith(HOMES) else f"model.language_model.{bare}"
+
+
+class Weights:
+    """The files of a checkpoint, open."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.where: dict[str, tuple[Any, str]] = {}
+        for path in files(folder):
+            try:
+                file = safe_open(path, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise JobError(f"model.weights: {path} cannot be read: {error}") from error
+            self.where |= {model_name(name): (file, name) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.where
+
+    def dtype(self) -> torch.dtype:
+        """Of the first weight that is a number as it stands."""
+        there = (self.read(name, Part(0, (0, 1))).dtype for name in self.where if name.endswith("norm.weight"))
+        return next(there)
+
+    def shape(self, name: str) -> list[int]:
+        file, own = self.where[name]
+        return list(file.get_slice(own).get_shape())
+
+    def read(self, name: str, part: Part | None = None, *, shape: tuple[int, ...] | None = None) -> Tensor:
+        """`shape` is that of the whole weight in the model, where the file may have it turned."""
+        file, own = self.where[name]
+        turned = shape is not None and len(shape) == 3 and self.shape(name) != list(shape)
+        if part is None:
+            taken: tuple[slice, ...] = (slice(None),)
+        else:
+            dim = {1: 2, 2: 1}.get(part.dim, part.dim) if turned else part.dim
+            taken = (*[slice(None)] * dim, slice(*part.span))
+        weight = file.get_slice(own)[taken]
+        if f"{name}_scale_inv" in self.where:
+            weight = (weight.float() * self.scale(f"{name}_scale_inv", self.shape(name))[taken]).bfloat16()
+        return weight.transpose(1, 2) if turned else weight
+
+    def scale(self, name: str, shape: list[int]) -> Tensor:
+        """One for each weight, of one for each block of them."""
+        scale = self.read(name)
+        for dim, length in enumerate(shape):
+            if scale.shape[dim] != length:
+                scale = scale.repeat_interleave(FP8_BLOCK, dim).narrow(dim, 0, length)
+        return scale.float()
+
+
+def files(folder: Path) -> list[Path]:
+    """Those that the index names, where there is one: a folder may hold the weights twice."""
+    if (folder / INDEX).is_file():
+        said = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        return [folder / name for name in sorted(set(said.values()))]
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise JobError(f"model.weights: there is no *.safetensors in {folder}")
+    return found
