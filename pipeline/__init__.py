@@ -67,17 +67,23 @@ model: Clips and text -> Request -> Reply
     model/engines/base.py            the seam: Requests -> tokens
     model/engines/scripted.py        replies by rule, without a model
     model/engines/torch/__init__.py  our engine
+    model/engines/torch/rank.py      one process of a replica: its share, its cache, what it saw
+    model/engines/torch/crew.py      the other processes of a replica: started, told, never outliving it
+    model/engines/torch/follow.py    such a process
+    model/engines/torch/ranks.py     shares -> one model: sums and gathers where they meet
+    model/engines/torch/shard.py     a rank -> which part of each weight it holds
+    model/engines/torch/read.py      a checkpoint's files -> weights, or parts of them
     model/engines/torch/load.py      a folder -> a model on a device
     model/engines/torch/int4.py      four-bit weights, as they come or rounded at load
     model/engines/torch/int4_linear.py  one layer of them
     model/engines/torch/extent.py    a config -> parameters and bytes, without weights
-    model/engines/torch/memory.py    free memory -> tokens of cache
+    model/engines/torch/memory.py    a device's memory -> whether a model fits, and tokens of cache
     model/engines/torch/intake.py    a Request -> a row, or why it never can be one
     model/engines/torch/rows.py      a row inside the engine
     model/engines/torch/schedule.py  who comes in, and how much is computed in a step
     model/engines/torch/limits.py    work that fails -> smaller pieces of it
     model/engines/torch/vision.py    Clips -> embeddings
-    model/engines/torch/forward.py   tokens -> logits
+    model/engines/torch/forward.py   rows -> a step -> logits
     model/engines/torch/attention.py  packed tokens -> what each attends to
     model/engines/torch/graphs.py    a step of decoding as a CUDA graph
     model/engines/torch/sample.py    logits -> the next tokens

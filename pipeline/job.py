@@ -90,9 +90,7 @@ class Model(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key("auto: as the checkpoint says", "auto")
     attention: Literal["auto", "sdpa"] = key("auto: packed attention of torch itself", "auto")
     quantize: Literal["int4"] | None = key("round a bf16 checkpoint's language model at load", None)
-    tensor_parallel: Positive = key(
-        "GPUs (or processes on CPU) that share one copy of the model", 1, soon=True, answers=False
-    )
+    tensor_parallel: Positive = key("GPUs (or processes on CPU) that share one copy of the model", 1, answers=False)
     context: Context = key("how long a row may be", Context())
     overrides: dict[str, Any] = key("keys of the checkpoint's config.json to change", {})
 
@@ -103,6 +101,7 @@ class TorchEngine(Section):
     kv_tokens: Positive | None = key("tokens of key-value cache; default: by memory", None, answers=False)
     patches: Positive | None = key("vision patches encoded in one call; default: by memory", None, answers=False)
     prefill_tokens: Positive | None = key("prompt tokens computed in one step; default 4096", None, answers=False)
+    hang_s: float = key("a step that takes longer ends the replica, which is started anew", 600.0, gt=0, answers=False)
 
 
 class ScriptedEngine(Section):
@@ -234,6 +233,16 @@ class Job(Section):
     @classmethod
     def engine_is_ours_unless_named(cls, engine: Any) -> Any:
         return {"kind": "torch", **engine} if isinstance(engine, dict) else engine
+
+    @model_validator(mode="after")
+    def a_replica_has_a_gpu_for_each_share(self) -> Job:
+        gpus, shares = self.workers.generate.gpus, self.model.tensor_parallel
+        if (shares > 1 and gpus not in (0, shares)) or (shares == 1 and gpus > 1):
+            raise ValueError(
+                f"workers.generate.gpus is {gpus:g} and model.tensor_parallel is {shares}: a replica has one GPU for each "
+                "share of the model, so both must be the same (or gpus 0, to run on CPU)"
+            )
+        return self
 
     @field_validator("output")
     @classmethod

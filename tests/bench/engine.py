@@ -159,7 +159,7 @@ def grid(clip: Clip, family: Family) -> tuple[int, int, int]:
 def compare(
     engine: Torch, peer: Peer, kind: str, *, rows: int, rounds: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    requests = workload(engine.gallery.family, kind, rows)
+    requests = workload(engine.intake.family, kind, rows)
     before = dict(engine.metrics())
     ours(engine, requests)
     after = dict(engine.metrics())
@@ -188,7 +188,7 @@ def compare(
 
 def soak(engine: Torch, count: int) -> dict[str, float]:
     """Resident MiB after a tenth of the rows and after all of them."""
-    requests = workload(engine.gallery.family, "short", 200)
+    requests = workload(engine.intake.family, "short", 200)
     seen: dict[int, float] = {}
     asked = (replace(requests[row % 200], id=str(row), sampling=Sampling(1 + row % 16)) for row in range(count))
     for number, _ in enumerate(run(engine, asked), 1):

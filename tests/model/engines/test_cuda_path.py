@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from pipeline.model.engines import torch as engines
-from pipeline.model.engines.torch import Torch, attention, graphs
+from pipeline.model.engines.torch import Torch, attention, graphs, rank
 from pipeline.model.engines.torch.forward import decode
 from pipeline.model.generate import run
 from tests.model.engines.conftest import Lab
@@ -38,7 +37,7 @@ def again(work):
 @pytest.fixture
 def stand_ins(monkeypatch):
     monkeypatch.setattr(attention, "varlen", by_definition)
-    monkeypatch.setattr(engines, "has_flash", lambda device, dtype: True)
+    monkeypatch.setattr(rank, "has_flash", lambda device, dtype: True)
     monkeypatch.setattr(graphs.Graphs.__init__, "__kwdefaults__", {"capture": again})
 
 
@@ -82,7 +81,7 @@ def test_the_decoding_pass_compiles_without_a_break(lab: Lab, monkeypatch):
         "varlen",
         lambda q, k, v, bounds, most, **how: varlen(q, k, v, bounds[1], how["seqused_k"], how["scale"]),
     )
-    monkeypatch.setattr(engines, "has_flash", lambda device, dtype: True)
+    monkeypatch.setattr(rank, "has_flash", lambda device, dtype: True)
     engine = Torch(lab.folder, lab.family, device="cpu", slots=4, kv_tokens=64)
     eager = decode(engine.forward.loaded)
     compiled = torch.compile(eager, dynamic=True, fullgraph=True, backend="eager")

@@ -183,7 +183,7 @@ def test_a_picture_that_breaks_the_tower_fails_the_rows_that_show_it(engine, one
 def engine_patches(engine: Torch, clip) -> torch.Tensor:
     from pipeline.model.engines.torch.vision import patchify
 
-    return patchify(torch.from_numpy(clip.pixels), (1, 6, 6), engine.gallery.family)
+    return patchify(torch.from_numpy(clip.pixels), (1, 6, 6), engine.gallery.sight)
 
 
 def test_running_out_of_memory_halves_the_budgets_and_loses_no_row(engine, one_lab, caplog):

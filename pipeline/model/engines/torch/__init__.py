@@ -1,4 +1,4 @@
-"""Requests -> replies on torch: a batch engine for the Qwen-VL models, whole, on one device.
+"""Requests -> replies on torch: a batch engine for the Qwen-VL models, on one device or divided among several.
 
     submit -> waiting -> admitted (a slot, a run of the cache) -> looked at -> read -> decoding -> reply
 
@@ -21,17 +21,14 @@ import torch
 from pipeline.errors import ItemError, JobError
 from pipeline.job import Job, TorchEngine
 from pipeline.model import weights
-from pipeline.model.engines.torch.attention import Cache, has_flash
-from pipeline.model.engines.torch.forward import Forward, Work, decode
-from pipeline.model.engines.torch.graphs import Graphs
+from pipeline.model.engines.torch.forward import Work
 from pipeline.model.engines.torch.intake import Intake
 from pipeline.model.engines.torch.limits import attempt
-from pipeline.model.engines.torch.load import load
-from pipeline.model.engines.torch.memory import plan
+from pipeline.model.engines.torch.rank import Task, lead
 from pipeline.model.engines.torch.rows import Row, Vocabulary
 from pipeline.model.engines.torch.sample import choose, constrain
 from pipeline.model.engines.torch.schedule import Holes, Need, admit, chunks, give
-from pipeline.model.engines.torch.vision import Gallery, Slice
+from pipeline.model.engines.torch.vision import Sight, Slice
 from pipeline.model.engines.torch.watchdog import Watchdog
 from pipeline.model.families.base import Family
 from pipeline.types import Failure, Reply, Request
@@ -54,6 +51,7 @@ class Torch:
         device: str | None = None,
         config: Mapping[str, Any] | None = None,
         quantize: str | None = None,
+        tensor_parallel: int = 1,
         compiled: bool = False,
         hang_s: float = 600.0,
         **sizes: int | None,
@@ -64,17 +62,23 @@ class Torch:
         """
         if attention not in ("auto", "sdpa"):
             raise JobError(f"model.attention: engine torch has its own, for `auto`, and `sdpa`; {attention} it has not")
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        loaded = load(folder, dtype=dtype, device=device, config=config, quantize=quantize)
-        self.size = plan(loaded, context=family.context, **sizes)
+        task = Task(
+            folder=folder,
+            sight=Sight.of(family),
+            context=family.context,
+            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            dtype=dtype,
+            attention=attention,
+            config=config,
+            quantize=quantize,
+            compiled=compiled,
+            hang_s=hang_s,
+            threads=torch.get_num_threads(),
+            sizes=sizes,
+            size=tensor_parallel,
+        )
+        loaded, self.size, self.gallery, self.forward = lead(task)
         self.limits = self.size.limits()
-        flash = attention != "sdpa" and has_flash(loaded.device, loaded.dtype)
-        layers, heads, dim = loaded.cache_shape
-        cache = Cache.empty((layers, self.size.kv_tokens, heads, dim), loaded.dtype, loaded.device)
-        self.gallery = Gallery(loaded.tower, family, flash=flash)
-        run = torch.compile(decode(loaded), dynamic=True) if compiled else decode(loaded)
-        graphs = Graphs(run, cache, slots=self.size.slots, context=family.context) if flash else None
-        self.forward = Forward(loaded, cache, self.gallery, graphs, flash=flash)
         self.vocabulary = Vocabulary.of(family.tokenizer, loaded.stop, thinking=family.thinking)
         self.intake = Intake(family, self.gallery, self.vocabulary, self.size, loaded.vocabulary)
         self.holes: Holes = ((0, self.size.kv_tokens),)
@@ -89,7 +93,7 @@ class Torch:
         assert isinstance(job.engine, TorchEngine)
         pool = job.workers.generate
         if not pool.gpus:  # Ray sets OMP_NUM_THREADS, not always to what the pool may use
-            torch.set_num_threads(max(1, min(int(pool.cpus), os.cpu_count() or 1)))
+            torch.set_num_threads(max(1, min(int(pool.cpus), os.cpu_count() or 1) // job.model.tensor_parallel))
         folder = weights.locate(job.model.weights, job.model.revision)
         return cls(
             folder,
@@ -99,6 +103,7 @@ class Torch:
             device="cuda" if pool.gpus else "cpu",
             config=weights.config(folder, job.model),
             quantize=job.model.quantize,
+            tensor_parallel=job.model.tensor_parallel,
             **job.engine.model_dump(exclude={"kind"}),
         )
 
@@ -209,5 +214,6 @@ class Torch:
 
     def close(self) -> None:
         self.watchdog.close()
+        self.gallery.ranks.close()
         self.waiting.clear()
         self.rows.clear()

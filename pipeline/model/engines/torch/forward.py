@@ -1,16 +1,19 @@
-"""Rows with tokens to compute -> logits after the last of them, in one pass of the language model.
+"""Rows with tokens to compute -> a step -> logits after the last of them, in one pass of the language model.
 
 Rows that read and rows that decode go through together: their tokens are laid end to end, and only
-attention knows where one row ends. On CUDA a pass in which every row decodes is replayed as a graph.
+attention knows where one row ends. On CUDA a pass in which every row decodes is replayed as a graph. A
+step says everything in arrays, so that every rank can run it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.model.engines.torch.attention import Cache, Packed, Runs
@@ -39,6 +42,51 @@ def decode(loaded: Loaded) -> Pass:
     return run
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One pass, for whoever runs it."""
+
+    ids: NDArray[np.int64]  # [tokens]
+    positions: NDArray[np.int64]  # [3, tokens]
+    lengths: list[int]  # [rows] tokens of each row in this step
+    starts: list[int]  # [rows] of their runs of the cache
+    used: list[int]  # [rows] tokens in the run after this step
+    ends: NDArray[np.int64]  # tokens whose logits are wanted
+    decodes: bool  # one token of every row, all of them said by the model
+    pads: NDArray[np.int64]  # tokens in whose place is put what was seen
+    seen: list[tuple[tuple[str, ...], int, int]]  # of which clips, from where to where in what they became
+
+
+def describe(work: Work) -> Step:
+    spans = [(row, row.done, row.done + count) for row, count in work]
+    lengths = [count for _, count in work]
+    offsets = np.cumsum(lengths) - lengths
+    pads, seen = [np.zeros(0, np.int64)], []
+    for (row, first, end), offset in zip(spans, offsets, strict=True):
+        if first < row.prompt and len(row.vision_at):
+            low, high = np.searchsorted(row.vision_at, [first, end])
+            pads.append(row.vision_at[low:high] - first + offset)
+            seen.append((row.clips, int(low), int(high)))
+    return Step(
+        ids=np.concatenate([row.ids[first:end] for row, first, end in spans]),
+        positions=np.concatenate([row.positions[:, first:end] for row, first, end in spans], 1),
+        lengths=lengths,
+        starts=[row.start for row, _, _ in spans],
+        used=[end for _, _, end in spans],
+        ends=np.asarray(
+            [
+                at + row.known - row.done - 1
+                for (row, _, end), at in zip(spans, offsets, strict=True)
+                if end == row.known
+            ],
+            np.int64,
+        ),
+        decodes=all(count == 1 and row.done >= row.prompt for row, count in work),
+        pads=np.concatenate(pads),
+        seen=seen,
+    )
+
+
 class Forward:
     def __init__(self, loaded: Loaded, cache: Cache, gallery: Gallery, graphs: Graphs | None = None, *, flash: bool):
         self.loaded = loaded
@@ -47,39 +95,33 @@ class Forward:
         self.graphs = graphs
         self.flash = flash
 
-    @torch.inference_mode()
     def __call__(self, work: Work) -> Tensor:
         """Logits [rows, vocabulary] of those rows whose last known token is computed by this, in order."""
-        spans = [(row, row.done, row.done + count) for row, count in work]
-        ids = np.concatenate([row.ids[first:end] for row, first, end in spans])
-        positions = np.concatenate([row.positions[:, first:end] for row, first, end in spans], 1)
-        starts, used = [row.start for row, _, _ in spans], [end for _, _, end in spans]
-        if self.graphs and all(count == 1 and row.done >= row.prompt for row, count in work):
-            return self.graphs(ids, positions, starts, used)
-        lengths = [count for _, count in work]
-        index = np.concatenate([np.arange(row.start + first, row.start + end) for row, first, end in spans])
+        step = describe(work)
+        with self.gallery.ranks.together("read", (step,)):
+            return self.run(step)
+
+    @torch.inference_mode()
+    def run(self, step: Step) -> Tensor:
+        lengths, starts, used = step.lengths, step.starts, step.used
+        if self.graphs and step.decodes:
+            return self.graphs(step.ids, step.positions, starts, used)
+        last = np.asarray(starts) + used
+        index = np.concatenate([np.arange(end - count, end) for end, count in zip(last, lengths, strict=True)])
         packed = Packed(self.cache, self.send(index), lengths, starts, used)
         if self.flash:
             packed.runs = Runs.of(lengths, starts, used, self.loaded.device)
-        embeddings = self.loaded.language.embed_tokens(self.send(ids))
-        hidden = read(self.loaded, embeddings, self.send(positions), packed, **self.show(embeddings, spans))
-        ends = np.cumsum(lengths) - 1
-        complete = [end for end, (row, _, last) in zip(ends, spans, strict=True) if last == row.known]
-        logits: Tensor = self.loaded.head(hidden[self.send(np.asarray(complete, np.int64))])
+        embeddings = self.loaded.language.embed_tokens(self.send(step.ids))
+        hidden = read(self.loaded, embeddings, self.send(step.positions), packed, **self.show(embeddings, step))
+        logits: Tensor = self.loaded.head(hidden[self.send(step.ends)])
         return logits
 
-    def show(self, embeddings: Tensor, spans: Sequence[tuple[Row, int, int]]) -> dict[str, Any]:
+    def show(self, embeddings: Tensor, step: Step) -> dict[str, Any]:
         """Put what was seen in the place of pad tokens; return what goes into later layers."""
-        places, features, offset = [], [], 0
-        for row, first, end in spans:
-            if first < row.prompt and len(row.vision_at):
-                low, high = np.searchsorted(row.vision_at, [first, end])
-                places.append(row.vision_at[low:high] - first + offset)
-                features.append(self.gallery.features(row.clips)[:, low:high])
-            offset += end - first
-        if not places:
+        if not step.seen:
             return {}
-        at, seen = self.send(np.concatenate(places)), torch.cat(features, 1)
+        at = self.send(step.pads)
+        seen = torch.cat([self.gallery.features(clips)[:, low:high] for clips, low, high in step.seen], 1)
         embeddings.index_copy_(0, at, seen[0].to(embeddings.dtype))
         if len(seen) == 1:
             return {}

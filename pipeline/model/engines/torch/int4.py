@@ -6,7 +6,7 @@ are. It buys memory and decoding speed, and costs rounding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -46,7 +46,8 @@ def round_layer(name: str, module: nn.Module, *, group: int, device: torch.devic
         return None
     if isinstance(module, nn.Linear) and fits(module.weight, device.type):
         return rounded(module, device=device, group=group)
-    if hasattr(module, "gate_up_proj") and fits(module.gate_up_proj[0], device.type):
+    experts = getattr(module, "gate_up_proj", None)
+    if isinstance(experts, Tensor) and fits(experts[0], device.type):
         return Int4Experts(module, device=device)
     return None
 

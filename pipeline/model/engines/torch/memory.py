@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +29,10 @@ class Room:
     kv_tokens: int
     patches: int  # in one call, by all ranks together
     prefill_tokens: int
+
+    @classmethod
+    def least(cls, rooms: Sequence[Room]) -> Room:
+        return cls(*(min(values) for values in zip(*map(astuple, rooms), strict=True)))
 
     def limits(self) -> Limits:
         return Limits(prefill_tokens=self.prefill_tokens, patches=self.patches, rows=self.slots)
@@ -97,8 +101,8 @@ def refuse_too_large(
         else "no number of them that it can be divided among is enough: `model.quantize: int4`, or a smaller model"
     )
     raise JobError(
-        f"model.weights: the model needs {needs[place.size] / GB:.1f} GB for its weights on each of {place.size} GPU(s) "
-        f"and {free / GB:.1f} are free; {advice}"
+        f"model.weights: on each of {place.size} GPU(s) the model needs {needs[place.size] / GB:.1f} GB for its "
+        f"weights and {free / GB:.1f} are free; {advice}"
     )
 
 

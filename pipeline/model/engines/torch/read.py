@@ -8,7 +8,6 @@ by their shape. Weights of eight bits are made whole as they are read.
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +45,12 @@ class Weights:
         self.where: dict[str, tuple[Any, str]] = {}
         for path in files(folder):
             try:
-                file = safe_open(path, framework="pt")
+                file: Any = safe_open(path, framework="pt")
             except (OSError, SafetensorError) as error:
                 raise JobError(f"model.weights: {path} cannot be read: {error}") from error
-            self.where |= {model_name(name): (file, name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            self.where |= {model_name(name): (file, name) for name in file.keys()}  # noqa: SIM118
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self.where
 
     def dtype(self) -> torch.dtype:
@@ -72,7 +71,7 @@ class Weights:
         else:
             dim = {1: 2, 2: 1}.get(part.dim, part.dim) if turned else part.dim
             taken = (*[slice(None)] * dim, slice(*part.span))
-        weight = file.get_slice(own)[taken]
+        weight: Tensor = file.get_slice(own)[taken]
         if f"{name}_scale_inv" in self.where:
             weight = (weight.float() * self.scale(f"{name}_scale_inv", self.shape(name))[taken]).bfloat16()
         return weight.transpose(1, 2) if turned else weight

@@ -26,6 +26,7 @@ class Place:
 
 
 ALONE = Place()
+ROWS = ("o_proj", "down_proj")  # divided by row
 Span = tuple[int, int]
 
 
@@ -50,7 +51,7 @@ def span(count: int, place: Place, *, unit: int = 1) -> Span:
 
 
 def head_dim(text: Any) -> int:
-    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
 def key_heads(text: Any, place: Place) -> Span:
@@ -85,9 +86,6 @@ def part(name: str, text: Any, place: Place, *, groups: Sequence[int] = ()) -> P
     if owner in ROWS:
         return None if kind == "bias" else Part(1, within)
     return Part(0, within)
-
-
-ROWS = ("o_proj", "down_proj")
 
 
 def problems(text: Any, size: int, *, groups: Sequence[int] = ()) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pipeline.model.engines.torch.attention import groups
+from pipeline.model.engines.torch.ranks import Ranks
 from pipeline.model.engines.torch.schedule import pack
 from pipeline.model.families.base import Family
 from pipeline.types import Clip
@@ -39,23 +40,39 @@ class Slice:
         return self.grid[0] * self.grid[1] * self.grid[2]
 
 
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What of a family is needed to show pixels to its tower."""
+
+    patch: int
+    merge: int
+    temporal_patch: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, family: Family) -> Sight:
+        return cls(**{field.name: getattr(family, field.name) for field in fields(cls)})
+
+
 @dataclass(slots=True)
 class Seen:
-    """A clip under way: what is still to encode, what was made of the rest, how many rows wait for it."""
+    """A clip under way: what is still to encode, and how many rows wait for it."""
 
     todo: list[Slice]
-    features: list[Tensor]  # [1 + deepstack layers, tokens, hidden] of each slice, in order
     users: int = 0
 
 
 class Gallery:
-    """The clips of all rows that wait or are being read."""
+    """The clips of all rows that wait or are being read. Rank 0 keeps the books, every rank what was seen."""
 
-    def __init__(self, tower: Any, family: Family, *, flash: bool):
+    def __init__(self, tower: Any, sight: Sight, ranks: Ranks, *, flash: bool):
         self.tower = tower
-        self.family = family
+        self.sight = sight
+        self.ranks = ranks
         self.flash = flash
         self.clips: dict[str, Seen] = {}
+        self.made: dict[str, list[Tensor]] = {}  # [1 + deepstack layers, tokens, hidden] of a clip's slices, in order
         self.patches = 0  # encoded so far
 
     def enter(self, clip: Clip) -> str:
@@ -64,9 +81,9 @@ class Gallery:
         key = hashlib.blake2b(pixels.data, digest_size=16, key=repr(pixels.shape).encode()).hexdigest()
         if key not in self.clips:
             frames, _, height, width = pixels.shape
-            family = self.family
-            grid = (-(-frames // family.temporal_patch), height // family.patch, width // family.patch)
-            self.clips[key] = Seen([Slice(key, pixels, grid)], [])
+            sight = self.sight
+            grid = (-(-frames // sight.temporal_patch), height // sight.patch, width // sight.patch)
+            self.clips[key] = Seen([Slice(key, pixels, grid)])
         self.clips[key].users += 1
         return key
 
@@ -74,31 +91,86 @@ class Gallery:
         self.clips[key].users -= 1
         if not self.clips[key].users:
             del self.clips[key]
+            with self.ranks.together("drop", (key,)):
+                self.drop(key)
+
+    def drop(self, key: str) -> None:
+        self.made.pop(key, None)
 
     def ready(self, keys: Iterable[str]) -> bool:
         return not any(self.clips[key].todo for key in keys)
 
     def features(self, keys: Iterable[str]) -> Tensor:
-        return torch.cat([part for key in keys for part in self.clips[key].features], 1)
+        return torch.cat([part for key in keys for part in self.made[key]], 1)
 
     def next(self, keys: Iterable[str], budget: int) -> list[Slice]:
         """What to encode in one call, of the clips in this order."""
         todo: list[Slice] = []
         for key in dict.fromkeys(keys):
             seen = self.clips[key]
-            seen.todo = [part for piece in seen.todo for part in cut(piece, budget, self.family.temporal_patch)]
+            seen.todo = [part for piece in seen.todo for part in cut(piece, budget, self.sight.temporal_patch)]
             todo += seen.todo
             if sum(piece.patches for piece in todo) >= budget:
                 break
         return todo[: pack([piece.patches for piece in todo], budget)]
 
     def encode(self, pieces: Sequence[Slice]) -> None:
-        made = encode(self.tower, pieces, self.family, flash=self.flash)
-        for piece, features in zip(pieces, made, strict=True):
-            seen = self.clips[piece.key]
-            seen.todo.remove(piece)
-            seen.features.append(features)
+        size = self.ranks.place.size
+        parts, owners = divide(pieces, size, self.sight.temporal_patch)
+        given = [
+            (
+                [
+                    part if owner == rank else replace(part, pixels=None)
+                    for part, owner in zip(parts, owners, strict=True)
+                ],
+                owners,
+            )
+            for rank in range(1, size)
+        ]
+        with self.ranks.together("look", *given):
+            self.look(parts, owners)
+        for piece in pieces:
+            self.clips[piece.key].todo.remove(piece)
             self.patches += piece.patches
+
+    @torch.inference_mode()
+    def look(self, pieces: Sequence[Slice], owners: Sequence[int]) -> None:
+        """Each rank encodes what it owns; every rank has all of it in the end."""
+        rank, device = self.ranks.place.rank, next(self.tower.parameters()).device
+        own = [piece for piece, owner in zip(pieces, owners, strict=True) if owner == rank]
+        made = self.ranks.all_or_none(lambda: encode(self.tower, own, self.sight, flash=self.flash), device)
+        by_owner = {rank: iter(made)}
+        for other in sorted(set(owners)) if self.ranks.place.size > 1 else ():
+            tokens = [self.tokens(piece) for piece, owner in zip(pieces, owners, strict=True) if owner == other]
+            block = torch.cat(made, 1) if other == rank else self.blank(sum(tokens), device)
+            self.ranks.share(block, other)
+            by_owner[other] = iter(torch.split(block, tokens, 1))
+        for piece, owner in zip(pieces, owners, strict=True):
+            self.made.setdefault(piece.key, []).append(next(by_owner[owner]))
+
+    def tokens(self, piece: Slice) -> int:
+        return piece.patches // self.sight.merge**2
+
+    def blank(self, tokens: int, device: torch.device) -> Tensor:
+        config = self.tower.config
+        layers, width = 1 + len(getattr(config, "deepstack_visual_indexes", ())), widths(config)
+        return torch.empty(layers, tokens, width, dtype=self.tower.dtype, device=device)
+
+
+def widths(config: Any) -> int:
+    """Of the embeddings that a tower makes; Qwen2-VL calls it by another name."""
+    return int(getattr(config, "out_hidden_size", config.hidden_size))
+
+
+def divide(pieces: Sequence[Slice], ranks: int, step: int) -> tuple[list[Slice], list[int]]:
+    """Slices in order, and the rank of each, so that all have about as many patches: the largest goes first."""
+    share = -(-sum(piece.patches for piece in pieces) // ranks)
+    parts = [part for piece in pieces for part in cut(piece, share, step)]
+    owners, busy = [0] * len(parts), [0] * ranks
+    for index in sorted(range(len(parts)), key=lambda index: -parts[index].patches):
+        owners[index] = busy.index(min(busy))
+        busy[owners[index]] += parts[index].patches
+    return parts, owners
 
 
 def cut(piece: Slice, budget: int, step: int) -> list[Slice]:
@@ -115,25 +187,27 @@ def cut(piece: Slice, budget: int, step: int) -> list[Slice]:
 
 
 @torch.inference_mode()
-def encode(tower: Any, pieces: Sequence[Slice], family: Family, *, flash: bool) -> list[Tensor]:
+def encode(tower: Any, pieces: Sequence[Slice], sight: Sight, *, flash: bool) -> list[Tensor]:
     """Embeddings of each piece, deepstack layers after the first."""
+    if not pieces:
+        return []
     device = next(tower.parameters()).device
-    patches = [patchify(torch.from_numpy(piece.pixels).to(device), piece.grid, family) for piece in pieces]
+    patches = [patchify(torch.from_numpy(piece.pixels).to(device), piece.grid, sight) for piece in pieces]
     grids = torch.tensor([piece.grid for piece in pieces])
     layouts = pack_layouts([layout(piece.grid, tower) for piece in pieces], device, flash=flash)
     out = tower(torch.cat(patches).to(tower.dtype), grid_thw=grids, **layouts)
     features = torch.stack([out.pooler_output, *getattr(out, "deepstack_features", [])])
-    return list(torch.split(features, [piece.patches // family.merge**2 for piece in pieces], 1))
+    return list(torch.split(features, [piece.patches // sight.merge**2 for piece in pieces], 1))
 
 
-def patchify(pixels: Tensor, grid: Grid, family: Family) -> Tensor:
+def patchify(pixels: Tensor, grid: Grid, sight: Sight | Family) -> Tensor:
     """uint8 [frames, 3, height, width] -> normalised [patches, values], in the tower's order."""
-    (t, h, w), patch, merge, step = grid, family.patch, family.merge, family.temporal_patch
+    (t, h, w), patch, merge, step = grid, sight.patch, sight.merge, sight.temporal_patch
     if missing := t * step - len(pixels):
         pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
     blocks = pixels.view(t, step, 3, h // merge, merge, patch, w // merge, merge, patch)
     flat = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, 3, -1)
-    mean, std = (255 * torch.tensor(side, device=pixels.device)[:, None] for side in (family.mean, family.std))
+    mean, std = (255 * torch.tensor(side, device=pixels.device)[:, None] for side in (sight.mean, sight.std))
     return ((flat.float() - mean) / std).flatten(1)
 
 
