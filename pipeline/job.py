@@ -239,8 +239,8 @@ class Job(Section):
         gpus, shares = self.workers.generate.gpus, self.model.tensor_parallel
         if (shares > 1 and gpus not in (0, shares)) or (shares == 1 and gpus > 1):
             raise ValueError(
-                f"workers.generate.gpus is {gpus:g} and model.tensor_parallel is {shares}: a replica has one GPU for each "
-                "share of the model, so both must be the same (or gpus 0, to run on CPU)"
+                f"workers.generate.gpus is {gpus:g} and model.tensor_parallel is {shares}: a replica has one GPU for "
+                "each share of the model, so both must be the same (or gpus 0, to run on CPU)"
             )
         return self
 

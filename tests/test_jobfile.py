@@ -102,7 +102,6 @@ def test_a_key_given_twice():
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        ("model.tensor_parallel=2", "model.tensor_parallel"),
         ("engine={kind: vllm}", "engine.kind"),
         ("engine={kind: http, url: 'http://a/v1'}", "engine.kind"),
     ],
@@ -111,6 +110,15 @@ def test_what_cannot_be_done_yet_is_refused(change, key):
     message = wrong(LEAST, changes=[change])
     assert f"{key}: " in message
     assert "cannot do that yet" in message
+
+
+@pytest.mark.parametrize("changes", [{"gpus": 1}, {"gpus": 2, "tensor_parallel": 4}, {"gpus": 2, "tensor_parallel": 1}])
+def test_a_replica_has_as_many_gpus_as_its_model_has_shares(changes):
+    shares = changes.get("tensor_parallel", 2)
+    message = wrong(LEAST, changes=[f"workers.generate.gpus={changes['gpus']}", f"model.tensor_parallel={shares}"])
+    assert f"workers.generate.gpus is {changes['gpus']} and model.tensor_parallel is {shares}" in message
+    for gpus in (0, 2):
+        assert parse(LEAST, changes=[f"workers.generate.gpus={gpus}", "model.tensor_parallel=2"])
 
 
 def test_workers_limits_and_paths_leave_the_fingerprint_alone():

@@ -76,6 +76,8 @@ def problems(work: Work, found: Sequence[File]) -> list[str]:
     """What would go wrong with every row, found without starting anything."""
     for file in found:
         columns_of(work.job, file, file.open().schema(), work.user)
+    if work.job.model.tensor_parallel > 1 and work.job.engine.kind == "torch":
+        divide(work.job)
     out = schemas.problems(work.schema) if work.schema else []
     if work.schema and work.job.answer.guided:
         tokenizer = weights.tokenizer(weights.locate_small(work.job.model.weights, work.job.model.revision))
@@ -83,6 +85,14 @@ def problems(work: Work, found: Sequence[File]) -> list[str]:
         if work.job.answer.max_new_tokens < least:
             out.append(f"answer.max_new_tokens: the shortest answer that fits the schema has {least} tokens")
     return out
+
+
+def divide(job: Job) -> None:
+    """A JobError where the model cannot be divided so."""
+    from pipeline.model.engines.torch.load import understand  # torch takes seconds to import
+
+    said = weights.config(weights.locate_small(job.model.weights, job.model.revision), job.model)
+    understand(said, size=job.model.tensor_parallel, quantize=job.model.quantize)
 
 
 def caution(work: Work) -> str | None:

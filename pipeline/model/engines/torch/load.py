@@ -77,22 +77,26 @@ def build(
     place: Place = ALONE,
 ) -> Any:
     """The model class with its weights, as transformers has it but for four-bit layers."""
-    device, groups = torch.device(device), int4.groups(said, quantize)
-    config = library.config_class(said["model_type"]).from_dict(
-        {key: value for key, value in said.items() if key != "quantization_config"}
-    )
+    device = torch.device(device)
+    config, groups = understand(said, size=place.size, quantize=quantize)
     config._attn_implementation = "sdpa"
     with without_weights():
         model = library.model_class(said["model_type"])(config)
-    text = config.text_config
-    if problems := shard.problems(text, place.size, groups=groups):
-        fitting = ", ".join(map(str, shard.possible(text, groups=groups)))
-        raise JobError(f"model.tensor_parallel: {place.size} does not work: {'; '.join(problems)}. Possible: {fitting}")
     files = Weights(folder)
     chosen = choose_dtype(dtype, config, files, four_bit=bool(groups))
     refuse_too_large(model, place=place, dtype=chosen, device=device, groups=groups)
     fill(model, files, place=place, dtype=chosen, device=device, groups=groups, quantize=bool(quantize))
     return model.eval().requires_grad_(False).to(device)
+
+
+def understand(said: Mapping[str, Any], *, size: int, quantize: str | None) -> tuple[Any, tuple[int, ...]]:
+    """A config.json as transformers has it, and the sizes of groups of four-bit weights; a JobError if it cannot be."""
+    groups = int4.groups(said, quantize)
+    config = library.config_class(said["model_type"]).from_dict(
+        {key: value for key, value in said.items() if key != "quantization_config"}
+    )
+    shard.refuse(config.text_config, size, groups=groups)
+    return config, groups
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.errors import JobError
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -110,3 +112,10 @@ def problems(text: Any, size: int, *, groups: Sequence[int] = ()) -> list[str]:
 def possible(text: Any, *, groups: Sequence[int] = (), most: int = 16) -> list[int]:
     """The numbers of ranks that this model can be divided among."""
     return [size for size in range(1, most + 1) if not problems(text, size, groups=groups)]
+
+
+def refuse(text: Any, size: int, *, groups: Sequence[int] = ()) -> None:
+    """A JobError that says which numbers would do."""
+    if wrong := problems(text, size, groups=groups):
+        fitting = ", ".join(map(str, possible(text, groups=groups)))
+        raise JobError(f"model.tensor_parallel: {size} does not work: {'; '.join(wrong)}. Possible: {fitting}")

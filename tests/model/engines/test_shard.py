@@ -1,0 +1,208 @@
+"""What each rank holds of a model: together it is the model, and only what must be is held twice."""
+
+import json
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from pipeline.errors import JobError
+from pipeline.model import library, weights
+from pipeline.model.engines.torch import memory, shard
+from pipeline.model.engines.torch.load import build, without_weights
+from pipeline.model.engines.torch.shard import Place
+from pipeline.model.engines.torch.vision import Slice, divide
+from pipeline.tiny.checkpoint import make
+
+WHOLE = ("norm", "layernorm", "q_norm", "k_norm", "gate")  # owners of what every rank has all of
+
+
+def ranks(folder, size, **how):
+    return [build(folder, weights.config(folder), place=Place(rank, size), **how) for rank in range(size)]
+
+
+def joined(name, parts, whole):
+    """The weight that ranks hold parts of, and along which dimension."""
+    dims = [
+        dim for dim, (part, all_of_it) in enumerate(zip(parts[0].shape, whole.shape, strict=True)) if part < all_of_it
+    ]
+    if not dims:
+        assert all(torch.equal(part, whole) for part in parts), name
+        return None
+    assert len(dims) == 1, name
+    return torch.cat(parts, dims[0])
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_shares_are_the_model_cut_and_only_what_is_small_is_whole(lab, size):
+    model = build(lab.folder, weights.config(lab.folder))
+    shares = [dict(share.named_parameters()) for share in ranks(lab.folder, size)]
+    replicated = set()
+    for name, whole in model.named_parameters():
+        made = joined(name, [share[name] for share in shares], whole)
+        if made is None:
+            replicated.add(name)
+        elif size == 4 and name.split(".")[-2] in ("k_proj", "v_proj"):  # two key heads for four ranks
+            halves = whole.chunk(2)
+            assert torch.equal(made, torch.cat([halves[0], halves[0], halves[1], halves[1]])), name
+        else:
+            assert torch.equal(made, whole), name
+    text = {name for name in replicated if ".visual." not in name}
+    assert {name.split(".")[-2].removeprefix("input_").removeprefix("post_attention_") for name in text} <= set(WHOLE)
+    divided = sum(param.numel() for name, param in model.named_parameters() if name not in replicated)
+    held = sum(param.numel() for name, param in shares[0].items() if name not in replicated)
+    assert held / divided < 1.1 / size
+
+
+def test_a_rank_reads_no_more_of_a_file_than_it_holds(lab, monkeypatch):
+    from pipeline.model.engines.torch.read import Weights
+
+    taken, read = [], Weights.read
+
+    def noting(self, name, *arguments, **named):
+        weight = read(self, name, *arguments, **named)
+        taken.append(weight.numel())
+        return weight
+
+    monkeypatch.setattr(Weights, "read", noting)
+    share = build(lab.folder, weights.config(lab.folder), place=Place(1, 2))
+    assert sum(taken) == sum(param.numel() for param in share.parameters())
+
+
+WIDE = {
+    "hidden_size": 128,
+    "intermediate_size": 640,  # five groups: they do not come out even
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
+}
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_four_bit_shares_have_the_very_weights_of_the_whole(tmp_path, size):
+    sizes = WIDE | ({"num_attention_heads": 6, "num_key_value_heads": 3, "vocab_size": 384} if size == 3 else {})
+    folder = make(tmp_path, "qwen3_vl", text_config=sizes)
+    how = {"dtype": "float32", "quantize": "int4"}
+    whole = build(folder, weights.config(folder), **how).model.language_model.layers[0]
+    shares = [share.model.language_model.layers[0] for share in ranks(folder, size, **how)]
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
+        of = "mlp" if name[0] in "gud" else "self_attn"
+        dense = [getattr(getattr(layer, of), name).dense(torch.float32) for layer in (whole, *shares)]
+        assert torch.equal(torch.cat(dense[1:], 1 if name in shard.ROWS else 0), dense[0]), name
+        assert dense[1].numel() <= dense[0].numel() * 0.5
+
+
+def test_what_cannot_be_divided_is_refused_with_what_can(tmp_path):
+    folder = make(tmp_path, "qwen2_5_vl")
+    with pytest.raises(
+        JobError, match=r"tensor_parallel: 3 .*4 attention heads are not divisible by 3.*Possible: 1, 2, 4$"
+    ):
+        build(folder, weights.config(folder), place=Place(0, 3))
+
+
+REAL = {  # heads, key heads, head_dim, width, vocabulary, experts
+    "Qwen2-VL-2B": (12, 2, 128, 8960, 151936, 0, [1, 2, 4]),
+    "Qwen2.5-VL-7B": (28, 4, 128, 18944, 152064, 0, [1, 2, 4]),
+    "Qwen2.5-VL-72B": (64, 8, 128, 29568, 152064, 0, [1, 2, 4, 8, 16]),
+    "Qwen3-VL-32B": (64, 8, 128, 25600, 151936, 0, [1, 2, 4, 8, 16]),
+    "Qwen3-VL-235B-A22B": (64, 4, 128, 12288, 151936, 128, [1, 2, 4, 8, 16]),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_real_models_divide_as_their_shapes_allow(name):
+    heads, keys, dim, width, vocabulary, experts, expected = REAL[name]
+    text = SimpleNamespace(num_attention_heads=heads, num_key_value_heads=keys, head_dim=dim)
+    text.intermediate_size, text.vocab_size = width, vocabulary
+    if experts:
+        text.num_experts = experts
+    for groups in ((), (128,)):
+        assert shard.possible(text, groups=groups) == expected
+    assert {shard.key_heads(text, Place(rank, 8))[0] for rank in range(8)} == set(range(min(keys, 8)))
+
+
+@given(st.integers(1, 500), st.integers(1, 9), st.sampled_from([1, 8, 128]))
+def test_spans_cover_everything_once_in_whole_units(units, size, unit):
+    spans = [shard.span(units * unit, Place(rank, size), unit=unit) for rank in range(size)]
+    assert (spans[0][0], spans[-1][1]) == (0, units * unit)
+    assert all(one[1] == other[0] for one, other in pairwise(spans))
+    assert max(b - a for a, b in spans) - min(b - a for a, b in spans) <= unit
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 9), st.integers(1, 9)), min_size=1), st.integers(1, 8))
+def test_pictures_are_divided_evenly_and_stay_in_order(grids, size):
+    pieces = [Slice(str(key), torch.arange(2 * grid[0]), grid) for key, grid in enumerate(grids)]
+    parts, owners = divide(pieces, size, 2)
+    for piece in pieces:
+        mine = [part for part in parts if part.key == piece.key]
+        assert torch.equal(torch.cat([part.pixels for part in mine]), piece.pixels)
+        assert sum(part.patches for part in mine) == piece.patches
+    assert [part.key for part in parts] == sorted((part.key for part in parts), key=int)
+    busy = [
+        sum(part.patches for part, owner in zip(parts, owners, strict=True) if owner == rank) for rank in range(size)
+    ]
+    assert max(busy) - min(busy) <= max(part.patches for part in parts)
+
+
+def test_weights_of_eight_bits_are_made_whole_as_they_are_read(tmp_path):
+    folder = make(tmp_path / "dense", "qwen3_vl", text_config=WIDE)
+    tensors, rounded = load_file(folder / "model.safetensors"), {}
+    for name in [name for name in tensors if ".layers." in name and tensors[name].dim() == 2]:
+        weight = tensors[name]
+        scale = torch.rand(-(-weight.shape[0] // 128), -(-weight.shape[1] // 128)) + 0.5
+        spread = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)[: weight.shape[0], : weight.shape[1]]
+        tensors[name] = (weight / spread).to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"] = scale
+        rounded[name] = (tensors[name].float() * spread).bfloat16().float()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    said = weights.config(folder) | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    for place in (Place(), Place(1, 2)):
+        model = dict(build(folder, said, dtype="float32", place=place).named_parameters())
+        for name, weight in rounded.items():
+            part = shard.part(name, library.config_class("qwen3_vl").from_dict(said).text_config, place)
+            expected = weight.narrow(part.dim, part.span[0], part.span[1] - part.span[0]) if part else weight
+            assert torch.equal(model[name], expected), name
+
+
+def test_a_model_too_large_says_how_many_gpus_would_hold_it(monkeypatch):
+    text = {"hidden_size": 8192, "intermediate_size": 29568, "num_attention_heads": 64, "num_key_value_heads": 8}
+    text |= {"num_hidden_layers": 80, "vocab_size": 152064, "tie_word_embeddings": False}
+    vision = {"hidden_size": 1280, "out_hidden_size": 8192, "intermediate_size": 3456, "depth": 32}
+    config = library.config_class("qwen2_5_vl").from_dict({"text_config": text, "vision_config": vision})
+    with without_weights():
+        model = library.model_class("qwen2_5_vl")(config)
+
+    def refuse(free, size=1, groups=()):
+        monkeypatch.setattr(memory, "cuda_bytes", lambda device: free)
+        device = torch.device("cuda")
+        memory.refuse_too_large(model, place=Place(0, size), dtype=torch.bfloat16, device=device, groups=groups)
+
+    with pytest.raises(JobError, match=r"needs 14\d\.\d GB .* 75\.0 are free; with model.tensor_parallel: 2 and"):
+        refuse(75 * 10**9)
+    with pytest.raises(JobError, match=r"each of 2 GPU\(s\) .* with model.tensor_parallel: 8 and"):
+        refuse(22 * 10**9, size=2)
+    with pytest.raises(JobError, match="no number of them"):
+        refuse(3 * 10**9)
+    refuse(75 * 10**9, size=2)
+    refuse(45 * 10**9, groups=(128,))  # in four bits
+    monkeypatch.setattr(memory.os, "sysconf", lambda name: 1000)
+    with pytest.raises(JobError, match="this machine has"):
+        memory.refuse_too_large(model, place=Place(), dtype=torch.bfloat16, device=torch.device("cpu"), groups=())
+
+
+def test_a_folder_with_its_weights_twice_is_read_by_its_index(tmp_path):
+    folder = make(tmp_path, "qwen2_vl")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {name: torch.full_like(weight, 7) for name, weight in tensors.items()}, folder / "consolidated.safetensors"
+    )
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(tensors, "model.safetensors")})
+    )
+    model = build(folder, weights.config(folder))
+    assert torch.equal(model.lm_head.weight, tensors["lm_head.weight"])
