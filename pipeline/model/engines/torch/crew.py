@@ -38,7 +38,8 @@ class Crew:
             # the kernel ties a child to the thread that started it: that thread stays for as long
             self.tending.append(Thread(target=self.tend, args=(rank, theirs), name=f"rank {rank}", daemon=True))
             self.tending[-1].start()
-            ours.send({**task, "rank": rank, "size": size})
+            with suppress(OSError):  # gone already: `ready` says so
+                ours.send({**task, "rank": rank, "size": size})
 
     def tend(self, rank: int, theirs: Connection) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
