@@ -28,6 +28,8 @@ intake: a manifest -> Items -> bytes
     intake/guard.py                  whether a job may look there
     intake/web.py                    http(s) -> bytes
     intake/store.py                  s3, gs, az, ... -> bytes
+    intake/rest.py                   an object longer than one read -> its other bytes
+    intake/sparse.py                 a long MP4 -> a file with holes, filled where frames are wanted
     intake/retry.py                  an attempt, repeated while it is worth it
     intake/heads.py                  a source -> the beginning of it, enough for a size
     intake/scratch.py                a folder for downloads that goes with its worker
@@ -45,6 +47,7 @@ media: bytes -> Clips
     media/kinds/base.py              the seam: one kind of file
     media/kinds/image.py             pictures, through Pillow
     media/kinds/video.py             videos, by index
+    media/kinds/packets.py           which packets some frames need
     media/kinds/decord_reader.py     their frames through decord
     media/kinds/av_reader.py         their frames through PyAV
     media/kinds/pdf.py               pages, through PDFium

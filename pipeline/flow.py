@@ -23,7 +23,7 @@ from pipeline.intake.manifest import Chunk, File, rows_of
 from pipeline.intake.read import read
 from pipeline.intake.sources import Source
 from pipeline.job import Job
-from pipeline.media.decode import Eyes
+from pipeline.media.decode import FRAME_S, Eyes
 from pipeline.media.decoder import Decoder
 from pipeline.media.look import look, sources
 from pipeline.meter import Meter
@@ -111,20 +111,28 @@ class Preparer:
 
     def ask(self, item: Item) -> Request:
         ends = time.monotonic() + self.work.job.limits.deadline_s
-        turns = tuple(Turn(turn.role, tuple(self.parts(turn, ends))) for turn in item.turns)
+        turns: tuple[Turn, ...] = ()
+        for turn in item.turns:
+            parts, ends = self.parts(turn, ends)
+            turns = (*turns, Turn(turn.role, parts))
         sampling = self.sampling(item)
         with self.meter.on("prompt"):
             encoded = self.family.encode(turns)
             self.family.check(encoded, sampling.max_new_tokens + (sampling.thinking_tokens or 0))
         return Request(item.id, turns, encoded.input_ids, encoded.positions, encoded.vision_tokens, sampling)
 
-    def parts(self, turn: Turn, ends: float) -> Iterator[str | Clip]:
+    def parts(self, turn: Turn, ends: float) -> tuple[tuple[str | Clip, ...], float]:
+        """What a turn shows and says, and until when the rest of the row has time."""
+        parts: list[str | Clip] = []
         for part in turn.parts:
             if isinstance(part, Medium):
                 left = ends - time.monotonic()
-                yield from look(part, fetcher=self.fetcher, eyes=self.eyes, meter=self.meter, deadline_s=left)
+                clips = look(part, fetcher=self.fetcher, eyes=self.eyes, meter=self.meter, deadline_s=left)
+                ends += sum(FRAME_S * len(clip.times) for clip in clips)
+                parts += clips
             else:
-                yield part
+                parts.append(part)
+        return tuple(parts), ends
 
     def sampling(self, item: Item) -> Sampling:
         """The seed is of the job's seed and the row's id, so that a retry anywhere says the same again."""

@@ -8,16 +8,31 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from pipeline.errors import FetchError
 from pipeline.intake.guard import shown
 from pipeline.intake.sniff import HEAD, Kind, sniff
 from pipeline.job import Limits
 
+Ranges = Sequence[tuple[int, int]]  # of bytes: from, to
 PAGES = re.compile(r"#(page=[\d,\s-]*)$")
+
+
+class Holes(Protocol):
+    """What brings the bytes that a file lacks."""
+
+    def fill(self, wanted: Sequence[Ranges]) -> list[Future[None]]:
+        """Starts to; each future is done when the ranges of its place, and of those before, are there."""
+        ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +45,7 @@ class Blob:
     path: Path | None = None
     temporary: bool = False
     pages: str = ""  # which, of a document: "3" or "1-4,7"; empty: all
+    holes: Holes | None = None  # of a file that is not all there yet
 
     @property
     def held(self) -> int:
@@ -42,6 +58,8 @@ class Blob:
         return self.path.stat().st_size if self.path else self.held
 
     def close(self) -> None:
+        if self.holes:
+            self.holes.close()
         if self.temporary and self.path:
             self.path.unlink(missing_ok=True)
 
@@ -70,13 +88,23 @@ def check_bytes(size: int, kind: Kind | None, *, uri: str, limits: Limits) -> No
         raise FetchError("too_large", f"{uri}: more than {most:,} bytes; raise limits.{name}.bytes to allow it")
 
 
+def keep(file: int, data: bytes, place: int, *, uri: str) -> None:
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[os.pwrite(file, left, place + len(data) - len(left)) :]
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        raise FetchError("disk", f"{uri}: cannot be kept in {folder} (TMPDIR): {error.strerror}") from error
+
+
 class Sink:
     """Takes chunks in order; `blob` when there are no more, `drop` when it will not be used."""
 
     def __init__(self, uri: str, *, limits: Limits, folder: Path, name: str):
         self.uri, self.limits, self.path = shown(uri), limits, folder / name
         self.parts: list[bytes] = []
-        self.size = self.declared = 0
+        self.size = self.declared = self.written = 0
         self.kind: Kind | None = None
         self.sniffed = False
         self.file: int | None = None
@@ -107,14 +135,10 @@ class Sink:
 
     def _write(self, chunk: bytes) -> None:
         assert self.file is not None
-        left = memoryview(chunk)
-        try:
-            while left:
-                left = left[os.write(self.file, left) :]
-        except OSError as error:
-            raise FetchError("disk", f"{self.uri}: cannot be kept in {self.path.parent}: {error.strerror}") from error
+        keep(self.file, chunk, self.written, uri=self.uri)
+        self.written += len(chunk)
 
-    def blob(self, pages: str = "") -> Blob:
+    def blob(self, pages: str = "", holes: Holes | None = None) -> Blob:
         data = b"".join(self.parts) if self.file is None else None
         kind = self.kind or (sniff(data[:HEAD]) if data else None)
         if kind == "video" and self.file is None:
@@ -122,7 +146,7 @@ class Sink:
         if self.file is None:
             return Blob(self.uri, kind, data=data, pages=pages)
         os.close(self.file)
-        return Blob(self.uri, kind, path=self.path, temporary=True, pages=pages)
+        return Blob(self.uri, kind, path=self.path, temporary=True, pages=pages, holes=holes)
 
     def drop(self) -> None:
         if self.file is not None:

@@ -15,23 +15,25 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 from itertools import count
-from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import aiohttp
 import fsspec.asyn
 
 from pipeline.errors import FetchError
-from pipeline.intake import store, web
+from pipeline.intake import sparse, store, web
 from pipeline.intake.blob import Blob, Sink, check_bytes, split_pages
 from pipeline.intake.guard import WEB, local, scheme, shown
+from pipeline.intake.rest import Changed, download
 from pipeline.intake.retry import persist
 from pipeline.intake.scratch import Scratch
 from pipeline.intake.sniff import HEAD, sniff
 from pipeline.job import Job
 
 AHEAD_COUNT, AHEAD_BYTES = 16, 256 << 20
+MOST_FRAMES = 768  # that the families look at where the job does not say
 SPACE = bytes(range(33))
 
 
@@ -43,23 +45,25 @@ class Fetcher:
         self.scratch = Scratch()
         self.loop = fsspec.asyn.get_loop()
         self.session: aiohttp.ClientSession | None = None
-        self.stores: dict[str, tuple[Any, tuple[type[Exception], ...]]] = {}
+        self.stores: dict[str, store.Store] = {}
+        video = job.media.video
+        self.frames = video.frames or video.max_frames or MOST_FRAMES
         self.names = count()
         self.lock = threading.Lock()
         self.waiting: deque[str] = deque()
         self.coming: dict[str, deque[Future[Blob]]] = {}
         self.bytes_read = 0  # of what was given out, ever
 
-    def fetch(self, source: str | bytes, *, deadline_s: float | None = None) -> Blob:
-        """FetchError says why not. The caller closes the Blob."""
+    def fetch(self, source: str | bytes, *, deadline_s: float | None = None, whole: bool = False) -> Blob:
+        """FetchError says why not. The caller closes the Blob. `whole`: without holes."""
         left = self.limits.deadline_s if deadline_s is None else max(deadline_s, 0.0)
         if isinstance(source, bytes) or source[:5].lower() == "data:":
             return self._given(source)
-        future = self._claim(source) or self._start(source)
+        future = (None if whole else self._claim(source)) or self._start(source, whole)
         self._top_up()
         try:
             blob = future.result(left)
-            self.bytes_read += blob.size
+            self.bytes_read += 0 if blob.holes else blob.size
             return blob
         except (TimeoutError, CancelledError) as error:
             self._discard(future)
@@ -87,8 +91,8 @@ class Fetcher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self, source: str) -> Future[Blob]:
-        return asyncio.run_coroutine_threadsafe(self._fetch(source), self.loop)
+    def _start(self, source: str, whole: bool = False) -> Future[Blob]:
+        return asyncio.run_coroutine_threadsafe(self._fetch(source, whole), self.loop)
 
     def _claim(self, source: str) -> Future[Blob] | None:
         with self.lock:
@@ -115,35 +119,45 @@ class Fetcher:
         future.cancel()
         future.add_done_callback(lambda done: done.result().close() if _has_blob(done) else None)
 
-    async def _fetch(self, source: str) -> Blob:
+    async def _fetch(self, source: str, whole: bool) -> Blob:
         try:
             async with asyncio.timeout(self.limits.deadline_s):
-                return await self._reach(source)
+                return await self._reach(source, whole)
         except TimeoutError as error:
             raise _late(source, self.limits.deadline_s) from error
 
-    async def _reach(self, source: str) -> Blob:
+    async def _reach(self, source: str, whole: bool) -> Blob:
         kind = scheme(source)
         uri, pages = split_pages(source)
         if kind == "file":
             return await asyncio.to_thread(self._local, uri, pages)
-        return await persist(lambda: self._attempt(kind, uri, pages))
+        try:
+            return await persist(lambda: self._attempt(kind, uri, pages, whole))
+        except Changed:
+            return await persist(lambda: self._attempt(kind, uri, pages, True))
 
-    async def _attempt(self, kind: str, uri: str, pages: str) -> Blob:
+    async def _attempt(self, kind: str, uri: str, pages: str, whole: bool) -> Blob:
         sink = Sink(uri, limits=self.limits, folder=self.scratch.path, name=str(next(self.names)))
         try:
             if kind in WEB:
                 self.session = self.session or web.open_session(self.hosts)
-                await web.read(uri, sink, session=self.session, hosts=self.hosts)
+                rest = await web.read(uri, sink, session=self.session, hosts=self.hosts, whole=whole)
             else:
-                if kind not in self.stores:
-                    self.stores[kind] = store.open_store(kind)
-                opened, errors = self.stores[kind]
-                await store.read(kind + uri[len(kind) :], sink, store=opened, errors=errors)
+                self.stores[kind] = self.stores.get(kind) or store.Store(kind)
+                rest = await self.stores[kind].read(kind + uri[len(kind) :], sink)
+            if rest and not whole:
+                counted = replace(rest, count=self._count)
+                if blob := await sparse.attempt(counted, sink, frames=self.frames, pages=pages):
+                    return blob
+            if rest:
+                await download(rest, sink)
             return sink.blob(pages)
         except BaseException:
             sink.drop()
             raise
+
+    def _count(self, size: int) -> None:
+        self.bytes_read += size
 
     def _given(self, source: str | bytes) -> Blob:
         """Bytes, and URIs that carry them."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from itertools import count
 from typing import TypeVar
 
 from pipeline.errors import FetchError
@@ -23,21 +24,21 @@ LONGEST_WAIT_S = 8.0
 class Passing(FetchError):
     """A failure that may be gone in a moment: a time-out, a busy server, a cut connection."""
 
-    def __init__(self, kind: str, message: str, *, after_s: float = 0.0):
+    def __init__(self, kind: str, message: str, *, after_s: float = 0.0, attempts: int = ATTEMPTS):
         super().__init__(kind, message)
         self.after_s = after_s  # what the server asked for
+        self.attempts = attempts  # that are worth it
 
 
 async def persist(attempt: Callable[[], Awaitable[T]]) -> T:
-    for number in range(1, ATTEMPTS):
+    for number in count(1):
         try:
             return await attempt()
         except Passing as trouble:
+            if number >= trouble.attempts:
+                raise FetchError(trouble.kind, f"{trouble.message}; gave up after {number} attempts") from trouble
             await asyncio.sleep(max(wait_s(number, random.random()), trouble.after_s))
-    try:
-        return await attempt()
-    except Passing as trouble:
-        raise FetchError(trouble.kind, f"{trouble.message}; gave up after {ATTEMPTS} attempts") from trouble
+    raise AssertionError
 
 
 def wait_s(failures: int, chance: float) -> float:

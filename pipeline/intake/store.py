@@ -1,8 +1,10 @@
 """An object in a store (s3, gs, az, hf, ...) -> its bytes, through fsspec.
 
-One ranged read brings most pictures whole; what is larger is asked for its size first and read in
-parts, so that no limit is passed unseen. fsspec keeps one client and its connections for a process.
-Credentials are the environment's, never the URI's.
+One ranged read brings most pictures whole. Its answer, or for stores other than S3 a second question, tells
+how much there is; what is larger is read in parts, so that no limit is passed unseen. Retries are ours alone:
+each library's own on top would make a hundred requests of one, to a store that says it has too many.
+Credentials are the environment's, never the URI's. When they have expired the client is made anew, which
+picks up what was put in their place.
 """
 
 from __future__ import annotations
@@ -16,80 +18,123 @@ import fsspec
 from pipeline.errors import FetchError
 from pipeline.intake.blob import Sink
 from pipeline.intake.guard import shown
+from pipeline.intake.rest import FIRST, Changed, Rest, complete
 from pipeline.intake.retry import Passing
 
-FIRST, PART = 4 << 20, 16 << 20
+ATTEMPTS = 10  # a store that is busy gets 40 s
+RENEWALS, RENEWAL_S = 4, 1.0  # credentials that are rotated are there soon
 RANGES = ("InvalidRange", "requested range", "416")  # how stores say that an object ends before it begins
-PASSING = ("SlowDown", "Throttl", "InternalError", "ServiceUnavailable", "RequestTimeout", "ExpiredToken")
+BUSY = ("SlowDown", "Throttl", "InternalError", "ServiceUnavailable", "RequestTimeout", "TooManyRequests", "ServerBusy")
+STALE = ("Expired", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "TokenRefresh", "AuthenticationF")
+DENIED = ("Forbidden", "AuthorizationFailure", "AuthorizationPermission", "403 Client Error")
+VERSION = ("ETag", "etag", "generation", "blob_id", "last_modified", "mtime", "size")  # of an object, as stores tell it
 ERRORS = {  # what the libraries raise besides OSError
     "s3": ("botocore.exceptions:BotoCoreError", "botocore.exceptions:ClientError", "aiohttp:ClientError"),
     "gs": ("gcsfs.retry:HttpError", "google.auth.exceptions:GoogleAuthError", "aiohttp:ClientError"),
     "az": ("azure.core.exceptions:AzureError",),
-    "hf": ("huggingface_hub.errors:HfHubHTTPError", "huggingface_hub.errors:HFValidationError"),
+    "hf": ("huggingface_hub.errors:HfHubHTTPError", "huggingface_hub.errors:HFValidationError", "httpx:HTTPError"),
     "oss": ("aiooss2.exceptions:OSSError", "oss2.exceptions:OssError", "aiohttp:ClientError"),
 }
-Errors = tuple[type[Exception], ...]
 ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
+PACKAGES = {"gs": "vlbatch[gcs]", "az": "vlbatch[azure]", "oss": "ossfs"}
+S3 = {"config_kwargs": {"max_pool_connections": 32, "retries": {"total_max_attempts": 1}}, "use_listings_cache": False}
 
 
-def open_store(scheme: str) -> tuple[Any, Errors]:
-    """A filesystem, and what its library raises."""
-    try:
-        names = [name.split(":") for name in ERRORS[ALIASES.get(scheme, scheme)]]
-        return fsspec.filesystem(scheme), (OSError, *(getattr(import_module(module), name) for module, name in names))
-    except ImportError as error:
-        raise FetchError(
-            "scheme", f"{scheme}:// needs a package that is not installed: {error.name or error}"
-        ) from error
+class Store:
+    """Open once per worker: one client and its connections."""
+
+    def __init__(self, scheme: str):
+        self.scheme, self.kind = scheme, ALIASES.get(scheme, scheme)
+        try:
+            names = [name.split(":") for name in ERRORS[self.kind]]
+            self.errors = (OSError, *(getattr(import_module(module), name) for module, name in names))
+            self._open()
+        except ImportError as error:
+            package = PACKAGES.get(self.kind, error.name or str(error))
+            raise FetchError(
+                "package", f"{scheme}:// needs a package that is not on the workers: pip install '{package}'"
+            ) from error
+
+    def _open(self) -> None:
+        self.files: Any = fsspec.filesystem(self.scheme, skip_instance_cache=True, **(S3 if self.kind == "s3" else {}))
+        if self.kind == "s3":
+            self.files.retries = 1
+
+    async def read(self, uri: str, sink: Sink) -> Rest | None:
+        """Feeds the sink what one read brings; gives the rest, if there is any."""
+        path = self.files._strip_protocol(uri)
+        chunk, size, version = await self._translating(uri, self._first(path))
+        if size > len(chunk):
+            sink.expect(size)
+        sink.feed(chunk)
+
+        async def get(start: int, end: int) -> bytes:
+            data, _, now = await self._translating(uri, self._range(path, start, end, version))
+            if now != version:
+                raise Changed(sink.uri)
+            return complete(data, end - start, sink.uri)
+
+        return Rest(size, get) if size > len(chunk) else None
+
+    async def _first(self, path: str) -> tuple[bytes, int, Any]:
+        try:
+            chunk, size, version = await self._range(path, 0, FIRST, None)
+        except (OSError, ValueError) as error:
+            if isinstance(error, FileNotFoundError | PermissionError) or not any(word in str(error) for word in RANGES):
+                raise
+            return b"", 0, None
+        return complete(chunk, min(FIRST, size), shown(path)), size, version
+
+    async def _range(self, path: str, start: int, end: int, version: Any) -> tuple[bytes, int, Any]:
+        """Bytes, the size of the whole object, and what tells this version of it from others."""
+        files = self.files
+        if self.kind == "s3":
+            bucket, key, _ = files.split_path(path)
+            given = {"IfMatch": version} if version else {}
+            reply = await files._call_s3(
+                "get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", **given
+            )
+            async with reply["Body"] as body:
+                data = await body.read()
+            return data, int(reply.get("ContentRange", "").rpartition("/")[2] or len(data)), reply.get("ETag")
+        if files.async_impl:
+            data = await files._cat_file(path, start=start, end=end)
+        else:
+            data = await asyncio.to_thread(files.cat_file, path, start, end)
+        if start == 0 and len(data) < end:
+            return data, len(data), None
+        info = await (files._info(path) if files.async_impl else asyncio.to_thread(files.info, path))
+        return data, info["size"], tuple(str(info.get(name)) for name in VERSION)
+
+    async def _translating(self, uri: str, work: Any) -> tuple[bytes, int, Any]:
+        used = self.files
+        try:
+            found: tuple[bytes, int, Any] = await work
+            return found
+        except FileNotFoundError as error:
+            raise FetchError("not_found", f"{shown(uri)}: no such object") from error
+        except IsADirectoryError as error:
+            raise FetchError("not_found", f"{shown(uri)}: a folder, not an object") from error
+        except self.errors as error:
+            trouble = translated(error, uri)
+            if trouble.kind == "credentials" and self.files is used:
+                self._open()
+            raise trouble from error
 
 
-async def read(uri: str, sink: Sink, *, store: Any, errors: Errors) -> None:
-    """Feeds the sink. Raises Passing for what is worth another attempt."""
-    try:
-        await _read(store, store._strip_protocol(uri), sink)
-    except FileNotFoundError as error:
-        raise FetchError("not_found", f"{shown(uri)}: no such object") from error
-    except IsADirectoryError as error:
-        raise FetchError("not_found", f"{shown(uri)}: a folder, not an object") from error
-    except PermissionError as error:
-        raise FetchError("denied", f"{shown(uri)}: access denied; check the credentials of the workers") from error
-    except errors as error:
-        raise _translated(error, uri) from error
-
-
-def _translated(error: Exception, uri: str) -> FetchError:
+def translated(error: Exception, uri: str) -> FetchError:
     """Libraries wrap each other; the names and codes in the chain tell what is the matter."""
     chain = f"{type(error).__name__} {error} {error.__cause__ or ''}"
+    if any(word in chain for word in STALE):
+        what = "the credentials of the workers have expired or are not valid; renew them and run again"
+        return Passing("credentials", f"{shown(uri)}: {what}", after_s=RENEWAL_S, attempts=RENEWALS)
+    if isinstance(error, PermissionError) or any(word in chain for word in DENIED):
+        return FetchError("denied", f"{shown(uri)}: access denied; check what the workers' credentials allow")
     if "Credential" in chain or "GoogleAuth" in chain:
         return FetchError("denied", f"{shown(uri)}: the workers have no credentials for this store")
     if "ValidationError" in chain or "Invalid bucket" in chain:
         return FetchError("uri", f"{shown(uri)}: not a name this store could have")
-    kind = "unavailable" if any(word in chain for word in PASSING) else "connection"
-    return Passing(kind, f"{shown(uri)}: {type(error.__cause__ or error).__name__}")
-
-
-async def _read(store: Any, path: str, sink: Sink) -> None:
-    try:
-        chunk = await _range(store, path, 0, FIRST)
-    except (OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError) or not any(word in str(error) for word in RANGES):
-            raise
-        return  # empty
-    if len(chunk) < FIRST:
-        return sink.feed(chunk)
-    info = await (store._info(path) if store.async_impl else asyncio.to_thread(store.info, path))
-    size = info["size"]
-    sink.expect(size)
-    sink.feed(chunk)
-    for start in range(FIRST, size, PART):
-        end = min(start + PART, size)
-        chunk = await _range(store, path, start, end)
-        if len(chunk) < end - start:
-            raise Passing("truncated", f"{sink.uri}: shorter than the store says")
-        sink.feed(chunk)
-
-
-async def _range(store: Any, path: str, start: int, end: int) -> bytes:
-    if store.async_impl:
-        return bytes(await store._cat_file(path, start=start, end=end))
-    return bytes(await asyncio.to_thread(store.cat_file, path, start, end))
+    if "PreconditionFailed" in chain or "(412)" in chain:
+        return Changed(shown(uri))
+    kind = "unavailable" if any(word in chain for word in BUSY) else "connection"
+    return Passing(kind, f"{shown(uri)}: {type(error.__cause__ or error).__name__}", attempts=ATTEMPTS)

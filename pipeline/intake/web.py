@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -20,8 +20,10 @@ from yarl import URL
 from pipeline.errors import FetchError
 from pipeline.intake.blob import Sink
 from pipeline.intake.guard import WEB, is_public, listed, named, shown
+from pipeline.intake.rest import FIRST, Changed, Rest, complete
 from pipeline.intake.retry import Passing
 
+T = TypeVar("T")
 HOPS = 5
 CHUNK = 1 << 18
 CONNECT_S, READ_S = 10.0, 20.0  # of silence; the row's deadline bounds the whole
@@ -99,15 +101,35 @@ def open_session(hosts: Sequence[str]) -> aiohttp.ClientSession:
     )
 
 
-async def read(uri: str, sink: Sink, *, session: aiohttp.ClientSession, hosts: Sequence[str]) -> None:
-    """Feeds the sink. Raises Passing for what is worth another attempt."""
+async def read(
+    uri: str, sink: Sink, *, session: aiohttp.ClientSession, hosts: Sequence[str], whole: bool = False
+) -> Rest | None:
+    """Feeds the sink. Gives the rest of a long video, unless `whole`, where the server lets one ask for parts."""
+
+    async def get(start: int, end: int) -> bytes:
+        headers = {"Range": f"bytes={start}-{end - 1}", "If-Range": version}
+        return await _asked(uri, lambda response: _part(response, start, end, version), headers, session, hosts)
+
+    size, version = await _asked(uri, lambda response: _take(response, sink, whole), {}, session, hosts)
+    return Rest(size, get) if size else None
+
+
+async def _asked(
+    uri: str,
+    take: Callable[[aiohttp.ClientResponse], Awaitable[T]],
+    headers: Mapping[str, str],
+    session: aiohttp.ClientSession,
+    hosts: Sequence[str],
+) -> T:
+    """One answer, wherever redirects lead. Raises Passing for what is worth another attempt."""
     url = parse(uri)
     try:
         for _ in range(HOPS + 1):
             check_url(url, hosts)
-            async with session.get(url, allow_redirects=False) as response:
+            async with session.get(url, allow_redirects=False, headers=headers) as response:
                 if response.status not in (301, 302, 303, 307, 308):
-                    return await _take(response, sink)
+                    _check(response, shown(uri))
+                    return await take(response)
                 url = _next(url, response)
     except aiohttp.InvalidURL as error:
         raise FetchError("uri", f"{shown(uri)}: not a URL") from error
@@ -138,17 +160,41 @@ def _next(url: URL, response: aiohttp.ClientResponse) -> URL:
     return target
 
 
-async def _take(response: aiohttp.ClientResponse, sink: Sink) -> None:
-    status, uri = response.status, sink.uri
+def _check(response: aiohttp.ClientResponse, uri: str) -> None:
+    status = response.status
     if status in PASSING:
         raise Passing("unavailable", f"{uri}: the server answers {status}", after_s=_after_s(response.headers))
-    if status != 200:
+    if status not in (200, 206):
         raise FetchError(
             REFUSALS.get(status, "refused"), f"{uri}: the server answers {status} {response.reason or ''}".rstrip()
         )
-    sink.expect(response.content_length or 0)
+
+
+async def _take(response: aiohttp.ClientResponse, sink: Sink, whole: bool) -> tuple[int, str]:
+    """All of it; or the beginning, and the size and the version of what may be had in parts."""
+    headers, size = response.headers, response.content_length or 0
+    sink.expect(size)
+    version = headers.get("ETag", "") or headers.get("Last-Modified", "")
+    parts = headers.get("Accept-Ranges") == "bytes" and "Content-Encoding" not in headers
     async for chunk in response.content.iter_chunked(CHUNK):
         sink.feed(chunk)
+        if parts and not whole and version[:2] not in ("", "W/") and sink.kind == "video" and size > sink.size >= FIRST:
+            return size, version
+    return 0, ""
+
+
+async def _part(response: aiohttp.ClientResponse, start: int, end: int, version: str) -> bytes:
+    uri = shown(str(response.url))
+    place = response.headers.get("Content-Range", "").partition("/")[0]
+    now = response.headers.get("ETag", "") or response.headers.get("Last-Modified", "")
+    if response.status != 206 or place != f"bytes {start}-{end - 1}" or now not in ("", version):
+        raise Changed(uri)
+    data = bytearray()
+    async for chunk in response.content.iter_chunked(CHUNK):
+        data += chunk
+        if len(data) > end - start:
+            raise Changed(uri)
+    return complete(bytes(data), end - start, uri)
 
 
 def _after_s(headers: Any) -> float:

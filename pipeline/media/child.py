@@ -43,6 +43,9 @@ def serve(wire: socket.socket) -> None:
                     source, Bounds(**message["bounds"]), moving=message["moving"]
                 )
                 reply = {"probe": asdict(opened.probe)}
+            elif message["do"] == "ranges":
+                ranges: Any = getattr(opened, "ranges", None)
+                reply = {"ranges": [ranges(indices) for indices in message["batches"]] if ranges else [None]}
             else:
                 assert opened
                 pixels = opened.read(message["indices"], tuple(message["size"]))

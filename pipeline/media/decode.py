@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError, PromptError
-from pipeline.intake.blob import Blob
+from pipeline.intake.blob import Blob, Holes
 from pipeline.job import Job
 from pipeline.media.decoder import MOST_CLIP_BYTES, Decoder
 from pipeline.media.kinds.base import Bounds, Probe
@@ -24,6 +24,8 @@ from pipeline.media.sample import frames, image_ask, pages, times, video_ask, wi
 from pipeline.model.families.base import Family
 from pipeline.types import Ask, Clip, Medium, Size
 
+FRAME_S = 0.25  # that a frame may take beyond the row's time: of a long video, a second of full HD is decoded for each
+BATCH = 32  # frames
 MOST_PAGES = 100  # of one document in one row
 
 
@@ -67,7 +69,7 @@ class Eyes:
         kind, moving = choose(medium.kind, blob.kind)
         probe = self._open(blob, kind, moving, ends)
         if probe.kind == "video":
-            return [self._video(probe, medium.ask, blob.uri, ends)]
+            return [self._video(probe, medium.ask, blob, ends)]
         ask, clips = image_ask(self.media, medium.ask), []
         for page in pages(blob.pages, len(probe.sizes), MOST_PAGES):
             pixels = self.decoder.read([page], self.family.image_size(probe.sizes[page], ask), ends=ends)
@@ -80,13 +82,29 @@ class Eyes:
             raise DecodeError("empty", "the file is empty")
         return self.decoder.open(blob, kind, moving=moving, ends=ends)
 
-    def _video(self, probe: Probe, wish: Ask, uri: str, ends: float) -> Clip:
+    def _video(self, probe: Probe, wish: Ask, blob: Blob, ends: float) -> Clip:
         ask = video_ask(self.media, wish)
         indices = frames(self.family, probe, ask)
         size = self._video_size(probe.sizes[0], len(indices), ask)
-        pixels = self.decoder.read(indices, size, ends=ends)
+        ends += FRAME_S * len(indices)
+        if blob.holes:
+            pixels = self._with_holes(blob.holes, indices, size, ends)
+        else:
+            pixels = self.decoder.read(indices, size, ends=ends)
         fps = len(indices) / len(window(probe, ask)) * probe.fps
-        return Clip("video", pixels, probe.sizes[0], uri, times(probe, indices), fps)
+        return Clip("video", pixels, probe.sizes[0], blob.uri, times(probe, indices), fps)
+
+    def _with_holes(self, holes: Holes, indices: Sequence[int], size: Size, ends: float) -> NDArray[np.uint8]:
+        """Some frames are decoded while the bytes of the next are on their way."""
+        batches = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
+        pixels = []
+        for batch, arrived in zip(batches, holes.fill(self.decoder.ranges(batches, ends=ends)), strict=True):
+            try:
+                arrived.result(max(ends - time.monotonic(), 0.001))
+            except TimeoutError as error:
+                raise DecodeError("deadline", "its frames are not here yet; raise limits.deadline_s") from error
+            pixels.append(self.decoder.read(batch, size, ends=ends))
+        return np.concatenate(pixels)
 
     def _video_size(self, source: Size, frames: int, ask: Ask) -> Size:
         width, height = self.family.video_size(source, frames, ask)

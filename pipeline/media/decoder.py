@@ -13,14 +13,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError, PipelineError
-from pipeline.intake.blob import Blob
+from pipeline.intake.blob import Blob, Ranges
 from pipeline.media.kinds.base import Bounds, Probe
 from pipeline.media.wire import receive, send
 from pipeline.types import Size
@@ -50,7 +50,7 @@ class Decoder:
             "kind": kind,
             "path": str(blob.path or ""),
             "moving": moving,
-            "bounds": asdict(self.bounds),
+            "bounds": asdict(replace(self.bounds, holes=blob.holes is not None)),
         }
         found = self._ask(message, ends=ends, data=blob.data or b"")[0]["probe"]
         sizes = tuple((width, height) for width, height in found["sizes"])
@@ -59,6 +59,13 @@ class Decoder:
     def read(self, indices: Sequence[int], size: Size, *, ends: float) -> NDArray[np.uint8]:
         reply, pixels = self._ask({"do": "read", "indices": [*indices], "size": size}, ends=ends)
         return np.frombuffer(pixels, np.uint8).reshape(reply["shape"])
+
+    def ranges(self, batches: Sequence[Sequence[int]], *, ends: float) -> list[Ranges]:
+        """Which bytes of the file that is open hold the frames of each batch."""
+        found = self._ask({"do": "ranges", "batches": batches}, ends=ends)[0]["ranges"]
+        if None in found:
+            raise DecodeError("holes", "does not say where its frames are")
+        return [[(start, end) for start, end in ranges] for ranges in found]
 
     def close(self) -> None:
         self.wire.close()

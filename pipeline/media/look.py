@@ -1,5 +1,6 @@
 """A Medium -> Clips: fetched, decoded, resized. What may go wrong is a FetchError, DecodeError or PromptError.
 
+What cannot be said of a video with holes in it is asked once more of all of it.
 A list, because a document is several pictures: they take the place of the one medium in its turn.
 """
 
@@ -8,10 +9,13 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 
+from pipeline.errors import DecodeError, FetchError
 from pipeline.intake.fetch import Fetcher
 from pipeline.media.decode import Eyes
 from pipeline.meter import Meter
 from pipeline.types import Clip, Medium
+
+UNSURE = ("holes", "frames", "undecodable", "empty", "no_video", "changed")  # of a file with holes: it is read whole
 
 
 def look(
@@ -26,8 +30,16 @@ def look(
                 arrived.enter_context(fetcher.fetch(each, deadline_s=ends - time.monotonic()))
                 for each in sources(medium)
             ]
-        with meter.on("decode"):
-            return eyes.look(medium, blobs, deadline_s=ends - time.monotonic())
+        try:
+            with meter.on("decode"):
+                return eyes.look(medium, blobs, deadline_s=ends - time.monotonic())
+        except (DecodeError, FetchError) as error:
+            if not (error.kind in UNSURE and isinstance(medium.source, str) and blobs[0].holes):
+                raise
+    with meter.on("fetch"):
+        blob = fetcher.fetch(medium.source, deadline_s=ends - time.monotonic(), whole=True)
+    with blob, meter.on("decode"):
+        return eyes.look(medium, [blob], deadline_s=ends - time.monotonic())
 
 
 def sources(medium: Medium) -> tuple[str | bytes, ...]:

@@ -329,6 +329,6 @@ def test_a_full_disk_is_named_and_not_taken_for_the_network(fetcher, server, mon
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.intake.blob.os.write", full)
+    monkeypatch.setattr("pipeline.intake.blob.os.pwrite", full)
     error = refused(fetcher, f"http://{server}/video")
     assert (error.kind, Behaviour.seen["/video"]) == ("disk", 1)

@@ -9,9 +9,8 @@ from moto.server import ThreadedMotoServer
 
 from pipeline.errors import FetchError
 from pipeline.intake import retry, store
-from pipeline.intake.blob import Sink
 from pipeline.intake.fetch import Fetcher
-from pipeline.job import Job, Limits
+from pipeline.job import Job
 
 JPEG = b"\xff\xd8" + bytes(range(256)) * 8
 MP4 = b"\0\0\0\x20ftypisom" + bytes(range(256)) * 20_000  # 5 MB: more than one read
@@ -84,33 +83,9 @@ def test_an_object_over_the_limit_is_refused_by_its_size(bucket):
     assert refusal.value.kind == "too_large"
 
 
-class Flaky:
-    """A store that says an object is longer than what it gives."""
-
-    async_impl = True
-
-    def _strip_protocol(self, uri):
-        return uri
-
-    async def _cat_file(self, path, start, end):
-        return MP4[start:end]
-
-    async def _info(self, path):
-        return {"size": len(MP4) + 1}
-
-
-def test_a_short_read_is_worth_another_attempt(tmp_path):
-    import asyncio
-
-    sink = Sink("s3://b/k", limits=Limits(), folder=tmp_path, name="0")
-    with pytest.raises(retry.Passing) as trouble:
-        asyncio.run(store.read("s3://b/k", sink, store=Flaky(), errors=(OSError,)))
-    assert trouble.value.kind == "truncated"
-    sink.drop()
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("scheme", ["gs", "az", "oss"])
-def test_a_store_whose_package_is_missing_is_named(scheme):
-    with pytest.raises(FetchError, match="package"):
-        store.open_store(scheme)
+@pytest.mark.parametrize(("scheme", "package"), [("gs", "vlbatch[gcs]"), ("az", "vlbatch[azure]"), ("oss", "ossfs")])
+def test_a_store_whose_package_is_missing_is_named(scheme, package):
+    with pytest.raises(FetchError) as refusal:
+        store.Store(scheme)
+    assert refusal.value.kind == "package"
+    assert f"pip install '{package}'" in refusal.value.message

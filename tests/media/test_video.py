@@ -194,3 +194,18 @@ def test_broken_frames_are_an_error_or_their_neighbours(see, see_with, folder):
         see(bytes(data), frames=8)
     (clip,) = see_with(a_job(tolerate_truncated=True, video={"max_frames": 8}))(bytes(data), frames=8)
     assert len(clip.pixels) == 8
+
+
+def test_frames_that_an_edit_list_cuts_off_are_not_counted_and_still_leaned_on(folder):
+    path = film(folder / "edited.mp4", 60, bf="0")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"elst") + 4 + 4 + 4 + 4
+    data[at : at + 4] = struct.pack(">i", struct.unpack(">i", data[at : at + 4])[0] + 5 * 1024)
+    assert struct.unpack(">i", data[data.index(b"mdhd") + 16 : data.index(b"mdhd") + 20])[0] == 10240
+    path.write_bytes(data)
+    frames = whole(path)
+    reader = av_reader.open_video(path, BOUNDS)
+    assert len(reader.times) == len(frames) == 55
+    for index, pixels in reader.frames([0, 3, 30]):
+        assert np.array_equal(pixels, frames[index])
+        assert frame_number(pixels.transpose(2, 0, 1)) == index + 5

@@ -1,33 +1,37 @@
 """A video file -> its frames, through PyAV (FFmpeg).
 
-Bit-exact shortcuts: a jump to the nearest key frame, and frames that nothing refers to are not decoded
-unless they are wanted. Where a jump lands wrong (streams without an index), all is read from the start.
+Bit-exact shortcuts: a jump to the key frame before a wanted frame, nothing decoded after it, and frames that
+nothing refers to left out. Where a jump lands wrong (streams without an index), all is read from the start.
+A file with holes is read only where that was announced: what a hole holds is no video.
 FFmpeg may open nothing but this file: playlists, which name other files and hosts, are no format here.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import av
 import numpy as np
+from av.packet import Packet as AvPacket
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError
 from pipeline.media.kinds.base import Bounds, too_long
+from pipeline.media.kinds.packets import Packet, Run, Table
 
 Frame = NDArray[np.uint8]
 FORMATS = "mov,matroska,webm,avi,flv,asf,mpegts,mpeg,mpegvideo,h264,hevc,yuv4mpegpipe,ogg,ivf,gif"
 OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+UNPARSED = {**OPTIONS, "fflags": "noparse"}  # packets as the container lists them, whatever is in them
 
 
 class Av:
     def __init__(self, path: Path, bounds: Bounds):
         self.path, self.bounds = path, bounds
-        self._open()
+        self._open(UNPARSED if bounds.holes else OPTIONS)
         bounds.check((self.codec.width, self.codec.height), moving=True)
         length_s = (self.container.duration or 0) / av.time_base
         if length_s > bounds.duration_s:
@@ -35,14 +39,18 @@ class Av:
         self._index()
         rate = self.stream.average_rate or self.stream.guessed_rate
         self.fps = float(rate) if rate else 0.0
-        first = next((frame for frame in self._decoded(None)), None)
+        if bounds.holes:
+            self._reopen()
+        first = next((frame for _, frame in self._walk([0], leap=bounds.holes)), None) if self.times else None
+        if first is None and bounds.holes:
+            raise DecodeError("holes", "its first frame is not among the bytes that were read")
         turned = first is not None and first.rotation % 180 == 90
         self.turns = (first.rotation if first else 0) // 90
         size = (first.width, first.height) if first else (self.codec.width, self.codec.height)
         self.size = (size[1], size[0]) if turned else size
 
-    def _open(self) -> None:
-        self.container = av.open(str(self.path), options=OPTIONS, metadata_errors="replace")
+    def _open(self, options: dict[str, str] = OPTIONS) -> None:
+        self.container = av.open(str(self.path), options=options, metadata_errors="replace")
         found = [each for each in self.container.streams.video if "attached_pic" not in str(each.disposition)]
         if not found:
             raise DecodeError("no_video", "a file without a video track")
@@ -51,73 +59,86 @@ class Av:
         if self.codec is None:
             raise DecodeError("codec", "no decoder for this kind of video")
         self.codec.thread_count = self.bounds.threads
+        self.codec.thread_type = "AUTO" if self.bounds.threads > 1 else "SLICE"
 
     def _index(self) -> None:
         """Where every frame is in time. Streams that do not say are read in order, evenly spaced."""
-        packets = [
-            (packet.pts, packet.is_keyframe)
-            for packet in self.container.demux(self.stream)
-            if packet.size and not packet.is_discard
-        ]
-        known = [pts for pts, _ in packets if pts is not None]
-        self.ordered = len(known) == len(packets) == len(set(known))
-        self.stamps = sorted(known) if self.ordered else [*range(len(packets))]
-        self.keys = sorted(pts for pts, key in packets if key and pts is not None) if self.ordered else []
+        self.table = Table(
+            [
+                Packet(each.pts, each.is_keyframe, not each.is_discard, -1 if each.pos is None else each.pos, each.size)
+                for each in self.container.demux(self.stream)
+                if each.size
+            ]
+        )
         base = float(self.stream.time_base or 1)
         rate = float(self.stream.average_rate or 25)
-        self.times = [stamp * base if self.ordered else stamp / rate for stamp in self.stamps]
+        self.times = [stamp * base if self.table.ordered else stamp / rate for stamp in self.table.stamps]
+
+    def ranges(self, indices: Sequence[int]) -> list[tuple[int, int]] | None:
+        return self.table.ranges(indices)
 
     def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Frame]]:
-        wanted = {self.stamps[index]: index for index in indices}
-        for leap in (True, False) if self.ordered else (False,):
-            for stamp, frame in self._walk(sorted(wanted), leap):
+        wanted = {self.table.stamps[index]: index for index in indices}
+        if self.bounds.holes:
+            self._reopen()  # forgets what it read where there was nothing yet
+        for leap in (True, False) if self.table.ordered else (False,):
+            for stamp, frame in self._walk(sorted(wanted.values()), leap=leap):
                 if stamp in wanted:
                     yield wanted.pop(stamp), self._pixels(frame)
-            if not wanted:
+            if not wanted or self.bounds.holes:
                 return
 
     def _pixels(self, frame: VideoFrame) -> Frame:
         return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), self.turns))
 
-    def _walk(self, wanted: list[int], leap: bool) -> Iterator[tuple[int, VideoFrame]]:
-        """Frames from the start, or, leaping, from one key frame before each that is wanted."""
-        if not leap:
-            for number, frame in enumerate(self._decoded(None, {*wanted} if self.ordered else None)):
-                yield (frame.pts if self.ordered and frame.pts is not None else number), frame
+    def _walk(self, indices: Sequence[int], *, leap: bool) -> Iterator[tuple[int, VideoFrame]]:
+        """Frames, those wanted among them: of all there is, or, leaping, of the runs alone."""
+        ordered = self.table.ordered
+        wanted = {self.table.stamps[index] for index in indices} if ordered else None
+        if leap and ordered:
+            for run in self.table.runs(indices):
+                self.container.seek(self.table.packets[run.first].stamp or 0, stream=self.stream)
+                yield from ((frame.pts, frame) for frame in self._decoded(wanted, run) if frame.pts is not None)
             return
-        while wanted:
-            key = self._key(wanted[0])
-            for frame in self._decoded(key, {*wanted}):
-                if frame.pts is None:
-                    continue
-                yield frame.pts, frame
-                while wanted and wanted[0] <= frame.pts:
-                    wanted = wanted[1:]
-                ahead = self._key(wanted[0]) if wanted else None
-                if not wanted or (ahead is not None and ahead != key and ahead > frame.pts):
-                    break
-            else:
-                return
+        self._reopen()
+        for number, frame in enumerate(self._decoded(wanted, None)):
+            yield (frame.pts if ordered and frame.pts is not None else number), frame
 
-    def _key(self, stamp: int) -> int | None:
-        at = bisect_right(self.keys, stamp)
-        return self.keys[at - 1] if at else None
+    def _reopen(self) -> None:
+        self.container.close()
+        self._open()
 
-    def _decoded(self, start: int | None, wanted: set[int] | None = None) -> Iterator[VideoFrame]:
-        """Decodes on from a stamp, or from the very start. Broken packets are passed over."""
-        if start is None:
-            self.container.close()
-            self._open()
-        else:
-            self.container.seek(start, stream=self.stream)
-        self.codec.skip_frame = "DEFAULT"
-        for packet in self.container.demux(self.stream):
-            if wanted is not None and packet.pts is not None:
-                self.codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+    def _decoded(self, wanted: set[int] | None, run: Run | None) -> Iterator[VideoFrame]:
+        """Decodes on from where the file stands. Broken packets are passed over."""
+        skip: Literal["DEFAULT", "NONREF"] = "DEFAULT"
+        self.codec.skip_frame = skip
+        for packet in self._packets(run):
+            if wanted is not None and packet is not None and packet.pts is not None:
+                need: Literal["DEFAULT", "NONREF"] = "DEFAULT" if packet.pts in wanted else "NONREF"
+                if need != skip:
+                    self.codec.skip_frame = skip = need
             try:
-                yield from self.codec.decode(packet if packet.size else None)
+                yield from self.codec.decode(packet)
             except av.error.InvalidDataError:
                 continue
+
+    def _packets(self, run: Run | None) -> Iterator[AvPacket[Any] | None]:
+        """Those of the run, or all that follow; None, which has the decoder give what it holds back."""
+        following = run.first if run else 0
+        for packet in self.container.demux(self.stream):
+            if run and packet.size:
+                number = -1 if packet.pts is None else self.table.number.get(packet.pts, -1)
+                if number < following:
+                    continue
+                if number > following:  # landed too late
+                    break
+                following += 1
+            yield packet if packet.size else None
+            if not packet.size:
+                return
+            if run and following > run.last:
+                break
+        yield None
 
     def close(self) -> None:
         self.container.close()

@@ -28,6 +28,7 @@ class Bounds:
     threads: int = 1
     fast: bool = False  # JPEGs at reduced scale
     tolerate: bool = False  # cut-off pictures: what there is of them
+    holes: bool = False  # of a video only part of the bytes is there yet
 
     def check(self, size: Size, *, moving: bool) -> None:
         most = self.frame_pixels if moving else self.image_pixels

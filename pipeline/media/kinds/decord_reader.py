@@ -18,6 +18,8 @@ class Decord:
     """Frames one by one: a batch of them at full size would be the largest thing in memory."""
 
     def __init__(self, path: Path, bounds: Bounds):
+        if bounds.holes:
+            raise DecodeError("holes", "decord reads a file whole")
         self.video: Any = decord.VideoReader(str(path), num_threads=bounds.threads)
         self.fps = float(self.video.get_avg_fps())
         count = len(self.video)
@@ -28,6 +30,9 @@ class Decord:
     def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         for index in indices:
             yield index, self.video[index].asnumpy()
+
+    def ranges(self, indices: Sequence[int]) -> None:
+        return None
 
     def close(self) -> None:
         del self.video

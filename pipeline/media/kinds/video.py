@@ -35,6 +35,10 @@ class Reader(Protocol):
         """Ascending; those that cannot be decoded are left out."""
         ...
 
+    def ranges(self, indices: Sequence[int]) -> list[tuple[int, int]] | None:
+        """Where in the file they and what they lean on are; None where that is not known."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -57,10 +61,13 @@ class Video:
             self._fill(pixels, order, missing)
         return pixels if [*indices] == order else pixels[[place[index] for index in indices]]
 
+    def ranges(self, indices: Sequence[int]) -> list[tuple[int, int]] | None:
+        return self.reader.ranges(sorted(set(indices)))
+
     def _fill(self, pixels: NDArray[np.uint8], order: list[int], missing: list[int]) -> None:
         """With `tolerate_truncated`, the nearest frame stands in for one that is broken."""
         good = [at for at, index in enumerate(order) if index not in set(missing)]
-        if not good or not self.bounds.tolerate:
+        if not good or not self.bounds.tolerate or self.bounds.holes:
             raise DecodeError(
                 "frames",
                 f"{len(missing)} of {len(order)} frames are broken, the first is number {missing[0]}; "
