@@ -31,22 +31,22 @@ class Head(Blob):
 class Heads(Fetcher):
     """A Fetcher that brings beginnings."""
 
-    async def _reach(self, source: str) -> Blob:
+    async def _reach(self, source: str, whole: bool = False) -> Blob:
         kind = scheme(source)
         uri, pages = split_pages(source)
-        if pages or kind in WEB:
-            return await super()._reach(source)
+        if whole or pages or kind in WEB:
+            return await super()._reach(source, whole)
         if kind == "file":
             data, size = await asyncio.to_thread(beginning, local(uri, self.roots))
         else:
-            return await super()._reach(source)
+            return await super()._reach(source, whole)
         if len(data) == size or not data.startswith(EARLY):
-            return await super()._reach(source)
+            return await super()._reach(source, whole)
         check_bytes(size, "image", uri=shown(uri), limits=self.limits)
         return Head(shown(uri), "image", data=data, whole=lambda: self._whole(source))
 
     def _whole(self, source: str) -> Blob:
-        future: Future[Blob] = asyncio.run_coroutine_threadsafe(super()._reach(source), self.loop)
+        future: Future[Blob] = asyncio.run_coroutine_threadsafe(super()._reach(source, True), self.loop)
         try:
             return future.result(self.limits.deadline_s)
         except TimeoutError as error:

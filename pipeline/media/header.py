@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError
-from pipeline.intake.blob import Blob
+from pipeline.intake.blob import Blob, Ranges
 from pipeline.intake.heads import Head
 from pipeline.media.decoder import Decoder
 from pipeline.media.kinds.base import Probe
@@ -30,6 +30,9 @@ class Header(Decoder):
                 pass  # perhaps only because the rest is missing
         with blob.whole() as all_of_it:
             return super().open(all_of_it, kind, moving=moving, ends=ends)
+
+    def ranges(self, batches: Sequence[Sequence[int]], *, ends: float) -> list[Ranges]:
+        return [[] for _ in batches]
 
     def read(self, indices: Sequence[int], size: Size, *, ends: float) -> NDArray[np.uint8]:
         return np.broadcast_to(np.zeros((), np.uint8), (len(indices), 3, size[1], size[0]))
