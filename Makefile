@@ -1,11 +1,11 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-vllm lint bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.ready ## a virtual environment with everything in it, at the versions of infra/constraints.txt
 
@@ -20,6 +20,9 @@ demo: .venv/.ready ## a job on the built-in model, from pictures to a Parquet ta
 
 test: .venv/.ready ## all tests
 	$(BIN)/python -m pytest -q
+
+test-vllm: ## the tests of the vllm engine and of vLLM's server, with the Python that has vLLM: VLLM=path/to/python
+	PYTHONPATH=. $(or $(VLLM),python) -m pytest -q -m vllm tests/model/engines/test_vllm.py tests/contracts/test_engines.py
 
 lint: .venv/.ready ## ruff, and mypy --strict
 	$(BIN)/ruff check .

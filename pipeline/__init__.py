@@ -69,6 +69,13 @@ model: Clips and text -> Request -> Reply
     model/generate.py                Requests -> Replies, in any order
     model/engines/base.py            the seam: Requests -> tokens
     model/engines/scripted.py        replies by rule, without a model
+    model/engines/ending.py          a reply that was cut off -> the same, ended
+    model/engines/vllm.py            vLLM's engine in the same process
+    model/engines/http/__init__.py   any server that speaks the OpenAI protocol
+    model/engines/http/message.py    a Request -> the body of a chat completion
+    model/engines/http/caller.py     a body -> the server's answer, however often it has to be asked
+    model/engines/http/gate.py       how many requests are under way
+    model/engines/http/verdict.py    what came back -> a Reply, or what has to happen next
     model/engines/torch/__init__.py  our engine
     model/engines/torch/rank.py      one process of a replica: its share, its cache, what it saw
     model/engines/torch/crew.py      the other processes of a replica: started, told, never outliving it

@@ -22,7 +22,7 @@ from pipeline.intake.fetch import Fetcher
 from pipeline.intake.manifest import Chunk, File, rows_of
 from pipeline.intake.read import read
 from pipeline.intake.sources import Source
-from pipeline.job import Job
+from pipeline.job import HttpEngine, Job
 from pipeline.media.decode import FRAME_S, Eyes
 from pipeline.media.decoder import Decoder
 from pipeline.media.look import look, sources
@@ -161,6 +161,10 @@ class Answerer:
         self.family = open_family(work)
         self.desk = Desk(find(ENGINES, work.job.engine.kind, "engine.kind").open(work.job))
         self.meter = self.desk.meter
+        self.coordinates, self.times = self.family.coordinates, self.family.times
+        if isinstance(work.job.engine, HttpEngine):  # frames go there as pictures, each with its time in the file
+            self.coordinates = work.job.engine.coordinates or self.coordinates
+            self.times = "source" if work.job.engine.video == "frames" else self.times
 
     def answer(self, entries: Sequence[Entry]) -> list[Outcome]:
         """One row or failure for every entry, in order."""
@@ -178,8 +182,8 @@ class Answerer:
             request,
             reply,
             schema=self.work.schema,
-            family_coordinates=self.family.coordinates,
-            family_times=self.family.times,
+            family_coordinates=self.coordinates,
+            family_times=self.times,
             attempts=attempts,
         )
 

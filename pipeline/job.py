@@ -1,7 +1,6 @@
 """A job, as pydantic models: every key, its type, its default and what it means. The only place.
 
 `pipeline.jobfile` reads one from YAML; `python -m pipeline check --explain` prints this file.
-A key marked `soon` is parsed and refused, so that a job never runs without what it asked for.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-def key(text: str, default: Any = ..., *, soon: bool = False, answers: bool = True, **more: Any) -> Any:
+def key(text: str, default: Any = ..., *, answers: bool = True, **more: Any) -> Any:
     """A key with its one-line meaning. `answers`: a change of it changes what a model would say."""
-    return Field(default, description=text, json_schema_extra={"soon": soon, "answers": answers}, **more)
+    return Field(default, description=text, json_schema_extra={"answers": answers}, **more)
 
 
 class Section(BaseModel):
@@ -96,7 +95,7 @@ class Model(Section):
 
 
 class TorchEngine(Section):
-    kind: Literal["torch"] = key("our own engine, on torch and transformers", "torch")
+    kind: Literal["torch"] = key("our own engine, on torch and transformers", "torch", answers=False)
     slots: Positive | None = key("rows decoded at once; default: by memory", None, answers=False)
     kv_tokens: Positive | None = key("tokens of key-value cache; default: by memory", None, answers=False)
     patches: Positive | None = key("vision patches encoded in one call; default: by memory", None, answers=False)
@@ -113,16 +112,47 @@ class ScriptedEngine(Section):
 
 
 class VllmEngine(Section):
+    """Any other argument of vLLM's engine is passed on; one that vLLM does not know is refused."""
+
     model_config = ConfigDict(extra="allow", frozen=True)
-    kind: Literal["vllm"] = key("vLLM's engine in the same process", soon=True)
+    kind: Literal["vllm"] = key("vLLM's engine inside the replica (pip install vlbatch[vllm])", answers=False)
+    max_num_seqs: Positive | None = key("rows decoded at once; default: vLLM's", None, answers=False)
+    max_num_batched_tokens: Positive | None = key("tokens computed in one step; default: vLLM's", None, answers=False)
+    gpu_memory_utilization: Fraction | None = key("share of the GPU's memory; default: vLLM's", None, answers=False)
+    enforce_eager: bool = key("no CUDA graphs: starts sooner, runs slower", False, answers=False)
+
+
+class Price(Section):
+    input: float = key("of a million prompt tokens", 0.0, ge=0)
+    output: float = key("of a million answered tokens", 0.0, ge=0)
 
 
 class HttpEngine(Section):
-    kind: Literal["http"] = key("any server that speaks the OpenAI protocol", soon=True)
-    url: str = key("its address, up to /v1")
-    model: str | None = key("the model's name there", None)
+    kind: Literal["http"] = key("any server that speaks the OpenAI protocol", answers=False)
+    url: str = key("its address, up to /v1", answers=False, pattern="^https?://")
+    model: str | None = key("the model's name there; default: the only one it serves", None)
     api_key: SecretStr | None = key("from the environment: ${KEY}", None, answers=False)
     concurrency: Positive = key("requests under way at once", 64, answers=False)
+    timeout_s: float = key("for one request, to its last byte", 600.0, gt=0, answers=False)
+    patience_s: float = key("of waits in which a busy or absent server is asked again", 900.0, gt=0, answers=False)
+    send: Literal["pixels", "uri"] = key(
+        "what the server gets: our pixels; or the URIs of pictures on the web, which it fetches and resizes itself",
+        "pixels",
+    )
+    jpeg: int | None = key(
+        "send pixels as JPEG of this quality; default: as PNG, which loses nothing", None, ge=1, le=100
+    )
+    video: Literal["frames", "native"] = key(
+        "frames as pictures with their times, or one video as vLLM reads it", "frames"
+    )
+    coordinates: Literal["pixels", "thousandths"] | None = key(
+        "how the model there writes boxes: pixels of what it was sent, or 0..1000; default: as model.weights", None
+    )
+    guide: Literal["auto", "json_schema", "guided_json", "json_object", "none"] = key(
+        "how the schema is sent; auto: the first of these that the server takes", "auto", answers=False
+    )
+    price: Price | None = key("what tokens cost, in your currency", None, answers=False)
+    body: dict[str, Any] = key("more keys of each request's body; null takes one of ours away", {})
 
 
 Engine = Annotated[TorchEngine | ScriptedEngine | VllmEngine | HttpEngine, Field(discriminator="kind")]

@@ -65,8 +65,6 @@ def parse(
     try:
         if not secrets:  # what is wrong elsewhere is said with the value that was given
             job = Job.model_validate(values)
-            found = [(where, f"{value}: this version cannot do that yet") for where, value in soon(job)]
-            problems += [f"{place(name, where, lines)}{dotted(where)}: {text}" for where, text in found]
     except ValidationError as error:
         problems += [place(name, (loc := location(e["loc"], values)), lines) + explain(loc, e) for e in error.errors()]
     if problems:
@@ -193,16 +191,6 @@ def engine_kinds() -> list[str]:
     return [str(section.model_fields["kind"].annotation.__args__[0]) for section in sections(annotation)]  # type: ignore[union-attr]
 
 
-def soon(section: BaseModel, at: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
-    """Keys that were given and that this version only parses."""
-    for name, field in type(section).model_fields.items():
-        value, here = getattr(section, name), (*at, field.alias or name)
-        if marked_soon(field) and name in section.model_fields_set and value != field.default:
-            yield here, value
-        elif isinstance(value, BaseModel):
-            yield from soon(value, here)
-
-
 def answering(section: BaseModel) -> dict[str, Any]:
     """What a job says that changes an answer: only values that differ from the defaults."""
     out: dict[str, Any] = {}
@@ -214,18 +202,21 @@ def answering(section: BaseModel) -> dict[str, Any]:
         inner = answering(value) if isinstance(value, BaseModel) else value
         if inner != {}:
             out[field.alias or name] = inner
-    return out
+    return out | (section.model_extra or {})
 
 
 def question(job: Job, *, weights: str, schema: str | None) -> dict[str, Any]:
-    """All that decides what the model would say to a row. `weights` and `schema` stand for their content."""
+    """All that decides what the model would say to a row. `weights` and `schema` stand for their content.
+
+    The kind of engine is not in it, for engines run the same weights; a server's name for other weights is.
+    """
     said = answering(job)
     said.setdefault("model", {})["weights"] = weights
     if schema is not None:
         said.setdefault("answer", {})["schema"] = schema
-    if job.engine.kind != "scripted":
-        said.pop("engine", None)
-    return said
+    if said.get("engine", {}).get("model") == job.model.weights:
+        del said["engine"]["model"]
+    return {name: each for name, each in said.items() if each}
 
 
 def fingerprint(said: Mapping[str, Any]) -> str:
@@ -240,12 +231,7 @@ def reference(section: type[BaseModel], depth: int = 0) -> Iterator[str]:
         default = (
             "needed" if field.is_required() else "" if inner else f"default {json.dumps(field.default, default=str)}"
         )
-        notes = [note for note in (default, "not yet" if marked_soon(field) else "") if note]
-        suffix = f"  [{'; '.join(notes)}]" if notes else ""
+        suffix = f"  [{default}]" if default else ""
         yield f"{'  ' * depth}{field.alias or name}: {field.description}{suffix}"
         for each in inner:
             yield from reference(each, depth + 1)
-
-
-def marked_soon(field: Any) -> bool:
-    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("soon"))

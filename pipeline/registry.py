@@ -27,6 +27,8 @@ FAMILIES = {  # by `model_type` in a checkpoint's config.json
 }
 ENGINES = {  # by `engine.kind`
     "torch": "pipeline.model.engines.torch:Torch",
+    "vllm": "pipeline.model.engines.vllm:Vllm",
+    "http": "pipeline.model.engines.http:Http",
     "scripted": "pipeline.model.engines.scripted:Scripted",
 }
 SCHEMAS = {  # by `answer.schema`

@@ -136,6 +136,7 @@ class Reply:
     tokens: int = 0
     thinking: str | None = None
     logprob: float | None = None  # mean log-probability of the tokens of the answer
+    prompt_tokens: int | None = None  # as a server counts them, where one does
 
 
 @dataclass(frozen=True, slots=True)

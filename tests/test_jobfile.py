@@ -99,19 +99,6 @@ def test_a_key_given_twice():
     assert "job.yaml:9: answer.top_k: is given twice" in message
 
 
-@pytest.mark.parametrize(
-    ("change", "key"),
-    [
-        ("engine={kind: vllm}", "engine.kind"),
-        ("engine={kind: http, url: 'http://a/v1'}", "engine.kind"),
-    ],
-)
-def test_what_cannot_be_done_yet_is_refused(change, key):
-    message = wrong(LEAST, changes=[change])
-    assert f"{key}: " in message
-    assert "cannot do that yet" in message
-
-
 @pytest.mark.parametrize("changes", [{"gpus": 1}, {"gpus": 2, "tensor_parallel": 4}, {"gpus": 2, "tensor_parallel": 1}])
 def test_a_replica_has_as_many_gpus_as_its_model_has_shares(changes):
     shares = changes.get("tensor_parallel", 2)
@@ -141,3 +128,21 @@ def test_what_changes_an_answer_changes_the_fingerprint():
     marks = [mark(parse(LEAST, changes=[change])) for change in changes]
     marks += [mark(job), mark(job, weights="v"), mark(job, schema="{}")]
     assert len(set(marks)) == len(marks)
+
+
+def test_the_kind_of_engine_is_no_part_of_the_question_but_other_weights_are():
+    def asked(engine: str) -> str:
+        return mark(parse(LEAST + f"engine: {engine}\n", environment={"KEY": "k"}))
+
+    ours = asked("{slots: 4}")
+    same = ["{kind: vllm, max_num_seqs: 8}", "{kind: http, url: 'http://a/v1', api_key: '${KEY}', jpeg: null}"]
+    same.append("{kind: http, url: 'http://b/v1', model: 'builtin:tiny', concurrency: 3}")
+    assert {asked(engine) for engine in same} == {ours}
+    others = ["{kind: vllm, quantization: fp8}", "{kind: http, url: 'http://a/v1', jpeg: 80}"]
+    others += ["{kind: http, url: 'http://a/v1', model: big}", "{kind: http, url: 'http://a/v1', body: {top_p: 0.5}}"]
+    assert len({ours, *map(asked, others)}) == 5
+
+
+def test_a_key_is_neither_in_the_question_nor_in_the_stored_job():
+    job = parse(LEAST + "engine: {kind: http, url: 'http://a/v1', api_key: '${KEY}'}\n", environment={"KEY": "hunter2"})
+    assert "hunter2" not in job.model_dump_json() + repr(job) + str(question(job, weights="w", schema=None))

@@ -8,12 +8,12 @@ one caller's batch is no barrier for another's. An exception of the engine reach
 from __future__ import annotations
 
 import queue
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from threading import Thread
 
+from pipeline.errors import PipelineError
 from pipeline.meter import Meter
 from pipeline.model.engines.base import Engine
 from pipeline.types import Failure, Reply, Request
@@ -75,8 +75,12 @@ class Desk:
                     answers = self.engine.step()
                 for answer in answers:
                     self.underway.pop(answer.id).set_result(answer)
-        finally:  # whoever waits must not wait for ever
-            self.abandon(sys.exception() or RuntimeError("the engine was closed before it answered"))
+            self.abandon(RuntimeError("the engine was closed before it answered"))
+        except PipelineError as error:  # for people: whoever waits shows it
+            self.abandon(error)
+        except BaseException as error:
+            self.abandon(error)  # whoever waits must not wait for ever
+            raise
 
     def admit(self) -> bool:
         """Take what has come in, as far as there is room; idle, wait for it. False at the end."""

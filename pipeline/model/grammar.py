@@ -153,6 +153,11 @@ class Matcher:
             return self._answer(token)
         return True
 
+    def end(self) -> None:
+        """Force the ending of the answer as it stands; `forced()` then has all of it."""
+        if not self.done and not self.cut:
+            self._give_up()
+
     def _think(self, token: int) -> None:
         assert self.thinking is not None
         self.thinking -= 1

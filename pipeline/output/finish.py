@@ -39,7 +39,7 @@ def finish(
         finish=reply.finish,
         media=tuple(_seen(clip) for clip in request.clips),
         vision_tokens=request.vision_tokens,
-        prompt_tokens=len(request.input_ids),
+        prompt_tokens=reply.prompt_tokens or len(request.input_ids),
         output_tokens=reply.tokens,
         attempts=attempts,
         thinking=reply.thinking,

@@ -24,6 +24,7 @@ from pipeline.model.grammar import minimum
 from pipeline.output import schema as schemas
 from pipeline.output.geometry import meanings
 from pipeline.output.write import Store
+from pipeline.registry import ENGINES, find
 
 
 def work(job: Job, found: Sequence[File]) -> Work:
@@ -79,6 +80,8 @@ def problems(work: Work, found: Sequence[File]) -> list[str]:
     if work.job.model.tensor_parallel > 1 and work.job.engine.kind == "torch":
         divide(work.job)
     out = schemas.problems(work.schema) if work.schema else []
+    engine = find(ENGINES, work.job.engine.kind, "engine.kind")
+    out += getattr(engine, "problems", lambda job: [])(work.job)
     if work.schema and work.job.answer.guided:
         tokenizer = weights.tokenizer(weights.locate_small(work.job.model.weights, work.job.model.revision))
         least = minimum(work.schema.text, tokenizer)

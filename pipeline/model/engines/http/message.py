@@ -1,0 +1,121 @@
+"""Request -> the body of a chat completion.
+
+What the server gets is what our own engine would see: prepared pixels as PNG in data URIs, frames with their times.
+A server of the same model resizes them to the size they have, unless its pixel budget is smaller than the job's;
+one that says it is vLLM is told not to resize at all. PNG costs three to ten times the bytes of JPEG and not one
+bit of the picture; `jpeg` buys the bytes back where the wire is slow.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from PIL import Image
+
+from pipeline.errors import PromptError
+from pipeline.job import HttpEngine
+from pipeline.types import Clip, Request, Turn
+
+Part = dict[str, Any]
+MILLISECONDS = 1000  # frames as indices into a video of so many frames a second: exact times in whole numbers
+
+
+def body(
+    request: Request, settings: HttpEngine, *, model: str, guide: str, limit: str, label: bool, vllm: bool
+) -> dict[str, Any]:
+    """`guide` and `limit`: how this server wants the schema and the budget to be spelled."""
+    sampling, counts = request.sampling, Counter[str]()
+    said: dict[str, Any] = {
+        "model": model,
+        "messages": [message(turn, settings, counts if label else None) for turn in request.turns],
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": sampling.seed,
+        limit: sampling.max_new_tokens + (sampling.thinking_tokens or 0),
+    }
+    if sampling.top_k:  # not of the protocol, but of most servers
+        said["top_k"] = sampling.top_k
+    if vllm and request.clips and settings.send == "pixels":
+        said["mm_processor_kwargs"] = {"do_resize": False}
+    if settings.video == "native" and any(clip.kind == "video" for clip in request.clips):
+        said |= timing(request)
+    if request.schema is not None:
+        said |= guided(request.schema, guide, said["messages"])
+    return {name: value for name, value in {**said, **settings.body}.items() if value is not None}
+
+
+def guided(schema: str, guide: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """The schema as the server takes it; where it takes none, the model reads it at the end of the question."""
+    if guide == "json_schema":
+        return {"response_format": {"type": guide, "json_schema": {"name": "answer", "schema": json.loads(schema)}}}
+    if guide == "guided_json":
+        return {"guided_json": json.loads(schema)}
+    last = next(message for message in reversed(messages) if message["role"] == "user")
+    words = {"type": "text", "text": f"Answer with JSON only, of this JSON Schema: {schema}"}
+    content = last["content"]
+    last["content"] = [*([{"type": "text", "text": content}] if isinstance(content, str) else content), words]
+    return {"response_format": {"type": "json_object"}} if guide == "json_object" else {}
+
+
+def message(turn: Turn, settings: HttpEngine, counts: Counter[str] | None) -> dict[str, Any]:
+    """Text alone is a plain string, which every server reads."""
+    if all(isinstance(part, str) for part in turn.parts):
+        return {"role": turn.role, "content": "".join(part for part in turn.parts if isinstance(part, str))}
+    parts = [piece for part in turn.parts for piece in spelled(part, settings, counts)]
+    return {"role": turn.role, "content": parts}
+
+
+def spelled(part: Any, settings: HttpEngine, counts: Counter[str] | None) -> Iterator[Part]:
+    if not isinstance(part, Clip):
+        yield {"type": "text", "text": part}
+        return
+    if counts is not None:
+        counts[part.kind] += 1
+        yield {"type": "text", "text": f"{'Picture' if part.kind == 'image' else 'Video'} {counts[part.kind]}: "}
+    if part.kind == "video" and settings.video == "native":
+        frames = ",".join(encoded(frame, settings.jpeg) for frame in part.pixels)
+        yield {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frames}"}}
+    elif settings.send == "uri" and part.kind == "image" and is_web(part.uri):
+        yield picture(part.uri)
+    else:
+        for index, frame in enumerate(part.pixels):
+            if index < len(part.times):
+                yield {"type": "text", "text": f"<{part.times[index]:.1f} seconds>"}
+            kind = "jpeg" if settings.jpeg else "png"
+            yield picture(f"data:image/{kind};base64,{encoded(frame, settings.jpeg)}")
+
+
+def picture(url: str) -> Part:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def is_web(uri: str) -> bool:
+    """A page of a document is no picture at its URI."""
+    return uri.startswith(("http://", "https://")) and "#page=" not in uri
+
+
+def encoded(frame: Any, jpeg: int | None) -> str:
+    """[3, height, width] -> base64 of a PNG, or of a JPEG whose colours are as fine as its light."""
+    out = io.BytesIO()
+    image = Image.fromarray(frame.transpose(1, 2, 0))
+    if jpeg:
+        image.save(out, "JPEG", quality=jpeg, subsampling=0)
+    else:
+        image.save(out, "PNG", compress_level=1)
+    return base64.b64encode(out.getvalue()).decode("ascii")
+
+
+def timing(request: Request) -> Mapping[str, Any]:
+    """When the frames of a native video were, for vLLM: what it does not know it makes up."""
+    videos = [clip for clip in request.clips if clip.kind == "video"]
+    if len(videos) > 1:
+        raise PromptError("media", "engine.video: native takes one video a row; leave it out to send frames")
+    times = [round(time * MILLISECONDS) for time in videos[0].times]
+    shown = {"fps": MILLISECONDS, "frames_indices": times, "total_num_frames": (times or [0])[-1] + 1}
+    kept = {"do_sample_frames": False, "do_resize": False, "fps": videos[0].fps}
+    return {"media_io_kwargs": {"video": shown}, "mm_processor_kwargs": kept}
