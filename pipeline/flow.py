@@ -94,7 +94,7 @@ class Preparer:
                     question=question,
                     columns=wanted,
                     job=work.job,
-                    user=work.user,
+                    user=work.user if work.job.prompt.user is None else work.job.prompt.user,
                     base=chunk.file.base,
                 )
                 yield replace(item, keep=keep), None

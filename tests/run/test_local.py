@@ -29,6 +29,12 @@ def test_every_row_is_answered_or_a_typed_error(desk):
     assert all(row["kind"] and row["message"] for row in desk.errors())
 
 
+def test_the_question_of_the_job_is_asked_with_the_row_in_it(desk):
+    desk.manifest([*desk.draw(1), *[{**row, "hint": "{id}"} for row in desk.draw(1, start=1)]])
+    desk.run(prompt={"system": "You see {hint}.", "user": "What is {hint}?"}, engine={"default": "{prompt}"})
+    assert [row["text"] for row in desk.data()] == ["You see h.\nWhat is h?", "You see {id}.\nWhat is {id}?"]
+
+
 def test_a_run_in_which_all_is_answered_exits_with_0(desk):
     desk.manifest(desk.draw(3))
     assert desk.run() == 0
