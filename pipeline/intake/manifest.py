@@ -120,7 +120,7 @@ def cut(job: Job, file: File, default_user: str | None) -> Iterator[tuple[Chunk,
     schema = source.schema()
     wanted = columns_of(job, file, schema, default_user)
     needed = list(dict.fromkeys([*wanted.asked, *([wanted.id] if wanted.id else [])]))
-    plain = [name for name in needed if not is_bytes(schema, name)]
+    plain = [name for name in needed if name not in wanted.media or not holds_bytes(schema.field(name).type)]
     for span in source.spans(chunk_rows(job)):
         hashes = hashes_of(names(source.read(span, plain), wanted, file))
         yield Chunk(file, span, key_of(hashes), len(hashes)), hashes
@@ -137,21 +137,25 @@ def columns_of(job: Job, file: File, schema: pa.Schema, default_user: str | None
         wanted = columns(given, schema.names, default_user=default_user)
     except JobError as error:
         raise JobError(f"{file.url}: {error}") from error
-    bare = [name for name in wanted.media if is_bytes(schema, name)]
+    bare = [name for name in wanted.media if holds_bytes(schema.field(name).type)]
     if bare and not wanted.id:
         raise JobError(f"{file.url}: column {bare[0]} holds bytes, so rows need names: set input.id to a column")
     return wanted
 
 
-def is_bytes(schema: pa.Schema, column: str) -> bool:
-    kind = schema.field(column).type
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Bytes, a struct with bytes (as Hugging Face's datasets write pictures), or a list of either."""
+    if isinstance(kind, pa.StructType):
+        return any(holds_bytes(field.type) for field in kind)
+    if isinstance(kind, (pa.ListType, pa.LargeListType, pa.FixedSizeListType)):
+        return holds_bytes(kind.value_type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def names(table: pa.Table, wanted: Columns, file: File) -> list[tuple[str, str]]:
     """(id, question) of each row. A question is a hash of what the row asks; without an id column it is the id too.
 
-    Bytes are not hashed: planning would have to read all of them. The row's id stands for them.
+    Media given as bytes are not hashed: planning would have to read all of them. The row's id stands for them.
     """
     asked = [name for name in wanted.asked if name in table.column_names]
     questions = [
@@ -198,7 +202,8 @@ def rows_of(
     wanted = columns_of(job, chunk.file, schema, default_user)
     needed: Sequence[str] = list(dict.fromkeys([*wanted.asked, *wanted.keep, *([wanted.id] if wanted.id else [])]))
     table = source.read(chunk.span, needed)
-    named = names(table.select([n for n in needed if not is_bytes(schema, n)]), wanted, chunk.file)
+    plain = [name for name in needed if name not in wanted.media or not holds_bytes(schema.field(name).type)]
+    named = names(table.select(plain), wanted, chunk.file)
     if key_of(hashes_of(named)) != chunk.key:
         raise StoppedError(f"{chunk.file.url} was changed during the run; run the same command again to go on with it")
     left_out = {*chunk.without, *chunk.skip}

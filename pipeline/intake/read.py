@@ -110,10 +110,15 @@ def read(
 
 
 def asked(media: Sequence[Medium], system: str | None, user: str | None, columns: Columns) -> tuple[Turn, ...]:
-    """A chat of one question: what to look at, then what is asked about it."""
+    """A chat of one question: what to look at, then what is asked about it.
+
+    Empty media cells are most often a mistake in the manifest, and an answer without the picture a wrong label.
+    """
     if columns.media and not media:
         raise ReadError(
-            "row", f"nothing to look at: {', '.join(columns.media)} is empty; give a URI or leave the row out"
+            "no_media",
+            f"nothing to look at: {', '.join(columns.media)} is empty, and the question is not asked without it; "
+            "give a URI, leave the row out, or ask it as a chat in a messages column, which may be words alone",
         )
     question = Turn("user", (*media, *([user] if user else [])))
     return (question,) if system is None else (Turn("system", (system,)), question)

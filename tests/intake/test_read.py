@@ -121,7 +121,7 @@ def test_what_a_media_column_may_hold(value, found):
 @pytest.mark.parametrize("nothing", [None, "", b"", [], [None], {"bytes": None, "path": None}])
 def test_an_empty_cell_is_no_medium_and_a_row_of_them_is_refused(nothing):
     assert sources({"a": nothing, "b": "/b"}, make(media=["a", "b"])) == ["/b"]
-    assert "a is empty" in refused("row", {"a": nothing}, make(media="a"))
+    assert "a is empty" in refused("no_media", {"a": nothing}, make(media="a"))
 
 
 @pytest.mark.parametrize("value", [3, {"x": 1}, [["a"]], 1.5, {"bytes": 3}, True])

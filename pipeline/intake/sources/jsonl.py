@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import fsspec
 import pyarrow as pa
@@ -20,10 +21,14 @@ class Jsonl:
     def __init__(self, url: str):
         self.url = url
 
-    def schema(self) -> pa.Schema:
+    @cached_property
+    def settled(self) -> pa.Schema:
         with fsspec.open(self.url, "rb", compression="infer") as file:
             lines = file.readlines(SAMPLE_BYTES)
         return self.parse(b"".join(lines), None).schema
+
+    def schema(self) -> pa.Schema:
+        return self.settled
 
     def spans(self, rows: int) -> Iterator[Span]:
         start = at = count = 0

@@ -1,0 +1,81 @@
+"""What planning reads of a manifest, and what it must not."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import JobError
+from pipeline.intake import manifest
+from pipeline.intake.sources.jsonl import Jsonl
+from pipeline.intake.sources.parquet import Parquet
+from pipeline.job import Job
+
+PICTURE = {"bytes": b"\x89PNG 1", "path": "a.png"}
+
+
+def a_job(folder, **given) -> Job:
+    return Job.model_validate(
+        {
+            "name": "m",
+            "input": {"manifest": str(folder), "media": "image", **given},
+            "prompt": {"user": "What?"},
+            "model": {"weights": "builtin:tiny"},
+            "output": {"path": "out"},
+        }
+    )
+
+
+def planned(folder, rows, **given) -> tuple[list[str], list[int]]:
+    """Keys of the chunks, and the ids and questions of the first as they are when it is worked on."""
+    pq.write_table(pa.Table.from_pylist(rows), folder / "m.parquet")
+    job = a_job(folder, **given)
+    (file,) = manifest.files(job)
+    chunks = [chunk for chunk, _ in manifest.cut(job, file, None)]
+    _, again = manifest.rows_of(chunks[0], job, None)
+    return [chunk.key for chunk in chunks], [row for row, *_ in again]
+
+
+@pytest.mark.parametrize("cell", [PICTURE, [PICTURE, PICTURE], b"\x89PNG 1"])
+def test_pictures_in_the_manifest_are_not_read_to_plan_and_all_there_to_work(cell, tmp_path, monkeypatch):
+    asked = []
+    read = Parquet.read
+    monkeypatch.setattr(
+        Parquet, "read", lambda self, span, columns: (asked.append([*columns]), read(self, span, columns))[1]
+    )
+    _, rows = planned(tmp_path, [{"n": "one", "image": cell}], id="n")
+    assert asked[0] == ["n"]
+    assert rows[0]["image"] == cell
+
+
+def test_pictures_in_the_manifest_want_names_for_their_rows(tmp_path):
+    with pytest.raises(JobError, match=r"column image holds bytes, so rows need names: set input\.id"):
+        planned(tmp_path, [{"image": PICTURE}])
+
+
+def test_bytes_in_a_chat_are_part_of_the_question(tmp_path):
+    def chat(data):
+        return [{"role": "user", "content": [{"type": "image", "bytes": data}]}]
+
+    rows = [{"id": "x", "chat": chat(b"one")}], [{"id": "x", "chat": chat(b"two")}]
+    one, two = (
+        manifest.names(pa.Table.from_pylist(each), manifest.Columns((), "chat", (), (), "id", ()), None)
+        for each in rows
+    )
+    assert one != two
+
+
+def test_the_types_of_a_jsonl_file_are_settled_once(tmp_path, monkeypatch):
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps({"id": str(n), "uri": "a.png"}) + "\n" for n in range(50)))
+    source = Jsonl(str(path))
+    times = []
+    parse = source.parse
+    monkeypatch.setattr(source, "parse", lambda text, schema: (times.append(schema is None), parse(text, schema))[1])
+    for span in source.spans(10):
+        assert source.read(span).num_rows == 10
+    source.schema()
+    assert times.count(True) == 1
