@@ -118,6 +118,8 @@ run: what drives the steps
     run/drive.py                     a job -> answers on disk and an exit code
     run/local.py                     a plain loop: what the pipeline means
     run/cluster.py                   Ray Data: how it scales
+    run/pools.py                     what a cluster holds, or may grow to -> how many workers
+    run/submit.py                    a job file -> a job on a Ray cluster
     run/tally.py                     receipts -> what a run adds up to
     run/progress.py                  the same as people see it while it runs
     run/metrics.py                   what a run counts -> Prometheus, by way of Ray

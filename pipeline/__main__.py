@@ -15,7 +15,7 @@ from pipeline.run import log
 def main(arguments: list[str] | None = None) -> int:
     options = command_line.parser(__doc__).parse_args(arguments)
     try:
-        return {"run": run, "plan": plan, "check": check, "demo": show}[options.command](options)
+        return {"run": run, "submit": submit, "plan": plan, "check": check, "demo": show}[options.command](options)
     except PipelineError as error:
         if options.debug:
             raise
@@ -35,7 +35,26 @@ def run(options: argparse.Namespace) -> int:
 
     taker = log.taker()
     job = jobfile.load(options.job, changes=options.set, date=options.date)
-    return drive.run(job, limit=options.limit, here=options.local, add=options.on_change == "add", say=taker)
+    code = drive.run(job, limit=options.limit, here=options.local, add=options.on_change == "add", say=taker)
+    return 0 if code == drive.FAILED_ROWS and options.allow_errors else code
+
+
+def submit(options: argparse.Namespace) -> int:
+    from pipeline.run.submit import Order
+    from pipeline.run.submit import submit as send
+
+    words = [f"--set={change}" for change in options.set]
+    words += [f"--limit={options.limit}"] if options.limit else []
+    words += [f"--on-change={options.on_change}", *(["--allow-errors"] if options.allow_errors else [])]
+    order = Order(
+        path=options.job,
+        changes=options.set,
+        date=options.date,
+        words=words,
+        address=options.address,
+        grace_s=options.grace,
+    )
+    return send(order, follow=options.follow)
 
 
 def plan(options: argparse.Namespace) -> int:

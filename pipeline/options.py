@@ -16,6 +16,9 @@ EXAMPLES = {
   python -m pipeline run jobs/caption.yaml --set input.manifest=./my-pictures --limit 20
   python -m pipeline run job.yaml --local --set model.weights=builtin:tiny --set workers.generate.gpus=0
   python -m pipeline run job.yaml --set prompt.user="How many people?" --on-change add""",
+    "submit": """\
+  python -m pipeline submit job.yaml --address http://127.0.0.1:8265 --follow
+  python -m pipeline submit job.yaml --date 2026-11-20      # a night that was missed""",
     "plan": """\
   python -m pipeline plan jobs/caption.yaml --set input.manifest=./my-pictures
   python -m pipeline plan job.yaml --gpu H100 --gpu L4 --price 2.10
@@ -39,6 +42,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _run(_command(commands, "run", "ask every row of a manifest that is not answered yet", job=True))
+    _submit(_command(commands, "submit", "the same as a job on a Ray cluster, from here", job=True))
     _plan(_command(commands, "plan", "tokens, memory, hours, cost and failures, from headers alone", job=True))
     _check(_command(commands, "check", "is this job right? nothing is started", job=None))
     demo = _command(commands, "demo", "draw pictures and run a job over them on the built-in model")
@@ -64,8 +68,20 @@ def _command(commands: Any, name: str, help: str, *, job: bool | None = False) -
 
 
 def _run(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--limit", type=_rows, metavar="N", help="only the first N rows of the manifest")
+    _asked(command)
     command.add_argument("--local", action="store_true", help="in this process, without Ray")
+
+
+def _submit(command: argparse.ArgumentParser) -> None:
+    _asked(command)
+    command.add_argument("--address", metavar="URL", help="the cluster's dashboard; default: $RAY_ADDRESS")
+    command.add_argument("--follow", action="store_true", help="show the log, and end as the run ends")
+    command.add_argument("--grace", type=_whole, default=60, metavar="S", help="seconds a stopped run has; default 60")
+
+
+def _asked(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--limit", type=_whole, metavar="N", help="only the first N rows of the manifest")
+    command.add_argument("--allow-errors", action="store_true", help="rows in errors/ are no failure: exit 0, not 3")
     command.add_argument(
         "--on-change", choices=["refuse", "add"], default="refuse", help="another question in the same output"
     )
@@ -74,11 +90,11 @@ def _run(command: argparse.ArgumentParser) -> None:
 def _plan(command: argparse.ArgumentParser) -> None:
     looked = command.add_mutually_exclusive_group()
     looked.add_argument("--all", action="store_true", help="read the header of every row, not of a sample")
-    looked.add_argument("--sample", type=_rows, default=2000, metavar="N", help="rows to look at; default 2000")
-    command.add_argument("--limit", type=_rows, metavar="N", help="only the first N rows of the manifest")
+    looked.add_argument("--sample", type=_whole, default=2000, metavar="N", help="rows to look at; default 2000")
+    command.add_argument("--limit", type=_whole, metavar="N", help="only the first N rows of the manifest")
     command.add_argument("--gpu", action="append", default=[], metavar="NAME", help="only these; default: all known")
     command.add_argument("--price", type=float, metavar="USD", help="of one GPU hour; default: a typical one")
-    command.add_argument("--answer-tokens", type=_rows, metavar="N", help="expected length of an answer")
+    command.add_argument("--answer-tokens", type=_whole, metavar="N", help="expected length of an answer")
     command.add_argument("--json", action="store_true", help="as JSON, on standard output")
 
 
@@ -86,7 +102,7 @@ def _check(command: argparse.ArgumentParser) -> None:
     command.add_argument("--explain", action="store_true", help="list every key with its meaning")
 
 
-def _rows(text: str) -> int:
+def _whole(text: str) -> int:
     number = int(text) if text.isdecimal() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, one or more")

@@ -19,13 +19,14 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from pipeline.errors import JobError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.flow import Answerer, Preparer, Work
 from pipeline.intake.manifest import Chunk, File, cut
 from pipeline.job import Job
 from pipeline.output.write import Receipt, Store
 from pipeline.run import log, metrics, wire
 from pipeline.run.local import commit
+from pipeline.run.pools import cluster_grows, pools, tell_while_short
 from pipeline.run.resume import Cut, cut_here
 
 CHUNKS_AT_ONCE = 3  # calls that feed one engine: one being answered, one behind it, one committing
@@ -111,7 +112,10 @@ def run(work: Work, chunks: Sequence[Chunk]) -> Iterator[Receipt]:
     context.target_max_block_size = 4 * 2**30  # a chunk is never cut
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    sizes = pools(work.job, ray.cluster_resources())
+    grows = cluster_grows()
+    sizes = pools(work.job, ray.cluster_resources(), grows=grows)
+    if grows:
+        tell_while_short(work.job)
     rows = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
     receipts = (
         ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -120,8 +124,8 @@ def run(work: Work, chunks: Sequence[Chunk]) -> Iterator[Receipt]:
             fn_constructor_args=(work,),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(min_size=sizes["prepare_min"], max_size=sizes["prepare_max"]),
-            num_cpus=sizes["prepare_cpus"],
+            compute=ActorPoolStrategy(min_size=work.job.workers.prepare.min, max_size=sizes.prepare_max),
+            num_cpus=sizes.prepare_cpus,
             memory=work.job.workers.prepare.memory,
         )
         .map_batches(
@@ -132,11 +136,11 @@ def run(work: Work, chunks: Sequence[Chunk]) -> Iterator[Receipt]:
             zero_copy_batch=True,
             compute=ActorPoolStrategy(
                 min_size=work.job.workers.generate.min,
-                max_size=sizes["generate_max"],
+                max_size=sizes.generate_max,
                 max_concurrent_calls_per_actor=CHUNKS_AT_ONCE,
                 enable_true_multi_threading=True,
             ),
-            num_cpus=sizes["generate_cpus"],
+            num_cpus=sizes.generate_cpus,
             num_gpus=work.job.workers.generate.gpus or None,
             memory=work.job.workers.generate.memory,
         )
@@ -148,32 +152,6 @@ def run(work: Work, chunks: Sequence[Chunk]) -> Iterator[Receipt]:
             raise receipt
         count(receipt)
         yield receipt
-
-
-def pools(job: Job, there: dict[str, float]) -> dict[str, Any]:
-    """How many workers of each pool, and with what, so that both can start on what there is.
-
-    Ray waits without a word for what never comes, so what does not fit is refused here.
-    """
-    prepare, generate = job.workers.prepare, job.workers.generate
-    cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
-    if generate.gpus * generate.min > gpus:
-        raise JobError(
-            f"workers.generate asks for {generate.min} x {generate.gpus:g} GPUs and the cluster has {gpus:g}; "
-            "lower it, or set workers.generate.gpus to 0 to run on CPU"
-        )
-    share = min(1.0, cpus / (prepare.min * prepare.cpus + generate.min * generate.cpus or 1.0))
-    prepare_cpus, generate_cpus = (max(0.01, int(100 * share * each) / 100) for each in (prepare.cpus, generate.cpus))
-    by_gpu = int(gpus / generate.gpus) if generate.gpus else generate.min
-    generate_max = max(generate.min, min(generate.max or by_gpu, by_gpu) if generate.gpus else generate.max or by_gpu)
-    room = int((cpus - generate_max * generate_cpus + 1e-6) / prepare_cpus)
-    return {
-        "prepare_min": prepare.min,
-        "prepare_max": max(prepare.min, min(prepare.max or room, max(room, 1))),
-        "prepare_cpus": prepare_cpus,
-        "generate_max": generate_max,
-        "generate_cpus": generate_cpus,
-    }
 
 
 def cut_there(job: Job, found: Sequence[File], user: str | None) -> Iterator[Cut]:

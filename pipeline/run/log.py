@@ -51,11 +51,19 @@ def taker() -> Callable[[str], None] | None:
     return (lambda line: event("said", message=line)) if as_json() else None
 
 
-def last(message: str, *, level: str = "error") -> None:
-    """Why a command ends, in whichever form is wanted."""
-    event("ended", level=level, message=message)
+def tell(message: str) -> None:
+    """A line from a thread that has nobody to say it for it."""
+    event("said", message=message)
     if not as_json():
         print(message, file=sys.stderr)
+
+
+def last(message: str, *, level: str = "error") -> None:
+    """Why a command ends, in whichever form is wanted."""
+    if as_json():
+        event("ended", level=level, message=message)
+    else:
+        tell(message)
 
 
 def committed(receipt: Receipt) -> None:

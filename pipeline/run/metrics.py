@@ -77,7 +77,7 @@ def record(job_name: str, sample: Mapping[tuple[str, ...], float], before: Mappi
 
 def counter_of(work: Work, chunks: Sequence[Chunk]) -> Callable[[Receipt], None]:
     """What counts the receipts of these chunks, on the driver."""
-    left = sum(chunk.rows - len(chunk.skip) for chunk in chunks)
+    left = sum(chunk.asked for chunk in chunks)
 
     def count(receipt: Receipt) -> None:
         nonlocal left

@@ -23,7 +23,7 @@ def schema(kind: str) -> Any:
     folder = os.environ.get("KUBERAY_CRDS")
     if not folder:
         pytest.skip("set KUBERAY_CRDS to a folder with KubeRay's ray.io_*.yaml.gz (ray-operator/config/crd/bases)")
-    text = gzip.open(Path(folder) / f"ray.io_{KINDS[kind]}.yaml.gz").read()
+    text = gzip.decompress((Path(folder) / f"ray.io_{KINDS[kind]}.yaml.gz").read_bytes())
     versions = yaml.load(text, Loader=yaml.CSafeLoader)["spec"]["versions"]
     served = next(version for version in versions if version["name"] == "v1")["schema"]["openAPIV3Schema"]
     served["properties"]["metadata"] = {"type": "object"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,10 @@ from pipeline.types import Size
 PIL.Image.MAX_IMAGE_PIXELS = None  # the job's limits stand in its place, and are errors, not warnings
 ORIENTATION = 0x0112
 PIL.Image.init()
+with suppress(ImportError):  # an extra: what telephones write
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 FORMATS = [name for name in PIL.Image.ID if name != "EPS"]  # PostScript is a program, and would be run
 LARGE, STRIPE = 24_000_000, 2_000_000  # pixels
 MOST_FRAMES = 10_000

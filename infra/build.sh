@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# infra/build.sh IMAGE [BUILD OPTIONS...]: the image, by docker or podman, and a look at whether it works.
+set -euo pipefail
+image=${1:?give the image a name, such as registry.acme.com/vlbatch:0.1.0}
+shift
+cd "$(dirname "$0")/.."
+if command -v docker >/dev/null; then tool=docker; else tool=podman; fi
+DOCKER_BUILDKIT=1 "$tool" build --file infra/Dockerfile --tag "$image" "$@" .
+"$tool" run --rm "$image" python -m pipeline check --explain >/dev/null
+"$tool" run --rm "$image" python -c "import decord, av, pillow_heif, torch, ray; print('torch', torch.__version__, 'cuda', torch.version.cuda, 'ray', ray.__version__)"
+"$tool" run --rm "$image" bash -lc 'ray --version && test -x jobs/caption.yaml'
+echo "built $image; push it with: $tool push $image"

@@ -1,0 +1,80 @@
+"""A job, what a cluster holds -> how many workers of each pool, and with what.
+
+Ray waits without a word for what never comes. So what a fixed cluster cannot hold is refused; one that is said to
+have an autoscaler is asked to grow, by workers that wait for their nodes, and while it has not, that is told.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from threading import Thread
+
+import ray
+
+from pipeline.errors import JobError
+from pipeline.job import GpuPool, Job
+from pipeline.run import log
+
+GROWS = "VLBATCH_AUTOSCALING"  # set on the head of a cluster that has an autoscaler
+SAY_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """Most workers: None where the cluster grows and the job names no end."""
+
+    prepare_max: int | None
+    prepare_cpus: float
+    generate_max: int | None
+    generate_cpus: float
+
+
+def pools(job: Job, there: dict[str, float], *, grows: bool = False) -> Pools:
+    prepare, generate = job.workers.prepare, job.workers.generate
+    if grows:
+        generate_max = generate.max if generate.gpus else generate.max or generate.min
+        return Pools(prepare.max, prepare.cpus, generate_max, generate.cpus)
+    cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+    if generate.gpus * generate.min > gpus:
+        raise JobError(
+            f"workers.generate asks for {generate.min} x {generate.gpus:g} GPUs and the cluster has {gpus:g}; "
+            f"lower it, set workers.generate.gpus to 0 to run on CPU, or {GROWS}=1 where an autoscaler brings them"
+        )
+    share = min(1.0, cpus / (prepare.min * prepare.cpus + generate.min * generate.cpus or 1.0))
+    prepare_cpus, generate_cpus = (max(0.01, int(100 * share * each) / 100) for each in (prepare.cpus, generate.cpus))
+    by_gpu = int(gpus / generate.gpus) if generate.gpus else generate.min
+    generate_max = max(generate.min, min(generate.max or by_gpu, by_gpu) if generate.gpus else generate.max or by_gpu)
+    room = int((cpus - generate_max * generate_cpus + 1e-6) / prepare_cpus)
+    return Pools(
+        prepare_max=max(prepare.min, min(prepare.max or room, max(room, 1))),
+        prepare_cpus=prepare_cpus,
+        generate_max=generate_max,
+        generate_cpus=generate_cpus,
+    )
+
+
+def cluster_grows() -> bool:
+    """Whether nodes come when they are asked for. Ray does not tell: an autoscaler that only watches looks the same."""
+    return os.environ.get(GROWS, "") not in ("", "0")
+
+
+def short(pool: GpuPool) -> str:
+    """What is missing for the first replica; empty where it can start."""
+    have = ray.cluster_resources()
+    wanted = {"GPU": pool.gpus, "CPU": pool.cpus}
+    return ", ".join(f"{n:g} {kind}" for kind, n in wanted.items() if n > have.get(kind, 0.0))
+
+
+def tell_while_short(job: Job) -> None:
+    """Say now and then what a growing cluster has not got yet."""
+
+    def follow() -> None:
+        started = time.monotonic()
+        while ray.is_initialized() and (missing := short(job.workers.generate)):
+            waited = f", {time.monotonic() - started:.0f} s so far" if time.monotonic() - started > 1 else ""
+            log.tell(f"the cluster is asked to grow: the first replica waits for {missing}{waited}")
+            time.sleep(SAY_EVERY_S)
+
+    Thread(target=follow, name="growing", daemon=True).start()

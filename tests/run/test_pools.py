@@ -1,0 +1,35 @@
+"""How many workers a cluster gets, and what is said of one that is too small."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.errors import JobError
+from pipeline.job import Job
+from pipeline.run.pools import Pools, pools
+
+
+def job(**workers) -> Job:
+    least = {"name": "t", "input": {"manifest": "m"}, "model": {"weights": "w"}, "output": {"path": "o"}}
+    return Job.model_validate({**least, "workers": workers})
+
+
+def test_a_laptop_squeezes_both_pools_in():
+    assert pools(job(), {"CPU": 1.0}) == Pools(prepare_max=1, prepare_cpus=0.5, generate_max=1, generate_cpus=0.5)
+
+
+def test_a_fixed_cluster_is_filled_and_no_more():
+    found = pools(job(generate={"gpus": 1}), {"CPU": 32.0, "GPU": 4.0})
+    assert found == Pools(prepare_max=28, prepare_cpus=1.0, generate_max=4, generate_cpus=1.0)
+    assert pools(job(generate={"gpus": 1, "max": 3}), {"CPU": 32.0, "GPU": 4.0}).generate_max == 3
+
+
+def test_gpus_that_a_fixed_cluster_has_not_are_refused():
+    with pytest.raises(JobError, match="asks for 2 x 1 GPUs and the cluster has 1; lower it"):
+        pools(job(generate={"gpus": 1, "min": 2}), {"CPU": 4.0, "GPU": 1.0})
+
+
+def test_gpus_that_a_growing_cluster_has_not_yet_are_waited_for():
+    found = pools(job(generate={"gpus": 1, "min": 2}, prepare={"max": 64}), {"CPU": 2.0}, grows=True)
+    assert found == Pools(prepare_max=64, prepare_cpus=1.0, generate_max=None, generate_cpus=1.0)
+    assert pools(job(), {"CPU": 2.0}, grows=True).generate_max == 1
