@@ -234,7 +234,9 @@ class VideoLimits(Section):
 class Limits(Section):
     image: ImageLimits = key("of one picture", ImageLimits())
     video: VideoLimits = key("of one video", VideoLimits())
-    deadline_s: float = key("for fetching and decoding one row", 120.0, gt=0)
+    deadline_s: float = key(
+        "for fetching and decoding one row; each frame of a video adds a quarter second", 120.0, gt=0
+    )
     error_rate: Fraction = key("of the last 1,000 rows; above it the run stops and says why; 1 never stops", 0.05)
 
 

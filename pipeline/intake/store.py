@@ -32,7 +32,8 @@ ERRORS = {  # what the libraries raise besides OSError
     "s3": ("botocore.exceptions:BotoCoreError", "botocore.exceptions:ClientError", "aiohttp:ClientError"),
     "gs": ("gcsfs.retry:HttpError", "google.auth.exceptions:GoogleAuthError", "aiohttp:ClientError"),
     "az": ("azure.core.exceptions:AzureError",),
-    "hf": ("huggingface_hub.errors:HfHubHTTPError", "huggingface_hub.errors:HFValidationError", "httpx:HTTPError"),
+    # The hub's first error is a kind of its HTTP library's, whichever that is: a lost connection is one of those.
+    "hf": ("huggingface_hub.errors:HfHubHTTPError", "huggingface_hub.errors:HFValidationError"),
     "oss": ("aiooss2.exceptions:OSSError", "oss2.exceptions:OssError", "aiohttp:ClientError"),
 }
 ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
@@ -47,7 +48,8 @@ class Store:
         self.scheme, self.kind = scheme, ALIASES.get(scheme, scheme)
         try:
             names = [name.split(":") for name in ERRORS[self.kind]]
-            self.errors = (OSError, *(getattr(import_module(module), name) for module, name in names))
+            found = [getattr(import_module(module), name) for module, name in names]
+            self.errors = (OSError, *found, *(found[0].__bases__ if self.kind == "hf" else ()))
             self._open()
         except ImportError as error:
             package = PACKAGES.get(self.kind, error.name or str(error))
@@ -79,7 +81,7 @@ class Store:
     async def _first(self, path: str) -> tuple[bytes, int, Any]:
         try:
             chunk, size, version = await self._range(path, 0, FIRST, None)
-        except (OSError, ValueError) as error:
+        except (*self.errors, ValueError) as error:
             if isinstance(error, FileNotFoundError | PermissionError) or not any(word in str(error) for word in RANGES):
                 raise
             return b"", 0, None

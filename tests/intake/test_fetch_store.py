@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import boto3
 import fsspec
 import pytest
@@ -9,8 +11,9 @@ from moto.server import ThreadedMotoServer
 
 from pipeline.errors import FetchError
 from pipeline.intake import retry, store
+from pipeline.intake.blob import Sink
 from pipeline.intake.fetch import Fetcher
-from pipeline.job import Job
+from pipeline.job import Job, Limits
 
 JPEG = b"\xff\xd8" + bytes(range(256)) * 8
 MP4 = b"\0\0\0\x20ftypisom" + bytes(range(256)) * 20_000  # 5 MB: more than one read
@@ -89,3 +92,27 @@ def test_a_store_whose_package_is_missing_is_named(scheme, package):
         store.Store(scheme)
     assert refusal.value.kind == "package"
     assert f"pip install '{package}'" in refusal.value.message
+
+
+class LibraryError(Exception):
+    pass
+
+
+class Ends:
+    """A store that calls an object without bytes a range that is not there, in its library's own words."""
+
+    async_impl = True
+
+    def _strip_protocol(self, uri):
+        return uri
+
+    async def _cat_file(self, path, start, end):
+        raise LibraryError("416: The range specified is invalid for the current size of the resource")
+
+
+def test_an_empty_object_is_empty_in_every_store(tmp_path):
+    opened = object.__new__(store.Store)
+    opened.kind, opened.files, opened.errors = "gs", Ends(), (OSError, LibraryError)
+    sink = Sink("gs://b/k", limits=Limits(), folder=tmp_path, name="0")
+    assert asyncio.run(opened.read("gs://b/k", sink)) is None
+    assert sink.blob().data == b""

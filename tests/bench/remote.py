@@ -1,0 +1,133 @@
+"""What looking into a long video far away costs: reading where the frames are, against downloading it.
+
+    python tests/bench/remote.py [--quick]
+
+Two hours at 640x360, a key frame every two seconds, behind an S3 server on this machine: by s3:// and http://, as MP4
+with its table at the end and at the beginning, and as Matroska, which is downloaded either way. Both sides give the
+same pixels, which is checked. The network here costs nothing, so seconds say little and bytes everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+import av
+import boto3
+import numpy as np
+from moto.server import ThreadedMotoServer
+
+from pipeline.intake.fetch import Fetcher
+from pipeline.media.decode import Eyes
+from pipeline.media.look import look
+from pipeline.types import Ask, Clip, Medium
+from tests.bench import harness
+from tests.bench.prepare import photo
+from tests.faults import Proxy
+from tests.media.making import Plain, a_job, repeated
+
+PIECE_S, RATE = 30, 25
+
+
+def piece(path: Path) -> Path:
+    wide = np.asarray(photo((960, 400)))
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
+        stream.options = {"preset": "veryfast", "g": str(2 * RATE), "crf": "26"}
+        for index in range(PIECE_S * RATE):
+            left = index % 320
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(wide[:360, left : left + 640]), format="rgb24")
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def faststart(path: Path, target: Path) -> Path:
+    with av.open(str(path)) as source, av.open(str(target), "w", options={"movflags": "faststart"}) as container:
+        stream = source.streams.video[0]
+        copy = container.add_stream_from_template(stream)
+        for packet in source.demux(stream):
+            if packet.size:
+                packet.stream = copy
+                container.mux(packet)
+    return target
+
+
+def films(folder: Path, seconds: int) -> dict[str, Path]:
+    short = piece(folder / "short.mp4")
+    long = repeated(short, seconds // PIECE_S, folder / "long.mp4")
+    matroska = repeated(short, seconds // PIECE_S, folder / "long.mkv")
+    return {"MP4": long, "MP4, faststart": faststart(long, folder / "fast.mp4"), "Matroska": matroska}
+
+
+def served(proxy: Proxy, paths: list[Path]) -> None:
+    os.environ |= {"AWS_ENDPOINT_URL": proxy.url, "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+    os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
+    client = boto3.client("s3", endpoint_url=f"http://{proxy.server}")
+    client.create_bucket(Bucket="films", ACL="public-read")
+    for path in paths:
+        client.put_object(Bucket="films", Key=path.name, Body=path.read_bytes(), ACL="public-read")
+
+
+def compared(
+    name: str, uri: str, frames: int, see: dict[str, Callable[[str, int], Clip]], proxy: Proxy
+) -> tuple[list[Any], dict[str, float]]:
+    """One line of the table, and its figures."""
+    taken, read, pixels = [], [], []
+    for work in see.values():
+        proxy.seen.clear()
+        taken.append(harness.seconds(lambda work=work: pixels.append(work(uri, frames).pixels)))
+        read.append(sum(seen.sent for seen in proxy.seen) / 2**20)
+    assert np.array_equal(*pixels)
+    line = [name, frames, read[0], read[1], read[1] / read[0], *taken, len(proxy.seen)]
+    return line, {f"{name} {frames} bytes": read[1] / read[0], f"{name} {frames} time": taken[1] / taken[0]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="half an hour, fewer frames")
+    quick = parser.parse_args().quick
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    lines: list[list[Any]] = []
+    ratios: dict[str, float] = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Proxy(f"127.0.0.1:{server.get_host_and_port()[1]}") as proxy,
+    ):
+        made = films(Path(folder), 1800 if quick else 7200)
+        served(proxy, list(made.values()))
+        job = a_job(limits={"deadline_s": 600}, video={"max_frames": 768})
+        host = proxy.url.removeprefix("http://")
+        job = job.model_copy(update={"input": job.input.model_copy(update={"hosts": (host,)})})
+        with Fetcher(job) as fetcher, Eyes(job, Plain()) as eyes:
+
+            def sparse(uri: str, frames: int, most: int = 64) -> Clip:
+                fetcher.frames = most
+                (clip,) = look(Medium(uri, None, Ask(frames=frames)), fetcher=fetcher, eyes=eyes)
+                return clip
+
+            sides = {"holes": sparse, "download": lambda uri, frames: sparse(uri, frames, 10**6)}
+            for name, path in made.items():
+                for scheme, base in {"s3": "s3://films", "http": f"{proxy.url}/films"}.items():
+                    for frames in (8, 64) if quick else (8, 64, 768):
+                        found = compared(f"{name}, {scheme}", f"{base}/{path.name}", frames, sides, proxy)
+                        lines.append(found[0])
+                        ratios |= found[1]
+        sizes = {f"{name} MiB": path.stat().st_size / 2**20 for name, path in made.items()}
+    server.stop()
+    header = ["film", "frames", "MiB read", "MiB downloaded", "bytes x", "s", "s downloaded", "requests, download"]
+    print(harness.table(header, lines), end="\n\n")
+    harness.report("remote", ratios=ratios, figures=sizes, where=harness.machine("av", "s3fs", "aiohttp"))
+
+
+if __name__ == "__main__":
+    main()
