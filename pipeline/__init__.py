@@ -118,6 +118,9 @@ run: what drives the steps
     run/drive.py                     a job -> answers on disk and an exit code
     run/local.py                     a plain loop: what the pipeline means
     run/cluster.py                   Ray Data: how it scales
+    run/workers.py                   the actors of its two pools
+    run/ledger.py                    who works on which rows -> those that end processes, kept apart
+    run/isolate.py                   a chunk -> what a stage makes of it, with such rows kept apart
     run/pools.py                     what a cluster holds, or may grow to -> how many workers
     run/submit.py                    a job file -> a job on a Ray cluster
     run/tally.py                     receipts -> what a run adds up to
@@ -128,6 +131,7 @@ run: what drives the steps
     run/gpus.py                      tokens, a model -> hours and money
     run/plan.py                      a job -> what it will cost and what will fail
     run/quote.py                     the same as lines for people
+    run/signals.py                   SIGTERM, Ctrl-C -> a run that ends in good order
     run/wire.py                      prepared entries <-> one Arrow table
 
 tiny: the built-in model

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ItemError
+from pipeline.errors import AnswerError, ItemError, PipelineError
 from pipeline.intake.fetch import Fetcher
 from pipeline.intake.manifest import Chunk, File, rows_of
 from pipeline.intake.read import read
@@ -39,6 +39,7 @@ from pipeline.types import Clip, Failure, Item, Medium, Reply, Request, Row, Sam
 if TYPE_CHECKING:
     import pyarrow as pa
 
+Asked = tuple[Item, Failure | None]
 Entry = tuple[Item, Request | Failure]
 Outcome = tuple[Item, Row | Failure]
 
@@ -75,13 +76,19 @@ class Preparer:
 
     def prepare(self, chunk: Chunk) -> list[Entry]:
         """Every row of a chunk that is to be asked, as a Request or as the Failure it ended in."""
+        return self.requests(self.read(chunk))
+
+    def read(self, chunk: Chunk) -> list[Asked]:
         with self.meter.on("read"):
-            items = list(self.items(chunk))
+            return list(self.items(chunk))
+
+    def requests(self, items: Sequence[Asked]) -> list[Entry]:
+        """Some rows of a chunk, in order."""
         media = [part for item, _ in items for turn in item.turns for part in turn.parts if isinstance(part, Medium)]
         self.fetcher.ahead([source for medium in media for source in sources(medium)])
         return [(replace(item, turns=()), failure or self.request(item)) for item, failure in items]
 
-    def items(self, chunk: Chunk) -> Iterator[tuple[Item, Failure | None]]:
+    def items(self, chunk: Chunk) -> Iterator[Asked]:
         work = self.work
         source = self.sources.setdefault(chunk.file, chunk.file.open())
         wanted, rows = rows_of(chunk, work.job, work.user, source)
@@ -100,14 +107,18 @@ class Preparer:
                 yield replace(item, keep=keep), None
             except ItemError as error:
                 yield Item(row_id, question, (), keep), error.failure(row_id)
+            except Exception:  # noqa: BLE001 - the row boundary
+                yield Item(row_id, question, (), keep), surprise(row_id)
 
     def request(self, item: Item) -> Request | Failure:
         try:
             return self.ask(item)
         except ItemError as error:
             return error.failure(item.id)
-        except Exception:  # noqa: BLE001 - the row boundary: a surprise costs one row, is shown, and fails the run
-            return Failure(item.id, "internal", "internal", traceback.format_exc(limit=-8))
+        except PipelineError:
+            raise  # about the worker, not the row
+        except Exception:  # noqa: BLE001 - the row boundary
+            return surprise(item.id)
 
     def ask(self, item: Item) -> Request:
         ends = time.monotonic() + self.work.job.limits.deadline_s
@@ -176,19 +187,29 @@ class Answerer:
         )
         return [(item, entry if isinstance(entry, Failure) else next(settled)) for item, entry in entries]
 
-    def finish(self, item: Item, request: Request, reply: Reply, attempts: int) -> Row:
-        return finish(
-            item,
-            request,
-            reply,
-            schema=self.work.schema,
-            family_coordinates=self.coordinates,
-            family_times=self.times,
-            attempts=attempts,
-        )
+    def finish(self, item: Item, request: Request, reply: Reply, attempts: int) -> Row | Failure:
+        try:
+            return finish(
+                item,
+                request,
+                reply,
+                schema=self.work.schema,
+                family_coordinates=self.coordinates,
+                family_times=self.times,
+                attempts=attempts,
+            )
+        except AnswerError:
+            raise  # another try may help
+        except Exception:  # noqa: BLE001 - the row boundary
+            return surprise(item.id)
 
     def close(self) -> None:
         self.desk.close()
+
+
+def surprise(item_id: str) -> Failure:
+    """What must not happen costs one row, is shown, and makes the run exit with 1."""
+    return Failure(item_id, "internal", "internal", traceback.format_exc(limit=-8))
 
 
 def base_folder() -> Path:

@@ -15,7 +15,7 @@ from pipeline.types import Failure, Item, Reply, Request, Row
 LADDER = (0.0, 0.3, 0.6, 0.8, 1.0)  # at least so warm, by attempt
 
 Answer = Callable[[Sequence[Request]], Sequence[Reply | Failure]]
-Finish = Callable[[Item, Request, Reply, int], Row]
+Finish = Callable[[Item, Request, Reply, int], Row | Failure]
 
 
 def settle(

@@ -13,21 +13,23 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Thread
 from typing import Any
 
-import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from pipeline.errors import PipelineError
-from pipeline.flow import Answerer, Preparer, Work
+from pipeline.flow import Work
 from pipeline.intake.manifest import Chunk, File, cut
 from pipeline.job import Job
-from pipeline.output.write import Receipt, Store
-from pipeline.run import log, metrics, wire
-from pipeline.run.local import commit
+from pipeline.output.write import Receipt
+from pipeline.run import metrics
+from pipeline.run.isolate import open_ledger
 from pipeline.run.pools import cluster_grows, pools, tell_while_short
 from pipeline.run.resume import Cut, cut_here
+from pipeline.run.signals import Signals
+from pipeline.run.workers import RECEIPT, Generate, Prepare
 
 CHUNKS_AT_ONCE = 3  # calls that feed one engine: one being answered, one behind it, one committing
 MANY_FILES = 8  # from here on cutting files in tasks beats the second that starting a worker costs
@@ -71,43 +73,26 @@ def stop() -> None:
     ray.shutdown()
 
 
-class Prepare:
-    def __init__(self, work: Work):
-        self.preparer = Preparer(work)
-        metrics.watch_prepare(work, self.preparer)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        chunk: Chunk = pickle.loads(batch["chunk"][0].as_py())
-        return wire.pack(chunk.name, self.preparer.prepare(chunk), self.preparer.meter.take())
-
-
-class Generate:
-    """What stops a run is handed over as a value: Ray would bury its message under pages of its own."""
-
-    def __init__(self, work: Work):
-        log.belong(work)
-        self.store = Store(work.job.output.path)
-        self.answerer: Answerer | PipelineError
-        try:
-            self.answerer = Answerer(work)
-            metrics.watch_generate(work, self.answerer)
-        except PipelineError as error:
-            self.answerer = error
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        return pa.table({"receipt": pa.array([pickle.dumps(self.receipt(batch))], pa.binary())})
-
-    def receipt(self, batch: pa.Table) -> Receipt | PipelineError:
-        if isinstance(self.answerer, PipelineError):
-            return self.answerer
-        key, entries, spent = wire.unpack(batch)
-        try:
-            return commit(key, entries, spent, self.answerer, self.store)
-        except PipelineError as error:
-            return error
+def run(work: Work, chunks: Sequence[Chunk], signals: Signals) -> Iterator[Receipt]:
+    """Receipts as they come. Asked to stop, it ends with the last of the chunks that were begun."""
+    ledger, count = open_ledger(), metrics.counter_of(work, chunks)
+    try:
+        with signals.grace() as stopping:
+            Thread(target=lambda: stopping.wait() and ledger.stop.remote(), daemon=True).start()
+            for row in receipts(work, chunks, ledger).iter_rows():
+                receipt: Receipt | PipelineError | None = pickle.loads(row[RECEIPT])
+                if isinstance(receipt, PipelineError):
+                    raise receipt
+                if receipt:
+                    count(receipt)
+                    yield receipt
+                elif ray.get(ledger.idle.remote()):
+                    return
+    finally:
+        ray.kill(ledger)
 
 
-def run(work: Work, chunks: Sequence[Chunk]) -> Iterator[Receipt]:
+def receipts(work: Work, chunks: Sequence[Chunk], ledger: Any) -> Dataset:
     context = DataContext.get_current()
     context.target_max_block_size = 4 * 2**30  # a chunk is never cut
     context.enable_progress_bars = False
@@ -117,11 +102,11 @@ def run(work: Work, chunks: Sequence[Chunk]) -> Iterator[Receipt]:
     if grows:
         tell_while_short(work.job)
     rows = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
-    receipts = (
+    return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .map_batches(
             Prepare,
-            fn_constructor_args=(work,),
+            fn_constructor_args=(work, ledger),
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(min_size=work.job.workers.prepare.min, max_size=sizes.prepare_max),
@@ -130,7 +115,7 @@ def run(work: Work, chunks: Sequence[Chunk]) -> Iterator[Receipt]:
         )
         .map_batches(
             Generate,
-            fn_constructor_args=(work,),
+            fn_constructor_args=(work, ledger),
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
@@ -145,13 +130,6 @@ def run(work: Work, chunks: Sequence[Chunk]) -> Iterator[Receipt]:
             memory=work.job.workers.generate.memory,
         )
     )
-    count = metrics.counter_of(work, chunks)
-    for row in receipts.iter_rows():
-        receipt: Receipt | PipelineError = pickle.loads(row["receipt"])
-        if isinstance(receipt, PipelineError):
-            raise receipt
-        count(receipt)
-        yield receipt
 
 
 def cut_there(job: Job, found: Sequence[File], user: str | None) -> Iterator[Cut]:

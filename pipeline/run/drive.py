@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import json
 import platform
-import signal
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
-from types import FrameType
 
-from pipeline.errors import JobError, Terminated
+from pipeline.errors import JobError
 from pipeline.flow import Work
 from pipeline.intake.manifest import Chunk, files
 from pipeline.job import Job
 from pipeline.output.write import Receipt, Store
 from pipeline.run import brief, local, log, resume
 from pipeline.run.progress import Progress, Say
+from pipeline.run.signals import Signals
 from pipeline.run.tally import Tally
 
 ANSWERED, INTERNAL, FAILED_ROWS, MISSING = 0, 1, 3, 4  # exit codes; 2 is a job that cannot run
@@ -46,21 +46,18 @@ def start(job: Job, progress: Progress, *, limit: int | None, here: bool, add: b
         progress.say(f"careful: {caution}")
     store = brief.open_output(shared, add=add)
     if here:
-        signal.signal(signal.SIGTERM, terminate)
-        return finish(shared, resume.plan(shared, found, store, limit=limit), store, local.run, progress)
+        with Signals(progress.say) as signals:
+            todo = resume.plan(shared, found, store, limit=limit)
+            return finish(shared, todo, store, partial(local.run, signals=signals), progress)
     from pipeline.run import cluster  # Ray takes seconds to import; a plain loop does not need it
 
     cluster.start()
-    signal.signal(signal.SIGTERM, terminate)  # after Ray, which installs a handler of its own
     try:
-        todo = resume.plan(shared, found, store, cutter=cluster.cut_there, limit=limit)
-        return finish(shared, todo, store, cluster.run, progress)
+        with Signals(progress.say) as signals:
+            todo = resume.plan(shared, found, store, cutter=cluster.cut_there, limit=limit)
+            return finish(shared, todo, store, partial(cluster.run, signals=signals), progress)
     finally:
         cluster.stop()
-
-
-def terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
 
 
 def finish(work: Work, todo: resume.Plan, store: Store, runner: Runner, progress: Progress) -> int:

@@ -6,23 +6,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 
-from pipeline.flow import Answerer, Entry, Preparer, Work
+from pipeline.flow import Answerer, Outcome, Preparer, Work
 from pipeline.intake.manifest import Chunk
 from pipeline.output.write import Receipt, Store, write
 from pipeline.run import log
+from pipeline.run.signals import Signals
 
 
-def run(work: Work, chunks: Sequence[Chunk]) -> Iterator[Receipt]:
+def run(work: Work, chunks: Sequence[Chunk], signals: Signals) -> Iterator[Receipt]:
     store = Store(work.job.output.path)
-    with closing(Preparer(work)) as preparer, closing(Answerer(work)) as answerer:
+    with closing(Preparer(work)) as preparer, closing(Answerer(work)) as answerer, signals.grace() as stopping:
         for chunk in chunks:
-            entries = preparer.prepare(chunk)
-            yield commit(chunk.name, entries, preparer.meter.take(), answerer, store)
+            if stopping.is_set():
+                return
+            outcomes = answerer.answer(preparer.prepare(chunk))
+            yield commit(chunk.name, outcomes, preparer.meter.take(), answerer, store)
 
 
-def commit(key: str, entries: Sequence[Entry], spent: Mapping[str, float], answerer: Answerer, store: Store) -> Receipt:
-    """Answer a prepared chunk and commit it; `spent` are the seconds that preparing took."""
-    outcomes = answerer.answer(entries)
+def commit(
+    key: str, outcomes: Sequence[Outcome], spent: Mapping[str, float], answerer: Answerer, store: Store
+) -> Receipt:
+    """Commit an answered chunk; `spent` are the seconds that preparing it took."""
     log.failures(outcomes)
     with answerer.meter.on("commit"):
         receipt = write(key, outcomes, answerer.work, store)

@@ -22,8 +22,8 @@ SCHEMA = pa.schema(
 )
 
 
-def pack(key: str, entries: Sequence[Entry], spent: Mapping[str, float]) -> pa.Table:
-    """`spent`: the seconds that preparing took, by step."""
+def pack(chunk: str, entries: Sequence[Entry], seconds: Mapping[str, float]) -> pa.Table:
+    """`seconds`: what preparing took, by step."""
     heads: list[bytes] = []
     arrays: list[list[memoryview]] = []
     for entry in entries:
@@ -32,14 +32,24 @@ def pack(key: str, entries: Sequence[Entry], spent: Mapping[str, float]) -> pa.T
         arrays.append([buffer.raw() for buffer in buffers])
     if not heads:  # a chunk without rows is still a chunk: its key must arrive
         heads, arrays = [b""], [[]]
-    return pa.table([[key] * len(heads), [pickle.dumps(spent)] * len(heads), heads, arrays], schema=SCHEMA)
+    return pa.table([[chunk] * len(heads), [pickle.dumps(seconds)] * len(heads), heads, arrays], schema=SCHEMA)
 
 
-def unpack(table: pa.Table) -> tuple[str, list[Entry], dict[str, float]]:
-    key: str = table["key"][0].as_py()
-    entries = [
+def key(table: pa.Table) -> str:
+    return str(table["key"][0].as_py())
+
+
+def rows(table: pa.Table) -> int:
+    return sum(len(head.as_buffer()) > 0 for head in table["entry"])
+
+
+def unpack(table: pa.Table) -> list[Entry]:
+    return [
         pickle.loads(head.as_buffer(), buffers=[one.as_buffer() for one in arrays.values])
         for head, arrays in zip(table["entry"], table["arrays"], strict=True)
         if len(head.as_buffer())
     ]
-    return key, entries, pickle.loads(table["spent"][0].as_py())
+
+
+def spent(table: pa.Table) -> dict[str, float]:
+    return dict(pickle.loads(table["spent"][0].as_py()))

@@ -21,6 +21,7 @@ from pipeline.flow import Answerer, Preparer, Work
 from pipeline.intake.manifest import Chunk, files
 from pipeline.output.write import Store
 from pipeline.run import brief, cluster, resume
+from pipeline.run.signals import Signals
 from tests.bench import harness
 
 JOB = """
@@ -65,7 +66,7 @@ def main() -> None:
                 place = f"{work.job.output.path}/{next(turn)}"
                 update = {"output": work.job.output.model_copy(update={"path": place})}
                 fresh = replace(work, job=work.job.model_copy(update=update))
-                assert sum(receipt.answered for receipt in cluster.run(fresh, chunks)) == rows
+                assert sum(receipt.answered for receipt in cluster.run(fresh, chunks, Signals(print))) == rows
 
             medians = harness.in_turns({"engine": lambda: answerer.answer(entries), "pipeline": whole}, rounds=rounds)
     cluster.stop()

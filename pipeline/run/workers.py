@@ -1,0 +1,122 @@
+"""The actors of the two pools: a chunk -> prepared entries; prepared entries -> a commit and its receipt.
+
+What stops a run is handed over as a value, in place of a receipt: Ray would bury its message under pages of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from pipeline.errors import DecodeError, GenerateError, PipelineError
+from pipeline.flow import Answerer, Asked, Entry, Outcome, Preparer, Work
+from pipeline.intake.manifest import Chunk
+from pipeline.output.write import Receipt, Store
+from pipeline.run import log, metrics, wire
+from pipeline.run.isolate import Isolation, Stage
+from pipeline.run.ledger import DEATHS
+from pipeline.run.local import commit
+from pipeline.types import Failure
+
+EXIT_CODE = 70  # EX_SOFTWARE
+RECEIPT = "receipt"  # the one column of a block that needs no more work
+
+Opened = TypeVar("Opened", Preparer, Answerer)
+
+
+class Prepare:
+    def __init__(self, work: Work, ledger: Any):
+        self.isolation = Isolation(ledger, "prepare", sole=True)
+        self.preparer = opened(lambda: Preparer(work))
+        if isinstance(self.preparer, Preparer):
+            metrics.watch_prepare(work, self.preparer)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        try:
+            prepared = self.prepare(usable(self.preparer), pickle.loads(batch["chunk"][0].as_py()))
+        except PipelineError as error:
+            return handed_over(error)
+        return handed_over(None) if prepared is None else prepared
+
+    def prepare(self, preparer: Preparer, chunk: Chunk) -> pa.Table | None:
+        stage = Stage(
+            load=lambda: preparer.read(chunk),
+            work=preparer.requests,
+            give_up=unprepared,
+            finish=lambda entries: wire.pack(chunk.name, entries, preparer.meter.take()),
+        )
+        return self.isolation.run(chunk.name, chunk.asked, stage)
+
+
+class Generate:
+    def __init__(self, work: Work, ledger: Any):
+        log.belong(work)
+        self.isolation = Isolation(ledger, "generate", sole=False)
+        self.store = Store(work.job.output.path)
+        self.answerer = opened(lambda: Answerer(work))
+        if isinstance(self.answerer, Answerer):
+            metrics.watch_generate(work, self.answerer)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        if batch.column_names == [RECEIPT]:
+            return batch
+        try:
+            return handed_over(self.generate(usable(self.answerer), batch))
+        except PipelineError as error:
+            return handed_over(error)
+
+    def generate(self, answerer: Answerer, batch: pa.Table) -> Receipt | None:
+        key, spent = wire.key(batch), wire.spent(batch)
+        stage = Stage(
+            load=lambda: wire.unpack(batch),
+            work=lambda entries: answered(answerer, entries),
+            give_up=unanswered,
+            finish=lambda outcomes: commit(key, outcomes, spent, answerer, self.store),
+        )
+        return self.isolation.run(key, wire.rows(batch), stage)
+
+
+def opened(make: Callable[[], Opened]) -> Opened | PipelineError:
+    try:
+        return make()
+    except PipelineError as error:
+        return error
+
+
+def usable(worker: Opened | PipelineError) -> Opened:
+    if isinstance(worker, PipelineError):
+        raise worker
+    return worker
+
+
+def handed_over(value: Receipt | PipelineError | None) -> pa.Table:
+    return pa.table({RECEIPT: pa.array([pickle.dumps(value)], pa.binary())})
+
+
+def unprepared(row: Asked, why: str) -> Entry:
+    item, failure = row
+    return replace(item, turns=()), failure or DecodeError("worker_died", why).failure(item.id, DEATHS)
+
+
+def unanswered(entry: Entry, why: str) -> Outcome:
+    item, request = entry
+    failure = request if isinstance(request, Failure) else None
+    return item, failure or GenerateError("worker_died", why).failure(item.id, DEATHS)
+
+
+def answered(answerer: Answerer, entries: Sequence[Entry]) -> list[Outcome]:
+    """An engine that fails as a whole takes its process with it: Ray starts another, and the ledger knows why."""
+    try:
+        return answerer.answer(entries)
+    except PipelineError:
+        raise
+    except BaseException as error:
+        if answerer.desk.ended:
+            os.write(2, f"vlbatch: the engine failed: {type(error).__name__}: {error}\n".encode())
+            os._exit(EXIT_CODE)
+        raise
