@@ -20,7 +20,7 @@ from pipeline.errors import StoppedError
 from pipeline.run.ledger import DEATHS, Ledger, Worker
 
 LOG_BYTES = 64 * 2**10
-PATIENCE_S = 20.0  # for the last words of a process on another node
+PATIENCE_S = 60.0  # for the last words of a process on another node
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
@@ -134,19 +134,21 @@ def obituary(last: Worker) -> str:
 
 
 def said(worker: Worker) -> str:
-    words = last_words(worker) or "nothing, so it was killed from outside, most likely for want of memory"
-    return f"The last one said: {words}"
+    try:
+        words = last_words(worker)
+    except ray.exceptions.RayError:  # its node is gone, or too busy to answer
+        return f"What the last one said is in {worker.log}"
+    return f"The last one said: {words or 'nothing, so it was killed from outside, most likely for want of memory'}"
 
 
 def last_words(worker: Worker) -> str:
-    """What a process wrote as it died, read on its node; nothing where that is gone too."""
+    """What a process wrote as it died, read on its node."""
+    if worker.node == ray.get_runtime_context().get_node_id():
+        return tail(worker.log)
     there = NodeAffinitySchedulingStrategy(worker.node, soft=False)
     read: Any = ray.remote(tail)
-    try:
-        words = read.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(worker.log)
-        return str(ray.get(words, timeout=PATIENCE_S))
-    except ray.exceptions.RayError:
-        return ""
+    words = read.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(worker.log)
+    return str(ray.get(words, timeout=PATIENCE_S))
 
 
 def tail(log: str) -> str:

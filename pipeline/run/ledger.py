@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 DEATHS = 3  # processes that a row may end by itself, and that a step may lose while none of its rows was worked on
-SPLIT = 16  # a group that ended a process by itself is tried again in so many parts
+SPLIT = 16  # a group that was interrupted is tried again in so many parts
 HOPELESS = 12  # processes lost one after another, with no group survived in between: it is not the rows
 
 Step = tuple[str, str]  # the stage, and the key of the chunk
@@ -110,8 +110,7 @@ class Ledger:
             if tries.alone and size == 1:
                 tries.deaths[row] += 1
                 tries.last[row] = worker
-            # beside others it may have been theirs: first the same rows by themselves
-            most = max(1, size // SPLIT) if tries.alone else size
+            most = max(1, size // SPLIT)
             tries.most[row] = min(most, tries.most.get(row, most))
 
     def refusal(self, step: Step, tries: Tries) -> str | None:

@@ -1,0 +1,51 @@
+"""What some rows do to the process that works on them: loaded into every worker of a Ray session by `install`."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+
+from pipeline import flow, registry
+from pipeline.model.engines.scripted import Scripted
+from pipeline.model.engines.torch.watchdog import Watchdog
+from pipeline.types import Request
+
+HANG_S = 3.0
+
+
+def harm(name: str) -> None:
+    if name.endswith("segfault"):
+        ctypes.string_at(0)
+    if name.endswith("memory"):  # as the kernel ends what takes too much of it
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name.endswith("hang"):
+        time.sleep(600)
+
+
+class Hostile(Scripted):
+    """The scripted engine with the watchdog of the real one; rows named engine-... do harm."""
+
+    def step(self):
+        if not hasattr(self, "watchdog"):
+            self.watchdog = Watchdog(HANG_S)
+        with self.watchdog:
+            return super().step()
+
+    def reply(self, request: Request):
+        if request.id.startswith("engine-"):
+            harm(request.id)
+        return super().reply(request)
+
+
+def install() -> None:
+    registry.ENGINES["scripted"] = "tests.run.hostile:Hostile"
+    ask = flow.Preparer.ask
+
+    def hostile(self, item):
+        if item.id.startswith("prepare-"):
+            harm(item.id)
+        return ask(self, item)
+
+    flow.Preparer.ask = hostile
