@@ -115,6 +115,7 @@ run: what drives the steps
     run/brief.py                     a job, its manifest -> the Work that every worker is told
     run/resume.py                    the manifest, its output -> the chunks that are left
     run/buckets.py                   hashes of very many rows -> which of them are equal
+    run/lease.py                     who is at work on an output
     run/drive.py                     a job -> answers on disk and an exit code
     run/local.py                     a plain loop: what the pipeline means
     run/cluster.py                   Ray Data: how it scales

@@ -56,6 +56,7 @@ class Work:
     fingerprint: str
     model: str
     run: str
+    epoch: int = 0  # of the lease under which the run may commit
 
 
 def open_family(work: Work) -> Family:

@@ -11,7 +11,8 @@ import json
 import os
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,8 +59,22 @@ class Store:
     def create(self, name: str, data: bytes) -> bool:
         """Create an object whole, or not at all; False where it was there before."""
         path = f"{self.root}/{name}"
-        try:
+        with self.writing():
             return link(path, data) if self.local else self.put(path, data)
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write an object over the one before; readers see the one or the other."""
+        path = f"{self.root}/{name}"
+        with self.writing():
+            if self.local:
+                beside(path, data, os.replace)
+            else:
+                self.filesystem.pipe_file(path, data)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        try:
+            yield
         except PermissionError as error:
             raise OutputError(f"{self.path}: cannot be written; check output.path and its credentials") from error
         except OSError as error:
@@ -94,22 +109,27 @@ class Store:
 
 
 def link(path: str, data: bytes) -> bool:
-    """A local object appears whole: written beside, under a name that readers pass over, then linked to its own."""
+    try:
+        beside(path, data, os.link)
+    except FileExistsError:
+        return False
+    return True
+
+
+def beside(path: str, data: bytes, move: Callable[[str, str], None]) -> None:
+    """A local object appears whole: written under a name that readers pass over, then moved or linked to its own."""
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
-    beside = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
+    hidden = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
     try:
-        with open(beside, "wb") as file:
+        with open(hidden, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.link(beside, path)
-    except FileExistsError:
-        return False
+        move(hidden, path)
     finally:
-        if os.path.exists(beside):
-            os.unlink(beside)
-    return True
+        if os.path.exists(hidden):
+            os.unlink(hidden)
 
 
 def parquet(table: pa.Table, note: dict[str, Any]) -> bytes:

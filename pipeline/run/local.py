@@ -10,6 +10,7 @@ from pipeline.flow import Answerer, Outcome, Preparer, Work
 from pipeline.intake.manifest import Chunk
 from pipeline.output.write import Receipt, Store, write
 from pipeline.run import log
+from pipeline.run.lease import refuse_if_taken
 from pipeline.run.signals import Signals
 
 
@@ -27,6 +28,7 @@ def commit(
     key: str, outcomes: Sequence[Outcome], spent: Mapping[str, float], answerer: Answerer, store: Store
 ) -> Receipt:
     """Commit an answered chunk; `spent` are the seconds that preparing it took."""
+    refuse_if_taken(store, answerer.work.fingerprint, answerer.work.epoch)
     log.failures(outcomes)
     with answerer.meter.on("commit"):
         receipt = write(key, outcomes, answerer.work, store)

@@ -1,0 +1,172 @@
+"""One run at a time, and a second that knows whom it waits for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from pipeline.errors import StoppedError
+from pipeline.output.write import Store
+from pipeline.run import lease
+from pipeline.run.lease import Lease, newest, refuse_if_taken
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "LOOK_S", 0.05)
+    return Store(str(tmp_path / "out"))
+
+
+def opened(store, run, said=None, **more):
+    return Lease(store, "f", run, say=(said if said is not None else []).append, **more)
+
+
+def elsewhere(store, *, patience_s):
+    """A lease as another machine holds it."""
+    held = opened(store, "theirs")
+    held.card |= {"host": "far", "machine": "far", "patience_s": patience_s}
+    held.claim()
+    return held
+
+
+def test_a_second_run_waits_for_the_first_and_is_told_who_it_is(store):
+    said, order = [], []
+
+    def second():
+        with opened(store, "two", said):
+            order.append("two")
+
+    with opened(store, "one"):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        while not said:
+            time.sleep(0.01)
+        order.append("one")
+    waiting.join()
+    assert order == ["one", "two"]
+    assert "run one on " in said[0]
+    assert "at work since " in said[0]
+    assert "--take-over" in said[0]
+
+
+def test_a_run_that_ended_leaves_the_way_free(store):
+    with opened(store, "one") as first:
+        assert newest(store, "f").held
+    assert not newest(store, "f").held
+    said = []
+    with opened(store, "two", said) as second:
+        assert (first.epoch, second.epoch) == (1, 2)
+    assert said == []
+
+
+def test_a_holder_that_died_on_this_machine_is_not_waited_for(store):
+    child = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, os; from pipeline.output.write import Store; from pipeline.run.lease import Lease\n"
+            f"Lease(Store({store.path!r}), 'f', 'dead', say=print).__enter__(); os._exit(9)",
+        ],
+        check=False,
+    )
+    assert child.returncode == 9
+    with opened(store, "two") as second:
+        assert second.epoch == 2
+
+
+def test_a_holder_elsewhere_without_a_sign_of_life_is_replaced_after_its_own_patience(store):
+    elsewhere(store, patience_s=0.3)
+    said = []
+    with opened(store, "two", said) as second:
+        assert second.epoch == 2
+    assert "run theirs on far" in said[0]
+    assert "no sign of life for 0.3 s" in said[1]
+
+
+def test_a_holder_elsewhere_that_beats_is_waited_for(store):
+    held = elsewhere(store, patience_s=0.3)
+    entered = threading.Event()
+
+    def second():
+        with opened(store, "two"):
+            entered.set()
+
+    waiting = threading.Thread(target=second)
+    waiting.start()
+    for _ in range(20):
+        held.mark("held")
+        assert not entered.wait(0.05)
+    held.mark("over")
+    waiting.join()
+    assert entered.is_set()
+
+
+def test_who_is_taken_over_notices_and_cannot_commit(store, monkeypatch):
+    monkeypatch.setenv("VLBATCH_LEASE_S", "0.3")
+    with opened(store, "one") as first:
+        refuse_if_taken(store, "f", first.epoch)
+        with opened(store, "two", take_over=True) as second:
+            with pytest.raises(StoppedError, match="another run has taken over"):
+                refuse_if_taken(store, "f", first.epoch)
+            refuse_if_taken(store, "f", second.epoch)
+            while not first.taken:
+                time.sleep(0.01)
+            with pytest.raises(StoppedError, match="run two has taken over"):
+                first.check()
+            second.check()
+    assert not newest(store, "f").held
+
+
+def test_of_many_that_start_at_once_one_at_a_time_is_at_work(store):
+    at_work, most = [], []
+
+    def one(number):
+        with opened(store, f"r{number}"):
+            at_work.append(number)
+            most.append(len(at_work))
+            time.sleep(0.02)
+            at_work.remove(number)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(8)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert most == [1] * 8
+
+
+def test_another_question_in_the_same_output_has_a_lease_of_its_own(store):
+    with opened(store, "one"), Lease(store, "g", "two", say=pytest.fail) as other:
+        assert other.epoch == 1
+
+
+def test_the_work_of_a_run_that_was_taken_over_is_not_written(desk):
+    from pipeline.flow import Answerer, Preparer
+    from pipeline.intake.manifest import files
+    from pipeline.run import brief, local, resume
+
+    desk.manifest(desk.draw(2))
+    from pipeline.job import Job
+
+    job = Job.model_validate(desk.described())
+    found = files(job)
+    work = brief.work(job, found)
+    output = brief.open_output(work, add=False)
+    (chunk,) = resume.plan(work, found, output).left
+    with opened(output, "x") as held:
+        held.folder = f"lease/fp={work.fingerprint}"
+        held.claim()
+        mine = replace(work, epoch=held.epoch)
+        preparer, answerer = Preparer(mine), Answerer(mine)
+        output.create(f"{held.folder}/{held.epoch + 1:08d}.json", json.dumps(held.card).encode())
+        with pytest.raises(StoppedError, match="taken over"):
+            local.commit(chunk.name, preparer.prepare(chunk), {}, answerer, output)
+        preparer.close()
+        answerer.close()
+    assert desk.parts() == {}
