@@ -35,7 +35,10 @@ def run(options: argparse.Namespace) -> int:
 
     taker = log.taker()
     job = jobfile.load(options.job, changes=options.set, date=options.date)
-    code = drive.run(job, limit=options.limit, here=options.local, add=options.on_change == "add", say=taker)
+    wish = drive.Options(
+        limit=options.limit, here=options.local, add=options.on_change == "add", take_over=options.take_over
+    )
+    code = drive.run(job, wish, say=taker)
     return 0 if code == drive.FAILED_ROWS and options.allow_errors else code
 
 
@@ -46,6 +49,7 @@ def submit(options: argparse.Namespace) -> int:
     words = [f"--set={change}" for change in options.set]
     words += [f"--limit={options.limit}"] if options.limit else []
     words += [f"--on-change={options.on_change}", *(["--allow-errors"] if options.allow_errors else [])]
+    words += ["--take-over"] if options.take_over else []
     order = Order(
         path=options.job,
         changes=options.set,

@@ -82,6 +82,7 @@ def _submit(command: argparse.ArgumentParser) -> None:
 def _asked(command: argparse.ArgumentParser) -> None:
     command.add_argument("--limit", type=_whole, metavar="N", help="only the first N rows of the manifest")
     command.add_argument("--allow-errors", action="store_true", help="rows in errors/ are no failure: exit 0, not 3")
+    command.add_argument("--take-over", action="store_true", help="do not wait for a run that holds the output")
     command.add_argument(
         "--on-change", choices=["refuse", "add"], default="refuse", help="another question in the same output"
     )

@@ -7,13 +7,14 @@ create the object leaves letters that nobody reads. Nothing is ever overwritten.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import fsspec
@@ -147,17 +148,31 @@ def write(key: str, outcomes: Sequence[Outcome], work: Work, store: Store) -> Re
         store.create(f"errors/{folder}/{letters}", parquet(failed, {"key": key}))
     note = {"errors": letters if failed.num_rows else None, "answered": answered.num_rows, "failed": failed.num_rows}
     won = store.create(f"data/{folder}/{key}.parquet", parquet(answered, {**note, "kinds": kinds}))
-    tokens = answered["tokens"].to_pylist()
+    if not won:
+        return replace(found(store, work.fingerprint, key), won=False)
     messages = zip(failed["stage"].to_pylist(), failed["kind"].to_pylist(), failed["message"].to_pylist(), strict=True)
+    return replace(
+        receipt(key, answered["tokens"], {**note, "kinds": kinds}),
+        examples={f"{stage}/{kind}": message for stage, kind, message in messages},
+        retries=sum(n - 1 for n in [*answered["attempts"].to_pylist(), *failed["attempts"].to_pylist()]),
+    )
+
+
+def found(store: Store, fingerprint: str, key: str) -> Receipt:
+    """What is known of a chunk that another has committed, or whose receipt was lost."""
+    part = pq.ParquetFile(io.BytesIO(store.read(f"data/fp={fingerprint}/{key}.parquet")))
+    return receipt(key, part.read(["tokens"])["tokens"], json.loads(part.schema_arrow.metadata[NOTE]))
+
+
+def receipt(key: str, tokens: pa.ChunkedArray, note: Mapping[str, Any]) -> Receipt:
+    rows = tokens.to_pylist()
     return Receipt(
         key,
-        won,
-        answered.num_rows,
-        failed.num_rows,
-        kinds=dict(kinds),
-        examples={f"{stage}/{kind}": message for stage, kind, message in messages},
-        vision_tokens=sum(row["vision"] for row in tokens),
-        output_tokens=sum(row["output"] for row in tokens),
-        prompt_tokens=sum(row["prompt"] for row in tokens),
-        retries=sum(n - 1 for n in [*answered["attempts"].to_pylist(), *failed["attempts"].to_pylist()]),
+        True,
+        note["answered"],
+        note["failed"],
+        kinds=dict(note["kinds"]),
+        vision_tokens=sum(row["vision"] for row in rows),
+        output_tokens=sum(row["output"] for row in rows),
+        prompt_tokens=sum(row["prompt"] for row in rows),
     )

@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from pipeline.errors import PipelineError
+from pipeline.errors import JobError, PipelineError
 from pipeline.flow import Work
 from pipeline.intake.manifest import Chunk, File, cut
 from pipeline.job import Job
@@ -35,24 +35,36 @@ CHUNKS_AT_ONCE = 3  # calls that feed one engine: one being answered, one behind
 MANY_FILES = 8  # from here on cutting files in tasks beats the second that starting a worker costs
 
 
-def start() -> None:
-    """Join the cluster that the environment names, or start one for this run. Never one that happens to run here."""
+@contextmanager
+def joined() -> Iterator[None]:
+    """In the cluster that the environment names, or in one started for this run. Never one that happens to run here.
+
+    A caller who is in one already stays in it.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it reports every pool as an error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
+        yield
         return
     address = os.environ.get("RAY_ADDRESS") or "local"
     alone = address == "local"
     if alone:  # a cluster nobody else reaches; unset, Ray would write a token into the home directory
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    with hushed():
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            include_dashboard=False if alone else None,
-        )
+    try:
+        with hushed():
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=False if alone else None,
+            )
+    except (ConnectionError, ValueError) as error:
+        raise JobError(f"RAY_ADDRESS: no Ray cluster at {address}; unset it to run on this machine") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 @contextmanager
@@ -67,10 +79,6 @@ def hushed() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def stop() -> None:
-    ray.shutdown()
 
 
 def run(work: Work, chunks: Sequence[Chunk], signals: Signals) -> Iterator[Receipt]:

@@ -9,55 +9,72 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 from pipeline.errors import JobError
 from pipeline.flow import Work
 from pipeline.intake.manifest import Chunk, files
 from pipeline.job import Job
-from pipeline.output.write import Receipt, Store
+from pipeline.output.write import Receipt, Store, found
 from pipeline.run import brief, local, log, resume
+from pipeline.run.lease import Lease
 from pipeline.run.progress import Progress, Say
 from pipeline.run.signals import Signals
-from pipeline.run.tally import Tally
 
 ANSWERED, INTERNAL, FAILED_ROWS, MISSING = 0, 1, 3, 4  # exit codes; 2 is a job that cannot run
 
 Runner = Callable[[Work, Sequence[Chunk]], Iterator[Receipt]]
+Pool = Callable[[Work, Sequence[Chunk], Signals], Iterator[Receipt]]
 
 
-def run(job: Job, *, limit: int | None = None, here: bool = False, add: bool = False, say: Say | None = None) -> int:
-    """Run a job to its end; `here` in this process, else on Ray. Returns the exit code.
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a person asks of one run, beside the job."""
 
-    `say` takes the lines that otherwise go to the terminal.
-    """
+    limit: int | None = None  # only so many rows of the manifest
+    here: bool = False  # in this process, else on Ray
+    add: bool = False  # another question may be put to the same output
+    take_over: bool = False  # from a run that holds the output
+
+
+def run(job: Job, options: Options = Options(), *, say: Say | None = None) -> int:
+    """Run a job to its end. Returns the exit code. `say` takes the lines that otherwise go to the terminal."""
     with Progress(job.name, say=say) as progress:
-        return start(job, progress, limit=limit, here=here, add=add)
+        return start(job, options, progress)
 
 
-def start(job: Job, progress: Progress, *, limit: int | None, here: bool, add: bool) -> int:
-    found = files(job)
-    shared = brief.work(job, found)
-    log.belong(shared)
-    if problems := brief.problems(shared, found[:1]):  # before anything is started
+def start(job: Job, options: Options, progress: Progress) -> int:
+    manifest = files(job)
+    work = brief.work(job, manifest)
+    log.belong(work)
+    if problems := brief.problems(work, manifest[:1]):  # before anything is started
         raise JobError("\n".join(problems))
-    if caution := brief.caution(shared):
+    if caution := brief.caution(work):
         progress.say(f"careful: {caution}")
-    store = brief.open_output(shared, add=add)
-    if here:
-        with Signals(progress.say) as signals:
-            todo = resume.plan(shared, found, store, limit=limit)
-            return finish(shared, todo, store, partial(local.run, signals=signals), progress)
-    from pipeline.run import cluster  # Ray takes seconds to import; a plain loop does not need it
+    store = brief.open_output(work, add=options.add)
+    lease = Lease(store, work.fingerprint, work.run, say=progress.say, take_over=options.take_over)
+    with Signals(progress.say) as signals, lease:
+        work = replace(work, epoch=lease.epoch)
+        if options.here:
+            todo = resume.plan(work, manifest, store, limit=options.limit)
+            return finish(work, todo, store, held(local.run, lease, signals), progress)
+        from pipeline.run import cluster  # Ray takes seconds to import; a plain loop does not need it
 
-    cluster.start()
-    try:
-        with Signals(progress.say) as signals:
-            todo = resume.plan(shared, found, store, cutter=cluster.cut_there, limit=limit)
-            return finish(shared, todo, store, partial(cluster.run, signals=signals), progress)
-    finally:
-        cluster.stop()
+        with cluster.joined(), Signals(progress.say) as signals:  # again, for Ray installs handlers of its own
+            todo = resume.plan(work, manifest, store, cutter=cluster.cut_there, limit=options.limit)
+            return finish(work, todo, store, held(cluster.run, lease, signals), progress)
+
+
+def held(pool: Pool, lease: Lease, signals: Signals) -> Runner:
+    """A runner that ends when its output is another's."""
+
+    def run(work: Work, chunks: Sequence[Chunk]) -> Iterator[Receipt]:
+        for receipt in pool(work, chunks, signals):
+            lease.check()
+            yield receipt
+
+    return run
 
 
 def finish(work: Work, todo: resume.Plan, store: Store, runner: Runner, progress: Progress) -> int:
@@ -72,11 +89,12 @@ def finish(work: Work, todo: resume.Plan, store: Store, runner: Runner, progress
         for _ in range(2):  # whatever was lost on the way gets a second chance
             follow(work, left, runner, progress)
             left = missing(work, left, store)
+            unheard(work, todo, left, store, progress)
             if not left:
                 break
         status = "missing" if left else "done"
     finally:
-        report(work, todo, progress.tally, progress.seconds, status, store)
+        report(work, todo, progress, status, store)
     letters = {name.rpartition("-")[0] for name in store.names(f"errors/fp={work.fingerprint}")}
     dead = progress.tally.failed or any(chunk.name in letters for chunk in todo.chunks)
     return conclude(work, progress, sum(chunk.rows for chunk in left), bool(dead))
@@ -92,6 +110,13 @@ def follow(work: Work, left: Sequence[Chunk], runner: Runner, progress: Progress
 def missing(work: Work, chunks: Sequence[Chunk], store: Store) -> list[Chunk]:
     there = store.names(f"data/fp={work.fingerprint}")
     return [chunk for chunk in chunks if f"{chunk.name}.parquet" not in there]
+
+
+def unheard(work: Work, todo: resume.Plan, left: Sequence[Chunk], store: Store, progress: Progress) -> None:
+    """Count chunks whose receipt was lost on the way: what they hold is read from them."""
+    there = {chunk.name for chunk in todo.left} - {chunk.name for chunk in left} - progress.tally.names
+    for name in sorted(there):
+        progress.add(found(store, work.fingerprint, name))
 
 
 def conclude(work: Work, progress: Progress, lost: int, dead: bool) -> int:
@@ -112,8 +137,9 @@ def conclude(work: Work, progress: Progress, lost: int, dead: bool) -> int:
     return INTERNAL if tally.kinds["internal/internal"] else FAILED_ROWS if dead else ANSWERED
 
 
-def report(work: Work, todo: resume.Plan, tally: Tally, seconds: float, status: str, store: Store) -> None:
-    """`runs/<id>/`: what was asked, and what came of it."""
+def report(work: Work, todo: resume.Plan, progress: Progress, status: str, store: Store) -> None:
+    """`runs/<id>/`: what was asked, and what came of it: rows = rows_before + answered + failed + missing."""
+    tally = progress.tally
     counts = {
         "run": work.run,
         "status": status,
@@ -123,10 +149,11 @@ def report(work: Work, todo: resume.Plan, tally: Tally, seconds: float, status: 
         "duplicates": todo.duplicates,
         "answered": tally.answered,
         "failed": tally.failed,
+        "missing": todo.rows_left - tally.done,
         "kinds": dict(tally.kinds),
         "vision_tokens": tally.vision_tokens,
         "output_tokens": tally.output_tokens,
-        "seconds": round(seconds, 3),
+        "seconds": round(progress.seconds, 3),
         "workers_seconds": {name: round(each, 3) for name, each in tally.seconds.items()},
         "versions": {name: version(name) for name in ("ray", "torch", "transformers", "pyarrow")}
         | {"python": platform.python_version()},

@@ -15,6 +15,7 @@ LEAST = 0.005  # of the time: a share that is worth a word
 
 @dataclass
 class Tally:
+    names: set[str] = field(default_factory=set)  # of the chunks that were heard of
     answered: int = 0
     failed: int = 0
     vision_tokens: int = 0
@@ -29,6 +30,7 @@ class Tally:
         return self.answered + self.failed
 
     def add(self, receipt: Receipt) -> None:
+        self.names.add(receipt.key)
         self.answered += receipt.answered
         self.failed += receipt.failed
         self.vision_tokens += receipt.vision_tokens

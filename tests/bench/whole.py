@@ -55,8 +55,7 @@ def main() -> None:
     parser.add_argument("--delay-ms", type=float, default=400.0)
     options = parser.parse_args()
     rows, rounds = (320, 1) if options.quick else (options.rows, options.rounds)
-    cluster.start()
-    with tempfile.TemporaryDirectory() as folder:
+    with cluster.joined(), tempfile.TemporaryDirectory() as folder:
         work, chunks = prepare(Path(folder), rows, options.delay_ms)
         with closing(Preparer(work)) as preparer, closing(Answerer(work)) as answerer:
             entries = [entry for chunk in chunks for entry in preparer.prepare(chunk)]
@@ -69,7 +68,6 @@ def main() -> None:
                 assert sum(receipt.answered for receipt in cluster.run(fresh, chunks, Signals(print))) == rows
 
             medians = harness.in_turns({"engine": lambda: answerer.answer(entries), "pipeline": whole}, rounds=rounds)
-    cluster.stop()
     rates = {name: rows / seconds for name, seconds in medians.items()}
     print(harness.table(["side", "rows/s"], [[name, rate] for name, rate in rates.items()]))
     harness.report(

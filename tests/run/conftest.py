@@ -69,7 +69,7 @@ class Desk:
     def run(self, *, limit: int | None = None, add: bool = False, here: bool = True, **sections: Any) -> int:
         job = Job.model_validate(self.described(**sections))
         self.said.clear()
-        return drive.run(job, limit=limit, here=here, add=add, say=self.said.append)
+        return drive.run(job, drive.Options(limit=limit, here=here, add=add), say=self.said.append)
 
     def parts(self, out: str = "out") -> dict[str, int]:
         """The objects with answers, and when each was written."""

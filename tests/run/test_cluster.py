@@ -14,8 +14,6 @@ from collections import Counter
 import pytest
 import ray
 
-from pipeline.run import cluster
-
 SHOWN = ("id", "hint", "text", "finish", "tokens", "attempts", "question", "stage", "kind", "message")
 
 
@@ -25,7 +23,6 @@ def session():
     folder = tempfile.mkdtemp(prefix="vl")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setattr(cluster, "stop", lambda: None)
         ray.init(
             address="local",
             num_cpus=2,
