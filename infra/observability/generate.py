@@ -1,0 +1,192 @@
+"""The table of metrics -> dashboard.json for Grafana and rules.yaml for Prometheus; run it after a change of the table.
+
+    python infra/observability/generate.py
+
+Queries are written with the names of the table, so that a metric that is not there stops this script.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.run.metrics import METRICS, exported
+
+HERE = Path(__file__).parent
+PANELS = [  # title, unit, width of 24, queries: legend -> PromQL with {metric} for a name of the table
+    ("Rows left", "short", 4, {"": "sum({rows_left}{JOB})"}),
+    ("Rows done", "short", 4, {"": "sum(increase({rows}{JOB}[$__range]))"}),
+    (
+        "Failed",
+        "percentunit",
+        4,
+        {"": "sum(increase({rows}{FAILED}[$__range])) / sum(increase({rows}{JOB}[$__range]))"},
+    ),
+    ("GPU hours", "short", 4, {"": "sum(increase({gpu_seconds}{JOB}[$__range])) / 3600"}),
+    ("Cost, estimated", "currencyUSD", 4, {"": "sum(increase({gpu_seconds}{JOB}[$__range])) / 3600 * $gpu_hour_price"}),
+    (
+        "Engines wait",
+        "percentunit",
+        4,
+        {"": "sum(rate({seconds}{WAITED}[$__range])) / sum(rate({seconds}{ENGINES}[$__range]))"},
+    ),
+    ("Rows per second", "short", 12, {"{{state}}": "sum by (state) (rate({rows}{JOB}[$__rate_interval]))"}),
+    ("Tokens per second", "short", 12, {"{{kind}}": "sum by (kind) (rate({tokens}{JOB}[$__rate_interval]))"}),
+    ("Where workers' time goes", "short", 12, {"{{step}}": "sum by (step) (rate({seconds}{JOB}[$__rate_interval]))"}),
+    ("Media read", "Bps", 12, {"": "sum(rate({bytes_read}{JOB}[$__rate_interval]))"}),
+    (
+        "Slots",
+        "short",
+        8,
+        {"busy": "sum({slots_busy}{JOB})", "all": "sum({slots}{JOB})", "waiting rows": "sum({rows_waiting}{JOB})"},
+    ),
+    ("Key-value cache, tokens", "short", 8, {"used": "sum({kv_used}{JOB})", "all": "sum({kv_tokens}{JOB})"}),
+    ("Asked again", "short", 8, {"": "sum(rate({retries}{JOB}[$__rate_interval]))"}),
+    (
+        "Errors by stage and kind",
+        "short",
+        24,
+        {"{{stage}}/{{kind}}": "sum by (stage, kind) (increase({errors}{JOB}[$__rate_interval]))"},
+    ),
+]
+ALERTS = [  # name, PromQL, for, what it says
+    (
+        "VlbatchRowsFail",
+        'sum by (job_name) (rate({rows}{state="failed"}[15m])) / sum by (job_name) (rate({rows}[15m])) > 0.05',
+        "10m",
+        "More than one row in twenty of {{ $labels.job_name }} fails; errors/ and the panel by kind say why.",
+    ),
+    (
+        "VlbatchInternalErrors",
+        # not increase(): a counter that begins at one has not increased
+        'sum by (job_name) ({errors}{stage="internal"})'
+        ' > (sum by (job_name) ({errors}{stage="internal"} offset 15m) or 0 * sum by (job_name) ({errors}))',
+        "0m",
+        "{{ $labels.job_name }} met something nobody expected; its dead letters hold the tracebacks.",
+    ),
+    (
+        "VlbatchStalled",
+        "sum by (job_name) ({rows_left}) > 0 unless sum by (job_name) (rate({rows}[30m])) > 0",
+        "30m",
+        "{{ $labels.job_name }} has rows left and finished none for half an hour.",
+    ),
+    (
+        "VlbatchEnginesStarve",
+        'sum by (job_name) (rate({seconds}{step="waited"}[15m]))'
+        ' / sum by (job_name) (rate({seconds}{step=~"waited|worked"}[15m])) > 0.5',
+        "30m",
+        "Engines of {{ $labels.job_name }} wait for work half of the time: raise workers.prepare.max.",
+    ),
+    (
+        "VlbatchCacheFull",
+        "sum by (job_name) ({kv_used}) / sum by (job_name) ({kv_tokens}) > 0.98"
+        " and sum by (job_name) ({rows_waiting}) > 0"
+        " and sum by (job_name) ({slots_busy}) < 0.5 * sum by (job_name) ({slots})",
+        "30m",
+        "{{ $labels.job_name }} is bound by its key-value cache, not by its slots: lower answer.max_new_tokens.",
+    ),
+]
+LABELS = {
+    "JOB": '{job_name=~"$job_name"}',
+    "FAILED": '{job_name=~"$job_name", state="failed"}',
+    "WAITED": '{job_name=~"$job_name", step="waited"}',
+    "ENGINES": '{job_name=~"$job_name", step=~"waited|worked"}',
+}
+
+
+def query(text: str) -> str:
+    """PromQL with every {name} of the table, and every {SELECTION}, in full."""
+    return re.sub(r"\{(\w+)\}", lambda match: LABELS.get(match[1]) or exported(match[1]), text)
+
+
+def panel(
+    number: int, at: tuple[int, int], title: str, unit: str, width: int, queries: dict[str, str]
+) -> dict[str, Any]:
+    x, y = at
+    small = width == 4
+    return {
+        "id": number,
+        "type": "stat" if small else "timeseries",
+        "title": title,
+        "datasource": {"type": "prometheus", "uid": "$datasource"},
+        "gridPos": {"x": x, "y": y, "w": width, "h": 4 if small else 8},
+        "fieldConfig": {"defaults": {"unit": unit, "min": 0}, "overrides": []},
+        "targets": [
+            {"refId": chr(65 + index), "expr": query(text), "legendFormat": legend or title}
+            for index, (legend, text) in enumerate(queries.items())
+        ],
+    }
+
+
+def dashboard() -> dict[str, Any]:
+    panels, x, y = [], 0, 0
+    for number, (title, unit, width, queries) in enumerate(PANELS, start=1):
+        panels.append(panel(number, (x, y), title, unit, width, queries))
+        x += width
+        if x >= 24:
+            x, y = 0, y + panels[-1]["gridPos"]["h"]
+    names = f"label_values({exported('rows_left')}, job_name)"
+    variables = [
+        {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "source"},
+        {
+            "name": "job_name",
+            "type": "query",
+            "label": "job",
+            "datasource": {"type": "prometheus", "uid": "$datasource"},
+            "query": {"query": names, "refId": "names"},
+            "includeAll": True,
+            "multi": True,
+            "allValue": ".*",
+            "current": {"text": "All", "value": "$__all"},
+            "refresh": 2,
+        },
+        {"name": "gpu_hour_price", "type": "textbox", "label": "price of a GPU hour", "query": "2.00"},
+    ]
+    return {
+        "uid": "vlbatch",
+        "title": "vlbatch",
+        "schemaVersion": 39,
+        "time": {"from": "now-6h", "to": "now"},
+        "refresh": "30s",
+        "templating": {"list": variables},
+        "panels": panels,
+        "description": "\n".join(f"{exported(name)}: {metric.meaning}" for name, metric in METRICS.items()),
+    }
+
+
+def rules() -> dict[str, Any]:
+    found = [
+        {
+            "alert": name,
+            "expr": query(text),
+            "for": after,
+            "labels": {"severity": "warning"},
+            "annotations": {"summary": said},
+        }
+        for name, text, after, said in ALERTS
+    ]
+    return {"groups": [{"name": "vlbatch", "rules": found}]}
+
+
+def files() -> dict[str, str]:
+    head = "# Made by generate.py from the table in pipeline/run/metrics.py.\n"
+    rule = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "vlbatch", "namespace": "vlbatch"},
+        "spec": rules(),
+    }
+    return {
+        "dashboard.json": json.dumps(dashboard(), indent=2) + "\n",
+        "rules.yaml": head + yaml.safe_dump(rules(), sort_keys=False, width=200),
+        "prometheus-rule.yaml": head + yaml.safe_dump(rule, sort_keys=False, width=200),
+    }
+
+
+if __name__ == "__main__":
+    for name, text in files().items():
+        (HERE / name).write_text(text)
