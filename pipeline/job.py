@@ -212,7 +212,10 @@ class Pool(Section):
 
 
 class GpuPool(Pool):
-    gpus: float = key("GPUs of one replica; 0 runs on CPU", 0.0, ge=0)
+    gpus: float = key(
+        "GPUs of one replica, as many as model.tensor_parallel, or a part of one; 0 runs on CPU", 0.0, ge=0
+    )
+    accelerator: str | None = key("only on nodes with this GPU, by Ray's name: H100, A100-80G, L4, ...", None)
 
 
 class Workers(Section):

@@ -105,8 +105,13 @@ def receipts(work: Work, chunks: Sequence[Chunk], ledger: Any) -> Dataset:
     context.target_max_block_size = 4 * 2**30  # a chunk is never cut
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # a replica with more to do than it takes gets another; it is let go when its input ends, for loading takes minutes
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = (CHUNKS_AT_ONCE + 1) / CHUNKS_AT_ONCE
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
+    accelerator = work.job.workers.generate.accelerator
+    kind: dict[str, Any] = {"accelerator_type": accelerator} if accelerator else {}
     grows = cluster_grows()
-    sizes = pools(work.job, ray.cluster_resources(), grows=grows)
+    sizes = pools(work.job, [node["Resources"] for node in ray.nodes() if node["Alive"]], grows=grows)
     if grows:
         tell_while_short(work.job)
     rows = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
@@ -136,6 +141,7 @@ def receipts(work: Work, chunks: Sequence[Chunk], ledger: Any) -> Dataset:
             num_cpus=sizes.generate_cpus,
             num_gpus=work.job.workers.generate.gpus or None,
             memory=work.job.workers.generate.memory,
+            **kind,
         )
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import Thread
 
@@ -31,28 +32,41 @@ class Pools:
     generate_cpus: float
 
 
-def pools(job: Job, there: dict[str, float], *, grows: bool = False) -> Pools:
+def pools(job: Job, nodes: Sequence[Mapping[str, float]], *, grows: bool = False) -> Pools:
+    """`nodes` are the resources of each."""
     prepare, generate = job.workers.prepare, job.workers.generate
     if grows:
         generate_max = generate.max if generate.gpus else generate.max or generate.min
         return Pools(prepare.max, prepare.cpus, generate_max, generate.cpus)
-    cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
-    if generate.gpus * generate.min > gpus:
-        raise JobError(
-            f"workers.generate asks for {generate.min} x {generate.gpus:g} GPUs and the cluster has {gpus:g}; "
-            f"lower it, set workers.generate.gpus to 0 to run on CPU, or {GROWS}=1 where an autoscaler brings them"
-        )
-    share = min(1.0, cpus / (prepare.min * prepare.cpus + generate.min * generate.cpus or 1.0))
-    prepare_cpus, generate_cpus = (max(0.01, int(100 * share * each) / 100) for each in (prepare.cpus, generate.cpus))
-    by_gpu = int(gpus / generate.gpus) if generate.gpus else generate.min
-    generate_max = max(generate.min, min(generate.max or by_gpu, by_gpu) if generate.gpus else generate.max or by_gpu)
-    room = int((cpus - generate_max * generate_cpus + 1e-6) / prepare_cpus)
+    each = [node.get("CPU", 0.0) for node in nodes]
+    wanted, widest = prepare.min * prepare.cpus + generate.min * generate.cpus, max(prepare.cpus, generate.cpus)
+    share = min(1.0, sum(each) / (wanted or 1.0), max(each) / (widest or 1.0))
+    prepare_cpus, generate_cpus = (max(0.01, int(100 * share * cpus) / 100) for cpus in (prepare.cpus, generate.cpus))
+    places = places_on(nodes, generate) if generate.gpus else generate.max or generate.min
+    generate_max = max(generate.min, min(generate.max or places, places))
+    room = int((sum(each) - generate_max * generate_cpus + 1e-6) / prepare_cpus)
     return Pools(
         prepare_max=max(prepare.min, min(prepare.max or room, max(room, 1))),
         prepare_cpus=prepare_cpus,
         generate_max=generate_max,
         generate_cpus=generate_cpus,
     )
+
+
+def places_on(nodes: Sequence[Mapping[str, float]], pool: GpuPool) -> int:
+    """How many replicas there are GPUs for: each is on one node."""
+    kind = f"accelerator_type:{pool.accelerator}"
+    there = [node.get("GPU", 0.0) for node in nodes if pool.accelerator is None or kind in node]
+    places = sum(int(gpus / pool.gpus + 1e-6) for gpus in there)
+    if places < pool.min:
+        of = f" of {pool.accelerator}" if pool.accelerator else ""
+        have = ", ".join(f"{gpus:g}" for gpus in there if gpus) or "none"
+        raise JobError(
+            f"workers.generate asks for {pool.min} x {pool.gpus:g} GPUs{of}, each time on one node, and the nodes "
+            f"have {have}; lower it, set workers.generate.gpus to 0 to run on CPU, or {GROWS}=1 where an "
+            "autoscaler brings them"
+        )
+    return places
 
 
 def cluster_grows() -> bool:

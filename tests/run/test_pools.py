@@ -10,26 +10,51 @@ from pipeline.run.pools import Pools, pools
 
 
 def job(**workers) -> Job:
-    least = {"name": "t", "input": {"manifest": "m"}, "model": {"weights": "w"}, "output": {"path": "o"}}
+    shares = max(1, int(workers.get("generate", {}).get("gpus", 1)))
+    model = {"weights": "w", "tensor_parallel": shares}
+    least = {"name": "t", "input": {"manifest": "m"}, "model": model, "output": {"path": "o"}}
     return Job.model_validate({**least, "workers": workers})
 
 
 def test_a_laptop_squeezes_both_pools_in():
-    assert pools(job(), {"CPU": 1.0}) == Pools(prepare_max=1, prepare_cpus=0.5, generate_max=1, generate_cpus=0.5)
+    assert pools(job(), [{"CPU": 1.0}]) == Pools(prepare_max=1, prepare_cpus=0.5, generate_max=1, generate_cpus=0.5)
 
 
 def test_a_fixed_cluster_is_filled_and_no_more():
-    found = pools(job(generate={"gpus": 1}), {"CPU": 32.0, "GPU": 4.0})
+    found = pools(job(generate={"gpus": 1}), [{"CPU": 32.0, "GPU": 4.0}])
     assert found == Pools(prepare_max=28, prepare_cpus=1.0, generate_max=4, generate_cpus=1.0)
-    assert pools(job(generate={"gpus": 1, "max": 3}), {"CPU": 32.0, "GPU": 4.0}).generate_max == 3
+    assert pools(job(generate={"gpus": 1, "max": 3}), [{"CPU": 32.0, "GPU": 4.0}]).generate_max == 3
 
 
 def test_gpus_that_a_fixed_cluster_has_not_are_refused():
-    with pytest.raises(JobError, match="asks for 2 x 1 GPUs and the cluster has 1; lower it"):
-        pools(job(generate={"gpus": 1, "min": 2}), {"CPU": 4.0, "GPU": 1.0})
+    with pytest.raises(JobError, match="asks for 2 x 1 GPUs, each time on one node, and the nodes have 1; lower it"):
+        pools(job(generate={"gpus": 1, "min": 2}), [{"CPU": 4.0, "GPU": 1.0}])
 
 
 def test_gpus_that_a_growing_cluster_has_not_yet_are_waited_for():
-    found = pools(job(generate={"gpus": 1, "min": 2}, prepare={"max": 64}), {"CPU": 2.0}, grows=True)
+    found = pools(job(generate={"gpus": 1, "min": 2}, prepare={"max": 64}), [{"CPU": 2.0}], grows=True)
     assert found == Pools(prepare_max=64, prepare_cpus=1.0, generate_max=None, generate_cpus=1.0)
-    assert pools(job(), {"CPU": 2.0}, grows=True).generate_max == 1
+    assert pools(job(), [{"CPU": 2.0}], grows=True).generate_max == 1
+
+
+def node(cpus: int, gpus: int = 0, kind: str | None = None) -> dict[str, float]:
+    return {"CPU": cpus, "GPU": gpus} | ({f"accelerator_type:{kind}": 1.0} if kind else {})
+
+
+def test_a_replica_is_on_one_node():
+    assert pools(job(generate={"gpus": 2}), [node(8, 2), node(8, 5)]).generate_max == 3
+    assert pools(job(generate={"gpus": 0.25}), [node(8, 1)]).generate_max == 4
+    assert pools(job(generate={"gpus": 0, "cpus": 8}), [node(4), node(4)]).generate_cpus <= 4
+
+
+@pytest.mark.parametrize(
+    ("generate", "nodes", "found"),
+    [
+        ({"gpus": 4}, [node(8, 2), node(8, 2)], "1 x 4 GPUs, each time on one node, and the nodes have 2, 2;"),
+        ({"gpus": 1, "accelerator": "H100"}, [node(8, 8, "L4")], "1 x 1 GPUs of H100, .* have none;"),
+        ({"gpus": 1, "min": 3}, [node(8, 2)], "3 x 1 GPUs, .* have 2;"),
+    ],
+)
+def test_what_would_wait_for_ever_is_refused(generate, nodes, found):
+    with pytest.raises(JobError, match=found):
+        pools(job(generate=generate), nodes)

@@ -30,7 +30,7 @@ def capture(work: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
         work()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # NCCL's own thread asks how it goes
         made = work()
     return graph.replay, made
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pipeline.errors import JobError
 from pipeline.model.engines.torch import memory
 from pipeline.model.engines.torch.attention import Cache, has_flash
 from pipeline.model.engines.torch.crew import Crew
@@ -81,6 +82,8 @@ def lead(task: Task) -> tuple[Loaded, Room, Gallery, Forward]:
         loaded, ranks = load_share(task), Ranks()
         size = room(task, loaded)
         return loaded, size, *assemble(task, loaded, size, ranks)
+    if task.device.startswith("cuda") and torch.cuda.device_count() < task.size:
+        raise JobError(f"model.tensor_parallel: {task.size} and this process has {torch.cuda.device_count()} GPU(s)")
     crew = Crew({field.name: getattr(task, field.name) for field in fields(task)}, task.size)
     try:
         ranks = Ranks(task.place, crew)

@@ -1,0 +1,102 @@
+"""Rows/s against replicas: how long one driver keeps up with more of them, and what each chunk costs it.
+
+The scripted engine answers at a fixed service time, so more replicas cost this machine nothing but what surrounds
+them; rows are text, so nothing is decoded, and no worker imports torch (checked). Measured in mid-run: the start of
+the pools is left out. What one driver can schedule at most follows from its CPU seconds for each chunk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from pipeline import jobfile
+from pipeline.intake.manifest import files
+from pipeline.output.write import Store
+from pipeline.run import brief, cluster, resume
+from tests.bench import harness
+
+SLOTS, DELAY_S, CHUNK = 32, 4.0, 16
+JOB = f"""
+name: bench
+input: {{manifest: PLACE/manifest.parquet, id: id}}
+prompt: {{user: "{{text}}"}}
+model: {{weights: "builtin:tiny"}}
+engine: {{kind: scripted, delay_ms: {1000 * DELAY_S}, slots: {SLOTS}}}
+workers: {{prepare: {{max: 2}}, generate: {{min: REPLICAS, max: REPLICAS}}}}
+output: {{path: PLACE/out, chunk_rows: {CHUNK}}}
+"""
+
+
+def measure(place: Path, replicas: int, seconds: float) -> dict[str, float]:
+    """One run: rows/s, the driver's CPU and memory, and what the replicas worked, in its middle."""
+    rows = int(replicas * SLOTS * (seconds / DELAY_S + 8))
+    place.mkdir()
+    texts = [f"row {number}" for number in range(rows)]
+    pq.write_table(pa.table({"id": texts, "text": texts}), place / "manifest.parquet")
+    job = jobfile.parse(JOB.replace("PLACE", str(place)).replace("REPLICAS", str(replicas)))
+    work = brief.work(job, files(job))
+    plan = resume.plan(work, files(job), Store(job.output.path))
+    driver, done, spent = psutil.Process(), 0, Counter[str]()
+    marks: list[tuple[float, float, int]] = []
+    for receipt in cluster.run(work, plan.left):
+        assert receipt.failed == 0
+        done += receipt.answered
+        if rows / 2 <= done <= rows - 2 * replicas * SLOTS:
+            assert marks or without_torch(), "a replica imports torch"
+            marks.append((time.monotonic(), sum(driver.cpu_times()[:2]), done))
+            spent.update(receipt.seconds)
+    (start, cpu, first), (end, cpu_end, last) = marks[0], marks[-1]
+    assert done == rows
+    return {
+        "rows_s": (last - first) / (end - start),
+        "driver_cpu": (cpu_end - cpu) / (end - start),
+        "driver_cpu_ms_chunk": 1000 * (cpu_end - cpu) / ((last - first) / CHUNK),
+        "driver_mib": driver.memory_info().rss / 2**20,
+        "worked": spent["worked"] / (spent["worked"] + spent["waited"]),
+    }
+
+
+def without_torch() -> bool:
+    """Whether no replica has torch's library in its memory."""
+    workers = [one for one in psutil.process_iter(["cmdline"]) if "Generate" in " ".join(one.info["cmdline"] or ())]
+    return bool(workers) and not any("libtorch" in part.path for one in workers for part in one.memory_maps())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of work for each replica")
+    options = parser.parse_args()
+    counts, seconds = ((1, 4), 24.0) if options.quick else ((1, 2, 4, 8, 16), options.seconds)
+    ray.init(address="local", num_cpus=max(counts) + 2, include_dashboard=False, log_to_driver=False)
+    with tempfile.TemporaryDirectory() as folder:
+        found = {count: measure(Path(folder) / str(count), count, seconds) for count in counts}
+    cluster.stop()
+    ideal = SLOTS / DELAY_S
+    lines = [
+        [count, one["rows_s"], one["rows_s"] / count / ideal, one["worked"], one["driver_cpu"], one["driver_mib"]]
+        for count, one in found.items()
+    ]
+    print(harness.table(["replicas", "rows/s", "of linear", "worked", "driver CPU", "driver MiB"], lines))
+    largest = max(counts)
+    chunks_s = 1000 / found[largest]["driver_cpu_ms_chunk"]
+    print(f"one driver: {chunks_s:.0f} chunks/s, as many replicas as answer a chunk each second")
+    harness.report(
+        "replicas",
+        ratios={f"linear_{count}": one["rows_s"] / count / ideal for count, one in found.items()},
+        figures={**found[largest], "driver_chunks_s": chunks_s, "replicas": float(largest)},
+        where=harness.machine("ray"),
+    )
+
+
+if __name__ == "__main__":
+    main()
