@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 
 import pytest
 
@@ -146,27 +146,25 @@ def test_another_question_in_the_same_output_has_a_lease_of_its_own(store):
         assert other.epoch == 1
 
 
-def test_the_work_of_a_run_that_was_taken_over_is_not_written(desk):
-    from pipeline.flow import Answerer, Preparer
-    from pipeline.intake.manifest import files
-    from pipeline.run import brief, local, resume
-
-    desk.manifest(desk.draw(2))
-    from pipeline.job import Job
-
-    job = Job.model_validate(desk.described())
-    found = files(job)
-    work = brief.work(job, found)
-    output = brief.open_output(work, add=False)
-    (chunk,) = resume.plan(work, found, output).left
-    with opened(output, "x") as held:
-        held.folder = f"lease/fp={work.fingerprint}"
-        held.claim()
-        mine = replace(work, epoch=held.epoch)
-        preparer, answerer = Preparer(mine), Answerer(mine)
-        output.create(f"{held.folder}/{held.epoch + 1:08d}.json", json.dumps(held.card).encode())
-        with pytest.raises(StoppedError, match="taken over"):
-            local.commit(chunk.name, preparer.prepare(chunk), {}, answerer, output)
-        preparer.close()
-        answerer.close()
-    assert desk.parts() == {}
+def test_a_run_that_slept_while_another_took_over_changes_nothing_when_it_wakes(desk):
+    desk.manifest(desk.draw(24))
+    slow = {"kind": "scripted", "default": "seen {id}", "slots": 1, "delay_ms": 60}
+    command = [sys.executable, "-m", "pipeline", "run", str(desk.yaml(engine=slow)), "--local"]
+    env = {**os.environ, "VLBATCH_LEASE_S": "1"}
+    sleeper = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    try:
+        while not desk.parts():
+            assert sleeper.poll() is None
+            time.sleep(0.02)
+        sleeper.send_signal(signal.SIGSTOP)
+        before = desk.parts()
+        successor = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        after = desk.parts()
+    finally:
+        sleeper.send_signal(signal.SIGCONT)
+        _, words = sleeper.communicate(timeout=120)
+    assert "no sign of life for 1 s; going on in its place" in successor.stderr
+    assert sleeper.returncode == 4
+    assert "taken over" in words
+    assert before.items() <= after.items() == desk.parts().items()
+    assert desk.ids() == sorted(f"r{n}" for n in range(24))
