@@ -123,3 +123,11 @@ def test_jobs_can_be_executed():
         first = (ROOT / path).read_text(encoding="utf-8").partition("\n")[0]
         assert first == "#!/usr/bin/env -S python -m pipeline run", path
         assert mode == "100755", f"{path}: git update-index --chmod=+x {path}"
+
+
+def test_every_promise_of_the_readme_names_a_test_that_exists():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text()))
+    texts = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    there = {name for text in texts for name in re.findall(r"def (test_\w+)", text)}
+    assert len(named) >= 10
+    assert named <= there
