@@ -13,6 +13,7 @@ Held in common
     jobvalues.py                     ${...} in a job's strings -> values; credentials are refused
     registry.py                      names -> classes, imported when asked for
     flow.py                          the order of the steps
+    watchdog.py                      a step that never ends -> the end of the process
     meter.py                         seconds -> what they went to
 
 intake: a manifest -> Items -> bytes
@@ -97,7 +98,6 @@ model: Clips and text -> Request -> Reply
     model/engines/torch/attention.py  packed tokens -> what each attends to
     model/engines/torch/graphs.py    a step of decoding as a CUDA graph
     model/engines/torch/sample.py    logits -> the next tokens
-    model/engines/torch/watchdog.py  a step that never ends -> the end of the process
 
 output: Reply -> Row -> part file
     output/schema.py                 what a job names as its schema -> a Schema

@@ -77,17 +77,18 @@ class Preparer:
 
     def prepare(self, chunk: Chunk) -> list[Entry]:
         """Every row of a chunk that is to be asked, as a Request or as the Failure it ended in."""
-        return self.requests(self.read(chunk))
+        return list(self.requests(self.read(chunk)))
 
     def read(self, chunk: Chunk) -> list[Asked]:
         with self.meter.on("read"):
             return list(self.items(chunk))
 
-    def requests(self, items: Sequence[Asked]) -> list[Entry]:
-        """Some rows of a chunk, in order."""
+    def requests(self, items: Sequence[Asked]) -> Iterator[Entry]:
+        """Some rows of a chunk, in order, one at a time."""
         media = [part for item, _ in items for turn in item.turns for part in turn.parts if isinstance(part, Medium)]
         self.fetcher.ahead([source for medium in media for source in sources(medium)])
-        return [(replace(item, turns=()), failure or self.request(item)) for item, failure in items]
+        for item, failure in items:
+            yield replace(item, turns=()), failure or self.request(item)
 
     def items(self, chunk: Chunk) -> Iterator[Asked]:
         work = self.work

@@ -22,8 +22,9 @@ from pipeline.run.isolate import Isolation, Stage
 from pipeline.run.ledger import DEATHS
 from pipeline.run.local import commit
 from pipeline.types import Failure
+from pipeline.watchdog import EXIT_CODE, Watchdog
 
-EXIT_CODE = 70  # EX_SOFTWARE
+HANG_S = 120.0  # by which preparing a row may outlast its deadline, which fetching and decoding keep by themselves
 RECEIPT = "receipt"  # the one column of a block that needs no more work
 
 Opened = TypeVar("Opened", Preparer, Answerer)
@@ -33,6 +34,7 @@ class Prepare:
     def __init__(self, work: Work, ledger: Any):
         self.isolation = Isolation(ledger, "prepare", sole=True)
         self.preparer = opened(lambda: Preparer(work))
+        self.watchdog = Watchdog(work.job.limits.deadline_s + HANG_S, "preparing a row")
         if isinstance(self.preparer, Preparer):
             metrics.watch_prepare(work, self.preparer)
 
@@ -46,7 +48,7 @@ class Prepare:
     def prepare(self, preparer: Preparer, chunk: Chunk) -> pa.Table | None:
         stage = Stage(
             load=lambda: preparer.read(chunk),
-            work=preparer.requests,
+            work=lambda items: list(self.watchdog.each(preparer.requests(items))),
             give_up=unprepared,
             finish=lambda entries: wire.pack(chunk.name, entries, preparer.meter.take()),
         )

@@ -9,10 +9,12 @@ import time
 
 from pipeline import flow, registry
 from pipeline.model.engines.scripted import Scripted
-from pipeline.model.engines.torch.watchdog import Watchdog
+from pipeline.run import workers
 from pipeline.types import Request
+from pipeline.watchdog import Watchdog
 
 HANG_S = 3.0
+ROW_S, DEADLINE_S = 20.0, 30.0  # after which a row that is prepared ends its process; what the job gives it
 
 
 def harm(name: str) -> None:
@@ -49,3 +51,4 @@ def install() -> None:
         return ask(self, item)
 
     flow.Preparer.ask = hostile
+    workers.HANG_S = ROW_S - DEADLINE_S

@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from pipeline.run import cluster
+from tests.run.hostile import DEADLINE_S
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,7 @@ def hostile():
         ("engine-hang", "generate", "a step of the engine took more than 3 s"),
         ("engine-memory", "generate", "most likely for want of memory"),
         ("prepare-segfault", "decode", "Fatal Python error: Segmentation fault"),
+        ("prepare-hang", "decode", "preparing a row took more than 20 s"),
         ("prepare-memory", "decode", "most likely for want of memory"),
     ],
 )
@@ -48,7 +50,7 @@ def test_of_500_rows_the_one_that_ends_its_process_is_an_error_and_499_are_answe
     rows = desk.draw(500)
     rows[217]["id"] = name
     desk.manifest(rows)
-    assert desk.run(here=False, output={"chunk_rows": 64}) == 3
+    assert desk.run(here=False, output={"chunk_rows": 64}, limits={"deadline_s": DEADLINE_S}) == 3
     assert desk.ids() == sorted(row["id"] for row in rows if row["id"] != name)
     (letter,) = desk.errors()
     assert (letter["id"], letter["stage"], letter["kind"], letter["attempts"]) == (name, stage, "worker_died", 3)

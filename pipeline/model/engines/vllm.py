@@ -25,11 +25,11 @@ from pipeline.model import weights
 from pipeline.model.engines.ending import Endings
 from pipeline.model.engines.http.verdict import LONGEST_SAYING, TOO_LONG
 from pipeline.model.engines.torch.rows import Vocabulary
-from pipeline.model.engines.torch.watchdog import EXIT_CODE, Watchdog
 from pipeline.model.families.qwen import Qwen, runs
 from pipeline.model.prompt import Mark, pieces
 from pipeline.registry import nearest
 from pipeline.types import Clip, Failure, Reply, Request
+from pipeline.watchdog import EXIT_CODE, Watchdog
 
 OURS = {  # arguments of vLLM that a job says elsewhere
     "model": "model.weights",

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.model.engines.torch.watchdog import EXIT_CODE
+from pipeline.watchdog import EXIT_CODE
 
 ROOT = Path(__file__).parents[3]
 WORK = """

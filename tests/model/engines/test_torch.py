@@ -12,9 +12,9 @@ import torch
 from pipeline.errors import JobError
 from pipeline.job import Job
 from pipeline.model.engines.torch import Torch
-from pipeline.model.engines.torch.watchdog import EXIT_CODE
 from pipeline.model.generate import Desk, run
 from pipeline.types import Failure, Reply
+from pipeline.watchdog import EXIT_CODE
 from tests.model.engines.conftest import Lab
 
 
@@ -256,7 +256,7 @@ def test_an_attention_that_is_not_there_is_refused_by_name(one_lab):
 
 HANG = """
 import time
-from pipeline.model.engines.torch.watchdog import Watchdog
+from pipeline.watchdog import Watchdog
 dog = Watchdog(0.2)
 with dog:
     pass

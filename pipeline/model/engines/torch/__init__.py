@@ -29,9 +29,9 @@ from pipeline.model.engines.torch.rows import Row, Vocabulary
 from pipeline.model.engines.torch.sample import choose, constrain
 from pipeline.model.engines.torch.schedule import Holes, Need, admit, chunks, give
 from pipeline.model.engines.torch.vision import Sight, Slice
-from pipeline.model.engines.torch.watchdog import Watchdog
 from pipeline.model.families.base import Family
 from pipeline.types import Failure, Reply, Request
+from pipeline.watchdog import Watchdog
 
 PATIENCE = 64  # rows that may overtake one whose run does not fit yet
 AHEAD_BYTES = 512 * 2**20  # of pixels that may wait

@@ -18,7 +18,7 @@ from threading import Thread
 from typing import Any, NoReturn
 
 from pipeline.errors import PipelineError
-from pipeline.model.engines.torch.watchdog import EXIT_CODE
+from pipeline.watchdog import EXIT_CODE
 
 START_S = 3600.0  # to read a share of the largest model from a slow disk
 GRACE_S = 10.0  # by which ranks that fail at the same place may differ

@@ -21,7 +21,7 @@ from pipeline.errors import PipelineError
 from pipeline.model.engines.torch.crew import AGAIN, GRACE_S
 from pipeline.model.engines.torch.rank import Task, assemble, load_share, room
 from pipeline.model.engines.torch.ranks import ERRORS, Ranks
-from pipeline.model.engines.torch.watchdog import Watchdog
+from pipeline.watchdog import Watchdog
 
 PR_SET_PDEATHSIG = 1
 

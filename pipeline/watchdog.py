@@ -10,16 +10,20 @@ import faulthandler
 import os
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from threading import Event, Thread
+from typing import TypeVar
 
 EXIT_CODE = 70  # EX_SOFTWARE
 
+Step = TypeVar("Step")
+
 
 class Watchdog:
-    """Watches what is done inside `with watchdog:`, one step at a time."""
+    """Watches what is done inside `with watchdog:`, one step at a time; `what` names a step."""
 
-    def __init__(self, limit_s: float):
-        self.limit_s = limit_s
+    def __init__(self, limit_s: float, what: str = "a step of the engine"):
+        self.limit_s, self.what = limit_s, what
         self.since: float | None = None
         self.closed = Event()
         Thread(target=self.watch, name="watchdog", daemon=True).start()
@@ -30,11 +34,21 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         self.since = None
 
+    def each(self, steps: Iterable[Step]) -> Iterator[Step]:
+        """The same steps, each watched while it is made."""
+        rest = iter(steps)
+        while True:
+            with self:
+                step = next(rest, None)
+            if step is None:
+                return
+            yield step
+
     def watch(self) -> None:
         while not self.closed.wait(self.limit_s / 10):
             since = self.since
             if since is not None and time.monotonic() - since > self.limit_s:
-                os.write(2, f"vlbatch: a step of the engine took more than {self.limit_s:g} s; ending\n".encode())
+                os.write(2, f"vlbatch: {self.what} took more than {self.limit_s:g} s; ending\n".encode())
                 faulthandler.dump_traceback(sys.__stderr__ or 2)
                 os._exit(EXIT_CODE)
 
