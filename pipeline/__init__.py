@@ -133,6 +133,14 @@ run: what drives the steps
     run/plan.py                      a job -> what it will cost and what will fail
     run/quote.py                     the same as lines for people
     run/signals.py                   SIGTERM, Ctrl-C -> a run that ends in good order
+    run/status.py                    an output -> what is answered, wrong and left
+    run/report/__init__.py           an output -> one HTML page to look at
+    run/report/gather.py             its parts -> figures, and the rows that are shown
+    run/report/pictures.py           what a row looked at -> small pictures
+    run/report/marks.py              an answer -> boxes, points, stretches of time
+    run/report/charts.py             counts and marks -> what is drawn
+    run/report/cards.py              all of it -> the values of the template
+    run/report/page.py               values -> HTML that is harmless
     run/wire.py                      prepared entries <-> one Arrow table
 
 tiny: the built-in model

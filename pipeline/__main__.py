@@ -15,7 +15,7 @@ from pipeline.run import log
 def main(arguments: list[str] | None = None) -> int:
     options = command_line.parser(__doc__).parse_args(arguments)
     try:
-        return {"run": run, "submit": submit, "plan": plan, "check": check, "demo": show}[options.command](options)
+        return COMMANDS[options.command](options)
     except PipelineError as error:
         if options.debug:
             raise
@@ -99,11 +99,35 @@ def check(options: argparse.Namespace) -> int:
     return 0
 
 
+def status(options: argparse.Namespace) -> int:
+    from pipeline.run import status
+
+    found = status.status(options.output, options.question)
+    print(json.dumps(status.as_json(found), indent=2) if options.json else "\n".join(status.lines(found)))
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from pipeline.run.report import report
+    from pipeline.run.report.gather import Wish
+
+    folder = Path() if "://" in options.output else Path(options.output)
+    wish = Wish(options.random, options.worst, tuple(options.id))
+    written = report(options.output, Path(options.to or folder / "report.html"), wish=wish, question=options.question)
+    print(f"{written.path}: {written.rows} rows, {written.bytes / 2**20:.1f} MiB; open it in a browser")
+    return 0
+
+
 def show(options: argparse.Namespace) -> int:
     from pipeline.tiny.demo import demo
 
     return demo(options.folder)
 
+
+COMMANDS = {"run": run, "submit": submit, "plan": plan, "status": status, "report": report}
+COMMANDS |= {"check": check, "demo": show}
 
 if __name__ == "__main__":
     sys.exit(main())

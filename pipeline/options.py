@@ -23,6 +23,13 @@ EXAMPLES = {
   python -m pipeline plan jobs/caption.yaml --set input.manifest=./my-pictures
   python -m pipeline plan job.yaml --gpu H100 --gpu L4 --price 2.10
   python -m pipeline plan job.yaml --all --json > plan.json""",
+    "status": """\
+  python -m pipeline status out/caption
+  python -m pipeline status s3://acme/labels/invoices --json""",
+    "report": """\
+  python -m pipeline report out/caption
+  python -m pipeline report s3://acme/labels/invoices --to invoices.html --random 100
+  python -m pipeline report out/caption --id 000123 --id 000124 --worst 0""",
     "check": """\
   python -m pipeline check job.yaml
   python -m pipeline check --explain                # every key of a job file
@@ -44,6 +51,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     _run(_command(commands, "run", "ask every row of a manifest that is not answered yet", job=True))
     _submit(_command(commands, "submit", "the same as a job on a Ray cluster, from here", job=True))
     _plan(_command(commands, "plan", "tokens, memory, hours, cost and failures, from headers alone", job=True))
+    _look(_command(commands, "status", "what is answered, wrong and left in an output, and who works on it"))
+    _report(_command(commands, "report", "one HTML page with figures, answers beside their pictures, and errors"))
     _check(_command(commands, "check", "is this job right? nothing is started", job=None))
     demo = _command(commands, "demo", "draw pictures and run a job over them on the built-in model")
     demo.add_argument("folder", nargs="?", default="out/demo")
@@ -97,6 +106,21 @@ def _plan(command: argparse.ArgumentParser) -> None:
     command.add_argument("--price", type=float, metavar="USD", help="of one GPU hour; default: a typical one")
     command.add_argument("--answer-tokens", type=_whole, metavar="N", help="expected length of an answer")
     command.add_argument("--json", action="store_true", help="as JSON, on standard output")
+
+
+def _look(command: argparse.ArgumentParser) -> None:
+    command.add_argument("output", help="the output.path of a job")
+    command.add_argument("--question", metavar="FP", help="a fingerprint; default: the question that was asked last")
+    if command.prog.endswith("status"):
+        command.add_argument("--json", action="store_true", help="as JSON, on standard output")
+
+
+def _report(command: argparse.ArgumentParser) -> None:
+    _look(command)
+    command.add_argument("--to", metavar="FILE", help="default: report.html, in a local output or else here")
+    command.add_argument("--random", type=int, default=24, metavar="N", help="rows drawn at random; default 24")
+    command.add_argument("--worst", type=int, default=12, metavar="N", help="rows of least confidence; default 12")
+    command.add_argument("--id", action="append", default=[], metavar="ID", help="this row, too")
 
 
 def _check(command: argparse.ArgumentParser) -> None:

@@ -1,0 +1,125 @@
+"""Counts -> the bars of a chart, and marks -> what is drawn over a picture. Numbers only; the template draws."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.run.report.marks import Mark
+from pipeline.run.report.page import plain
+from pipeline.run.report.pictures import Picture, Still
+from pipeline.types import Size
+
+BAR, BINS, COLOURS = 150, 8, 8
+LETTER = 0.56  # of a font's size: about how wide one is
+LETTER_OF_LINE = 9.0  # thousandths of a time line
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    label: str
+    width: float
+    said: str
+
+
+def bars(counts: Mapping[str, float], said: str = "{:,.0f}") -> list[Bar]:
+    most = max(counts.values(), default=0) or 1
+    return [Bar(label, round(BAR * count / most, 1), said.format(count)) for label, count in counts.items()]
+
+
+def histogram(counts: Counter[int], unit: str = "") -> list[Bar]:
+    """Equal steps between the least and the most."""
+    if not counts:
+        return []
+    low, high = min(counts), max(counts)
+    step = max(1, math.ceil((high - low + 1) / BINS))
+    bins = Counter({at: 0 for at in range((high - low) // step + 1)})
+    for value, count in counts.items():
+        bins[(value - low) // step] += count
+    named = {}
+    for at, count in sorted(bins.items()):
+        first, last = low + at * step, min(low + (at + 1) * step - 1, high)
+        named[f"{first:,}{unit}" if first == last else f"{first:,} to {last:,}{unit}"] = float(count)
+    return bars(named)
+
+
+class Palette(dict[str, int]):
+    """A colour for each label, the same on every picture; the first ones differ."""
+
+    def __missing__(self, label: str) -> int:
+        self[label] = len(self) % COLOURS
+        return self[label]
+
+
+@dataclass
+class Shown:
+    """A picture with what is drawn over it, in its own pixels; a video with events on a line of 1000."""
+
+    kind: str
+    name: str
+    size: Size
+    stills: tuple[Still, ...]
+    missing: str
+    unit: float  # the size of letters
+    boxes: list[Mapping[str, Any]] = field(default_factory=list)
+    points: list[Mapping[str, Any]] = field(default_factory=list)
+    labels: list[Mapping[str, Any]] = field(default_factory=list)
+    events: list[Mapping[str, Any]] = field(default_factory=list)
+    ticks: list[Mapping[str, Any]] = field(default_factory=list)
+
+
+def shown(picture: Picture, marks: Sequence[Mark], palette: Palette, *, wide: bool = False) -> Shown:
+    """`wide`: it has more room, so letters may be smaller in its pixels."""
+    unit = round(max(picture.size) / (56 if wide else 34), 2)
+    out = Shown(picture.kind, picture.name, picture.size, picture.stills, picture.missing, unit)
+    for mark in marks:
+        colour = {"colour": palette[mark.label]} if mark.kind != "event" else {}
+        if mark.kind == "box":
+            left, top, right, bottom = mark.numbers
+            out.boxes.append({"x": left, "y": top, "width": right - left, "height": bottom - top, **colour})
+        elif mark.kind == "point":
+            out.points.append({"x": mark.numbers[0], "y": mark.numbers[1], **colour})
+        if mark.kind != "event" and mark.label:
+            out.labels.append({**tag(mark, picture.size, unit), **colour})
+    events = [mark for mark in marks if mark.kind == "event"]
+    if events:
+        length = max(picture.seconds, *(mark.numbers[1] for mark in events), 1e-3)
+        out.events = [{**event(mark, length), "colour": at % COLOURS} for at, mark in enumerate(events)]
+        out.ticks = [{"x": 100 * at, "label": f"{length * at / 10:.3g} s"} for at in range(0, 11, 2)]
+    return out
+
+
+def tag(mark: Mark, size: Size, unit: float) -> Mapping[str, Any]:
+    """Above a box where there is room, else inside; beside a point; never beyond the picture."""
+    width, height = (len(plain(mark.label)) * LETTER + 0.6) * unit, 1.4 * unit
+    left, top = mark.numbers[:2]
+    top = top - height if mark.kind == "box" and top >= height else top
+    left = left + unit if mark.kind == "point" else left
+    left, top = max(0.0, min(left, size[0] - width)), max(0.0, min(top, size[1] - height))
+    numbers = {"x": left, "y": top, "width": width, "height": height}
+    return {**{name: round(each, 2) for name, each in numbers.items()}, "label": mark.label}
+
+
+def event(mark: Mark, length: float) -> Mapping[str, Any]:
+    """A stretch of the line; its words inside it or on the side that has more room, cut to what there is."""
+    start, end = (round(1000 * max(0.0, second) / length, 1) for second in mark.numbers)
+    width = max(end - start, 4.0)
+    rooms = {"inside": width - 16, "after": 1000 - start - width - 8, "before": start - 8}
+    wanted = len(mark.label) * LETTER_OF_LINE
+    side = "inside" if wanted <= rooms["inside"] else max(rooms, key=lambda each: rooms[each])
+    letters = int(rooms[side] / LETTER_OF_LINE)
+    label = mark.label if len(mark.label) <= letters else f"{mark.label[: max(letters - 3, 0)]}..."
+    at = {"inside": start + 8, "after": start + width + 8, "before": start - 8}[side]
+    return {"x": start, "width": width, "at": at, "side": side, "label": label, "whole": mark.label}
+
+
+def leaves(answer: Any) -> int:
+    """How many things there are to read; a list of numbers is one."""
+    if isinstance(answer, Mapping):
+        return sum(leaves(part) for part in answer.values())
+    if isinstance(answer, Sequence) and not isinstance(answer, str):
+        return sum(leaves(part) for part in answer) if any(isinstance(part, (str, Mapping)) for part in answer) else 1
+    return answer is not None

@@ -1,0 +1,184 @@
+"""An output folder -> what is answered, what is wrong, what is left, and who works on it. Nothing else is read.
+
+Rows are counted by the footers of their parts, some thousand bytes of each; what is wrong is what the dead letters
+say that commits name. How many rows there are in all is known by what the last run counted in its manifest.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipeline.errors import OutputError
+from pipeline.output.write import NOTE, Store
+from pipeline.run.progress import clock
+
+READERS = 16  # parts read at once
+RUNS = 10  # that are listed
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The answers to one question in an output."""
+
+    store: Store
+    fingerprint: str
+    questions: int  # how many have answers here
+
+    @cached_property
+    def runs(self) -> list[dict[str, Any]]:
+        """What runs of this question reported, the newest first."""
+        reports = (json.loads(self.store.read(f"runs/{run}/report.json")) for run in run_ids(self.store))
+        return [each for each in reports if each.get("fingerprint") == self.fingerprint]
+
+    @cached_property
+    def question(self) -> dict[str, Any]:
+        said: dict[str, Any] = json.loads(self.store.read(f"questions/{self.fingerprint}.json"))
+        return said
+
+    @cached_property
+    def job(self) -> dict[str, Any]:
+        """The job of the newest run, as it was resolved; empty where none has ended yet."""
+        said: dict[str, Any] = json.loads(self.store.read(f"runs/{self.runs[0]['run']}/job.json")) if self.runs else {}
+        return said
+
+    def notes(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Of each part its rows, and what its commit noted."""
+        folder = f"data/fp={self.fingerprint}"
+
+        def note(name: str) -> tuple[int, dict[str, Any]]:
+            with self.store.filesystem.open(f"{self.store.root}/{folder}/{name}", "rb") as file:
+                footer = pq.read_metadata(file)
+            return footer.num_rows, json.loads(footer.metadata[NOTE])
+
+        with ThreadPoolExecutor(READERS) as readers:
+            yield from readers.map(note, sorted(self.store.names(folder)))
+
+    def wrong(self) -> Iterator[dict[str, Any]]:
+        """The rows that are still wrong: id, stage, kind, message, ..."""
+        for _, note in self.notes():
+            if note["errors"]:
+                letters = self.store.read(f"errors/fp={self.fingerprint}/{note['errors']}")
+                yield from pq.read_table(io.BytesIO(letters)).to_pylist()
+
+
+def open_output(path: str, question: str | None = None) -> Folder:
+    """The question that is named, or the one that was asked last."""
+    store = Store(path)
+    known = {name.removesuffix(".json") for name in store.names("questions")}
+    if not known:
+        raise OutputError(f"{path}: there is no output of a run here; give the path that output.path of a job names")
+    if question is not None:
+        if question not in known:
+            raise OutputError(f"{path}: no question {question} was asked here; there is {', '.join(sorted(known))}")
+        return Folder(store, question, len(known))
+    newest: dict[str, Any] = next((json.loads(store.read(f"runs/{run}/report.json")) for run in run_ids(store)), {})
+    return Folder(store, newest.get("fingerprint", max(known)), len(known))
+
+
+def run_ids(store: Store) -> list[str]:
+    """Runs that have ended, the newest first."""
+    try:
+        paths = store.filesystem.find(f"{store.root}/runs")
+    except FileNotFoundError:
+        return []
+    return sorted((path.split("/")[-2] for path in paths if path.endswith("/report.json")), reverse=True)
+
+
+@dataclass
+class Status:
+    path: str
+    name: str
+    fingerprint: str
+    questions: int
+    model: str
+    parts: int = 0
+    answered: int = 0
+    wrong: Counter[str] = field(default_factory=Counter)  # "stage/kind"
+    examples: dict[str, str] = field(default_factory=dict)
+    rows: int | None = None  # of the manifest, as the last run saw it
+    runs: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def left(self) -> int | None:
+        return None if self.rows is None else max(0, self.rows - self.answered - self.wrong.total())
+
+
+def status(path: str, question: str | None = None) -> Status:
+    folder = open_output(path, question)
+    whole = [run for run in folder.runs if "rows" in run]
+    found = Status(
+        path=folder.store.path,
+        name=folder.job.get("name", ""),
+        fingerprint=folder.fingerprint,
+        questions=folder.questions,
+        model=folder.job.get("model", {}).get("weights", ""),
+        rows=whole[0]["rows"] if whole else None,
+        runs=folder.runs,
+    )
+    for rows, _ in folder.notes():
+        found.parts += 1
+        found.answered += rows
+    for letter in folder.wrong():
+        name = f"{letter['stage']}/{letter['kind']}"
+        found.wrong[name] += 1
+        found.examples.setdefault(name, letter["message"])
+    return found
+
+
+def lines(found: Status) -> Iterator[str]:
+    """For a terminal."""
+    yield f"{found.path}: {found.name or 'no run has ended yet'}"
+    others = f", the newest of {found.questions} (--question shows another)" if found.questions > 1 else ""
+    yield f"question  {found.fingerprint}{others}  {found.model}".rstrip()
+    yield f"answered  {found.answered:,} rows in {found.parts:,} parts"
+    yield f"wrong     {found.wrong.total():,} rows"
+    for name, count in found.wrong.most_common():
+        yield f"  {count:>8,}  {name}: {found.examples[name].strip().splitlines()[-1]}"
+    if found.left is None:
+        yield "left      not known: no run has ended yet"
+    else:
+        yield f"left      {found.left:,} of {found.rows:,} rows, as the last run counted them"
+    if found.runs:
+        yield "runs"
+        yield from table(found.runs[:RUNS])
+    if found.left or found.wrong:
+        yield "next      the same command asks what is left" if found.left else "next      look at what is wrong:"
+    yield f"look      python -m pipeline report {found.path}"
+
+
+def table(runs: list[dict[str, Any]]) -> Iterator[str]:
+    for run in runs:
+        done = run["answered"] + run["failed"]
+        speed = f"{done / run['seconds']:.1f} rows/s" if done and run["seconds"] else "nothing to do"
+        yield (
+            f"  {when(run['run'])}  {run['status']:<8} {run['answered']:>9,} answered {run['failed']:>7,} failed  "
+            f"{clock(run['seconds']):>8}  {speed:<14} {versions(run)}"
+        )
+
+
+def when(run: str) -> str:
+    """
+    >>> when("20261121T071958-ab12")
+    '2026-11-21 07:19'
+    """
+    return f"{datetime.strptime(run[:15], '%Y%m%dT%H%M%S'):%Y-%m-%d %H:%M}"
+
+
+def versions(run: Mapping[str, Any]) -> str:
+    named = ("ray", "torch", "transformers")
+    return ", ".join(f"{name} {run['versions'][name]}" for name in named if name in run.get("versions", {}))
+
+
+def as_json(found: Status) -> dict[str, Any]:
+    counts = {"wrong": dict(found.wrong), "examples": found.examples}
+    return {**asdict(Status(**{**vars(found), "wrong": Counter(), "examples": {}})), **counts, "left": found.left}

@@ -1,0 +1,48 @@
+"""What an output says of itself, without its manifest."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.errors import OutputError
+from pipeline.run.status import lines, status
+
+
+def test_an_output_says_what_is_answered_wrong_and_left(desk):
+    desk.manifest([*desk.draw(9), *desk.spoil(2), {"id": "gone", "image": "pics/gone.png", "hint": "h"}])
+    desk.run()
+    found = status(str(desk.folder / "out"))
+    assert (found.answered, found.rows, found.left, found.parts) == (9, 12, 0, 3)
+    assert found.wrong == {"decode/unknown_format": 2, "fetch/not_found": 1}
+    said = "\n".join(lines(found))
+    assert "answered  9 rows in 3 parts" in said
+    assert "2  decode/unknown_format: file://" in said
+    assert "gone.png: no such file" in said
+    assert "done" in said
+
+
+def test_what_a_stopped_run_left_is_counted(desk):
+    desk.manifest(desk.draw(12))
+    desk.run()
+    one = min((desk.folder / "out/data").glob("fp=*/*.parquet"))
+    one.unlink()
+    assert status(str(desk.folder / "out")).left == 4
+
+
+def test_the_question_asked_last_is_shown_and_others_by_name(desk, capsys):
+    desk.manifest(desk.draw(3))
+    desk.run()
+    first = status(str(desk.folder / "out"))
+    desk.run(prompt={"user": "What colour is it?"}, add=True, limit=2)
+    out = str(desk.folder / "out")
+    second = status(out)
+    assert second.fingerprint != first.fingerprint
+    assert (second.answered, second.rows, second.questions) == (2, 2, 2)
+    assert main(["status", out, "--question", first.fingerprint, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["answered"], said["left"], len(said["runs"])) == (3, 0, 1)
+    with pytest.raises(OutputError, match="no question abc was asked here"):
+        status(out, "abc")
