@@ -19,6 +19,7 @@ function filter() {
 }
 
 function open(card) {
+  opened = card;
   const copy = card.cloneNode(true);
   copy.removeAttribute("tabindex");
   inside.replaceChildren(copy);
@@ -28,15 +29,14 @@ function open(card) {
 
 function move(step) {
   const seen = cards.filter((card) => !card.hidden);
-  const at = seen.indexOf(document.activeElement.closest(".card") ?? current);
+  const at = seen.indexOf(large.open ? opened : document.activeElement.closest(".card") ?? current);
   const next = seen[Math.min(Math.max(at + step, 0), seen.length - 1)];
   if (!next) return;
-  current = next;
   if (large.open) open(next);
   else next.focus();
 }
 
-let current = null;
+let current = null, opened = null;
 find.addEventListener("input", filter);
 buttons.forEach((button) => button.addEventListener("click", () => {
   show = button.dataset.show;
@@ -45,10 +45,10 @@ buttons.forEach((button) => button.addEventListener("click", () => {
 }));
 cards.forEach((card) => {
   card.addEventListener("focus", () => { current = card; });
-  card.querySelector(".media").addEventListener("click", () => { current = card; open(card); });
+  card.querySelector(".media").addEventListener("click", () => open(card));
 });
 document.getElementById("close").addEventListener("click", () => large.close());
-large.addEventListener("close", () => { inside.replaceChildren(); if (current) current.focus(); });
+large.addEventListener("close", () => { inside.replaceChildren(); opened.focus(); });
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.target === find) {
