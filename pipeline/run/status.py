@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
 from pipeline.output.write import NOTE, Store
+from pipeline.run.lease import Holder, newest
 from pipeline.run.progress import clock
 
 READERS = 16  # parts read at once
@@ -107,6 +108,7 @@ class Status:
     examples: dict[str, str] = field(default_factory=dict)
     rows: int | None = None  # of the manifest, as the last run saw it
     runs: list[dict[str, Any]] = field(default_factory=list)
+    lease: Holder | None = None  # the newest; `held` says whether somebody is at work
 
     @property
     def left(self) -> int | None:
@@ -124,6 +126,7 @@ def status(path: str, question: str | None = None) -> Status:
         model=folder.job.get("model", {}).get("weights", ""),
         rows=whole[0]["rows"] if whole else None,
         runs=folder.runs,
+        lease=newest(folder.store, folder.fingerprint),
     )
     for rows, _ in folder.notes():
         found.parts += 1
@@ -148,11 +151,15 @@ def lines(found: Status) -> Iterator[str]:
         yield "left      not known: no run has ended yet"
     else:
         yield f"left      {found.left:,} of {found.rows:,} rows, as the last run counted them"
+    if found.lease and found.lease.held:
+        yield f"at work   run {found.lease.run} on {found.lease.host}, since {found.lease.since}"
+    else:
+        yield "at work   nobody"
     if found.runs:
         yield "runs"
         yield from table(found.runs[:RUNS])
-    if found.left or found.wrong:
-        yield "next      the same command asks what is left" if found.left else "next      look at what is wrong:"
+    if found.left:
+        yield "next      give the same run command again: it asks what is left"
     yield f"look      python -m pipeline report {found.path}"
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.errors import OutputError
+from pipeline.output.write import Store
+from pipeline.run.lease import Lease
 from pipeline.run.status import lines, status
 
 
@@ -21,7 +23,8 @@ def test_an_output_says_what_is_answered_wrong_and_left(desk):
     assert "answered  9 rows in 3 parts" in said
     assert "2  decode/unknown_format: file://" in said
     assert "gone.png: no such file" in said
-    assert "done" in said
+    assert "at work   nobody" in said
+    assert " done " in said
 
 
 def test_what_a_stopped_run_left_is_counted(desk):
@@ -29,7 +32,18 @@ def test_what_a_stopped_run_left_is_counted(desk):
     desk.run()
     one = min((desk.folder / "out/data").glob("fp=*/*.parquet"))
     one.unlink()
-    assert status(str(desk.folder / "out")).left == 4
+    found = status(str(desk.folder / "out"))
+    assert found.left == 4
+    assert "give the same run command again" in "\n".join(lines(found))
+
+
+def test_who_is_at_work_is_said(desk):
+    desk.manifest(desk.draw(2))
+    desk.run()
+    store = Store(str(desk.folder / "out"))
+    with Lease(store, status(store.path).fingerprint, "20261121T000000-beef", say=lambda line: None):
+        assert "at work   run 20261121T000000-beef on " in "\n".join(lines(status(store.path)))
+    assert "at work   nobody" in "\n".join(lines(status(store.path)))
 
 
 def test_the_question_asked_last_is_shown_and_others_by_name(desk, capsys):
