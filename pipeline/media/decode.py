@@ -47,6 +47,7 @@ class Eyes:
 
     def look(self, medium: Medium, blobs: Sequence[Blob], *, deadline_s: float | None = None) -> list[Clip]:
         """One clip; of a document one a page. Several blobs are the frames of one video."""
+        self.decoder.await_start()
         ends = time.monotonic() + (self.deadline_s if deadline_s is None else deadline_s)
         name = blobs[0].uri if blobs else "an empty list"
         try:

@@ -73,9 +73,7 @@ class Decoder:
         self.process.wait()
 
     def _ask(self, message: dict[str, Any], *, ends: float, data: bytes = b"") -> tuple[dict[str, Any], memoryview]:
-        if self.process.poll() is not None:
-            self._start()
-        self._await_start()
+        self.await_start()
         left = max(ends - time.monotonic(), 0.001)
         try:
             self.wire.settimeout(left)
@@ -105,8 +103,10 @@ class Decoder:
             )
         self.wire, self.ready = ours, False
 
-    def _await_start(self) -> None:
-        """No file is to blame for a decoder that cannot even start."""
+    def await_start(self) -> None:
+        """No file is to blame for a decoder that is slow to start or cannot: ask this before its time counts."""
+        if self.process.poll() is not None:
+            self._start()
         if self.ready:
             return
         try:

@@ -40,7 +40,7 @@ def piece(path: Path) -> Path:
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("libx264", rate=RATE)
         stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
-        stream.options = {"preset": "veryfast", "g": str(2 * RATE), "crf": "26"}
+        stream.options = {"preset": "veryfast", "g": str(2 * RATE), "crf": "20"}
         for index in range(PIECE_S * RATE):
             left = index % 320
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(wide[:360, left : left + 640]), format="rgb24")
