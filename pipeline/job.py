@@ -285,3 +285,8 @@ class Job(Section):
         if output.path.endswith((".parquet", ".jsonl")):
             raise ValueError(f"path is a folder, not a file: {output.path}")
         return output
+
+    def cost(self, prompt_tokens: float, output_tokens: float) -> float | None:
+        """Of so many tokens, in the job's currency; None where they have no price."""
+        price = self.engine.price if isinstance(self.engine, HttpEngine) else None
+        return None if price is None else (price.input * prompt_tokens + price.output * output_tokens) / 1e6

@@ -126,6 +126,8 @@ def conclude(work: Work, progress: Progress, lost: int, dead: bool) -> int:
     progress.end()
     if last:
         progress.say(last)
+    if cost := work.job.cost(tally.prompt_tokens, tally.output_tokens):
+        progress.say(f"cost: {cost:,.4g} for the answers that came; what was asked again comes on top")
     if tally.failed:
         progress.say(tally.reasons())
     progress.say(f"answers: {path}/data/fp={work.fingerprint}/*.parquet")
@@ -152,7 +154,9 @@ def report(work: Work, todo: resume.Plan, progress: Progress, status: str, store
         "missing": todo.rows_left - tally.done,
         "kinds": dict(tally.kinds),
         "vision_tokens": tally.vision_tokens,
+        "prompt_tokens": tally.prompt_tokens,
         "output_tokens": tally.output_tokens,
+        "cost": work.job.cost(tally.prompt_tokens, tally.output_tokens),
         "seconds": round(progress.seconds, 3),
         "workers_seconds": {name: round(each, 3) for name, each in tally.seconds.items()},
         "versions": {name: version(name) for name in ("ray", "torch", "transformers", "pyarrow")}

@@ -61,6 +61,7 @@ class Plan:
     model: Extent | None
     offers: tuple[Offer, ...]
     advice: tuple[Advice, ...]
+    cost: float | None = None  # where tokens have a price
 
     @property
     def scale(self) -> float:
@@ -108,6 +109,7 @@ def plan(
         model=model,
         offers=tuple(offer(name, load, model, gpus=many, price=price) for name in names) if model else (),
         advice=tuple(advice(seen, job, open_family(work))),
+        cost=job.cost(load.prompt, load.output),
     )
 
 

@@ -61,6 +61,8 @@ def content(plan: Plan) -> Iterator[str]:
         f"answers         {plan.load.output:,.0f} tokens, reckoned at {plan.answer_tokens:.0f} a row ({why}); "
         f"at most {plan.max_new_tokens:,}"
     )
+    if plan.cost is not None:
+        yield f"cost            {amount(plan.cost)} at engine.price, for tokens as model.weights counts them"
 
 
 def sizes(seen: Survey, kind: str, count: int) -> str:

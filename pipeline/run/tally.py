@@ -20,6 +20,7 @@ class Tally:
     failed: int = 0
     vision_tokens: int = 0
     output_tokens: int = 0
+    prompt_tokens: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     seconds: Counter[str] = field(default_factory=Counter)  # of all workers together, by what they went to
@@ -35,6 +36,7 @@ class Tally:
         self.failed += receipt.failed
         self.vision_tokens += receipt.vision_tokens
         self.output_tokens += receipt.output_tokens
+        self.prompt_tokens += receipt.prompt_tokens
         self.kinds.update(receipt.kinds)
         self.seconds.update(receipt.seconds)
         self.examples = {**receipt.examples, **self.examples}
