@@ -131,7 +131,7 @@ def test_a_native_video_says_when_its_frames_were():
     part = talker.heard[0].body["messages"][0]["content"][0]
     assert part["video_url"]["url"].startswith("data:video/jpeg;base64,")
     assert part["video_url"]["url"].count(",") == 2
-    assert talker.heard[0].body["media_io_kwargs"]["video"]["frames_indices"] == [500, 1250]
+    assert talker.heard[0].body["media_io_kwargs"]["video"]["frames_indices"] == [500_000, 1_250_000]
     assert found["2"].kind == "media"
 
 

@@ -22,7 +22,7 @@ from pipeline.job import HttpEngine
 from pipeline.types import Clip, Request, Turn
 
 Part = dict[str, Any]
-MILLISECONDS = 1000  # frames as indices into a video of so many frames a second: exact times in whole numbers
+MICROSECONDS = 1_000_000  # frames as indices into a video of so many frames a second: times in whole numbers
 
 
 def body(
@@ -115,7 +115,9 @@ def timing(request: Request) -> Mapping[str, Any]:
     videos = [clip for clip in request.clips if clip.kind == "video"]
     if len(videos) > 1:
         raise PromptError("media", "engine.video: native takes one video a row; leave it out to send frames")
-    times = [round(time * MILLISECONDS) for time in videos[0].times]
-    shown = {"fps": MILLISECONDS, "frames_indices": times, "total_num_frames": (times or [0])[-1] + 1}
-    kept = {"do_sample_frames": False, "do_resize": False, "fps": videos[0].fps}
+    clip, count = videos[0], len(videos[0].pixels)
+    times = [round(time * MICROSECONDS) for time in clip.times] or list(range(count))
+    total = max(count, round(count / clip.fps * MICROSECONDS)) if clip.fps else count
+    shown = {"fps": MICROSECONDS, "frames_indices": times, "total_num_frames": total}
+    kept = {"do_sample_frames": False, "do_resize": False}
     return {"media_io_kwargs": {"video": shown}, "mm_processor_kwargs": kept}

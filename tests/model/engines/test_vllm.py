@@ -1,0 +1,185 @@
+"""vLLM, inside and as a server, says what our own engine says: same prompts, same pixels, same schemas, same endings.
+
+Run by `make test-vllm` with the Python that has vLLM; a CPU build is enough.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import JobError
+from pipeline.job import Job
+from pipeline.model import weights
+from pipeline.model.generate import run
+from pipeline.registry import ENGINES, find
+from pipeline.tiny.checkpoint import make
+from pipeline.types import Clip, Failure, Reply, Request, Sampling, Turn
+
+pytestmark = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="make test-vllm")]
+ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}
+WIDE = {
+    "hidden_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}  # as vLLM's CPU kernels have
+VISION = {
+    "qwen2_vl": {"hidden_size": 128},
+    "qwen2_5_vl": {"out_hidden_size": 128},
+    "qwen3_vl": {"out_hidden_size": 128},
+}
+SMALL = {"max_num_seqs": 8, "max_num_batched_tokens": 2048, "enforce_eager": True}
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {
+            "label": {"type": "string"},
+            "bbox_2d": {
+                "type": "array",
+                "items": {"type": "integer", "minimum": 0, "maximum": 999},
+                "minItems": 4,
+                "maxItems": 4,
+            },
+        },
+        "required": ["label", "bbox_2d"],
+        "additionalProperties": False,
+    }
+)
+
+
+def tiny(folder: Path, kind: str) -> Path:
+    rope = ROPE | ({"mrope_interleaved": True} if kind == "qwen3_vl" else {})  # as the hub's checkpoints say
+    return make(folder, kind, text_config=WIDE | {"rope_parameters": rope}, vision_config=VISION[kind])
+
+
+def job(folder: Path, **engine: Any) -> Job:
+    said = {"name": "t", "input": {"manifest": "m"}, "output": {"path": "out"}, "engine": engine}
+    model = {"weights": str(folder), "context": {"max_length": 2048}}
+    return Job.model_validate(said | {"model": model})
+
+
+def asked(family: Any) -> list[Request]:
+    """Pictures of odd shapes, several, none; videos at odd rates; schemas with too little and enough room."""
+    rng, side = np.random.default_rng(0), family.patch * family.merge
+
+    def picture(height: int, width: int) -> Clip:
+        pixels = rng.integers(0, 256, (1, 3, height * side, width * side), dtype=np.uint8)
+        return Clip("image", pixels, (width * side, height * side))
+
+    def film(frames: int, height: int, width: int) -> Clip:
+        pixels = rng.integers(0, 256, (frames, 3, height * side, width * side), dtype=np.uint8)
+        times = tuple(0.3 + 0.7 * frame for frame in range(frames))
+        return Clip("video", pixels, (width * side, height * side), "film", times, 1 / 0.7)
+
+    rows: dict[str, tuple[tuple[str | Clip, ...], int, str | None]] = {
+        "picture": ((picture(4, 3), "what is this?"), 24, None),
+        "two": ((picture(2, 5), picture(3, 3), "compare <|image_pad|> both"), 24, None),
+        "words": (("no picture",), 24, None),
+        "cut": ((picture(4, 3), "box"), 40, SCHEMA),
+        "whole": ((picture(5, 3), "box"), 200, SCHEMA),
+        "film": ((film(6, 2, 2), "what happens?"), 24, None),
+        "films": (("first ", film(5, 2, 3), " then ", film(4, 2, 2), "?"), 24, None),
+    }
+    made = []
+    for name, (parts, budget, schema) in rows.items():
+        turns = (Turn("user", parts),)
+        encoded = family.encode(turns)
+        how = Sampling(max_new_tokens=budget)
+        made.append(Request(name, turns, encoded.input_ids, encoded.positions, encoded.vision_tokens, how, schema))
+    return made
+
+
+def answers(asking: Job, requests: list[Request]) -> dict[str, Reply | Failure]:
+    engine = find(ENGINES, asking.engine.kind, "engine").open(asking)
+    try:
+        return {answer.id: answer for answer in run(engine, requests)}
+    finally:
+        engine.close()
+
+
+def said(found: dict[str, Reply | Failure]) -> dict[str, tuple[str, str]]:
+    return {
+        name: (each.text, each.finish) if isinstance(each, Reply) else (each.kind, each.message)
+        for name, each in found.items()
+    }
+
+
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl", "qwen2_vl"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny(tmp_path_factory.mktemp("w"), request.param)
+
+
+def test_vllm_inside_says_what_our_engine_says(folder):
+    requests = asked(weights.family(folder))
+    theirs = answers(job(folder, kind="vllm", **SMALL), requests)
+    assert said(theirs) == said(answers(job(folder, kind="torch"), requests))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """vLLM's own OpenAI server, with a key."""
+    folder = tiny(tmp_path_factory.mktemp("s"), "qwen2_5_vl")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port)]
+    command += ["--host", "127.0.0.1", "--served-model-name", "tiny", "--max-model-len", "2048", "--enforce-eager"]
+    command += ["--max-num-seqs", "8", "--max-num-batched-tokens", "2048", "--api-key", "sesame"]
+    command += ["--structured-outputs-config", '{"backend": "guidance", "disable_any_whitespace": true}']
+    log = (folder / "server.log").open("wb")
+    process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process, folder / "server.log")
+        yield f"http://127.0.0.1:{port}/v1", folder
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    while True:
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+        except OSError:
+            time.sleep(0.5)
+        else:
+            return
+
+
+def test_vllms_server_says_what_our_engine_says(server):
+    url, folder = server
+    requests = [request for request in asked(weights.family(folder)) if request.id != "films"]  # one video a row
+    theirs = answers(job(folder, kind="http", url=url, api_key="sesame", video="native"), requests)
+    assert said(theirs) == said(answers(job(folder, kind="torch"), requests))
+    for request in requests:
+        assert theirs[request.id].prompt_tokens == len(request.input_ids)
+
+
+def test_vllms_server_refuses_a_wrong_key_and_a_wrong_name(server):
+    url, folder = server
+    with pytest.raises(JobError, match=r"engine\.api_key: .* answers 401"):
+        answers(job(folder, kind="http", url=url, api_key="mellon"), [])
+    with pytest.raises(JobError, match=r"engine\.model: large is named, and .* serves tiny"):
+        answers(job(folder, kind="http", url=url, api_key="sesame", model="large"), [])
+
+
+def test_an_argument_that_vllm_does_not_know_is_refused_with_the_nearest_it_knows():
+    found = find(ENGINES, "vllm", "engine").problems(job(Path("w"), kind="vllm", max_num_seq=4, dtype="float16"))
+    assert found == [
+        "engine.dtype: say it as model.dtype",
+        "engine.max_num_seq: vLLM's engine has no such argument. Did you mean 'max_num_seqs'?",
+    ]
