@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.errors import JobError
 from pipeline.model import library, weights
 from pipeline.model.engines.torch import memory, shard
-from pipeline.model.engines.torch.load import build, without_weights
+from pipeline.model.engines.torch.load import Form, build, without_weights
 from pipeline.model.engines.torch.shard import Place
 from pipeline.model.engines.torch.vision import Slice, divide
 from pipeline.tiny.checkpoint import make
@@ -179,8 +179,7 @@ def test_a_model_too_large_says_how_many_gpus_would_hold_it(monkeypatch):
 
     def refuse(free, size=1, groups=()):
         monkeypatch.setattr(memory, "cuda_bytes", lambda device: free)
-        device = torch.device("cuda")
-        memory.refuse_too_large(model, place=Place(0, size), dtype=torch.bfloat16, device=device, groups=groups)
+        memory.refuse_too_large(model, Form(Place(0, size), torch.bfloat16, torch.device("cuda"), groups))
 
     with pytest.raises(JobError, match=r"needs 14\d\.\d GB .* 75\.0 are free; with model.tensor_parallel: 2 and"):
         refuse(75 * 10**9)
@@ -192,7 +191,7 @@ def test_a_model_too_large_says_how_many_gpus_would_hold_it(monkeypatch):
     refuse(45 * 10**9, groups=(128,))  # in four bits
     monkeypatch.setattr(memory.os, "sysconf", lambda name: 1000)
     with pytest.raises(JobError, match="this machine has"):
-        memory.refuse_too_large(model, place=Place(), dtype=torch.bfloat16, device=torch.device("cpu"), groups=())
+        memory.refuse_too_large(model, Form(Place(), torch.bfloat16, torch.device("cpu")))
 
 
 def test_a_folder_with_its_weights_twice_is_read_by_its_index(tmp_path):
@@ -206,3 +205,16 @@ def test_a_folder_with_its_weights_twice_is_read_by_its_index(tmp_path):
     )
     model = build(folder, weights.config(folder))
     assert torch.equal(model.lm_head.weight, tensors["lm_head.weight"])
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_head_that_is_its_embeddings_is_held_once(tmp_path, kept):
+    folder = make(tmp_path, "qwen3_vl", tie_word_embeddings=True)
+    tensors = load_file(folder / "model.safetensors")
+    embeddings = tensors["model.language_model.embed_tokens.weight"]
+    if kept:  # some checkpoints hold it all the same
+        save_file(tensors | {"lm_head.weight": embeddings.clone()}, folder / "model.safetensors")
+    for rank in range(2):
+        share = build(folder, weights.config(folder), place=Place(rank, 2))
+        assert share.lm_head.weight is share.model.language_model.embed_tokens.weight
+        assert torch.equal(share.lm_head.weight, embeddings.chunk(2)[rank])

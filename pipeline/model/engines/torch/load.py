@@ -25,6 +25,8 @@ from pipeline.model.engines.torch.memory import refuse_too_large
 from pipeline.model.engines.torch.read import Weights
 from pipeline.model.engines.torch.shard import ALONE, Place
 
+HEAD = "lm_head.weight"
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -42,6 +44,17 @@ class Loaded:
     @property
     def device(self) -> torch.device:
         return self.language.embed_tokens.weight.device  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What of the weights is held, as what, and where."""
+
+    place: Place
+    dtype: torch.dtype
+    device: torch.device
+    groups: tuple[int, ...] = ()  # that four-bit weights come in
+    rounds: bool = False  # dense weights, to four bits
 
 
 def load(
@@ -84,8 +97,9 @@ def build(
         model = library.model_class(said["model_type"])(config)
     files = Weights(folder)
     chosen = choose_dtype(dtype, config, files, four_bit=bool(groups))
-    refuse_too_large(model, place=place, dtype=chosen, device=device, groups=groups)
-    fill(model, files, place=place, dtype=chosen, device=device, groups=groups, quantize=bool(quantize))
+    form = Form(place, chosen, device, groups, rounds=bool(quantize))
+    refuse_too_large(model, form)
+    fill(model, files, form)
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -122,18 +136,10 @@ def choose_dtype(said: str, config: Any, files: Weights, *, four_bit: bool) -> t
     return DTYPE if four_bit else config.dtype or config.text_config.dtype or files.dtype()
 
 
-def fill(
-    model: Any,
-    files: Weights,
-    *,
-    place: Place,
-    dtype: torch.dtype,
-    device: torch.device,
-    groups: tuple[int, ...],
-    quantize: bool,
-) -> None:
+def fill(model: Any, files: Weights, form: Form) -> None:
     """Every parameter gets its weight, or its part of it."""
-    text, tied = model.config.text_config, model.config.tie_word_embeddings
+    text = model.config.text_config
+    tied = model.config.tie_word_embeddings or (HEAD not in files and getattr(text, "tie_word_embeddings", False))
     lacking = [name for name, _ in model.named_parameters() if not there(name, files) and not (tied and name == HEAD)]
     if lacking:
         raise JobError(
@@ -141,27 +147,24 @@ def fill(
         )
     for name, module in list(model.named_modules()):
         whole = {own: tuple(param.shape) for own, param in module.named_parameters(recurse=False)}
-        parts = {own: shard.part(f"{name}.{own}", text, place, groups=groups) for own in whole}
+        parts = {own: shard.part(f"{name}.{own}", text, form.place, groups=form.groups) for own in whole}
         for own, shape in whole.items():
             if (full := f"{name}.{own}") not in files:
                 continue
-            weight = files.read(full, parts[own], shape=shape).to(device, dtype)
-            if own == "bias" and place.rank and name.endswith(shard.ROWS):
+            weight = files.read(full, parts[own], shape=shape).to(form.device, form.dtype)
+            if own == "bias" and form.place.rank and name.endswith(shard.ROWS):
                 weight.zero_()  # summands: it counts once
             setattr(module, own, nn.Parameter(weight, requires_grad=False))
         made = None
         if f"{name}.qweight" in files:
-            made = int4.awq(files, name, parts["weight"], module.bias, dtype=dtype, device=device)
-        elif quantize and whole:
-            group = shard.unit(next(iter(whole.values()))[-1], groups)
-            made = int4.round_layer(name, module, group=group, device=device)
+            made = int4.awq(files, name, parts["weight"], module.bias, dtype=form.dtype, device=form.device)
+        elif form.rounds and whole:
+            group = shard.unit(next(iter(whole.values()))[-1], form.groups)
+            made = int4.round_layer(name, module, group=group, device=form.device)
         if made is not None:
             model.set_submodule(name, made)
     if tied:
         model.lm_head.weight = model.model.language_model.embed_tokens.weight
-
-
-HEAD = "lm_head.weight"
 
 
 def there(name: str, files: Container[str]) -> bool:
