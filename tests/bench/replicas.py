@@ -22,6 +22,7 @@ from pipeline import jobfile
 from pipeline.intake.manifest import files
 from pipeline.output.write import Store
 from pipeline.run import brief, cluster, resume
+from pipeline.run.signals import Signals
 from tests.bench import harness
 
 SLOTS, DELAY_S, CHUNK = 32, 4.0, 16
@@ -47,7 +48,7 @@ def measure(place: Path, replicas: int, seconds: float) -> dict[str, float]:
     plan = resume.plan(work, files(job), Store(job.output.path))
     driver, done, spent = psutil.Process(), 0, Counter[str]()
     marks: list[tuple[float, float, int]] = []
-    for receipt in cluster.run(work, plan.left):
+    for receipt in cluster.run(work, plan.left, Signals(print)):
         assert receipt.failed == 0
         done += receipt.answered
         if rows / 2 <= done <= rows - 2 * replicas * SLOTS:
@@ -80,7 +81,7 @@ def main() -> None:
     ray.init(address="local", num_cpus=max(counts) + 2, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         found = {count: measure(Path(folder) / str(count), count, seconds) for count in counts}
-    cluster.stop()
+    ray.shutdown()
     ideal = SLOTS / DELAY_S
     lines = [
         [count, one["rows_s"], one["rows_s"] / count / ideal, one["worked"], one["driver_cpu"], one["driver_mib"]]

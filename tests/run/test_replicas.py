@@ -17,7 +17,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from pipeline.job import Job
-from pipeline.run import cluster, drive
+from pipeline.run import drive
 from pipeline.tiny.checkpoint import make
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ def nodes(monkeypatch):
     """A cluster of several nodes on this machine, which runs join and leave as they find it."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setattr(cluster, "stop", lambda: None)
     folder = tempfile.mkdtemp(prefix="vl")
     how = {"include_dashboard": False, "object_store_memory": 150 * 10**6}
     made = Cluster(initialize_head=True, head_node_args={**how, "num_cpus": 1, "temp_dir": folder})
