@@ -8,6 +8,7 @@ Held in common
     options.py                       the command line: options and examples
     types.py                         the records that move
     errors.py                        what can go wrong, drawn as a tree
+    trouble.py                       trouble that may pass: which, how often it is tried again
     job.py                           a job: every key, its type, its default, its meaning
     jobfile.py                       YAML -> a frozen Job, or an error with line and key
     jobvalues.py                     ${...} in a job's strings -> values; credentials are refused
@@ -109,13 +110,16 @@ output: Reply -> Row -> part file
     output/retry.py                  asking again where an answer is not good enough
     output/columns.py                a schema -> the Arrow field of its answers
     output/table.py                  Rows and Failures -> Arrow tables
+    output/store.py                  a folder anywhere -> objects that appear whole and once
     output/write.py                  tables -> files, exactly once
+    output/letters.py                what is written of a chunk -> its rows that are still wrong
 
 run: what drives the steps
     run/brief.py                     a job, its manifest -> the Work that every worker is told
     run/resume.py                    the manifest, its output -> the chunks that are left
     run/buckets.py                   hashes of very many rows -> which of them are equal
     run/lease.py                     who is at work on an output
+    run/again.py                     what is wrong with its rows -> chunks that ask them again
     run/drive.py                     a job -> answers on disk and an exit code
     run/local.py                     a plain loop: what the pipeline means
     run/cluster.py                   Ray Data: how it scales

@@ -36,7 +36,11 @@ def run(options: argparse.Namespace) -> int:
     taker = log.taker()
     job = jobfile.load(options.job, changes=options.set, date=options.date)
     wish = drive.Options(
-        limit=options.limit, here=options.local, add=options.on_change == "add", take_over=options.take_over
+        limit=options.limit,
+        here=options.local,
+        add=options.on_change == "add",
+        take_over=options.take_over,
+        retry=options.retry_errors,
     )
     code = drive.run(job, wish, say=taker)
     return 0 if code == drive.FAILED_ROWS and options.allow_errors else code
@@ -50,6 +54,7 @@ def submit(options: argparse.Namespace) -> int:
     words += [f"--limit={options.limit}"] if options.limit else []
     words += [f"--on-change={options.on_change}", *(["--allow-errors"] if options.allow_errors else [])]
     words += ["--take-over"] if options.take_over else []
+    words += [] if options.retry_errors is None else [f"--retry-errors={options.retry_errors}"]
     order = Order(
         path=options.job,
         changes=options.set,

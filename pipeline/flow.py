@@ -34,7 +34,7 @@ from pipeline.output.finish import finish
 from pipeline.output.retry import settle
 from pipeline.output.schema import Schema
 from pipeline.registry import ENGINES, find
-from pipeline.types import Clip, Failure, Item, Medium, Reply, Request, Row, Sampling, Turn
+from pipeline.types import Clip, Failure, Item, Medium, Past, Reply, Request, Row, Sampling, Turn
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -94,8 +94,9 @@ class Preparer:
         work = self.work
         source = self.sources.setdefault(chunk.file, chunk.file.open())
         wanted, rows = rows_of(chunk, work.job, work.user, source)
+        again = dict(chunk.again)
         for row, row_id, question in rows:
-            keep = {name: row[name] for name in wanted.keep}
+            keep, past = {name: row[name] for name in wanted.keep}, again.get(row_id, Past())
             try:
                 item = read(
                     row,
@@ -106,11 +107,11 @@ class Preparer:
                     user=work.user if work.job.prompt.user is None else work.job.prompt.user,
                     base=chunk.file.base,
                 )
-                yield replace(item, keep=keep), None
+                yield replace(item, keep=keep, past=past), None
             except ItemError as error:
-                yield Item(row_id, question, (), keep), error.failure(row_id)
+                yield Item(row_id, question, (), keep, past=past), error.failure(row_id)
             except Exception:  # noqa: BLE001 - the row boundary
-                yield Item(row_id, question, (), keep), surprise(row_id)
+                yield Item(row_id, question, (), keep, past=past), surprise(row_id)
 
     def request(self, item: Item) -> Request | Failure:
         try:

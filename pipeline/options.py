@@ -15,7 +15,8 @@ EXAMPLES = {
   python -m pipeline run jobs/caption.yaml
   python -m pipeline run jobs/caption.yaml --set input.manifest=./my-pictures --limit 20
   python -m pipeline run job.yaml --local --set model.weights=builtin:tiny --set workers.generate.gpus=0
-  python -m pipeline run job.yaml --set prompt.user="How many people?" --on-change add""",
+  python -m pipeline run job.yaml --set prompt.user="How many people?" --on-change add
+  python -m pipeline run job.yaml --retry-errors fetch""",
     "submit": """\
   python -m pipeline submit job.yaml --address http://127.0.0.1:8265 --follow
   python -m pipeline submit job.yaml --date 2026-11-20      # a night that was missed""",
@@ -92,6 +93,8 @@ def _asked(command: argparse.ArgumentParser) -> None:
     command.add_argument("--limit", type=_whole, metavar="N", help="only the first N rows of the manifest")
     command.add_argument("--allow-errors", action="store_true", help="rows in errors/ are no failure: exit 0, not 3")
     command.add_argument("--take-over", action="store_true", help="do not wait for a run that holds the output")
+    failed = "ask failed rows again: all, or those of a stage, a kind, or both (fetch, timeout, fetch/timeout)"
+    command.add_argument("--retry-errors", nargs="?", const="", metavar="KIND", help=failed)
     command.add_argument(
         "--on-change", choices=["refuse", "add"], default="refuse", help="another question in the same output"
     )

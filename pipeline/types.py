@@ -83,6 +83,14 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Past:
+    """What became of a row in earlier generations of its chunk."""
+
+    attempts: int = 0
+    answers: int = 0  # that were of no use: the model is asked another way
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """One row of the manifest: an id and a question. `question` is a hash of all that is asked."""
 
@@ -91,6 +99,7 @@ class Item:
     turns: tuple[Turn, ...]
     keep: Mapping[str, Any] = field(default_factory=dict)
     max_new_tokens: int | None = None
+    past: Past = Past()
 
 
 @dataclass(frozen=True, slots=True)

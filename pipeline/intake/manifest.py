@@ -22,6 +22,7 @@ from pipeline.intake.read import Columns, columns
 from pipeline.intake.sources import Source, Span
 from pipeline.job import Job
 from pipeline.registry import SOURCES, find
+from pipeline.types import Past
 
 KINDS = {".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".jsonl.gz": "jsonl"}
 PREPARED_BYTES = 256 * 2**20  # what a prepared chunk may weigh in the object store, about
@@ -48,7 +49,10 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive rows of one file. Its name says which of them are its to answer, and nothing else does."""
+    """Consecutive rows of one file. Its name says which of them are its to answer, and nothing else does.
+
+    Those that failed are asked again as generation 1, 2, ... of the same name, each an object of its own.
+    """
 
     file: File
     span: Span
@@ -56,14 +60,21 @@ class Chunk:
     rows: int
     without: tuple[int, ...] = ()  # offsets of rows that are not its own: asked before, or beyond a limit
     skip: tuple[int, ...] = ()  # offsets of rows that were answered under another name
+    generation: int = 0
+    again: tuple[tuple[str, Past], ...] = ()  # the ids of a later generation
 
     @property
     def name(self) -> str:
         return hexdigest(f"{self.key}{self.without}".encode()) if self.without else self.key
 
     @property
+    def part(self) -> str:
+        """The object that its answers become."""
+        return f"{self.name}.g{self.generation}" if self.generation else self.name
+
+    @property
     def asked(self) -> int:
-        return self.rows - len({*self.without, *self.skip})
+        return len(self.again) if self.generation else self.rows - len({*self.without, *self.skip})
 
 
 def files(job: Job) -> list[File]:
@@ -206,9 +217,9 @@ def rows_of(
     named = names(table.select(plain), wanted, chunk.file)
     if key_of(hashes_of(named)) != chunk.key:
         raise StoppedError(f"{chunk.file.url} was changed during the run; run the same command again to go on with it")
-    left_out = {*chunk.without, *chunk.skip}
+    left_out, again = {*chunk.without, *chunk.skip}, dict(chunk.again)
     return wanted, [
         (row, *pair)
         for offset, (row, pair) in enumerate(zip(table.to_pylist(), named, strict=True))
-        if offset not in left_out
+        if offset not in left_out and (not chunk.generation or pair[0] in again)
     ]

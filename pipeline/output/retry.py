@@ -25,7 +25,7 @@ def settle(
     best: dict[int, Row | Failure] = {}
     still = list(range(len(asked)))
     for attempt in range(1, retries + 2):
-        requests = [again(asked[index][1], attempt) for index in still]
+        requests = [again(request, item.past.answers + attempt) for item, request in (asked[index] for index in still)]
         for index, request, reply in zip(still, requests, answer(requests), strict=True):
             outcome = _outcome(asked[index][0], request, reply, finish, attempt)
             if index not in best or _faults(outcome) < _faults(best[index]):

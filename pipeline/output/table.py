@@ -77,7 +77,7 @@ def errors_schema(work: Work) -> pa.Schema:
 def tables(outcomes: Sequence[Outcome], work: Work) -> tuple[pa.Table, pa.Table]:
     """(answered, failed)."""
     same = {"model": work.model, "fingerprint": work.fingerprint, "run": work.run}
-    rows = [answered(row) | same for _, row in outcomes if isinstance(row, Row)]
+    rows = [answered(item, row) | same for item, row in outcomes if isinstance(row, Row)]
     failures = [failed(item, row) | same for item, row in outcomes if isinstance(row, Failure)]
     return table(rows, data_schema(work)), table(failures, errors_schema(work))
 
@@ -86,14 +86,13 @@ def table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     return pa.table([pa.array([row[f.name] for row in rows], f.type) for f in schema], schema=schema)
 
 
-def answered(row: Row) -> dict[str, Any]:
+def answered(item: Item, row: Row) -> dict[str, Any]:
     plain = (
         "id",
         "question",
         "text",
         "answer",
         "finish",
-        "attempts",
         "thinking",
         "logprob",
         "raw",
@@ -102,9 +101,11 @@ def answered(row: Row) -> dict[str, Any]:
     )
     media = [{name: getattr(seen, name) for name in seen.__slots__} for seen in row.media]
     tokens = {"vision": row.vision_tokens, "prompt": row.prompt_tokens, "output": row.output_tokens}
-    return {**row.keep, **{name: getattr(row, name) for name in plain}, "media": media, "tokens": tokens}
+    same = {"media": media, "tokens": tokens, "attempts": item.past.attempts + row.attempts}
+    return {**row.keep, **{name: getattr(row, name) for name in plain}, **same}
 
 
 def failed(item: Item, failure: Failure) -> dict[str, Any]:
-    plain = ("stage", "kind", "message", "attempts", "text")
-    return {**item.keep, "id": item.id, "question": item.question, **{name: getattr(failure, name) for name in plain}}
+    plain = {name: getattr(failure, name) for name in ("stage", "kind", "message", "text")}
+    attempts = item.past.attempts + failure.attempts
+    return {**item.keep, "id": item.id, "question": item.question, "attempts": attempts, **plain}

@@ -109,7 +109,7 @@ def follow(work: Work, left: Sequence[Chunk], runner: Runner, progress: Progress
 
 def missing(work: Work, chunks: Sequence[Chunk], store: Store) -> list[Chunk]:
     there = store.names(f"data/fp={work.fingerprint}")
-    return [chunk for chunk in chunks if f"{chunk.name}.parquet" not in there]
+    return [chunk for chunk in chunks if f"{chunk.part}.parquet" not in there]
 
 
 def unheard(work: Work, todo: resume.Plan, left: Sequence[Chunk], store: Store, progress: Progress) -> None:
@@ -132,7 +132,7 @@ def conclude(work: Work, progress: Progress, lost: int, dead: bool) -> int:
         progress.say(tally.reasons())
     progress.say(f"answers: {path}/data/fp={work.fingerprint}/*.parquet")
     if dead:
-        progress.say(f"dead letters: {path}/errors/fp={work.fingerprint}/*.parquet")
+        progress.say(f"dead letters: {path}/errors/fp={work.fingerprint}/*.parquet; --retry-errors asks them again")
     if lost:
         progress.say(f"{lost:,} rows are neither answered nor failed; run the same command again")
         return MISSING

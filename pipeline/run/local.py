@@ -21,7 +21,7 @@ def run(work: Work, chunks: Sequence[Chunk], signals: Signals) -> Iterator[Recei
             if stopping.is_set():
                 return
             outcomes = answerer.answer(preparer.prepare(chunk))
-            yield commit(chunk.name, outcomes, preparer.meter.take(), answerer, store)
+            yield commit(chunk.part, outcomes, preparer.meter.take(), answerer, store)
 
 
 def commit(

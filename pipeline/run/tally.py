@@ -40,12 +40,13 @@ class Tally:
         self.kinds.update(receipt.kinds)
         self.seconds.update(receipt.seconds)
         self.examples = {**receipt.examples, **self.examples}
-        self.window.append((receipt.answered, receipt.failed))
-        while sum(map(sum, self.window)) - sum(self.window[0]) >= WINDOW:
+        if "." not in receipt.key:  # of rows that failed before, many may fail again
+            self.window.append((receipt.answered, receipt.failed))
+        while self.window and sum(map(sum, self.window)) - sum(self.window[0]) >= WINDOW:
             self.window.popleft()
 
     def stop_if_hopeless(self, error_rate: float) -> None:
-        answered, failed = (sum(column) for column in zip(*self.window, strict=True))
+        answered, failed = (sum(pair[each] for pair in self.window) for each in (0, 1))
         if answered + failed >= ENOUGH and failed / (answered + failed) > error_rate:
             raise StoppedError(
                 f"stopped: {failed} of the last {answered + failed} rows failed, more than limits.error_rate "
@@ -54,8 +55,7 @@ class Tally:
 
     def reasons(self) -> str:
         return "\n".join(
-            f"  {count:>6}  {kind}: {self.examples.get(kind, '').strip().splitlines()[-1]}"
-            for kind, count in self.kinds.most_common(3)
+            f"  {count:>6}  {kind}, such as {self.examples[kind]}" for kind, count in self.kinds.most_common(3)
         )
 
     @property

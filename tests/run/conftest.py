@@ -66,10 +66,18 @@ class Desk:
         path.write_text(yaml.safe_dump(self.described(**sections)))
         return path
 
-    def run(self, *, limit: int | None = None, add: bool = False, here: bool = True, **sections: Any) -> int:
+    def run(
+        self,
+        *,
+        here: bool = True,
+        limit: int | None = None,
+        add: bool = False,
+        retry: str | None = None,
+        **sections: Any,
+    ) -> int:
         job = Job.model_validate(self.described(**sections))
         self.said.clear()
-        return drive.run(job, drive.Options(limit=limit, here=here, add=add), say=self.said.append)
+        return drive.run(job, drive.Options(limit=limit, here=here, add=add, retry=retry), say=self.said.append)
 
     def parts(self, out: str = "out") -> dict[str, int]:
         """The objects with answers, and when each was written."""

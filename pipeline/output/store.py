@@ -1,0 +1,191 @@
+"""An output folder, wherever fsspec reaches -> objects that appear whole, once, or not at all.
+
+Trouble that may pass is waited out as pipeline/trouble.py says; the rest, and what does not pass, is an OutputError
+that stops the run. Retries are ours alone: each library's own on top would make a hundred requests of one, to a store
+that says it has too many. A client whose credentials have expired is made anew, and finds what was put in their place.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+from importlib import import_module
+from itertools import count
+from typing import Any, NamedTuple, TypeVar
+
+import fsspec
+
+from pipeline.errors import OutputError
+from pipeline.intake.store import ALIASES, ERRORS
+from pipeline.trouble import OUTPUT, Truncated, kind_of
+
+T = TypeVar("T")
+S3 = {"config_kwargs": {"max_pool_connections": 32, "retries": {"total_max_attempts": 1}}, "use_listings_cache": False}
+ADVICE = {
+    "denied": "access denied; check output.path and the credentials in the environment of every node",
+    "credentials": "the credentials have expired or are not valid; renew them on every node",
+    "full": "no space is left; make room",
+    "not_found": "is not there (any more): a bucket or a file was deleted",
+    "refused": "cannot be used as an output",
+    "truncated": "is cut short; delete it, and its rows are asked again",
+    "unavailable": "the store is too busy",
+    "timeout": "the store is silent",
+    "connection": "the store cannot be reached",
+}
+
+
+class Entry(NamedTuple):
+    size: int
+    modified: float | None  # by the store's own clock
+
+
+class Store:
+    def __init__(self, path: str):
+        self.path = path.rstrip("/")
+        self.patient = True  # until it has waited in vain once
+        self.open()
+        self.errors: tuple[type[Exception], ...] = (OSError, *errors_of(protocols(self.filesystem)))
+
+    def open(self) -> None:
+        """A client of its own."""
+        scheme = self.path.partition("://")[0] if "://" in self.path else ""
+        options = S3 if ALIASES.get(scheme, scheme) == "s3" else {}
+        self.filesystem, self.root = fsspec.core.url_to_fs(self.path, skip_instance_cache=bool(scheme), **options)
+        if options:
+            self.filesystem.retries = 1
+
+    @property
+    def local(self) -> bool:
+        return "file" in protocols(self.filesystem)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Create an object whole, or not at all; False where it was there before."""
+        path = f"{self.root}/{name}"
+        return self.persist(name, lambda: link(path, data) if self.local else self.put(path, data))
+
+    def put(self, path: str, data: bytes) -> bool:
+        try:
+            self.filesystem.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return self.ours(path, data)
+        except OSError as error:  # what s3fs makes of a failed precondition on some servers
+            if "recondition" in f"{error} {error.__cause__}":
+                return self.ours(path, data)
+            raise
+        return True
+
+    def ours(self, path: str, data: bytes) -> bool:
+        """A refused PUT may be one's own, sent twice after a lost reply: the content tells."""
+        return self.filesystem.size(path) == len(data) and self.whole(path) == data
+
+    def replace(self, name: str, data: bytes) -> None:
+        """For what is not an answer: whoever writes last is right."""
+        path = f"{self.root}/{name}"
+        self.persist(name, lambda: put_in_place(path, data) if self.local else self.filesystem.pipe_file(path, data))
+
+    def read(self, name: str) -> bytes:
+        return self.persist(name, lambda: self.whole(f"{self.root}/{name}"))
+
+    def whole(self, path: str) -> bytes:
+        data = bytes(self.filesystem.cat_file(path))
+        if data[-4:] != b"PAR1" if path.endswith(".parquet") else len(data) != self.filesystem.size(path):
+            raise Truncated(f"{path} is cut short")
+        return data
+
+    def remove(self, name: str) -> None:
+        try:
+            self.persist(name, lambda: self.filesystem.rm_file(f"{self.root}/{name}"), gone_is_fine=True)
+        except FileNotFoundError:
+            return
+
+    def names(self, folder: str) -> set[str]:
+        """The objects of a folder, without their path; empty where there is none."""
+        return set(self.listing(folder))
+
+    def listing(self, folder: str) -> dict[str, Entry]:
+        try:
+            found = self.persist(
+                folder, lambda: self.filesystem.find(f"{self.root}/{folder}", detail=True), gone_is_fine=True
+            )
+        except FileNotFoundError:
+            return {}
+        entries = {path.rpartition("/")[2]: Entry(info.get("size") or 0, when(info)) for path, info in found.items()}
+        return {name: entry for name, entry in entries.items() if name and name[0] != "."}  # what a killed write left
+
+    def persist(self, name: str, attempt: Callable[[], T], *, gone_is_fine: bool = False) -> T:
+        for number in count(1):
+            used = self.filesystem
+            try:
+                result = attempt()
+                self.patient = True
+                return result
+            except self.errors as error:
+                if gone_is_fine and isinstance(error, FileNotFoundError):
+                    raise
+                kind = kind_of(error)
+                policy = OUTPUT.get(kind)
+                if policy is None or number >= policy.attempts or not self.patient:
+                    self.patient = False
+                    raise OutputError(f"{self.path}/{name}: {said(kind, error, number)}") from error
+                if kind == "credentials" and self.filesystem is used:
+                    self.open()
+                time.sleep(policy.wait_s(number, random.random()))
+        raise AssertionError
+
+
+def said(kind: str, error: Exception, attempts: int) -> str:
+    reason = getattr(error, "strerror", None) or type(error.__cause__ or error).__name__
+    tried = f", after {attempts} attempts" if attempts > 1 else ""
+    return f"{ADVICE[kind]} ({reason}{tried}). What was committed stays; the same command goes on from there"
+
+
+def protocols(filesystem: Any) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def errors_of(schemes: tuple[str, ...]) -> list[type[Exception]]:
+    """What their libraries raise besides OSError."""
+    names = next((ERRORS[ALIASES.get(each, each)] for each in schemes if ALIASES.get(each, each) in ERRORS), ())
+    return [getattr(import_module(module), name) for module, _, name in (each.partition(":") for each in names)]
+
+
+def when(info: dict[str, Any]) -> float | None:
+    value = next((info[key] for key in ("mtime", "LastModified", "last_modified", "updated") if key in info), None)
+    return value.timestamp() if isinstance(value, datetime) else value if isinstance(value, float) else None
+
+
+def link(path: str, data: bytes) -> bool:
+    """A local object appears whole: written beside, under a name that readers pass over, then linked to its own."""
+    beside = written_beside(path, data)
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(beside)
+    return True
+
+
+def put_in_place(path: str, data: bytes) -> None:
+    os.replace(written_beside(path, data), path)
+
+
+def written_beside(path: str, data: bytes) -> str:
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    beside = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        if os.path.exists(beside):
+            os.unlink(beside)
+        raise
+    return beside

@@ -1,0 +1,102 @@
+"""What is wrong with the rows of a manifest -> chunks that ask them again.
+
+The letters of a chunk that no longer stands in the manifest count for nothing: the rows of it that are still asked
+are asked by another chunk, which has an answer or letters of its own. The other way round, a row can be wrong in its
+chunk and answered in a part that was written later for another form of the manifest; that answer counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import groupby
+
+from pipeline.flow import Work
+from pipeline.intake.manifest import Chunk, hashes_of
+from pipeline.output import letters
+from pipeline.output.letters import READERS, Letter, split
+from pipeline.output.store import Store
+from pipeline.output.write import note_of
+from pipeline.run.buckets import Buckets
+from pipeline.run.progress import Say
+from pipeline.run.resume import Plan, answered_in
+from pipeline.types import Past
+
+
+def wrong(todo: Plan, work: Work, store: Store) -> Iterator[Letter]:
+    """The rows of the manifest that failed and have no answer, chunk by chunk."""
+    names = {chunk.name for chunk in todo.chunks}
+    answered: set[int] = set()
+    if since := written_since(names, work, store):
+        with Buckets() as rows:
+            for _, some in groupby(letters.wrong(store, work.fingerprint, names), lambda letter: letter.key):
+                rows.add(hashes_of([(letter.id, letter.question) for letter in some]))
+            answered = set(answered_in(since, rows, work, store).tolist())
+    for at, letter in enumerate(letters.wrong(store, work.fingerprint, names)):
+        if at not in answered:
+            yield letter
+
+
+def written_since(names: set[str], work: Work, store: Store) -> list[str]:
+    """Parts of other chunks that are not older than the oldest with letters: nobody skipped what they answer."""
+    there = store.listing(f"data/fp={work.fingerprint}")
+    suspects = letters.failing(store, work.fingerprint).keys() & names
+    first = min((there[f"{name}.parquet"].modified or 0 for name in suspects), default=float("inf"))
+    parts = ((name.removesuffix(".parquet"), entry.modified) for name, entry in there.items())
+    return sorted(
+        part for part, time in parts if (time is None or time >= first) and split(part)[0] not in names and suspects
+    )
+
+
+def with_retries(todo: Plan, work: Work, store: Store, *, kind: str, say: Say) -> Plan:
+    """The plan, and in it the failed rows of a kind once more."""
+    found = list(wrong(todo, work, store))
+    chunks = retries(todo.chunks, [letter for letter in found if letter.matches(kind)], work, store)
+    rows = sum(chunk.asked for chunk in chunks)
+    if chunks or not found:
+        say(f"{rows:,} of {len(found):,} failed rows are asked again")
+    else:
+        kinds = Counter(f"{letter.stage}/{letter.kind}" for letter in found).most_common()
+        there = ", ".join(f"{count:,} {name}" for name, count in kinds)
+        say(f"no failed row is of {kind!r}; there are: {there}")
+    return replace(todo, left=(*todo.left, *chunks))
+
+
+def retries(chunks: Sequence[Chunk], found: Sequence[Letter], work: Work, store: Store) -> list[Chunk]:
+    """The next generation of those chunks that the letters belong to."""
+    parts = letters.failing(store, work.fingerprint)
+    rows: dict[str, list[tuple[str, Past]]] = {}
+    for letter in found:
+        past = Past(letter.attempts, letter.attempts if letter.stage == "answer" else 0)
+        rows.setdefault(letter.key, []).append((letter.id, past))
+    return [
+        replace(chunk, generation=split(parts[chunk.name][-1])[1] + 1, again=tuple(rows[chunk.name]))
+        for chunk in chunks
+        if chunk.name in rows
+    ]
+
+
+def sweep(chunks: Sequence[Chunk], work: Work, store: Store) -> None:
+    """Take away letters that no commit names: of writers that died, and whose chunk another one committed.
+
+    Where nothing is committed yet, their writer may be at work still.
+    """
+    data, errors = f"data/fp={work.fingerprint}", f"errors/fp={work.fingerprint}"
+    written: dict[str, list[str]] = {chunk.part: [] for chunk in chunks}
+    for name in store.names(errors):
+        if name.rpartition("-")[0] in written:
+            written[name.rpartition("-")[0]].append(name)
+    committed = store.names(data)
+    parts = [part for part, names in written.items() if names and f"{part}.parquet" in committed]
+
+    def clean(part: str) -> None:
+        named = note_of(store.read(f"{data}/{part}.parquet"))["errors"]
+        for name in written[part]:
+            if name != named:
+                store.remove(f"{errors}/{name}")
+
+    with ThreadPoolExecutor(READERS) as readers:
+        for start in range(0, len(parts), 4 * READERS):
+            list(readers.map(clean, parts[start : start + 4 * READERS]))

@@ -1,0 +1,76 @@
+"""What goes wrong on the way to a server or a disk -> its kind, and how often that kind is worth another attempt.
+
+One table for all who read and write. What is not in it does not pass by itself and is not tried again. A picture is
+given up after a minute at most, so that one bad server does not hold a run up; answers that are paid for are held for
+about five minutes, long enough for most stores to come back. Waits double and are drawn at random, so that a thousand
+workers that met the same busy server do not come back at the same moment.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import NamedTuple
+
+
+class Policy(NamedTuple):
+    attempts: int
+    first_wait_s: float
+    longest_wait_s: float
+
+    def wait_s(self, failures: int, chance: float) -> float:
+        """
+        >>> [Policy(6, 0.25, 8.0).wait_s(n, 0.5) for n in (1, 2, 3, 9)]
+        [0.25, 0.5, 1.0, 8.0]
+        """
+        return min(self.longest_wait_s, self.first_wait_s * 2.0 ** (failures - 1)) * (0.5 + chance)
+
+
+MEDIA = {  # what a row looks at; limits.deadline_s ends it all
+    "unavailable": Policy(10, 0.25, 8.0),
+    "connection": Policy(6, 0.25, 8.0),
+    "timeout": Policy(6, 0.25, 8.0),
+    "truncated": Policy(6, 0.25, 8.0),
+    "dns": Policy(6, 0.25, 8.0),
+    "credentials": Policy(4, 1.0, 8.0),
+}
+OUTPUT = {  # listing, reading and writing it
+    "unavailable": Policy(16, 0.25, 30.0),
+    "connection": Policy(16, 0.25, 30.0),
+    "timeout": Policy(16, 0.25, 30.0),
+    "truncated": Policy(6, 0.25, 8.0),
+    "credentials": Policy(8, 1.0, 30.0),
+}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFUSED = (
+    *(errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EROFS, errno.EMLINK, errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTEMPTY),
+)
+STALE = ("Expired", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "TokenRefresh", "AuthenticationF")
+BUSY = ("SlowDown", "Throttl", "InternalError", "ServiceUnavailable", "TooManyRequests", "ServerBusy", "reduce your")
+
+
+class Truncated(OSError):
+    """Less came than there is."""
+
+
+def kind_of(error: Exception) -> str:
+    """Libraries wrap each other; types, numbers and the names and codes in the chain tell what is the matter."""
+    chain = f"{type(error).__name__} {error} {error.__cause__ or ''}"
+    number = getattr(error, "errno", None)
+    if isinstance(error, Truncated):
+        return "truncated"
+    if any(word in chain for word in STALE):
+        return "credentials"
+    if isinstance(error, PermissionError) or "Forbidden" in chain or "Credential" in chain or "GoogleAuth" in chain:
+        return "denied"
+    if isinstance(error, FileNotFoundError):
+        return "not_found"
+    if number in FULL:
+        return "full"
+    if any(word in chain for word in BUSY):
+        return "unavailable"
+    if isinstance(error, TimeoutError) or "Timeout" in chain:
+        return "timeout"
+    if "Validation" in chain or (number in REFUSED and "IncompleteBody" not in chain):
+        return "refused"
+    return "connection"
