@@ -18,16 +18,20 @@ class Policy(NamedTuple):
     longest_wait_s: float
 
     def wait_s(self, failures: int, chance: float) -> float:
-        """
-        >>> [Policy(6, 0.25, 8.0).wait_s(n, 0.5) for n in (1, 2, 3, 9)]
-        [0.25, 0.5, 1.0, 8.0]
-        """
-        return min(self.longest_wait_s, self.first_wait_s * 2.0 ** (failures - 1)) * (0.5 + chance)
+        return wait_s(failures, chance, first_s=self.first_wait_s, longest_s=self.longest_wait_s)
+
+
+def wait_s(failures: int, chance: float, *, first_s: float = 0.25, longest_s: float = 8.0) -> float:
+    """
+    >>> [wait_s(n, 0.5) for n in (1, 2, 3, 9)]
+    [0.25, 0.5, 1.0, 8.0]
+    """
+    return min(longest_s, first_s * 2.0 ** (failures - 1)) * (0.5 + chance)
 
 
 MEDIA = {  # what a row looks at; limits.deadline_s ends it all
     "unavailable": Policy(10, 0.25, 8.0),
-    "connection": Policy(6, 0.25, 8.0),
+    "connection": Policy(10, 0.25, 8.0),
     "timeout": Policy(6, 0.25, 8.0),
     "truncated": Policy(6, 0.25, 8.0),
     "dns": Policy(6, 0.25, 8.0),
@@ -45,6 +49,14 @@ REFUSED = (
     *(errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
     *(errno.EROFS, errno.EMLINK, errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTEMPTY),
 )
+DENIED = (
+    "Forbidden",
+    "AuthorizationFailure",
+    "AuthorizationPermission",
+    "403 Client Error",
+    "Credential",
+    "GoogleAuth",
+)
 STALE = ("Expired", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "TokenRefresh", "AuthenticationF")
 BUSY = ("SlowDown", "Throttl", "InternalError", "ServiceUnavailable", "TooManyRequests", "ServerBusy", "reduce your")
 
@@ -61,7 +73,7 @@ def kind_of(error: Exception) -> str:
         return "truncated"
     if any(word in chain for word in STALE):
         return "credentials"
-    if isinstance(error, PermissionError) or "Forbidden" in chain or "Credential" in chain or "GoogleAuth" in chain:
+    if isinstance(error, PermissionError) or any(word in chain for word in DENIED):
         return "denied"
     if isinstance(error, FileNotFoundError):
         return "not_found"
@@ -71,6 +83,6 @@ def kind_of(error: Exception) -> str:
         return "unavailable"
     if isinstance(error, TimeoutError) or "Timeout" in chain:
         return "timeout"
-    if "Validation" in chain or (number in REFUSED and "IncompleteBody" not in chain):
+    if "ValidationError" in chain or "Invalid bucket" in chain or (number in REFUSED and "IncompleteBody" not in chain):
         return "refused"
     return "connection"

@@ -3,6 +3,10 @@
 import os
 from importlib.util import find_spec
 
+import pytest
+
+from pipeline import trouble
+
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,3 +16,11 @@ if find_spec("vllm"):  # which needs torchvision; our own tests keep transformer
     from transformers.utils import is_torchvision_available
 
     is_torchvision_available()
+
+@pytest.fixture
+def hurry(monkeypatch):
+    """Nobody waits for long: trouble is met as often as the table says, only quicker."""
+    for name in ("MEDIA", "OUTPUT"):
+        table = getattr(trouble, name)
+        quick = {kind: policy._replace(first_wait_s=0.01, longest_wait_s=0.02) for kind, policy in table.items()}
+        monkeypatch.setattr(trouble, name, quick)

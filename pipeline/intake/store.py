@@ -15,18 +15,15 @@ from typing import Any
 
 import fsspec
 
+from pipeline import trouble
 from pipeline.errors import FetchError
 from pipeline.intake.blob import Sink
 from pipeline.intake.guard import shown
 from pipeline.intake.rest import FIRST, Changed, Rest, complete
 from pipeline.intake.retry import Passing
+from pipeline.trouble import kind_of
 
-ATTEMPTS = 10  # a store that is busy gets 40 s
-RENEWALS, RENEWAL_S = 4, 1.0  # credentials that are rotated are there soon
 RANGES = ("InvalidRange", "requested range", "416")  # how stores say that an object ends before it begins
-BUSY = ("SlowDown", "Throttl", "InternalError", "ServiceUnavailable", "RequestTimeout", "TooManyRequests", "ServerBusy")
-STALE = ("Expired", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "TokenRefresh", "AuthenticationF")
-DENIED = ("Forbidden", "AuthorizationFailure", "AuthorizationPermission", "403 Client Error")
 VERSION = ("ETag", "etag", "generation", "blob_id", "last_modified", "mtime", "size")  # of an object, as stores tell it
 ERRORS = {  # what the libraries raise besides OSError
     "s3": ("botocore.exceptions:BotoCoreError", "botocore.exceptions:ClientError", "aiohttp:ClientError"),
@@ -38,6 +35,12 @@ ERRORS = {  # what the libraries raise besides OSError
 }
 ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 PACKAGES = {"gs": "vlbatch[gcs]", "az": "vlbatch[azure]", "oss": "ossfs"}
+SAID = {
+    "credentials": "the credentials of the workers have expired or are not valid; renew them and run again",
+    "denied": "access denied; check the workers' credentials and what they allow",
+    "refused": "not a name this store could have",
+    "full": "no space is left on the worker",
+}
 S3 = {"config_kwargs": {"max_pool_connections": 32, "retries": {"total_max_attempts": 1}}, "use_listings_cache": False}
 
 
@@ -125,18 +128,10 @@ class Store:
 
 
 def translated(error: Exception, uri: str) -> FetchError:
-    """Libraries wrap each other; the names and codes in the chain tell what is the matter."""
-    chain = f"{type(error).__name__} {error} {error.__cause__ or ''}"
-    if any(word in chain for word in STALE):
-        what = "the credentials of the workers have expired or are not valid; renew them and run again"
-        return Passing("credentials", f"{shown(uri)}: {what}", after_s=RENEWAL_S, attempts=RENEWALS)
-    if isinstance(error, PermissionError) or any(word in chain for word in DENIED):
-        return FetchError("denied", f"{shown(uri)}: access denied; check what the workers' credentials allow")
-    if "Credential" in chain or "GoogleAuth" in chain:
-        return FetchError("denied", f"{shown(uri)}: the workers have no credentials for this store")
-    if "ValidationError" in chain or "Invalid bucket" in chain:
-        return FetchError("uri", f"{shown(uri)}: not a name this store could have")
+    chain = f"{error} {error.__cause__ or ''}"
     if "PreconditionFailed" in chain or "(412)" in chain:
         return Changed(shown(uri))
-    kind = "unavailable" if any(word in chain for word in BUSY) else "connection"
-    return Passing(kind, f"{shown(uri)}: {type(error.__cause__ or error).__name__}", attempts=ATTEMPTS)
+    kind = kind_of(error)
+    if kind in trouble.MEDIA:
+        return Passing(kind, f"{shown(uri)}: {SAID.get(kind) or type(error.__cause__ or error).__name__}")
+    return FetchError({"refused": "uri"}.get(kind, kind), f"{shown(uri)}: {SAID[kind]}")

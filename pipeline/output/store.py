@@ -19,12 +19,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 
+from pipeline import trouble
 from pipeline.errors import OutputError
-from pipeline.intake.store import ALIASES, ERRORS
-from pipeline.trouble import OUTPUT, Truncated, kind_of
+from pipeline.intake.store import ALIASES, ERRORS, S3
+from pipeline.trouble import Truncated, kind_of
 
 T = TypeVar("T")
-S3 = {"config_kwargs": {"max_pool_connections": 32, "retries": {"total_max_attempts": 1}}, "use_listings_cache": False}
 ADVICE = {
     "denied": "access denied; check output.path and the credentials in the environment of every node",
     "credentials": "the credentials have expired or are not valid; renew them on every node",
@@ -127,7 +127,7 @@ class Store:
                 if gone_is_fine and isinstance(error, FileNotFoundError):
                     raise
                 kind = kind_of(error)
-                policy = OUTPUT.get(kind)
+                policy = trouble.OUTPUT.get(kind)
                 if policy is None or number >= policy.attempts or not self.patient:
                     self.patient = False
                     raise OutputError(f"{self.path}/{name}: {said(kind, error, number)}") from error

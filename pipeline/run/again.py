@@ -50,8 +50,10 @@ def written_since(names: set[str], work: Work, store: Store) -> list[str]:
     )
 
 
-def with_retries(todo: Plan, work: Work, store: Store, *, kind: str, say: Say) -> Plan:
-    """The plan, and in it the failed rows of a kind once more."""
+def with_retries(todo: Plan, work: Work, store: Store, *, kind: str | None, say: Say) -> Plan:
+    """The plan, and in it the failed rows of a kind once more; empty means of any kind, None means none."""
+    if kind is None:
+        return todo
     found = list(wrong(todo, work, store))
     chunks = retries(todo.chunks, [letter for letter in found if letter.matches(kind)], work, store)
     rows = sum(chunk.asked for chunk in chunks)

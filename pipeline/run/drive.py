@@ -10,6 +10,7 @@ import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 
 from pipeline.errors import JobError
@@ -17,7 +18,7 @@ from pipeline.flow import Work
 from pipeline.intake.manifest import Chunk, files
 from pipeline.job import Job
 from pipeline.output.write import Receipt, Store, found
-from pipeline.run import brief, local, log, resume
+from pipeline.run import again, brief, local, log, resume
 from pipeline.run.lease import Lease
 from pipeline.run.progress import Progress, Say
 from pipeline.run.signals import Signals
@@ -36,6 +37,7 @@ class Options:
     here: bool = False  # in this process, else on Ray
     add: bool = False  # another question may be put to the same output
     take_over: bool = False  # from a run that holds the output
+    retry: str | None = None  # failed rows of this kind once more; empty: of any kind
 
 
 def run(job: Job, options: Options = Options(), *, say: Say | None = None) -> int:
@@ -56,13 +58,15 @@ def start(job: Job, options: Options, progress: Progress) -> int:
     lease = Lease(store, work.fingerprint, work.run, say=progress.say, take_over=options.take_over)
     with Signals(progress.say) as signals, lease:
         work = replace(work, epoch=lease.epoch)
+        plan = partial(resume.plan, work, manifest, store, limit=options.limit)
+        with_retries = partial(again.with_retries, work=work, store=store, kind=options.retry, say=progress.say)
         if options.here:
-            todo = resume.plan(work, manifest, store, limit=options.limit)
+            todo = with_retries(plan())
             return finish(work, todo, store, held(local.run, lease, signals), progress)
         from pipeline.run import cluster  # Ray takes seconds to import; a plain loop does not need it
 
         with cluster.joined(), Signals(progress.say) as signals:  # again, for Ray installs handlers of its own
-            todo = resume.plan(work, manifest, store, cutter=cluster.cut_there, limit=options.limit)
+            todo = with_retries(plan(cutter=cluster.cut_there))
             return finish(work, todo, store, held(cluster.run, lease, signals), progress)
 
 
@@ -95,9 +99,9 @@ def finish(work: Work, todo: resume.Plan, store: Store, runner: Runner, progress
         status = "missing" if left else "done"
     finally:
         report(work, todo, progress, status, store)
-    letters = {name.rpartition("-")[0] for name in store.names(f"errors/fp={work.fingerprint}")}
-    dead = progress.tally.failed or any(chunk.name in letters for chunk in todo.chunks)
-    return conclude(work, progress, sum(chunk.rows for chunk in left), bool(dead))
+    again.sweep(todo.left, work, store)
+    dead = any(True for _ in again.wrong(todo, work, store))
+    return conclude(work, progress, sum(chunk.asked for chunk in left), dead)
 
 
 def follow(work: Work, left: Sequence[Chunk], runner: Runner, progress: Progress) -> None:
@@ -114,7 +118,7 @@ def missing(work: Work, chunks: Sequence[Chunk], store: Store) -> list[Chunk]:
 
 def unheard(work: Work, todo: resume.Plan, left: Sequence[Chunk], store: Store, progress: Progress) -> None:
     """Count chunks whose receipt was lost on the way: what they hold is read from them."""
-    there = {chunk.name for chunk in todo.left} - {chunk.name for chunk in left} - progress.tally.names
+    there = {chunk.part for chunk in todo.left} - {chunk.part for chunk in left} - progress.tally.names
     for name in sorted(there):
         progress.add(found(store, work.fingerprint, name))
 

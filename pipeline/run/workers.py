@@ -50,9 +50,9 @@ class Prepare:
             load=lambda: preparer.read(chunk),
             work=lambda items: list(self.watchdog.each(preparer.requests(items))),
             give_up=unprepared,
-            finish=lambda entries: wire.pack(chunk.name, entries, preparer.meter.take()),
+            finish=lambda entries: wire.pack(chunk.part, entries, preparer.meter.take()),
         )
-        return self.isolation.run(chunk.name, chunk.asked, stage)
+        return self.isolation.run(chunk.part, chunk.asked, stage)
 
 
 class Generate:

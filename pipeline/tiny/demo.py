@@ -54,7 +54,7 @@ def demo(folder: str) -> int:
     manifest = make(place)
     say(f"{PICTURES} pictures drawn in {place / 'pictures'}, listed in {manifest}; job: {JOB.name}")
     job = jobfile.load(JOB, changes=[f"input.manifest={manifest}", f"output.path={place / 'captions'}"])
-    code = drive.run(job, drive.Orders())
+    code = drive.run(job)
     answers = ds.dataset(place / "captions" / "data").to_table(["id", "truth", "answer", "tokens"]).to_pylist()
     for row in sorted(answers, key=lambda row: str(row["id"]))[:3]:
         say(f"  {row['id']}  {row['truth']}: {row['answer']}")

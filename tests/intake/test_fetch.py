@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import FetchError
-from pipeline.intake import retry
 from pipeline.intake.fetch import Fetcher, unpack
 from pipeline.job import Job
 
@@ -134,8 +133,7 @@ def a_job(tmp_path: Path, *, hosts: tuple[str, ...] = (), deadline_s: float = 20
 
 
 @pytest.fixture
-def fetcher(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.01)
+def fetcher(server, tmp_path, hurry, monkeypatch):
     Behaviour.seen.clear()
     Behaviour.connections.clear()
     with Fetcher(a_job(tmp_path, hosts=(server,))) as opened:
@@ -162,10 +160,10 @@ def test_a_storm_of_503_passes(fetcher, server):
     assert Behaviour.seen["/storm"] == 4
 
 
-def test_a_server_that_stays_busy_is_given_up_after_six_attempts(fetcher, server):
+def test_a_server_that_stays_busy_is_given_up_after_ten_attempts(fetcher, server):
     error = refused(fetcher, f"http://{server}/busy-for-ever")
     assert error.kind == "unavailable"
-    assert Behaviour.seen["/busy-for-ever"] == 6
+    assert Behaviour.seen["/busy-for-ever"] == 10
 
 
 def test_retry_after_is_heeded(fetcher, server):

@@ -10,7 +10,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from pipeline.errors import FetchError
-from pipeline.intake import retry, store
+from pipeline.intake import store
 from pipeline.intake.blob import Sink
 from pipeline.intake.fetch import Fetcher
 from pipeline.job import Job, Limits
@@ -38,8 +38,7 @@ def bucket():
 
 
 @pytest.fixture
-def fetcher(bucket, monkeypatch):
-    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.01)
+def fetcher(bucket, hurry):
     with Fetcher(a_job(8 << 20)) as opened:
         yield opened
 

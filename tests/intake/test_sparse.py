@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import FetchError
-from pipeline.intake import rest, retry, sparse
+from pipeline.intake import rest, sparse
 from pipeline.intake.fetch import Fetcher
 from pipeline.media import look as looking
 from pipeline.media.decode import Eyes
@@ -97,12 +97,11 @@ def opened(server):
 
 
 @pytest.fixture
-def see(server, opened, monkeypatch):
+def see(server, opened, hurry, monkeypatch):
     monkeypatch.setattr(sparse, "LEAST_BYTES", MIB)
     monkeypatch.setattr("pipeline.intake.web.FIRST", MIB // 4)
     monkeypatch.setattr(sparse, "FIRST", MIB // 4)
     monkeypatch.setattr(sparse, "GAP", 1 << 10)
-    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.01)
     monkeypatch.setattr(Files, "spoil", lambda handler: None)
     Files.asked.clear()
     Files.sent = 0

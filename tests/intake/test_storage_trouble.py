@@ -6,8 +6,8 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from pipeline import trouble
 from pipeline.errors import FetchError
-from pipeline.intake import retry, store
 from pipeline.intake.fetch import Fetcher
 from pipeline.job import Job
 from tests.faults import BUSY, CUT, DOWN, EXPIRED, LOST, Fault, Proxy, first, only, storm
@@ -39,10 +39,8 @@ def proxy():
 
 
 @pytest.fixture
-def fetcher(proxy, monkeypatch, tmp_path):
+def fetcher(proxy, hurry, monkeypatch, tmp_path):
     """Credentials are in a file, as those that are rotated are."""
-    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(store, "RENEWAL_S", 0.01)
     write_credentials(tmp_path, "OLDKEY")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -98,10 +96,9 @@ def test_a_part_that_is_cut_is_asked_for_again_alone(fetcher, proxy):
 
 
 def test_a_store_that_stays_busy_is_given_up_and_said_to_be_busy(fetcher, proxy, monkeypatch):
-    monkeypatch.setattr(retry, "LONGEST_WAIT_S", 0.02)
     proxy.rule = storm(1.0, BUSY)
     error = refused(fetcher, "s3://scans/1.jpg")
-    assert (error.kind, len(proxy.seen)) == ("unavailable", store.ATTEMPTS)
+    assert (error.kind, len(proxy.seen)) == ("unavailable", trouble.MEDIA["unavailable"].attempts)
 
 
 def test_credentials_that_were_rotated_are_picked_up(fetcher, proxy, tmp_path):
@@ -116,7 +113,7 @@ def test_credentials_that_were_rotated_are_picked_up(fetcher, proxy, tmp_path):
 def test_credentials_that_stay_bad_are_said_to_be(code, fetcher, proxy, monkeypatch):
     proxy.rule = storm(1.0, Fault(status=403, code=code))
     error = refused(fetcher, "s3://scans/1.jpg")
-    assert (error.kind, len(proxy.seen)) == ("credentials", store.RENEWALS)
+    assert (error.kind, len(proxy.seen)) == ("credentials", trouble.MEDIA["credentials"].attempts)
     assert "renew them" in error.message
 
 

@@ -20,10 +20,10 @@ import aiohttp
 from yarl import URL
 
 from pipeline.errors import GenerateError, JobError, StoppedError
-from pipeline.intake.retry import wait_s
 from pipeline.job import HttpEngine
 from pipeline.model.engines.http.gate import Gate
 from pipeline.model.engines.http.verdict import Passing, judge
+from pipeline.trouble import wait_s
 
 FAULTS = 6
 CONNECT_S = 15.0
