@@ -17,6 +17,7 @@ if find_spec("vllm"):  # which needs torchvision; our own tests keep transformer
 
     is_torchvision_available()
 
+
 @pytest.fixture
 def hurry(monkeypatch):
     """Nobody waits for long: trouble is met as often as the table says, only quicker."""
