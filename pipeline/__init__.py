@@ -145,7 +145,7 @@ run: what drives the steps
     run/report/charts.py             counts and marks -> what is drawn
     run/report/cards.py              all of it -> the values of the template
     run/report/page.py               values -> HTML that is harmless
-    run/wire.py                      prepared entries <-> one Arrow table
+    run/wire.py                      prepared entries <-> one row of Arrow
 
 tiny: the built-in model
     tiny/checkpoint.py               a model type -> a tiny checkpoint of random weights

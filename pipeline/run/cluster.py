@@ -129,7 +129,7 @@ def receipts(work: Work, chunks: Sequence[Chunk], ledger: Any) -> Dataset:
         .map_batches(
             Generate,
             fn_constructor_args=(work, ledger),
-            batch_size=None,
+            batch_size=1,
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=ActorPoolStrategy(

@@ -1,5 +1,6 @@
-"""Prepared entries <-> one Arrow table, so that pixels cross the object store once, uncopied on arrival.
+"""Prepared entries <-> one row of Arrow, so that pixels cross the object store once, uncopied on arrival.
 
+A chunk is one row: Ray never divides a row, and where it is asked for GPUs it wants to know how many rows a call takes.
 Everything but the arrays is pickled; the arrays travel beside as buffers (pickle protocol 5) and are read in place.
 """
 
@@ -16,8 +17,8 @@ SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("spent", pa.binary()),
-        ("entry", pa.large_binary()),
-        ("arrays", pa.list_(pa.large_binary())),
+        ("entries", pa.list_(pa.large_binary())),
+        ("arrays", pa.list_(pa.list_(pa.large_binary()))),
     ]
 )
 
@@ -30,9 +31,7 @@ def pack(chunk: str, entries: Sequence[Entry], seconds: Mapping[str, float]) -> 
         buffers: list[pickle.PickleBuffer] = []
         heads.append(pickle.dumps(entry, protocol=5, buffer_callback=buffers.append))
         arrays.append([buffer.raw() for buffer in buffers])
-    if not heads:  # a chunk without rows is still a chunk: its key must arrive
-        heads, arrays = [b""], [[]]
-    return pa.table([[chunk] * len(heads), [pickle.dumps(seconds)] * len(heads), heads, arrays], schema=SCHEMA)
+    return pa.table([[chunk], [pickle.dumps(seconds)], [heads], [arrays]], schema=SCHEMA)
 
 
 def key(table: pa.Table) -> str:
@@ -40,14 +39,13 @@ def key(table: pa.Table) -> str:
 
 
 def rows(table: pa.Table) -> int:
-    return sum(len(head.as_buffer()) > 0 for head in table["entry"])
+    return len(table["entries"][0].values)
 
 
 def unpack(table: pa.Table) -> list[Entry]:
     return [
         pickle.loads(head.as_buffer(), buffers=[one.as_buffer() for one in arrays.values])
-        for head, arrays in zip(table["entry"], table["arrays"], strict=True)
-        if len(head.as_buffer())
+        for head, arrays in zip(table["entries"][0].values, table["arrays"][0].values, strict=True)
     ]
 
 
