@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm lint bench clean
+.PHONY: help setup demo test test-vllm lint chaos bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -27,6 +27,9 @@ test-vllm: ## the tests of the vllm engine and of vLLM's server, with the Python
 lint: .venv/.ready ## ruff, and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+chaos: .venv/.ready ## a hundred kills of whatever runs, and every row counted; an hour
+	PYTHONPATH=. $(BIN)/python -m tests.chaos --kills 100
 
 bench: .venv/.ready ## the benchmarks, shortened; each ends with a line of JSON
 	@set -e; for file in $$(grep -l -e '"--quick"' tests/bench/*.py); do \

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +20,7 @@ from PIL import Image
 
 from pipeline.job import Job
 from pipeline.run import drive
+from tests.seaweed import Seaweed
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,55 +142,8 @@ def ports() -> Any:
     return free
 
 
-KEY, SECRET = "reader", "a-secret-of-the-test"
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, surroundings, ports):
-    """The environment in which s3:// is that server."""
-    folder = tmp_path_factory.mktemp("weed")
-    (folder / "volumes").mkdir()
-    who = {"name": "test", "credentials": [{"accessKey": KEY, "secretKey": SECRET}]}
-    (folder / "s3.json").write_text(
-        json.dumps({"identities": [{**who, "actions": ["Admin", "Read", "List", "Write"]}]})
-    )
-    names = ("master", "volume", "filer", "s3")
-    numbers = ports(8)
-    listen = [f"-{name}.port={port}" for name, port in zip(names, numbers[:4], strict=True)]
-    listen += [f"-{name}.port.grpc={port}" for name, port in zip(names, numbers[4:], strict=True)]
-    weed = os.path.join(os.path.dirname(sys.executable), "weed")
-    fixed = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64", "-volume.max=20", "-filer", "-s3"]
-    url = f"http://127.0.0.1:{numbers[3]}"
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(
-            [weed, "server", *fixed, f"-dir={folder}/volumes", f"-s3.config={folder}/s3.json", *listen],
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        for _ in range(400):
-            if answers(url):
-                break
-            assert process.poll() is None, (folder / "log").read_text()
-            time.sleep(0.1)
-        yield {
-            **surroundings,
-            "AWS_ENDPOINT_URL_S3": url,
-            "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-    finally:
-        process.kill()
-        process.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=2)
-    except urllib.error.HTTPError as error:
-        return error.code == 403  # it wants credentials
-    except OSError:
-        return False
-    return True
+    """The environment in which s3:// is a server of the module's own."""
+    with Seaweed(tmp_path_factory.mktemp("weed"), ports(8)) as seaweed:
+        yield {**surroundings, **seaweed.environment}

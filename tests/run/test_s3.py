@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import s3fs
 from PIL import Image
 
-from tests.run.conftest import KEY, SECRET
+from tests.seaweed import KEY, SECRET
 
 
 def picture(shade: int) -> bytes:

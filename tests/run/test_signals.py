@@ -1,0 +1,80 @@
+"""Asked to stop, a run commits what it began and goes; asked twice, or out of time, it just goes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline.errors import Terminated
+from pipeline.run.signals import Signals
+
+SLOW = {"kind": "scripted", "default": "seen {id}", "slots": 4, "delay_ms": 1000}
+
+
+def work(*signals: int, said: list[str], wait_s: float = 0) -> None:
+    """Something that is under way while signals come."""
+    with Signals(said.append) as handlers, handlers.grace() as stopping:
+        for number in signals:
+            os.kill(os.getpid(), number)
+        time.sleep(wait_s)
+        assert stopping.is_set()
+        said.append("went on")
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+def test_what_is_under_way_goes_on_after_the_first_signal_and_ends_in_good_order(said):
+    with pytest.raises(Terminated):
+        work(signal.SIGTERM, said=said)
+    assert "went on" in said
+
+
+def test_the_second_signal_ends_at_once(said):
+    with pytest.raises(KeyboardInterrupt):
+        work(signal.SIGTERM, signal.SIGINT, said=said)
+    assert "went on" not in said
+
+
+def test_the_grace_is_what_ray_gives_and_ends_the_run_when_it_is_over(said, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "0.5")
+    with pytest.raises(Terminated):
+        work(signal.SIGTERM, said=said, wait_s=30)
+    assert "went on" not in said
+
+
+def test_with_nothing_under_way_the_first_signal_ends_at_once(said):
+    with Signals(said.append), pytest.raises(Terminated):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert said == []
+
+
+def test_handlers_of_before_are_back_afterwards(said):
+    before = signal.getsignal(signal.SIGTERM)
+    with Signals(said.append):
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_run_told_to_stop_commits_the_chunk_it_is_at_and_exits_with_143(desk):
+    desk.manifest(desk.draw(40))
+    command = [sys.executable, "-m", "pipeline", "run", str(desk.yaml(engine=SLOW)), "--local"]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not desk.parts() and run.poll() is None:
+        time.sleep(0.02)
+    committed = desk.parts()  # the next chunk takes a second
+    run.send_signal(signal.SIGTERM)
+    said = run.communicate()[1]
+    assert run.returncode == 143
+    assert "what is under way is committed first" in said
+    assert len(committed) < len(desk.parts()) < 10
+    assert committed.items() <= desk.parts().items()
+    assert desk.run() == 0
+    assert desk.ids() == sorted(f"r{n}" for n in range(40))
