@@ -16,8 +16,8 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.errors import StoppedError
-from pipeline.run.ledger import DEATHS, Ledger, Worker
+from pipeline.errors import PipelineError, StoppedError
+from pipeline.run.ledger import DEATHS, Ledger, Order, Worker
 
 LOG_BYTES = 64 * 2**10
 PATIENCE_S = 60.0  # for the last words of a process on another node
@@ -56,7 +56,20 @@ class Isolation:
         self.ledger, self.stage, self.sole = ledger, stage, sole
         self.turns = Turns()
         log = os.readlink("/proc/self/fd/2") if os.path.exists("/proc/self/fd/2") else ""
-        self.me = Worker(ray.get_runtime_context().get_node_id(), os.getpid(), log)
+        here = ray.get_runtime_context()
+        self.actor = here.get_actor_id()
+        self.me = Worker(here.get_node_id(), os.getpid(), log)
+
+    def open(self, make: Callable[[], Result]) -> Result | PipelineError:
+        """What the process works with, or why it cannot work."""
+        order = ray.get(self.ledger.starting.remote(self.stage, self.actor, self.me))
+        try:
+            refuse(order)
+            return make()
+        except PipelineError as error:
+            return error
+        finally:
+            self.ledger.ready.remote(self.actor)
 
     def run(self, key: str, rows: int, do: Stage[Row, Result, Whole]) -> Whole | None:
         """None: the run is being stopped, and nothing was begun."""
@@ -65,8 +78,7 @@ class Isolation:
             order = ray.get(self.ledger.begin.remote(step, rows, self.me, self.sole))
             if order is None:
                 return None
-            if order.refusal:
-                raise StoppedError(f"stopped: {order.refusal}. {order.last and said(order.last)}")
+            refuse(order)
             if not (order.groups or order.given_up):
                 results = do.work(do.load())
                 self.ledger.danger.remote(step, (), self.me)
@@ -123,6 +135,11 @@ class Turns:
             with self.changed:
                 self.taken = False
                 self.changed.notify_all()
+
+
+def refuse(order: Order) -> None:
+    if order.refusal:
+        raise StoppedError(f"stopped: {order.refusal}. {order.last and said(order.last)}")
 
 
 def obituary(last: Worker) -> str:

@@ -60,7 +60,19 @@ class Ledger:
         self.alive = alive
         self.steps: dict[Step, Tries] = {}
         self.lost: dict[str, set[Worker]] = defaultdict(set)  # by stage, since a group last survived
+        self.starts: dict[str, list[Worker]] = defaultdict(list)  # of an actor, since it was last ready
         self.stopping = False
+
+    def starting(self, stage: str, actor: str, worker: Worker) -> Order:
+        """An actor that dies while it starts would be started for ever."""
+        before = [each for each in self.starts[actor] if self.alive(each.node)]
+        self.starts[actor] = [*before, worker]
+        if len(before) < DEATHS:
+            return Order()
+        return Order(refusal=f"{DEATHS} processes that {stage} died while they started", last=before[-1])
+
+    def ready(self, actor: str) -> None:
+        del self.starts[actor]
 
     def begin(self, step: Step, rows: int, worker: Worker, sole: bool) -> Order | None:
         """None: nothing is begun any more. An order without groups counts as told: its rows are in danger from now.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -33,7 +33,7 @@ Opened = TypeVar("Opened", Preparer, Answerer)
 class Prepare:
     def __init__(self, work: Work, ledger: Any):
         self.isolation = Isolation(ledger, "prepare", sole=True)
-        self.preparer = opened(lambda: Preparer(work))
+        self.preparer = self.isolation.open(lambda: Preparer(work))
         self.watchdog = Watchdog(work.job.limits.deadline_s + HANG_S, "preparing a row")
         if isinstance(self.preparer, Preparer):
             metrics.watch_prepare(work, self.preparer)
@@ -60,7 +60,7 @@ class Generate:
         log.belong(work)
         self.isolation = Isolation(ledger, "generate", sole=False)
         self.store = Store(work.job.output.path)
-        self.answerer = opened(lambda: Answerer(work))
+        self.answerer = self.isolation.open(lambda: Answerer(work))
         if isinstance(self.answerer, Answerer):
             metrics.watch_generate(work, self.answerer)
 
@@ -81,13 +81,6 @@ class Generate:
             finish=lambda outcomes: commit(key, outcomes, spent, answerer, self.store),
         )
         return self.isolation.run(key, wire.rows(batch), stage)
-
-
-def opened(make: Callable[[], Opened]) -> Opened | PipelineError:
-    try:
-        return make()
-    except PipelineError as error:
-        return error
 
 
 def usable(worker: Opened | PipelineError) -> Opened:

@@ -27,7 +27,12 @@ def harm(name: str) -> None:
 
 
 class Hostile(Scripted):
-    """The scripted engine with the watchdog of the real one; rows named engine-... do harm."""
+    """The scripted engine with the watchdog of the real one; rows named engine-... do harm; so may a start."""
+
+    @classmethod
+    def open(cls, job):
+        harm(job.engine.default)
+        return super().open(job)
 
     def step(self):
         if not hasattr(self, "watchdog"):

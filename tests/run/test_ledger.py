@@ -97,6 +97,18 @@ def test_one_death_that_interrupts_three_chunks_is_one_death():
             ledger.danger(("generate", key), (number % 8,), worker(number))
 
 
+def test_an_actor_that_dies_three_times_while_it_starts_is_told_not_to_try_again():
+    ledger = Ledger(alive=lambda node: node != "spot")
+    for number in range(DEATHS):
+        assert not ledger.starting("generate", "actor", worker(number)).refusal
+        assert not ledger.starting("generate", "another", worker(number)).refusal
+        ledger.ready("another")
+        ledger.starting("generate", "actor", worker(number, "spot"))
+    order = ledger.starting("generate", "actor", worker(9))
+    assert "died while they started" in order.refusal
+    assert order.last == worker(2)
+
+
 def test_once_the_run_is_stopped_nothing_begins_and_it_is_idle_when_the_last_step_ends():
     ledger = Ledger()
     ledger.begin(STEP, 4, worker(1), sole=False)
@@ -130,8 +142,9 @@ def test_whatever_dies_only_poison_is_given_up_and_it_ends(rows, poison, strays,
                 assert len(poison) * DEATHS >= HOPELESS - 2
                 return
             bad = poison if key == "a" else set()
-            for group in order.groups or (tuple(range(rows)),):
-                if order.groups:
+            apart = bool(order.groups or order.given_up)
+            for group in order.groups if apart else (tuple(range(rows)),):
+                if apart:
                     ledger.danger(("generate", key), group, worker(process))
                 stray = strays > deaths["stray"] and chance.random() < 0.3 and len(group) > 1
                 deaths["stray"] += stray

@@ -8,6 +8,7 @@ import tempfile
 import pytest
 import ray
 
+from pipeline.errors import StoppedError
 from pipeline.run import cluster
 from tests.run.hostile import DEADLINE_S
 
@@ -55,3 +56,10 @@ def test_of_500_rows_the_one_that_ends_its_process_is_an_error_and_499_are_answe
     (letter,) = desk.errors()
     assert (letter["id"], letter["stage"], letter["kind"], letter["attempts"]) == (name, stage, "worker_died", 3)
     assert said in letter["message"]
+
+
+@pytest.mark.usefixtures("hostile")
+def test_an_engine_that_ends_its_process_whenever_it_starts_stops_the_run_and_says_so(desk):
+    desk.manifest(desk.draw(4))
+    with pytest.raises(StoppedError, match=r"(?s)died while they started.*most likely for want of memory"):
+        desk.run(here=False, engine={"default": "memory"})
