@@ -59,6 +59,8 @@ class Desk:
             "output": {"path": str(self.folder / "out"), "chunk_rows": 4},
             "limits": {"error_rate": 1},
         }
+        if sections.get("engine", {}).get("kind", "scripted") != "scripted":
+            usual["engine"] = {}
         names = dict.fromkeys([*usual, *sections])
         return {"name": "t", **{name: {**usual.get(name, {}), **sections.get(name, {})} for name in names}}
 

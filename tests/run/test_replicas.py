@@ -16,8 +16,6 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from pipeline.job import Job
-from pipeline.run import drive
 from pipeline.tiny.checkpoint import make
 
 log = logging.getLogger(__name__)
@@ -64,15 +62,15 @@ def test_rows_are_answered_once_while_ranks_and_a_node_are_killed(desk, nodes, t
 
     striker = Thread(target=strike, daemon=True)
     striker.start()
-    described = desk.described(
+    code = desk.run(
+        here=False,
         model={"weights": str(make(tmp_path / "model", "qwen3_vl")), "tensor_parallel": 2},
+        engine={"kind": "torch", "slots": 4, "kv_tokens": 2000, "hang_s": 60},
         answer={"max_new_tokens": 16},
         media={"min_pixels": 4096, "max_pixels": 8192},
         workers={"generate": {"min": 2, "max": 2, "cpus": 2}, "prepare": {"max": 1}},
         output={"chunk_rows": 6},
     )
-    engine = {"kind": "torch", "slots": 4, "kv_tokens": 2000, "hang_s": 60}
-    code = drive.run(Job.model_validate(described | {"engine": engine}), here=False, say=desk.said.append)
     log.info("%s %s", told, desk.said)
     assert len(told) == 3
     assert code == 0
