@@ -14,6 +14,7 @@ from pathlib import Path
 
 KEY, SECRET = "reader", "a-secret-of-the-test"
 FIXED = ("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64", "-volume.max=20", "-filer", "-s3")
+QUIET = ("-s3.port.iceberg=0", "-s3.port.lance=0")  # fixed ports, that another server of a test may have
 PARTS = ("master", "volume", "filer", "s3")
 
 
@@ -42,7 +43,7 @@ class Seaweed:
         places = [f"-dir={self.folder}/volumes", f"-s3.config={self.folder}/s3.json"]
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
-                [weed, "server", *FIXED, *places, *listen], cwd=self.folder, stdout=log, stderr=log
+                [weed, "server", *FIXED, *QUIET, *places, *listen], cwd=self.folder, stdout=log, stderr=log
             )
         for _ in range(1200):
             if answers(self.url):

@@ -45,7 +45,8 @@ PANELS = [  # title, unit, width of 24, queries: legend -> PromQL with {metric} 
         {"busy": "sum({slots_busy}{JOB})", "all": "sum({slots}{JOB})", "waiting rows": "sum({rows_waiting}{JOB})"},
     ),
     ("Key-value cache, tokens", "short", 8, {"used": "sum({kv_used}{JOB})", "all": "sum({kv_tokens}{JOB})"}),
-    ("Asked again", "short", 8, {"": "sum(rate({retries}{JOB}[$__rate_interval]))"}),
+    ("Asked again", "short", 4, {"": "sum(rate({retries}{JOB}[$__rate_interval]))"}),
+    ("Lease age", "s", 4, {"": "max({lease_age_seconds}{JOB})"}),
     (
         "Errors by stage and kind",
         "short",
@@ -82,6 +83,12 @@ ALERTS = [  # name, PromQL, for, what it says
         "Engines of {{ $labels.job_name }} wait for work half of the time: raise workers.prepare.max.",
     ),
     (
+        "VlbatchLeaseOld",
+        "max by (job_name) ({lease_age_seconds}) > 60",
+        "2m",
+        "{{ $labels.job_name }} cannot renew its lease: its storage does not answer, and another run may take over.",
+    ),
+    (
         "VlbatchCacheFull",
         "sum by (job_name) ({kv_used}) / sum by (job_name) ({kv_tokens}) > 0.98"
         " and sum by (job_name) ({rows_waiting}) > 0"
@@ -107,7 +114,7 @@ def panel(
     number: int, at: tuple[int, int], title: str, unit: str, width: int, queries: dict[str, str]
 ) -> dict[str, Any]:
     x, y = at
-    small = width == 4
+    small = y == 0
     return {
         "id": number,
         "type": "stat" if small else "timeseries",

@@ -63,9 +63,10 @@ def start(job: Job, options: Options, progress: Progress) -> int:
         if options.here:
             todo = with_retries(plan())
             return finish(work, todo, store, held(local.run, lease, signals), progress)
-        from pipeline.run import cluster  # Ray takes seconds to import; a plain loop does not need it
+        from pipeline.run import cluster, metrics  # Ray takes seconds to import; a plain loop does not need it
 
         with cluster.joined(), Signals(progress.say) as signals:  # again, for Ray installs handlers of its own
+            metrics.watch_lease(work, lease)
             todo = with_retries(plan(cutter=cluster.cut_there))
             return finish(work, todo, store, held(cluster.run, lease, signals), progress)
 

@@ -41,6 +41,7 @@ class Lease:
         self.card = {"run": run, **place(), "since": f"{now:%Y-%m-%d %H:%M:%S} UTC", "patience_s": self.patience_s}
         self.epoch = 0
         self.beats = 0
+        self.renewed = time.monotonic()
         self.over = threading.Event()
         self.taken: str | None = None  # who took it
         self.heart = threading.Thread(target=self.beat, daemon=True, name="lease")
@@ -104,6 +105,7 @@ class Lease:
     def mark(self, state: str) -> None:
         self.beats += 1
         self.store.replace(f"{self.folder}/{self.epoch:08d}.beat", f"{state} {self.beats}".encode())
+        self.renewed = time.monotonic()
 
     def check(self) -> None:
         """Between two receipts: is the output still ours?"""

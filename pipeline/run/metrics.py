@@ -20,6 +20,7 @@ from ray.util import metrics as prometheus
 from pipeline.flow import Answerer, Preparer, Work
 from pipeline.intake.manifest import Chunk
 from pipeline.output.write import Receipt
+from pipeline.run.lease import Lease
 
 EVERY_S = 2.0
 JOB = "job_name"  # `job` is the scraper's own
@@ -46,6 +47,7 @@ METRICS = {
     "rows_waiting": Metric("gauge", "rows that wait in the engines for a slot"),
     "kv_tokens": Metric("gauge", "tokens that the key-value caches hold at most"),
     "kv_used": Metric("gauge", "tokens in them"),
+    "lease_age_seconds": Metric("gauge", "seconds since the run last renewed its lease on the output"),
 }
 ENGINE = {"slots": "slots", "busy": "slots_busy", "waiting": "rows_waiting", "kv_tokens": "kv_tokens"}
 ENGINE |= {"kv_used": "kv_used"}  # what an engine calls it -> the gauge
@@ -111,6 +113,10 @@ def watch(work: Work, sample: Callable[[], Sample]) -> None:
             time.sleep(EVERY_S)
 
     Thread(target=follow, name="metrics", daemon=True).start()
+
+
+def watch_lease(work: Work, lease: Lease) -> None:
+    watch(work, lambda: {("lease_age_seconds",): time.monotonic() - lease.renewed})
 
 
 def watch_prepare(work: Work, preparer: Preparer) -> None:
