@@ -112,6 +112,7 @@ output: Reply -> Row -> part file
     output/table.py                  Rows and Failures -> Arrow tables
     output/store.py                  a folder anywhere -> objects that appear whole and once
     output/write.py                  tables -> files, exactly once
+    output/hive.py                   tables -> large files in Hive's folders
     output/letters.py                what is written of a chunk -> its rows that are still wrong
 
 run: what drives the steps
@@ -120,6 +121,7 @@ run: what drives the steps
     run/buckets.py                   hashes of very many rows -> which of them are equal
     run/lease.py                     who is at work on an output
     run/again.py                     what is wrong with its rows -> chunks that ask them again
+    run/export.py                    a job's answers -> the clean table
     run/drive.py                     a job -> answers on disk and an exit code
     run/local.py                     a plain loop: what the pipeline means
     run/cluster.py                   Ray Data: how it scales

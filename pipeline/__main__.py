@@ -82,6 +82,16 @@ def plan(options: argparse.Namespace) -> int:
     return 0
 
 
+def export(options: argparse.Namespace) -> int:
+    from pipeline import jobfile
+    from pipeline.run import export
+
+    job = jobfile.load(options.job, changes=options.set, date=options.date)
+    per_file, by = options.rows_per_file, options.partition_by
+    export.export(job, options.target, rows_per_file=per_file, partition_by=by, say=print)
+    return 0
+
+
 def check(options: argparse.Namespace) -> int:
     from pipeline import jobfile, jobvalues
     from pipeline.intake.manifest import files
@@ -131,7 +141,7 @@ def show(options: argparse.Namespace) -> int:
     return demo(options.folder)
 
 
-COMMANDS = {"run": run, "submit": submit, "plan": plan, "status": status, "report": report}
+COMMANDS = {"run": run, "submit": submit, "plan": plan, "status": status, "report": report, "export": export}
 COMMANDS |= {"check": check, "demo": show}
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ EXAMPLES = {
   python -m pipeline report out/caption
   python -m pipeline report s3://acme/labels/invoices --to invoices.html --random 100
   python -m pipeline report out/caption --id 000123 --id 000124 --worst 0""",
+    "export": """\
+  python -m pipeline export job.yaml s3://acme/tables/invoices-2026-11-20
+  python -m pipeline export job.yaml ./table --partition-by answer.currency""",
     "check": """\
   python -m pipeline check job.yaml
   python -m pipeline check --explain                # every key of a job file
@@ -54,6 +57,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     _plan(_command(commands, "plan", "tokens, memory, hours, cost and failures, from headers alone", job=True))
     _look(_command(commands, "status", "what is answered, wrong and left in an output, and who works on it"))
     _report(_command(commands, "report", "one HTML page with figures, answers beside their pictures, and errors"))
+    _export(_command(commands, "export", "one table of all answers, in large files", job=True))
     _check(_command(commands, "check", "is this job right? nothing is started", job=None))
     demo = _command(commands, "demo", "draw pictures and run a job over them on the built-in model")
     demo.add_argument("folder", nargs="?", default="out/demo")
@@ -124,6 +128,14 @@ def _report(command: argparse.ArgumentParser) -> None:
     command.add_argument("--random", type=int, default=24, metavar="N", help="rows drawn at random; default 24")
     command.add_argument("--worst", type=int, default=12, metavar="N", help="rows of least confidence; default 12")
     command.add_argument("--id", action="append", default=[], metavar="ID", help="this row, too")
+
+
+def _export(command: argparse.ArgumentParser) -> None:
+    command.add_argument("target", metavar="TARGET", help="an empty folder: any fsspec URL")
+    most = "rows in a file, at most; default 1,000,000"
+    command.add_argument("--rows-per-file", type=_whole, default=1_000_000, metavar="N", help=most)
+    parted = "folders by its values, as Hive has them: a column, or a field such as answer.currency; may be repeated"
+    command.add_argument("--partition-by", action="append", default=[], metavar="COLUMN", help=parted)
 
 
 def _check(command: argparse.ArgumentParser) -> None:

@@ -78,9 +78,9 @@ def failing(store: Store, fingerprint: str) -> dict[str, list[str]]:
     return {name: [part for _, part in sorted(parts)] for name, parts in sorted(found.items())}
 
 
-def wrong(store: Store, fingerprint: str, names: Collection[str]) -> Iterator[Letter]:
-    """What is wrong with the rows of these chunks."""
-    chunks = [(name, parts) for name, parts in failing(store, fingerprint).items() if name in names]
+def wrong(store: Store, fingerprint: str, names: Collection[str] | None = None) -> Iterator[Letter]:
+    """What is wrong with the rows of these chunks, or of all."""
+    chunks = [(name, parts) for name, parts in failing(store, fingerprint).items() if names is None or name in names]
     with ThreadPoolExecutor(READERS) as readers:
         for start in range(0, len(chunks), 4 * READERS):
             some = chunks[start : start + 4 * READERS]

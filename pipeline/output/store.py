@@ -7,15 +7,18 @@ that says it has too many. A client whose credentials have expired is made anew,
 
 from __future__ import annotations
 
+import io
 import os
 import random
+import shutil
 import time
 import uuid
 from collections.abc import Callable
 from datetime import datetime
 from importlib import import_module
 from itertools import count
-from typing import Any, NamedTuple, TypeVar
+from pathlib import Path
+from typing import IO, Any, NamedTuple, TypeVar
 
 import fsspec
 
@@ -86,6 +89,13 @@ class Store:
         """For what is not an answer: whoever writes last is right."""
         path = f"{self.root}/{name}"
         self.persist(name, lambda: put_in_place(path, data) if self.local else self.filesystem.pipe_file(path, data))
+
+    def upload(self, name: str, source: Path) -> None:
+        """The same for a large file of this machine."""
+        path = f"{self.root}/{name}"
+        self.persist(
+            name, lambda: copy_in_place(source, path) if self.local else self.filesystem.put_file(source, path)
+        )
 
     def read(self, name: str) -> bytes:
         return self.persist(name, lambda: self.whole(f"{self.root}/{name}"))
@@ -175,13 +185,18 @@ def put_in_place(path: str, data: bytes) -> None:
     os.replace(written_beside(path, data), path)
 
 
-def written_beside(path: str, data: bytes) -> str:
+def copy_in_place(source: Path, path: str) -> None:
+    with open(source, "rb") as data:
+        os.replace(written_beside(path, data), path)
+
+
+def written_beside(path: str, data: bytes | IO[bytes]) -> str:
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     beside = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
     try:
         with open(beside, "wb") as file:
-            file.write(data)
+            shutil.copyfileobj(io.BytesIO(data) if isinstance(data, bytes) else data, file)
             file.flush()
             os.fsync(file.fileno())
     except OSError:

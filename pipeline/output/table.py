@@ -28,6 +28,24 @@ MEDIA = pa.list_(
     )
 )
 TOKENS = pa.struct([("vision", pa.int64()), ("prompt", pa.int64()), ("output", pa.int64())])
+MEANINGS = {  # of the columns that are not the manifest's
+    "id": "the row's name: input.id, or a hash of what it asks",
+    "text": "what the model said",
+    "answer": "the same in the schema's types; boxes, points and times are those of the original file",
+    "finish": "stop, or length where the budget ended before the answer",
+    "media": "what it saw: sizes in the original and for the model, frames, times in seconds",
+    "tokens": "of the vision, of the whole prompt, of the output",
+    "attempts": "how often the row was tried, over all runs",
+    "thinking": "what a Thinking model thought",
+    "logprob": "mean log-probability of the answer's tokens",
+    "raw": "the model's own JSON, where geometry or repair changed it",
+    "flags": "what was done to the answer: repaired, clamped, ...",
+    "violations": "what the schema doubts about it, in sentences",
+    "question": "hash of what the row asks",
+    "model": "the weights",
+    "fingerprint": "hash of all in the job that changes an answer",
+    "run": "the run that answered it",
+}
 OURS = ("id", "question", "text", "answer", "finish", "media", "tokens", "attempts", "stage", "kind", "message", "run")
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 
-from pipeline.errors import JobError
+from pipeline.errors import JobError, OutputError, StoppedError
 from pipeline.flow import Work
 from pipeline.intake.manifest import Chunk, files
 from pipeline.job import Job
@@ -98,6 +98,9 @@ def finish(work: Work, todo: resume.Plan, store: Store, runner: Runner, progress
             if not left:
                 break
         status = "missing" if left else "done"
+    except OutputError as error:
+        store.patient = False  # whoever could not commit has waited long enough
+        raise StoppedError(f"stopped: {error}") from error
     finally:
         report(work, todo, progress, status, store)
     again.sweep(todo.left, work, store)
@@ -167,5 +170,8 @@ def report(work: Work, todo: resume.Plan, progress: Progress, status: str, store
         "versions": {name: version(name) for name in ("ray", "torch", "transformers", "pyarrow")}
         | {"python": platform.python_version()},
     }
-    store.create(f"runs/{work.run}/job.json", work.job.model_dump_json(indent=2, by_alias=True).encode())
-    store.create(f"runs/{work.run}/report.json", json.dumps(counts, indent=2).encode())
+    try:
+        store.create(f"runs/{work.run}/job.json", work.job.model_dump_json(indent=2, by_alias=True).encode())
+        store.create(f"runs/{work.run}/report.json", json.dumps(counts, indent=2).encode())
+    except OutputError as error:
+        progress.say(f"this run has no report: {error}")

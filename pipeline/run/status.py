@@ -6,7 +6,6 @@ say that commits name. How many rows there are in all is known by what the last 
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
+from pipeline.output import letters
 from pipeline.output.write import NOTE, Store
 from pipeline.run.lease import Holder, newest
 from pipeline.run.progress import clock
@@ -65,11 +65,16 @@ class Folder:
             yield from readers.map(note, sorted(self.store.names(folder)))
 
     def wrong(self) -> Iterator[dict[str, Any]]:
-        """The rows that are still wrong: id, stage, kind, message, ..."""
-        for _, note in self.notes():
-            if note["errors"]:
-                letters = self.store.read(f"errors/fp={self.fingerprint}/{note['errors']}")
-                yield from pq.read_table(io.BytesIO(letters)).to_pylist()
+        """The rows that are still wrong, each once: id, stage, kind, message, ...
+
+        The manifest is not read, so a row counts that failed before its manifest was rewritten and was answered since.
+        """
+        seen: set[int] = set()
+        for letter in letters.wrong(self.store, self.fingerprint):
+            row = hash((letter.id, letter.question))
+            if row not in seen:
+                seen.add(row)
+                yield asdict(letter)
 
 
 def open_output(path: str, question: str | None = None) -> Folder:

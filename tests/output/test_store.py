@@ -208,6 +208,15 @@ def test_a_disk_that_stumbles_is_tried_again(tmp_path, monkeypatch, hurry):
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["a"]
 
 
+def test_a_file_is_handed_over_whole(tmp_path, store, proxy):
+    (tmp_path / "large").write_bytes(PART * 100)
+    proxy.rule = only(first(2, LOST), method="PUT")
+    for each in (Store(str(tmp_path / "out")), store):
+        each.upload("currency=EUR/a.parquet", tmp_path / "large")
+        assert each.read("currency=EUR/a.parquet") == PART * 100
+    assert [path.name for path in (tmp_path / "out/currency=EUR").iterdir()] == ["a.parquet"]
+
+
 def test_an_object_is_replaced_and_removed(tmp_path, store):
     for each in (Store(str(tmp_path)), store):
         assert each.create("lease/1.beat", b"held 1")

@@ -14,6 +14,7 @@ from pipeline.job import Job
 from pipeline.output.store import Store
 from pipeline.run import again, brief, resume
 from pipeline.run.drive import files
+from pipeline.run.status import status
 
 
 def mend(desk, name):
@@ -69,6 +70,7 @@ def test_of_a_kind_only_those_rows_are_asked_again(desk):
     assert desk.run(retry="fetch") == 3
     assert desk.ids() == ["gone", "r0", "r1", "r2", "r3", "r4"]
     assert wrong(desk) == {"bad0": ("decode", 1)}
+    assert status(str(desk.folder / "out")).wrong == {"decode/unknown_format": 1}
     assert desk.run(retry="fetch/timeout") == 3
     assert "no failed row is of 'fetch/timeout'; there are: 1 decode/unknown_format" in desk.said
     assert desk.run(retry="unknown_format") == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.errors import JobError, OutputError, StoppedError
-from pipeline.output.write import Store
+from pipeline.output.store import Store
 
 
 def test_every_row_is_answered_or_a_typed_error(desk):
@@ -152,6 +153,27 @@ def test_a_run_in_which_too_much_fails_stops_and_says_why(desk):
     assert len(desk.errors()) == 100
     (report,) = (desk.folder / "out/runs").glob("*/report.json")
     assert json.loads(report.read_text())["status"] == "stopped"
+
+
+def test_a_disk_that_fills_up_stops_the_run_and_what_was_committed_stays(desk, monkeypatch):
+    desk.manifest(desk.draw(8))
+    commits, fsync = [], os.fsync
+
+    def full(file):
+        name = os.readlink(f"/proc/self/fd/{file}")
+        commits.append("/data/" in name)
+        if sum(commits) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(file)
+
+    monkeypatch.setattr("pipeline.output.store.os.fsync", full)
+    with pytest.raises(StoppedError, match=r"stopped: .*no space is left; make room .*the same command goes on"):
+        desk.run()
+    assert any("this run has no report" in line for line in desk.said)
+    monkeypatch.setattr("pipeline.output.store.os.fsync", fsync)
+    assert desk.ids() == ["r0", "r1", "r2", "r3"]
+    assert desk.run() == 0
+    assert desk.ids() == [f"r{number}" for number in range(8)]
 
 
 @pytest.fixture
