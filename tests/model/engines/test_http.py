@@ -142,6 +142,17 @@ def test_a_server_that_says_it_is_vllm_is_told_not_to_resize():
     assert sorted("mm_processor_kwargs" in heard.body for heard in talker.heard) == [False, True]
 
 
+def test_a_vllm_that_trusts_no_such_word_is_asked_without_it():
+    def script(heard):
+        kept = "mm_processor_kwargs" in heard.body
+        return wrong(400, "Per-request mm_processor_kwargs are disabled by default") if kept else said("fine")
+
+    with Talker(script, models=Act(body={"data": [{"id": "m", "owned_by": "vllm"}]})) as talker:
+        found = answers(talker, *(ask(str(number), picture()) for number in range(5)), concurrency=1)
+    assert {answer.text for answer in found.values()} == {"fine"}
+    assert len(talker.heard) == 6
+
+
 def test_media_are_labelled_as_the_job_says():
     said = message.message(Turn("user", (picture(), "and", picture())), job("http://a/v1").engine, Counter())
     assert [part["text"] for part in said["content"] if "text" in part] == ["Picture 1: ", "and", "Picture 2: "]

@@ -138,7 +138,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port)]
     command += ["--host", "127.0.0.1", "--served-model-name", "tiny", "--max-model-len", "2048", "--enforce-eager"]
     command += ["--max-num-seqs", "8", "--max-num-batched-tokens", "2048", "--api-key", "sesame"]
-    command += ["--structured-outputs-config", '{"backend": "guidance", "disable_any_whitespace": true}']
+    command += [
+        "--trust-request-mm-kwargs",
+        "--structured-outputs-config",
+        '{"backend": "guidance", "disable_any_whitespace": true}',
+    ]
     log = (folder / "server.log").open("wb")
     process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     try:

@@ -137,17 +137,19 @@ class Http:
 
     async def send(self, request: Request) -> dict[str, Any]:
         while True:
-            guide, limit = self.guide, self.limit
-            body = await asyncio.to_thread(self.spell, request, guide, limit)
+            guide, limit, vllm = self.guide, self.limit, self.vllm
+            body = await asyncio.to_thread(self.spell, request, guide, limit, vllm)
             try:
                 return await self.caller.ask("chat/completions", body, key=name(request))
             except Refused as error:
-                if not self.learn(error, request, guide, limit):
+                if vllm and "mm_processor_kwargs" in error.message and self.settings.video != "native":
+                    self.vllm = False  # it was started without --trust-request-mm-kwargs
+                elif not self.learn(error, request, guide, limit):
                     raise
 
-    def spell(self, request: Request, guide: str, limit: str) -> bytes:
+    def spell(self, request: Request, guide: str, limit: str, vllm: bool) -> bytes:
         said = message.body(
-            request, self.settings, model=self.model, guide=guide, limit=limit, label=self.label, vllm=self.vllm
+            request, self.settings, model=self.model, guide=guide, limit=limit, label=self.label, vllm=vllm
         )
         return json.dumps(said).encode()
 

@@ -1,9 +1,9 @@
 """Request -> the body of a chat completion.
 
 What the server gets is what our own engine would see: prepared pixels as PNG in data URIs, frames with their times.
-A server of the same model resizes them to the size they have, unless its pixel budget is smaller than the job's;
-one that says it is vLLM is told not to resize at all. PNG costs three to ten times the bytes of JPEG and not one
-bit of the picture; `jpeg` buys the bytes back where the wire is slow.
+A server of the same model resizes them to the size they have, unless its pixel budget is smaller than the job's; one
+that says it is vLLM is told not to resize at all, if it takes that (--trust-request-mm-kwargs). PNG costs three to ten
+times the bytes of JPEG and not one bit of the picture; `jpeg` buys the bytes back where the wire is slow.
 """
 
 from __future__ import annotations
