@@ -149,7 +149,17 @@ run: what drives the steps
     run/report/page.py               values -> HTML that is harmless
     run/wire.py                      prepared entries <-> one row of Arrow
 
-tiny: the built-in model
+tiny: the built-in models, trained here on scenes that are drawn; pipeline/tiny/weights/README.md is their card
+    tiny/scenes.py                   a seed -> a scene and the truth about it
+    tiny/clips.py                    scenes in which something happens, from when to when
+    tiny/invoices.py                 scenes with something to read
+    tiny/files.py                    scenes -> pictures, videos and a manifest
+    tiny/vocabulary.py               the tokenizer of the trained models
     tiny/checkpoint.py               a model type -> a tiny checkpoint of random weights
-    tiny/demo.py                     something to look at, made on the spot
+    tiny/lessons.py                  scenes -> what training shows
+    tiny/pupil.py                    a model that learns, and what it got wrong
+    tiny/train.py                    the recipe
+    tiny/scores.py                   answers and truths -> figures
+    tiny/evaluate.py                 the whole pipeline, held to the truth
+    tiny/demo.py                     the same for a person to look at
 """
