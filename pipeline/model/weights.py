@@ -1,8 +1,8 @@
 """`model.weights` of a job -> a folder on this machine, and what its small files say.
 
 A folder is used as it is, a hub id goes through the hub's own cache, any other URL that fsspec knows
-is copied once per machine under a name that changes with its content, and `builtin:` weights are
-made here. Old copies are not deleted: a run may still be reading them.
+is copied once per machine under a name that changes with its content, and `builtin:` weights lie
+in the package. Old copies are not deleted: a run may still be reading them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SMALL = (".json", ".jinja", ".txt")
 LARGE = (".safetensors",)
 SAMPLE_BYTES = 2**20  # of each end of a weights file: enough to notice another one
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-BUILTIN = {"tiny": "qwen2_5_vl", "tiny-qwen3": "qwen3_vl"}
+BUILTIN = ("tiny", "tiny-invoice")  # folders of pipeline/tiny/weights
 log = logging.getLogger(__name__)
 
 
@@ -91,21 +91,10 @@ def _copy(url: str, endings: tuple[str, ...]) -> Path:
 
 
 def _builtin(name: str) -> Path:
-    from filelock import FileLock
-
     if name not in BUILTIN:
         known = ", ".join(f"builtin:{known}" for known in BUILTIN)
         raise JobError(f"model.weights: there is no builtin:{name}; there is {known}")
-    from pipeline.tiny import checkpoint
-
-    key = hashlib.sha256(Path(checkpoint.__file__).read_bytes()).hexdigest()[:16]
-    folder = _cache() / f"builtin-{name}-{key}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            made = checkpoint.make(folder.with_suffix(".part"), BUILTIN[name])
-            os.replace(made, folder)
-    return folder
+    return Path(__file__).parents[1] / "tiny" / "weights" / name
 
 
 def _cache() -> Path:

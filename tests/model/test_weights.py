@@ -10,7 +10,7 @@ from moto.server import ThreadedMotoServer
 
 from pipeline.errors import JobError
 from pipeline.job import Context, Model, Rope
-from pipeline.model import weights
+from pipeline.model import library, weights
 from pipeline.tiny.checkpoint import make
 from pipeline.types import Clip, Turn
 
@@ -137,12 +137,16 @@ def test_a_hub_id_is_taken_from_the_hub_s_cache_and_named_by_its_commit(made, tm
         weights.locate("acme/other", "v2")
 
 
-def test_a_built_in_model_is_made_once(cache):
-    folder = weights.locate("builtin:tiny")
-    stamp = (folder / "model.safetensors").stat().st_mtime_ns
-    assert weights.locate_small("builtin:tiny") == folder
-    assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
-    assert weights.family(folder).coordinates == "pixels"
+@pytest.mark.parametrize("name", weights.BUILTIN)
+def test_a_built_in_model_is_there_and_loads_as_any_other(name):
+    folder = weights.locate(f"builtin:{name}")
+    assert weights.locate_small(f"builtin:{name}") == folder
+    family = weights.family(folder)
+    model, report = library.model_class(weights.config(folder)["model_type"]).from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not any(report.values())
+    assert model.config.image_token_id == family.image_token
 
 
 def test_an_unknown_built_in_model_is_refused_with_those_there_are():

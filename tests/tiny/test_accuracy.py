@@ -1,0 +1,65 @@
+"""The whole pipeline, held to the truth on unseen scenes; and what breaks it is seen.
+
+A pipeline tested on random weights cannot be wrong. These bounds lie between what the trained models reach and what
+is left of it when boxes are not mapped back, frames come in another order, or positions are off by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline import flow
+from pipeline.model.families import qwen
+from pipeline.output import finish
+from pipeline.tiny.evaluate import evaluate
+
+LEAST = {
+    "caption": {"valid": 0.99, "all named": 0.9},
+    "detect": {"valid": 0.99, "IoU": 0.9, "label": 0.95},
+    "video": {"valid": 0.99, "kind": 0.95, "time": 0.7},
+    "invoice": {"valid": 0.99, "number": 0.9, "issued": 0.9, "total": 0.9},
+}
+SCENES, FEW = 32, 16
+
+
+def misses(figures, least):
+    """Which bounds are not reached."""
+    return {name for name, bound in least.items() if figures[name] < bound}
+
+
+@pytest.mark.parametrize("task", LEAST)
+def test_unseen_scenes_are_answered_rightly(task, tmp_path):
+    assert misses(evaluate(tmp_path, task, SCENES), LEAST[task]) == set()
+
+
+def test_boxes_that_are_not_mapped_back_are_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(finish, "to_source", lambda value, schema, **where: (value, ()))
+    assert "IoU" in misses(evaluate(tmp_path, "detect", FEW), LEAST["detect"])
+
+
+def test_frames_in_another_order_are_noticed(tmp_path, monkeypatch):
+    look = flow.look
+
+    def shuffled(*given, **how):
+        clips = look(*given, **how)
+        order = [np.random.default_rng(0).permutation(len(clip.pixels)) for clip in clips]
+        return [replace(clip, pixels=clip.pixels[at]) for clip, at in zip(clips, order, strict=True)]
+
+    monkeypatch.setattr(flow, "look", shuffled)
+    assert "kind" in misses(evaluate(tmp_path, "video", FEW), LEAST["video"])
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_positions_that_are_off_by_one_are_noticed(tmp_path, monkeypatch, axis):
+    places = qwen.grid_positions
+
+    def shifted(grid):
+        found = places(grid)
+        found[axis] += 1
+        return found
+
+    monkeypatch.setattr(qwen, "grid_positions", shifted)
+    assert "IoU" in misses(evaluate(tmp_path, "detect", FEW), LEAST["detect"])
