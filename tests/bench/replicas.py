@@ -8,6 +8,7 @@ the pools is left out. What one driver can schedule at most follows from its CPU
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from collections import Counter
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of work for each replica")
     options = parser.parse_args()
     counts, seconds = ((1, 4), 24.0) if options.quick else ((1, 2, 4, 8, 16), options.seconds)
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # or Ray writes a token into the home directory
     ray.init(address="local", num_cpus=max(counts) + 2, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         found = {count: measure(Path(folder) / str(count), count, seconds) for count in counts}

@@ -23,7 +23,8 @@ from tests.model.engines.conftest import Lab
 
 crew.GRACE_S = 1
 lab = Lab(Path(sys.argv[1]), "qwen3_vl")
-engine = Torch(lab.folder, lab.family, device="cpu", slots=2, kv_tokens=300, tensor_parallel=2, hang_s=3)
+hang_s = 3 if sys.argv[2] == "stopped" else 300
+engine = Torch(lab.folder, lab.family, device="cpu", slots=2, kv_tokens=300, tensor_parallel=2, hang_s=hang_s)
 print(engine.gallery.ranks.crew.children[0].pid, flush=True)
 if sys.argv[2] == "alone":
     run_, calls = engine.forward.run, count()
@@ -80,11 +81,9 @@ def test_a_killed_rank_ends_the_replica(replicas):
 
 
 def test_a_rank_that_hangs_ends_the_replica_within_its_limit(replicas):
-    start = time.monotonic()
     code, said = end_of(replicas, "stopped", signal.SIGSTOP)
     assert code == EXIT_CODE
     assert "a step of the engine took more than 3 s" in said
-    assert time.monotonic() - start < 120  # not gloo's half an hour, not for ever
 
 
 def test_a_failure_of_one_rank_alone_ends_the_replica(replicas):
