@@ -30,7 +30,7 @@ SMALL = (".json", ".jinja", ".txt")
 LARGE = (".safetensors",)
 SAMPLE_BYTES = 2**20  # of each end of a weights file: enough to notice another one
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-BUILTIN = ("tiny", "tiny-invoice")  # folders of pipeline/tiny/weights
+BUILTIN = ("tiny", "tiny-invoice", "tiny-qwen3")  # folders of pipeline/tiny/weights
 log = logging.getLogger(__name__)
 
 
