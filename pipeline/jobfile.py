@@ -20,6 +20,9 @@ from pipeline.job import Job
 from pipeline.jobvalues import Path_, Problem, credentials, fill, today
 from pipeline.registry import nearest
 
+WANTED = {"int": "must be a whole number", "float": "must be a number", "bool": "must be true or false"}
+WANTED |= {"string": "must be text"}
+
 
 def load(
     path: str | Path,
@@ -162,7 +165,9 @@ def explain(where: Path_, error: Any) -> str:
     if kind.startswith("union_tag"):
         return f"{dotted(where)}: kind must be one of {', '.join(engine_kinds())}"
     shown = "" if isinstance(given, (dict, list)) or "key" in dotted(where) else f" (given: {given!r})"
-    return f"{dotted(where)}: {text[:1].lower() + text[1:]}{shown}"
+    said = WANTED.get(kind.partition("_")[0]) if kind.endswith(("_parsing", "_type", "_from_float")) else None
+    said = said or text.removeprefix("Value error, ").replace("Input should be ", "must be ")
+    return f"{dotted(where)}: {said[:1].lower() + said[1:]}{shown}"
 
 
 def fields_of(model: Any, where: Sequence[str | int]) -> dict[str, Any]:

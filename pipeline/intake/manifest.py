@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import JobError, StoppedError
+from pipeline.intake import store
 from pipeline.intake.read import Columns, columns
 from pipeline.intake.sources import Source, Span
 from pipeline.job import Job
@@ -103,11 +104,21 @@ def expand(url: str) -> Iterator[File]:
         raise JobError(f"input.manifest: {url}: {error}") from error
     except PermissionError as error:
         raise JobError(f"input.manifest: {url}: access denied; check the credentials in the environment") from error
+    except store_errors(url) as error:
+        trouble = store.translated(error, url)
+        advice = "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" if url.startswith("s3") else ""
+        raise JobError(f"input.manifest: {trouble.message}{advice if trouble.kind == 'denied' else ''}") from error
     for name in names:
         kind = kind_of(name)
         if kind is None:
             raise JobError(f"input.manifest: {name}: a manifest is a folder, or ends in {', '.join(KINDS)}")
         yield File(filesystem.unstrip_protocol(name), kind)
+
+
+def store_errors(url: str) -> tuple[type[Exception], ...]:
+    """What may come out of listing there."""
+    kind = url.partition("://")[0]
+    return store.Store(kind).errors if kind in {*store.ERRORS, *store.ALIASES} else (OSError,)
 
 
 def kind_of(name: str) -> str | None:
@@ -177,7 +188,9 @@ def names(table: pa.Table, wanted: Columns, file: File) -> list[tuple[str, str]]
         return [(question, question) for question in questions]
     ids = table.column(wanted.id).to_pylist()
     if None in ids:
-        raise JobError(f"{file.url}: column {wanted.id} (input.id) is empty in row {ids.index(None)} of a chunk")
+        at = ids.index(None)
+        where = f"in the row after {ids[at - 1]!r}" if at else "in a row"
+        raise JobError(f"{file.url}: column {wanted.id} (input.id) is empty {where}; name it, or leave input.id out")
     return [(str(name), question) for name, question in zip(ids, questions, strict=True)]
 
 

@@ -206,7 +206,7 @@ def family(folder: Path, *, model: Model | None = None, add_vision_id: bool = Fa
         video=_read(folder, "video_preprocessor_config.json") or processor.get("video_processor", {}),
         template=_template(folder),
     )
-    kind = find(FAMILIES, said.get("model_type", "nothing"), "model family")
+    kind = find(FAMILIES, said.get("model_type", "nothing"), "model.weights: model_type")
     made: Family = kind(files, tokenizer(folder), add_vision_id=add_vision_id)
     return made
 

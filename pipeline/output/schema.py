@@ -139,7 +139,8 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"the schema {path} cannot be read: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise JobError(f"the schema {path} cannot be read: {why}") from error
 
 
 @functools.lru_cache(maxsize=64)

@@ -15,7 +15,7 @@ from typing import Any
 import fsspec
 
 from pipeline.errors import OutputError
-from pipeline.flow import Work, base_folder, model_name
+from pipeline.flow import Work, base_folder, model_name, open_family
 from pipeline.intake.manifest import File, columns_of, kept
 from pipeline.job import Job
 from pipeline.jobfile import fingerprint, question
@@ -79,6 +79,7 @@ def problems(work: Work, found: Sequence[File]) -> list[str]:
         columns_of(work.job, file, file.open().schema(), work.user)
     if work.job.model.tensor_parallel > 1 and work.job.engine.kind == "torch":
         divide(work.job)
+    open_family(work)  # says what is wrong with the checkpoint's small files
     out = schemas.problems(work.schema) if work.schema else []
     engine = find(ENGINES, work.job.engine.kind, "engine.kind")
     out += getattr(engine, "problems", lambda job: [])(work.job)
@@ -101,7 +102,10 @@ def divide(job: Job) -> None:
 def caution(work: Work) -> str | None:
     """What the models' authors warn of in a job that can run all the same."""
     means = meanings(work.schema.json_schema).values() if work.schema else ()
-    return weights.caution(work.job.model, means)
+    said = [weights.caution(work.job.model, means)]
+    if work.job.model.weights.startswith("builtin:") and work.job.engine.kind == "torch":
+        said.append(f"{work.job.model.weights} knows drawn scenes only; for pictures of your own name a real model")
+    return "\ncareful: ".join(filter(None, said)) or None
 
 
 def open_output(work: Work, *, add: bool) -> Store:

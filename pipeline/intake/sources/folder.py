@@ -11,6 +11,7 @@ from functools import cached_property
 import fsspec
 import pyarrow as pa
 
+from pipeline.errors import JobError
 from pipeline.intake.sources import Span
 
 ENDINGS = (
@@ -28,6 +29,9 @@ class Folder:
     def files(self) -> list[tuple[str, str]]:
         filesystem, root = fsspec.core.url_to_fs(self.url)
         found = sorted(path for path in filesystem.find(root) if path.lower().endswith(ENDINGS))
+        if not found:
+            kinds = ", ".join(ENDINGS)
+            raise JobError(f"input.manifest: {self.url} holds no picture, video or document; these end in {kinds}")
         return [(path[len(root) :].lstrip("/"), filesystem.unstrip_protocol(path)) for path in found]
 
     def schema(self) -> pa.Schema:

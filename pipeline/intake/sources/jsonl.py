@@ -46,26 +46,35 @@ class Jsonl:
         with fsspec.open(self.url, "rb", compression="infer") as file:
             file.seek(span[0])
             text = file.read(span[1] - span[0])
-        table = self.parse(text, self.schema())
+        table = self.parse(text, self.schema(), span[0])
         return table if columns is None else table.select(columns)
 
-    def parse(self, text: bytes, schema: pa.Schema | None) -> pa.Table:
+    def parse(self, text: bytes, schema: pa.Schema | None, start: int = 0) -> pa.Table:
         unexpected = "ignore" if schema else "infer"
         parsing = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior=unexpected)
         reading = pyarrow.json.ReadOptions(block_size=max(len(text), 1))
         try:
             return pyarrow.json.read_json(io.BytesIO(text), parse_options=parsing, read_options=reading)
         except pa.ArrowInvalid as error:
-            raise JobError(f"{self.url}: {bad_line(text) or error}") from error
+            at, what = bad_line(text) or (0, str(error))
+            raise JobError(f"{self.url}:{self.lines_before(start) + at}: {what}") from error
+
+    def lines_before(self, place: int) -> int:
+        count = 0
+        with fsspec.open(self.url, "rb", compression="infer") as file:
+            while place > 0 and (text := file.read(min(place, SAMPLE_BYTES))):
+                count, place = count + text.count(b"\n"), place - len(text)
+        return count
 
 
-def bad_line(text: bytes) -> str | None:
-    """The first line that is no JSON object: what a person wants to know of a broken file."""
-    for line in filter(None, map(bytes.strip, text.splitlines())):
+def bad_line(text: bytes) -> tuple[int, str] | None:
+    """The first line that is no JSON object, and what it is: what a person wants to know of a broken file."""
+    for number, line in enumerate(map(bytes.strip, text.split(b"\n")), 1):
+        shown = line[:80].decode(errors="replace")
         try:
-            if isinstance(json.loads(line), dict):
+            if not line or isinstance(json.loads(line), dict):
                 continue
         except ValueError as error:
-            return f"a line is not JSON ({error}): {line[:80].decode(errors='replace')}"
-        return f"a line is JSON but not an object: {line[:80].decode(errors='replace')}"
+            return number, f"is not JSON ({error}): {shown}"
+        return number, f"is JSON but not an object: {shown}"
     return None

@@ -1,0 +1,401 @@
+"""Forty mistakes that people make, and the whole of what they are told. Whoever changes a message reads it here."""
+
+# ruff: noqa: E501 - a golden text stands on one line
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.errors import JobError
+from pipeline.job import Job
+from pipeline.run.pools import pools
+
+GOOD = """\
+name: labels
+input:
+  manifest: m.parquet
+  id: id
+  media: image
+prompt:
+  user: What is it?
+model:
+  weights: builtin:tiny
+engine: {kind: scripted}
+output:
+  path: out
+"""
+ROWS = [{"id": "a", "image": "a.png", "vendor": "Acme", "data": b"1"}]
+Case = tuple[str, Callable[[Path], object], list[str], str]
+
+
+def job(before: str = "", after: str = "") -> Callable[[Path], object]:
+    """The good job, with one piece of text in another's place."""
+    assert before in GOOD
+    return lambda here: (here / "job.yaml").write_text(GOOD.replace(before, after, 1) if before else GOOD)
+
+
+def written(name: str, text: str, *more: Callable[[Path], object]) -> Callable[[Path], object]:
+    def make(here: Path) -> None:
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(text)
+        for each in more:
+            each(here)
+
+    return make
+
+
+def rows(table: list[dict[str, object]]) -> Callable[[Path], object]:
+    return lambda here: pq.write_table(pa.Table.from_pylist(table), here / "m.parquet")
+
+
+CHECK = ["check", "job.yaml"]
+RUN = ["run", "job.yaml", "--local"]
+TINY = {"model_type": "qwen2_5_vl"}
+MISTAKES: list[Case] = [
+    ("no such job file", job(), ["check", "jop.yaml"], "error: jop.yaml: cannot be read: No such file or directory"),
+    (
+        "not yaml",
+        job("input:\n", "input: [\n"),
+        CHECK,
+        "error: job.yaml:4: is not valid YAML: expected ',' or ']', but got ':'",
+    ),
+    (
+        "empty file",
+        written("job.yaml", ""),
+        CHECK,
+        "error: job.yaml: holds no keys; a job needs at least name, input, model and output",
+    ),
+    (
+        "typo in a key",
+        job("  media: image", "  medai: image"),
+        CHECK,
+        "error: job.yaml is not a job that can run:\n  job.yaml:5: input.medai: there is no such key. Did you mean 'media'?",
+    ),
+    (
+        "typo in a section",
+        job("prompt:", "promt:"),
+        CHECK,
+        "error: job.yaml is not a job that can run:\n  job.yaml:6: promt: there is no such key. Did you mean 'prompt'?",
+    ),
+    (
+        "word for a number",
+        job("output:", "answer: {max_new_tokens: many}\noutput:"),
+        CHECK,
+        "error: job.yaml is not a job that can run:\n  job.yaml:11: answer.max_new_tokens: must be a whole number (given: 'many')",
+    ),
+    (
+        "model left out",
+        job("model:\n  weights: builtin:tiny\n", ""),
+        CHECK,
+        "error: job.yaml is not a job that can run:\n  model: is needed and not given",
+    ),
+    (
+        "variable not set",
+        job("out\n", "out/${DAY}\n"),
+        CHECK,
+        "error: job.yaml is not a job that can run:\n  job.yaml:12: output.path: ${DAY} is not set; set it, or write ${DAY:-default}",
+    ),
+    (
+        "key given twice",
+        job("  id: id\n", "  id: id\n  id: name\n"),
+        CHECK,
+        "error: job.yaml is not a job that can run:\n  job.yaml:5: input.id: is given twice",
+    ),
+    (
+        "no such engine",
+        job("kind: scripted", "kind: vlm"),
+        CHECK,
+        "error: job.yaml is not a job that can run:\n  job.yaml:10: engine: kind must be one of torch, scripted, vllm, http",
+    ),
+    (
+        "fewer than the least",
+        job("output:", "workers: {generate: {min: 4, max: 2}}\noutput:"),
+        CHECK,
+        "error: job.yaml is not a job that can run:\n  job.yaml:11: workers.generate: max (2) is below min (4)",
+    ),
+    (
+        "output is a file",
+        job("path: out", "path: out/answers.parquet"),
+        CHECK,
+        "error: job.yaml is not a job that can run:\n  job.yaml:11: output: path is a folder, not a file: out/answers.parquet",
+    ),
+    (
+        "rate in percent",
+        job("output:", "limits: {error_rate: 5}\noutput:"),
+        CHECK,
+        "error: job.yaml is not a job that can run:\n  job.yaml:11: limits.error_rate: must be less than or equal to 1 (given: 5)",
+    ),
+    (
+        "set without a value",
+        job(),
+        [*CHECK, "--set", "model.weights"],
+        "error: --set model.weights: write it as key.key=value, such as --set answer.max_new_tokens=64",
+    ),
+    (
+        "set below a value",
+        job(),
+        [*CHECK, "--set", "name.first=x"],
+        "error: --set name.first=x: name is a value, it has no keys",
+    ),
+    ("no manifest", job("m.parquet", "rows.parquet"), CHECK, "error: input.manifest: there is no rows.parquet"),
+    ("pattern of nothing", job("m.parquet", "'*.jsonl'"), CHECK, "error: input.manifest: nothing found at *.jsonl"),
+    (
+        "manifest in csv",
+        written("m.csv", "id,image\n", job("m.parquet", "m.csv")),
+        CHECK,
+        "error: input.manifest: HERE/m.csv: a manifest is a folder, or ends in .parquet, .pq, .jsonl, .ndjson, .jsonl.gz",
+    ),
+    (
+        "manifest that is no parquet",
+        written("m.parquet", "id,image\n"),
+        CHECK,
+        "error: file://HERE/m.parquet: is not a Parquet file (Parquet magic bytes not found in footer. Either the file is corrupted or this is not a parquet file.)",
+    ),
+    (
+        "broken line of jsonl",
+        written("m.jsonl", '{"id": "a", "image": "a.png"}\n{"id": "b", \n', job("m.parquet", "m.jsonl")),
+        CHECK,
+        'error: file://HERE/m.jsonl:2: is not JSON (Expecting property name enclosed in double quotes: line 1 column 12 (char 11)): {"id": "b",',
+    ),
+    (
+        "empty folder",
+        lambda here: ((here / "pics").mkdir(), job("m.parquet\n  id: id\n  media: image", "pics")(here)),
+        RUN,
+        "error: input.manifest: file://HERE/pics holds no picture, video or document; these end in .jpg, .jpeg, .png, .webp, .gif, .tif, .tiff, .bmp, .avif, .heic, .pdf, .mp4, .mov, .mkv, .webm, .avi, .m4v, .mpg, .mpeg",
+    ),
+    (
+        "wrong column",
+        job("media: image", "media: imgae"),
+        CHECK,
+        "error: file://HERE/m.parquet: input.media: the manifest has no column 'imgae'; it has: id, image, vendor, data. Did you mean 'image'?",
+    ),
+    (
+        "no column for the prompt",
+        job("What is it?", "'{vendro}: what is it?'"),
+        CHECK,
+        "error: file://HERE/m.parquet: prompt.user: the manifest has no column 'vendro' (for a brace that is text, write {{ or }}); it has: id, image, vendor, data. Did you mean 'vendor'?",
+    ),
+    (
+        "json in a prompt",
+        job("What is it?", """'Answer as {"a": 1}'"""),
+        CHECK,
+        "error: file://HERE/m.parquet: prompt.user: the manifest has no column '\"a\": 1' (for a brace that is text, write {{ or }}); it has: id, image, vendor, data",
+    ),
+    (
+        "nothing to ask",
+        job("prompt:\n  user: What is it?\n", ""),
+        CHECK,
+        "error: file://HERE/m.parquet: there is nothing to ask: give prompt.user, or answer.schema with a question of its own, or input.messages with the column of a chat",
+    ),
+    (
+        "two questions",
+        rows([{"id": "a", "messages": "[]"}]),
+        [*CHECK, "--set", "input.messages=messages", "--set", "input.media=[]"],
+        "error: file://HERE/m.parquet: both input.messages and prompt.user say what to ask; leave one of them out",
+    ),
+    (
+        "bytes without names",
+        job("  id: id\n  media: image", "  media: data"),
+        CHECK,
+        "error: file://HERE/m.parquet: column data holds bytes, so rows need names: set input.id to a column",
+    ),
+    (
+        "id that is not unique",
+        rows([*ROWS, {**ROWS[0], "image": "b.png"}]),
+        RUN,
+        "error: id 'a' stands twice with different questions in file://HERE/m.parquet; input.id must name a column that is unique, or be left out",
+    ),
+    (
+        "id that is empty",
+        rows([{**ROWS[0], "id": None}]),
+        RUN,
+        "error: file://HERE/m.parquet: column id (input.id) is empty in a row; name it, or leave input.id out",
+    ),
+    (
+        "no such schema",
+        job("output:", "answer: {schema: captoin}\noutput:"),
+        CHECK,
+        "error: the schema 'captoin' is not known; known: caption, boxes, points, events, invoice, document. Did you mean 'caption'?",
+    ),
+    (
+        "no schema file",
+        job("output:", "answer: {schema: 'mine.py:Mine'}\noutput:"),
+        CHECK,
+        "error: the schema HERE/mine.py cannot be read: No such file or directory",
+    ),
+    (
+        "schema with a syntax error",
+        written(
+            "mine.py", "class Mine(BaseModel:\n    pass\n", job("output:", "answer: {schema: 'mine.py:Mine'}\noutput:")
+        ),
+        CHECK,
+        "error: the schema mine.py cannot be run: SyntaxError: invalid syntax (mine.py, line 1)",
+    ),
+    (
+        "schema file without its model",
+        written(
+            "mine.py", "from pydantic import BaseModel\n", job("output:", "answer: {schema: 'mine.py:Mine'}\noutput:")
+        ),
+        CHECK,
+        "error: mine.py has no pydantic model 'Mine'; it has: none",
+    ),
+    (
+        "schema file alone",
+        job("output:", "answer: {schema: mine.py}\noutput:"),
+        CHECK,
+        "error: mine.py does not say which model: write mine.py:Model",
+    ),
+    (
+        "schema that is not json",
+        written("mine.json", "{'a': 1}", job("output:", "answer: {schema: mine.json}\noutput:")),
+        CHECK,
+        "error: mine.json is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+    ),
+    (
+        "budget too small for the schema",
+        job("output:", "answer: {schema: invoice, max_new_tokens: 8}\noutput:"),
+        CHECK,
+        "error: job.yaml:\n  answer.max_new_tokens: the shortest answer that fits the schema has 69 tokens",
+    ),
+    (
+        "no such model folder",
+        job("builtin:tiny", "./my-model"),
+        CHECK,
+        "error: model.weights: ./my-model is not a folder, and not an id of the hub (OWNER/NAME) either",
+    ),
+    (
+        "no such model on the hub",
+        job("builtin:tiny", "Qwen/Qwen2.5-VL-77B"),
+        CHECK,
+        "error: model.weights: Qwen/Qwen2.5-VL-77B did not come from the hub (LocalEntryNotFoundError): check the name, the network and HF_TOKEN, or name a folder that holds the checkpoint",
+    ),
+    (
+        "no such builtin model",
+        job("builtin:tiny", "builtin:tinny"),
+        CHECK,
+        "error: model.weights: there is no builtin:tinny; there is builtin:tiny, builtin:tiny-qwen3",
+    ),
+    (
+        "model folder without a model",
+        written("weights/readme.txt", "", job("builtin:tiny", "./weights")),
+        CHECK,
+        "error: model.weights: there is no config.json in HERE/weights",
+    ),
+    (
+        "model of another kind",
+        written(
+            "weights/config.json",
+            json.dumps({"model_type": "llama"}),
+            written("weights/tokenizer.json", "{}", job("builtin:tiny", "./weights")),
+        ),
+        RUN,
+        "error: model.weights: model_type 'llama' is not known; known: qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe",
+    ),
+    (
+        "no credentials",
+        job("m.parquet", "s3://bucket/m.parquet"),
+        CHECK,
+        "error: input.manifest: s3://bucket/m.parquet: the workers have no credentials for this store; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    ),
+    (
+        "unknown store",
+        job("m.parquet", "s4://bucket/m.parquet"),
+        CHECK,
+        "error: input.manifest: s4://bucket/m.parquet: Protocol not known: s4",
+    ),
+    (
+        "output not writable",
+        job("path: out", "path: /dev/null/out"),
+        RUN,
+        "error: /dev/null/out: cannot be written: Not a directory",
+    ),
+    (
+        "unknown gpu",
+        job(),
+        ["plan", "job.yaml", "--gpu", "H10"],
+        "error: --gpu H10: known are L4, A10G, L40S, A100-40GB, A100-80GB, H100, H200, B200. Did you mean 'H100'?",
+    ),
+    (
+        "status of nothing",
+        job(),
+        ["status", "outt"],
+        "error: outt: there is no output of a run here; give the path that output.path of a job names",
+    ),
+]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a job that is right and a manifest of one row, as somebody without credentials or network has."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "HF_TOKEN", "DAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.yaml").write_text(GOOD)
+    rows(ROWS)(tmp_path)
+    return tmp_path
+
+
+def told(here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """What a command writes to the terminal, with the test's own folder left out."""
+    try:
+        code = main(arguments)
+    except SystemExit as stop:  # of the command line itself
+        code = int(stop.code or 0)
+    said = capsys.readouterr()
+    assert code == 2, said
+    assert "Traceback" not in said.err
+    return re.sub(r" +\n", "\n", said.err.replace(str(here), "HERE")).strip()
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"), [case[1:] for case in MISTAKES], ids=[case[0] for case in MISTAKES]
+)
+def test_a_mistake_is_told_so_that_it_can_be_mended(here, capsys, make, arguments, message):
+    make(here)
+    assert told(here, capsys, arguments) == message
+
+
+def test_the_command_line_says_what_it_wanted(here, capsys):
+    assert told(here, capsys, [*RUN, "--limit", "0"]).endswith("--limit: '0': give a whole number, one or more")
+    assert "choose from 'run'," in told(here, capsys, ["rnu", "job.yaml"]).replace(
+        "choose from run", "choose from 'run'"
+    )
+
+
+def test_another_question_in_the_same_output_is_told_with_the_difference(here, capsys):
+    (here / "out/questions").mkdir(parents=True)
+    (here / "out/questions/abc.json").write_text(json.dumps({"prompt": {"user": "What?"}}))
+    said = told(here, capsys, RUN)
+    assert said.startswith("error: HERE/out holds answers to another question:")
+    assert '  prompt.user: was "What?", is "What is it?"' in said
+    assert said.endswith("or add these answers beside the others with --on-change add.")
+
+
+def test_gpus_that_are_not_there_are_refused_with_what_to_do():
+    asked = Job.model_validate(
+        {
+            "name": "t",
+            "input": {"manifest": "m"},
+            "model": {"weights": "w"},
+            "workers": {"generate": {"gpus": 1}},
+            "output": {"path": "o"},
+        }
+    )
+    with pytest.raises(JobError, match=r"the nodes have none; lower it, set workers\.generate\.gpus to 0 to run on CPU"):
+        pools(asked, [{"CPU": 2.0}])
+
+
+def test_a_traceback_is_shown_to_whoever_asks_for_it(here):
+    with pytest.raises(JobError):
+        main(["check", "nothing.yaml", "--debug"])
