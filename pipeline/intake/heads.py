@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import FetchError
-from pipeline.intake.blob import Blob, check_bytes, split_pages
+from pipeline.intake import store
+from pipeline.intake.blob import Blob, Sink, check_bytes, split_pages
 from pipeline.intake.fetch import Fetcher
 from pipeline.intake.guard import WEB, local, scheme, shown
+from pipeline.intake.retry import persist
+from pipeline.intake.sniff import HEAD, sniff
 
 HEAD_BYTES = 64 << 10  # EXIF marks, colour profiles and small previews included
 EARLY = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM")  # formats whose size stands at the beginning
@@ -39,11 +42,23 @@ class Heads(Fetcher):
         if kind == "file":
             data, size = await asyncio.to_thread(beginning, local(uri, self.roots))
         else:
-            return await super()._reach(source, whole)
+            data, size = await persist(lambda: self._first(kind, uri))
+            if data and len(data) == size:
+                return Blob(shown(uri), sniff(data[:HEAD]), data=data)
         if len(data) == size or not data.startswith(EARLY):
             return await super()._reach(source, whole)
         check_bytes(size, "image", uri=shown(uri), limits=self.limits)
         return Head(shown(uri), "image", data=data, whole=lambda: self._whole(source))
+
+    async def _first(self, kind: str, uri: str) -> tuple[bytes, int]:
+        """Of an object: its first bytes, and how many it has; nothing of what is not a picture."""
+        sink = Sink(uri, limits=self.limits, folder=self.scratch.path, name=str(next(self.names)))
+        try:
+            self.stores[kind] = self.stores.get(kind) or store.Store(kind)
+            rest = await self.stores[kind].read(kind + uri[len(kind) :], sink, first=HEAD_BYTES)
+            return b"".join(sink.parts), rest.size if rest else sink.size
+        finally:
+            sink.drop()
 
     def _whole(self, source: str) -> Blob:
         future: Future[Blob] = asyncio.run_coroutine_threadsafe(super()._reach(source, True), self.loop)

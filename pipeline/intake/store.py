@@ -65,10 +65,10 @@ class Store:
         if self.kind == "s3":
             self.files.retries = 1
 
-    async def read(self, uri: str, sink: Sink) -> Rest | None:
+    async def read(self, uri: str, sink: Sink, *, first: int = FIRST) -> Rest | None:
         """Feeds the sink what one read brings; gives the rest, if there is any."""
         path = self.files._strip_protocol(uri)
-        chunk, size, version = await self._translating(uri, self._first(path))
+        chunk, size, version = await self._translating(uri, self._first(path, first))
         if size > len(chunk):
             sink.expect(size)
         sink.feed(chunk)
@@ -81,14 +81,14 @@ class Store:
 
         return Rest(size, get) if size > len(chunk) else None
 
-    async def _first(self, path: str) -> tuple[bytes, int, Any]:
+    async def _first(self, path: str, most: int) -> tuple[bytes, int, Any]:
         try:
-            chunk, size, version = await self._range(path, 0, FIRST, None)
+            chunk, size, version = await self._range(path, 0, most, None)
         except (*self.errors, ValueError) as error:
             if isinstance(error, FileNotFoundError | PermissionError) or not any(word in str(error) for word in RANGES):
                 raise
             return b"", 0, None
-        return complete(chunk, min(FIRST, size), shown(path)), size, version
+        return complete(chunk, min(most, size), shown(path)), size, version
 
     async def _range(self, path: str, start: int, end: int, version: Any) -> tuple[bytes, int, Any]:
         """Bytes, the size of the whole object, and what tells this version of it from others."""

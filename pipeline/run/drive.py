@@ -138,7 +138,7 @@ def conclude(work: Work, progress: Progress, lost: int, dead: bool) -> int:
         progress.say(f"cost: {cost:,.4g} for the answers that came; what was asked again comes on top")
     if tally.failed:
         progress.say(tally.reasons())
-    progress.say(f"answers: {path}/data/fp={work.fingerprint}/*.parquet")
+    progress.say(f"answers: {path}/data/fp={work.fingerprint}/*.parquet; see them: python -m pipeline report {path}")
     if dead:
         progress.say(f"dead letters: {path}/errors/fp={work.fingerprint}/*.parquet; --retry-errors asks them again")
     if lost:

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
 from pipeline.output import letters
-from pipeline.output.write import NOTE, Store
+from pipeline.output.store import Store
+from pipeline.output.write import NOTE
 from pipeline.run.lease import Holder, newest
 from pipeline.run.progress import clock
 
@@ -64,8 +65,8 @@ class Folder:
         with ThreadPoolExecutor(READERS) as readers:
             yield from readers.map(note, sorted(self.store.names(folder)))
 
-    def wrong(self) -> Iterator[dict[str, Any]]:
-        """The rows that are still wrong, each once: id, stage, kind, message, ...
+    def wrong(self) -> Iterator[letters.Letter]:
+        """The rows that are still wrong, each once.
 
         The manifest is not read, so a row counts that failed before its manifest was rewritten and was answered since.
         """
@@ -74,7 +75,7 @@ class Folder:
             row = hash((letter.id, letter.question))
             if row not in seen:
                 seen.add(row)
-                yield asdict(letter)
+                yield letter
 
 
 def open_output(path: str, question: str | None = None) -> Folder:
@@ -137,9 +138,9 @@ def status(path: str, question: str | None = None) -> Status:
         found.parts += 1
         found.answered += rows
     for letter in folder.wrong():
-        name = f"{letter['stage']}/{letter['kind']}"
+        name = f"{letter.stage}/{letter.kind}"
         found.wrong[name] += 1
-        found.examples.setdefault(name, letter["message"])
+        found.examples.setdefault(name, letter.message)
     return found
 
 
@@ -165,6 +166,8 @@ def lines(found: Status) -> Iterator[str]:
         yield from table(found.runs[:RUNS])
     if found.left:
         yield "next      give the same run command again: it asks what is left"
+    if found.wrong:
+        yield "again     the run command with --retry-errors asks what is wrong again"
     yield f"look      python -m pipeline report {found.path}"
 
 

@@ -392,7 +392,9 @@ def test_gpus_that_are_not_there_are_refused_with_what_to_do():
             "output": {"path": "o"},
         }
     )
-    with pytest.raises(JobError, match=r"the nodes have none; lower it, set workers\.generate\.gpus to 0 to run on CPU"):
+    with pytest.raises(
+        JobError, match=r"the nodes have none; lower it, set workers\.generate\.gpus to 0 to run on CPU"
+    ):
         pools(asked, [{"CPU": 2.0}])
 
 

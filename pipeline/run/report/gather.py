@@ -11,14 +11,15 @@ import io
 import math
 import random
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.output.write import Store
+from pipeline.output.letters import Letter
+from pipeline.output.store import Store
 from pipeline.run.survey import evenly
 
 MOST_PARTS, READERS = 2000, 16
@@ -154,16 +155,16 @@ class Group:
 
     name: str  # stage/kind
     count: int = 0
-    examples: list[Mapping[str, Any]] = field(default_factory=list)
+    examples: list[Letter] = field(default_factory=list)
 
 
-def groups(letters: Iterator[Mapping[str, Any]], ids: Collection[str] = ()) -> list[Group]:
+def groups(letters: Iterable[Letter]) -> list[Group]:
     """Letters by reason, the commonest first; of each a few examples."""
     found: dict[str, Group] = {}
     for letter in letters:
-        name = f"{letter['stage']}/{letter['kind']}"
+        name = f"{letter.stage}/{letter.kind}"
         group = found.setdefault(name, Group(name))
         group.count += 1
-        if len(group.examples) < EXAMPLES or letter["id"] in ids:
+        if len(group.examples) < EXAMPLES:
             group.examples.append(letter)
     return sorted(found.values(), key=lambda group: -group.count)
