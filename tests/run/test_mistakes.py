@@ -303,7 +303,7 @@ MISTAKES: list[Case] = [
         "no credentials",
         job("m.parquet", "s3://bucket/m.parquet"),
         CHECK,
-        "error: input.manifest: s3://bucket/m.parquet: the workers have no credentials for this store; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+        "error: input.manifest: s3://bucket/m.parquet: access denied; check the workers' credentials and what they allow; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
     ),
     (
         "unknown store",
@@ -315,7 +315,7 @@ MISTAKES: list[Case] = [
         "output not writable",
         job("path: out", "path: /dev/null/out"),
         RUN,
-        "error: /dev/null/out: cannot be written: Not a directory",
+        "error: /dev/null/out/questions/6b4708622b4e.json: cannot be used as an output (Not a directory). What was committed stays; the same command goes on from there",
     ),
     (
         "unknown gpu",
