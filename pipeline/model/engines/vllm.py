@@ -83,7 +83,7 @@ class Vllm:
         said = {name: value for name, value in job.engine.model_dump(exclude={"kind"}).items() if value is not None}
         longest = {"max_model_len": job.model.context.max_length} if job.model.context.max_length else {}
         return cls(
-            folder, family, dtype=job.model.dtype, tensor_parallel_size=job.model.tensor_parallel, **longest, **said
+            folder, family, dtype=dtype(folder, job), tensor_parallel_size=job.model.tensor_parallel, **longest, **said
         )
 
     @staticmethod
@@ -258,6 +258,14 @@ def timing(clip: Clip) -> dict[str, Any]:
         "duration": total,
         "do_sample_frames": False,
     }
+
+
+def dtype(folder: Path, job: Job) -> str:
+    """As the checkpoint says; vLLM's own `auto` would run one of float32 in half of that."""
+    config = weights.config(folder)
+    text = config.get("text_config", config)
+    said = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
+    return str(said or "auto") if job.model.dtype == "auto" else job.model.dtype
 
 
 @cache

@@ -166,8 +166,10 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 def test_vllms_server_says_what_our_engine_says(server):
     url, folder = server
-    requests = [request for request in asked(weights.family(folder)) if request.id != "films"]  # one video a row
-    theirs = answers(job(folder, kind="http", url=url, api_key="sesame", video="native"), requests)
+    alike = ("picture", "words", "cut", "whole", "film")  # one video a row; what is special in a row's text is so there
+    requests = [request for request in asked(weights.family(folder)) if request.id in alike]
+    spelled = {"skip_special_tokens": False}  # as our engine spells what a model of random weights says
+    theirs = answers(job(folder, kind="http", url=url, api_key="sesame", video="native", body=spelled), requests)
     assert said(theirs) == said(answers(job(folder, kind="torch"), requests))
     for request in requests:
         assert theirs[request.id].prompt_tokens == len(request.input_ids)
