@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,6 +23,8 @@ from pipeline.job import HttpEngine
 from pipeline.types import Clip, Request, Turn
 
 Part = dict[str, Any]
+CONTROL = re.compile(r"<\|(?=\w+\|>)")
+BROKEN = "<\u2060|"  # looks the same and is no token: a server would let a row close its turn with <|im_end|>
 MICROSECONDS = 1_000_000  # frames as indices into a video of so many frames a second: times in whole numbers
 
 
@@ -65,14 +68,15 @@ def guided(schema: str, guide: str, messages: list[dict[str, Any]]) -> dict[str,
 def message(turn: Turn, settings: HttpEngine, counts: Counter[str] | None) -> dict[str, Any]:
     """Text alone is a plain string, which every server reads."""
     if all(isinstance(part, str) for part in turn.parts):
-        return {"role": turn.role, "content": "".join(part for part in turn.parts if isinstance(part, str))}
+        words = "".join(part for part in turn.parts if isinstance(part, str))
+        return {"role": turn.role, "content": CONTROL.sub(BROKEN, words)}
     parts = [piece for part in turn.parts for piece in spelled(part, settings, counts)]
     return {"role": turn.role, "content": parts}
 
 
 def spelled(part: Any, settings: HttpEngine, counts: Counter[str] | None) -> Iterator[Part]:
     if not isinstance(part, Clip):
-        yield {"type": "text", "text": part}
+        yield {"type": "text", "text": CONTROL.sub(BROKEN, part)}
         return
     if counts is not None:
         counts[part.kind] += 1
