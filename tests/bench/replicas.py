@@ -69,7 +69,7 @@ def measure(place: Path, replicas: int, seconds: float) -> dict[str, float]:
 
 def without_torch() -> bool:
     """Whether no replica has torch's library in its memory."""
-    workers = [one for one in psutil.process_iter(["cmdline"]) if "Generate" in " ".join(one.info["cmdline"] or ())]
+    workers = [one for one in psutil.Process().children(recursive=True) if "(Generate)" in " ".join(one.cmdline())]
     return bool(workers) and not any("libtorch" in part.path for one in workers for part in one.memory_maps())
 
 

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from threading import Thread
 
 import psutil
@@ -38,7 +39,13 @@ def nodes(monkeypatch):
 
 
 def found(words: str) -> list[psutil.Process]:
-    return [one for one in psutil.process_iter(["cmdline"]) if words in " ".join(one.info["cmdline"] or ())]
+    """Of this test's own: others on the machine may run replicas too."""
+    there = []
+    for one in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it may end while it is looked at
+            if words in " ".join(one.cmdline()):
+                there.append(one)
+    return there
 
 
 @BY_HAND
