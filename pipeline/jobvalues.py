@@ -22,7 +22,7 @@ DAY = "VLBATCH_DATE"
 DAYS = {"date": "%Y-%m-%d", "yesterday": "%Y-%m-%d", "week": "%G-W%V"}
 EXPLAINED = f"""\
 In any value:
-  ${{NAME}}, ${{NAME:-default}}   from the environment; $${{ stays ${{
+  ${{NAME}}, ${{NAME:-default}}   from the environment, whose content may name days too; $${{ stays ${{
   ${{date}}, ${{yesterday}}       2026-11-21, 2026-11-20: the day of the run, and the one before
   ${{week}}                     2026-W47: its ISO week
   ${{date:%Y/%m/%d}}            any of the three, written otherwise (strftime)
@@ -60,18 +60,22 @@ def fill(value: Any, environment: Mapping[str, str], day: date, problems: list[P
     """Every string with its variables filled; what cannot be is added to the problems."""
     days = {"date": day, "yesterday": day - timedelta(days=1), "week": day}
 
+    def dated(match: re.Match[str]) -> str:
+        """A day, also inside of a variable's content, so that a schedule's settings can name partitions."""
+        return days[match[1]].strftime(match[2] or DAYS[match[1]]) if match[1] in days else match[0]
+
     def text(at: Path_, match: re.Match[str]) -> str:
         name, form, default = match[1], match[2], match[3]
         if name is None:
             return "${"
         if name in days:
-            return days[name].strftime(form or DAYS[name])
+            return dated(match)
         if form:
             problems.append((at, f"${{{name}:{form}}}: only {', '.join(DAYS)} can be written by a pattern"))
         elif name not in environment and default is None:
             hint = nearest(name, DAYS)
             problems.append((at, f"${{{name}}} is not set; set it, or write ${{{name}:-default}}{hint}"))
-        return environment.get(name, default or "")
+        return VARIABLE.sub(dated, environment.get(name, default or ""))
 
     def each(value: Any, at: Path_) -> Any:
         if isinstance(value, dict):

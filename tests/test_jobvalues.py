@@ -50,6 +50,11 @@ def test_a_day_can_be_written_as_the_partitions_are():
     assert "${Q:%Y}: only date, yesterday, week" in wrong(LEAST.replace("${week}", "${Q:%Y}"), environment={"Q": "q"})
 
 
+def test_a_day_may_stand_in_what_a_variable_says_and_nothing_else_may():
+    text = LEAST.replace("s3://scans/day=${yesterday}/*.parquet", "${M}")
+    assert job(text, environment={"M": "s3://a/${date:%d}/${HOME}"}).input.manifest == ("s3://a/21/${HOME}",)
+
+
 def test_a_day_that_is_none_is_refused_with_an_example():
     assert "--date 21.11.2026: write a day as 2026-11-20" in wrong(LEAST, date="21.11.2026")
     assert "VLBATCH_DATE 2026-02-30: write" in wrong(LEAST, date=None, environment={"VLBATCH_DATE": "2026-02-30"})

@@ -23,6 +23,8 @@ from pipeline.output.write import Receipt
 from pipeline.run.lease import Lease
 
 EVERY_S = 2.0
+NOTHING = 1e-9  # a counter must be seen before its first step for that to be seen as one; Ray takes no zero
+TOKENS = ("vision", "prompt", "output")
 JOB = "job_name"  # `job` is the scraper's own
 
 
@@ -97,7 +99,8 @@ def counter_of(work: Work, chunks: Sequence[Chunk]) -> Callable[[Receipt], None]
         counted |= {("errors", *kind.split("/", 1)): rows for kind, rows in receipt.kinds.items()}
         record(work.job.name, counted, {})
 
-    record(work.job.name, {("rows_left",): left}, {})
+    known = [("rows", "answered"), ("rows", "failed"), *(("tokens", kind) for kind in TOKENS), ("retries",)]
+    record(work.job.name, {("rows_left",): left, **dict.fromkeys(known, NOTHING)}, {})
     return count
 
 

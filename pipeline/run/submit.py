@@ -30,6 +30,7 @@ from pipeline.output import schema as schemas
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("pipeline", "schemas")
 STOPPED, INTERRUPTED = 143, 130  # what the run itself says when it is terminated, and whoever follows it
+START_S = 120.0  # what a cluster that is just starting may take until it accepts jobs
 ENDS = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 
@@ -143,10 +144,16 @@ def schema_file(job: Job) -> Path | None:
 
 
 def send(client: JobSubmissionClient, **job: Any) -> str:
-    try:
-        return str(client.submit_job(**job))
-    except RuntimeError as error:  # what the server or the upload said
-        raise JobError(f"the cluster does not take the job: {str(error).strip().splitlines()[-1]}") from error
+    """Sent again while the cluster says that it is not ready yet: its agents come after its front door."""
+    ends = time.monotonic() + START_S
+    while True:
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:  # what the server or the upload said
+            if "try again later" not in str(error) or time.monotonic() > ends:
+                said = str(error).strip().splitlines()[-1]
+                raise JobError(f"the cluster does not take the job: {said}") from error
+            time.sleep(1)
 
 
 async def tail(client: JobSubmissionClient, name: str) -> None:
