@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.flow import Outcome, Work
-from pipeline.output.store import Store as Store
+from pipeline.output.store import Store
 from pipeline.output.table import tables
 
 NOTE = b"vlbatch"  # where a part's metadata says what else belongs to the commit

@@ -23,7 +23,7 @@ from pipeline.model import weights
 from pipeline.model.grammar import minimum
 from pipeline.output import schema as schemas
 from pipeline.output.geometry import meanings
-from pipeline.output.write import Store
+from pipeline.output.store import Store
 from pipeline.registry import ENGINES, find
 
 

@@ -17,7 +17,8 @@ from pipeline.errors import JobError, OutputError, StoppedError
 from pipeline.flow import Work
 from pipeline.intake.manifest import Chunk, files
 from pipeline.job import Job
-from pipeline.output.write import Receipt, Store, found
+from pipeline.output.store import Store
+from pipeline.output.write import Receipt, found
 from pipeline.run import again, brief, local, log, resume
 from pipeline.run.lease import Lease
 from pipeline.run.progress import Progress, Say

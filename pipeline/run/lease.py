@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from pipeline.errors import OutputError, StoppedError
-from pipeline.output.write import Store
+from pipeline.output.store import Store
 
 PATIENCE_S = 60.0  # without a beat for so long, a holder counts as gone; VLBATCH_LEASE_S says otherwise
 BEATS = 6  # in that time

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from pipeline.flow import Answerer, Outcome, Preparer, Work
 from pipeline.intake.manifest import Chunk
-from pipeline.output.write import Receipt, Store, write
+from pipeline.output.store import Store
+from pipeline.output.write import Receipt, write
 from pipeline.run import log
 from pipeline.run.lease import refuse_if_taken
 from pipeline.run.signals import Signals

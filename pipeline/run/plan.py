@@ -26,7 +26,7 @@ from pipeline.media.sample import image_ask, video_ask
 from pipeline.model import weights
 from pipeline.model.engines.torch.extent import Extent, extent
 from pipeline.model.families.base import Family
-from pipeline.output.write import Store
+from pipeline.output.store import Store
 from pipeline.registry import nearest
 from pipeline.run import brief, resume
 from pipeline.run.gpus import GPUS, Load, Offer, offer

@@ -21,7 +21,7 @@ from pipeline.errors import JobError
 from pipeline.flow import Work
 from pipeline.intake.manifest import Chunk, File, cut, hashes_of, rows_of
 from pipeline.job import Job
-from pipeline.output.write import Store
+from pipeline.output.store import Store
 from pipeline.run.buckets import Buckets, common, repeated
 
 READERS = 16  # parts read at once

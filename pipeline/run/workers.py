@@ -16,7 +16,8 @@ import pyarrow as pa
 from pipeline.errors import DecodeError, GenerateError, PipelineError
 from pipeline.flow import Answerer, Asked, Entry, Outcome, Preparer, Work
 from pipeline.intake.manifest import Chunk
-from pipeline.output.write import Receipt, Store
+from pipeline.output.store import Store
+from pipeline.output.write import Receipt
 from pipeline.run import log, metrics, wire
 from pipeline.run.isolate import Isolation, Stage
 from pipeline.run.ledger import DEATHS

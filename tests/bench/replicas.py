@@ -21,7 +21,7 @@ import ray
 
 from pipeline import jobfile
 from pipeline.intake.manifest import files
-from pipeline.output.write import Store
+from pipeline.output.store import Store
 from pipeline.run import brief, cluster, resume
 from pipeline.run.signals import Signals
 from tests.bench import harness

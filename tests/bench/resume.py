@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline import jobfile
 from pipeline.intake.manifest import files
-from pipeline.output.write import Store
+from pipeline.output.store import Store
 from pipeline.run import brief, resume
 from tests.bench import harness
 

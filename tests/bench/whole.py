@@ -19,7 +19,7 @@ from PIL import Image
 from pipeline import jobfile
 from pipeline.flow import Answerer, Preparer, Work
 from pipeline.intake.manifest import Chunk, files
-from pipeline.output.write import Store
+from pipeline.output.store import Store
 from pipeline.run import brief, cluster, resume
 from pipeline.run.signals import Signals
 from tests.bench import harness

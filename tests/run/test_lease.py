@@ -12,7 +12,7 @@ import time
 import pytest
 
 from pipeline.errors import StoppedError
-from pipeline.output.write import Store
+from pipeline.output.store import Store
 from pipeline.run import lease
 from pipeline.run.lease import Lease, newest, refuse_if_taken
 
@@ -70,7 +70,7 @@ def test_a_holder_that_died_on_this_machine_is_not_waited_for(store):
         [
             sys.executable,
             "-c",
-            "import sys, os; from pipeline.output.write import Store; from pipeline.run.lease import Lease\n"
+            "import sys, os; from pipeline.output.store import Store; from pipeline.run.lease import Lease\n"
             f"Lease(Store({store.path!r}), 'f', 'dead', say=print).__enter__(); os._exit(9)",
         ],
         check=False,

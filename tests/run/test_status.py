@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.errors import OutputError
-from pipeline.output.write import Store
+from pipeline.output.store import Store
 from pipeline.run.lease import Lease
 from pipeline.run.status import lines, status
 
