@@ -60,10 +60,11 @@ def answered(place: Path, name: str, rows: list[tuple[str, str, object]], schema
         "model": {"weights": "builtin:tiny"},
         "engine": {"kind": "scripted", "replies": replies},
         "answer": {"schema": schema},
+        "media": {"max_pixels": 300_000},
         "limits": {"error_rate": 1},
         "output": {"path": str(place / name)},
     }
-    drive.run(Job.model_validate(job), here=True, say=lambda line: None)
+    drive.run(Job.model_validate(job), drive.Options(here=True), say=lambda line: None)
     return place / name
 
 
