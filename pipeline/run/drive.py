@@ -59,6 +59,7 @@ def start(job: Job, options: Options, progress: Progress) -> int:
     lease = Lease(store, work.fingerprint, work.run, say=progress.say, take_over=options.take_over)
     with Signals(progress.say) as signals, lease:
         work = replace(work, epoch=lease.epoch)
+        store.create(f"runs/{work.run}/job.json", work.job.model_dump_json(indent=2, by_alias=True).encode())
         plan = partial(resume.plan, work, manifest, store, limit=options.limit)
         with_retries = partial(again.with_retries, work=work, store=store, kind=options.retry, say=progress.say)
         if options.here:
@@ -172,7 +173,6 @@ def report(work: Work, todo: resume.Plan, progress: Progress, status: str, store
         | {"python": platform.python_version()},
     }
     try:
-        store.create(f"runs/{work.run}/job.json", work.job.model_dump_json(indent=2, by_alias=True).encode())
         store.create(f"runs/{work.run}/report.json", json.dumps(counts, indent=2).encode())
     except OutputError as error:
         progress.say(f"this run has no report: {error}")

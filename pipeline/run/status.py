@@ -49,8 +49,11 @@ class Folder:
 
     @cached_property
     def job(self) -> dict[str, Any]:
-        """The job of the newest run, as it was resolved; empty where none has ended yet."""
-        said: dict[str, Any] = json.loads(self.store.read(f"runs/{self.runs[0]['run']}/job.json")) if self.runs else {}
+        """The job of the newest run, as it was resolved, whether that run has ended or not."""
+        holder = newest(self.store, self.fingerprint)
+        if holder is None or "job.json" not in self.store.names(f"runs/{holder.run}"):
+            return {}
+        said: dict[str, Any] = json.loads(self.store.read(f"runs/{holder.run}/job.json"))
         return said
 
     def notes(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -88,8 +91,8 @@ def open_output(path: str, question: str | None = None) -> Folder:
         if question not in known:
             raise OutputError(f"{path}: no question {question} was asked here; there is {', '.join(sorted(known))}")
         return Folder(store, question, len(known))
-    newest: dict[str, Any] = next((json.loads(store.read(f"runs/{run}/report.json")) for run in run_ids(store)), {})
-    return Folder(store, newest.get("fingerprint", max(known)), len(known))
+    last: dict[str, Any] = next((json.loads(store.read(f"runs/{run}/report.json")) for run in run_ids(store)), {})
+    return Folder(store, last.get("fingerprint", max(known)), len(known))
 
 
 def run_ids(store: Store) -> list[str]:
