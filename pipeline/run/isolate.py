@@ -177,4 +177,4 @@ def tail(log: str) -> str:
     except OSError:
         return ""
     why = [line.strip() for line in lines if line.startswith(("Fatal Python error: ", "vlbatch: "))]
-    return why[-1] if why else ""
+    return why[-1].removeprefix("vlbatch: ") if why else ""
