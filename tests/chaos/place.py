@@ -43,7 +43,7 @@ class Place:
 
     def __init__(self, ports: Sequence[int], rule: Rule | None = None):
         self.folder = Path(tempfile.mkdtemp(prefix="vl"))  # short: Ray makes sockets below it
-        (self.folder / "tmp").mkdir()
+        (self.folder / "tmp/ray").mkdir(parents=True)  # where Ray notes its newest cluster
         self.seaweed = Seaweed(self.folder / "weed", ports)
         self.proxy = Proxy(self.seaweed.host, rule)
         self.driver: subprocess.Popen[bytes] | None = None
