@@ -64,6 +64,15 @@ class Place:
         self.before = {name: os.environ.get(name) for name in [*self.surroundings, "RAY_ADDRESS"]}
         os.environ.update(self.surroundings)
         os.environ.pop("RAY_ADDRESS", None)
+        try:
+            self.open()
+        except BaseException:  # or the tests that follow would find this storage
+            self.end_all()
+            self.restore()
+            raise
+        return self
+
+    def open(self) -> None:
         self.seaweed.__enter__()
         self.proxy.__enter__()
         self.store = s3fs.S3FileSystem(
@@ -71,13 +80,15 @@ class Place:
         )
         self.store.mkdir(BUCKET)
         self.start_cluster()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.end_driver(signal.SIGKILL)
         self.end_cluster()
         self.proxy.__exit__()
         self.seaweed.__exit__()
+        self.restore()
+
+    def restore(self) -> None:
         for name, value in self.before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
         shutil.rmtree(self.folder, ignore_errors=True)
