@@ -119,10 +119,10 @@ def test_another_question_is_added_beside_the_first_when_that_is_asked_for(desk)
 
 def test_an_object_is_created_once(desk):
     store = Store(str(desk.folder / "out"))
-    assert store.create("data/a.parquet", b"first")
-    assert not store.create("data/a.parquet", b"second")
-    assert store.read("data/a.parquet") == b"first"
-    assert store.names("data") == {"a.parquet"}
+    assert store.create("data/a.json", b"first")
+    assert not store.create("data/a.json", b"second")
+    assert store.read("data/a.json") == b"first"
+    assert store.names("data") == {"a.json"}
 
 
 def test_a_write_that_is_killed_leaves_nothing_that_a_reader_or_the_next_run_sees(desk):
