@@ -115,10 +115,10 @@ class Episode:
             time.sleep(self.chance.uniform(0, 2))
             if self.place.driver.poll() in DONE:
                 break
-            before, redone, again, started = len(self.place.parts()), self.place.fetched(), self.again, time.monotonic()
+            redone, again, started = self.place.fetched(), self.again, time.monotonic()
             if not KINDS[kind](self.place, self.chance):
                 continue
-            self.recovered(before)
+            self.recovered(len(self.place.parts()))
             seconds = time.monotonic() - started
             check_so_far(self.place)
             self.kills.append(Kill(kind, self.place.fetched() - redone, seconds, self.again - again))
@@ -131,13 +131,13 @@ class Episode:
         ends, last = time.monotonic() + PATIENCE_S, -1
         while True:
             code, there = self.place.driver.poll(), len(self.place.parts())
-            if code in DONE or there > max(parts, 0):
+            if code not in (None, *DONE):
+                self.again += 1
+                self.place.start_driver()
+            elif code in DONE or there > max(parts, 0):
                 return
             if there > last:
                 ends, last = time.monotonic() + PATIENCE_S, there
-            if code is not None:
-                self.again += 1
-                self.place.start_driver()
             assert time.monotonic() < ends, f"nothing was committed for {PATIENCE_S:g} s\n{self.place.said()}"
             time.sleep(0.3)
 
