@@ -30,6 +30,7 @@ lint: .venv/.ready ## ruff, and mypy --strict
 
 chaos: .venv/.ready ## a hundred kills of whatever runs, and every row counted; an hour
 	PYTHONPATH=. $(BIN)/python -m tests.chaos --kills 100
+	PYTHONPATH=. $(BIN)/python -m tests.chaos.poison
 
 bench: .venv/.ready ## the benchmarks, shortened; each ends with a line of JSON
 	@set -e; for file in $$(grep -l -e '"--quick"' tests/bench/*.py); do \

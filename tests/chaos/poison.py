@@ -1,0 +1,75 @@
+"""Rows that end their process, one of each sort among 500: `python -m tests.chaos.poison [--rows N] [SORT ...]`
+
+Prints who was answered, what the one error row says, and how long it took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from tests.bench import harness
+from tests.run.conftest import Desk
+from tests.run.hostile import DEADLINE_S
+
+SORTS = [f"{where}-{how}" for where in ("engine", "prepare") for how in ("segfault", "hang", "memory")]
+
+
+@contextmanager
+def hostile_ray() -> Iterator[Path]:
+    """A Ray in whose workers some rows do harm, and a folder that goes with it."""
+    os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", HF_HUB_OFFLINE="1")
+    os.environ.pop("RAY_ADDRESS", None)
+    folder = Path(tempfile.mkdtemp(prefix="vl"))
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=200 * 10**6,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"worker_process_setup_hook": "tests.run.hostile.install"},
+        _temp_dir=str(folder / "ray"),
+    )
+    try:
+        yield folder
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sorts", nargs="*", default=SORTS)
+    parser.add_argument("--rows", type=int, default=500)
+    options = parser.parse_args()
+    lines = []
+    with hostile_ray() as folder:
+        desk = Desk(folder)
+        for sort in options.sorts:
+            rows = desk.draw(options.rows)
+            rows[options.rows // 2]["id"] = sort
+            desk.manifest(rows)
+            started = time.monotonic()
+            output = {"path": str(folder / sort), "chunk_rows": 64}
+            code = desk.run(here=False, output=output, limits={"deadline_s": DEADLINE_S})
+            (letter,) = desk.errors(sort)
+            answered = set(desk.ids(sort))
+            assert (code, len(desk.ids(sort))) == (3, options.rows - 1)
+            assert answered | {letter["id"]} == {row["id"] for row in rows}
+            said = letter["message"].partition("The last one said: ")[2].partition(". Look")[0]
+            lines.append([sort, len(answered), f"{letter['stage']}/{letter['kind']}", said, time.monotonic() - started])
+            print(harness.table(["row", "answered", "error row", "the last process said", "seconds"], lines[-1:]))
+    print(harness.table(["row", "answered", "error row", "the last process said", "seconds"], lines))
+
+
+if __name__ == "__main__":
+    main()
