@@ -74,6 +74,7 @@ def driver(place: Place, chance: random.Random) -> bool:
 
 def driver_asked(place: Place, chance: random.Random) -> bool:
     place.end_driver(signal.SIGTERM)
+    assert place.driver.returncode in (128 + signal.SIGTERM, *DONE), place.said()
     return True
 
 
