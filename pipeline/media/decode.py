@@ -2,7 +2,7 @@
 
 All decoding happens in one child process per worker, pictures too: what it costs, a copy of the
 compressed bytes and of the resized pixels, is 1 to 3 % of the decoding, and for it no file can take
-a worker down. A child that dies or outlives the deadline is one error row and a new child.
+a worker down. A child that dies over a file twice, or outlives the deadline, is one error row and a new child.
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ class Eyes:
         ends = time.monotonic() + (self.deadline_s if deadline_s is None else deadline_s)
         name = blobs[0].uri if blobs else "an empty list"
         try:
-            if isinstance(medium.source, tuple):
-                return [self._film(medium, blobs, ends)]
-            return self._one(medium, blobs[0], ends)
+            return self._twice(medium, blobs, ends)
         except (DecodeError, PromptError) as error:
             raise type(error)(error.kind, f"{name}: {error.message}") from error
 
@@ -65,6 +63,21 @@ class Eyes:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _twice(self, medium: Medium, blobs: Sequence[Blob], ends: float) -> list[Clip]:
+        """Where a decoder died it may have been another's fault: a machine short of memory ends decoders first."""
+        try:
+            return self._clips(medium, blobs, ends)
+        except DecodeError as error:
+            if error.kind != "decoder_died":
+                raise
+        self.decoder.await_start()
+        return self._clips(medium, blobs, ends)
+
+    def _clips(self, medium: Medium, blobs: Sequence[Blob], ends: float) -> list[Clip]:
+        if isinstance(medium.source, tuple):
+            return [self._film(medium, blobs, ends)]
+        return self._one(medium, blobs[0], ends)
 
     def _one(self, medium: Medium, blob: Blob, ends: float) -> list[Clip]:
         kind, moving = choose(medium.kind, blob.kind)

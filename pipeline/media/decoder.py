@@ -29,6 +29,7 @@ MOST_CLIP_BYTES = 2 << 30
 BYTES_PER_PIXEL = 20  # that decoding, converting and turning a picture may hold at once
 LIBRARIES = 1 << 30  # what they may need beside it
 START_S = 120.0  # for imports, from a slow disk
+STARTS = 3  # a machine short of memory ends it first
 GRACE_S = 2.0  # by which the kernel's alarm is later than ours
 HEAP = {
     "MALLOC_MMAP_MAX_": "0",
@@ -73,7 +74,8 @@ class Decoder:
         self.process.wait()
 
     def _ask(self, message: dict[str, Any], *, ends: float, data: bytes = b"") -> tuple[dict[str, Any], memoryview]:
-        self.await_start()
+        if message["do"] == "open":  # whoever comes later has nothing open
+            self.await_start()
         left = max(ends - time.monotonic(), 0.001)
         try:
             self.wire.settimeout(left)
@@ -105,17 +107,23 @@ class Decoder:
 
     def await_start(self) -> None:
         """No file is to blame for a decoder that is slow to start or cannot: ask this before its time counts."""
-        if self.process.poll() is not None:
-            self._start()
-        if self.ready:
-            return
-        try:
-            self.wire.settimeout(START_S)
-            receive(self.wire)
-        except (EOFError, OSError) as error:
-            what = "does not start" if isinstance(error, TimeoutError) else "ends as it starts"
-            raise PipelineError(f"the decoder's process {what} on this worker; see what it wrote above this") from error
-        self.ready = True
+        for left in reversed(range(STARTS)):
+            if self.process.poll() is not None:
+                self._start()
+            if self.ready:
+                return
+            try:
+                self.wire.settimeout(START_S)
+                receive(self.wire)
+                self.ready = True
+            except (EOFError, OSError) as error:
+                late = isinstance(error, TimeoutError)
+                self.close()
+                if late or not left:
+                    what = "does not start" if late else "ends as it starts"
+                    raise PipelineError(
+                        f"the decoder's process {what} on this worker; see what it wrote above this"
+                    ) from error
 
     def _fate(self) -> str:
         code = self.process.wait()

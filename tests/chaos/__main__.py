@@ -23,7 +23,7 @@ import psutil
 
 from tests.bench import harness
 from tests.chaos.check import check_end, check_so_far
-from tests.chaos.place import GENERATE, PREPARE, RANK, Place
+from tests.chaos.place import DECODER, GENERATE, PREPARE, RANK, Place
 from tests.faults import BUSY, CUT, LOST, storm
 
 DONE = (0, 3)  # exit codes of a run that has come to its end
@@ -92,6 +92,7 @@ def storage(place: Place, chance: random.Random) -> bool:
 KINDS: dict[str, Callable[[Place, random.Random], bool]] = {
     "prepare worker": one_of(PREPARE),
     "generate worker": one_of(GENERATE),
+    "decoder": one_of(DECODER),
     "rank": one_of(RANK),
     "raylet of a node": node,
     "driver": driver,
@@ -134,6 +135,7 @@ class Episode:
             code, there = self.place.driver.poll(), len(self.place.parts())
             if code not in (None, *DONE):
                 self.again += 1
+                print(f"  the command ended with {code} and is given again", file=sys.stderr, flush=True)
                 self.place.start_driver()
             elif code in DONE or there > max(parts, 0):
                 return

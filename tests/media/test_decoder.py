@@ -14,7 +14,7 @@ from pipeline.errors import DecodeError
 from tests.media.making import a_job, encoded, picture
 
 HOSTILE = """
-import ctypes, os, signal, time
+import ctypes, os, pathlib, signal, time
 import pipeline.registry
 
 
@@ -29,6 +29,12 @@ class Hostile:
             os._exit(3)
         if source == b"\\xff\\xd8 killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        first = pathlib.Path(__file__).with_name("first")
+        if source == b"\\xff\\xd8 once" and not first.exists():
+            first.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if source == b"\\xff\\xd8 once":
+            source = pathlib.Path(__file__).with_name("good").read_bytes()
         if source == b"\\xff\\xd8 hang":
             ctypes.CDLL(None).sleep(60)  # in native code, where Python's signals do not reach
         if source == b"\\xff\\xd8 hog":
@@ -68,6 +74,28 @@ def test_one_bad_file_after_the_other_and_the_good_between_them_is_seen(hostile)
             hostile(b"\xff\xd8 " + name.encode())
         assert trouble.value.kind == kind, name
         assert hostile(good)[0].source_size == (56, 56)
+
+
+def test_a_decoder_that_is_killed_over_a_file_once_costs_the_file_nothing(hostile, tmp_path):
+    (tmp_path / "good").write_bytes(encoded(picture(56, 56)))
+    assert hostile(b"\xff\xd8 once")[0].source_size == (56, 56)
+    assert (tmp_path / "first").exists()
+
+
+def test_a_decoder_that_was_killed_between_two_files_is_nobodys_error(hostile):
+    good = encoded(picture(56, 56))
+    hostile(good)
+    for _ in range(3):
+        os.kill(hostile.eyes.decoder.process.pid, signal.SIGKILL)
+        assert hostile(good)[0].source_size == (56, 56)
+
+
+def test_a_decoder_that_is_killed_as_it_starts_is_started_again(hostile):
+    decoder = hostile.eyes.decoder
+    decoder.close()
+    decoder._start()
+    os.kill(decoder.process.pid, signal.SIGKILL)
+    assert hostile(encoded(picture(56, 56)))[0].source_size == (56, 56)
 
 
 def test_a_file_that_hangs_native_code_is_left_at_the_deadline(hostile):
