@@ -99,7 +99,8 @@ class Place:
         head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": str(self.folder / "ray")}
 
         def start() -> None:
-            self.cluster = Cluster(initialize_head=True, head_node_args=head)
+            # without Ray's reaper, which ends this process group when a node is forgotten
+            self.cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
 
         patiently(start, clean=self.end_all)
         for _ in range(NODES):
