@@ -154,7 +154,7 @@ def said(worker: Worker) -> str:
     try:
         words = last_words(worker)
     except ray.exceptions.RayError:  # its node is gone, or too busy to answer
-        return f"What the last one said is in {worker.log}"
+        return f"What the last one said went to {worker.log} on its node"
     return f"The last one said: {words or 'nothing, so it was killed from outside, most likely for want of memory'}"
 
 

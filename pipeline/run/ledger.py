@@ -4,7 +4,8 @@ A process that dies tells nobody why, and Ray hands its work to the next one for
 rows it is about to work on. A step (stage, chunk) that is begun again though it never ended was interrupted: the rows
 it was at are suspects, run in smaller groups that have the process to themselves, and a row that ended DEATHS
 processes alone is given up. Each death makes a group smaller or a count larger, so nothing is retried for ever, and
-only a row that was alone is given up. A node that went away is nobody's fault. No I/O and no Ray: isolate.py brings it
+only a row that was alone is given up. A node that goes away is nobody's fault, until a chunk has taken several with
+it: where memory is a container's, what takes too much of it ends the node. No I/O and no Ray: isolate.py brings it
 to the workers, as an actor on the driver's node that outlives them. It holds open steps only.
 """
 
@@ -52,6 +53,7 @@ class Tries:
     most: dict[int, int] = field(default_factory=dict)  # suspect -> the largest group it may be in
     deaths: Counter[int] = field(default_factory=Counter)  # of processes in which a row was alone
     last: dict[int, Worker] = field(default_factory=dict)
+    nodes: int = 0  # that went away with it
     in_vain: int = 0  # deaths in which no row was worked on: reading or committing the chunk
 
 
@@ -65,9 +67,10 @@ class Ledger:
 
     def starting(self, stage: str, actor: str, worker: Worker) -> Order:
         """An actor that dies while it starts would be started for ever."""
-        before = [each for each in self.starts[actor] if self.alive(each.node)]
-        self.starts[actor] = [*before, worker]
-        if len(before) < DEATHS:
+        before = list(self.starts[actor])
+        self.starts[actor].append(worker)
+        here = sum(self.alive(each.node) for each in before)
+        if here < DEATHS and len(before) < 2 * DEATHS:
             return Order()
         return Order(refusal=f"{DEATHS} processes that {stage} died while they started", last=before[-1])
 
@@ -81,7 +84,7 @@ class Ledger:
         """
         tries = self.steps.setdefault(step, Tries(rows))
         last = tries.worker
-        if last and self.alive(last.node):
+        if last:
             self.interrupted(step[0], tries, last)
         tries.worker, tries.group = None, ()
         if self.stopping:
@@ -115,6 +118,10 @@ class Ledger:
             self.lost[stage].clear()
 
     def interrupted(self, stage: str, tries: Tries, worker: Worker) -> None:
+        if not self.alive(worker.node):
+            tries.nodes += 1
+            if tries.nodes < DEATHS:
+                return
         self.lost[stage].add(worker)
         size = len(tries.group)
         tries.in_vain += not size

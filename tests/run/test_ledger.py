@@ -65,10 +65,11 @@ def test_a_single_row_beside_other_chunks_is_not_to_blame_until_it_is_alone():
     assert not ledger.begin(STEP, 1, worker(4), sole=False).given_up
 
 
-def test_a_node_that_went_away_is_nobodys_fault():
+def test_a_node_that_went_away_is_nobodys_fault_but_the_third_with_the_same_chunk_is():
     ledger = Ledger(alive=lambda node: node != "spot")
-    for number in range(20):
+    for number in range(DEATHS):
         assert ledger.begin(STEP, 8, worker(number, "spot"), sole=False) == Order()
+    assert ledger.begin(STEP, 8, worker(9), sole=False).groups == tuple((row,) for row in range(8))
 
 
 def test_deaths_while_no_row_is_worked_on_end_the_run_and_blame_no_row():
@@ -98,15 +99,21 @@ def test_one_death_that_interrupts_three_chunks_is_one_death():
 
 
 def test_an_actor_that_dies_three_times_while_it_starts_is_told_not_to_try_again():
-    ledger = Ledger(alive=lambda node: node != "spot")
+    ledger = Ledger()
     for number in range(DEATHS):
         assert not ledger.starting("generate", "actor", worker(number)).refusal
         assert not ledger.starting("generate", "another", worker(number)).refusal
         ledger.ready("another")
-        ledger.starting("generate", "actor", worker(number, "spot"))
     order = ledger.starting("generate", "actor", worker(9))
     assert "died while they started" in order.refusal
     assert order.last == worker(2)
+
+
+def test_an_actor_whose_node_goes_away_while_it_starts_may_try_again_more_often():
+    ledger = Ledger(alive=lambda node: node != "spot")
+    for number in range(2 * DEATHS):
+        assert not ledger.starting("generate", "actor", worker(number, "spot")).refusal
+    assert ledger.starting("generate", "actor", worker(9)).refusal
 
 
 def test_once_the_run_is_stopped_nothing_begins_and_it_is_idle_when_the_last_step_ends():
