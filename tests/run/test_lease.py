@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 
+import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 
 from pipeline.errors import StoppedError
 from pipeline.output.store import Store
@@ -21,6 +23,20 @@ from pipeline.run.lease import Lease, newest, refuse_if_taken
 def store(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "LOOK_S", 0.05)
     return Store(str(tmp_path / "out"))
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    monkeypatch.setattr(lease, "LOOK_S", 0.05)
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.get_host_and_port()[1]}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    boto3.client("s3").create_bucket(Bucket="leases")
+    yield Store("s3://leases/out")
+    server.stop()
 
 
 def opened(store, run, said=None, **more):
@@ -53,6 +69,16 @@ def test_a_second_run_waits_for_the_first_and_is_told_who_it_is(store):
     assert "run one on " in said[0]
     assert "at work since " in said[0]
     assert "--take-over" in said[0]
+
+
+def test_in_a_bucket_too_one_at_a_time_is_at_work_and_a_silent_holder_is_replaced(bucket):
+    test_of_many_that_start_at_once_one_at_a_time_is_at_work(bucket)
+    elsewhere(bucket, patience_s=0.5)
+    said = []
+    with opened(bucket, "late", said) as late:
+        assert late.epoch == 10
+        assert newest(bucket, "f").run == "late"
+    assert "no sign of life for 0.5 s" in said[1]
 
 
 def test_a_run_that_ended_leaves_the_way_free(store):
