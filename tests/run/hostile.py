@@ -8,6 +8,7 @@ import signal
 import time
 
 from pipeline import flow, registry
+from pipeline.errors import PipelineError
 from pipeline.model.engines.scripted import Scripted
 from pipeline.run import workers
 from pipeline.types import Request
@@ -56,4 +57,12 @@ def install() -> None:
         return ask(self, item)
 
     flow.Preparer.ask = hostile
+    start = flow.Preparer.__init__
+
+    def starting(self, work):
+        if work.job.engine.default == "no preparer":
+            raise PipelineError("there is no tokenizer on this node")
+        start(self, work)
+
+    flow.Preparer.__init__ = starting
     workers.HANG_S = ROW_S - DEADLINE_S

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.errors import StoppedError
+from pipeline.errors import PipelineError, StoppedError
 from tests.chaos.poison import hostile_ray
 from tests.run.conftest import Desk
 
@@ -36,3 +36,9 @@ def test_an_engine_that_ends_its_process_whenever_it_starts_stops_the_run_and_sa
     desk.manifest(desk.draw(4))
     with pytest.raises(StoppedError, match=r"(?s)died while they started.*most likely for want of memory"):
         desk.run(here=False, engine={"default": "memory"}, output={"path": str(desk.folder / "never")})
+
+
+def test_what_keeps_a_preparing_worker_from_starting_reaches_the_user_in_its_own_words(desk):
+    desk.manifest(desk.draw(4))
+    with pytest.raises(PipelineError, match=r"^there is no tokenizer on this node$"):
+        desk.run(here=False, engine={"default": "no preparer"}, output={"path": str(desk.folder / "nor this")})
