@@ -36,7 +36,10 @@ def hostile_ray() -> Iterator[Path]:
         object_store_memory=200 * 10**6,
         log_to_driver=False,
         logging_level="ERROR",
-        runtime_env={"worker_process_setup_hook": "tests.run.hostile.install"},
+        runtime_env={
+            "worker_process_setup_hook": "tests.run.hostile.install",
+            "env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])},  # where workers find the hook
+        },
         _temp_dir=str(folder / "ray"),
     )
     try:
