@@ -134,10 +134,10 @@ run: what drives the steps
     run/progress.py                  the same as people see it while it runs
     run/metrics.py                   what a run counts -> Prometheus, by way of Ray
     run/log.py                       what happens in a run -> lines: text for people, JSON for machines
-    run/survey.py                    chunks -> rows, tokens and failures, from headers
-    run/gpus.py                      tokens, a model -> hours and money
-    run/plan.py                      a job -> what it will cost and what will fail
-    run/quote.py                     the same as lines for people
+    run/plan/__init__.py             a job -> what it will cost and what will fail
+    run/plan/survey.py               chunks -> rows, tokens and failures, from headers
+    run/plan/gpus.py                 tokens, a model -> hours and money
+    run/plan/quote.py                the same as lines for people
     run/signals.py                   SIGTERM, Ctrl-C -> a run that ends in good order
     run/status.py                    an output -> what is answered, wrong and left
     run/report/__init__.py           an output -> one HTML page to look at

@@ -66,11 +66,12 @@ def submit(options: argparse.Namespace) -> int:
     return send(order, follow=options.follow)
 
 
-def plan(options: argparse.Namespace) -> int:
+def quote(options: argparse.Namespace) -> int:
     from pipeline import jobfile
-    from pipeline.run import plan, quote
+    from pipeline.run.plan import as_json, plan
+    from pipeline.run.plan.quote import lines
 
-    made = plan.plan(
+    made = plan(
         jobfile.load(options.job, changes=options.set, date=options.date),
         rows=None if options.all else options.sample,
         limit=options.limit,
@@ -78,7 +79,7 @@ def plan(options: argparse.Namespace) -> int:
         gpus=options.gpu,
         price=options.price,
     )
-    print(json.dumps(plan.as_json(made), indent=2) if options.json else "\n".join(quote.lines(made)))
+    print(json.dumps(as_json(made), indent=2) if options.json else "\n".join(lines(made)))
     return 0
 
 
@@ -141,7 +142,7 @@ def show(options: argparse.Namespace) -> int:
     return demo(options.folder)
 
 
-COMMANDS = {"run": run, "submit": submit, "plan": plan, "status": status, "report": report, "export": export}
+COMMANDS = {"run": run, "submit": submit, "plan": quote, "status": status, "report": report, "export": export}
 COMMANDS |= {"check": check, "demo": show}
 
 if __name__ == "__main__":

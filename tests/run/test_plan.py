@@ -12,9 +12,8 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.intake.heads import HEAD_BYTES, Heads
 from pipeline.job import Job
-from pipeline.run import quote
-from pipeline.run.gpus import GPUS, Load, offer
-from pipeline.run.plan import plan
+from pipeline.run.plan import plan, quote
+from pipeline.run.plan.gpus import GPUS, Load, offer
 
 HUGE = 20_000_000
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline.output.letters import Letter
 from pipeline.output.store import Store
-from pipeline.run.survey import evenly
+from pipeline.run.plan.survey import evenly
 
 MOST_PARTS, READERS = 2000, 16
 EXAMPLES = 5  # of one kind of error

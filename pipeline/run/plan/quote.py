@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from pipeline.run.plan import Plan
-from pipeline.run.survey import Survey
+from pipeline.run.plan.survey import Survey
 
 BARS = " ▏▎▍▌▋▊▉█"
 WIDTH, BINS = 32, 10

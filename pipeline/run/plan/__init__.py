@@ -29,8 +29,8 @@ from pipeline.model.families.base import Family
 from pipeline.output.store import Store
 from pipeline.registry import nearest
 from pipeline.run import brief, resume
-from pipeline.run.gpus import GPUS, Load, Offer, offer
-from pipeline.run.survey import Shown, Survey, sample, survey
+from pipeline.run.plan.gpus import GPUS, Load, Offer, offer
+from pipeline.run.plan.survey import Shown, Survey, sample, survey
 from pipeline.types import Ask
 
 SAMPLE_ROWS = 2000
