@@ -3,17 +3,50 @@
 from __future__ import annotations
 
 import random
+import signal
+
+import pytest
 
 from tests.chaos.__main__ import SCRIPTED, Episode, ports
+from tests.chaos.check import check_end, within
 from tests.chaos.place import Place
 from tests.faults import BUSY, LOST, storm
 
 KILLS = ["generate worker", "driver, SIGTERM", "driver", "raylet of a node"]
+PATIENCE_S = 300.0
 
 
-def test_whoever_is_killed_every_row_is_there_once_and_nobody_is_left():
+@pytest.fixture(scope="module")
+def place():
     with Place(ports(8), storm(0.01, BUSY, LOST)) as place:
-        place.fill("short", rows=256, bad=2, engine=SCRIPTED)  # enough that the run outlasts the kills
-        episode = Episode(place, random.Random(1))
-        episode.run(KILLS)  # counts rows after each, and at the end
+        yield place
+
+
+def test_whoever_is_killed_every_row_is_there_once_and_nobody_is_left(place):
+    place.fill("short", rows=256, bad=2, engine=SCRIPTED)  # enough that the run outlasts the kills
+    episode = Episode(place, random.Random(1))
+    episode.run(KILLS)  # counts rows after each, and at the end
     assert [kill.what for kill in episode.kills] == KILLS
+
+
+def test_of_two_drivers_one_works_and_when_it_sleeps_the_other_takes_over_and_nothing_is_there_twice(
+    place, monkeypatch
+):
+    monkeypatch.setenv("VLBATCH_LEASE_S", "5")
+    place.fill("two", rows=96, bad=1, engine=SCRIPTED)
+    place.start_driver()
+    sleeper = place.driver
+    within(PATIENCE_S, place.parts, place.said())
+    place.start_driver()
+    within(PATIENCE_S, lambda: "waiting for it to end" in place.said(), "the second driver does not wait")
+    sleeper.send_signal(signal.SIGSTOP)  # its workers go on
+    try:
+        assert place.driver.wait(PATIENCE_S) == 3
+        assert "no sign of life for 5 s; going on in its place" in place.said()
+        after = {path: place.store.info(path)["ETag"] for path in place.parts()}
+    finally:
+        sleeper.send_signal(signal.SIGCONT)
+    assert sleeper.wait(PATIENCE_S) in (3, 4)  # it hears of the other's work, or that it was taken over
+    place.store.invalidate_cache()
+    assert {path: place.store.info(path)["ETag"] for path in place.parts()} == after
+    check_end(place)

@@ -208,6 +208,19 @@ def test_the_next_night_does_only_what_is_new_and_goes_on_after_a_stop(nodes, st
     assert set(counted.values()) == {1}
 
 
+def test_what_failed_is_driven_again_on_the_cluster_and_the_clean_table_holds_every_row(nodes, store):
+    store.pipe_file("night/pics/2026-11-20-0.png", picture(3))
+    again = nodes.submit("--date", "2026-11-21", "--retry-errors", *engine(0), **VARIABLES)
+    said = follow(again, "", None)
+    assert again.returncode == 0, said
+    assert "1 of 1 failed rows are asked again" in said
+    export = [sys.executable, "-m", "pipeline", "export", str(NIGHTLY), "s3://night/clean", *engine(0)]
+    done = subprocess.run([*export, "--date", "2026-11-21"], cwd=ROOT, env={**nodes.env, **VARIABLES}, check=False)
+    assert done.returncode == 0
+    ids = [row["id"] for row in read(store, "night/clean")]
+    assert sorted(ids) == sorted([f"2026-11-20-{n}" for n in range(12)] + [f"2026-11-21-{n}" for n in range(24)])
+
+
 def test_what_was_submitted_holds_no_credentials(nodes):
     told = JobSubmissionClient(nodes.url).list_jobs()
     assert told
