@@ -20,8 +20,8 @@ GAP = 1e-3  # closer than this, the two best tokens of the reference are a draw
 class Lab:
     """One checkpoint, with its family and the reference model."""
 
-    def __init__(self, folder: Path, model_type: str):
-        self.folder = make(folder, model_type)
+    def __init__(self, folder: Path, model_type: str, **config: object):
+        self.folder = make(folder, model_type, **config)
         self.family = weights.family(self.folder)
         self.rng = np.random.default_rng(7)
 

@@ -9,15 +9,17 @@ import torch
 from pipeline.errors import PipelineError
 from pipeline.model.engines.torch import Torch, forward, memory
 from pipeline.model.generate import run
-from pipeline.types import Failure, Reply
+from pipeline.types import Failure, Reply, Request
 from tests.model.engines.conftest import GAP, Lab
+from tests.model.engines.test_shard import WIDE
+from tests.model.test_int4 import awq_checkpoint
 
-RANKS = {"qwen2_vl": 2, "qwen2_5_vl": 2, "qwen3_vl": 2, "qwen3_vl_moe": 4}  # four: two key heads, an expert for each
+RANKS = (2, 4)  # four: two key heads, and of a mixture an expert for each
 
 
-def opened(lab: Lab, ranks: int, **sizes) -> Torch:
-    how = {"slots": 4, "kv_tokens": 700, "prefill_tokens": 60, "patches": 64} | sizes
-    return Torch(lab.folder, lab.family, device="cpu", tensor_parallel=ranks, hang_s=60, **how)
+def opened(lab: Lab, ranks: int, **how) -> Torch:
+    sizes = {"slots": 4, "kv_tokens": 700, "prefill_tokens": 60, "patches": 64}
+    return Torch(lab.folder, lab.family, device="cpu", tensor_parallel=ranks, hang_s=60, **sizes | how)
 
 
 def said(engine: Torch, requests) -> dict[str, tuple[list[int], torch.Tensor]]:
@@ -40,13 +42,13 @@ def said(engine: Torch, requests) -> dict[str, tuple[list[int], torch.Tensor]]:
     engine.forward, engine.retire = noting, ending
     answers = list(run(engine, requests))
     engine.forward, engine.retire = compute, retire
-    assert all(isinstance(answer, Reply) for answer in answers)
+    assert not [answer for answer in answers if not isinstance(answer, Reply)]
     return {name: (tokens[name], torch.stack(logits[name])) for name in tokens}
 
 
-def test_answers_and_logits_are_those_of_one_process(lab: Lab):
+def mixed(lab: Lab) -> list[Request]:
     same = lab.picture(4, 3)
-    rows = [
+    return [
         lab.ask("text", "the cat"),
         lab.ask("picture", lab.picture(7, 5), "what is it?", max_new_tokens=20),
         lab.ask("same", same, "who?"),
@@ -55,11 +57,12 @@ def test_answers_and_logits_are_those_of_one_process(lab: Lab):
         lab.ask("film", lab.film(9, 3, 2), "and then?", max_new_tokens=16),
         lab.ask("long", "a" * 150, max_new_tokens=5),
     ]
-    kind = lab.folder.name.rstrip("0123456789")
-    alone, together = opened(lab, 1), opened(lab, RANKS[kind])
-    expected, found = said(alone, rows), said(together, rows)
-    parts = [engine.forward.loaded.language.layers[0].self_attn.q_proj.weight for engine in (alone, together)]
-    assert parts[0].numel() == RANKS[kind] * parts[1].numel()
+
+
+def the_same_divided(lab: Lab, ranks: int, rows: list[Request], expected, **how) -> int:
+    """Holds answers and logits to those of one process; returns the bytes of text weights that rank 0 has."""
+    together = opened(lab, ranks, **how)
+    found = said(together, rows)
     assert not together.gallery.made
     together.close()
     for name, (tokens, logits) in expected.items():
@@ -67,6 +70,32 @@ def test_answers_and_logits_are_those_of_one_process(lab: Lab):
         end = close[0] if close else len(tokens)
         assert found[name][0][:end] == tokens[:end], name
         torch.testing.assert_close(found[name][1][: end + 1], logits[: end + 1], atol=1e-4, rtol=1e-4)
+    return held(together)
+
+
+def held(engine: Torch) -> int:
+    layers = engine.forward.loaded.language.layers
+    return sum(each.nbytes for each in (*layers.parameters(), *layers.buffers()) if each.dim() > 1)
+
+
+def test_answers_and_logits_are_those_of_one_process(lab: Lab):
+    rows, alone = mixed(lab), opened(lab, 1)
+    expected = said(alone, rows)
+    for ranks in RANKS:
+        assert the_same_divided(lab, ranks, rows, expected) < held(alone) / ranks * 1.2
+
+
+@pytest.mark.parametrize("made_by", ["us", "AWQ"])
+def test_four_bit_weights_divided_say_what_they_say_whole(made_by, tmp_path):
+    lab = Lab(tmp_path / "dense", "qwen3_vl", text_config=WIDE, vision_config={"out_hidden_size": 128})
+    if made_by == "AWQ":
+        (tmp_path / "awq").mkdir()
+        awq_checkpoint(tmp_path / "awq", lab.folder)
+        lab.folder = tmp_path / "awq"
+    how = {"dtype": "float32"} | ({"quantize": "int4"} if made_by == "us" else {})
+    rows, alone = mixed(lab), opened(lab, 1, **how)
+    expected = said(alone, rows)
+    assert the_same_divided(lab, 2, rows, expected, **how) < held(alone) / 2 * 1.2
 
 
 @pytest.fixture(scope="module")

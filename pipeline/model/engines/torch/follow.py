@@ -67,7 +67,7 @@ def serve(link: Connection, able: Mapping[str, Callable[..., Any]], ranks: Ranks
 def main(descriptor: int, parent: int) -> None:
     die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is rank 0's to handle
-    with suppress(EOFError):  # rank 0 is gone
+    with suppress(EOFError, BrokenPipeError):  # rank 0 is gone
         follow(Connection(descriptor))
     sys.stderr.flush()
     os._exit(0)  # nothing is left to do, and Python would take seconds over it
