@@ -39,6 +39,14 @@ def test_the_first_rule_that_fits_gives_the_reply_and_its_braces_are_its_own():
     assert [reply.text for reply in run(engine, [ask("a", "a cat"), ask("b", "dog")])] == ['{"who": "a"}', "b: dog"]
 
 
+def test_a_free_slot_is_filled_while_other_rows_are_being_answered():
+    engine = scripted(slots=3, delay_ms=3_600_000)
+    for busy in (1, 2):
+        engine.submit(ask(str(busy)))
+        assert engine.step() == []
+        assert engine.metrics()["busy"] == busy
+
+
 def test_a_desk_answers_in_the_order_asked_whatever_order_the_engine_finishes_in():
     class Backwards(Scripted):
         def step(self):

@@ -7,12 +7,15 @@ can make it as slow as a model and as much out of order as it likes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping
 
 from pipeline.job import Job, ScriptedEngine
 from pipeline.types import Failure, Reply, Request
+
+STEP_S = 0.01  # as long as a step of decoding may take
 
 
 class Scripted:
@@ -36,8 +39,9 @@ class Scripted:
     def step(self) -> list[Reply | Failure]:
         while self.waiting and len(self.busy) < self.settings.slots:
             self.busy.append((time.monotonic() + self.settings.delay_ms / 1000, self.waiting.popleft()))
-        if self.busy:
-            time.sleep(max(0.0, self.busy[0][0] - time.monotonic()))
+        if self.busy:  # with a slot free, whoever comes meanwhile must not wait until another row is done
+            longest = STEP_S if len(self.busy) < self.settings.slots else math.inf
+            time.sleep(min(longest, max(0.0, self.busy[0][0] - time.monotonic())))
         replies: list[Reply | Failure] = []
         while self.busy and self.busy[0][0] <= time.monotonic():
             replies.append(self.reply(self.busy.popleft()[1]))
