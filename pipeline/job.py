@@ -86,7 +86,9 @@ class Context(Section):
 class Model(Section):
     weights: str = key("hub id, folder, s3:// folder, or builtin:NAME")
     revision: str | None = key("branch, tag or commit of a hub id", None)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key("auto: as the checkpoint says", "auto")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
+        "auto: as the checkpoint says; float16 is computed as float32 on a CPU", "auto"
+    )
     attention: Literal["auto", "sdpa"] = key("auto: packed attention of torch itself", "auto")
     quantize: Literal["int4"] | None = key("round a bf16 checkpoint's language model at load", None)
     tensor_parallel: Positive = key("GPUs (or processes on CPU) that share one copy of the model", 1, answers=False)

@@ -250,6 +250,15 @@ def test_a_job_opens_the_engine_with_its_settings(one_lab):
     engine.close()
 
 
+def test_float16_weights_are_computed_in_float32_where_there_is_no_gpu(one_lab):
+    said = {"name": "a", "input": {"manifest": "x.parquet"}, "output": {"path": "out"}}
+    weights = {"weights": str(one_lab.folder), "overrides": {"dtype": "float16"}}
+    for asked, used in ({}, torch.float32), ({"dtype": "float16"}, torch.float16):
+        engine = Torch.open(Job.model_validate({**said, "model": weights | asked}))
+        assert engine.forward.cache.keys.dtype == used
+        engine.close()
+
+
 def test_an_attention_that_is_not_there_is_refused_by_name(one_lab):
     with pytest.raises(JobError, match="flash_attention_2"):
         Torch(one_lab.folder, one_lab.family, device="cpu", attention="flash_attention_2")

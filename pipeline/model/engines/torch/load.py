@@ -96,7 +96,7 @@ def build(
     with without_weights():
         model = library.model_class(said["model_type"])(config)
     files = Weights(folder)
-    chosen = choose_dtype(dtype, config, files, four_bit=bool(groups))
+    chosen = choose_dtype(dtype, config, files, four_bit=bool(groups), device=device)
     form = Form(place, chosen, device, groups, rounds=bool(quantize))
     refuse_too_large(model, form)
     fill(model, files, form)
@@ -130,10 +130,12 @@ def without_weights() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def choose_dtype(said: str, config: Any, files: Weights, *, four_bit: bool) -> torch.dtype:
+def choose_dtype(said: str, config: Any, files: Weights, *, four_bit: bool, device: torch.device) -> torch.dtype:
+    """The job's, else the checkpoint's. Most CPUs only imitate float16, at a quarter of the speed of float32."""
     if said != "auto":
         return getattr(torch, said)  # type: ignore[no-any-return]
-    return DTYPE if four_bit else config.dtype or config.text_config.dtype or files.dtype()
+    own: torch.dtype = DTYPE if four_bit else config.dtype or config.text_config.dtype or files.dtype()
+    return torch.float32 if device.type == "cpu" and own == torch.float16 else own
 
 
 def fill(model: Any, files: Weights, form: Form) -> None:
