@@ -40,6 +40,9 @@ SPACE = bytes(range(33))
 class Fetcher:
     """Open once per worker. `ahead` says what will be asked for; `fetch` gives it."""
 
+    ahead_count = AHEAD_COUNT
+    least_sparse: int | None = None  # bytes of a video that is not downloaded; None: as many as pay
+
     def __init__(self, job: Job):
         self.roots, self.hosts, self.limits = job.input.roots, job.input.hosts, job.limits
         self.scratch = Scratch()
@@ -109,7 +112,7 @@ class Fetcher:
         with self.lock:
             pending = [future for futures in self.coming.values() for future in futures]
             held = sum(future.result().held for future in pending if _has_blob(future))
-            room = AHEAD_COUNT - len(pending) if held < AHEAD_BYTES else 0
+            room = self.ahead_count - len(pending) if held < AHEAD_BYTES else 0
             for _ in range(min(room, len(self.waiting))):
                 source = self.waiting.popleft()
                 self.coming.setdefault(source, deque()).append(self._start(source))
@@ -147,7 +150,9 @@ class Fetcher:
                 rest = await self.stores[kind].read(kind + uri[len(kind) :], sink)
             if rest and not whole:
                 counted = replace(rest, count=self._count)
-                if blob := await sparse.attempt(counted, sink, frames=self.frames, pages=pages):
+                if blob := await sparse.attempt(
+                    counted, sink, frames=self.frames, pages=pages, least=self.least_sparse
+                ):
                     return blob
             if rest:
                 await download(rest, sink)

@@ -22,9 +22,9 @@ MOST_TABLE_BYTES = 256 << 20
 GAP, PIECE, AT_ONCE = 1 << 20, 8 << 20, 8  # what is read rather than asked for apart; of one request; requests
 
 
-async def attempt(rest: Rest, sink: Sink, *, frames: int, pages: str = "") -> Blob | None:
+async def attempt(rest: Rest, sink: Sink, *, frames: int, pages: str = "", least: int | None = None) -> Blob | None:
     """A Blob with holes, or None where the file is better read whole. The sink holds the file's beginning."""
-    if sink.kind != "video" or rest.size < LEAST_BYTES:
+    if sink.kind != "video" or rest.size < (least or LEAST_BYTES):
         return None
     holes = Sparse(rest, sink)
     table = await holes.table()

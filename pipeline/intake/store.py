@@ -41,6 +41,7 @@ SAID = {
     "refused": "not a name this store could have",
     "full": "no space is left on the worker",
 }
+SIGNED_S = 900
 S3 = {"config_kwargs": {"max_pool_connections": 32, "retries": {"total_max_attempts": 1}}, "use_listings_cache": False}
 
 
@@ -80,6 +81,20 @@ class Store:
             return complete(data, end - start, sink.uri)
 
         return Rest(size, get) if size > len(chunk) else None
+
+    async def signed(self, uri: str) -> str | None:
+        """A URL by which anybody can get it for some minutes; None where there is none such."""
+        if self.kind != "s3":
+            return None
+        bucket, key, _ = self.files.split_path(self.files._strip_protocol(uri))
+        try:
+            await self.files.set_session()
+            client = await self.files.get_s3(bucket)
+            named = {"Bucket": bucket, "Key": key}
+            url: str = await client.generate_presigned_url("get_object", Params=named, ExpiresIn=SIGNED_S)
+            return url
+        except (*self.errors, ValueError):
+            return None
 
     async def _first(self, path: str, most: int) -> tuple[bytes, int, Any]:
         try:

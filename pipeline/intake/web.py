@@ -12,6 +12,7 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
+from urllib.request import getproxies
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -99,6 +100,32 @@ def open_session(hosts: Sequence[str]) -> aiohttp.ClientSession:
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=READ_S),
         headers={"User-Agent": "vlbatch", "Accept": "*/*", "Accept-Encoding": "identity"},
     )
+
+
+def open_plain(at_once: int) -> aiohttp.ClientSession:
+    """For addresses that no manifest named, through the environment's proxies."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=at_once),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=READ_S),
+        trust_env=bool(getproxies()),  # or aiohttp would look for them anew at every request, in a thread
+    )
+
+
+async def beginning(uri: str, most: int, *, session: aiohttp.ClientSession, hosts: Sequence[str]) -> tuple[bytes, int]:
+    """Its first bytes, and how many it has; nothing where the server does not say."""
+
+    async def take(response: aiohttp.ClientResponse) -> tuple[bytes, int]:
+        whole = response.headers.get("Content-Range", "").rpartition("/")[2]
+        size = int(whole) if whole.isdecimal() else 0 if response.status == 206 else response.content_length or 0
+        if not size or "Content-Encoding" in response.headers:
+            return b"", 0
+        return await response.content.readexactly(min(most, size)), size  # what else comes is cut off
+
+    try:
+        return await _asked(uri, take, {"Range": f"bytes=0-{most - 1}"}, session, hosts)
+    except asyncio.IncompleteReadError as error:
+        raise Passing("truncated", f"{shown(uri)}: the connection was cut before the end") from error
 
 
 async def read(

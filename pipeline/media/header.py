@@ -1,38 +1,76 @@
 """A file's header -> Clips without pixels: all that is known of a medium before anything is decoded.
 
 Sizes, frames, times and what is refused come from the code that decodes; only reading pixels is left out. Their
-place is taken by an array of the right shape that holds a single byte.
+place is taken by an array of the right shape that holds a single byte. What Pillow reads without native code, the
+headers of JPEG and PNG, is read here; the decoder's process is started for everything else, and only then.
 """
 
 from __future__ import annotations
 
+import io
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError
 from pipeline.intake.blob import Blob, Ranges
-from pipeline.intake.heads import Head
+from pipeline.intake.heads import Head, webp_size
 from pipeline.media.decoder import Decoder
-from pipeline.media.kinds.base import Probe
+from pipeline.media.kinds.base import Bounds, Probe
+from pipeline.media.kinds.image import BAD_EXIF, upright
 from pipeline.types import Size
+
+PLAIN = (b"\xff\xd8\xff", b"\x89PNG")
+TURNS = ("xmp", "XML:com.adobe.xmp")  # what may turn a PNG beside EXIF
 
 
 class Header(Decoder):
+    def __init__(self, bounds: Bounds):
+        self.bounds = bounds
+        self.behind: Decoder | None = None
+
     def open(self, blob: Blob, kind: str, *, moving: bool, ends: float) -> Probe:
+        if not moving and blob.data and (size := size_of(blob.data)):
+            self.bounds.check(size, moving=False)
+            return Probe("image", (size,))
+        self.behind = self.behind or Decoder(self.bounds)
         if not isinstance(blob, Head) or blob.whole is None:
-            return super().open(blob, kind, moving=moving, ends=ends)
+            return self.behind.open(blob, kind, moving=moving, ends=ends)
         if not moving:  # the frames of an animation are counted at its end
             try:
-                return super().open(blob, kind, moving=moving, ends=ends)
+                return self.behind.open(blob, kind, moving=moving, ends=ends)
             except DecodeError:
                 pass  # perhaps only because the rest is missing
         with blob.whole() as all_of_it:
-            return super().open(all_of_it, kind, moving=moving, ends=ends)
+            return self.behind.open(all_of_it, kind, moving=moving, ends=ends)
 
     def ranges(self, batches: Sequence[Sequence[int]], *, ends: float) -> list[Ranges]:
         return [[] for _ in batches]
 
     def read(self, indices: Sequence[int], size: Size, *, ends: float) -> NDArray[np.uint8]:
         return np.broadcast_to(np.zeros((), np.uint8), (len(indices), 3, size[1], size[0]))
+
+    def await_start(self) -> None:
+        if self.behind:
+            self.behind.await_start()
+
+    def close(self) -> None:
+        if self.behind:
+            self.behind.close()
+
+
+def size_of(data: bytes) -> Size | None:
+    """Of a JPEG, PNG or WebP, upright, where its beginning alone tells."""
+    if not data.startswith(PLAIN):
+        return webp_size(data)
+    try:
+        with PIL.Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            if image.format != "PNG" or "exif" in image.info:
+                return upright(image)
+            late = b"eXIf" in data or any(name in image.info for name in TURNS)
+            return None if late else image.size  # `getexif` would decode all of it, to look behind the pixels
+    except (*BAD_EXIF, zlib.error, EOFError):
+        return None

@@ -13,8 +13,10 @@ import pytest
 from pipeline.errors import FetchError
 from pipeline.intake import rest, sparse
 from pipeline.intake.fetch import Fetcher
+from pipeline.intake.heads import Heads
 from pipeline.media import look as looking
 from pipeline.media.decode import Eyes
+from pipeline.media.header import Header
 from pipeline.media.look import look
 from pipeline.types import Ask, Medium
 from tests.media.making import Plain, a_job, film, repeated
@@ -93,7 +95,7 @@ def opened(server):
     job = a_job(limits={"deadline_s": 60})
     job = job.model_copy(update={"input": job.input.model_copy(update={"hosts": (server,)})})
     with Fetcher(job) as fetcher, Eyes(job, Plain()) as eyes:
-        yield fetcher, eyes
+        yield fetcher, eyes, job
 
 
 @pytest.fixture
@@ -140,6 +142,18 @@ def test_where_frames_are_wanted_closely_the_video_is_fetched_ahead_whole(see, o
     monkeypatch.setattr(opened[0], "frames", 1000)
     assert see("moov at the end", frames=8).pixels.shape[0] == 8
     assert Files.sent >= len(Files.files["/moov-at-the-end"])
+
+
+@pytest.mark.parametrize("name", ["moov at the beginning", "moov at the end"])
+def test_to_plan_a_video_its_table_is_read_and_no_frame(name, see, opened, films, server):
+    ask, uri = Ask(frames=700), f"http://{server}/{name.replace(' ', '-')}"
+    Files.sent = 0
+    with Heads(opened[2]) as heads, Eyes(opened[2], Plain(), Header) as eyes:
+        (clip,) = look(Medium(uri, None, ask), fetcher=heads, eyes=eyes)
+    assert Files.sent < films[name].stat().st_size / 4
+    local = see(str(films[name]), frames=700)
+    assert (clip.times, clip.fps, clip.source_size) == (local.times, local.fps, local.source_size)
+    assert clip.pixels.shape == local.pixels.shape
 
 
 def test_a_server_without_ranges_is_read_from_start_to_end(see, monkeypatch):

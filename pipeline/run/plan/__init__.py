@@ -31,7 +31,7 @@ from pipeline.registry import nearest
 from pipeline.run import brief, resume
 from pipeline.run.plan.gpus import GPUS, Load, Offer, offer
 from pipeline.run.plan.survey import Shown, Survey, sample, survey
-from pipeline.types import Ask
+from pipeline.types import Ask, Size
 
 SAMPLE_ROWS = 2000
 ANSWER_TOKENS = 128  # of an answer, where nothing better is known
@@ -141,17 +141,17 @@ def answered_tokens(store: Store, work: Work) -> tuple[int, float]:
 def advice(seen: Survey, job: Job, family: Family) -> list[Advice]:
     """Smaller pictures that save much: reckoned by the family on the sizes that were seen."""
     out = []
-    whole = sum(tokens_of(shown, shown.size, family) for shown in seen.clips)
+    whole = sum(count * tokens_of(shown, shown.size, family) for shown, count in seen.clips.items())
     for key, kind in (("media.max_pixels", "image"), ("media.video.max_pixels", "video")):
-        clips = [shown for shown in seen.clips if shown.kind == kind]
+        clips = {shown: count for shown, count in seen.clips.items() if shown.kind == kind}
+        now = sum(count * tokens_of(shown, shown.size, family) for shown, count in clips.items())
         for budget in BUDGETS:
             pixels = budget * (family.patch * family.merge) ** 2
-            sizes = [min(resized(shown, pixels, job, family), shown.size, key=math.prod) for shown in clips]
-            now = sum(tokens_of(shown, shown.size, family) for shown in clips)
-            then = sum(tokens_of(shown, size, family) for shown, size in zip(clips, sizes, strict=True))
-            changed = sum(size != shown.size for shown, size in zip(clips, sizes, strict=True))
+            sizes = {shown: min(resized(shown, pixels, job, family), shown.size, key=math.prod) for shown in clips}
+            then = sum(count * tokens_of(shown, sizes[shown], family) for shown, count in clips.items())
+            changed = sum(count for shown, count in clips.items() if sizes[shown] != shown.size)
             if whole and (now - then) / whole >= WORTH:
-                out.append(Advice(key, pixels, (now - then) / whole, changed / len(clips)))
+                out.append(Advice(key, pixels, (now - then) / whole, changed / sum(clips.values())))
     return [
         each
         for at, each in enumerate(out)
@@ -159,14 +159,14 @@ def advice(seen: Survey, job: Job, family: Family) -> list[Advice]:
     ]
 
 
-def resized(shown: Shown, pixels: int, job: Job, family: Family) -> tuple[int, int]:
+def resized(shown: Shown, pixels: int, job: Job, family: Family) -> Size:
     if shown.kind == "image":
         return family.image_size(shown.source, replace(image_ask(job.media, Ask()), max_pixels=pixels, min_pixels=None))
     ask = replace(video_ask(job.media, Ask()), max_pixels=pixels, min_pixels=None)
     return family.video_size(shown.source, shown.frames, ask)
 
 
-def tokens_of(shown: Shown, size: tuple[int, int], family: Family) -> int:
+def tokens_of(shown: Shown, size: Size, family: Family) -> int:
     return family.vision_tokens(size, shown.frames)
 
 

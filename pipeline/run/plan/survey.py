@@ -12,14 +12,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
-from pipeline.flow import Preparer, Work
+from pipeline.flow import Asked, Preparer, Work
 from pipeline.intake.heads import Heads
 from pipeline.intake.manifest import Chunk
 from pipeline.media.header import Header
 from pipeline.types import Clip, Failure, Request, Size
 
 CLUSTERS = 100  # chunks that a sample is spread over: each costs reading a part of the manifest
-MOST_CLIPS = 20_000  # that advice is reckoned on
+TOGETHER = 1000  # rows, from as many chunks as that takes
+MOST_CLIPS = 20_000  # kinds of them, by their sizes, that advice is reckoned on
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Survey:
     longest: int = 0  # prompt and the budget of the answer
     failures: Counter[str] = field(default_factory=Counter)  # "stage/kind"
     examples: dict[str, str] = field(default_factory=dict)
-    clips: list[Shown] = field(default_factory=list)
+    clips: Counter[Shown] = field(default_factory=Counter)
 
     def add(self, outcome: Request | Failure) -> None:
         self.rows += 1
@@ -73,8 +74,8 @@ class Survey:
         largest = self.largest.get(kind, (0, 0))
         self.largest[kind] = shown.source if pixels > largest[0] * largest[1] else largest
         self.frames += shown.frames if kind == "video" else 0
-        if len(self.clips) < MOST_CLIPS:
-            self.clips.append(shown)
+        if shown in self.clips or len(self.clips) < MOST_CLIPS:
+            self.clips[shown] += 1
 
     @property
     def good(self) -> int:
@@ -93,10 +94,21 @@ def kind_of(clips: Sequence[Clip]) -> str:
 def survey(work: Work, chunks: Iterable[Chunk]) -> Survey:
     found = Survey()
     with closing(Preparer(work, fetcher=Heads, decoder=Header)) as preparer:
-        for chunk in chunks:
-            for _, outcome in preparer.prepare(chunk):
+        for rows in together(preparer.read(chunk) for chunk in chunks):
+            for _, outcome in preparer.requests(rows):
                 found.add(outcome)
     return found
+
+
+def together(lists: Iterable[list[Asked]]) -> Iterator[list[Asked]]:
+    """So many that fetching ahead of them is seldom at its end."""
+    some: list[Asked] = []
+    for each in lists:
+        some += each
+        if len(some) >= TOGETHER:
+            yield some
+            some = []
+    yield some
 
 
 def sample(chunks: Sequence[Chunk], rows: int) -> Iterator[Chunk]:

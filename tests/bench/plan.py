@@ -1,0 +1,117 @@
+"""What planning costs an object: headers of pictures in S3, against fetching and opening them as a run does.
+
+    python tests/bench/plan.py [--quick] [--objects N]
+
+A real S3 server on this machine; both sides are the plan's own steps over a share of the same objects. CPU seconds are
+those of the planning process and its children, not of the server's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+import pyarrow as pa
+import pyarrow.parquet as pq
+import s3fs
+
+from pipeline import jobfile
+from pipeline.flow import Preparer, Work
+from pipeline.intake.manifest import Chunk, files
+from pipeline.output.store import Store
+from pipeline.run import brief, resume
+from pipeline.run.plan.survey import survey
+from tests.bench import harness
+from tests.bench.prepare import photo
+from tests.seaweed import KEY, SECRET, Seaweed
+
+JOB = """
+name: bench
+input: {manifest: PLACE/manifest.parquet, id: id, media: image}
+prompt: {user: "What is it?"}
+model: {weights: "builtin:tiny"}
+output: {path: PLACE/out}
+"""
+SIZES = ((640, 480), (480, 640), (1024, 768), (500, 375), (1280, 960))
+SHARE = 10  # of the objects, that are read whole
+TOGETHER = 500  # uploads
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    numbers = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return numbers
+
+
+def fill(place: Path, url: str, objects: int) -> None:
+    pictures = []
+    for size in SIZES:
+        sink = io.BytesIO()
+        photo(size).save(sink, "JPEG", quality=80)
+        pictures.append(sink.getvalue())
+    store = s3fs.S3FileSystem(key=KEY, secret=SECRET, endpoint_url=url, skip_instance_cache=True)
+    store.mkdir("scans")
+    keys = [f"scans/{number:06}.jpg" for number in range(objects)]
+    for start in range(0, objects, TOGETHER):
+        some = range(start, min(start + TOGETHER, objects))
+        store.pipe({keys[number]: pictures[number % len(pictures)] for number in some})
+    rows = {"id": keys, "image": [f"s3://{key}" for key in keys]}
+    pq.write_table(pa.table(rows), place / "manifest.parquet")
+
+
+def whole(work: Work, chunks: list[Chunk]) -> Iterator[object]:
+    """What preparing a run does."""
+    with closing(Preparer(work)) as preparer:
+        for chunk in chunks:
+            yield from preparer.prepare(chunk)
+
+
+def processor_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--objects", type=int, default=10_000)
+    options = parser.parse_args()
+    objects = 1000 if options.quick else options.objects
+    lines, figures = [], {}
+    with tempfile.TemporaryDirectory() as folder, Seaweed(Path(folder) / "weed", free_ports(8)) as server:
+        os.environ.update(server.environment)
+        fill(Path(folder), server.url, objects)
+        job = jobfile.parse(JOB.replace("PLACE", folder))
+        found = files(job)
+        work = brief.work(job, found)
+        chunks = list(resume.plan(work, found, Store(work.job.output.path)).left)
+        few = chunks[: max(1, len(chunks) // SHARE)]
+        survey(work, few[:1])
+        sides = {"headers": (chunks, lambda: survey(work, chunks)), "whole": (few, lambda: list(whole(work, few)))}
+        for name, (some, side) in sides.items():
+            rows = sum(chunk.asked for chunk in some)
+            busy, start = processor_seconds(), time.perf_counter()
+            side()
+            taken, busy = time.perf_counter() - start, processor_seconds() - busy
+            lines.append([name, f"{rows:,}", taken, busy, 1000 * taken / rows, 1000 * busy / rows])
+            figures |= {f"{name}_ms": 1000 * taken / rows, f"{name}_cpu_ms": 1000 * busy / rows, f"{name}_s": taken}
+    print(harness.table(["read", "objects", "seconds", "CPU seconds", "ms an object", "CPU ms an object"], lines))
+    ratios = {"speed": figures["whole_ms"] / figures["headers_ms"]}
+    harness.report("plan", ratios=ratios, figures=figures, where=harness.machine("aiobotocore", "pillow"))
+
+
+if __name__ == "__main__":
+    main()
