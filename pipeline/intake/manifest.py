@@ -29,6 +29,7 @@ KINDS = {".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": 
 PREPARED_BYTES = 256 * 2**20  # what a prepared chunk may weigh in the object store, about
 TYPICAL_PIXELS = 1280 * 28 * 28
 TYPICAL_VIDEO_PIXELS = 20480 * 28 * 28
+canonical = json.JSONEncoder(sort_keys=True, default=str, ensure_ascii=False).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,7 @@ def names(table: pa.Table, wanted: Columns, file: File) -> list[tuple[str, str]]
     """
     asked = [name for name in wanted.asked if name in table.column_names]
     questions = [
-        text_digest(json.dumps(row, sort_keys=True, default=str, ensure_ascii=False)).hex()
+        text_digest(canonical(row)).hex()
         for row in (table.select(asked).to_pylist() if asked else [{}] * table.num_rows)
     ]
     if not wanted.id:
