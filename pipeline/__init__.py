@@ -72,7 +72,9 @@ model: Clips and text -> Request -> Reply
     model/engines/base.py            the seam: Requests -> tokens
     model/engines/scripted.py        replies by rule, without a model
     model/engines/ending.py          a reply that was cut off -> the same, ended
-    model/engines/vllm.py            vLLM's engine in the same process
+    model/engines/vllm/__init__.py   vLLM's engine in the same process
+    model/engines/vllm/arguments.py  a job -> its arguments, or what is wrong with them
+    model/engines/vllm/prompt.py     a Request -> the prompt as vLLM takes it
     model/engines/http/__init__.py   any server that speaks the OpenAI protocol
     model/engines/http/message.py    a Request -> the body of a chat completion
     model/engines/http/caller.py     a body -> the server's answer, however often it has to be asked

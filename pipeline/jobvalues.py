@@ -32,6 +32,7 @@ Credentials do not belong in a job file; they come from the environment of every
 SECRETS = {  # what a string must not hold, and what to call it
     r"[a-z][\w+.-]*://[^/\s@?#:]*:[^/\s@]+@": "a user and password in a URL",
     r"(?i)[?&](x-amz-(signature|credential|security-token)|x-goog-signature|sig|access_token)=": "a signed URL",
+    r"(?i)[?&](api[_-]?key|key|token)=": "a key in a URL",
     r"\b(AKIA|ASIA)[0-9A-Z]{16}\b": "an AWS access key",
     r"(?i)\b(AccountKey|SharedAccessSignature|aws_secret_access_key)\s*=": "a storage key",
     r"\bhf_[A-Za-z0-9]{30,}": "a Hugging Face token",

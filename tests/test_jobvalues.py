@@ -90,6 +90,7 @@ def test_a_week_and_its_days_agree_at_every_turn_of_the_year(day):
         ("https://reader:hunter2secret@cdn.acme.com/m.parquet", "a user and password in a URL"),
         ("https://b.s3.amazonaws.com/m.parquet?X-Amz-Signature=hunter2secret", "a signed URL"),
         ("https://acme.blob.core.windows.net/m.parquet?sv=1&sig=hunter2secret", "a signed URL"),
+        ("https://llm.acme.com/v1?alt=json&key=hunter2secret", "a key in a URL"),
         ("s3://AKIAIOSFODNN7EXAMPLE/hunter2secret", "an AWS access key"),
         ("hf_abcdefghijhunter2secretabcdefghij", "a Hugging Face token"),
     ],

@@ -31,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "torch": {"slots": 2},
     "scripted": {"slots": 2},
     "http": {"concurrency": 2},
-    "vllm": {"max_num_seqs": 2, "enforce_eager": True, "max_num_batched_tokens": 2048},
+    "vllm": {"max_num_seqs": 2, "enforce_eager": True, "max_num_batched_tokens": 2048, "gpu_memory_utilization": 0.3},
 }
 LONGEST = 512
 SCHEMA = '{"type":"object","properties":{"a":{"type":"string"},"b":{"type":"array","items":{"type":"integer"}}},'
@@ -173,12 +173,13 @@ def test_metrics_are_numbers_by_name(opened, requests):
 
 
 def test_several_callers_get_their_own_answers_in_order_and_who_waits_at_the_end_is_told(
-    kind, folder, server, requests
+    kind, folder, server, family, requests
 ):
-    if kind == "vllm":
-        pytest.skip("a second engine would not fit beside the first")
     with closing(Desk(start(kind, folder, server))) as desk:
         first, second = desk.answer(requests[:4]), desk.answer(requests[2:])
         assert [answer.id for answer in first] == ["0", "1", "2", "3"]
         assert [answer.id for answer in second] == ["2", "3", "4", "5", "6"]
+        waiting = [desk.ask(ask(family, f"late {number}", "a long one", max_new_tokens=400)) for number in range(50)]
+    assert isinstance(waiting[-1].exception(timeout=20), RuntimeError)
+    assert all(future.done() for future in waiting)
     assert isinstance(desk.ask(requests[0]).exception(timeout=20), RuntimeError)

@@ -51,6 +51,8 @@ def test_no_row_is_lost_to_a_server_in_trouble_and_the_cost_is_told(desk, capsys
     (path,) = (desk.folder / "out/runs").glob("*/report.json")
     assert json.loads(path.read_text())["cost"] == pytest.approx(20 * (7 * 2.0 + 3 * 10.0) / 1e6)
     assert "cost: 0.00088" in capsys.readouterr().err
+    assert main(["report", str(desk.folder / "out"), "--to", str(desk.folder / "page.html")]) == 0
+    assert "0.00088" in (desk.folder / "page.html").read_text()
 
 
 def test_the_key_is_in_nothing_that_is_written_or_said(desk, capsys):

@@ -27,8 +27,11 @@ class Endings:
         self.grammars: object = None
 
     def ended(self, reply: Reply, request: Request, tokens: Sequence[int] | None = None) -> Reply:
-        """`tokens`: those of the answer, where they are known; then the ending keeps to the budget."""
-        if reply.finish != "length" or request.schema is None:
+        """`tokens`: those of the answer, where they are known; then the ending keeps to the budget.
+
+        Where nothing was said (a budget spent on thinking), an ending would be an answer of our own making.
+        """
+        if reply.finish != "length" or request.schema is None or not reply.text.strip():
             return reply
         try:
             text = self.text(reply.text, request.schema, request.sampling.max_new_tokens, tokens)

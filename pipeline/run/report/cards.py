@@ -76,7 +76,7 @@ def content(folder: Folder, figures: Figures, found: Sequence[Group], cards: Seq
         "model": folder.job.get("model", {}).get("weights", ""),
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "figures": figures,
-        "tiles": tiles(figures, found),
+        "tiles": tiles(figures, found, folder.runs),
         "charts": charts(figures, found, folder.runs),
         "note": note(figures),
         "segments": segments(cards),
@@ -87,12 +87,13 @@ def content(folder: Folder, figures: Figures, found: Sequence[Group], cards: Seq
     }
 
 
-def tiles(figures: Figures, found: Sequence[Group]) -> list[tuple[str, str]]:
+def tiles(figures: Figures, found: Sequence[Group], runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     whole = [("answered", figures.rows), ("in errors/", sum(group.count for group in found))]
     whole += [("vision tokens", total(figures.vision)), ("output tokens", total(figures.output))]
     whole += [("cut off", figures.finish["length"]), ("with violations", figures.violations)]
     whole += [("clamped or repaired", figures.flags.total())]
-    return [(name, f"{value:,}") for name, value in whole]
+    cost = sum(run.get("cost") or 0.0 for run in runs)
+    return [(name, f"{value:,}") for name, value in whole] + ([("cost", f"{cost:,.4g}")] if cost else [])
 
 
 def total(counts: Counter[int]) -> int:

@@ -207,6 +207,12 @@ def test_an_answer_that_the_budget_cut_is_ended():
     assert {answer.finish for answer in found.values()} == {"length"}
 
 
+def test_a_budget_that_was_spent_on_thinking_is_not_made_an_answer():
+    with Talker(lambda heard: said(None, "length", reasoning_content="hm, let me see")) as talker:
+        found = answers(talker, ask("1", schema=SCHEMA, thinking_tokens=50))
+    assert found["1"] == Reply("1", "", "length", 3, "hm, let me see", None, 7)
+
+
 # Schemas, as servers take them
 
 
@@ -228,6 +234,18 @@ def test_the_schema_goes_along_as_the_server_takes_it(takes):
     assert spelled(talker.heard[-1].body) == takes
     assert len(talker.heard) == 9 + ["json_schema", "guided_json", "json_object", "none"].index(takes)
     assert (SCHEMA in talker.heard[-1].text) == (takes in ("json_object", "none"))
+
+
+def test_a_refusal_that_speaks_of_json_costs_its_row_and_nobody_elses_schema():
+    def script(heard):
+        poison = "question 0" in heard.text or "question 3" in heard.text
+        return wrong(400, "cannot parse the JSON's image") if poison else said("{}")
+
+    with Talker(script) as talker:
+        found = answers(talker, *(ask(str(n), schema=SCHEMA) for n in range(9)), concurrency=1)
+    assert [name for name, answer in found.items() if isinstance(answer, Failure)] == ["0", "3"]
+    others = [heard.body for heard in talker.heard if "question 0" not in heard.text]
+    assert all(body["response_format"]["type"] == "json_schema" for body in others)
 
 
 def test_a_job_may_say_how_the_schema_is_sent():
@@ -303,8 +321,10 @@ def test_all_attempts_at_a_row_carry_the_same_key_and_a_row_asked_anew_another()
     with Talker(moody(wrong(500, "oops"), 2)) as talker:
         answers(talker, ask("1"))
         answers(talker, ask("1", temperature=0.3, seed=5))
+        answers(talker, ask("1", "question 1, by a job whose prompt was changed"))
     keys = [heard.headers["Idempotency-Key"] for heard in talker.heard]
-    assert keys[0] == keys[1] == keys[2] != keys[3]
+    assert keys[0] == keys[1] == keys[2]
+    assert len({*keys}) == 3
 
 
 def test_one_poisonous_row_costs_one_row():

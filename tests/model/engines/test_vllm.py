@@ -6,19 +6,14 @@ Run by `make test-vllm` with the Python that has vLLM; a CPU build is enough.
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.dataset as ds
 import pytest
 
 from pipeline.errors import JobError
@@ -26,8 +21,10 @@ from pipeline.job import Job
 from pipeline.model import weights
 from pipeline.model.generate import run
 from pipeline.registry import ENGINES, find
+from pipeline.tiny import evaluate, files, scores
 from pipeline.tiny.checkpoint import make
 from pipeline.types import Clip, Failure, Reply, Request, Sampling, Turn
+from tests.model.engines.serving import KEY, serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="make test-vllm")]
 ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}
@@ -136,40 +133,9 @@ def test_vllm_inside_says_what_our_engine_says(folder):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """vLLM's own OpenAI server, with a key."""
     folder = tiny(tmp_path_factory.mktemp("s"), "qwen2_5_vl")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port)]
-    command += ["--host", "127.0.0.1", "--served-model-name", "tiny", "--max-model-len", "2048", "--enforce-eager"]
-    command += ["--max-num-seqs", "8", "--max-num-batched-tokens", "2048", "--api-key", "sesame"]
-    command += [
-        "--trust-request-mm-kwargs",
-        "--dtype",
-        "float32",
-        "--structured-outputs-config",
-        '{"backend": "guidance", "disable_any_whitespace": true}',
-    ]
-    log = (folder / "server.log").open("wb")
-    process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, folder / "server.log")
-        yield f"http://127.0.0.1:{port}/v1", folder
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    while True:
-        assert process.poll() is None, log.read_text()[-3000:]
-        try:
-            urllib.request.urlopen(url, timeout=2).close()
-        except OSError:
-            time.sleep(0.5)
-        else:
-            return
+    with serving(folder, folder / "server.log", longest=2048, slots=8) as url:
+        yield url, folder
 
 
 def test_vllms_server_says_what_our_engine_says(server):
@@ -182,7 +148,7 @@ def test_vllms_server_says_what_our_engine_says(server):
         "film",
     )  # one video a row; what is special in a row's text is broken up
     requests = [request for request in asked(weights.family(folder)) if request.id in alike]
-    theirs = answers(job(folder, kind="http", url=url, api_key="sesame", video="native"), requests)
+    theirs = answers(job(folder, kind="http", url=url, api_key=KEY, video="native"), requests)
     ours = answers(job(folder, kind="torch"), requests)
     assert plain(theirs, "picture", "words", "whole", "film") == plain(ours, "picture", "words", "whole", "film")
     label, box = json.loads(theirs["cut"].text).values()  # ended past the server's budget, ours within it
@@ -197,7 +163,7 @@ def test_vllms_server_refuses_a_wrong_key_and_a_wrong_name(server):
     with pytest.raises(JobError, match=r"engine\.api_key: .* answers 401"):
         answers(job(folder, kind="http", url=url, api_key="mellon"), [])
     with pytest.raises(JobError, match=r"engine\.model: large is named, and .* serves tiny"):
-        answers(job(folder, kind="http", url=url, api_key="sesame", model="large"), [])
+        answers(job(folder, kind="http", url=url, api_key=KEY, model="large"), [])
 
 
 def test_an_argument_that_vllm_does_not_know_is_refused_with_the_nearest_it_knows():
@@ -206,3 +172,39 @@ def test_an_argument_that_vllm_does_not_know_is_refused_with_the_nearest_it_know
         "engine.dtype: say it as model.dtype",
         "engine.max_num_seq: vLLM's engine has no such argument. Did you mean 'max_num_seqs'?",
     ]
+
+
+@pytest.fixture(scope="module", params=[("builtin:tiny", "caption detect video"), ("builtin:tiny-invoice", "invoice")])
+def taught(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[str]]]:
+    """A built-in model, served; and what it was taught."""
+    name, tasks = request.param
+    with serving(weights.locate(name), tmp_path_factory.mktemp("t") / "server.log", longest=4096, slots=32) as url:
+        yield url, tasks.split()
+
+
+def test_the_built_in_models_answer_and_score_the_same_through_every_door(taught, tmp_path, monkeypatch):
+    """The jobs of the demo, with one line changed: the same words, boxes, fields and times, and so the same marks."""
+    url, tasks = taught
+    monkeypatch.setenv("DOORS_KEY", KEY)
+    engines = {
+        "torch": {},
+        "vllm": {**SMALL, "max_num_seqs": 32},
+        "http": {"url": url, "api_key": "${DOORS_KEY}", "video": "native"},
+    }
+    for task in tasks:
+        manifest = files.write(tmp_path / task, task, 24)
+        found, marks = {}, {}
+        for kind, more in engines.items():
+            out = tmp_path / task / kind
+            line = json.dumps({"kind": kind, **more})
+            changes = [f"engine={line}", f"output.path={out}", "model.context.max_length=4096", "limits.error_rate=1"]
+            assert evaluate.run(task, tmp_path, changes, here=True) == 0
+            columns = ["id", "text", "answer", "finish", "tokens", "flags", "question", "fingerprint"]
+            rows = ds.dataset(out / "data").to_table(columns).to_pylist()
+            found[kind] = {row["id"]: row for row in rows}
+            marks[kind] = scores.score(task, evaluate.compared(manifest, out))
+        assert len(found["torch"]) == 24
+        assert found["vllm"] == found["torch"]
+        assert found["http"] == found["torch"]
+        assert marks["vllm"] == marks["http"] == marks["torch"]
+        assert min(marks["torch"].values()) > 0.6

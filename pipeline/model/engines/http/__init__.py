@@ -5,18 +5,17 @@ shown and how boxes are written, its tokenizer counts. Name the one that is serv
 knows, any Qwen-VL gives sizes, and `engine.coordinates` says how that model writes boxes.
 
 `submit` and `step` hand over and collect; an event loop in a thread of its own does the rest. The schema goes along as
-the server takes it, tried out once; what comes back is checked like any other answer.
+the server takes it, tried out until the first answer; what comes back is checked like any other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import queue
-import re
 from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from threading import Thread
 from typing import Any
 
@@ -24,26 +23,22 @@ from pipeline.errors import ItemError, JobError
 from pipeline.job import HttpEngine, Job
 from pipeline.model import weights
 from pipeline.model.engines.ending import Endings
-from pipeline.model.engines.http import message
 from pipeline.model.engines.http.caller import FAULTS, Caller
+from pipeline.model.engines.http.message import GUIDES, Dialect, body
 from pipeline.model.engines.http.verdict import Passing, Refused, reply
 from pipeline.types import Failure, Reply, Request
 
-GUIDES = ("json_schema", "guided_json", "json_object", "none")
-OF_SCHEMAS = re.compile(r"response_format|json|guided|structured|grammar|schema", re.I)
 TICK_S = 0.1  # so long `step` waits at most, so that closing need not wait for a server
 LOCAL = ("dtype", "attention", "quantize", "tensor_parallel")
 
 
 class Http:
-    def __init__(self, settings: HttpEngine, *, model: str, endings: Endings, label: bool = False):
+    def __init__(self, settings: HttpEngine, *, endings: Endings, label: bool = False):
         self.settings = settings
-        self.model = model
         self.endings = endings
         self.label = label
-        self.guide = GUIDES[0] if settings.guide == "auto" else settings.guide
-        self.limit = "max_tokens"
-        self.vllm = False
+        self.dialect = Dialect(settings.model or "", GUIDES[0] if settings.guide == "auto" else settings.guide)
+        self.guided = settings.guide != "auto"  # how the schema is sent is settled
         self.done: queue.SimpleQueue[Future[Reply | Failure]] = queue.SimpleQueue()
         self.underway = 0
         self.counts = {"rows": 0, "prompt_tokens": 0, "output_tokens": 0}
@@ -59,8 +54,7 @@ class Http:
             raise JobError(problem)
         folder = weights.locate_small(job.model.weights, job.model.revision)
         family = weights.family(folder, model=job.model)
-        label = job.media.add_vision_id
-        engine = cls(job.engine, model=job.engine.model or "", endings=Endings(family.tokenizer), label=label)
+        engine = cls(job.engine, endings=Endings(family.tokenizer), label=job.media.add_vision_id)
         try:
             engine.wait_for(engine.meet())
         except BaseException:
@@ -83,20 +77,23 @@ class Http:
 
     async def meet(self) -> None:
         """Who is there: a wrong key or name is found before the first row. A server may have no list of models."""
+        named = self.settings.model
         try:
             listed = (await self.caller.ask("models")).get("data")
         except (JobError, Refused) as error:
-            if "api_key" in str(error) or not self.model:
+            if "api_key" in str(error) or named is None:
                 raise
             return
         models = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
         names = [str(each.get("id")) for each in models]
-        self.vllm = any(each.get("owned_by") == "vllm" for each in models)
-        if not self.model and len(names) == 1:
-            self.model = names[0]
-        if names and self.model not in names and not any(each.get("root") == self.model for each in models):
-            shown = ", ".join(names[:20])
-            raise JobError(f"engine.model: {self.model or 'nothing'} is named, and {self.settings.url} serves {shown}")
+        if named is None and len(names) == 1:
+            named = names[0]
+        if named is None or (names and named not in {*names, *(each.get("root") for each in models)}):
+            shown = ", ".join(names[:20]) or "no list of models"
+            raise JobError(f"engine.model: {named or 'nothing'} is named, and {self.settings.url} serves {shown}")
+        self.dialect = replace(
+            self.dialect, model=named, unresized=any(each.get("owned_by") == "vllm" for each in models)
+        )
 
     def room(self) -> bool:
         return self.underway < self.settings.concurrency
@@ -136,34 +133,23 @@ class Http:
         raise AssertionError
 
     async def send(self, request: Request) -> dict[str, Any]:
+        """In other words where the server wants others; what was taken once is kept for all rows."""
+        began = dialect = self.dialect
         while True:
-            guide, limit, vllm = self.guide, self.limit, self.vllm
-            body = await asyncio.to_thread(self.spell, request, guide, limit, vllm)
+            guidable = request.schema is not None and not self.guided
+            said = await asyncio.to_thread(body, request, self.settings, dialect, label=self.label)
             try:
-                return await self.caller.ask("chat/completions", body, key=name(request))
+                answer = await self.caller.ask("chat/completions", said, key=name(request, said))
             except Refused as error:
-                if vllm and "mm_processor_kwargs" in error.message and self.settings.video != "native":
-                    self.vllm = False  # it was started without --trust-request-mm-kwargs
-                elif not self.learn(error, request, guide, limit):
+                other = dialect.after(error.message, guidable=guidable)
+                if other is None:
                     raise
-
-    def spell(self, request: Request, guide: str, limit: str, vllm: bool) -> bytes:
-        said = message.body(
-            request, self.settings, model=self.model, guide=guide, limit=limit, label=self.label, vllm=vllm
-        )
-        return json.dumps(said).encode()
-
-    def learn(self, error: Refused, request: Request, guide: str, limit: str) -> bool:
-        """Whether another spelling is worth a try; what one row learned, all others know."""
-        if "max_completion_tokens" in error.message and limit == "max_tokens":
-            self.limit = "max_completion_tokens"
-            return True
-        guidable = request.schema is not None and self.settings.guide == "auto" and guide != GUIDES[-1]
-        if not guidable or not OF_SCHEMAS.search(error.message):
-            return False
-        if self.guide == guide:
-            self.guide = GUIDES[GUIDES.index(guide) + 1]
-        return True
+                dialect = other
+                continue
+            self.guided |= request.schema is not None
+            if dialect != began:
+                self.dialect = dialect
+            return answer
 
     def wait_for(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
@@ -192,7 +178,6 @@ class Http:
         await self.caller.close()
 
 
-def name(request: Request) -> str:
-    """The same for every attempt at the same question, another for a question asked again."""
-    said = f"{request.id}\0{request.sampling.seed}\0{request.sampling.temperature}"
-    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+def name(request: Request, said: bytes) -> str:
+    """The same for every attempt at the same question, another for any other: servers may answer from memory."""
+    return hashlib.blake2b(request.id.encode() + b"\0" + said, digest_size=16).hexdigest()

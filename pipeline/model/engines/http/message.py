@@ -1,4 +1,4 @@
-"""Request -> the body of a chat completion.
+"""Request -> the body of a chat completion, in the dialect of the server.
 
 What the server gets is what our own engine would see: prepared pixels as PNG in data URIs, frames with their times.
 A server of the same model resizes them to the size they have, unless its pixel budget is smaller than the job's; one
@@ -14,6 +14,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
@@ -23,33 +24,52 @@ from pipeline.job import HttpEngine
 from pipeline.types import Clip, Request, Turn
 
 Part = dict[str, Any]
+GUIDES = ("json_schema", "guided_json", "json_object", "none")
+OF_SCHEMAS = re.compile(r"response_format|json|guided|structured|grammar|schema", re.I)
 CONTROL = re.compile(r"<\|(?=\w+\|>)")
 BROKEN = "<\u2060|"  # looks the same and is no token: a server would let a row close its turn with <|im_end|>
 MICROSECONDS = 1_000_000  # frames as indices into a video of so many frames a second: times in whole numbers
 
 
-def body(
-    request: Request, settings: HttpEngine, *, model: str, guide: str, limit: str, label: bool, vllm: bool
-) -> dict[str, Any]:
-    """`guide` and `limit`: how this server wants the schema and the budget to be spelled."""
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What differs between servers."""
+
+    model: str = ""
+    guide: str = GUIDES[0]
+    limit: str = "max_tokens"
+    unresized: bool = False  # it can be told not to resize
+
+    def after(self, refusal: str, *, guidable: bool) -> Dialect | None:
+        """Another that the server may take, to judge by how it refused this one."""
+        if "max_completion_tokens" in refusal and self.limit == "max_tokens":
+            return replace(self, limit="max_completion_tokens")
+        if "mm_processor_kwargs" in refusal and self.unresized:  # vLLM without --trust-request-mm-kwargs
+            return replace(self, unresized=False)
+        if guidable and self.guide != GUIDES[-1] and OF_SCHEMAS.search(refusal):
+            return replace(self, guide=GUIDES[GUIDES.index(self.guide) + 1])
+        return None
+
+
+def body(request: Request, settings: HttpEngine, dialect: Dialect, *, label: bool) -> bytes:
     sampling, counts = request.sampling, Counter[str]()
     said: dict[str, Any] = {
-        "model": model,
+        "model": dialect.model,
         "messages": [message(turn, settings, counts if label else None) for turn in request.turns],
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "seed": sampling.seed,
-        limit: sampling.max_new_tokens + (sampling.thinking_tokens or 0),
+        dialect.limit: sampling.max_new_tokens + (sampling.thinking_tokens or 0),
     }
     if sampling.top_k:  # not of the protocol, but of most servers
         said["top_k"] = sampling.top_k
-    if vllm and request.clips and settings.send == "pixels":
+    if dialect.unresized and request.clips and settings.send == "pixels":
         said["mm_processor_kwargs"] = {"do_resize": False}
     if settings.video == "native" and any(clip.kind == "video" for clip in request.clips):
         said |= timing(request)
     if request.schema is not None:
-        said |= guided(request.schema, guide, said["messages"])
-    return {name: value for name, value in {**said, **settings.body}.items() if value is not None}
+        said |= guided(request.schema, dialect.guide, said["messages"])
+    return json.dumps({name: value for name, value in {**said, **settings.body}.items() if value is not None}).encode()
 
 
 def guided(schema: str, guide: str, messages: list[dict[str, Any]]) -> dict[str, Any]:

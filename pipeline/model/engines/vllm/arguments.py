@@ -1,0 +1,79 @@
+"""A job -> the arguments of vLLM's engine, or what is wrong with them, by the keys of the job.
+
+What a job says elsewhere is not said again under `engine`; any other argument is passed on. Which there are is read
+from vLLM's source: importing it takes ten seconds, and where jobs are checked it need not be installed at all.
+"""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pipeline.job import Job, VllmEngine
+from pipeline.model import weights
+from pipeline.registry import nearest
+
+OURS = {  # arguments of vLLM that a job says elsewhere
+    "model": "model.weights",
+    "tokenizer": "model.weights",
+    "revision": "model.revision",
+    "dtype": "model.dtype",
+    "tensor_parallel_size": "model.tensor_parallel",
+    "max_model_len": "model.context.max_length",
+}
+
+
+def problems(job: Job) -> list[str]:
+    """What vLLM does not know or does its own way."""
+    assert isinstance(job.engine, VllmEngine)
+    said, known = job.engine.model_extra or {}, options()
+    elsewhere = {
+        "attention": (job.model.attention != "auto", "attention_backend"),
+        "quantize": (job.model.quantize, "quantization, with a checkpoint that is quantised"),
+        "context.rope": (job.model.context.rope, "hf_overrides"),
+        "overrides": (job.model.overrides, "hf_overrides"),
+    }
+    found = [f"model.{key}: with vLLM this is engine.{name}" for key, (given, name) in elsewhere.items() if given]
+    found += [f"engine.{name}: say it as {OURS[name]}" for name in said if name in OURS]
+    unknown = sorted(said.keys() - OURS.keys() - known.keys()) if known else []
+    return found + [f"engine.{name}: vLLM's engine has no such argument{nearest(name, known)}" for name in unknown]
+
+
+def arguments(job: Job, folder: Path, *, thinking: bool) -> dict[str, Any]:
+    assert isinstance(job.engine, VllmEngine)
+    size = job.model.tensor_parallel
+    return {
+        "model": str(folder),
+        "dtype": dtype(folder, job),
+        "tensor_parallel_size": size,
+        "distributed_executor_backend": "mp" if size > 1 else None,  # inside the replica, also where Ray is about
+        "max_model_len": job.model.context.max_length or -1,  # or what fits
+        "reasoning_parser": "qwen3" if thinking else "",  # the schema holds after </think>
+        "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
+        "mm_processor_cache_gb": 0,  # no picture comes twice
+        "disable_log_stats": True,
+        **{name: value for name, value in job.engine.model_dump(exclude={"kind"}).items() if value is not None},
+    }
+
+
+def dtype(folder: Path, job: Job) -> str:
+    """As the checkpoint says; vLLM's own `auto` would run one of float32 in half of that."""
+    config = weights.config(folder)
+    text = config.get("text_config", config)
+    said = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
+    return str(said or "auto") if job.model.dtype == "auto" else job.model.dtype
+
+
+@cache
+def options() -> dict[str, Any]:
+    """The arguments that the installed vLLM takes; none where it is not installed."""
+    spec = find_spec("vllm")
+    if spec is None or not spec.submodule_search_locations:
+        return {}
+    source = Path(spec.submodule_search_locations[0], "engine", "arg_utils.py").read_text(encoding="utf-8")
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == "EngineArgs"]
+    fields = [node.target for each in classes for node in each.body if isinstance(node, ast.AnnAssign)]
+    return {field.id: None for field in fields if isinstance(field, ast.Name)}
