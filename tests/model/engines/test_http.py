@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import threading
 import time
 from collections import Counter
@@ -292,11 +293,12 @@ def moody(trouble: Act, times: int):
         Act(200, "<html>gateway</html>"),
         Act(200, '{"choices": [{"mess'),
         Act(200, {"choices": []}),
+        said("you sa", "error"),
         Act(200, {"error": {"message": "upstream", "code": 502}}),
         Act(200, {"choices": "x" * 5000}, cut=100),
         Act(200, "x", cut=0),
     ],
-    ids=["429", "retry-after", "500", "503", "html", "half", "empty", "hidden", "cut", "reset"],
+    ids=["429", "retry-after", "500", "503", "html", "half", "empty", "broken off", "hidden", "cut", "reset"],
 )
 def test_no_row_is_lost_to_what_may_pass(trouble):
     requests = [ask(str(number)) for number in range(20)]
@@ -345,6 +347,8 @@ def test_one_poisonous_row_costs_one_row():
         (413, "too much", "refused"),
         (422, "bad", "refused"),
         (400, "This model's maximum context length is 2048 tokens", "too_long"),
+        (403, "the model requires moderation and your input was flagged", "content_filter"),
+        (400, "filtered due to the prompt triggering the content management policy", "content_filter"),
     ],
 )
 def test_what_the_server_refuses_is_not_asked_again(status, message, kind):
@@ -384,6 +388,30 @@ def test_a_server_that_is_not_there_is_waited_for_and_then_named():
         pass
     with pytest.raises(StoppedError, match=r"engine\.url: .*cannot be reached.*the same command goes on"):
         Http.open(job(talker.url, patience_s=0.05))
+
+
+def test_a_server_that_wants_to_be_left_alone_for_longer_than_we_wait_stops_the_run():
+    """A daily quota: the rows are not failed, and nobody sleeps for an hour."""
+    heard_of = []
+
+    def script(heard):
+        heard_of.append(heard)
+        return echo(heard) if len(heard_of) < 3 else wrong(429, "tokens per day", **{"Retry-After": "3600"})
+
+    with Talker(script) as talker:
+        desk = Desk(Http.open(job(talker.url, concurrency=1)))
+        assert [isinstance(each, Reply) for each in desk.answer([ask("1"), ask("2")])] == [True, True]
+        with pytest.raises(StoppedError, match=r"tokens per day.*left alone for 3,600 s.*the same command goes on"):
+            desk.answer([ask("3"), ask("4")])
+        desk.close()
+
+
+def test_a_row_that_is_told_to_wait_again_and_again_has_its_turn_as_long_as_others_are_answered():
+    with Talker(moody(wrong(429, "slow down"), 30)) as talker:
+        engine = Http.open(job(talker.url, patience_s=0.05))
+        engine.caller.heard = math.inf  # others, all the time
+        assert [answer.text for answer in run(engine, [ask("1")])] == ["you said question 1"]
+        engine.close()
 
 
 def test_a_server_that_goes_away_stops_the_run_instead_of_failing_its_rows():

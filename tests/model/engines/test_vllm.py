@@ -201,10 +201,13 @@ def test_the_built_in_models_answer_and_score_the_same_through_every_door(taught
             assert evaluate.run(task, tmp_path, changes, here=True) == 0
             columns = ["id", "text", "answer", "finish", "tokens", "flags", "question", "fingerprint"]
             rows = ds.dataset(out / "data").to_table(columns).to_pylist()
+            for row in rows:
+                del row["tokens"]["output"]  # forced words may be spelled in fewer tokens than a model takes
             found[kind] = {row["id"]: row for row in rows}
             marks[kind] = scores.score(task, evaluate.compared(manifest, out))
         assert len(found["torch"]) == 24
-        assert found["vllm"] == found["torch"]
-        assert found["http"] == found["torch"]
+        for name, row in found["torch"].items():
+            assert found["vllm"][name] == row
+            assert found["http"][name] == row
         assert marks["vllm"] == marks["http"] == marks["torch"]
         assert min(marks["torch"].values()) > 0.6

@@ -2,13 +2,14 @@
 
 What may pass is tried again after waits that double and are drawn at random. A failure is held against the row when
 it is the row's own: its answer is cut, late or broken, or the server is gone while others are answered. After
-FAULTS of those it is an error row. A server that is busy or away is waited for `patience_s`, and then the run stops:
-no row is to blame. Every attempt of a row carries the same Idempotency-Key.
+FAULTS of those it is an error row. A server that is busy or away for all is waited for `patience_s`, and then the run
+stops, at once if the server asks for more: no row is to blame. Every attempt of a row carries the same Idempotency-Key.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import socket
 import time
@@ -40,7 +41,7 @@ class Caller:
         self.secret = settings.api_key.get_secret_value() if settings.api_key else ""
         self.proxy = None if proxy_bypass(self.url.host or "") else getproxies().get(self.url.scheme)
         self.gate = Gate(settings.concurrency)
-        self.heard = 0.0  # when the server last answered anybody
+        self.heard = -math.inf  # when the server last answered anybody
         self.retries = 0
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
@@ -67,20 +68,29 @@ class Caller:
                 if trouble.fault is False:
                     self.gate.slower(pause_s)
                 waited_s += pause_s
-                if faults >= FAULTS or waited_s > self.settings.patience_s:
-                    self.give_up(trouble, number)
+                if faults >= FAULTS:
+                    raise GenerateError(
+                        trouble.kind, f"{trouble.message}; gave up after {number} attempts"
+                    ) from trouble
+                if waited_s > self.settings.patience_s:
+                    self.stop_if_deaf(trouble)
             self.retries += 1
             await asyncio.sleep(pause_s)
         raise AssertionError("count() ends")
 
-    def give_up(self, trouble: Passing, number: int) -> None:
-        away = trouble.fault is not True and self.heard < time.monotonic() - self.settings.patience_s
-        if away:
-            raise StoppedError(
-                f"stopped: engine.url: {trouble.message}; nobody was answered for {self.settings.patience_s:g} s. "
-                "Nothing is lost: when the server is back, the same command goes on from here"
-            )
-        raise GenerateError(trouble.kind, f"{trouble.message}; gave up after {number} attempts")
+    def stop_if_deaf(self, trouble: Passing) -> None:
+        """While others are answered, a row that met a busy server so far will have its turn."""
+        patience_s = self.settings.patience_s
+        if trouble.after_s > patience_s:
+            why = f"it asks to be left alone for {trouble.after_s:,.0f} s, which is more than engine.patience_s"
+        elif self.heard < time.monotonic() - patience_s:
+            why = f"nobody was answered for {patience_s:g} s"
+        else:
+            return
+        raise StoppedError(
+            f"stopped: engine.url: {trouble.message}; {why}. "
+            "Nothing is lost: when the server is back, the same command goes on from here"
+        )
 
     async def attempt(self, path: str, body: bytes | None, key: str) -> dict[str, Any]:
         url = self.url.with_path(f"{self.url.path.rstrip('/')}/{path}").with_query(self.url.query)
@@ -104,7 +114,7 @@ class Caller:
                 f"engine.url: the certificate of {shown} is not accepted; SSL_CERT_FILE names yours"
             ) from error
         except aiohttp.ClientConnectorDNSError as error:
-            if error.errno == socket.EAI_NONAME and not self.heard:
+            if error.errno == socket.EAI_NONAME and self.heard < 0:
                 raise JobError(f"engine.url: {self.url.host} has no address") from error
             raise Passing("away", f"{self.url.host} has no address", fault=None) from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:

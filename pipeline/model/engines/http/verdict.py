@@ -23,6 +23,7 @@ from pipeline.types import Finish, Reply, Request
 BUSY, AWAY = (425, 429), (502, 503, 504, 520, 521, 522, 523, 524, 529)
 LONGEST_SAYING = 300
 TOO_LONG = re.compile(r"context.{0,8}(length|window)|maximum.{0,20}(length|tokens)|too (long|many tokens)", re.I)
+FLAGGED = re.compile(r"moderation|flagged|content.?(filter|policy|management)", re.I)
 SPENT = re.compile(r"insufficient_quota|billing|credit balance|exceeded your current quota", re.I)
 
 
@@ -60,6 +61,8 @@ def judge(status: int, headers: Mapping[str, str], text: str, *, url: str, secre
         raise Passing("busy" if status in BUSY else "away", said, fault=fault, after_s=after_s(headers))
     if status in (408, 409) or (status >= 500 and status not in (501, 505)):
         raise Passing("server", said, after_s=after_s(headers))
+    if FLAGGED.search(text):
+        raise Refused("content_filter", said)
     refuse(status, said, headers)
     raise Refused("too_long" if TOO_LONG.search(text) else "refused", said)
 
@@ -87,6 +90,8 @@ def reply(request: Request, answer: Mapping[str, Any]) -> Reply:
         raise Passing("protocol", f"the server's answer has no message: {short(json.dumps(answer), '')}") from error
     if isinstance(text, list):
         text = "".join(part.get("text", "") for part in text if isinstance(part, dict))
+    if why in ("error", "abort"):
+        raise Passing("server", f"the server gave the answer up ({why})")
     if why == "content_filter":
         raise GenerateError("content_filter", "the server's filter held the answer back", text=text or None)
     if said.get("refusal"):
