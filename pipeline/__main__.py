@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 
 from pipeline import options as command_line
@@ -15,7 +16,12 @@ from pipeline.run import log
 def main(arguments: list[str] | None = None) -> int:
     options = command_line.parser(__doc__).parse_args(arguments)
     try:
-        return COMMANDS[options.command](options)
+        code = COMMANDS[options.command](options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except PipelineError as error:
         if options.debug:
             raise
@@ -41,6 +47,7 @@ def run(options: argparse.Namespace) -> int:
         add=options.on_change == "add",
         take_over=options.take_over,
         retry=options.retry_errors,
+        loud=options.ray_log,
     )
     code = drive.run(job, wish, say=taker)
     return 0 if code == drive.FAILED_ROWS and options.allow_errors else code
@@ -53,7 +60,7 @@ def submit(options: argparse.Namespace) -> int:
     words = [f"--set={change}" for change in options.set]
     words += [f"--limit={options.limit}"] if options.limit else []
     words += [f"--on-change={options.on_change}", *(["--allow-errors"] if options.allow_errors else [])]
-    words += ["--take-over"] if options.take_over else []
+    words += ["--take-over"] * options.take_over + ["--ray-log"] * options.ray_log
     words += [] if options.retry_errors is None else [f"--retry-errors={options.retry_errors}"]
     order = Order(
         path=options.job,

@@ -98,6 +98,7 @@ def _asked(command: argparse.ArgumentParser) -> None:
     command.add_argument("--allow-errors", action="store_true", help="rows in errors/ are no failure: exit 0, not 3")
     command.add_argument("--take-over", action="store_true", help="do not wait for a run that holds the output")
     failed = "ask failed rows again: all, or those of a stage, a kind, or both (fetch, timeout, fetch/timeout)"
+    command.add_argument("--ray-log", action="store_true", help="show what Ray and its workers log, too")
     command.add_argument("--retry-errors", nargs="?", const="", metavar="KIND", help=failed)
     command.add_argument(
         "--on-change", choices=["refuse", "add"], default="refuse", help="another question in the same output"

@@ -11,9 +11,9 @@ import os
 import pickle
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from threading import Thread
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from threading import Event, Thread
 from typing import Any
 
 import ray
@@ -32,18 +32,20 @@ from pipeline.run.signals import Signals
 from pipeline.run.workers import RECEIPT, Generate, Prepare
 
 CHUNKS_AT_ONCE = 3  # calls that feed one engine: one being answered, one behind it, one committing
+LOOK_S = 1.0  # between two looks at what is under way
 MANY_FILES = 8  # from here on cutting files in tasks beats the second that starting a worker costs
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def joined(*, loud: bool = False) -> Iterator[None]:
     """In the cluster that the environment names, or in one started for this run. Never one that happens to run here.
 
-    A caller who is in one already stays in it.
+    A caller who is in one already stays in it. `loud`: Ray says what it has to say, its workers too.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it reports every pool as an error
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    if not loud:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it reports every pool as an error
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         yield
         return
@@ -52,11 +54,11 @@ def joined() -> Iterator[None]:
     if alone:  # a cluster nobody else reaches; unset, Ray would write a token into the home directory
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     try:
-        with hushed():
+        with nullcontext() if loud else hushed():
             ray.init(
                 address=address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
+                log_to_driver=loud,
+                logging_level=logging.INFO if loud else logging.ERROR,
                 include_dashboard=False if alone else None,
             )
     except (ConnectionError, ValueError) as error:
@@ -81,9 +83,16 @@ def hushed() -> Iterator[None]:
         os.close(nowhere)
 
 
-def run(work: Work, chunks: Sequence[Chunk], signals: Signals) -> Iterator[Receipt]:
-    """Receipts as they come. Asked to stop, it ends with the last of the chunks that were begun."""
-    ledger, count = open_ledger(), metrics.counter_of(work, chunks)
+def run(
+    work: Work,
+    chunks: Sequence[Chunk],
+    signals: Signals,
+    *,
+    watch: Callable[[dict[str, int]], None] = lambda rows: None,
+) -> Iterator[Receipt]:
+    """Receipts as they come; `watch` is told what is under way. Asked to stop, it ends with what was begun."""
+    ledger, count, ended = open_ledger(), metrics.counter_of(work, chunks), Event()
+    Thread(target=follow, args=(ledger, ended, watch), daemon=True).start()
     try:
         with signals.grace() as stopping:
             Thread(target=lambda: stopping.wait() and ledger.stop.remote(), daemon=True).start()
@@ -97,7 +106,16 @@ def run(work: Work, chunks: Sequence[Chunk], signals: Signals) -> Iterator[Recei
                 elif ray.get(ledger.idle.remote()):
                     return
     finally:
+        ended.set()
         ray.kill(ledger)
+
+
+def follow(ledger: Any, ended: Event, watch: Callable[[dict[str, int]], None]) -> None:
+    while not ended.wait(LOOK_S):
+        try:
+            watch(ray.get(ledger.under_way.remote()))
+        except ray.exceptions.RayError:  # it ends, or starts anew
+            continue
 
 
 def receipts(work: Work, chunks: Sequence[Chunk], ledger: Any) -> Dataset:

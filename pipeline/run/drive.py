@@ -39,11 +39,12 @@ class Options:
     add: bool = False  # another question may be put to the same output
     take_over: bool = False  # from a run that holds the output
     retry: str | None = None  # failed rows of this kind once more; empty: of any kind
+    loud: bool = False  # Ray's own log, too
 
 
 def run(job: Job, options: Options = Options(), *, say: Say | None = None) -> int:
     """Run a job to its end. Returns the exit code. `say` takes the lines that otherwise go to the terminal."""
-    with Progress(job.name, say=say) as progress:
+    with Progress(job.name, say=say, still=options.loud) as progress:
         return start(job, options, progress)
 
 
@@ -67,10 +68,13 @@ def start(job: Job, options: Options, progress: Progress) -> int:
             return finish(work, todo, store, held(local.run, lease, signals), progress)
         from pipeline.run import cluster, metrics  # Ray takes seconds to import; a plain loop does not need it
 
-        with cluster.joined(), Signals(progress.say) as signals:  # again, for Ray installs handlers of its own
+        with (
+            cluster.joined(loud=options.loud),
+            Signals(progress.say) as signals,
+        ):  # again, for Ray installs handlers of its own
             metrics.watch_lease(work, lease)
             todo = with_retries(plan(cutter=cluster.cut_there))
-            return finish(work, todo, store, held(cluster.run, lease, signals), progress)
+            return finish(work, todo, store, held(partial(cluster.run, watch=progress.watch), lease, signals), progress)
 
 
 def held(pool: Pool, lease: Lease, signals: Signals) -> Runner:
@@ -87,7 +91,7 @@ def held(pool: Pool, lease: Lease, signals: Signals) -> Runner:
 def finish(work: Work, todo: resume.Plan, store: Store, runner: Runner, progress: Progress) -> int:
     duplicates = f", {todo.duplicates:,} asked twice and answered once" if todo.duplicates else ""
     before = f", {todo.rows - todo.rows_left:,} done before" if todo.rows > todo.rows_left else ""
-    left_over = f"{todo.rows_left:,} to do in {len(todo.left):,} chunks"
+    left_over = f"{todo.rows_left:,} to do in {len(todo.left):,} chunk{'s' * (len(todo.left) != 1)}"
     progress.say(f"{work.job.name}: {todo.rows:,} rows{duplicates}{before}; {left_over}")
     progress.begin(todo.rows_left)
     status = "stopped"

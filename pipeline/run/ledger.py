@@ -113,6 +113,13 @@ class Ledger:
     def idle(self) -> bool:
         return not any(tries.worker for tries in self.steps.values())
 
+    def under_way(self) -> dict[str, int]:
+        """Rows that are being worked on, by stage."""
+        found: Counter[str] = Counter()
+        for (stage, _), tries in self.steps.items():
+            found[stage] += tries.rows if tries.worker else 0
+        return dict(found)
+
     def survived(self, stage: str, tries: Tries) -> None:
         if tries.group:
             self.lost[stage].clear()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import Lock
 from types import TracebackType
 
@@ -29,10 +29,11 @@ RATE_S = 120.0  # the time left follows from what was done in so many seconds
 
 
 class Progress:
-    """Opened around a run. `say` takes lines in place of the terminal."""
+    """Opened around a run. `say` takes lines in place of the terminal; `still`: others write, too."""
 
-    def __init__(self, name: str, *, say: Say | None = None, console: Console | None = None):
-        self.name, self.taker = name, say
+    def __init__(self, name: str, *, say: Say | None = None, console: Console | None = None, still: bool = False):
+        self.name, self.taker, self.still = name, say, still
+        self.under_way: dict[str, int] = {}  # rows, by stage
         self.console = console or Console(stderr=True)
         self.rows, self.tally, self.lock = 0, Tally(), Lock()
         self.started = self.said = time.monotonic()
@@ -48,7 +49,7 @@ class Progress:
         self.rows = rows
         self.started = self.said = time.monotonic()
         self.marks.append((self.started, 0))
-        if rows and self.taker is None and (self.console.is_terminal or self.console.is_jupyter):
+        if rows and self.taker is None and not self.still and (self.console.is_terminal or self.console.is_jupyter):
             self.live = Live(
                 console=self.console, get_renderable=self.picture, refresh_per_second=PER_SECOND, transient=True
             )
@@ -64,6 +65,9 @@ class Progress:
         if self.live:
             self.live.stop()
             self.live = None
+
+    def watch(self, under_way: dict[str, int]) -> None:
+        self.under_way = under_way
 
     def add(self, receipt: Receipt) -> None:
         with self.lock:
@@ -102,6 +106,7 @@ class Progress:
         tally, left = self.tally, self.left_s()
         parts = [f"{tally.done:,} of {self.rows:,} rows", f"{tally.failed:,} failed", f"{self.rate():.1f} rows/s"]
         parts += [f"{tally.vision_tokens / self.seconds:,.0f} vision tokens/s", *spoken_share(tally)]
+        parts += spoken_rows(self.under_way)
         return ", ".join([*parts, *([f"{clock(left)} left"] if left is not None else [])])
 
     def picture(self) -> Group:
@@ -123,8 +128,8 @@ class Progress:
             speed += [f"{tally.output_tokens / seconds:,.0f} output tokens/s"]
             pace = "  ".join([clock(seconds), ahead, *(speed if tally.done else [])])
             lines = [Text(pace, style="dim", no_wrap=True, overflow="ellipsis")]
-            if share := spoken_share(tally):
-                lines.append(Text("; ".join(share), style="dim", no_wrap=True, overflow="ellipsis"))
+            if busy := [*spoken_rows(self.under_way), *spoken_share(tally)]:
+                lines.append(Text("; ".join(busy), style="dim", no_wrap=True, overflow="ellipsis"))
             if tally.failed:
                 kinds = ", ".join(f"{count:,} {kind}" for kind, count in tally.kinds.most_common(3))
                 lines.append(Text(f"{tally.failed:,} failed: {kinds}", style="yellow", overflow="ellipsis"))
@@ -149,6 +154,17 @@ def spoken_share(tally: Tally) -> list[str]:
         return []
     waits = ", ".join(f"{share:.0%} on {step}" for step, share in list(tally.waits.items())[:2])
     return [f"{tally.working:.0%} of engine speed" + (f" (waited {waits})" if waits else "")]
+
+
+def spoken_rows(under_way: Mapping[str, int]) -> list[str]:
+    """What is under way now: nothing or one phrase.
+
+    >>> spoken_rows({"prepare": 64, "generate": 0})
+    ['now 64 rows preparing, 0 answering']
+    """
+    if not any(under_way.values()):
+        return []
+    return [f"now {under_way.get('prepare', 0):,} rows preparing, {under_way.get('generate', 0):,} answering"]
 
 
 def clock(seconds: float) -> str:

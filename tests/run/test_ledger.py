@@ -26,6 +26,16 @@ def test_a_step_that_nothing_interrupts_runs_all_its_rows_at_once_and_is_forgott
     assert not ledger.steps
 
 
+def test_it_says_how_many_rows_are_under_way_in_each_stage():
+    ledger = Ledger()
+    ledger.begin(("prepare", "b"), 3, worker(1), sole=True)
+    ledger.begin(STEP, 5, worker(2), sole=False)
+    ledger.begin(("generate", "other"), 7, worker(2), sole=False)
+    assert ledger.under_way() == {"prepare": 3, "generate": 12}
+    ledger.done(STEP)
+    assert ledger.under_way() == {"prepare": 3, "generate": 7}
+
+
 def test_rows_of_an_interrupted_step_are_run_apart_in_sixteenths():
     ledger = Ledger()
     ledger.begin(STEP, 64, worker(1), sole=False)

@@ -95,6 +95,28 @@ def test_a_terminal_gets_one_display_that_is_gone_at_the_end_with_lines_above_it
     assert text.rstrip().endswith("\x1b[2K") or "\x1b[?25h" in text  # erased, and the cursor is back
 
 
+def test_what_is_under_way_in_each_stage_is_said_on_a_terminal_and_in_a_log(now):
+    console, said = screen(), []
+    with Progress("captions", console=console) as shown, Progress("captions", say=said.append) as log:
+        for each in (shown, log):
+            each.begin(400)
+            each.watch({"prepare": 64, "generate": 128})
+        now[0] = 110.0
+        shown.add(receipt(9))
+        log.add(receipt(9))
+        shown.live.refresh()
+    assert "now 64 rows preparing, 128 answering" in console.file.getvalue()
+    assert "now 64 rows preparing, 128 answering" in said[0]
+
+
+def test_where_others_write_too_there_are_lines_in_place_of_the_live_display(now):
+    console = screen()
+    with Progress("captions", console=console, still=True) as shown:
+        shown.begin(40)
+        assert shown.live is None
+    assert console.file.getvalue() == ""
+
+
 def test_a_narrow_terminal_keeps_every_line_of_the_display_on_one_line(now):
     console = screen(width=40)
     shown = Progress("a-name-that-is-long", console=console)
