@@ -131,3 +131,19 @@ def test_every_promise_of_the_readme_names_a_test_that_exists():
     there = {name for text in texts for name in re.findall(r"def (test_\w+)", text)}
     assert len(named) >= 10
     assert named <= there
+
+
+def test_checking_a_job_of_our_own_engine_does_not_import_torch(tmp_path):
+    program = """
+import sys
+from pipeline import jobfile
+from pipeline.intake.manifest import files
+from pipeline.run import brief, drive
+job = jobfile.load("jobs/demo/caption.yaml", changes=[f"input.manifest={sys.argv[1]}", "input.keep=[]"])
+assert brief.problems(brief.work(job, files(job)), files(job)) == []
+assert not {"torch", "transformers", "ray", "pandas"} & set(sys.modules), "the start of every command pays for it"
+"""
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text('{"id": "a", "media": "a.png"}\n')
+    done = subprocess.run([sys.executable, "-c", program, str(manifest)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

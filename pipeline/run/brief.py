@@ -81,8 +81,9 @@ def problems(work: Work, found: Sequence[File]) -> list[str]:
         divide(work.job)
     open_family(work)  # says what is wrong with the checkpoint's small files
     out = schemas.problems(work.schema) if work.schema else []
-    engine = find(ENGINES, work.job.engine.kind, "engine.kind")
-    out += getattr(engine, "problems", lambda job: [])(work.job)
+    if work.job.engine.kind != "torch":  # which has nothing to add, and takes seconds to import
+        engine = find(ENGINES, work.job.engine.kind, "engine.kind")
+        out += getattr(engine, "problems", lambda job: [])(work.job)
     if work.schema and work.job.answer.guided:
         tokenizer = weights.tokenizer(weights.locate_small(work.job.model.weights, work.job.model.revision))
         least = minimum(work.schema.text, tokenizer)
