@@ -13,6 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from threading import Event, Thread
 from typing import Any
 
@@ -33,6 +34,7 @@ from pipeline.run.workers import RECEIPT, Generate, Prepare
 
 CHUNKS_AT_ONCE = 3  # calls that feed one engine: one being answered, one behind it, one committing
 LOOK_S = 1.0  # between two looks at what is under way
+AT_ONCE = 50_000  # chunks in one dataset: each takes 5 KiB of the driver, and Ray longer for all the others
 MANY_FILES = 8  # from here on cutting files in tasks beats the second that starting a worker costs
 
 
@@ -96,7 +98,8 @@ def run(
     try:
         with signals.grace() as stopping:
             Thread(target=lambda: stopping.wait() and ledger.stop.remote(), daemon=True).start()
-            for row in receipts(work, chunks, ledger).iter_rows():
+            waves = (chunks[first : first + AT_ONCE] for first in range(0, len(chunks), AT_ONCE))
+            for row in chain.from_iterable(receipts(work, wave, ledger).iter_rows() for wave in waves):
                 receipt: Receipt | PipelineError | None = pickle.loads(row[RECEIPT])
                 if isinstance(receipt, PipelineError):
                     raise receipt

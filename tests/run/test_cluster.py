@@ -53,7 +53,8 @@ def test_a_cluster_writes_what_one_process_writes(desk):
 
 
 @pytest.mark.usefixtures("session")
-def test_what_one_process_began_a_cluster_finishes(desk):
+def test_what_one_process_began_a_cluster_finishes_in_waves(desk, monkeypatch):
+    monkeypatch.setattr("pipeline.run.cluster.AT_ONCE", 1)
     desk.manifest(desk.draw(10))
     assert desk.run(limit=5) == 0
     begun = desk.parts()
