@@ -146,6 +146,7 @@ class Reply:
     thinking: str | None = None
     logprob: float | None = None  # mean log-probability of the tokens of the answer
     prompt_tokens: int | None = None  # as a server counts them, where one does
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ def finish(
         thinking=reply.thinking,
         logprob=reply.logprob,
         raw=answered.get("raw"),
-        flags=answered.get("flags", ()),
+        flags=(*reply.flags, *answered.get("flags", ())),
         violations=answered.get("violations", ()),
     )
 

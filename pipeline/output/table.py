@@ -39,7 +39,7 @@ MEANINGS = {  # of the columns that are not the manifest's
     "thinking": "what a Thinking model thought",
     "logprob": "mean log-probability of the answer's tokens",
     "raw": "the model's own JSON, where geometry or repair changed it",
-    "flags": "what was done to the answer: repaired, clamped, ...",
+    "flags": "what was done to the answer: repaired, clamped, ...; shrunk: the server made its pictures smaller",
     "violations": "what the schema doubts about it, in sentences",
     "question": "hash of what the row asks",
     "model": "the weights",

@@ -190,6 +190,19 @@ def test_finish_thought_and_logprob():
     assert {heard.text: heard.body["max_tokens"] for heard in talker.heard} == {"1": 20, "2": 70, "3": 20}
 
 
+@pytest.mark.parametrize(
+    ("read", "flags"), [(130, ()), (132, ()), (80, ("shrunk",)), (30, ()), (31, ()), (None, ()), (900, ())]
+)
+def test_a_row_whose_pictures_the_server_made_smaller_says_so(read, flags):
+    """Of 130 tokens 100 are of vision; a server may also count no pictures at all, or in a way of its own."""
+    request = replace(ask("1", picture()), input_ids=np.zeros(130, np.int32), vision_tokens=100)
+    act = said("fine")
+    act.body["usage"]["prompt_tokens"] = read
+    with Talker(lambda heard: act) as talker:
+        assert answers(talker, request)["1"].flags == flags
+        assert answers(talker, request, coordinates="thousandths")["1"].flags == ()
+
+
 def test_what_a_server_holds_back_is_an_error_row():
     script = {"1": said(None, "content_filter"), "2": said(None, refusal="I cannot help with that")}
     with Talker(lambda heard: script[heard.text]) as talker:

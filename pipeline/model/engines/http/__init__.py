@@ -25,7 +25,7 @@ from pipeline.model import weights
 from pipeline.model.engines.ending import Endings
 from pipeline.model.engines.http.caller import FAULTS, Caller
 from pipeline.model.engines.http.message import GUIDES, Dialect, body
-from pipeline.model.engines.http.verdict import Passing, Refused, reply
+from pipeline.model.engines.http.verdict import Passing, Refused, reply, shrunk
 from pipeline.types import Failure, Reply, Request
 
 TICK_S = 0.1  # so long `step` waits at most, so that closing need not wait for a server
@@ -117,6 +117,8 @@ class Http:
             found = await self.converse(request)
         except ItemError as error:
             return error.failure(request.id)
+        if self.settings.send == "pixels" and self.settings.coordinates is None and shrunk(request, found):
+            found = replace(found, flags=("shrunk",))
         self.counts["rows"] += 1
         self.counts["prompt_tokens"] += found.prompt_tokens or 0
         self.counts["output_tokens"] += found.tokens

@@ -110,6 +110,16 @@ def reply(request: Request, answer: Mapping[str, Any]) -> Reply:
     )
 
 
+def shrunk(request: Request, reply: Reply) -> bool:
+    """Whether a server of the same model made pictures smaller, so that boxes are those of another size.
+
+    To judge by its count of tokens: some of the vision tokens that were prepared, and not nearly all.
+    """
+    whole, vision = len(request.input_ids), request.vision_tokens
+    pictures = all(clip.kind == "image" for clip in request.clips)
+    return pictures and whole - 0.95 * vision < (reply.prompt_tokens or 0) < whole - 0.05 * vision
+
+
 def thought(apart: str | None, text: str, request: Request) -> tuple[str | None, str]:
     """What a Thinking model thought, wherever the server puts it."""
     if apart is not None or request.sampling.thinking_tokens is None:
