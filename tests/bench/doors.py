@@ -63,7 +63,7 @@ def answers(task: str, scenes: int) -> dict[str, dict[str, Any]]:
         folder = Path(place)
         manifest = files.write(folder / task, task, scenes)
         with serving(model, folder / "server.log", longest=4096, slots=SLOTS) as url:
-            http = {"url": url, "api_key": "${DOORS_KEY}", "video": "native"}
+            http = {"url": url, "api_key": "${DOORS_KEY}"} | ({"video": "native"} if task == "video" else {})
             engines = {"torch": {"slots": SLOTS}, "vllm": VLLM, "http": http}
             return {kind: run(task, manifest, folder / kind, kind, more) for kind, more in engines.items()}
 
@@ -78,13 +78,13 @@ def run(task: str, manifest: Path, out: Path, kind: str, more: Mapping[str, obje
         sys.exit(f"{kind}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     report = json.loads(next((out / "runs").glob("*/report.json")).read_text())
     print(f"  {task}, {kind}: {report['answered']} answered, {report['failed']} failed", file=sys.stderr)
-    rows = ds.dataset(out / "data").to_table(["id", "text", "answer", "fingerprint"]).to_pylist()
+    rows = ds.dataset(out / "data").to_table(["id", "text", "answer"]).to_pylist()
     rate = report["answered"] / report["workers_seconds"]["worked"]
     return {"rows": {row["id"]: row for row in rows}, "marks": score(task, compared(manifest, out)), "rate": rate}
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> int:
-    """Rows with the same words, the same typed answer and the same fingerprint."""
+    """Rows with the same words and the same typed answer."""
     return sum(one["rows"].get(name) == row for name, row in other["rows"].items())
 
 

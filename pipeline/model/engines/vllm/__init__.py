@@ -29,7 +29,7 @@ from pipeline.watchdog import EXIT_CODE, Watchdog
 
 AHEAD = 2  # rows handed over for each that can be decoded at once, so that vLLM never waits for one
 HANG_S = 1800.0
-QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}  # unless the environment says otherwise
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}  # unless the environment says otherwise
 
 
 class Vllm:
