@@ -51,7 +51,7 @@ CONVERSATIONS = {
         "messages": [said("user", image(), image(), "Compare", image())],
         "images": [[3, 5, 200], [4, 640, 480], [5, 100, 101]],
     },
-    "labels": {
+    "labels and a video": {
         "messages": [
             said("user", image(), image(), video(), "Which?"),
             said("assistant", "One."),
