@@ -147,6 +147,7 @@ class Reply:
     logprob: float | None = None  # mean log-probability of the tokens of the answer
     prompt_tokens: int | None = None  # as a server counts them, where one does
     flags: tuple[str, ...] = ()
+    seconds: float | None = field(default=None, compare=False)  # from when the engine took the request
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +193,7 @@ class Row:
     attempts: int = 1
     thinking: str | None = None
     logprob: float | None = None
+    latency_s: float | None = None
     raw: str | None = None  # the model's own JSON where geometry or repair changed it
     flags: tuple[str, ...] = ()  # what was done to the answer: repaired, clamped, ...
     violations: tuple[str, ...] = ()  # what the schema doubts about it, in sentences

@@ -8,9 +8,11 @@ one caller's batch is no barrier for another's. An exception of the engine reach
 from __future__ import annotations
 
 import queue
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from threading import Thread
 
 from pipeline.errors import PipelineError
@@ -45,6 +47,7 @@ class Desk:
         self.engine = engine
         self.inbox: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = queue.SimpleQueue()
         self.underway: dict[str, Future[Answer]] = {}
+        self.since: dict[str, float] = {}  # when they were taken
         self.parked: deque[tuple[Request, Future[Answer]]] = deque()  # whose id is under way already
         self.ended: BaseException | None = None
         self.meter = Meter()  # `waited`: nothing was asked; `worked`: the engine had something to do
@@ -74,7 +77,7 @@ class Desk:
                 with self.meter.on("worked"):
                     answers = self.engine.step()
                 for answer in answers:
-                    self.underway.pop(answer.id).set_result(answer)
+                    self.underway.pop(answer.id).set_result(self.timed(answer))
             self.abandon(RuntimeError("the engine was closed before it answered"))
         except PipelineError as error:  # for people: whoever waits shows it
             self.abandon(error)
@@ -103,11 +106,16 @@ class Desk:
         with self.meter.on("waited"):
             return self.inbox.get()
 
+    def timed(self, answer: Answer) -> Answer:
+        seconds = time.monotonic() - self.since.pop(answer.id)
+        return replace(answer, seconds=seconds) if isinstance(answer, Reply) else answer
+
     def submit(self, request: Request, future: Future[Answer]) -> None:
         if request.id in self.underway:
             self.parked.append((request, future))
         else:
             self.underway[request.id] = future
+            self.since[request.id] = time.monotonic()
             self.engine.submit(request)
 
     def abandon(self, error: BaseException) -> None:

@@ -44,6 +44,7 @@ def finish(
         attempts=attempts,
         thinking=reply.thinking,
         logprob=reply.logprob,
+        latency_s=reply.seconds,
         raw=answered.get("raw"),
         flags=(*reply.flags, *answered.get("flags", ())),
         violations=answered.get("violations", ()),

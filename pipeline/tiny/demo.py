@@ -50,5 +50,6 @@ def shown(task: str, place: Path, answer: Mapping[str, Any] | None, truth: Mappi
 NEXT = """
 The answers: {place}/answers/*/data/*/*.parquet, for instance
   SELECT id, answer.number, answer.total FROM '{place}/answers/invoice/data/*/*.parquet'
+Look at them: python -m pipeline report {place}/answers/detect
 These models know drawn scenes only; of a photograph they say something well formed and wrong. Next, a real one:
   python -m pipeline run jobs/caption.yaml --set input.manifest=./my-pictures --limit 20"""

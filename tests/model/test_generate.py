@@ -1,6 +1,7 @@
 """The engine's driver: order, sharing between callers, and what happens when the engine dies."""
 
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -108,4 +109,15 @@ def test_an_engine_that_dies_tells_everyone_who_waits_and_everyone_who_comes_lat
         desk.answer([ask("good"), ask("bad")])
     with pytest.raises(MemoryError):
         desk.answer([replace(ask("late"), id="late")])
+    desk.close()
+
+
+def test_every_answer_says_how_long_the_engine_had_it():
+    class Slow(Scripted):
+        def step(self):
+            time.sleep(0.02)
+            return super().step()
+
+    desk = Desk(Slow(scripted().settings))
+    assert all(reply.seconds >= 0.02 for reply in desk.answer([ask("a"), ask("b")]))
     desk.close()

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
+from pipeline import jobfile
 from pipeline.__main__ import main
 from pipeline.errors import OutputError
 from pipeline.job import Job
@@ -23,6 +24,8 @@ from pipeline.run.report.charts import Palette, event, shown, tag
 from pipeline.run.report.marks import Mark, marks
 from pipeline.run.report.page import plain
 from pipeline.run.report.pictures import Picture, fitted
+from pipeline.tiny import files as drawn
+from pipeline.tiny.evaluate import JOBS
 from tests.run.browser import Browser
 
 HOSTILE = '<script>window.pwned=1</script>"><img src=x onerror="window.pwned=2">'
@@ -225,6 +228,24 @@ def test_the_page_is_whole_without_a_browser(page):
     assert "<script>window" not in html
     assert "default-src 'none'; img-src data:; style-src 'sha256-" in html
     assert not re.search(r"(src|href)=[\"'](?!data:image/webp;base64,)", html)
+
+
+def test_the_least_confident_answers_of_a_real_model_come_first(tmp_path):
+    drawn.write(tmp_path / "detect", "detect", 6, start=100_000)
+    where = [f"input.manifest={tmp_path}/detect/manifest.parquet", f"output.path={tmp_path}/out"]
+    job = jobfile.load(JOBS / "detect.yaml", changes=where)
+    assert drive.run(job, drive.Options(here=True), say=lambda line: None) == 0
+    rows = [row for path in (tmp_path / "out").glob("data/*/*.parquet") for row in pq.read_table(path).to_pylist()]
+    assert all(row["logprob"] < 0 < row["latency_s"] for row in rows)
+    doubtful = [row["id"] for row in sorted(rows, key=lambda row: row["logprob"])[:2]]
+    page = tmp_path / "page.html"
+    assert main(["report", f"{tmp_path}/out", "--to", str(page), "--worst", "2", "--random", "6"]) == 0
+    html = page.read_text(encoding="utf-8")
+    found = re.findall(r'<h2 id="id\d+"><bdi>([^<]+)</bdi> <span class="why">([^<]+)</span>', html)
+    assert found[:2] == [(name, "least confident") for name in doubtful]
+    assert sorted(name for name, _ in found) == sorted(row["id"] for row in rows)
+    assert "<h3>latency of a row in the engine</h3>" in html
+    assert "<h3>confidence</h3>" in html
 
 
 def test_a_row_can_be_asked_for_by_its_id(boxes, tmp_path, capsys):

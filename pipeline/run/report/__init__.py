@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pipeline.errors import JobError, OutputError
 from pipeline.job import Job
 from pipeline.output.geometry import meanings
-from pipeline.run.report.cards import card, content
+from pipeline.run.report.cards import card, content, is_wide
 from pipeline.run.report.charts import Palette
 from pipeline.run.report.gather import Wish, gather, groups
 from pipeline.run.report.page import render
@@ -43,7 +43,8 @@ def report(path: str, to: Path, *, wish: Wish | None = None, question: str | Non
     means = meanings(schema_of(folder.question))
     palette = Palette()
     with closing(Album(job_of(folder))) as album:
-        cards = [card(each, means, album.picture, palette) for each in chosen]
+        wide = any(is_wide(each.row) for each in chosen)  # all alike: a page that is easy to scan
+        cards = [card(each, means, album.picture, palette, wide=wide) for each in chosen]
     html = render(content(folder, figures, found, cards))
     try:
         to.parent.mkdir(parents=True, exist_ok=True)

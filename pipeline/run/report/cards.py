@@ -11,14 +11,15 @@ from typing import Any
 
 from pipeline.output.table import OURS
 from pipeline.run.progress import clock
-from pipeline.run.report.charts import Bar, Palette, Shown, bars, histogram, leaves, shown
+from pipeline.run.report.charts import Bar, Palette, Shown, bars, durations, histogram, leaves, shown
 from pipeline.run.report.gather import Chosen, Figures, Group, confidence
 from pipeline.run.report.marks import marks
 from pipeline.run.report.pictures import Picture
 from pipeline.run.status import Folder, versions, when
 
 WIDE = 9  # values in an answer that need the room beside the picture
-NOT_KEPT = {*OURS, "fingerprint", "model", "thinking", "logprob", "raw", "flags", "violations"}
+WHY = {"chosen": "chosen", "doubtful": "least confident", "random": "random"}
+NOT_KEPT = {*OURS, "fingerprint", "model", "thinking", "logprob", "latency_s", "raw", "flags", "violations"}
 STEPS = {"worked": "answering", "waited": "waiting", "read": "reading rows"}
 STEPS |= {"fetch": "fetching", "decode": "decoding", "prompt": "prompts", "commit": "committing"}
 
@@ -27,6 +28,7 @@ STEPS |= {"fetch": "fetching", "decode": "decoding", "prompt": "prompts", "commi
 class Card:
     id: str
     why: str
+    because: str  # the same in words
     answer: Any
     kept: Mapping[str, Any]
     media: Sequence[Shown]
@@ -40,11 +42,18 @@ class Card:
 Look = Callable[[Mapping[str, Any]], Picture]
 
 
-def card(chosen: Chosen, means: Mapping[str, str], look: Look, palette: Palette) -> Card:
+def is_wide(row: Mapping[str, Any]) -> bool:
+    return leaves(said(row)) > WIDE or any(seen["kind"] == "video" for seen in row["media"] or ())
+
+
+def said(row: Mapping[str, Any]) -> Any:
+    return row.get("answer") if row.get("answer") is not None else row["text"]
+
+
+def card(chosen: Chosen, means: Mapping[str, str], look: Look, palette: Palette, *, wide: bool) -> Card:
     row = chosen.row
-    answer = row.get("answer") if row.get("answer") is not None else row["text"]
+    answer = said(row)
     found = marks(row.get("answer"), means)
-    wide = leaves(answer) > WIDE or any(seen["kind"] == "video" for seen in row["media"] or ())
     media = [
         shown(look(seen), [mark for mark in found if mark.medium == at], palette, wide=wide)
         for at, seen in enumerate(row["media"] or ())
@@ -52,11 +61,13 @@ def card(chosen: Chosen, means: Mapping[str, str], look: Look, palette: Palette)
     tokens = row["tokens"]
     facts = [f"{tokens['vision']:,} vision tokens", f"{tokens['output']:,} output tokens", row["finish"]]
     facts += [f"confidence {confidence(row['logprob'])} %"] if row["logprob"] is not None else []
+    facts += [f"{row['latency_s']:.3g} s"] if row.get("latency_s") is not None else []
     facts += [f"{row['attempts']} attempts"] if row["attempts"] > 1 else []
     tags = ["marks"] * bool(found) + ["doubts"] * bool(row["violations"] or row["flags"])
     return Card(
         id=row["id"],
         why=chosen.why,
+        because=WHY[chosen.why],
         answer=answer,
         kept={name: value for name, value in row.items() if name not in NOT_KEPT},
         media=media,
@@ -108,6 +119,7 @@ def charts(figures: Figures, found: Sequence[Group], runs: Sequence[Mapping[str,
         "vision": histogram(figures.vision),
         "output": histogram(figures.output),
         "confidence": histogram(figures.confidence, " %"),
+        "latency": durations(figures.latency),
         "seconds": bars({name: each for name, each in spent.items() if each >= 0.05}, "{:,.1f} s"),
         "errors": bars({group.name: group.count for group in found}),
     }
@@ -122,8 +134,7 @@ def note(figures: Figures) -> str:
 def segments(cards: Iterable[Card]) -> list[tuple[str, str, int]]:
     """What the filter offers: only what there is."""
     counts = Counter(name for each in cards for name in ("all", each.why, *each.tags.split()))
-    named = {"all": "all", "chosen": "chosen", "doubtful": "least confident", "random": "random"}
-    named |= {"marks": "with places or times", "doubts": "with doubts"}
+    named = {"all": "all", **WHY, "marks": "with places or times", "doubts": "with doubts"}
     return [(key, said, counts[key]) for key, said in named.items() if counts[key] or key == "all"]
 
 

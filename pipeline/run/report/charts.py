@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.run.report.gather import STEPS_OF_TEN
 from pipeline.run.report.marks import Mark
 from pipeline.run.report.page import plain
 from pipeline.run.report.pictures import Picture, Still
 from pipeline.types import Size
 
 BAR, BINS, COLOURS = 150, 8, 8
+MOST_TICKS, ROOM = 7, 0.95
 LETTER = 0.56  # of a font's size: about how wide one is
 LETTER_OF_LINE = 9.0  # thousandths of a time line
 
@@ -44,6 +46,22 @@ def histogram(counts: Counter[int], unit: str = "") -> list[Bar]:
         first, last = low + at * step, min(low + (at + 1) * step - 1, high)
         named[f"{first:,}{unit}" if first == last else f"{first:,} to {last:,}{unit}"] = float(count)
     return bars(named)
+
+
+def durations(counts: Counter[int]) -> list[Bar]:
+    """Of latencies by magnitude: equal steps of the logarithm.
+
+    >>> [(bar.label, bar.said) for bar in durations(Counter({40: 3, 46: 1, 60: 1}))]
+    [('0.1 to 0.141 s', '3'), ('0.141 to 0.2 s', '0'), ('0.2 to 0.282 s', '1'), ('0.282 to 0.398 s', '0'), \
+('0.398 to 0.562 s', '0'), ('0.562 to 0.794 s', '0'), ('0.794 to 1.12 s', '1')]
+    """
+    if not counts:
+        return []
+    low, high = min(counts), max(counts)
+    step = max(1, math.ceil((high - low + 1) / BINS))
+    bins = [sum(counts[at] for at in range(first, first + step)) for first in range(low, high + 1, step)]
+    edges = [f"{10 ** ((low + at * step) / STEPS_OF_TEN) / 1000:.3g}" for at in range(len(bins) + 1)]
+    return bars({f"{edges[at]} to {edges[at + 1]} s": float(count) for at, count in enumerate(bins)})
 
 
 class Palette(dict[str, int]):
@@ -88,8 +106,19 @@ def shown(picture: Picture, marks: Sequence[Mark], palette: Palette, *, wide: bo
     if events:
         length = max(picture.seconds, *(mark.numbers[1] for mark in events), 1e-3)
         out.events = [{**event(mark, length), "colour": at % COLOURS} for at, mark in enumerate(events)]
-        out.ticks = [{"x": 100 * at, "label": f"{length * at / 10:.3g} s"} for at in range(0, 11, 2)]
+        out.ticks = [{"x": round(1000 * second / length, 1), "label": f"{second:g} s"} for second in ticks(length)]
     return out
+
+
+def ticks(length: float) -> list[float]:
+    """Round seconds along a line, none so near its end that its label would be cut.
+
+    >>> ticks(4.88), ticks(130.0)
+    ([0.0, 1.0, 2.0, 3.0, 4.0], [0.0, 20.0, 40.0, 60.0, 80.0, 100.0, 120.0])
+    """
+    ten = 10.0 ** math.floor(math.log10(length))
+    step = next(ten * each for each in (0.2, 0.5, 1.0, 2.0) if length / (ten * each) <= MOST_TICKS)
+    return [round(at * step, 6) for at in range(int(ROOM * length / step) + 1)]
 
 
 def tag(mark: Mark, size: Size, unit: float) -> Mapping[str, Any]:

@@ -23,8 +23,9 @@ from pipeline.output.store import Store
 from pipeline.run.plan.survey import evenly
 
 MOST_PARTS, READERS = 2000, 16
+STEPS_OF_TEN = 20  # of a latency, from one power of ten to the next
 EXAMPLES = 5  # of one kind of error
-LIGHT = ["id", "tokens", "logprob", "finish", "flags", "violations"]
+LIGHT = ["id", "tokens", "logprob", "latency_s", "finish", "flags", "violations"]
 Place = tuple[str, int]  # a part and the row in it
 
 
@@ -38,6 +39,7 @@ class Figures:
     vision: Counter[int] = field(default_factory=Counter)
     output: Counter[int] = field(default_factory=Counter)
     confidence: Counter[int] = field(default_factory=Counter)  # percent
+    latency: Counter[int] = field(default_factory=Counter)  # by the twentieth of a power of ten of its milliseconds
     finish: Counter[str] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
     violations: int = 0  # rows with some
@@ -51,6 +53,8 @@ class Figures:
         self.violations += bool(row["violations"])
         if row["logprob"] is not None:
             self.confidence[confidence(row["logprob"])] += 1
+        if row.get("latency_s") is not None:  # parts of earlier versions have none
+            self.latency[magnitude(row["latency_s"])] += 1
 
 
 def confidence(logprob: float) -> int:
@@ -60,6 +64,15 @@ def confidence(logprob: float) -> int:
     (100, 50)
     """
     return round(100 * math.exp(logprob))
+
+
+def magnitude(seconds: float) -> int:
+    """Latencies lie orders of magnitude apart: equal steps of their logarithm keep both ends to be seen.
+
+    >>> magnitude(0.001), magnitude(1.0), magnitude(2.0)
+    (0, 60, 66)
+    """
+    return max(0, math.floor(STEPS_OF_TEN * math.log10(max(seconds, 1e-3) * 1000)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +140,9 @@ class Choice:
 
 def _parts(store: Store, folder: str, names: Sequence[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     def light(name: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = pq.read_table(
-            io.BytesIO(store.read(f"{folder}/{name}")), columns=LIGHT
-        ).to_pylist()
+        part = pq.ParquetFile(io.BytesIO(store.read(f"{folder}/{name}")))
+        there = [column for column in LIGHT if column in part.schema_arrow.names]
+        rows: list[dict[str, Any]] = part.read(columns=there).to_pylist()
         return rows
 
     with ThreadPoolExecutor(READERS) as readers:
