@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
 from pathlib import Path
 
 KEY, SECRET = "reader", "a-secret-of-the-test"
@@ -18,12 +18,23 @@ QUIET = ("-s3.port.iceberg=0", "-s3.port.lance=0")  # fixed ports, that another 
 PARTS = ("master", "volume", "filer", "s3")
 
 
-class Seaweed:
-    """Open while it is needed; `environment` makes s3:// mean it. Eight free ports."""
+def free_ports(count: int) -> list[int]:
+    """That nobody listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    numbers = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return numbers
 
-    def __init__(self, folder: Path, ports: Sequence[int]):
-        self.folder, self.ports = folder, ports
-        self.host = f"127.0.0.1:{ports[3]}"
+
+class Seaweed:
+    """Open while it is needed; `environment` makes s3:// mean it."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.ports = folder, free_ports(8)
+        self.host = f"127.0.0.1:{self.ports[3]}"
         self.url = f"http://{self.host}"
         self.environment = {
             "AWS_ENDPOINT_URL_S3": self.url,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -44,16 +43,6 @@ output: {path: PLACE/out}
 SIZES = ((640, 480), (480, 640), (1024, 768), (500, 375), (1280, 960))
 SHARE = 10  # of the objects, that are read whole
 TOGETHER = 500  # uploads
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    numbers = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return numbers
 
 
 def fill(place: Path, url: str, objects: int) -> None:
@@ -91,7 +80,7 @@ def main() -> None:
     options = parser.parse_args()
     objects = 1000 if options.quick else options.objects
     lines, figures = [], {}
-    with tempfile.TemporaryDirectory() as folder, Seaweed(Path(folder) / "weed", free_ports(8)) as server:
+    with tempfile.TemporaryDirectory() as folder, Seaweed(Path(folder) / "weed") as server:
         os.environ.update(server.environment)
         fill(Path(folder), server.url, objects)
         job = jobfile.parse(JOB.replace("PLACE", folder))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import random
 import signal
-import socket
 import sys
 import time
 from collections import defaultdict
@@ -182,16 +181,6 @@ def row(kind: str, kills: list[Kill]) -> list[object]:
     return [kind, len(kills), mean, max(redone), median(seconds), max(seconds), sum(kill.again for kill in kills)]
 
 
-def ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    numbers = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return numbers
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
@@ -201,7 +190,7 @@ def main() -> None:
     options = parser.parse_args()
     seed = random.randrange(10**6) if options.seed is None else options.seed
     print(f"seed {seed}: python -m tests.chaos --kills {options.kills} --seed {seed} --rows {options.rows}", flush=True)
-    with Place(ports(8), storm(options.storm, BUSY, CUT, LOST, seed=seed) if options.storm else None) as place:
+    with Place(storm(options.storm, BUSY, CUT, LOST, seed=seed) if options.storm else None) as place:
         kills = chaos(place, kills=options.kills, seed=seed, rows=options.rows)
     print(table(kills))
 

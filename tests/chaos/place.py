@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,10 @@ START_TRIES = 5
 class Place:
     """Open around some episodes. `rule` is how the storage misbehaves all the while."""
 
-    def __init__(self, ports: Sequence[int], rule: Rule | None = None):
+    def __init__(self, rule: Rule | None = None):
         self.folder = Path(tempfile.mkdtemp(prefix="vl"))  # short: Ray makes sockets below it
         (self.folder / "tmp/ray").mkdir(parents=True)  # where Ray notes its newest cluster
-        self.seaweed = Seaweed(self.folder / "weed", ports)
+        self.seaweed = Seaweed(self.folder / "weed")
         self.proxy = Proxy(self.seaweed.host, rule)
         self.driver: subprocess.Popen[bytes] | None = None
         self.cluster: Any = None

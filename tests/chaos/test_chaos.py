@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.chaos.__main__ import SCRIPTED, Episode, ports
+from tests.chaos.__main__ import SCRIPTED, Episode
 from tests.chaos.check import check_end, within
 from tests.chaos.place import Place
 from tests.faults import BUSY, LOST, storm
@@ -18,7 +18,7 @@ PATIENCE_S = 300.0
 
 @pytest.fixture(scope="module")
 def place():
-    with Place(ports(8), storm(0.01, BUSY, LOST)) as place:
+    with Place(storm(0.01, BUSY, LOST)) as place:
         yield place
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import sys
 import tempfile
+import time
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,17 @@ def surroundings() -> Iterator[dict[str, str]]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def wait_for(url: str) -> None:
+    for _ in range(1200):
+        try:
+            urllib.request.urlopen(url, timeout=2)
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise AssertionError(f"{url} does not answer")
+
+
 def end(folder: str) -> None:
     """Kill the processes whose command line names the folder, each by its pid."""
     found = []
@@ -128,24 +140,8 @@ def end(folder: str) -> None:
     psutil.wait_procs(found, timeout=20)
 
 
-@pytest.fixture(scope="session")
-def ports() -> Any:
-    """A function: that many ports which nobody listens on."""
-
-    def free(count: int) -> list[int]:
-        sockets = [socket.socket() for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        numbers = [each.getsockname()[1] for each in sockets]
-        for each in sockets:
-            each.close()
-        return numbers
-
-    return free
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, surroundings, ports):
+def server(tmp_path_factory, surroundings):
     """The environment in which s3:// is a server of the module's own."""
-    with Seaweed(tmp_path_factory.mktemp("weed"), ports(8)) as seaweed:
+    with Seaweed(tmp_path_factory.mktemp("weed")) as seaweed:
         yield {**surroundings, **seaweed.environment}

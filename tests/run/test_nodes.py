@@ -24,8 +24,9 @@ import s3fs
 from ray.job_submission import JobSubmissionClient
 
 from pipeline.run.metrics import METRICS, exported
+from tests.run.conftest import wait_for
 from tests.run.test_s3 import picture, read
-from tests.seaweed import KEY, SECRET
+from tests.seaweed import KEY, SECRET, free_ports
 
 ROOT = Path(__file__).parents[2]
 NIGHTLY = ROOT / "infra/kuberay/base/nightly.yaml"
@@ -36,11 +37,11 @@ RAY = os.path.join(os.path.dirname(sys.executable), "ray")
 class Nodes:
     """Raylets with folders of their own, and a command that submits to them."""
 
-    def __init__(self, surroundings, ports, hidden: Path, inside: dict[str, str]):
+    def __init__(self, surroundings, hidden: Path, inside: dict[str, str]):
         self.folder = surroundings["RAY_TMPDIR"]
-        self.hidden, self.env, self.ports = hidden, {**surroundings, **inside}, ports
+        self.hidden, self.env = hidden, {**surroundings, **inside}
         self.outside = {name: value for name, value in surroundings.items() if not name.startswith("AWS_")}
-        gcs, board, client = ports(3)
+        gcs, board, client = free_ports(3)
         self.gcs, self.url, self.metrics = f"127.0.0.1:{gcs}", f"http://127.0.0.1:{board}", []
         self.start(
             "--head", f"--port={gcs}", f"--dashboard-port={board}", f"--ray-client-server-port={client}", "--num-cpus=2"
@@ -48,7 +49,7 @@ class Nodes:
         wait_for(f"{self.url}/api/jobs/")
 
     def start(self, *words: str) -> None:
-        agent, grpc, metrics = self.ports(3)
+        agent, grpc, metrics = free_ports(3)
         self.metrics.append(f"http://127.0.0.1:{metrics}/metrics")
         common = [f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}"]
         common += [f"--metrics-export-port={metrics}", "--object-store-memory=150000000", "--node-ip-address=127.0.0.1"]
@@ -83,19 +84,8 @@ class Nodes:
         return found
 
 
-def wait_for(url: str) -> None:
-    for _ in range(1200):
-        try:
-            urllib.request.urlopen(url, timeout=2)
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    raise AssertionError(f"{url} does not answer")
-
-
 @pytest.fixture(scope="module")
-def nodes(server, surroundings, ports, tmp_path_factory):
+def nodes(server, surroundings, tmp_path_factory):
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
         pytest.skip("needs mount namespaces (root, or CAP_SYS_ADMIN) for nodes that share no disk")
     inside = {name: value for name, value in server.items() if name.startswith("AWS_")}
@@ -104,7 +94,7 @@ def nodes(server, surroundings, ports, tmp_path_factory):
         "RAY_metrics_report_interval_ms": "1000",
         "RAY_raylet_start_wait_time_s": "120",
     }
-    return Nodes(surroundings, ports, tmp_path_factory.mktemp("hidden"), inside)
+    return Nodes(surroundings, tmp_path_factory.mktemp("hidden"), inside)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ import pytest
 
 from pipeline.run.metrics import METRICS, exported
 from pipeline.tiny import files
+from tests.run.conftest import wait_for
+from tests.seaweed import free_ports
 
 ROOT = Path(__file__).parents[2]
 JOB = "jobs/demo/caption.yaml"
@@ -30,9 +32,9 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def submit(surroundings, ports, place):
+def submit(surroundings, place):
     """A function: the end of `ray job submit ...` on a cluster of the test's own."""
-    port, board, agent, agent_grpc, client, metrics = ports(6)
+    port, board, agent, agent_grpc, client, metrics = free_ports(6)
     env = {**surroundings, "DEMO": str(place), "RAY_metrics_report_interval_ms": "1000"}
     ray = os.path.join(os.path.dirname(sys.executable), "ray")
     subprocess.run(
@@ -63,17 +65,6 @@ def submit(surroundings, ports, place):
         return subprocess.CompletedProcess(command, process.returncode, said, "")
 
     return run
-
-
-def wait_for(url: str) -> None:
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(url, timeout=2)
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    raise AssertionError(f"{url} does not answer")
 
 
 @pytest.mark.parametrize("words", [("--working-dir", ".", JOB), (JOB,)], ids=["working dir", "literal"])
