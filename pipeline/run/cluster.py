@@ -33,7 +33,7 @@ from pipeline.run.signals import Signals
 from pipeline.run.workers import RECEIPT, Generate, Prepare
 
 CHUNKS_AT_ONCE = 3  # calls that feed one engine: one being answered, one behind it, one committing
-LOOK_S = 1.0  # between two looks at what is under way
+LOOK_S, PATIENCE_S = 1.0, 10.0  # between two looks at what is under way; for one
 AT_ONCE = 50_000  # chunks in one dataset: each takes 5 KiB of the driver, and Ray longer for all the others
 MANY_FILES = 8  # from here on cutting files in tasks beats the second that starting a worker costs
 
@@ -94,7 +94,8 @@ def run(
 ) -> Iterator[Receipt]:
     """Receipts as they come; `watch` is told what is under way. Asked to stop, it ends with what was begun."""
     ledger, count, ended = open_ledger(), metrics.counter_of(work, chunks), Event()
-    Thread(target=follow, args=(ledger, ended, watch), daemon=True).start()
+    follower = Thread(target=follow, args=(ledger, ended, watch), daemon=True)
+    follower.start()
     try:
         with signals.grace() as stopping:
             Thread(target=lambda: stopping.wait() and ledger.stop.remote(), daemon=True).start()
@@ -111,12 +112,13 @@ def run(
     finally:
         ended.set()
         ray.kill(ledger)
+        follower.join()  # whoever asked Ray after its end would start it anew
 
 
 def follow(ledger: Any, ended: Event, watch: Callable[[dict[str, int]], None]) -> None:
     while not ended.wait(LOOK_S):
         try:
-            watch(ray.get(ledger.under_way.remote()))
+            watch(ray.get(ledger.under_way.remote(), timeout=PATIENCE_S))
         except ray.exceptions.RayError:  # it ends, or starts anew
             continue
 

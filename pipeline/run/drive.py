@@ -163,6 +163,7 @@ def report(work: Work, todo: resume.Plan, progress: Progress, status: str, store
         "rows": todo.rows,
         "rows_before": todo.rows - todo.rows_left,
         "duplicates": todo.duplicates,
+        "orphans": len(todo.orphans),  # parts of chunks that an earlier form of the manifest had
         "answered": tally.answered,
         "failed": tally.failed,
         "missing": todo.rows_left - tally.done,

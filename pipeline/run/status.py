@@ -69,16 +69,28 @@ class Folder:
             yield from readers.map(note, sorted(self.store.names(folder)))
 
     def wrong(self) -> Iterator[letters.Letter]:
-        """The rows that are still wrong, each once.
-
-        The manifest is not read, so a row counts that failed before its manifest was rewritten and was answered since.
-        """
-        seen: set[int] = set()
+        """The rows that are still wrong, each once. Of a manifest that was rewritten: those it asks no more, too."""
+        seen = self.answered_elsewhere() if any(run.get("orphans") for run in self.runs) else set()
         for letter in letters.wrong(self.store, self.fingerprint):
             row = hash((letter.id, letter.question))
             if row not in seen:
                 seen.add(row)
                 yield letter
+
+    def answered_elsewhere(self) -> set[int]:
+        """Of the rows with letters those that a part of another chunk answers: their manifest was rewritten since."""
+        suspects = {hash((each.id, each.question)) for each in letters.wrong(self.store, self.fingerprint)}
+        folder = f"data/fp={self.fingerprint}"
+
+        def answered(name: str) -> set[int]:
+            with self.store.filesystem.open(f"{self.store.root}/{folder}/{name}", "rb") as file:
+                rows = pq.read_table(file, columns=["id", "question"])
+            pairs = zip(rows["id"].to_pylist(), rows["question"].to_pylist(), strict=True)
+            return suspects & {hash(pair) for pair in pairs}
+
+        with ThreadPoolExecutor(READERS) as readers:
+            names = sorted(self.store.names(folder)) if suspects else []
+            return set[int]().union(*readers.map(answered, names))
 
 
 def open_output(path: str, question: str | None = None) -> Folder:

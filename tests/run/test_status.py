@@ -37,6 +37,18 @@ def test_what_a_stopped_run_left_is_counted(desk):
     assert "give the same run command again" in "\n".join(lines(found))
 
 
+def test_a_row_that_failed_before_its_manifest_was_rewritten_and_was_answered_since_is_not_wrong(desk):
+    bad = desk.spoil(2)
+    desk.manifest([*desk.draw(6), *bad])
+    assert desk.run() == 3
+    good = (desk.folder / "pics/0.png").read_bytes()
+    (desk.folder / "pics/bad0.png").write_bytes(good)
+    desk.manifest([bad[0], *desk.draw(6), bad[1]])  # other chunks: all that failed is asked anew
+    assert desk.run() == 3
+    found = status(str(desk.folder / "out"))
+    assert (found.answered, found.wrong, found.left) == (7, {"decode/unknown_format": 1}, 0)
+
+
 def test_who_is_at_work_is_said(desk):
     desk.manifest(desk.draw(2))
     desk.run()
