@@ -38,6 +38,9 @@ def load(
 def read(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        beside = {str(each): None for each in Path(path).parent.glob("*.y*ml")}
+        raise JobError(f"{path}: there is no such file{nearest(str(path), beside)}") from error
     except OSError as error:
         raise JobError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

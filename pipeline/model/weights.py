@@ -58,16 +58,25 @@ def _locate(weights: str, revision: str | None, endings: tuple[str, ...]) -> Pat
 
 
 def _hub(weights: str, revision: str | None, endings: tuple[str, ...]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import errors, snapshot_download
 
+    why: dict[type[Exception], str] = {  # the more special first
+        errors.GatedRepoError: "the hub wants you to accept its terms there, and HF_TOKEN to say who you are",
+        errors.RevisionNotFoundError: "the hub has no such revision of it",
+        errors.RepositoryNotFoundError: "the hub has no such model, or it is private: check the name and HF_TOKEN",
+        errors.HFValidationError: "no model of the hub could be called so",
+        errors.LocalEntryNotFoundError: "the hub cannot be reached, and it was not fetched to this machine before",
+        errors.HfHubHTTPError: "the hub refuses: check HF_TOKEN, or try again",
+        OSError: "the hub cannot be reached, or the disk not be written",
+    }
     try:
         return Path(snapshot_download(weights, revision=revision, allow_patterns=[f"*{end}" for end in endings]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except tuple(why) as error:
+        reason = next(said for kind, said in why.items() if isinstance(error, kind))
         at = f" at {revision}" if revision else ""
         raise JobError(
-            f"model.weights: {weights}{at} did not come from the hub ({type(error).__name__}): check the name, the "
-            "network and HF_TOKEN, or name a folder that holds the checkpoint"
+            f"model.weights: {weights}{at}: {reason} ({type(error).__name__}). A folder with the checkpoint will do, "
+            "too. To try all else without it: --set model.weights=builtin:tiny --set workers.generate.gpus=0"
         ) from error
 
 

@@ -60,7 +60,12 @@ CHECK = ["check", "job.yaml"]
 RUN = ["run", "job.yaml", "--local"]
 TINY = {"model_type": "qwen2_5_vl"}
 MISTAKES: list[Case] = [
-    ("no such job file", job(), ["check", "jop.yaml"], "error: jop.yaml: cannot be read: No such file or directory"),
+    (
+        "no such job file",
+        job(),
+        ["check", "jop.yaml"],
+        "error: jop.yaml: there is no such file. Did you mean 'job.yaml'?",
+    ),
     (
         "not yaml",
         job("input:\n", "input: [\n"),
@@ -275,7 +280,7 @@ MISTAKES: list[Case] = [
         "no such model on the hub",
         job("builtin:tiny", "Qwen/Qwen2.5-VL-77B"),
         CHECK,
-        "error: model.weights: Qwen/Qwen2.5-VL-77B did not come from the hub (LocalEntryNotFoundError): check the name, the network and HF_TOKEN, or name a folder that holds the checkpoint",
+        "error: model.weights: Qwen/Qwen2.5-VL-77B: the hub cannot be reached, and it was not fetched to this machine before (LocalEntryNotFoundError). A folder with the checkpoint will do, too. To try all else without it: --set model.weights=builtin:tiny --set workers.generate.gpus=0",
     ),
     (
         "no such builtin model",
@@ -397,6 +402,15 @@ def test_gpus_that_are_not_there_are_refused_with_what_to_do():
         JobError, match=r"the nodes have none; lower it, set workers\.generate\.gpus to 0 to run on CPU"
     ):
         pools(asked, [{"CPU": 2.0}])
+
+
+def test_a_gpu_asked_for_where_torch_sees_none_is_told_without_ray_too(here, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    job("engine: {kind: scripted}", "workers: {generate: {gpus: 1}}")(here)
+    assert told(here, capsys, RUN).splitlines()[-1] == (
+        "error: workers.generate.gpus: torch sees 0 GPUs here and a replica takes 1; "
+        "--set workers.generate.gpus=0 runs on CPU"
+    )
 
 
 def test_a_traceback_is_shown_to_whoever_asks_for_it(here):

@@ -92,6 +92,11 @@ class Torch:
     def open(cls, job: Job) -> Torch:
         assert isinstance(job.engine, TorchEngine)
         pool = job.workers.generate
+        if pool.gpus and (there := torch.cuda.device_count()) < job.model.tensor_parallel:
+            raise JobError(
+                f"workers.generate.gpus: torch sees {there} GPUs here and a replica takes {job.model.tensor_parallel}; "
+                "--set workers.generate.gpus=0 runs on CPU"
+            )
         if not pool.gpus:  # Ray sets OMP_NUM_THREADS, not always to what the pool may use
             torch.set_num_threads(max(1, min(int(pool.cpus), os.cpu_count() or 1) // job.model.tensor_parallel))
         folder = weights.locate(job.model.weights, job.model.revision)
