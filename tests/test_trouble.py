@@ -11,10 +11,10 @@ import pytest
 from pipeline import trouble
 from pipeline.trouble import Truncated, kind_of
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[1] / "infra" / "README.md"
 
 
-def test_the_readme_shows_the_table_as_it_is():
+def test_the_readme_of_infra_shows_the_table_as_it_is():
     lines = README.read_text(encoding="utf-8").splitlines()
     start = next(number for number, line in enumerate(lines) if "| `unavailable` |" in line)
     kinds, _, media, output = (
