@@ -101,7 +101,10 @@ def _asked(command: argparse.ArgumentParser) -> None:
     command.add_argument("--ray-log", action="store_true", help="show what Ray and its workers log, too")
     command.add_argument("--retry-errors", nargs="?", const="", metavar="KIND", help=failed)
     command.add_argument(
-        "--on-change", choices=["refuse", "add"], default="refuse", help="another question in the same output"
+        "--on-change",
+        choices=["refuse", "add"],
+        default="refuse",
+        help="another question in the same output; default: refuse it",
     )
 
 

@@ -126,6 +126,10 @@ async def beginning(uri: str, most: int, *, session: aiohttp.ClientSession, host
         return await _asked(uri, take, {"Range": f"bytes=0-{most - 1}"}, session, hosts)
     except asyncio.IncompleteReadError as error:
         raise Passing("truncated", f"{shown(uri)}: the connection was cut before the end") from error
+    except FetchError as error:
+        if error.kind != "refused":
+            raise
+        return b"", 0  # perhaps only the range of it: of an empty file there is none
 
 
 async def read(

@@ -65,9 +65,14 @@ class Files(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        body = (PICTURES | WHOLE)[self.path.rpartition("/")[2]]
+        name = self.path.rpartition("/")[2]
+        body = (PICTURES | WHOLE).get(name, b"")
         wish = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        if wish and "plain" not in self.path:
+        if name == "gone.png":
+            self.send_response(404)
+        elif wish and not body:
+            self.send_response(416)
+        elif wish and "plain" not in self.path:
             first, last = int(wish[1]), min(int(wish[2]), len(body) - 1)
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(body)}")
@@ -174,14 +179,15 @@ def test_where_signed_urls_do_not_work_the_client_is_asked_from_then_on(places, 
     assert asked == ["s3://scans/a.jpg"]
 
 
-def test_what_is_wrong_is_said_as_a_run_says_it(places, eyes):
+@pytest.mark.parametrize("place", ["web", "plain", "s3"])
+def test_what_is_wrong_is_said_as_a_run_says_it(place, places, eyes):
     where, job = places
     for name in ("large.png", "empty.png", "gone.png"):
         said = []
         for kind, decoder in ((Fetcher, eyes[0]), (Heads, eyes[1])):
             with kind(job) as fetcher:
                 try:
-                    said.append(probed(fetcher, decoder, f"{where['s3']}/{name}"))
+                    said.append(probed(fetcher, decoder, f"{where[place]}/{name}"))
                 except Exception as error:  # noqa: BLE001 - whatever it is, both say it
                     said.append((type(error), str(error)))
         assert said[0] == said[1]

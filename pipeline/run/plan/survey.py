@@ -19,7 +19,7 @@ from pipeline.media.header import Header
 from pipeline.types import Clip, Failure, Request, Size
 
 CLUSTERS = 100  # chunks that a sample is spread over: each costs reading a part of the manifest
-TOGETHER = 1000  # rows, from as many chunks as that takes
+TOGETHER = 300  # rows, from as many chunks as that takes; media that a manifest holds as bytes are in memory with them
 MOST_CLIPS = 20_000  # kinds of them, by their sizes, that advice is reckoned on
 
 
