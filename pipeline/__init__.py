@@ -33,6 +33,7 @@ intake: a manifest -> Items -> bytes
     intake/rest.py                   an object longer than one read -> its other bytes
     intake/sparse.py                 a long MP4 -> a file with holes, filled where frames are wanted
     intake/retry.py                  an attempt, repeated while it is worth it
+    intake/ranged.py                 a source far away -> a file to be read here and there
     intake/heads.py                  a source -> the beginning of it, enough for a size
     intake/scratch.py                a folder for downloads that goes with its worker
     intake/blob.py                   bytes as they arrive -> a Blob

@@ -1,18 +1,20 @@
 """A source -> the beginning of its bytes, which is enough to know a picture's size; the whole only when that is not.
 
 The same rules and limits as fetching. Of JPEG, PNG, GIF, BMP and WebP one ranged read brings enough, of MP4 and
-QuickTime the table of their frames; files on this machine are opened where they lie. TIFF, HEIC, AVIF and PDF, animated
-pictures, WebP with EXIF (it stands at the end) and other videos come whole from stores and servers.
+QuickTime the table of their frames; files on this machine are opened where they lie. A TIFF is read where it
+lists its pages. HEIC, AVIF and PDF, animated pictures, WebP with EXIF (it stands at the end) and other videos come
+whole from stores and servers.
 S3 is asked through signed URLs: a call of its client costs three times as much.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import aiohttp
 
@@ -21,6 +23,7 @@ from pipeline.intake import store, web
 from pipeline.intake.blob import Blob, Sink, check_bytes, split_pages
 from pipeline.intake.fetch import Fetcher
 from pipeline.intake.guard import WEB, local, scheme, shown
+from pipeline.intake.ranged import Ranged
 from pipeline.intake.retry import persist
 from pipeline.intake.sniff import HEAD, sniff
 from pipeline.job import Job
@@ -28,8 +31,11 @@ from pipeline.types import Size
 
 HEAD_BYTES = 64 << 10  # EXIF marks, colour profiles and small previews included
 EARLY = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM")  # formats whose size stands at the beginning
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 AT_ONCE = 64  # beginnings on their way
 EXIF_OR_XMP = 0b1100  # flags of WebP
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,7 @@ class Head(Blob):
     """The beginning of a Blob, and a way to all of it."""
 
     whole: Callable[[], Blob] | None = None
+    file: Ranged | None = None  # of what does not say all at its beginning
 
 
 class Heads(Fetcher):
@@ -76,10 +83,12 @@ class Heads(Fetcher):
             data, size = await persist(lambda: self._first(kind, uri))
             if data and len(data) == size:
                 return Blob(shown(uri), sniff(data[:HEAD]), data=data)
-        if whole or len(data) == size or not (data.startswith(EARLY) or webp_size(data)):
+        listed = data.startswith(TIFF) and kind != "file"
+        if whole or len(data) == size or not (data.startswith(EARLY) or webp_size(data) or listed):
             return await super()._reach(source, whole)
         check_bytes(size, "image", uri=shown(uri), limits=self.limits)
-        return Head(shown(uri), "image", data=data, whole=lambda: self._whole(source))
+        file = Ranged(data, size, lambda start, end: self._wait(self._part(kind, uri, start, end), uri))
+        return Head(shown(uri), "image", data=data, whole=lambda: self._whole(source), file=file if listed else None)
 
     async def _first(self, kind: str, uri: str) -> tuple[bytes, int]:
         """Its first bytes, and how many it has; nothing of what is not a picture."""
@@ -109,8 +118,18 @@ class Heads(Fetcher):
         except (aiohttp.ClientError, OSError):
             return None
 
+    async def _part(self, kind: str, uri: str, start: int, end: int) -> bytes:
+        if kind not in WEB:
+            return await persist(lambda: self.stores[kind].part(kind + uri[len(kind) :], start, end))
+        assert self.session
+        session = self.session
+        return await persist(lambda: web.part(uri, start, end, session=session, hosts=self.hosts))
+
     def _whole(self, source: str) -> Blob:
-        future: Future[Blob] = asyncio.run_coroutine_threadsafe(super()._reach(source, True), self.loop)
+        return self._wait(super()._reach(source, True), source)
+
+    def _wait(self, work: Coroutine[Any, Any, T], source: str) -> T:
+        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
             return future.result(self.limits.deadline_s)
         except TimeoutError as error:

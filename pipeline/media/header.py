@@ -2,7 +2,7 @@
 
 Sizes, frames, times and what is refused come from the code that decodes; only reading pixels is left out. Their
 place is taken by an array of the right shape that holds a single byte. What Pillow reads without native code, the
-headers of JPEG and PNG, is read here; the decoder's process is started for everything else, and only then.
+headers of JPEG, PNG and TIFF, is read here; the decoder's process is started for everything else, and only then.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from pipeline.errors import DecodeError
+from pipeline.errors import DecodeError, FetchError
 from pipeline.intake.blob import Blob, Ranges
 from pipeline.intake.heads import Head, webp_size
+from pipeline.intake.ranged import Ranged
 from pipeline.media.decoder import Decoder
 from pipeline.media.kinds.base import Bounds, Probe
-from pipeline.media.kinds.image import BAD_EXIF, upright
+from pipeline.media.kinds.image import BAD_EXIF, Image, upright
 from pipeline.types import Size
 
 PLAIN = (b"\xff\xd8\xff", b"\x89PNG")
@@ -33,19 +34,27 @@ class Header(Decoder):
         self.behind: Decoder | None = None
 
     def open(self, blob: Blob, kind: str, *, moving: bool, ends: float) -> Probe:
-        if not moving and blob.data and (size := size_of(blob.data)):
-            self.bounds.check(size, moving=False)
-            return Probe("image", (size,))
+        if not moving and (probe := self._glance(blob)):
+            return probe
         self.behind = self.behind or Decoder(self.bounds)
         if not isinstance(blob, Head) or blob.whole is None:
             return self.behind.open(blob, kind, moving=moving, ends=ends)
-        if not moving:  # the frames of an animation are counted at its end
+        if not moving and not blob.file:  # the frames of an animation are counted at its end
             try:
                 return self.behind.open(blob, kind, moving=moving, ends=ends)
             except DecodeError:
                 pass  # perhaps only because the rest is missing
         with blob.whole() as all_of_it:
             return self.behind.open(all_of_it, kind, moving=moving, ends=ends)
+
+    def _glance(self, blob: Blob) -> Probe | None:
+        """What can be told here."""
+        if isinstance(blob, Head) and blob.file:
+            return pages_of(blob.file, self.bounds)
+        size = size_of(blob.data) if blob.data else None
+        if size:
+            self.bounds.check(size, moving=False)
+        return Probe("image", (size,)) if size else None
 
     def ranges(self, batches: Sequence[Sequence[int]], *, ends: float) -> list[Ranges]:
         return [[] for _ in batches]
@@ -60,6 +69,18 @@ class Header(Decoder):
     def close(self) -> None:
         if self.behind:
             self.behind.close()
+
+
+def pages_of(file: Ranged, bounds: Bounds) -> Probe | None:
+    """Of a TIFF, where its lists are in order."""
+    try:
+        return Image(io.BufferedReader(file), bounds).probe
+    except (*BAD_EXIF, EOFError):
+        return None
+    except (DecodeError, FetchError) as error:
+        if error.kind in ("unknown_format", "changed"):  # or a server that gives no ranges
+            return None
+        raise
 
 
 def size_of(data: bytes) -> Size | None:

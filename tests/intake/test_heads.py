@@ -41,6 +41,14 @@ def turned():
     return exif
 
 
+def pages():
+    noise = np.random.default_rng(0).integers(0, 256, (3, 400, 300, 3), np.uint8)
+    first, *others = (PIL.Image.fromarray(each[: 200 + 100 * at]) for at, each in enumerate(noise))
+    sink = io.BytesIO()
+    first.save(sink, "TIFF", save_all=True, append_images=others)
+    return sink.getvalue()
+
+
 PICTURES = {
     "a.jpg": drawn("JPEG", quality=95),
     "turned.jpg": drawn("JPEG", quality=95, exif=turned()),
@@ -53,8 +61,8 @@ PICTURES = {
     "extended.webp": drawn("WEBP", "RGBA", lossless=True),
 }
 WHOLE = {
+    "pages.tiff": pages(),
     "turned.webp": drawn("WEBP", exif=turned()),
-    "a.tiff": drawn("TIFF"),
     "large.png": drawn("PNG", size=(3500, 3000)),  # over the limit
 }
 
@@ -144,7 +152,15 @@ def test_what_the_beginning_does_not_say_comes_whole(place, places, eyes):
     where, job = places
     with Heads(job) as heads:
         assert probed(heads, eyes[1], f"{where[place]}/turned.webp").sizes == ((300, 700),)
-        assert probed(heads, eyes[1], f"{where[place]}/a.tiff").sizes == ((700, 300),)
+
+
+@pytest.mark.parametrize("place", ["web", "plain", "s3"])
+def test_of_a_tiff_the_places_are_read_where_its_pages_are_listed(place, places, eyes, monkeypatch):
+    where, job = places
+    with Heads(job) as heads:
+        if place != "plain":  # which has no ranges
+            monkeypatch.setattr(heads, "_whole", lambda source: pytest.fail(f"{source} is read whole"))
+        assert probed(heads, eyes[1], f"{where[place]}/pages.tiff").sizes == ((300, 200), (300, 300), (300, 400))
 
 
 def test_jpegs_and_pngs_are_looked_at_without_a_decoders_process(places):

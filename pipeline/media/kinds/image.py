@@ -12,6 +12,7 @@ import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import PIL.Image
@@ -41,7 +42,7 @@ BAD_EXIF = (SyntaxError, ValueError, KeyError, TypeError, IndexError, OSError, s
 class Image:
     """`moving`: an animation, read as a video."""
 
-    def __init__(self, source: bytes | Path, bounds: Bounds, *, moving: bool = False):
+    def __init__(self, source: bytes | Path | BinaryIO, bounds: Bounds, *, moving: bool = False):
         PIL.ImageFile.LOAD_TRUNCATED_IMAGES = bounds.tolerate
         self.bounds = bounds
         head = source[:16] if isinstance(source, bytes) else b""
