@@ -73,13 +73,20 @@ def joined(*, loud: bool = False) -> Iterator[None]:
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Nothing to the terminal from native code, which says there that it was told to be quiet."""
+    """While Ray starts: no word from native code, and no thread that prints pages whenever a node or worker goes.
+
+    It says there that it was told to be quiet, and starts that thread whatever `log_to_driver` is.
+    """
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
+    inside, prints = ray._private.worker, "listen_error_messages"
+    printing = getattr(inside, prints, None)
+    setattr(inside, prints, lambda *_: None)
     try:
         yield
     finally:
+        setattr(inside, prints, printing)
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)

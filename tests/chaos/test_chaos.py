@@ -27,6 +27,7 @@ def test_whoever_is_killed_every_row_is_there_once_and_nobody_is_left(place):
     episode = Episode(place, random.Random(1))
     episode.run(KILLS)  # counts rows after each, and at the end
     assert [kill.what for kill in episode.kills] == KILLS
+    assert "raylet" not in (place.folder / "driver.log").read_text(), "Ray's own words among ours"
 
 
 def test_of_two_drivers_one_works_and_when_it_sleeps_the_other_takes_over_and_nothing_is_there_twice(
