@@ -27,12 +27,12 @@ from pipeline.job import Job
 from pipeline.output.write import Receipt
 from pipeline.run import metrics
 from pipeline.run.isolate import open_ledger
-from pipeline.run.pools import cluster_grows, pools, tell_while_short
+from pipeline.run.pools import calls, cluster_grows, pools, tell_while_short
 from pipeline.run.resume import Cut, cut_here
 from pipeline.run.signals import Signals
 from pipeline.run.workers import RECEIPT, Generate, Prepare
 
-CHUNKS_AT_ONCE = 3  # calls that feed one engine: one being answered, one behind it, one committing
+AHEAD = 2  # chunks that wait at a replica, prepared, beside those it is called with
 LOOK_S, PATIENCE_S = 1.0, 10.0  # between two looks at what is under way; for one
 AT_ONCE = 50_000  # chunks in one dataset: each takes 5 KiB of the driver, and Ray longer for all the others
 MANY_FILES = 8  # from here on cutting files in tasks beats the second that starting a worker costs
@@ -136,7 +136,8 @@ def receipts(work: Work, chunks: Sequence[Chunk], ledger: Any) -> Dataset:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # a replica with more to do than it takes gets another; it is let go when its input ends, for loading takes minutes
-    context.autoscaling_config.actor_pool_util_upscaling_threshold = (CHUNKS_AT_ONCE + 1) / CHUNKS_AT_ONCE
+    at_once = calls(work.job)
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = (at_once + 1) / at_once
     context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
     accelerator = work.job.workers.generate.accelerator
     kind: dict[str, Any] = {"accelerator_type": accelerator} if accelerator else {}
@@ -165,7 +166,8 @@ def receipts(work: Work, chunks: Sequence[Chunk], ledger: Any) -> Dataset:
             compute=ActorPoolStrategy(
                 min_size=work.job.workers.generate.min,
                 max_size=sizes.generate_max,
-                max_concurrent_calls_per_actor=CHUNKS_AT_ONCE,
+                max_tasks_in_flight_per_actor=at_once + AHEAD,
+                max_concurrent_calls_per_actor=at_once,
                 enable_true_multi_threading=True,
             ),
             num_cpus=sizes.generate_cpus,

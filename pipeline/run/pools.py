@@ -15,11 +15,14 @@ from threading import Thread
 import ray
 
 from pipeline.errors import JobError
+from pipeline.intake.manifest import chunk_rows
 from pipeline.job import GpuPool, Job
 from pipeline.run import log
 
 GROWS = "VLBATCH_AUTOSCALING"  # set on the head of a cluster that has an autoscaler
 SAY_EVERY_S = 60.0
+FEWEST, MOST = 3, 8  # calls of a replica: one being answered, one behind it, one committing; prepared they weigh 2 GiB
+SLOTS, ROWS = ("slots", "max_num_seqs", "concurrency"), 64  # what engines call them; as many an engine may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,13 @@ def pools(job: Job, nodes: Sequence[Mapping[str, float]], *, grows: bool = False
         generate_max=generate_max,
         generate_cpus=generate_cpus,
     )
+
+
+def calls(job: Job) -> int:
+    """Chunks that a replica is called with at once: where they are of few rows, videos, it takes more to fill it."""
+    engine = job.engine
+    slots = next((said for name in SLOTS if (said := getattr(engine, name, None))), ROWS)
+    return min(MOST, FEWEST + (slots - 1) // chunk_rows(job))
 
 
 def places_on(nodes: Sequence[Mapping[str, float]], pool: GpuPool) -> int:

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.errors import JobError
 from pipeline.job import Job
-from pipeline.run.pools import Pools, pools
+from pipeline.run.pools import Pools, calls, pools
 
 
 def job(**workers) -> Job:
@@ -24,6 +24,22 @@ def test_a_fixed_cluster_is_filled_and_no_more():
     found = pools(job(generate={"gpus": 1}), [{"CPU": 32.0, "GPU": 4.0}])
     assert found == Pools(prepare_max=28, prepare_cpus=1.0, generate_max=4, generate_cpus=1.0)
     assert pools(job(generate={"gpus": 1, "max": 3}), [{"CPU": 32.0, "GPU": 4.0}]).generate_max == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "engine", "at_once"),
+    [
+        (256, {"kind": "torch"}, 3),
+        (64, {"kind": "torch"}, 3),
+        (16, {"kind": "torch"}, 6),
+        (4, {"kind": "torch"}, 8),
+        (4, {"kind": "torch", "slots": 8}, 4),
+        (64, {"kind": "http", "url": "https://a/v1", "model": "m", "concurrency": 256}, 6),
+    ],
+)
+def test_the_fewer_rows_a_chunk_has_the_more_chunks_an_engine_is_given(rows, engine, at_once):
+    said = job().model_dump(by_alias=True) | {"engine": engine, "output": {"path": "o", "chunk_rows": rows}}
+    assert calls(Job.model_validate(said)) == at_once
 
 
 def test_gpus_that_a_fixed_cluster_has_not_are_refused():
