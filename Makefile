@@ -32,9 +32,8 @@ chaos: .venv/.ready ## a hundred kills of whatever runs, and every row counted; 
 	PYTHONPATH=. $(BIN)/python -m tests.chaos --kills 100
 	PYTHONPATH=. $(BIN)/python -m tests.chaos.poison
 
-bench: .venv/.ready ## the benchmarks, shortened; each ends with a line of JSON
-	@set -e; for file in $$(grep -l -e '"--quick"' tests/bench/*.py); do \
-		echo "== $$file"; PYTHONPATH=. $(BIN)/python "$$file" --quick; done
+bench: .venv/.ready ## the benchmarks, shortened, and the table of tests/bench/README.md with what they measured
+	PYTHONPATH=. $(BIN)/python tests/bench/table.py
 
 clean: ## away with everything that was made here
 	rm -rf .venv build dist out ./*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
+from typing import Any
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -30,6 +31,15 @@ def in_turns(sides: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[
             times[name].append(seconds(work))
             print(f"  round {turn + 1}/{rounds} {name}: {times[name][-1]:.2f} s", file=sys.stderr)
     return {name: median(taken) for name, taken in times.items()}
+
+
+def store() -> Any:
+    """What the object store of this node holds and has seen. Ray tells only in private."""
+    import ray
+    from ray._private.internal_api import node_stats
+
+    node = ray.nodes()[0]
+    return node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False).store_stats
 
 
 def machine(*packages: str) -> str:

@@ -1,0 +1,176 @@
+"""Against what a user would write: transformers in a loop, Ray Data as its documentation has it, Daft.
+
+    python tests/bench/against.py [--quick] [--rows N] [--daft PYTHON]
+
+One manifest: drawn scenes as JPEG files, sides log-uniform from 100 to 3,000 px, one in a hundred broken. The
+built-in model at its own sizes, one core for it on every side. Each side is a command of its own, on the manifest
+without its broken rows, so that all can finish; then on all of it, to see what one broken file costs. Rows/s are
+taken from a side's first batch on, so no side's start counts; memory is the sum of the proportional shares (PSS) of
+all its processes, and beside it what Ray Data holds with an actor that does nothing. Daft runs where `--daft` names
+the Python of an environment that has it beside ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.tiny.scenes import scene
+from tests.bench import harness
+
+PEERS = Path(__file__).with_name("peers.py")
+NAMES = {"ours": "ours", "one": "transformers one by one", "ray": "Ray Data pattern", "daft": "Daft UDF class"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one command came to."""
+
+    texts: dict[str, str]
+    seconds: float
+    rate: float
+    peak_mib: float
+    store_mib: float
+
+
+def draw(place: Path, rows: int, most: int) -> Path:
+    """Pictures and two manifests; the one with all rows."""
+    rng, listed = np.random.default_rng(1), []
+    for number in range(rows):
+        name = f"{number:05}.jpg"
+        width, height = (int(side) for side in np.exp(rng.uniform(math.log(100), math.log(most), 2)))
+        picture = scene("evaluate", "caption", 200_000 + number).draw(0).convert("RGB")
+        picture.resize((width, height)).save(place / name, quality=92)
+        listed.append({"id": name, "media": name})
+        if broken(number):
+            (place / name).write_bytes((place / name).read_bytes()[:200])
+    pq.write_table(pa.Table.from_pylist(listed), place / "all.parquet")
+    whole = [row for number, row in enumerate(listed) if not broken(number)]
+    pq.write_table(pa.Table.from_pylist(whole), place / "whole.parquet")
+    return place
+
+
+def broken(number: int) -> bool:
+    return number % 100 == 60
+
+
+def run(side: str, python: str, manifest: Path, out: Path) -> Run:
+    out.mkdir()
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(PEERS.parents[2]),
+        "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "disabled",
+    }
+    started, stopped, peak = time.time(), Event(), [0.0]
+    with open(out / "log", "w") as log:
+        command = [python, str(PEERS), side, str(manifest), str(out)]
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        watcher = Thread(target=watch, args=(process.pid, stopped, peak))
+        watcher.start()
+        process.wait()
+        stopped.set()
+        watcher.join()
+    written = [pq.read_table(path, columns=["id", "text"], partitioning=None) for path in parts(out)]
+    texts = {row["id"]: row["text"] for table in written for row in table.to_pylist()}
+    store = out / "store_bytes"
+    return Run(
+        texts,
+        time.time() - started,
+        rate(out, side),
+        peak[0] / 2**20,
+        int(store.read_text()) / 2**20 if store.exists() else 0.0,
+    )
+
+
+def parts(out: Path) -> list[Path]:
+    return [path for path in out.glob("**/*.parquet") if "errors" not in path.parts]
+
+
+def rate(out: Path, side: str) -> float:
+    """Rows/s from the end of the first batch to the end of the last."""
+    if side == "ours":
+        marks = sorted((path.stat().st_mtime, pq.read_metadata(path).num_rows) for path in parts(out))
+    elif (out / "marks").exists():
+        marks = [(float(when), int(rows)) for when, rows in map(str.split, (out / "marks").read_text().splitlines())]
+    else:
+        return 0.0
+    took = marks[-1][0] - marks[0][0]
+    return sum(rows for _, rows in marks[1:]) / took if took else 0.0
+
+
+def watch(pid: int, stopped: Event, peak: list[float]) -> None:
+    """The highest sum of what the processes of a side hold, looked at twice a second."""
+    while not stopped.wait(0.5):
+        total = 0
+        try:
+            for each in (root := psutil.Process(pid)), *root.children(recursive=True):
+                with open(f"/proc/{each.pid}/smaps_rollup") as file:
+                    total += next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
+        except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError, StopIteration):
+            continue  # one ended while it was looked at
+        peak[0] = max(peak[0], total)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--most", type=int, default=3000, help="pixels of the longest side")
+    parser.add_argument("--daft", help="the Python of an environment with Daft")
+    options = parser.parse_args()
+    rows = 300 if options.quick else options.rows
+    pythons = {"ours": sys.executable, "one": sys.executable, "ray": sys.executable}
+    pythons |= {"daft": options.daft} if options.daft else {}
+    whole: dict[str, Run] = {}
+    lost: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        place = draw(Path(folder), rows, options.most)
+        for side, python in pythons.items():
+            whole[side] = run(side, python, place / "whole.parquet", place / side)
+            print(f"  {side}: {whole[side].rate:.1f} rows/s, {len(whole[side].texts)} rows", file=sys.stderr)
+        bare = run("bare", sys.executable, place / "whole.parquet", place / "bare").peak_mib
+        good = len(whole["ours"].texts)
+        for side, python in pythons.items():
+            lost[side] = good - len(run(side, python, place / "all.parquet", place / f"{side}-all").texts)
+    answers = whole["ours"].texts
+    lines = []
+    for side, one in whole.items():
+        same = sum(answers[row] == text for row, text in one.texts.items()) / max(1, len(one.texts))
+        store = one.store_mib if side in ("ours", "ray") else "-"
+        lines.append(
+            [NAMES[side], one.rate, one.seconds, one.peak_mib, store, f"{lost[side]} of {good}", f"{same:.0%}"]
+        )
+    header = ["side", "rows/s", "seconds in all", "peak MiB", "MiB through the store", "rows lost", "same answers"]
+    print(harness.table(header, lines))
+    print(f"Ray Data with an actor that does nothing: {bare:,.0f} MiB")
+    ours, theirs = whole["ours"], {side: one for side, one in whole.items() if side != "ours"}
+    harness.report(
+        "against",
+        ratios={f"rate/{side}": ours.rate / one.rate for side, one in theirs.items() if one.rate}
+        | {f"memory/{side}": ours.peak_mib / one.peak_mib for side, one in theirs.items()}
+        | {"memory beyond bare Ray/ray": (ours.peak_mib - bare) / (whole["ray"].peak_mib - bare)}
+        | {f"seconds/{side}": ours.seconds / one.seconds for side, one in theirs.items()},
+        figures={f"rows_s, {side}": one.rate for side, one in whole.items()}
+        | {f"peak_mib, {side}": one.peak_mib for side, one in whole.items()}
+        | {f"lost, {side}": float(count) for side, count in lost.items()}
+        | {"peak_mib, bare Ray": bare, "rows": float(good)},
+        where=harness.machine("ray", "torch", "transformers"),
+    )
+
+
+if __name__ == "__main__":
+    main()

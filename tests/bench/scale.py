@@ -1,0 +1,144 @@
+"""Rows from a thousand to a million: what planning and driving them costs one driver, and how full the store gets.
+
+    python tests/bench/scale.py [--quick] [--driven N] [--planned N]
+
+Text rows and the scripted engine without delay, so that only what surrounds a model is left; a million rows are
+planned, as many as `--driven` are driven through Ray as well. Then a long tail: one picture in a hundred has 50 times
+the pixels of the others; the same run without it is the other side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipeline import jobfile
+from pipeline.flow import Work
+from pipeline.intake.manifest import files
+from pipeline.output.store import Store
+from pipeline.run import brief, cluster, resume
+from pipeline.run.signals import Signals
+from tests.bench import harness
+
+JOB = """
+name: bench
+input: {manifest: PLACE/manifest.parquet, id: id, MEDIA}
+prompt: {user: "{text}"}
+model: {weights: "builtin:tiny"}
+engine: {kind: scripted, slots: 64, default: "{id}", delay_ms: DELAY}
+output: {path: PLACE/out, chunk_rows: CHUNK}
+"""
+CHUNK, LIGHT, HEAVY = 256, (320, 240), (2240, 1680)  # chunk_rows of the text rows; the sizes of two pictures
+
+
+def planned(place: Path, columns: dict[str, list[str]], **said: str) -> tuple[Work, resume.Plan, float]:
+    place.mkdir()
+    pq.write_table(pa.table(columns), place / "manifest.parquet")
+    text = JOB.replace("PLACE", str(place))
+    for name, value in {"MEDIA": "keep: []", "DELAY": "0", "CHUNK": str(CHUNK), **said}.items():
+        text = text.replace(name, value)
+    job = jobfile.parse(text)
+    work, started = brief.work(job, files(job)), time.monotonic()
+    return work, resume.plan(work, files(job), Store(job.output.path)), time.monotonic() - started
+
+
+@contextmanager
+def store_peak() -> Iterator[list[float]]:
+    """The most MiB that lay in the object store meanwhile."""
+    peak, stopped = [0.0], Event()
+
+    def look() -> None:
+        while not stopped.wait(0.25):
+            peak[0] = max(peak[0], harness.store().object_store_bytes_used / 2**20)
+
+    thread = Thread(target=look)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def drive(work: Work, plan: resume.Plan) -> dict[str, float]:
+    """Rows/s from the first chunk to the last, and what they cost the driver."""
+    driver, marks = psutil.Process(), []
+    with store_peak() as peak:
+        for receipt in cluster.run(work, plan.left, Signals(print)):
+            assert receipt.failed == 0
+            marks.append((time.monotonic(), sum(driver.cpu_times()[:2]), receipt.answered))
+    (first, cpu, rows), (last, cpu_end, _) = marks[0], marks[-1]
+    took, chunks = last - first, max(1, len(marks) - 1)
+    return {
+        "rows_s": (sum(answered for *_, answered in marks) - rows) / took if took else 0.0,
+        "driver_ms_chunk": 1000 * (cpu_end - cpu) / chunks,
+        "driver_mib": driver.memory_info().rss / 2**20,
+        "store_mib": peak[0],
+    }
+
+
+def growing(place: Path, most_driven: int, most_planned: int) -> tuple[list[list[object]], dict[str, float]]:
+    lines: list[list[object]] = []
+    figures: dict[str, float] = {}
+    count = 1000
+    while count <= most_planned:
+        texts = [f"row {number}" for number in range(count)]
+        work, plan, seconds = planned(place / str(count), {"id": texts, "text": texts})
+        driven = drive(work, plan) if count <= most_driven else {}
+        mib = psutil.Process().memory_info().rss / 2**20
+        costs = [driven.get(name, "-") for name in ("rows_s", "driver_ms_chunk", "store_mib")]
+        lines.append([f"{count:,}", len(plan.left), seconds, driven.get("driver_mib", mib), *costs])
+        figures |= {f"plan_s, {count}": seconds, f"driver_mib, {count}": mib}
+        figures |= {f"{name}, {count}": value for name, value in driven.items()}
+        print(f"  {count:,} rows: planned in {seconds:.1f} s, {driven}", file=sys.stderr)
+        count *= 10
+    return lines, figures
+
+
+def tailed(place: Path, rows: int) -> dict[str, float]:
+    """Rows/s without and with one heavy picture in a hundred."""
+    noise = np.random.default_rng(1).integers(0, 256, (42, 56, 3), dtype=np.uint8)
+    rates = {}
+    for name, heavy in (("even", LIGHT), ("tail", HEAVY)):
+        folder, media = place / name, [f"{name}-{number:05}.jpg" for number in range(rows)]
+        for number, each in enumerate(media):
+            picture = Image.fromarray(noise).resize(heavy if number % 100 == 50 else LIGHT)
+            picture.save(place / each, quality=92)
+        columns = {"id": media, "media": [str(place / each) for each in media], "text": media}
+        said = {"MEDIA": f'media: media, roots: ["{place}"]', "DELAY": "1000", "CHUNK": "32"}
+        rates[name] = drive(*planned(folder, columns, **said)[:2])["rows_s"]
+    return rates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--driven", type=int, default=100_000)
+    parser.add_argument("--planned", type=int, default=1_000_000)
+    options = parser.parse_args()
+    driven, tail = (10_000, 1000) if options.quick else (options.driven, 3000)
+    with cluster.joined(), tempfile.TemporaryDirectory() as folder:
+        lines, figures = growing(Path(folder), driven, options.planned)
+        rates = tailed(Path(folder), tail)
+    header = ["rows", "chunks", "planned in s", "driver MiB", "rows/s", "driver CPU ms a chunk", "store peak MiB"]
+    print(harness.table(header, lines))
+    print(f"one picture in 100 of 50 times the pixels: {rates['tail']:.1f} rows/s; without: {rates['even']:.1f}")
+    figures |= {f"rows_s, {name}": rate for name, rate in rates.items()}
+    ratios = {"tail/even": rates["tail"] / rates["even"]}
+    harness.report("scale", ratios=ratios, figures=figures, where=harness.machine("ray"))
+
+
+if __name__ == "__main__":
+    main()

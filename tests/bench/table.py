@@ -1,0 +1,62 @@
+"""Every benchmark, shortened -> the table of measured figures in tests/bench/README.md.
+
+    PYTHONPATH=. .venv/bin/python tests/bench/table.py [engine.py ...]      those alone
+
+Each script runs in a process of its own, one after another; what fails is named, and its line stays as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+HERE = Path(__file__).parent
+README = HERE / "README.md"
+START, END = "<!-- measured: make bench writes from here -->", "<!-- to here -->"
+FIGURES = 8  # of a script, in the table; its own output has all
+
+
+def measured(script: Path) -> str | None:
+    """A line of the table."""
+    print(f"== {script.name}", flush=True)
+    started, lines = time.monotonic(), []
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
+    command = [sys.executable, str(script), "--quick"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as running:
+        for line in running.stdout or ():
+            print(line, end="", flush=True)
+            lines.append(line)
+    if running.returncode or not lines or not lines[-1].startswith("{"):
+        print(f"== {script.name} ended with {running.returncode}", flush=True)
+        return None
+    said = json.loads(lines[-1])
+    parts = [shown(said["ratios"]), shown(dict(list(said["figures"].items())[:FIGURES]))]
+    return f"| `{script.name}` | {' | '.join(parts)} | {time.monotonic() - started:.0f} |"
+
+
+def shown(values: Mapping[str, float]) -> str:
+    return "; ".join(
+        f"{name} {value:,.3g}" if abs(value) < 100 else f"{name} {value:,.0f}" for name, value in values.items()
+    )
+
+
+def main() -> int:
+    before, _, rest = README.read_text().partition(START)
+    old, _, after = rest.partition(END)
+    kept = {line.split("`")[1]: line for line in old.splitlines() if line.startswith("| `")}
+    scripts = [path for path in sorted(HERE.glob("*.py")) if '"--quick"' in path.read_text() and path != Path(__file__)]
+    asked = sys.argv[1:] or [path.name for path in scripts]
+    found = {name: measured(HERE / name) for name in asked}
+    lines = {path.name: found.get(path.name) or kept.get(path.name) for path in scripts}
+    table = ["| script | ratios | figures | seconds |", "| --- | --- | --- | --- |", *filter(None, lines.values())]
+    README.write_text("\n".join([before + START, *table, END + after]))
+    return int(None in found.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
