@@ -46,14 +46,14 @@ def shown(values: Mapping[str, float]) -> str:
 
 
 def main() -> int:
+    scripts = [path.name for path in sorted(HERE.glob("*.py")) if '"--quick"' in path.read_text()]
+    scripts.remove(Path(__file__).name)
+    found = {name: measured(HERE / name) for name in sys.argv[1:] or scripts}
     before, _, rest = README.read_text().partition(START)
     old, _, after = rest.partition(END)
     kept = {line.split("`")[1]: line for line in old.splitlines() if line.startswith("| `")}
-    scripts = [path for path in sorted(HERE.glob("*.py")) if '"--quick"' in path.read_text() and path != Path(__file__)]
-    asked = sys.argv[1:] or [path.name for path in scripts]
-    found = {name: measured(HERE / name) for name in asked}
-    lines = {path.name: found.get(path.name) or kept.get(path.name) for path in scripts}
-    table = ["| script | ratios | figures | seconds |", "| --- | --- | --- | --- |", *filter(None, lines.values())]
+    lines = [found.get(name) or kept.get(name) for name in scripts]
+    table = ["| script | ratios | figures | seconds |", "| --- | --- | --- | --- |", *filter(None, lines)]
     README.write_text("\n".join([before + START, *table, END + after]))
     return int(None in found.values())
 
