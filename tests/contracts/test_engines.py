@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ WIDE = {  # heads that vLLM's CPU kernels have
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "torch": {"slots": 2},
-    "scripted": {"slots": 2},
+    "scripted": {"slots": 2, "delay_ms": 20},
     "http": {"concurrency": 2},
     "vllm": {"max_num_seqs": 2, "enforce_eager": True, "max_num_batched_tokens": 2048, "gpu_memory_utilization": 0.3},
 }
@@ -179,7 +180,8 @@ def test_several_callers_get_their_own_answers_in_order_and_who_waits_at_the_end
         first, second = desk.answer(requests[:4]), desk.answer(requests[2:])
         assert [answer.id for answer in first] == ["0", "1", "2", "3"]
         assert [answer.id for answer in second] == ["2", "3", "4", "5", "6"]
-        waiting = [desk.ask(ask(family, f"late {number}", "a long one", max_new_tokens=400)) for number in range(50)]
+        long = ask(family, "", "a long one", max_new_tokens=400)
+        waiting = [desk.ask(replace(long, id=f"late {number}")) for number in range(200)]
     assert isinstance(waiting[-1].exception(timeout=20), RuntimeError)
     assert all(future.done() for future in waiting)
     assert isinstance(desk.ask(requests[0]).exception(timeout=20), RuntimeError)
