@@ -37,8 +37,6 @@ class Vllm:
 
     def __init__(self, family: Qwen, **arguments: Any):
         """`arguments` are those of vLLM's EngineArgs."""
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
         import vllm
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -65,6 +63,7 @@ class Vllm:
             raise JobError("engine.kind: vllm is not installed where the job runs: pip install 'vlbatch[vllm]'")
         for problem in problems(job):
             raise JobError(problem)
+        os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
         folder = weights.locate(job.model.weights, job.model.revision)
         family = weights.family(folder, model=job.model, add_vision_id=job.media.add_vision_id)
         assert isinstance(family, Qwen)

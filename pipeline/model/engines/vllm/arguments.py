@@ -60,11 +60,15 @@ def arguments(job: Job, folder: Path, *, thinking: bool) -> dict[str, Any]:
 
 
 def dtype(folder: Path, job: Job) -> str:
-    """As the checkpoint says; vLLM's own `auto` would run one of float32 in half of that."""
+    """As our engine chooses; vLLM's own `auto` would run a checkpoint of float32 in half of that."""
+    from vllm.platforms import current_platform
+
     config = weights.config(folder)
     text = config.get("text_config", config)
-    said = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
-    return str(said or "auto") if job.model.dtype == "auto" else job.model.dtype
+    said = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype") or "auto"
+    if job.model.dtype != "auto":
+        return job.model.dtype
+    return "float32" if said == "float16" and current_platform.is_cpu() else str(said)
 
 
 @cache
