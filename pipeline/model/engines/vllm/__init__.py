@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
+from threading import Event, Thread
 from typing import Any, NoReturn
 
 from pipeline.errors import GenerateError, ItemError, JobError
@@ -28,7 +29,7 @@ from pipeline.types import Failure, Reply, Request
 from pipeline.watchdog import EXIT_CODE, Watchdog
 
 AHEAD = 2  # rows handed over for each that can be decoded at once, so that vLLM never waits for one
-HANG_S = 1800.0
+HANG_S, LOOK_S = 1800.0, 1.0
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}  # unless the environment says otherwise
 
 
@@ -56,6 +57,9 @@ class Vllm:
         self.refused: list[Failure] = []
         self.counts = {"rows": 0, "prompt_tokens": 0, "output_tokens": 0}
         self.watchdog = Watchdog(HANG_S)
+        self.closed = Event()
+        if hasattr(self.engine.engine_core, "ensure_alive"):  # it has a process of its own
+            Thread(target=self.guard, name="guard", daemon=True).start()
 
     @classmethod
     def open(cls, job: Job) -> Vllm:
@@ -93,6 +97,15 @@ class Vllm:
         except self.dead as error:
             end(f"vLLM's engine is dead: {error}")
         return [self.answer(output) for output in outputs if output.finished]
+
+    def guard(self) -> None:
+        """vLLM's step waits for ever for an engine that was killed, as the kernel does where memory ends."""
+        while not self.closed.wait(LOOK_S):
+            try:
+                self.engine.engine_core.ensure_alive()
+            except self.dead as error:
+                if not self.closed.is_set():
+                    end(f"vLLM's engine is dead: {error}")
 
     def sampling(self, request: Request) -> Any:
         how, thinking = request.sampling, request.sampling.thinking_tokens if self.family.thinking else None
@@ -149,6 +162,7 @@ class Vllm:
 
     def close(self) -> None:
         self.watchdog.close()
+        self.closed.set()
         self.engine.engine_core.shutdown()
 
 
