@@ -49,6 +49,7 @@ class Desk:
         self.underway: dict[str, Future[Answer]] = {}
         self.since: dict[str, float] = {}  # when they were taken
         self.parked: deque[tuple[Request, Future[Answer]]] = deque()  # whose id is under way already
+        self.closing = False
         self.ended: BaseException | None = None
         self.meter = Meter()  # `waited`: nothing was asked; `worked`: the engine had something to do
         self.thread = Thread(target=self.serve, name="engine", daemon=True)
@@ -67,7 +68,8 @@ class Desk:
 
     def close(self) -> None:
         """Stop after the step that is being made; who still waits is told so."""
-        self.inbox.put(None)
+        self.closing = True
+        self.inbox.put(None)  # it may be waiting for somebody to ask
         self.thread.join()
         self.engine.close()
 
@@ -90,15 +92,14 @@ class Desk:
         again, self.parked = self.parked, deque()
         for request, future in again:
             self.submit(request, future)
-        while self.engine.room() or not self.underway:
+        while not self.closing and (self.engine.room() or not self.underway):
             try:
                 entry = self.next()
             except queue.Empty:
                 break
-            if entry is None:
-                return False
-            self.submit(*entry)
-        return True
+            if entry:
+                self.submit(*entry)
+        return not self.closing
 
     def next(self) -> tuple[Request, Future[Answer]] | None:
         if self.underway:
