@@ -38,7 +38,7 @@ def test_rows_whose_picture_came_late_are_answered_on_a_second_try(desk):
     mend(desk, "bad2")
     assert desk.run(retry="") == 3
     assert "3 of 3 failed rows are asked again" in desk.said
-    assert desk.said[1] == "t: 8 rows, 5 done before; 3 to do in 1 chunks"
+    assert desk.said[1] == "t: 8 rows, 5 done before; 3 to do in 1 chunk"
     assert desk.ids() == ["bad0", "bad2", "r0", "r1", "r2", "r3", "r4"]
     assert {row["id"]: row["attempts"] for row in desk.data() if row["id"][0] == "b"} == {"bad0": 2, "bad2": 2}
     assert wrong(desk) == {"bad1": ("decode", 2)}

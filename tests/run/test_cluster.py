@@ -82,6 +82,23 @@ def test_a_killed_run_submitted_again_answers_every_row_once_and_redoes_no_chunk
     assert f"{4 * len(settled)} done before" in desk.said[0]
 
 
+def test_a_run_says_nothing_but_its_own_lines_and_what_ray_logs_where_that_is_asked_for(desk, surroundings):
+    desk.manifest(desk.draw(6))
+    said = []
+    for words in ([], ["--ray-log", "--on-change=add", "--set=prompt.user=What colour is it?"]):
+        command = [sys.executable, "-m", "pipeline", "run", str(desk.yaml()), *words]
+        done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "" or words
+        said.append(done.stderr)
+    first, *between, last, where = said[0].splitlines()
+    assert all("rows/s" in line for line in between)  # a slow machine is told how it goes
+    assert first == "t: 6 rows; 6 to do in 2 chunks"
+    assert last.startswith("6 answered, 0 failed in ")
+    assert where.startswith(f"answers: {desk.folder}/out/data/")
+    assert "Started a local Ray instance" in said[1]
+
+
 def until(there) -> None:
     for _ in range(6000):
         if there():

@@ -42,7 +42,7 @@ def test_in_a_pod_every_line_is_one_json_object_with_job_and_run(desk, told):
 def test_elsewhere_there_are_only_lines_for_people(desk, told):
     desk.manifest([*desk.draw(1), *desk.spoil(1)])
     _, lines = told(["run", desk.yaml(), "--local"])
-    assert lines[0] == "t: 2 rows; 2 to do in 1 chunks"
+    assert lines[0] == "t: 2 rows; 2 to do in 1 chunk"
     assert not any(line.startswith("{") for line in lines)
 
 
@@ -50,7 +50,7 @@ def test_what_stops_a_command_is_logged_in_the_same_form(desk, told):
     code, (line,) = told(["run", desk.folder / "none.yaml"], VLBATCH_LOG="json")
     ended = json.loads(line)
     assert (code, ended["event"], ended["level"]) == (2, "ended", "error")
-    assert "none.yaml: cannot be read" in ended["message"]
+    assert "none.yaml: there is no such file" in ended["message"]
 
 
 def test_a_form_that_is_none_is_refused(desk, told):
