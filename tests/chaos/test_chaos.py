@@ -34,12 +34,13 @@ def test_of_two_drivers_one_works_and_when_it_sleeps_the_other_takes_over_and_no
     place, monkeypatch
 ):
     monkeypatch.setenv("VLBATCH_LEASE_S", "5")
-    place.fill("two", rows=96, bad=1, engine=SCRIPTED)
+    place.fill("two", rows=192, bad=1, engine=SCRIPTED)
     place.start_driver()
     sleeper = place.driver
-    within(PATIENCE_S, place.parts, place.said())
+    within(PATIENCE_S, lambda: place.store.find(f"{place.output}/lease", refresh=True), "nobody is at work")
     place.start_driver()
     within(PATIENCE_S, lambda: "waiting for it to end" in place.said(), "the second driver does not wait")
+    within(PATIENCE_S, place.parts, "the first driver gets nothing done")
     sleeper.send_signal(signal.SIGSTOP)  # its workers go on
     try:
         assert place.driver.wait(PATIENCE_S) == 3
