@@ -58,7 +58,7 @@ def test_all_that_is_wrong_is_said_at_once():
 def test_what_is_not_yaml_and_what_is_no_job(tmp_path):
     assert wrong("name: [\n").startswith("job.yaml:2: is not valid YAML")
     assert "holds no keys" in wrong("- a\n")
-    with pytest.raises(JobError, match="cannot be read"):
+    with pytest.raises(JobError, match="there is no such file"):
         load(tmp_path / "none.yaml")
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(JobError, match="not UTF-8"):
