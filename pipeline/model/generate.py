@@ -46,8 +46,7 @@ class Desk:
     def __init__(self, engine: Engine):
         self.engine = engine
         self.inbox: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = queue.SimpleQueue()
-        self.underway: dict[str, Future[Answer]] = {}
-        self.since: dict[str, float] = {}  # when they were taken
+        self.underway: dict[str, tuple[Future[Answer], float]] = {}  # and when it was taken
         self.parked: deque[tuple[Request, Future[Answer]]] = deque()  # whose id is under way already
         self.closing = False
         self.ended: BaseException | None = None
@@ -79,7 +78,8 @@ class Desk:
                 with self.meter.on("worked"):
                     answers = self.engine.step()
                 for answer in answers:
-                    self.underway.pop(answer.id).set_result(self.timed(answer))
+                    future, taken = self.underway.pop(answer.id)
+                    future.set_result(timed(answer, time.monotonic() - taken))
             self.abandon(RuntimeError("the engine was closed before it answered"))
         except PipelineError as error:  # for people: whoever waits shows it
             self.abandon(error)
@@ -107,21 +107,16 @@ class Desk:
         with self.meter.on("waited"):
             return self.inbox.get()
 
-    def timed(self, answer: Answer) -> Answer:
-        seconds = time.monotonic() - self.since.pop(answer.id)
-        return replace(answer, seconds=seconds) if isinstance(answer, Reply) else answer
-
     def submit(self, request: Request, future: Future[Answer]) -> None:
         if request.id in self.underway:
             self.parked.append((request, future))
         else:
-            self.underway[request.id] = future
-            self.since[request.id] = time.monotonic()
+            self.underway[request.id] = future, time.monotonic()
             self.engine.submit(request)
 
     def abandon(self, error: BaseException) -> None:
         self.ended = error
-        waiting = [*self.underway.values(), *(future for _, future in self.parked)]
+        waiting = [*(future for future, _ in self.underway.values()), *(future for _, future in self.parked)]
         while not self.inbox.empty():
             if entry := self.inbox.get():
                 waiting.append(entry[1])
@@ -129,3 +124,7 @@ class Desk:
         for future in waiting:
             if not future.done():
                 future.set_exception(error)
+
+
+def timed(answer: Answer, seconds: float) -> Answer:
+    return replace(answer, seconds=seconds) if isinstance(answer, Reply) else answer

@@ -34,7 +34,7 @@ from pipeline.run.workers import RECEIPT, Generate, Prepare
 
 AHEAD = 2  # chunks that wait at a replica, prepared, beside those it is called with
 LOOK_S, PATIENCE_S = 1.0, 10.0  # between two looks at what is under way; for one
-AT_ONCE = 50_000  # chunks in one dataset: each takes 5 KiB of the driver, and Ray longer for all the others
+WAVE = 50_000  # chunks in one dataset: each takes 5 KiB of the driver, and Ray longer for all the others
 MANY_FILES = 8  # from here on cutting files in tasks beats the second that starting a worker costs
 
 
@@ -106,7 +106,8 @@ def run(
     try:
         with signals.grace() as stopping:
             Thread(target=lambda: stopping.wait() and ledger.stop.remote(), daemon=True).start()
-            waves = (chunks[first : first + AT_ONCE] for first in range(0, len(chunks), AT_ONCE))
+            starts = (first for first in range(0, len(chunks), WAVE) if not stopping.is_set())
+            waves = (chunks[first : first + WAVE] for first in starts)
             for row in chain.from_iterable(receipts(work, wave, ledger).iter_rows() for wave in waves):
                 receipt: Receipt | PipelineError | None = pickle.loads(row[RECEIPT])
                 if isinstance(receipt, PipelineError):
@@ -135,8 +136,8 @@ def receipts(work: Work, chunks: Sequence[Chunk], ledger: Any) -> Dataset:
     context.target_max_block_size = 4 * 2**30  # a chunk is never cut
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # a replica with more to do than it takes gets another; it is let go when its input ends, for loading takes minutes
     at_once = calls(work.job)
+    # a replica with more to do than it takes gets another; it is let go when its input ends, for loading takes minutes
     context.autoscaling_config.actor_pool_util_upscaling_threshold = (at_once + 1) / at_once
     context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
     accelerator = work.job.workers.generate.accelerator

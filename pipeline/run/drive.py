@@ -68,10 +68,8 @@ def start(job: Job, options: Options, progress: Progress) -> int:
             return finish(work, todo, store, held(local.run, lease, signals), progress)
         from pipeline.run import cluster, metrics  # Ray takes seconds to import; a plain loop does not need it
 
-        with (
-            cluster.joined(loud=options.loud),
-            Signals(progress.say) as signals,
-        ):  # again, for Ray installs handlers of its own
+        # signals again, for Ray installs handlers of its own
+        with cluster.joined(loud=options.loud), Signals(progress.say) as signals:
             metrics.watch_lease(work, lease)
             todo = with_retries(plan(cutter=cluster.cut_there))
             return finish(work, todo, store, held(partial(cluster.run, watch=progress.watch), lease, signals), progress)

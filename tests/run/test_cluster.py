@@ -14,6 +14,8 @@ from collections import Counter
 import pytest
 import ray
 
+from pipeline.run import cluster
+
 SHOWN = ("id", "hint", "text", "finish", "tokens", "attempts", "question", "stage", "kind", "message")
 
 
@@ -54,12 +56,20 @@ def test_a_cluster_writes_what_one_process_writes(desk):
 
 @pytest.mark.usefixtures("session")
 def test_what_one_process_began_a_cluster_finishes_in_waves(desk, monkeypatch):
-    monkeypatch.setattr("pipeline.run.cluster.AT_ONCE", 1)
-    desk.manifest(desk.draw(10))
+    waves, receipts = [], cluster.receipts
+
+    def noting(work, chunks, ledger):
+        waves.append(len(chunks))
+        return receipts(work, chunks, ledger)
+
+    monkeypatch.setattr(cluster, "WAVE", 1)
+    monkeypatch.setattr(cluster, "receipts", noting)
+    desk.manifest(desk.draw(18))
     assert desk.run(limit=5) == 0
     begun = desk.parts()
     assert desk.run(here=False) == 0
-    assert desk.ids() == [f"r{n}" for n in range(10)]
+    assert waves == [1, 1, 1, 1]
+    assert desk.ids() == sorted(f"r{n}" for n in range(18))
     assert begun.items() <= desk.parts().items()
 
 
