@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-import boto3
-import fsspec
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipeline.errors import FetchError
 from pipeline.intake import store
 from pipeline.intake.blob import Sink
 from pipeline.intake.fetch import Fetcher
 from pipeline.job import Job, Limits
+from tests.intake.conftest import scans
 
 JPEG = b"\xff\xd8" + bytes(range(256)) * 8
 MP4 = b"\0\0\0\x20ftypisom" + bytes(range(256)) * 20_000  # 5 MB: more than one read
@@ -21,20 +19,8 @@ MP4 = b"\0\0\0\x20ftypisom" + bytes(range(256)) * 20_000  # 5 MB: more than one 
 
 @pytest.fixture(scope="module")
 def bucket():
-    server = ThreadedMotoServer("127.0.0.1", 0)
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.get_host_and_port()[1]}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="scans")
-        for key, body in {"a.jpg": JPEG, "long.mp4": MP4, "empty.png": b"", "a b#c%20é.jpg": JPEG}.items():
-            client.put_object(Bucket="scans", Key=key, Body=body)
-        fsspec.filesystem("s3").clear_instance_cache()
+    with scans({"a.jpg": JPEG, "long.mp4": MP4, "empty.png": b"", "a b#c%20é.jpg": JPEG}) as client:
         yield client
-    server.stop()
 
 
 @pytest.fixture

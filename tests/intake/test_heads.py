@@ -8,12 +8,9 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import boto3
-import fsspec
 import numpy as np
 import PIL.Image
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipeline.intake import store
 from pipeline.intake.fetch import Fetcher
@@ -21,6 +18,7 @@ from pipeline.intake.heads import HEAD_BYTES, Heads
 from pipeline.media.decoder import Decoder
 from pipeline.media.header import Header
 from pipeline.media.kinds.base import Bounds
+from tests.intake.conftest import scans
 from tests.media.making import a_job
 
 BOUNDS = Bounds(image_pixels=10_000_000, frame_pixels=10_000_000, duration_s=60)
@@ -102,24 +100,11 @@ def places():
     web.daemon_threads = True
     web.handle_error = lambda *_: None  # clients hang up on purpose
     threading.Thread(target=web.serve_forever, args=(0.05,), daemon=True).start()
-    moto = ThreadedMotoServer("127.0.0.1", 0)
-    moto.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{moto.get_host_and_port()[1]}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="scans")
-        for key, body in (PICTURES | WHOLE).items():
-            client.put_object(Bucket="scans", Key=key, Body=body)
-        client.put_object(Bucket="scans", Key="empty.png", Body=b"")
-        fsspec.filesystem("s3").clear_instance_cache()
+    with scans({**PICTURES, **WHOLE, "empty.png": b""}):
         job = a_job(limits={"deadline_s": 60})
         hosts = (f"127.0.0.1:{web.server_port}",)
         job = job.model_copy(update={"input": job.input.model_copy(update={"hosts": hosts})})
         yield {"web": f"http://{hosts[0]}", "plain": f"http://{hosts[0]}/plain", "s3": "s3://scans"}, job
-    moto.stop()
     web.shutdown()
 
 
