@@ -72,7 +72,7 @@ class Preparer:
         self.family = open_family(work)
         self.fetcher = fetcher(work.job)
         self.eyes = Eyes(work.job, self.family, decoder)
-        self.sources: dict[File, Source] = {}  # open where the last chunk ended
+        self.source: tuple[File, Source] | None = None  # open where the last chunk ended
         self.meter = Meter()
 
     def prepare(self, chunk: Chunk) -> list[Entry]:
@@ -92,8 +92,9 @@ class Preparer:
 
     def items(self, chunk: Chunk) -> Iterator[Asked]:
         work = self.work
-        source = self.sources.setdefault(chunk.file, chunk.file.open())
-        wanted, rows = rows_of(chunk, work.job, work.user, source)
+        if self.source is None or self.source[0] != chunk.file:  # one of them: each keeps its file open
+            self.source = chunk.file, chunk.file.open()
+        wanted, rows = rows_of(chunk, work.job, work.user, self.source[1])
         again = dict(chunk.again)
         for row, row_id, question in rows:
             keep, past = {name: row[name] for name in wanted.keep}, again.get(row_id, Past())

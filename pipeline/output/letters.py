@@ -66,7 +66,10 @@ def split(part: str) -> tuple[str, int]:
 
 
 def failing(store: Store, fingerprint: str) -> dict[str, list[str]]:
-    """The chunks that have letters, by name: their parts, oldest generation first. Nothing is opened."""
+    """The chunks that have letters, by name: their parts, oldest generation first. Nothing is opened.
+
+    A chunk whose first part was taken away has none: it is asked anew.
+    """
     written = store.names(f"errors/fp={fingerprint}")
     names = {split(name.rpartition("-")[0])[0] for name in written}
     found: dict[str, list[tuple[int, str]]] = {}
@@ -75,7 +78,7 @@ def failing(store: Store, fingerprint: str) -> dict[str, list[str]]:
         name, generation = split(part)
         if name in names:
             found.setdefault(name, []).append((generation, part))
-    return {name: [part for _, part in sorted(parts)] for name, parts in sorted(found.items())}
+    return {name: [part for _, part in sorted(parts)] for name, parts in sorted(found.items()) if (0, name) in parts}
 
 
 def wrong(store: Store, fingerprint: str, names: Collection[str] | None = None) -> Iterator[Letter]:

@@ -21,10 +21,9 @@ from pipeline.errors import JobError
 from pipeline.flow import Work
 from pipeline.intake.manifest import Chunk, File, cut, hashes_of, rows_of
 from pipeline.job import Job
+from pipeline.output.letters import READERS, split
 from pipeline.output.store import Store
 from pipeline.run.buckets import Buckets, common, repeated
-
-READERS = 16  # parts read at once
 
 Cut = tuple[Chunk, NDArray[np.uint64]]
 Cutter = Callable[[Job, Sequence[File], str | None], Iterable[Cut]]
@@ -65,8 +64,8 @@ def plan(
         again = repeats(rows, chunks, starts, work)
         for at, offsets in by_chunk(again, starts):
             chunks[at] = replace(chunks[at], without=(*offsets, *chunks[at].without))
-        names = {chunk.name for chunk in chunks}
-        orphans = sorted(name for name in existing if name.partition(".")[0] not in names)
+        done = {chunk.name for chunk in chunks} & existing  # later parts of what is asked anew are orphans, too
+        orphans = sorted(part for part in existing if split(part)[0] not in done)
         left = {at: chunk for at, chunk in enumerate(chunks) if chunk.name not in existing and chunk.asked}
         if left and orphans:
             for at, offsets in by_chunk(answered_in(orphans, rows, work, store), starts):

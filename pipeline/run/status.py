@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
 from pipeline.output import letters
+from pipeline.output.letters import READERS
 from pipeline.output.store import Store
 from pipeline.output.write import NOTE
 from pipeline.run.lease import Holder, newest
 from pipeline.run.progress import clock
 
-READERS = 16  # parts read at once
 RUNS = 10  # that are listed
 
 

@@ -54,9 +54,8 @@ class Tally:
             )
 
     def reasons(self) -> str:
-        return "\n".join(
-            f"  {count:>6}  {kind}, such as {self.examples[kind]}" for kind, count in self.kinds.most_common(3)
-        )
+        such = {kind: f", such as {example}" for kind, example in self.examples.items()}  # not of what others committed
+        return "\n".join(f"  {count:>6}  {kind}{such.get(kind, '')}" for kind, count in self.kinds.most_common(3))
 
     @property
     def working(self) -> float | None:

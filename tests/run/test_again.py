@@ -76,6 +76,19 @@ def test_of_a_kind_only_those_rows_are_asked_again(desk):
     assert desk.run(retry="unknown_format") == 0
 
 
+@pytest.mark.parametrize("retry", [None, ""])
+def test_a_chunk_whose_first_part_was_deleted_is_asked_again_less_what_its_later_parts_answer(desk, retry):
+    desk.manifest([*desk.draw(2), *desk.spoil(2)])
+    assert desk.run() == 3
+    mend(desk, "bad0")
+    assert desk.run(retry="") == 3
+    (first,) = (path for path in (desk.folder / "out/data").glob("fp=*/*.parquet") if ".g1" not in path.name)
+    first.unlink()
+    assert desk.run(retry=retry) == 3
+    assert desk.ids() == ["bad0", "r0", "r1"]
+    assert wrong(desk).keys() == {"bad1"}
+
+
 def test_what_is_left_is_done_in_the_same_run(desk):
     rows, bad = desk.draw(10), desk.spoil(1)
     desk.manifest([*bad, *rows[:3]])

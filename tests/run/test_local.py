@@ -9,12 +9,17 @@ import signal
 import subprocess
 import sys
 
+import psutil
+import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.__main__ import main
 from pipeline.errors import JobError, OutputError, StoppedError
 from pipeline.output.store import Store
+from pipeline.output.write import write
+from pipeline.run import local
 
 
 def test_every_row_is_answered_or_a_typed_error(desk):
@@ -192,6 +197,27 @@ def test_the_command_exits_with_4_when_too_much_fails_and_with_2_for_a_job_that_
     assert "stopped: 120 of the last 120 rows failed" in capsys.readouterr().err
     assert main(["run", job, "--local", "--set", "input.manifest=nowhere.parquet"]) == 2
     assert "there is no nowhere.parquet" in capsys.readouterr().err
+
+
+def test_what_another_has_committed_counts_with_its_reasons(desk, monkeypatch):
+    """As where a worker dies between its commit and its word of it, and the next one finds the chunk done."""
+    desk.manifest([*desk.draw(2), *desk.spoil(1)])
+    monkeypatch.setattr(local, "write", lambda *chunk: (write(*chunk), write(*chunk))[1])
+    assert desk.run() == 3
+    assert desk.said[1].startswith("2 answered, 1 failed")
+    assert desk.said[2] == "       1  decode/unknown_format"
+
+
+def test_of_a_manifest_of_many_files_one_is_open_at_a_time(desk, monkeypatch):
+    (desk.folder / "m").mkdir()
+    for number, row in enumerate(desk.draw(20)):
+        one = pa.Table.from_pylist([{**row, "image": str(desk.folder / row["image"])}])
+        pq.write_table(one, desk.folder / f"m/{number:02}.parquet")
+    counts, commit = [], local.commit
+    monkeypatch.setattr(local, "commit", lambda *chunk: (counts.append(psutil.Process().num_fds()), commit(*chunk))[1])
+    assert desk.run(input={"manifest": str(desk.folder / "m"), "roots": [str(desk.folder)]}) == 0
+    assert len(counts) == 20
+    assert counts[-1] < counts[0] + 10
 
 
 def test_a_folder_of_pictures_is_a_manifest(desk):
