@@ -8,9 +8,10 @@ string field whose metadata says `json`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ SCALARS = {
 }
 FORMATS = {"date": pa.date32(), "date-time": pa.timestamp("us", tz="UTC")}
 JSON_TEXT = {b"json": b"text"}
+EXACTLY = Context(prec=76)  # digits: more than any column of decimals
 
 
 def field(schema: Node, name: str = "answer") -> pa.Field:
@@ -51,7 +53,7 @@ def exact(value: Any, target: pa.Field) -> Any:
     if value is None:
         return None
     if target.metadata == JSON_TEXT:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     if pa.types.is_struct(kind):
         return {inner.name: exact(value.get(inner.name), inner) for inner in kind}
     if pa.types.is_map(kind):
@@ -63,15 +65,24 @@ def exact(value: Any, target: pa.Field) -> Any:
 
 def _scalar(value: Any, kind: pa.DataType) -> Any:
     if pa.types.is_decimal(kind):
-        return Decimal(str(value)).quantize(Decimal(1).scaleb(-kind.scale), rounding=ROUND_HALF_EVEN)
+        number = Decimal(str(value)).quantize(Decimal(1).scaleb(-kind.scale), ROUND_HALF_EVEN, EXACTLY)
+        return _fitting(number, abs(number) < 10 ** (kind.precision - kind.scale))
     if pa.types.is_date(kind):
         return date.fromisoformat(value)
     if pa.types.is_timestamp(kind):
         moment = datetime.fromisoformat(value)
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     if pa.types.is_integer(kind):
-        return int(value)
-    return float(value) if pa.types.is_floating(kind) else value
+        return _fitting(round(value), -(2**63) <= value < 2**63)  # geometry gives fractions of what was written as 3.0
+    if pa.types.is_floating(kind):
+        return _fitting(float(value), math.isfinite(value))
+    return value
+
+
+def _fitting(number: Any, fits: bool) -> Any:
+    if not fits:
+        raise ValueError(f"the number {number} is too large")
+    return number
 
 
 def _shape(node: Any, root: Node, above: tuple[str, ...]) -> pa.Field | None:

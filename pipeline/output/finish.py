@@ -57,7 +57,13 @@ def _answer(
     try:
         said, repaired = parse(reply.text)
         value, wrapped = _wrapped(said, schema.json_schema)
-        typed, violations = validate.validate(value, schema)
+        plain, violations = validate.checked(value, schema)
+        mapped, flags = to_source(plain, schema.json_schema, coordinates=coordinates, clips=request.clips, times=times)
+        if mapped is None and plain is not None:
+            raise AnswerError("no_place", "the answer has no area in the picture, or speaks of one that was not shown")
+        typed = validate.typed(mapped, schema)
+    except RecursionError as error:
+        raise AnswerError("invalid_answer", "the answer is nested too deeply", text=reply.text) from error
     except AnswerError as error:
         if error.kind == "not_json" and reply.finish == "length":
             budget = request.sampling.max_new_tokens
@@ -65,12 +71,11 @@ def _answer(
                 "cut_off", f"the budget of {budget} tokens ended before the answer did", text=reply.text
             ) from error
         raise AnswerError(error.kind, error.message, text=reply.text) from error
-    mapped, flags = to_source(typed, schema.json_schema, coordinates=coordinates, clips=request.clips, times=times)
+    changed = flags or repaired or wrapped or mapped != plain
     if repaired or wrapped:
         flags = ("repaired", *flags)
-    changed = flags or mapped != typed
     raw = json.dumps(said, ensure_ascii=False, separators=(",", ":")) if changed else None
-    return {"answer": mapped, "raw": raw, "flags": flags, "violations": violations}
+    return {"answer": typed, "raw": raw, "flags": flags, "violations": violations}
 
 
 def _wrapped(value: Any, schema: Mapping[str, Any]) -> tuple[Any, bool]:

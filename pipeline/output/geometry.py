@@ -3,7 +3,8 @@
 Which fields are places is said by name (`bbox_2d`, `point_2d`: what Qwen was trained on) or by `x-means` in the schema
 (box, point, seconds, image). An object that may speak of several pictures says which by its `image`, counted from 1.
 Corners are put in order, what lies outside is clamped, what has no area left is dropped; each with a flag.
-Whole numbers stay whole: the rounding is at most half a pixel of the original.
+Whole numbers stay whole: the rounding is at most half a pixel of the original. Answers are mapped before they are
+typed: a column of JSON text holds places, too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.output.canonical import Node, children
+from pipeline.output.canonical import Node, children, resolve
 from pipeline.types import Clip
 
 Coordinates = Literal["pixels", "thousandths"]  # of the resized picture, or 0..1000 of any
@@ -41,27 +42,36 @@ def to_source(
     return _walk(value, where), tuple(where.flags)
 
 
-def meanings(schema: Node) -> dict[str, str]:
+def meanings(schema: Node, root: Node | None = None) -> dict[str, str]:
     """Field name -> box, point, seconds or image, for the fields of a schema that say where or when.
 
     >>> meanings({"type": "object", "properties": {"bbox_2d": {"type": "array"}, "label": {"type": "string"}}})
     {'bbox_2d': 'box'}
     """
+    root = schema if root is None else root
     found: dict[str, str] = {}
     for name, part in schema.get("properties", {}).items():
-        means = part.get("x-means", NAMES.get(name)) if isinstance(part, dict) else None
+        means = _meant(part, root, ()) or NAMES.get(name)
         found |= {name: means} if means else {}
     for _, part in children(schema):
-        found |= meanings(part) if isinstance(part, dict) else {}
+        found |= meanings(part, root) if isinstance(part, dict) else {}
     return found
+
+
+def _meant(node: Any, root: Node, above: tuple[str, ...]) -> str | None:
+    """What a field is said to mean, also where it may be null or is a list."""
+    if not isinstance(node, dict) or node.get("$ref") in above:
+        return None
+    above = (*above, node["$ref"]) if "$ref" in node else above
+    node = resolve(node, root)
+    inner = (*node.get("anyOf", ()), *node.get("oneOf", ()), node.get("items"))
+    return node.get("x-means") or next((means for part in inner if (means := _meant(part, root, above))), None)
 
 
 def _walk(value: Any, where: Map) -> Any:
     """The value with its places mapped; None in place of an object that lies nowhere."""
     if isinstance(value, dict):
         return _object(value, where)
-    if isinstance(value, tuple):  # an entry of a map
-        return value[0], _walk(value[1], where)
     if isinstance(value, list):
         parts = [(part, _walk(part, where)) for part in value]
         return [after for before, after in parts if after is not None or before is None]
@@ -86,19 +96,28 @@ def _object(value: dict[str, Any], where: Map) -> dict[str, Any] | None:
 def _clip(value: dict[str, Any], where: Map) -> Clip | None:
     """The picture or video that an object speaks of; None if it names one that was not shown."""
     names = [name for name, means in where.means.items() if means == "image"]
-    said = next((value[name] for name in names if value.get(name) is not None), 1)
+    said = int(next((value[name] for name in names if value.get(name) is not None), 1))
     return where.clips[said - 1] if 1 <= said <= len(where.clips) else None
 
 
 def _place(value: Any, means: str, clip: Clip, where: Map) -> Any:
+    if isinstance(value, list) and (means == "seconds" or not value or isinstance(value[0], list)):
+        places = [_place(part, means, clip, where) for part in value]
+        where.flags.update({"dropped": None} if None in places else {})
+        return [place for place in places if place is not None]
     if means == "seconds":
-        return _seconds(value, clip, where)
-    if value and isinstance(value[0], list):
-        return [place for part in value if (place := _place(part, means, clip, where)) is not None]
+        return _seconds(float(value), clip, where)
+    if isinstance(value, dict):
+        return _walk(value, where)
+    return _inside(value, means, clip, where)
+
+
+def _inside(value: list[Any], means: str, clip: Clip, where: Map) -> list[Any] | None:
+    """One box or point in the original; None where nothing is left of it."""
     if len(value) != {"box": 4, "point": 2}[means]:
         return None
     scale = clip.size if where.coordinates == "pixels" else (1000, 1000)
-    ends = [number * clip.source_size[axis % 2] / scale[axis % 2] for axis, number in enumerate(value)]
+    ends = [float(number) * clip.source_size[axis % 2] / scale[axis % 2] for axis, number in enumerate(value)]
     if means == "box":
         ordered = [min(ends[0], ends[2]), min(ends[1], ends[3]), max(ends[0], ends[2]), max(ends[1], ends[3])]
         where.flags.update({} if ordered == ends else {"reordered": None})

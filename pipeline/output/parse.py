@@ -8,7 +8,9 @@ was cut off is not completed: that would be making it up.
 from __future__ import annotations
 
 import ast
+import functools
 import json
+import math
 import re
 from typing import Any
 
@@ -20,6 +22,7 @@ FENCE = re.compile(r"```[\w-]*\s*\n(.*?)```", re.DOTALL)
 STRING = r""" "(?:[^"\\]|\\.)*" | '(?:[^'\\]|\\.)*' """
 COMMA = re.compile(rf"({STRING}) | ,(?=\s*[\]}}])", re.DOTALL | re.VERBOSE)
 WORD = re.compile(rf"({STRING}) | \b(true|false|null)\b", re.DOTALL | re.VERBOSE)
+TEXT = re.compile(STRING, re.DOTALL | re.VERBOSE)
 PYTHON = {"true": "True", "false": "False", "null": "None"}
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -27,16 +30,16 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 def parse(text: str) -> tuple[Any, bool]:
     """The value, and False where the text was that value and nothing else."""
     try:
-        value = json.loads(text, parse_constant=_refuse)
-        return (value, False) if not SURROGATE.search(text) and "\\ud" not in text.lower() else _encodable(value)
+        value = loads(text)
+        return encodable(value) if SURROGATE.search(text) or "\\ud" in text.lower() else (value, False)
     except (ValueError, RecursionError):
         pass
-    candidates = FENCE.findall(text) or [text]
-    found = [value for candidate in candidates for value in _values(candidate)]
+    fenced = [value for inside in FENCE.findall(text) for value in _values(inside)]
+    found = fenced or _values(text)  # the fence may stand inside a string
     if len(found) != 1:
         what = "no JSON" if not found else f"{len(found)} JSON values where one was asked for"
         raise AnswerError("not_json", f"the answer holds {what}", text=text)
-    return _encodable(found[0])[0], True
+    return encodable(found[0])[0], True
 
 
 def _values(text: str) -> list[Any]:
@@ -78,9 +81,11 @@ def _read(text: str) -> list[Any]:
     plain = COMMA.sub(lambda match: match[1] or "", text)
     for attempt in (text, plain):
         try:
-            return [json.loads(attempt, strict=False, parse_constant=_refuse)]
+            return [loads(attempt, strict=False)]
         except (ValueError, RecursionError):
             continue
+    if re.search(r"\0\s*\0", TEXT.sub("\0", plain)):  # Python would make one text of two
+        return []
     try:  # single quotes, True, None: a Python literal
         value = ast.literal_eval(WORD.sub(lambda match: match[1] or PYTHON[match[2]], plain))
         return [json.loads(json.dumps(value, allow_nan=False))]
@@ -88,11 +93,16 @@ def _read(text: str) -> list[Any]:
         return []
 
 
-def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+def _finite(text: str) -> float:
+    if math.isfinite(number := float(text)):
+        return number
+    raise ValueError(f"{text} is not JSON")
 
 
-def _encodable(value: Any) -> tuple[Any, bool]:
+loads = functools.partial(json.loads, parse_constant=_finite, parse_float=_finite)
+
+
+def encodable(value: Any) -> tuple[Any, bool]:
     """Half of a surrogate pair is no character: it cannot be written to a file."""
     text = json.dumps(value, ensure_ascii=False)
     clean = SURROGATE.sub("\ufffd", text)

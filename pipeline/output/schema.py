@@ -173,9 +173,21 @@ def _model(name: str, attribute: str, source: str) -> type[BaseModel]:
 
 def _json_schema(model: type[BaseModel], spec: str) -> dict[str, Any]:
     try:
-        return model.model_json_schema(schema_generator=_Narrow)
+        plain = model.model_json_schema(schema_generator=_Narrow)
+        dumped = model.model_json_schema(schema_generator=_Narrow, mode="serialization")
     except (PydanticInvalidForJsonSchema, PydanticUserError) as error:
         raise JobError(f"the schema {spec} cannot be written as JSON Schema: {error.message}") from error
+    read, written = _names(plain), _names(dumped)
+    if read - written and written - read:
+        names = ", ".join(sorted(read - written))
+        raise JobError(f"the schema {spec} reads {names} and writes it under another name; give it `alias` alone")
+    return plain
+
+
+def _names(node: Any) -> set[str]:
+    """Every field's name."""
+    inner = [_names(part) for _, part in canonical.children(node)]
+    return set(node.get("properties", ())).union(*inner) if isinstance(node, dict) else set()
 
 
 def _lines(node: Any, root: dict[str, Any], depth: int, above: tuple[str, ...]) -> list[str]:

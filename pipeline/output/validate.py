@@ -26,16 +26,25 @@ MOST = 20  # complaints about one answer that are written out
 
 def validate(value: Any, schema: Schema) -> tuple[Any, tuple[str, ...]]:
     """The answer in its columns' Python types, and the violations that its schema lists."""
-    plain, violations = _by_model(value, schema.model) if schema.model else (_by_json_schema(value, schema.text), ())
+    plain, violations = checked(value, schema)
+    return typed(plain, schema), violations
+
+
+def checked(value: Any, schema: Schema) -> tuple[Any, tuple[str, ...]]:
+    """The answer as plain JSON values, and the violations."""
+    return _by_model(value, schema.model) if schema.model else (_by_json_schema(value, schema.text), ())
+
+
+def typed(plain: Any, schema: Schema) -> Any:
     try:
-        return columns.exact(plain, schema.field), violations
+        return columns.exact(plain, schema.field)
     except (ValueError, ArithmeticError, TypeError, AttributeError, KeyError) as error:
         raise AnswerError("invalid_answer", f"the answer does not fit its columns: {error}") from error
 
 
 def _by_model(value: Any, model: type[BaseModel]) -> tuple[Any, tuple[str, ...]]:
     try:
-        answer = model.model_validate(value)
+        answer = model.model_validate_json(json.dumps(value))  # as JSON, so that strict models take its dates as text
         doubts = getattr(model, "violations", None)
         violations = tuple(str(line) for line in doubts(answer)) if doubts else ()
         return answer.model_dump(mode="json", by_alias=True), violations

@@ -77,3 +77,30 @@ def test_an_answer_that_cannot_be_used_says_why_and_keeps_the_text(text: str, en
     with pytest.raises(AnswerError) as caught:
         row(text, CAPTION, finish=ending)
     assert (caught.value.kind, caught.value.text) == (kind, text)
+
+
+def test_places_in_a_column_of_json_text_are_in_pixels_of_the_file_too(tmp_path: Path) -> None:
+    (tmp_path / "tree.py").write_text(
+        "from pydantic import BaseModel\n"
+        "class Block(BaseModel):\n    bbox_2d: list[int]\n    inside: list['Block']\n"
+        "class Page(BaseModel):\n    blocks: list[Block]\n"
+    )
+    said = '{"blocks":[{"bbox_2d":[0,0,100,50],"inside":[{"bbox_2d":[10,20,30,40],"inside":[]}]}]}'
+    found = row(said, load("tree.py:Page", base=tmp_path))
+    inner = '{"bbox_2d":[20,40,60,80],"inside":[]}'
+    assert found.answer == {"blocks": [{"bbox_2d": [0, 0, 200, 100], "inside": [inner]}]}
+    assert found.raw == said
+
+
+def test_an_answer_that_is_nowhere_is_an_error_and_not_an_empty_cell(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("from pydantic import BaseModel\nclass One(BaseModel):\n    bbox_2d: list[int]\n")
+    with pytest.raises(AnswerError) as caught:
+        row('{"bbox_2d":[9,9,9,9]}', load("one.py:One", base=tmp_path))
+    assert (caught.value.kind, caught.value.text) == ("no_place", '{"bbox_2d":[9,9,9,9]}')
+
+
+def test_an_answer_nested_deeper_than_can_be_checked_is_an_error_of_its_row(tmp_path: Path) -> None:
+    (tmp_path / "any.json").write_text('{"type":"object","properties":{"x":{}},"required":["x"]}')
+    with pytest.raises(AnswerError) as caught:
+        row('{"x":' + "[" * 300 + "]" * 300 + "}", load("any.json", base=tmp_path))
+    assert (caught.value.kind, caught.value.message) == ("invalid_answer", "the answer is nested too deeply")

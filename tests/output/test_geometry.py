@@ -116,3 +116,20 @@ def test_a_schema_without_places_is_left_alone() -> None:
         {"a": [1, 2]},
         (),
     )
+
+
+def test_places_that_may_be_null_or_are_many_are_mapped() -> None:
+    second = {"type": "number", "x-means": "seconds"}
+    schema = canonical(struct(start=either(second, {"type": "null"}), cuts=listed(second), hit={"$ref": "#/$defs/hit"}))
+    schema["$defs"] = {"hit": second}
+    part = clip((10, 10), (28, 28), times=(30.0, 31.0), fps=1.0)
+    found, _ = to_source({"start": 0.5, "cuts": [0.0, 1.0], "hit": 1.5}, schema, coordinates="pixels", clips=[part])
+    assert found == {"start": 30.5, "cuts": [30.0, 31.0], "hit": 31.5}
+
+
+def test_a_list_of_boxes_may_be_empty_and_loses_only_those_that_lie_nowhere() -> None:
+    schema = canonical(struct(areas=listed(listed(WHOLE)) | {"x-means": "box"}))
+    where = {"coordinates": "thousandths", "clips": [clip((2000, 1000), (28, 28))]}
+    assert to_source({"areas": []}, schema, **where) == ({"areas": []}, ())  # type: ignore[arg-type]
+    found = to_source({"areas": [[0, 0, 100, 100], [1200, 0, 1300, 5]]}, schema, **where)  # type: ignore[arg-type]
+    assert found == ({"areas": [[0, 0, 200, 100]]}, ("clamped", "dropped"))

@@ -20,6 +20,8 @@ def test_plain_json_is_taken_as_it_is() -> None:
         ("{'it': \"don't\"}", {"it": "don't"}),
         ('The dog\'s box: {"a": "don\'t"}', {"a": "don't"}),
         ('{"a": "two\nlines"}', {"a": "two\nlines"}),
+        ('```json\n{"a": "use ```x``` here"}\n```', {"a": "use ```x``` here"}),
+        ("{'a': ['', 'b' , 'it\\'s']}", {"a": ["", "b", "it's"]}),
     ],
 )
 def test_what_stands_around_json_and_what_python_would_write_is_repaired(text: str, value: object) -> None:
@@ -41,7 +43,11 @@ def test_repair_changes_nothing_inside_strings(text: str, value: object) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["", "no idea", '{"a": "cut o', '{"a": 1', "[1] or [2]", '{"a": NaN}', '{"a": -Infinity}']
+    "text",
+    [
+        *("", "no idea", '{"a": "cut o', '{"a": 1', "[1] or [2]", '{"a": NaN}', '{"a": -Infinity}'),
+        *("['cat' 'dog']", '{"a": "b"\n"c": 1}', '{"a": 1e999}'),
+    ],
 )
 def test_what_would_have_to_be_guessed_is_refused_with_the_text_kept(text: str) -> None:
     with pytest.raises(AnswerError) as caught:

@@ -98,6 +98,13 @@ def test_a_json_schema_is_checked_as_it_says(tmp_path: Path) -> None:
             found.check(wrong)
 
 
+ALIASED = """
+from pydantic import BaseModel, Field
+class A(BaseModel):
+    total: int | None = Field(None, validation_alias="Total Amount")
+"""
+
+
 @pytest.mark.parametrize(
     ("name", "content", "spec", "message"),
     [
@@ -109,6 +116,7 @@ def test_a_json_schema_is_checked_as_it_says(tmp_path: Path) -> None:
         ("a.json", "[]", "a.json", "must be an object"),
         ("a.json", '{"$ref": "#/$defs/Missing"}', "a.json", "leads nowhere"),
         ("a.json", '{"type": "object", "properties": 3}', "a.json", "not well formed: $.properties"),
+        ("a.py", ALIASED, "a.py:A", "reads Total Amount and writes it under another name; give it `alias` alone"),
         ("b.py", "", "a.py:Ticket", "cannot be read"),
         ("b.py", "", "boxs", "Did you mean 'boxes'?"),
     ],

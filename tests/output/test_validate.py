@@ -1,8 +1,12 @@
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipeline.errors import AnswerError
+from pipeline.output.columns import exact
 from pipeline.output.schema import Schema, load
 from pipeline.output.validate import MOST, validate
 
@@ -46,3 +50,41 @@ def test_a_long_list_of_complaints_is_cut(tmp_path: Path) -> None:
 def test_a_field_may_be_called_violations(tmp_path: Path) -> None:
     schema = model(tmp_path, "    violations: list[str] = Field(default=['x'])\n")
     assert validate({"n": 1}, schema) == ({"n": 1, "violations": ["x"]}, ())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("int", 10**20), ("int", -(2**63) - 1), ("Decimal", "1" + "0" * 20), ("float", float("inf"))],
+)
+def test_a_number_that_no_column_holds_is_an_invalid_answer(tmp_path: Path, field: str, value: object) -> None:
+    head = "from decimal import Decimal\nfrom pydantic import BaseModel\n"
+    (tmp_path / "a.py").write_text(f"{head}class A(BaseModel):\n    n: {field}\n")
+    schema = load("a.py:A", base=tmp_path)
+    assert schema is not None
+    with pytest.raises(AnswerError) as caught:
+        validate({"n": value}, schema)
+    assert caught.value.kind == "invalid_answer"
+
+
+def test_decimals_of_as_many_digits_as_a_column_has_are_exact(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"type":"object","properties":{"n":{"type":"string","format":"decimal"}}}')
+    schema = load("a.json", base=tmp_path)
+    assert schema is not None
+    assert validate({"n": "123456789012345678.123456"}, schema)[0] == {"n": Decimal("123456789012345678.123456")}
+    wide = exact("12345678901234567890123456789012.5", pa.field("n", pa.decimal128(38, 4)))
+    assert wide == Decimal("12345678901234567890123456789012.5000")
+
+
+def test_a_strict_model_takes_dates_and_choices_as_json_writes_them(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(
+        "from datetime import date\nfrom enum import Enum\nfrom pydantic import BaseModel, ConfigDict\n"
+        "class Colour(Enum):\n    red = 'red'\n"
+        "class A(BaseModel):\n    model_config = ConfigDict(strict=True)\n"
+        "    day: date\n    colour: Colour\n    place: tuple[int, int]\n    n: int\n"
+    )
+    schema = load("a.py:A", base=tmp_path)
+    assert schema is not None
+    said = {"day": "2026-03-02", "colour": "red", "place": [1, 2], "n": 1}
+    assert validate(said, schema)[0] == said | {"day": date(2026, 3, 2)}
+    with pytest.raises(AnswerError, match="n: Input should be a valid integer"):
+        validate(said | {"n": "1"}, schema)

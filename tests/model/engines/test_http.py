@@ -181,13 +181,24 @@ def test_finish_thought_and_logprob():
         "1": cut,
         "2": said("<think>\nhm\n</think>\n\nred"),
         "3": said([{"type": "text", "text": "re"}, {"text": "d"}]),
+        "4": said(" <think>who knew {it}</think>\nblue"),  # of a model that the job does not know to think
     }
     with Talker(lambda heard: script[heard.text]) as talker:
-        found = answers(talker, ask("1", "1"), ask("2", "2", thinking_tokens=50), ask("3", "3"))
+        found = answers(talker, ask("1", "1"), ask("2", "2", thinking_tokens=50), ask("3", "3"), ask("4", "4"))
     assert found["1"] == Reply("1", "half", "length", 3, "hm", -2.0, 7)
     assert found["2"] == Reply("2", "red", "stop", 3, "hm", None, 7)
     assert found["3"].text == "red"
-    assert {heard.text: heard.body["max_tokens"] for heard in talker.heard} == {"1": 20, "2": 70, "3": 20}
+    assert (found["4"].thinking, found["4"].text) == ("who knew {it}", "blue")
+    assert {heard.text: heard.body["max_tokens"] for heard in talker.heard} == {"1": 20, "2": 70, "3": 20, "4": 20}
+
+
+def test_half_of_a_character_is_none():
+    """A server in JavaScript cuts between the two halves; no table could hold what is left."""
+    script = {"1": said("a dog \ud83d", "length"), "2": wrong(400, "no \ud83d")}
+    with Talker(lambda heard: script[heard.text]) as talker:
+        found = answers(talker, ask("1", "1"), ask("2", "2"))
+    assert found["1"].text == "a dog \ufffd"
+    assert found["2"].message.endswith("answers 400: no \ufffd")
 
 
 @pytest.mark.parametrize(
@@ -477,6 +488,18 @@ def test_a_wrong_key_or_name_is_found_before_the_first_row():
         )
     with Talker(models=("a", "b")) as talker, pytest.raises(JobError, match=r"engine\.model: nothing is named"):
         Http.open(job(talker.url))
+
+
+@pytest.mark.parametrize(
+    "models", [wrong(500, "no"), Act(200, "<html>who are you?</html>"), wrong(404, "no such page")]
+)
+def test_a_server_without_a_list_of_models_answers_where_the_job_names_one(models):
+    with Talker(models=models) as talker:
+        named = job(talker.url)
+        named = named.model_copy(update={"engine": named.engine.model_copy(update={"model": "m"})})
+        Http.open(named).close()
+        with pytest.raises(JobError, match=r"engine\.(model|url): "):
+            Http.open(job(talker.url))
 
 
 def test_what_only_the_server_can_do_is_refused():

@@ -19,7 +19,7 @@ from dataclasses import replace
 from threading import Thread
 from typing import Any
 
-from pipeline.errors import ItemError, JobError
+from pipeline.errors import GenerateError, ItemError, JobError
 from pipeline.job import HttpEngine, Job
 from pipeline.model import weights
 from pipeline.model.engines.ending import Endings
@@ -80,8 +80,10 @@ class Http:
         named = self.settings.model
         try:
             listed = (await self.caller.ask("models")).get("data")
-        except (JobError, Refused) as error:
-            if "api_key" in str(error) or named is None:
+        except (JobError, GenerateError) as error:
+            if named is None and isinstance(error, GenerateError):
+                raise JobError(f"engine.model: nothing is named, and there is no list: {error.message}") from error
+            if named is None or "api_key" in str(error):
                 raise
             return
         models = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []

@@ -18,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from pipeline.errors import GenerateError, JobError, StoppedError
+from pipeline.output.parse import encodable
 from pipeline.types import Finish, Reply, Request
 
 BUSY, AWAY = (425, 429), (502, 503, 504, 520, 521, 522, 523, 524, 529)
@@ -122,10 +123,11 @@ def shrunk(request: Request, reply: Reply) -> bool:
 
 def thought(apart: str | None, text: str, request: Request) -> tuple[str | None, str]:
     """What a Thinking model thought, wherever the server puts it."""
-    if apart is not None or request.sampling.thinking_tokens is None:
+    thinks = request.sampling.thinking_tokens is not None or text.lstrip().startswith("<think>")
+    if apart is not None or not thinks:
         return apart, text
     before, end, after = text.rpartition("</think>")
-    return (before.removeprefix("<think>").strip(), after.lstrip()) if end else (None, text)
+    return (before.lstrip().removeprefix("<think>").strip(), after.lstrip()) if end else (None, text)
 
 
 def mean(logprobs: Any) -> float | None:
@@ -136,7 +138,8 @@ def mean(logprobs: Any) -> float | None:
 def parsed(text: str) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
-    except ValueError:
+        value = encodable(value)[0] if "\\ud" in text.lower() else value  # a server may cut a character in half
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
