@@ -50,11 +50,8 @@ def local(uri: str, roots: Sequence[str]) -> Path:
     """The file behind a local path, which lies under one of the roots. Relative paths start at a root."""
     if not roots:
         raise FetchError("root", f"{shown(uri)}: local files are refused; list their folder under input.roots")
-    path = _path(uri)
-    if ".." in path.parts:
-        raise FetchError("path", f"{shown(uri)}: `..` is not allowed in a path")
-    folders = [Path(_path(root)).resolve() for root in roots]
-    candidates = [path] if path.is_absolute() else [folder / path for folder in folders]
+    folders = [_paths(root)[0].resolve() for root in roots]
+    candidates = [folder / path for path in _paths(uri) for folder in folders]  # of an absolute one: itself
     try:
         found = next((file for file in candidates if file.exists()), candidates[0]).resolve()
     except (OSError, RuntimeError) as error:  # a name too long, a loop of symlinks
@@ -65,13 +62,18 @@ def local(uri: str, roots: Sequence[str]) -> Path:
     return found
 
 
-def _path(uri: str) -> Path:
-    if uri[:5].lower() != "file:":
-        return Path(uri)
-    parts = urlsplit(uri)
-    if parts.netloc not in ("", "localhost"):
+def _paths(uri: str) -> list[Path]:
+    """What a local path or `file:` URI may mean: letter by letter, as most programs write them, or percent-encoded.
+
+    >>> [str(path) for path in _paths("file:///in/No%201#a.png")]
+    ['/in/No%201#a.png', '/in/No 1']
+    """
+    match = re.match(r"file:(?://([^/?#]*))?(.*)", uri, re.IGNORECASE | re.DOTALL)
+    if match is None:
+        return [Path(uri)]
+    if match[1] not in (None, "", "localhost"):
         raise FetchError("path", f"{shown(uri)}: file: URIs name no host; write file:///folder/name")
-    return Path(unquote(parts.path))
+    return [Path(match[2]), Path(unquote(re.split("[?#]", match[2])[0]))]
 
 
 def named(host: str, port: int | None, hosts: Sequence[str]) -> bool:

@@ -70,7 +70,7 @@ def settled(job: Job, found: Sequence[File]) -> Job:
 
 
 def local(path: str) -> Path:
-    return (base_folder() / path).absolute()
+    return (base_folder() / Path(path.removeprefix("file://")).expanduser()).absolute()
 
 
 def problems(work: Work, found: Sequence[File]) -> list[str]:

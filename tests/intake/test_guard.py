@@ -112,9 +112,9 @@ HOSTILE = [
     ("file://localhost/etc/passwd", "root"),
     ("file://fileserver/share/x.png", "path"),
     ("file:///%65tc/passwd", "root"),
-    ("../secret.txt", "path"),
-    ("sub/../../secret.txt", "path"),
-    ("file:///tmp/%2e%2e/etc/passwd", "path"),
+    ("../secret.txt", "root"),
+    ("sub/../../secret.txt", "root"),
+    ("file:///tmp/%2e%2e/etc/passwd", "root"),
     ("way-out", "root"),
     ("folder-out/secret.txt", "root"),
     ("loop", "path"),
@@ -142,6 +142,20 @@ def test_a_file_under_a_root_is_read_by_every_spelling_of_its_path(fetcher, tmp_
     path = tmp_path / "root" / "photo.jpg"
     for uri in ("photo.jpg", "./photo.jpg", str(path), f"file://{path}", f"file:{path}", f"file://localhost{path}"):
         assert fetcher.fetch(uri).data == b"\xff\xd8picture"
+
+
+def test_a_file_is_found_whatever_signs_are_in_its_name_and_however_its_uri_writes_them(fetcher, tmp_path):
+    path = tmp_path / "root" / "50% off? #1 Straße.jpg"
+    path.write_bytes(b"\xff\xd8picture")
+    encoded = path.as_uri()
+    assert "%23" in encoded
+    for uri in (path.name, str(path), f"file://{path}", encoded):
+        assert fetcher.fetch(uri).data == b"\xff\xd8picture"
+
+
+def test_a_path_may_go_up_as_long_as_it_stays_under_a_root(fetcher, tmp_path):
+    (tmp_path / "root" / "manifests").mkdir()
+    assert fetcher.fetch(f"{tmp_path}/root/manifests/../photo.jpg").data == b"\xff\xd8picture"
 
 
 def test_a_link_between_roots_is_followed(tmp_path):
