@@ -37,6 +37,7 @@ class Receipt:
     vision_tokens: int = 0
     output_tokens: int = 0
     prompt_tokens: int = 0
+    cut_off: int = 0  # answers that ended with their budget
     retries: int = 0  # questions asked again
     seconds: dict[str, float] = field(default_factory=dict)  # of the workers: what their time went to
 
@@ -67,7 +68,7 @@ def write(key: str, outcomes: Sequence[Outcome], work: Work, store: Store) -> Re
             store.remove(f"errors/{folder}/{letters}")
         return replace(found(store, work.fingerprint, key), won=False)
     return replace(
-        receipt(key, answered["tokens"], {**note, "kinds": kinds}),
+        receipt(key, answered, {**note, "kinds": kinds}),
         examples={f"{row['stage']}/{row['kind']}": example(row) for row in failed.to_pylist()},
         retries=sum(row.attempts - 1 for _, row in outcomes),
     )
@@ -76,11 +77,11 @@ def write(key: str, outcomes: Sequence[Outcome], work: Work, store: Store) -> Re
 def found(store: Store, fingerprint: str, key: str) -> Receipt:
     """What is known of a chunk that another has committed, or whose receipt was lost."""
     part = pq.ParquetFile(io.BytesIO(store.read(f"data/fp={fingerprint}/{key}.parquet")))
-    return receipt(key, part.read(["tokens"])["tokens"], json.loads(part.schema_arrow.metadata[NOTE]))
+    return receipt(key, part.read(["tokens", "finish"]), json.loads(part.schema_arrow.metadata[NOTE]))
 
 
-def receipt(key: str, tokens: pa.ChunkedArray, note: Mapping[str, Any]) -> Receipt:
-    rows = tokens.to_pylist()
+def receipt(key: str, answered: pa.Table, note: Mapping[str, Any]) -> Receipt:
+    rows = answered["tokens"].to_pylist()
     return Receipt(
         key,
         True,
@@ -90,6 +91,7 @@ def receipt(key: str, tokens: pa.ChunkedArray, note: Mapping[str, Any]) -> Recei
         vision_tokens=sum(row["vision"] for row in rows),
         output_tokens=sum(row["output"] for row in rows),
         prompt_tokens=sum(row["prompt"] for row in rows),
+        cut_off=answered["finish"].to_pylist().count("length"),
     )
 
 

@@ -140,11 +140,16 @@ def conclude(work: Work, progress: Progress, lost: int, dead: bool) -> int:
         progress.say(last)
     if cost := work.job.cost(tally.prompt_tokens, tally.output_tokens):
         progress.say(f"cost: {cost:,.4g} for the answers that came; what was asked again comes on top")
+    if tally.cut_off:
+        most = f"answer.max_new_tokens ({work.job.answer.max_new_tokens:,})"
+        progress.say(f"{tally.cut_off:,} of these answers were cut off by {most}: their column finish says length")
     if tally.failed:
         progress.say(tally.reasons())
     progress.say(f"answers: {path}/data/fp={work.fingerprint}/*.parquet; see them: python -m pipeline report {path}")
     if dead:
-        progress.say(f"dead letters: {path}/errors/fp={work.fingerprint}/*.parquet; --retry-errors asks them again")
+        why = "" if tally.failed else f"python -m pipeline status {path} says why; "
+        letters = f"{path}/errors/fp={work.fingerprint}/*.parquet"
+        progress.say(f"dead letters{' of earlier runs' if why else ''}: {letters}; {why}--retry-errors asks them again")
     if lost:
         progress.say(f"{lost:,} rows are neither answered nor failed; run the same command again")
         return MISSING
@@ -169,6 +174,7 @@ def report(work: Work, todo: resume.Plan, progress: Progress, status: str, store
         "vision_tokens": tally.vision_tokens,
         "prompt_tokens": tally.prompt_tokens,
         "output_tokens": tally.output_tokens,
+        "cut_off": tally.cut_off,
         "cost": work.job.cost(tally.prompt_tokens, tally.output_tokens),
         "seconds": round(progress.seconds, 3),
         "workers_seconds": {name: round(each, 3) for name, each in tally.seconds.items()},

@@ -76,7 +76,7 @@ class Progress:
             self.marks.append((now, self.tally.done))
             while len(self.marks) > 2 and now - self.marks[0][0] > RATE_S:
                 self.marks.popleft()
-        if self.live is None and now - self.said >= self.gap_s:
+        if self.live is None and now - self.said >= self.gap_s and self.tally.done < self.rows:  # the end has its own
             self.say(self.line())
             self.said, self.gap_s = now, min(2 * self.gap_s, LAST_LINE_S)
 

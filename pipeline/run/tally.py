@@ -21,6 +21,7 @@ class Tally:
     vision_tokens: int = 0
     output_tokens: int = 0
     prompt_tokens: int = 0
+    cut_off: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     seconds: Counter[str] = field(default_factory=Counter)  # of all workers together, by what they went to
@@ -37,6 +38,7 @@ class Tally:
         self.vision_tokens += receipt.vision_tokens
         self.output_tokens += receipt.output_tokens
         self.prompt_tokens += receipt.prompt_tokens
+        self.cut_off += receipt.cut_off
         self.kinds.update(receipt.kinds)
         self.seconds.update(receipt.seconds)
         self.examples = {**receipt.examples, **self.examples}
@@ -55,7 +57,10 @@ class Tally:
 
     def reasons(self) -> str:
         such = {kind: f", such as {example}" for kind, example in self.examples.items()}  # not of what others committed
-        return "\n".join(f"  {count:>6}  {kind}{such.get(kind, '')}" for kind, count in self.kinds.most_common(3))
+        common = self.kinds.most_common(3)
+        lines = [f"  {count:>6}  {kind}{such.get(kind, '')}" for kind, count in common]
+        rest = self.kinds.total() - sum(count for _, count in common)
+        return "\n".join([*lines, *([f"  {rest:>6}  of {len(self.kinds) - 3} other kinds"] if rest else [])])
 
     @property
     def working(self) -> float | None:

@@ -53,8 +53,16 @@ def test_a_second_run_does_nothing_and_remembers_the_failures(desk):
     before = desk.parts()
     assert desk.run() == 3
     assert desk.said[0] == "t: 6 rows, 6 done before; 0 to do in 0 chunks"
+    assert desk.said[-1].startswith("dead letters of earlier runs: ")
+    assert f"python -m pipeline status {desk.folder}/out says why" in desk.said[-1]
     assert desk.parts() == before
     assert len(desk.errors()) == 1
+
+
+def test_answers_that_were_cut_off_are_counted_at_the_end(desk):
+    desk.manifest(desk.draw(3))
+    desk.run(engine={"kind": "torch"}, answer={"max_new_tokens": 1})
+    assert "3 of these answers were cut off by answer.max_new_tokens (1): their column finish says length" in desk.said
 
 
 def test_a_run_is_reported_with_what_came_of_it(desk):

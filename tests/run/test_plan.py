@@ -167,3 +167,11 @@ def test_the_command_prints_a_plan_for_people_and_for_programs(desk, mixed, caps
     assert values["load"]["vision"] == values["survey"]["vision_tokens"] > 0
     assert main(["plan", job, "--gpu", "H10"]) == 2
     assert "Did you mean 'H100'?" in capsys.readouterr().err
+
+
+def test_of_rows_that_all_fail_a_plan_says_why_and_nothing_about_gpus(desk):
+    desk.manifest(desk.spoil(2))
+    said = list(quote.lines(plan(Job.model_validate(desk.described()))))
+    assert said[:3] == ["t: 2 rows, 2 to do", "headers read: all of them", ""]
+    assert said[3] == "rows that will fail: 2, 100.0%"
+    assert len(said) == 5

@@ -53,6 +53,22 @@ def test_the_time_left_follows_from_what_was_done_lately(now):
         assert shown.left_s() == 100.0
 
 
+def test_a_log_has_one_line_about_the_end(now):
+    said = []
+    with Progress("job", say=said.append) as shown:
+        shown.begin(10)
+        now[0] = 200.0
+        shown.add(receipt(10))
+    assert said == []
+
+
+def test_reasons_say_how_many_rows_failed_for_others(now):
+    tally = Tally()
+    kinds = {f"fetch/{letter}": 6 - number for number, letter in enumerate("abcde")}
+    tally.add(Receipt("k", True, 0, 20, kinds=kinds, examples=dict.fromkeys(kinds, "r1: gone")))
+    assert tally.reasons().splitlines()[2:] == ["       4  fetch/c, such as r1: gone", "       5  of 2 other kinds"]
+
+
 def test_the_last_line_says_what_the_engines_waited_for(now):
     shown = Progress("job", say=lambda line: None)
     shown.begin(10)

@@ -25,14 +25,15 @@ def lines(plan: Plan) -> Iterator[str]:
         return
     part = f"a sample of {seen.rows:,} rows; --all looks at every one" if seen.rows < plan.rows_left else "all of them"
     yield f"headers read: {part}"
-    yield ""
-    yield from content(plan)
-    yield ""
-    yield from histogram(seen.vision)
+    if seen.good:
+        yield ""
+        yield from content(plan)
+        yield ""
+        yield from histogram(seen.vision)
     if seen.failures:
         yield ""
         yield from failures(plan)
-    if plan.model:
+    if plan.model and seen.good:
         yield ""
         yield from prices(plan)
     if plan.advice:
