@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         return code
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 0 if options.command in LOOKS else 141
     except PipelineError as error:
         if options.debug:
             raise
@@ -151,6 +151,7 @@ def show(options: argparse.Namespace) -> int:
 
 COMMANDS = {"run": run, "submit": submit, "plan": quote, "status": status, "report": report, "export": export}
 COMMANDS |= {"check": check, "demo": show}
+LOOKS = ("plan", "status", "report", "check")  # what they print is the last that they do
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -40,8 +40,16 @@ def event(name: str, *, level: str = "info", **fields: Any) -> None:
     """One JSON line, where these are wanted."""
     if as_json():
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        text = json.dumps({"time": now, "level": level, "event": name, **about, **fields}, ensure_ascii=False)
-        print(text, file=sys.stderr, flush=True)
+        write(json.dumps({"time": now, "level": level, "event": name, **about, **fields}, ensure_ascii=False))
+
+
+def write(line: str) -> None:
+    """In one piece, whichever thread says it; where nobody reads any more, a run goes on all the same."""
+    try:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def taker() -> Callable[[str], None] | None:
@@ -55,7 +63,7 @@ def tell(message: str) -> None:
     """A line from a thread that has nobody to say it for it."""
     event("said", message=message)
     if not as_json():
-        print(message, file=sys.stderr)
+        write(message)
 
 
 def last(message: str, *, level: str = "error") -> None:

@@ -6,7 +6,6 @@ lines come at growing distances, so that a log of a night can still be read.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.output.write import Receipt
+from pipeline.run import log
 from pipeline.run.tally import Tally
 
 Say = Callable[[str], None]
@@ -86,7 +86,7 @@ class Progress:
         elif self.live:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
-            say(line)
+            log.write(line)
 
     @property
     def seconds(self) -> float:
@@ -142,10 +142,6 @@ class Progress:
         done = f"{tally.answered:,} answered, {tally.failed:,} failed in {clock(seconds)}"
         speed = f"{tally.done / seconds:.1f} rows/s, {vision:,.0f} vision and {output:,.0f} output tokens/s"
         return ", ".join([f"{done}: {speed}", *spoken_share(tally)])
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def spoken_share(tally: Tally) -> list[str]:

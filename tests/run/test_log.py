@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from threading import Thread
 
 import pytest
 
@@ -57,6 +61,41 @@ def test_a_form_that_is_none_is_refused(desk, told):
     code, lines = told(["run", desk.yaml(), "--local"], VLBATCH_LOG="xml")
     assert code == 2
     assert lines == ["error: VLBATCH_LOG=xml: set it to json or text, or leave it out"]
+
+
+def test_lines_of_several_threads_do_not_run_into_each_other(monkeypatch, capfd):
+    monkeypatch.setenv("VLBATCH_LOG", "json")
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [Thread(target=lambda: [log.event("row_failed", row="r1") for _ in range(2000)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    lines = capfd.readouterr().err.splitlines()
+    assert {json.loads(line)["row"] for line in lines} == {"r1"}
+    assert len(lines) == 8000
+
+
+@pytest.mark.parametrize("command", ["run", "export"])
+def test_who_no_longer_reads_ends_no_run_and_is_told_that_an_export_is_not_whole(desk, command):
+    desk.manifest(desk.draw(24))
+    words = ["--local", "--set", "engine.delay_ms=20"] if command == "run" else [str(desk.folder / "table")]
+    if command == "export":
+        assert desk.run() == 0
+        words += ["--rows-per-file", "1"]
+    read, written = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", command, str(desk.yaml()), *words], stdout=written, stderr=written
+    )
+    os.close(read)
+    os.close(written)
+    assert process.wait() == (0 if command == "run" else 141)
+    assert len(desk.ids()) == 24
+    assert not (desk.folder / "table/_SUCCESS").exists()
 
 
 @pytest.mark.parametrize("stage", ["answer", "internal"])
