@@ -18,7 +18,7 @@ from threading import Event, Thread
 from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import ActorPoolStrategy, Dataset
 
 from pipeline.errors import JobError, PipelineError
 from pipeline.flow import Work
@@ -104,8 +104,7 @@ def run(
     follower = Thread(target=follow, args=(ledger, ended, watch), daemon=True)
     follower.start()
     try:
-        with signals.grace() as stopping:
-            Thread(target=lambda: stopping.wait() and ledger.stop.remote(), daemon=True).start()
+        with signals.grace(ledger.stop.remote) as stopping:
             starts = (first for first in range(0, len(chunks), WAVE) if not stopping.is_set())
             waves = (chunks[first : first + WAVE] for first in starts)
             for row in chain.from_iterable(receipts(work, wave, ledger).iter_rows() for wave in waves):
@@ -132,7 +131,9 @@ def follow(ledger: Any, ended: Event, watch: Callable[[dict[str, int]], None]) -
 
 
 def receipts(work: Work, chunks: Sequence[Chunk], ledger: Any) -> Dataset:
-    context = DataContext.get_current()
+    rows = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
+    data = ray.data.from_items(rows, override_num_blocks=len(rows))
+    context = data.context  # this one's own: a caller's other datasets keep theirs
     context.target_max_block_size = 4 * 2**30  # a chunk is never cut
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -146,36 +147,32 @@ def receipts(work: Work, chunks: Sequence[Chunk], ledger: Any) -> Dataset:
     sizes = pools(work.job, [node["Resources"] for node in ray.nodes() if node["Alive"]], grows=grows)
     if grows:
         tell_while_short(work.job)
-    rows = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
-    return (
-        ray.data.from_items(rows, override_num_blocks=len(rows))
-        .map_batches(
-            Prepare,
-            fn_constructor_args=(work, ledger),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(min_size=work.job.workers.prepare.min, max_size=sizes.prepare_max),
-            num_cpus=sizes.prepare_cpus,
-            memory=work.job.workers.prepare.memory,
-        )
-        .map_batches(
-            Generate,
-            fn_constructor_args=(work, ledger),
-            batch_size=1,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            compute=ActorPoolStrategy(
-                min_size=work.job.workers.generate.min,
-                max_size=sizes.generate_max,
-                max_tasks_in_flight_per_actor=at_once + AHEAD,
-                max_concurrent_calls_per_actor=at_once,
-                enable_true_multi_threading=True,
-            ),
-            num_cpus=sizes.generate_cpus,
-            num_gpus=work.job.workers.generate.gpus or None,
-            memory=work.job.workers.generate.memory,
-            **kind,
-        )
+    prepared = data.map_batches(
+        Prepare,
+        fn_constructor_args=(work, ledger),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(min_size=work.job.workers.prepare.min, max_size=sizes.prepare_max),
+        num_cpus=sizes.prepare_cpus,
+        memory=work.job.workers.prepare.memory,
+    )
+    return prepared.map_batches(
+        Generate,
+        fn_constructor_args=(work, ledger),
+        batch_size=1,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=ActorPoolStrategy(
+            min_size=work.job.workers.generate.min,
+            max_size=sizes.generate_max,
+            max_tasks_in_flight_per_actor=at_once + AHEAD,
+            max_concurrent_calls_per_actor=at_once,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=sizes.generate_cpus,
+        num_gpus=work.job.workers.generate.gpus or None,
+        memory=work.job.workers.generate.memory,
+        **kind,
     )
 
 
@@ -184,11 +181,22 @@ def cut_there(job: Job, found: Sequence[File], user: str | None) -> Iterator[Cut
     if len(found) < MANY_FILES:
         yield from cut_here(job, found, user)
         return
-    task: Any = ray.remote(num_cpus=1)(lambda file: list(cut(job, file, user)))
+    task: Any = ray.remote(num_cpus=1)(cut_whole)
     at_once = 2 * int(ray.cluster_resources().get("CPU", 1)) + 1
     waiting: deque[Any] = deque()
     for file in [*found, *[None] * at_once]:  # a window of them, so that their hashes do not pile up
         if file:
-            waiting.append(task.remote(file))
+            waiting.append(task.remote(job, file, user))
         if waiting and (not file or len(waiting) > at_once):
-            yield from ray.get(waiting.popleft())
+            made: list[Cut] | PipelineError = ray.get(waiting.popleft())
+            if isinstance(made, PipelineError):
+                raise made
+            yield from made
+
+
+def cut_whole(job: Job, file: File, user: str | None) -> list[Cut] | PipelineError:
+    """What is wrong with a file is handed over as a value, as workers do."""
+    try:
+        return list(cut(job, file, user))
+    except PipelineError as error:
+        return error

@@ -71,7 +71,8 @@ def start(job: Job, options: Options, progress: Progress) -> int:
         # signals again, for Ray installs handlers of its own
         with cluster.joined(loud=options.loud), Signals(progress.say) as signals:
             metrics.watch_lease(work, lease)
-            todo = with_retries(plan(cutter=cluster.cut_there))
+            cutter = cluster.cut_there if options.limit is None else resume.cut_here  # a trial cuts what it needs
+            todo = with_retries(plan(cutter=cutter))
             return finish(work, todo, store, held(partial(cluster.run, watch=progress.watch), lease, signals), progress)
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 from ray.util import metrics as prometheus
@@ -104,22 +104,23 @@ def counter_of(work: Work, chunks: Sequence[Chunk]) -> Callable[[Receipt], None]
     return count
 
 
-def watch(work: Work, sample: Callable[[], Sample]) -> None:
-    """Read a worker's totals now and then, as long as its process lives."""
+def watch(work: Work, sample: Callable[[], Sample], ended: Event | None = None) -> None:
+    """Read a worker's totals now and then, until that, or as long as its process lives."""
+    over = ended or Event()
 
     def follow() -> None:
         before: Sample = {}
-        while True:
+        while not over.is_set():
             now = sample()
             record(work.job.name, now, before)
             before = now
-            time.sleep(EVERY_S)
+            over.wait(EVERY_S)
 
     Thread(target=follow, name="metrics", daemon=True).start()
 
 
 def watch_lease(work: Work, lease: Lease) -> None:
-    watch(work, lambda: {("lease_age_seconds",): time.monotonic() - lease.renewed})
+    watch(work, lambda: {("lease_age_seconds",): time.monotonic() - lease.renewed}, lease.over)
 
 
 def watch_prepare(work: Work, preparer: Preparer) -> None:

@@ -85,11 +85,11 @@ def limited(cuts: Iterable[Cut], limit: int | None) -> Iterator[Cut]:
     left = limit
     for chunk, hashes in cuts:
         if left is not None and chunk.rows > left:
-            if left:
-                yield replace(chunk, without=tuple(range(left, chunk.rows))), hashes[:left]
-            return
+            chunk, hashes = replace(chunk, without=tuple(range(left, chunk.rows))), hashes[:left]
         yield chunk, hashes
-        left = None if left is None else left - chunk.rows
+        left = None if left is None else left - len(hashes)
+        if left == 0:
+            return
 
 
 def repeats(rows: Buckets, chunks: Sequence[Chunk], starts: NDArray[np.int64], work: Work) -> NDArray[np.uint64]:

@@ -38,11 +38,12 @@ class Signals:
             signal.signal(number, handler)
 
     @contextmanager
-    def grace(self) -> Iterator[Event]:
-        """Set when nothing new is to be begun; who then leaves this in good order is ended by it."""
+    def grace(self, then: Callable[[], object] = lambda: None) -> Iterator[Event]:
+        """Set, and `then` called, when nothing new is to be begun; who then leaves in good order is ended by it."""
         grace_s = SHARE * float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S") or GRACE_S)
         self.timer = Timer(grace_s, lambda: os.kill(os.getpid(), self.number))
         self.timer.daemon = True
+        self.then = then
         self.stopping = stopping = Event()
         try:
             yield stopping
@@ -58,8 +59,8 @@ class Signals:
             self.end()
         self.stopping.set()
         self.timer.start()
-        # from a thread, for whoever was interrupted may hold the display's lock
-        Thread(target=self.say, args=(SAID,), daemon=True).start()
+        # from a thread, for whoever was interrupted may hold the display's lock, or one of Ray's
+        Thread(target=lambda: (self.then(), self.say(SAID)), daemon=True).start()
 
     def end(self) -> NoReturn:
         raise KeyboardInterrupt if self.number == signal.SIGINT else Terminated

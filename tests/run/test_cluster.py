@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
+from ray.data import DataContext
 
+from pipeline.errors import JobError
 from pipeline.run import cluster
 
 SHOWN = ("id", "hint", "text", "finish", "tokens", "attempts", "question", "stage", "kind", "message")
@@ -90,6 +96,50 @@ def test_a_killed_run_submitted_again_answers_every_row_once_and_redoes_no_chunk
     assert Counter(desk.ids()) == Counter(f"r{n}" for n in range(48))
     assert settled.items() <= desk.parts().items()
     assert f"{4 * len(settled)} done before" in desk.said[0]
+
+
+@pytest.fixture
+def scattered(desk, monkeypatch):
+    """A function: a manifest of one row a file, and a run over it that cuts files in tasks."""
+    monkeypatch.setattr(cluster, "MANY_FILES", 1)
+
+    def run(rows, **more):
+        (desk.folder / "m").mkdir()
+        columns = pa.schema([(name, pa.string()) for name in ("id", "image", "hint")])
+        for number, row in enumerate(rows):
+            one = pa.Table.from_pylist([{**row, "image": str(desk.folder / row["image"])}], columns)
+            pq.write_table(one, desk.folder / f"m/{number}.parquet")
+        return desk.run(here=False, input={"manifest": str(desk.folder / "m"), "roots": [str(desk.folder)]}, **more)
+
+    return run
+
+
+@pytest.mark.usefixtures("session")
+def test_what_is_wrong_with_one_file_of_many_is_told_without_a_traceback(desk, scattered):
+    first, second = desk.draw(2)
+    with pytest.raises(JobError, match=r"^file://\S+/1\.parquet: column id \(input\.id\) is empty in a row"):
+        scattered([first, {**second, "id": None}])
+
+
+@pytest.mark.usefixtures("session")
+def test_a_trial_of_many_files_cuts_no_more_of_them_than_it_needs(desk, scattered, monkeypatch):
+    monkeypatch.setattr(cluster, "cut_there", lambda *_: pytest.fail("all files are cut"))
+    first, second = desk.draw(2)
+    assert scattered([first, {**second, "id": None}], limit=1) == 0
+    assert desk.ids() == ["r0"]
+
+
+@pytest.mark.usefixtures("session")
+def test_a_run_leaves_its_callers_ray_and_process_as_they_were(desk):
+    def state():
+        context = DataContext.get_current()
+        threads = [thread.name for thread in threading.enumerate() if thread.name != "Prefetcher"]  # of Ray
+        return context.target_max_block_size, context.enable_progress_bars, context.autoscaling_config, threads
+
+    desk.manifest(desk.draw(4))
+    before = copy.deepcopy(state())
+    assert desk.run(here=False) == 0
+    assert state() == before
 
 
 def test_a_run_says_nothing_but_its_own_lines_and_what_ray_logs_where_that_is_asked_for(desk, surroundings):
