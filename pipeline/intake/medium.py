@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import reprlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from pipeline.errors import ReadError
@@ -23,10 +25,19 @@ LARGEST = 2**53
 
 
 def media_of(value: Any, base: str, kind: str, where: str) -> list[Medium]:
-    """The media in one cell: none, one, or a list of them."""
+    """The media in one cell: none, one, or a list of them, also as JSON text."""
+    value = opened(value)
     cells = value if isinstance(value, (list, tuple)) else [value]
     sources = [source_of(cell, base, kind, where) for cell in cells]
     return [Medium(source) for source in sources if source is not None]
+
+
+def opened(value: Any) -> Any:
+    """What JSON text of a list or an object says; a path that begins like one is a path."""
+    if isinstance(value, str) and value.startswith(("[", "{")):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
 
 
 def source_of(value: Any, base: str, kind: str, where: str) -> str | bytes | None:
@@ -64,7 +75,10 @@ def ask_of(values: Mapping[str, Any], kind: str, where: str) -> Ask:
 
 
 def number(name: str, value: Any, wanted: type[int] | type[float], kind: str, where: str) -> Any:
-    """A setting's number. NaN is what tables write for an empty cell of a column of numbers."""
+    """A setting's number, or a text of it. NaN is what tables write for an empty cell of a column of numbers."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
     fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST

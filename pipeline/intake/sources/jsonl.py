@@ -1,25 +1,28 @@
 """A JSONL file -> spans of byte offsets -> rows. Types are settled over the first mebibyte and hold for the file.
 
-Text stays text, also where it looks like a date: a name or a prompt must come out as it stands in the file.
+A column of numbers, of yes and no, or of lists of one such kind has its type. All else is text: what is text as it is,
+and chats, objects, numbers too long to be exact and columns that are now this and now that as JSON, of which nothing
+is lost and which fits whatever comes later. Who reads a chat, media or a setting takes JSON text as well.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 import fsspec
 import pyarrow as pa
-import pyarrow.json
 
 from pipeline.errors import JobError
 from pipeline.intake.sources import Span
+from pipeline.output.parse import encodable
 
 SAMPLE_BYTES = 2**20
+SCALARS = {pa.bool_(): (bool,), pa.int64(): (int,), pa.float64(): (int, float), pa.string(): (str,)}
+KINDS = (*SCALARS, *map(pa.list_, SCALARS))
+EXACT = {pa.int64(): 2**63, pa.float64(): 2**53}  # whole numbers from there on are not
 
 
 class Jsonl:
@@ -29,8 +32,11 @@ class Jsonl:
     @cached_property
     def settled(self) -> pa.Schema:
         with fsspec.open(self.url, "rb", compression="infer") as file:
-            lines = file.readlines(SAMPLE_BYTES)
-        return pa.schema([(field.name, as_written(field.type)) for field in self.parse(b"".join(lines), None).schema])
+            rows = self.rows(b"".join(file.readlines(SAMPLE_BYTES)), 0)
+        if not rows:
+            raise self.wrong(0, 1, "the file holds no rows")
+        names = dict.fromkeys(name for _, row in rows for name in row)
+        return pa.schema([(name, kind_of([row.get(name) for _, row in rows])) for name in names])
 
     def schema(self) -> pa.Schema:
         return self.settled
@@ -50,19 +56,41 @@ class Jsonl:
     def read(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
         with fsspec.open(self.url, "rb", compression="infer") as file:
             file.seek(span[0])
-            text = file.read(span[1] - span[0])
-        schema = self.schema()  # of what is wanted only: what nobody asks for may change its type
-        table = self.parse(text, pa.schema([schema.field(name) for name in columns]) if columns else schema, span[0])
-        return table if columns is None else table.select(columns)
+            rows = self.rows(file.read(span[1] - span[0]), span[0])
+        schema = self.schema()
+        wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+        return pa.table([self.column(rows, field, span[0]) for field in wanted], schema=wanted)
 
-    def parse(self, text: bytes, schema: pa.Schema | None, start: int = 0) -> pa.Table:
-        try:
-            table = parsed(text, schema)
-            table.validate(full=True)  # or text that is not UTF-8 would be found where nobody expects it
-            return table
-        except pa.ArrowInvalid as error:
-            at, what = bad_line(text, schema, str(error))
-            raise JobError(f"{self.url}:{self.lines_before(start) + at}: {what}") from error
+    def rows(self, text: bytes, start: int) -> list[tuple[int, dict[str, Any]]]:
+        """Each with the number of its line, from the place where the text starts in the file."""
+        found, halves = [], b"\\ud" in text.lower()  # of characters, which no table holds
+        for number, line in enumerate(map(bytes.strip, text.split(b"\n")), 1):
+            if not line:
+                continue
+            try:
+                row = json.loads(line)
+            except UnicodeDecodeError as error:
+                what = f"is not UTF-8 ({error.reason} at byte {error.start + 1}): {shown(line)}"
+                raise self.wrong(start, number, what) from error
+            except (ValueError, RecursionError) as error:
+                raise self.wrong(start, number, f"is not JSON ({error}): {shown(line)}") from error
+            if not isinstance(row, dict):
+                raise self.wrong(start, number, f"is JSON but not an object: {shown(line)}")
+            found.append((number, encodable(row)[0] if halves else row))
+        return found
+
+    def column(self, rows: Sequence[tuple[int, dict[str, Any]]], field: pa.Field, start: int) -> pa.Array:
+        if field.type == pa.string():
+            cells = [row.get(field.name) for _, row in rows]
+            return pa.array([cell if isinstance(cell, str | None) else said(cell) for cell in cells], field.type)
+        for number, row in rows:
+            if not fits(value := row.get(field.name), field.type):
+                what = f"column {field.name} holds {said(value)[:80]}, and {field.type} before"
+                raise self.wrong(start, number, f"{what}; give it one type in all rows")
+        return pa.array([row.get(field.name) for _, row in rows], field.type)
+
+    def wrong(self, start: int, number: int, what: str) -> JobError:
+        return JobError(f"{self.url}:{self.lines_before(start) + number}: {what}")
 
     def lines_before(self, place: int) -> int:
         count = 0
@@ -72,52 +100,27 @@ class Jsonl:
         return count
 
 
-def parsed(text: bytes, schema: pa.Schema | None) -> pa.Table:
-    unexpected = "ignore" if schema else "infer"
-    parsing = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior=unexpected)
-    reading = pyarrow.json.ReadOptions(block_size=max(len(text), 1))
-    return pyarrow.json.read_json(io.BytesIO(text), parse_options=parsing, read_options=reading)
+def kind_of(values: Sequence[Any]) -> pa.DataType:
+    """
+    >>> [str(kind_of(values)) for values in ([1, None], [1, 2.5], [1, "a"], [[], ["a"]], [None], [{"a": 1}], [2**64])]
+    ['int64', 'double', 'string', 'list<item: string>', 'string', 'string', 'string']
+    """
+    some = [value for value in values if value is not None and value != []]
+    return next((kind for kind in KINDS if some and all(fits(value, kind) for value in some)), pa.string())
 
 
-def as_written(kind: pa.DataType) -> pa.DataType:
-    """Arrow's guess at a column's type, less what JSON does not know: dates. What is empty so far may be text."""
-    if isinstance(kind, pa.ListType):
-        return pa.list_(as_written(kind.value_type))
-    if isinstance(kind, pa.StructType):
-        return pa.struct([(field.name, as_written(field.type)) for field in kind])
-    return pa.string() if pa.types.is_timestamp(kind) or pa.types.is_null(kind) else kind
+def fits(value: Any, kind: pa.DataType) -> bool:
+    if value is None:
+        return True
+    if pa.types.is_list(kind):
+        return isinstance(value, list) and all(fits(each, kind.value_type) for each in value)
+    exact = not isinstance(value, int) or abs(value) < EXACT.get(kind, 2)
+    return type(value) in SCALARS[kind] and exact
 
 
-def bad_line(text: bytes, schema: pa.Schema | None, error: str) -> tuple[int, str]:
-    """The first line that is wrong, and what is: what a person wants to know of a broken file."""
-    lines = [(number, line) for number, line in enumerate(map(bytes.strip, text.split(b"\n")), 1) if line]
-    for number, line in lines:
-        shown = line[:80].decode(errors="replace")
-        try:
-            if isinstance(json.loads(line), dict):
-                continue
-        except UnicodeDecodeError as reason:
-            return number, f"is not UTF-8 ({reason.reason} at byte {reason.start + 1}): {shown}"
-        except ValueError as reason:
-            return number, f"is not JSON ({reason}): {shown}"
-        return number, f"is JSON but not an object: {shown}"
-    at = int(match[1]) if (match := re.search(r" in row (\d+)$", error)) and lines else 0
-    if schema is None:
-        if not at:
-            return (lines[0][0], error) if lines else (1, "the file holds no rows")
-        schema = parsed(b"\n".join(line for _, line in lines[:at]), None).schema
-    for number, line in lines[at:]:
-        for name, value in json.loads(line).items():
-            if name in schema.names and not fits({name: value}, schema):
-                said = json.dumps(value, ensure_ascii=False)[:80]
-                kind = as_written(schema.field(name).type)
-                return number, f"column {name} holds {said}, and {kind} before; give it one type in all rows"
-    return lines[at][0], error
+def said(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
-def fits(row: dict[str, Any], schema: pa.Schema) -> bool:
-    try:
-        parsed(json.dumps(row).encode(), schema)
-    except pa.ArrowInvalid:
-        return False
-    return True
+def shown(line: bytes) -> str:
+    return line[:80].decode(errors="replace")
