@@ -45,6 +45,7 @@ def sniff(head: bytes) -> Kind | None:
         return "video" if head[8:12] == b"AVI " else "image"
     if b"%PDF-" in head:
         return "pdf"
-    if head.startswith(VIDEOS) or head[4:8] in ATOMS or (head[:1] == b"G" and head[188:189] == b"G"):
+    transport = head[::188][:2] == b"GG" or head[4::192][:3] == b"GGG"  # MPEG-TS, and as camcorders write it
+    if head.startswith(VIDEOS) or head[4:8] in ATOMS or transport:
         return "video"
     return "image" if head.startswith(IMAGES) else None

@@ -7,6 +7,7 @@ import io
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import PIL.TiffImagePlugin
 import pytest
 import torch
 
@@ -100,6 +101,23 @@ def test_all_pages_of_a_tiff_are_pictures_each_of_its_own_size(see):
     assert [clip.source_size for clip in clips] == [(90, 60), (30, 60), (90, 60)]
     assert not np.array_equal(clips[0].pixels, clips[2].pixels)
     assert [clip.uri[-7:] for clip in clips] == ["#page=1", "#page=2", "#page=3"]
+
+
+def test_smaller_copies_of_a_picture_and_masks_in_a_tiff_are_no_pages(see):
+    whole, small = (PIL.Image.fromarray(picture(*size)) for size in ((90, 60), (45, 30)))
+
+    def tiff(*kinds: int) -> bytes:
+        file = io.BytesIO()
+        with PIL.TiffImagePlugin.AppendingTiffWriter(file) as pages:
+            for kind in kinds:
+                (small if kind % 2 else whole).save(pages, "TIFF", tiffinfo={254: kind})
+                pages.newFrame()
+        return file.getvalue()
+
+    clips = see(tiff(1, 0, 1, 4, 2))  # a preview, a page, a copy of it, its mask, the next page
+    assert [(clip.source_size, clip.uri[-7:]) for clip in clips] == [((90, 60), "#page=1"), ((90, 60), "#page=2")]
+    (copy,) = see(tiff(1))
+    assert copy.source_size == (45, 30)
 
 
 def animated(name: str, count: int = 5, duration: int = 200) -> bytes:

@@ -110,24 +110,34 @@ def test_a_part_that_is_not_there_is_an_error(start, end, see, folder):
     assert trouble.value.kind == "window"
 
 
-def turned(path: Path, degrees: int) -> bytes:
+TURNS = {  # the matrix, and what it does to a frame: [3, height, width]
+    "90": ((0, 1, -1, 0), lambda frame: np.rot90(frame, -1, axes=(1, 2))),
+    "180": ((-1, 0, 0, -1), lambda frame: np.rot90(frame, 2, axes=(1, 2))),
+    "270": ((0, -1, 1, 0), lambda frame: np.rot90(frame, 1, axes=(1, 2))),
+    "mirror": ((-1, 0, 0, 1), lambda frame: frame[:, :, ::-1]),
+    "lake": ((1, 0, 0, -1), lambda frame: frame[:, ::-1]),
+    "mirror, 90": ((0, 1, 1, 0), lambda frame: frame.transpose(0, 2, 1)),
+    "mirror, 270": ((0, -1, -1, 0), lambda frame: frame.transpose(0, 2, 1)[:, ::-1, ::-1]),
+}
+
+
+def turned(path: Path, turn: tuple[int, ...]) -> bytes:
     """The matrix in the track's header, rewritten."""
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40
-    turn = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees]
     a, b, c, d = (value << 16 for value in turn)
     data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     return bytes(data)
 
 
-@pytest.mark.parametrize(("degrees", "turns"), [(90, -1), (180, 2), (270, 1)])
-def test_a_phones_video_stands_upright(degrees, turns, see, folder):
-    path = film(folder / "phone.mp4")
+@pytest.mark.parametrize("name", TURNS)
+def test_a_phones_video_stands_upright_and_is_no_mirror_image(name, see, folder):
+    path, (matrix, move) = film(folder / "phone.mp4"), TURNS[name]
     (upright,) = see(str(path), frames=2, resized_width=112, resized_height=84)
-    size = (84, 112) if turns % 2 else (112, 84)
-    (clip,) = see(turned(path, degrees), frames=2, resized_width=size[0], resized_height=size[1])
+    size = (84, 112) if matrix[0] == 0 else (112, 84)
+    (clip,) = see(turned(path, matrix), frames=2, resized_width=size[0], resized_height=size[1])
     assert clip.source_size == size
-    assert np.array_equal(clip.pixels, np.rot90(upright.pixels, turns, axes=(2, 3)))
+    assert np.array_equal(clip.pixels, np.stack([move(frame) for frame in upright.pixels]))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

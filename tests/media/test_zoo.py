@@ -228,6 +228,15 @@ def test_a_wrong_name_changes_nothing(tmp_path, look):
         assert clip.kind == ("image" if name == "a.mp4" else "video")
 
 
+def test_what_a_camcorder_writes_is_a_video(tmp_path, look):
+    """Packets of 192 bytes: a clock of four, and one of MPEG-TS."""
+    stream = film(tmp_path / "a.ts", 5).read_bytes()
+    packets = [stream[at : at + 188] for at in range(0, len(stream), 188)]
+    (tmp_path / "a.MTS").write_bytes(b"".join(b"\0\0\0\0" + packet for packet in packets))
+    (clip,) = look(str(tmp_path / "a.MTS"))
+    assert (clip.kind, len(clip.times)) == ("video", len(clip.pixels))
+
+
 RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 HEADS = [
     b"\xff\xd8\xff\xe0",

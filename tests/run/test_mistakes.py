@@ -174,7 +174,7 @@ MISTAKES: list[Case] = [
         "empty folder",
         lambda here: ((here / "pics").mkdir(), job("m.parquet\n  id: id\n  media: image", "pics")(here)),
         RUN,
-        "error: input.manifest: file://HERE/pics holds no picture, video or document; these end in .jpg, .jpeg, .png, .webp, .gif, .tif, .tiff, .bmp, .avif, .heic, .pdf, .mp4, .mov, .mkv, .webm, .avi, .m4v, .mpg, .mpeg",
+        "error: input.manifest: file://HERE/pics holds no picture, video or document; these end in .jpg, .jpeg, .jfif, .png, .webp, .gif, .tif, .tiff, .bmp, .jp2, .avif, .heic, .heif, .pdf, .mp4, .mov, .mkv, .webm, .avi, .m4v, .mpg, .mpeg, .mts, .m2ts, .wmv, .flv, .3gp, .ogv",
     ),
     (
         "wrong column",

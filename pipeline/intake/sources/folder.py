@@ -15,8 +15,9 @@ from pipeline.errors import JobError
 from pipeline.intake.sources import Span
 
 ENDINGS = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".pdf"),
-    *(".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg"),
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".jp2", ".avif", ".heic", ".heif"),
+    *(".pdf", ".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".mts", ".m2ts"),
+    *(".wmv", ".flv", ".3gp", ".ogv"),
 )
 SCHEMA = pa.schema([("path", pa.string()), ("uri", pa.string())])
 

@@ -8,7 +8,9 @@ FFmpeg may open nothing but this file: playlists, which name other files and hos
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +30,29 @@ OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
 UNPARSED = {**OPTIONS, "fflags": "noparse"}  # packets as the container lists them, whatever is in them
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """How a telephone was held, or that a film is mirrored: axes swapped first, then flipped."""
+
+    sideways: bool = False
+    across: bool = False  # left is right
+    down: bool = False  # up is down
+
+    @classmethod
+    def of(cls, frame: VideoFrame) -> Turn:
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+        if matrix is None:
+            return cls()
+        right, down, _, left, below, *_ = struct.unpack("=9i", bytes(matrix))  # where steps to the right and down lead
+        if abs(down) > abs(right):
+            return cls(True, left < 0, down < 0)
+        return cls(False, right < 0, below < 0)
+
+    def upright(self, frame: Frame) -> Frame:
+        frame = frame.transpose(1, 0, 2) if self.sideways else frame
+        return np.ascontiguousarray(frame[:: -1 if self.down else 1, :: -1 if self.across else 1])
+
+
 class Av:
     def __init__(self, path: Path, bounds: Bounds):
         self.path, self.bounds = path, bounds
@@ -44,10 +69,9 @@ class Av:
         first = next((frame for _, frame in self._walk([0], leap=bounds.holes)), None) if self.times else None
         if first is None and bounds.holes:
             raise DecodeError("holes", "its first frame is not among the bytes that were read")
-        turned = first is not None and first.rotation % 180 == 90
-        self.turns = (first.rotation if first else 0) // 90
+        self.turn = Turn.of(first) if first else Turn()
         size = (first.width, first.height) if first else (self.codec.width, self.codec.height)
-        self.size = (size[1], size[0]) if turned else size
+        self.size = (size[1], size[0]) if self.turn.sideways else size
 
     def _open(self, options: dict[str, str] = OPTIONS) -> None:
         self.container = av.open(str(self.path), options=options, metadata_errors="replace")
@@ -89,7 +113,8 @@ class Av:
                 return
 
     def _pixels(self, frame: VideoFrame) -> Frame:
-        return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), self.turns))
+        pixels: Any = frame.to_ndarray(format="rgb24")
+        return self.turn.upright(pixels)
 
     def _walk(self, indices: Sequence[int], *, leap: bool) -> Iterator[tuple[int, VideoFrame]]:
         """Frames, those wanted among them: of all there is, or, leaping, of the runs alone."""

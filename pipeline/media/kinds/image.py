@@ -2,7 +2,7 @@
 
 Upright by its EXIF mark, transparency laid on white, as the reference does. Two things are done where
 the reference is wrong: 16-bit samples are scaled, not cut off at 255, and all pages of a TIFF are
-pictures, because a scanned document that loses its second page loses it silently.
+pictures, because a scanned document that loses its second page loses it silently; smaller copies of a page are not.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL.Image
@@ -53,17 +53,20 @@ class Image:
                 "unknown_format", f"no picture, video or PDF that can be read; it begins with {head!r}"
             ) from error
         bounds.check(self.image.size, moving=moving)
+        self.places: list[int] = []  # of a TIFF's pages
         self.probe = self._animation() if moving else self._pages()
 
     def _pages(self) -> Probe:
         if self.image.format != "TIFF":
             return Probe("image", (upright(self.image),))
-        sizes = []
+        sizes, copies = {}, set()
         for page in range(min(getattr(self.image, "n_frames", 1), MOST_FRAMES)):
             self.image.seek(page)
             self.bounds.check(self.image.size, moving=False)
-            sizes.append(self.image.size)  # Pillow gives a TIFF's size upright
-        return Probe("image", tuple(sizes), len(sizes))
+            sizes[page] = self.image.size  # Pillow gives a TIFF's size upright
+            copies |= {page} if is_copy(self.image) else set()
+        self.places = [page for page in sizes if page not in copies] or [*sizes]
+        return Probe("image", tuple(sizes[page] for page in self.places), len(self.places))
 
     def _animation(self) -> Probe:
         times, now = [], 0.0
@@ -82,8 +85,9 @@ class Image:
         return np.concatenate([fitted(self.picture(index, size), size) for index in indices])
 
     def picture(self, index: int, size: Size) -> PIL.Image.Image:
-        if index or self.image.tell():
-            self.image.seek(index)
+        place = self.places[index] if self.places else index
+        if place or self.image.tell():
+            self.image.seek(place)
         turned = orientation(self.image) in (5, 6, 7, 8)
         if self.bounds.fast and self.image.format == "JPEG":
             self.image.draft("RGB", (size[1], size[0]) if turned else size)
@@ -106,6 +110,13 @@ def fitted(image: PIL.Image.Image, size: Size) -> NDArray[np.uint8]:
     rows = max(1, STRIPE // width)
     boxes = ((0, top, width, min(top + rows, height)) for top in range(0, height, rows))
     return resize_stripes((np.asarray(image.crop(box)) for box in boxes), size)
+
+
+def is_copy(image: PIL.Image.Image) -> bool:
+    """Whether a TIFF's page is another one made smaller, or its mask, as maps, slides and cameras have them."""
+    tags: Any = image.tag_v2  # type: ignore[attr-defined]
+    kind = tags.get(254, 0)
+    return (isinstance(kind, int) and bool(kind & 0b101)) or tags.get(255) == 2
 
 
 def orientation(image: PIL.Image.Image) -> int:
