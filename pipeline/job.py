@@ -171,7 +171,9 @@ class Video(Section):
 
 
 class Media(Section):
-    min_pixels: Pixels | None = key("smaller pictures are enlarged to it; default: the checkpoint's", None)
+    min_pixels: Pixels | None = key(
+        "smaller pictures are enlarged to it; 256*28*28 is understood; default: the checkpoint's", None
+    )
     max_pixels: Pixels | None = key("larger pictures are reduced to it; default: the checkpoint's", None)
     video: Video = key("which frames, and how large", Video())
     fast_decode: bool = key("decode large JPEGs at reduced scale: faster, pixels off by 0.4 of 255 on average", False)
@@ -226,12 +228,12 @@ class Workers(Section):
 
 
 class ImageLimits(Section):
-    bytes: Bytes = key("of the file", 64 * 2**20)
+    bytes: Bytes = key("of the file; 64MiB is understood", 64 * 2**20)
     pixels: Pixels = key("as its header says", 180_000_000)
 
 
 class VideoLimits(Section):
-    bytes: Bytes = key("of the file", 8 * 2**30)
+    bytes: Bytes = key("of the file; 8GiB is understood", 8 * 2**30)
     pixels_per_frame: Pixels = key("as its header says", 36_000_000)
     duration_s: float = key("of the whole file", 14400.0, gt=0)
 

@@ -10,7 +10,8 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
@@ -22,6 +23,7 @@ from pipeline.registry import nearest
 
 WANTED = {"int": "must be a whole number", "float": "must be a number", "bool": "must be true or false"}
 WANTED |= {"string": "must be text"}
+NOTHING = ("", "~", "null")  # as YAML writes it
 
 
 def load(
@@ -57,22 +59,23 @@ def parse(
 ) -> Job:
     """The same from text; `name` stands for the file in messages."""
     node, given = compose(text, name)
+    lines = {path: f"{name}:{line}" for path, line in key_lines(node)}
     for change in changes:
-        set_key(given, change)
-    lines = dict(key_lines(node))
+        path = set_key(given, change)
+        lines |= {path[:end]: "--set" for end in range(1, len(path)) if path[:end] not in lines} | {path: "--set"}
     environment = os.environ if environment is None else environment
     problems = [
-        f"{place(name, path, lines | {path: again})}{dotted(path)}: is given twice" for path, again in repeated(node)
+        f"{place(path, {path: f'{name}:{again}'})}{dotted(path)}: is given twice" for path, again in repeated(node)
     ]
     found: list[Problem] = []
     values = fill(given, environment, today(date, environment), found)
     secrets = list(credentials(given, values, is_secret))
-    problems += [f"{place(name, at, lines)}{dotted(at)}: {text}" for at, text in [*found, *secrets]]
+    problems += [f"{place(at, lines)}{dotted(at)}: {text}" for at, text in [*found, *secrets]]
     try:
         if not secrets:  # what is wrong elsewhere is said with the value that was given
             job = Job.model_validate(values)
     except ValidationError as error:
-        problems += [place(name, (loc := location(e["loc"], values)), lines) + explain(loc, e) for e in error.errors()]
+        problems += [place((loc := location(e["loc"], values)), lines) + explain(loc, e) for e in error.errors()]
     if problems:
         raise JobError("\n".join([f"{name} is not a job that can run:", *(f"  {line}" for line in problems)]))
     return job
@@ -115,12 +118,12 @@ def repeated(node: yaml.Node | None, at: Path_ = ()) -> Iterator[tuple[Path_, in
             yield from repeated(value, (*at, key.value))
 
 
-def set_key(values: dict[str, Any], change: str) -> None:
-    """Apply one `a.b=c`; the value is read as YAML, as it would be in the file."""
+def set_key(values: dict[str, Any], change: str) -> Path_:
+    """Apply one `a.b=c`, and say which key it was. Text is taken as it is, all else read as YAML as in the file."""
     where, equals, text = change.partition("=")
     if not equals or not where.strip():
         raise JobError(f"--set {change}: write it as key.key=value, such as --set answer.max_new_tokens=64")
-    *parents, last = where.strip().split(".")
+    path = *parents, last = tuple(where.strip().split("."))
     target = values
     for key in parents:
         inner = target.setdefault(key, {})
@@ -128,17 +131,15 @@ def set_key(values: dict[str, Any], change: str) -> None:
             raise JobError(f"--set {change}: {key} is a value, it has no keys")
         target = inner
     try:
-        target[last] = yaml.safe_load(text)
+        target[last] = text if is_text(path) and text not in NOTHING and text[0] not in "'\"" else yaml.safe_load(text)
     except yaml.YAMLError:
         target[last] = text
+    return path
 
 
-def place(name: str, where: Path_, lines: Mapping[Path_, int]) -> str:
-    """`job.yaml:12: ` for the key or the nearest parent that stands in the file."""
-    for length in range(len(where), 0, -1):
-        if where[:length] in lines:
-            return f"{name}:{lines[where[:length]]}: "
-    return ""
+def place(where: Path_, lines: Mapping[Path_, str]) -> str:
+    """`job.yaml:12: ` for the key or the nearest parent that is given."""
+    return next((f"{lines[where[:end]]}: " for end in range(len(where), 0, -1) if where[:end] in lines), "")
 
 
 def dotted(where: Path_) -> str:
@@ -169,6 +170,7 @@ def explain(where: Path_, error: Any) -> str:
         return f"{dotted(where)}: kind must be one of {', '.join(engine_kinds())}"
     shown = "" if isinstance(given, (dict, list)) or "key" in dotted(where) else f" (given: {given!r})"
     said = WANTED.get(kind.partition("_")[0]) if kind.endswith(("_parsing", "_type", "_from_float")) else None
+    said = f'{said}; put it in quotes, as in "{{column}}: what is it?"' if isinstance(given, dict) and said else said
     said = said or text.removeprefix("Value error, ").replace("Input should be ", "must be ")
     return f"{dotted(where)}: {said[:1].lower() + said[1:]}{shown}"
 
@@ -183,8 +185,18 @@ def fields_of(model: Any, where: Sequence[str | int]) -> dict[str, Any]:
 
 def is_secret(where: Path_) -> bool:
     """Whether a key holds what nobody should read in a job file."""
+    return holds(where, SecretStr)
+
+
+def is_text(where: Path_) -> bool:
+    """Whether a key holds text, in which a brace, a colon or ` #` is text, too."""
+    return holds(where, str)
+
+
+def holds(where: Path_, kind: type) -> bool:
     field = fields_of(Job, where[:-1]).get(str(where[-1])) if where else None
-    return field is not None and SecretStr in (field.annotation, *get_args(field.annotation))
+    annotation = field.annotation if field else None
+    return kind in ((annotation, *get_args(annotation)) if get_origin(annotation) in (None, UnionType) else ())
 
 
 def sections(annotation: Any) -> list[type[BaseModel]]:
@@ -235,11 +247,18 @@ def fingerprint(said: Mapping[str, Any]) -> str:
 def reference(section: type[BaseModel], depth: int = 0) -> Iterator[str]:
     """Every key with its default and meaning, as `check --explain` prints it."""
     for name, field in section.model_fields.items():
-        inner = sections(field.annotation)
+        inner, words = sections(field.annotation), choices(field.annotation)
         default = (
             "needed" if field.is_required() else "" if inner else f"default {json.dumps(field.default, default=str)}"
         )
-        suffix = f"  [{default}]" if default else ""
+        suffix = f"  [{'; '.join(filter(None, [' | '.join(words), default]))}]" if words or default else ""
         yield f"{'  ' * depth}{field.alias or name}: {field.description}{suffix}"
         for each in inner:
             yield from reference(each, depth + 1)
+
+
+def choices(annotation: Any) -> list[str]:
+    """The words of which a key takes one."""
+    if get_origin(annotation) is Literal:
+        return [str(word) for word in get_args(annotation)]
+    return [word for argument in get_args(annotation) for word in choices(argument)]

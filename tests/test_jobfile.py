@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.errors import JobError
 from pipeline.job import Job
-from pipeline.jobfile import fingerprint, load, parse, question
+from pipeline.jobfile import fingerprint, load, parse, question, reference
 
 LEAST = """\
 name: small
@@ -92,6 +92,32 @@ def test_set_goes_over_the_file():
     assert "key.key=value" in wrong(LEAST, changes=["answer"])
     assert "has no keys" in wrong(LEAST, changes=["name.first=x"])
     assert "answer.max_tokens: there is no such key" in wrong(LEAST, changes=["answer.max_tokens=1"])
+
+
+@pytest.mark.parametrize("text", ["{hint}", "{a}: {b}", "Find item #3: a [red] one", "12", "- first\n- second"])
+def test_text_that_is_set_is_taken_as_it_is(text):
+    assert parse(LEAST, changes=[f"prompt.user={text}"]).prompt.user == text
+
+
+def test_set_takes_quotes_off_and_knows_nothing_from_text():
+    assert parse(LEAST, changes=['prompt.user="{hint}?"']).prompt.user == "{hint}?"
+    assert parse(LEAST, changes=["prompt.system=null"]).prompt.system is None
+    assert parse(LEAST, changes=["model.overrides={a: 1}", "engine.kind=scripted"]).model.overrides == {"a": 1}
+
+
+def test_what_is_wrong_with_a_set_is_said_of_it_and_not_of_the_file():
+    assert "  --set: prompt.usr: there is no such key" in wrong(LEAST, changes=["prompt.usr=x"])
+    assert "  --set: mdia: there is no such key" in wrong(LEAST, changes=["mdia.x=1"])
+
+
+def test_text_that_yaml_reads_as_keys_is_told_to_stand_in_quotes():
+    assert "job.yaml:3: prompt.user: must be text; put it in quotes" in wrong(LEAST.replace('"What is it?"', "{hint}"))
+
+
+def test_the_list_of_keys_says_which_words_a_key_takes():
+    said = "\n".join(reference(Job))
+    assert "  kind: replies by rule, for tests of everything around the model  [scripted; needed]" in said
+    assert "[int4; default null]" in said
 
 
 def test_a_key_given_twice():
