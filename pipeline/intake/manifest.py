@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,19 +82,22 @@ class Chunk:
 
 def files(job: Job) -> list[File]:
     """Every file the manifest names, in a fixed order."""
-    found = [file for url in job.input.manifest for file in expand(url)]
+    path = job.output.path
+    own = path.rstrip("/") if "://" in path else f"file://{os.path.abspath(path)}"
+    found = [file for url in job.input.manifest for file in expand(url, f"{own}/")]
     if not found:
         raise JobError(f"input.manifest: nothing found at {', '.join(job.input.manifest)}")
     return found
 
 
-def expand(url: str) -> Iterator[File]:
+def expand(url: str, own: str) -> Iterator[File]:
+    """The files behind a URL, but for those that the job itself writes: an output may lie inside its manifest."""
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
         if any(sign in path for sign in "*?["):
-            names = sorted(filesystem.glob(path))
+            names = others(filesystem, filesystem.glob(path), own)
         elif filesystem.isdir(path):
-            names = sorted(name for name in filesystem.find(path) if kind_of(name))
+            names = others(filesystem, filter(kind_of, filesystem.find(path)), own)
             if not names:
                 yield File(filesystem.unstrip_protocol(path), "folder")
                 return
@@ -114,6 +118,10 @@ def expand(url: str) -> Iterator[File]:
         if kind is None:
             raise JobError(f"input.manifest: {name}: a manifest is a folder, or ends in {', '.join(KINDS)}")
         yield File(filesystem.unstrip_protocol(name), kind)
+
+
+def others(filesystem: Any, names: Iterable[str], own: str) -> list[str]:
+    return sorted(name for name in names if not filesystem.unstrip_protocol(name).startswith(own))
 
 
 def store_errors(url: str) -> tuple[type[Exception], ...]:

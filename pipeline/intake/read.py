@@ -61,6 +61,11 @@ def columns(job: Job, available: Sequence[str], *, default_user: str | None) -> 
     media = wanted.media
     if not media and messages is None and set(available) == FOLDER:
         media = ("uri",)
+    if not media and messages is None:
+        raise JobError(
+            "input.media names no column, so nothing would be looked at; name those with the media, "
+            f"or in input.messages the column of a chat, which may be words alone; there are: {', '.join(available)}"
+        )
     named = [("input.media", name) for name in media]
     named += [("input.messages", messages)] if messages is not None else []
     named += [("input.id", wanted.id)] if wanted.id is not None else []

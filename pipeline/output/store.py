@@ -46,6 +46,14 @@ class Entry(NamedTuple):
     modified: float | None  # by the store's own clock
 
 
+def reach(path: str, **options: Any) -> tuple[Any, str]:
+    """The filesystem of a path and what it is called there."""
+    try:
+        return fsspec.core.url_to_fs(path, **options)  # type: ignore[no-any-return]
+    except (ImportError, ValueError) as error:  # a scheme that nobody knows, or whose package is missing
+        raise OutputError(f"{path}: {error}") from error
+
+
 class Store:
     def __init__(self, path: str):
         self.path = path.rstrip("/")
@@ -57,7 +65,7 @@ class Store:
         """A client of its own."""
         scheme = self.path.partition("://")[0] if "://" in self.path else ""
         options = S3 if ALIASES.get(scheme, scheme) == "s3" else {}
-        self.filesystem, self.root = fsspec.core.url_to_fs(self.path, skip_instance_cache=bool(scheme), **options)
+        self.filesystem, self.root = reach(self.path, skip_instance_cache=bool(scheme), **options)
         if options:
             self.filesystem.retries = 1
 

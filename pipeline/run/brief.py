@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from pipeline.errors import OutputError
 from pipeline.flow import Work, base_folder, model_name, open_family
 from pipeline.intake.manifest import File, columns_of, kept
@@ -23,7 +21,7 @@ from pipeline.model import weights
 from pipeline.model.grammar import minimum
 from pipeline.output import schema as schemas
 from pipeline.output.geometry import meanings
-from pipeline.output.store import Store
+from pipeline.output.store import Store, reach
 from pipeline.registry import ENGINES, find
 
 
@@ -59,7 +57,7 @@ def settled(job: Job, found: Sequence[File]) -> Job:
     )
     weights_path = Path(job.model.weights)
     model = {"weights": str(weights_path.absolute())} if weights_path.is_dir() else {}
-    filesystem, path = fsspec.core.url_to_fs(job.output.path)
+    filesystem, path = reach(job.output.path)
     return job.model_copy(
         update={
             "input": job.input.model_copy(update={"roots": tuple(str(local(root)) for root in roots)}),

@@ -63,11 +63,11 @@ def test_columns_of_a_job_in_a_fixed_order():
     ("job", "key"),
     [
         (make(media="ury"), "input.media"),
-        (make(keep="ury"), "input.keep"),
-        (make(id="ury"), "input.id"),
+        (make(media="uri", keep="ury"), "input.keep"),
+        (make(media="uri", id="ury"), "input.id"),
         (make({}, messages="ury"), "input.messages"),
-        (make({"user": "{ury}"}), "prompt.user"),
-        (make({"user": "a", "system": "{ury}"}), "prompt.system"),
+        (make({"user": "{ury}"}, media="uri"), "prompt.user"),
+        (make({"user": "a", "system": "{ury}"}, media="uri"), "prompt.system"),
     ],
 )
 def test_a_missing_column_is_named_with_the_nearest(job, key):
@@ -82,9 +82,14 @@ def test_something_must_be_asked_and_by_one_only():
         columns(make({}, media="uri"), ["uri"], default_user=None)
     with pytest.raises(JobError, match="leave one of them out"):
         columns(make(messages="m"), ["m"], default_user=None)
-    assert columns(make({}), ["uri"], default_user="Describe.").messages is None
+    assert columns(make({}, media="uri"), ["uri"], default_user="Describe.").messages is None
     assert columns(make({}), ["messages"], default_user="Describe.").messages == "messages"
-    assert columns(make(), ["messages"], default_user=None).messages is None
+    assert columns(make(media="uri"), ["uri", "messages"], default_user=None).messages is None
+
+
+def test_a_job_that_names_no_column_of_media_is_refused_with_those_there_are():
+    with pytest.raises(JobError, match=r"input\.media names no column.*there are: id, picture"):
+        columns(make(), ["id", "picture"], default_user=None)
 
 
 def test_a_folder_of_media_needs_no_column():
@@ -130,11 +135,12 @@ def test_a_wrong_medium_names_its_column(value):
 
 
 def test_a_row_fills_the_prompt_once():
-    job = make({"system": "{a}{n}", "user": "{{a}} {a}: {n}"})
-    got = item({"a": "{n}", "n": None}, job)
-    assert got.turns == (Turn("system", ("{n}",)), Turn("user", ("{a} {n}: ",)))
-    assert item({"a": 1.5, "n": True}, job).turns[1].parts == ("{a} 1.5: True",)
-    assert "column a" in refused("row", {"a": b"x", "n": 1}, job)
+    job = make({"system": "{a}{n}", "user": "{{a}} {a}: {n}"}, media="u")
+    picture = Medium("/a.png")
+    got = item({"u": "/a.png", "a": "{n}", "n": None}, job)
+    assert got.turns == (Turn("system", ("{n}",)), Turn("user", (picture, "{a} {n}: ")))
+    assert item({"u": "/a.png", "a": 1.5, "n": True}, job).turns[1].parts == (picture, "{a} 1.5: True")
+    assert "column a" in refused("row", {"u": "/a.png", "a": b"x", "n": 1}, job)
 
 
 def test_a_question_that_is_not_the_jobs_is_no_template():

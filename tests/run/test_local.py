@@ -237,6 +237,21 @@ def test_a_folder_of_pictures_is_a_manifest(desk):
     assert [row["id"] for row in desk.errors()] == ["bad0.png"]
 
 
+def test_a_folder_of_pictures_may_hold_the_output_of_the_job(desk):
+    desk.draw(2)
+    (desk.folder / "pics/._0.png").write_bytes(b"what macOS leaves beside a picture")
+    (desk.folder / "pics/photo.HEIF").write_bytes(b"no picture")
+    places = {
+        "input": {"manifest": str(desk.folder / "pics"), "id": None, "media": [], "keep": []},
+        "output": {"path": str(desk.folder / "pics/out")},
+    }
+    for count in (3, 4):
+        desk.run(**places)
+        assert desk.said[0].startswith(f"t: {count} rows")
+        desk.draw(1, start=2)
+    assert desk.ids("pics/out") == ["0.png", "1.png", "2.png"]
+
+
 def test_a_jsonl_manifest_is_read_by_lines(desk):
     lines = [json.dumps(row) for row in desk.draw(6)]
     (desk.folder / "m.jsonl").write_text("\n".join([*lines[:3], "", *lines[3:]]) + "\n")

@@ -153,6 +153,18 @@ MISTAKES: list[Case] = [
     ("no manifest", job("m.parquet", "rows.parquet"), CHECK, "error: input.manifest: there is no rows.parquet"),
     ("pattern of nothing", job("m.parquet", "'*.jsonl'"), CHECK, "error: input.manifest: nothing found at *.jsonl"),
     (
+        "output of no store",
+        job("path: out", "path: nix://out"),
+        CHECK,
+        "error: nix://out: Protocol not known: nix",
+    ),
+    (
+        "column of media not named",
+        job("  media: image\n", ""),
+        CHECK,
+        "error: file://HERE/m.parquet: input.media names no column, so nothing would be looked at; name those with the media, or in input.messages the column of a chat, which may be words alone; there are: id, image, vendor, data",
+    ),
+    (
         "manifest in csv",
         written("m.csv", "id,image\n", job("m.parquet", "m.csv")),
         CHECK,

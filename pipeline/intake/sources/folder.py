@@ -29,7 +29,8 @@ class Folder:
     @cached_property
     def files(self) -> list[tuple[str, str]]:
         filesystem, root = fsspec.core.url_to_fs(self.url)
-        found = sorted(path for path in filesystem.find(root) if path.lower().endswith(ENDINGS))
+        media = (path for path in filesystem.find(root) if path.lower().endswith(ENDINGS))
+        found = sorted(path for path in media if "/." not in path[len(root) :])  # `._a.jpg`, .thumbnails
         if not found:
             kinds = ", ".join(ENDINGS)
             raise JobError(f"input.manifest: {self.url} holds no picture, video or document; these end in {kinds}")
