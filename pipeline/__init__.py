@@ -22,6 +22,7 @@ intake: a manifest -> Items -> bytes
     intake/sources/__init__.py       the seam: a file as spans of rows
     intake/sources/parquet.py        Parquet -> rows
     intake/sources/jsonl.py          JSONL -> rows
+    intake/sources/csv.py            CSV -> rows
     intake/sources/folder.py         a folder of media -> rows
     intake/read.py                   a row -> an Item
     intake/chat.py                   a cell with a chat -> Turns

@@ -52,7 +52,7 @@ class Section(BaseModel):
 
 class Input(Section):
     manifest: Names = key(
-        "Parquet or JSONL files, or a folder of media: any fsspec URL, glob, folder, or a list", min_length=1
+        "Parquet, JSONL or CSV files, or a folder of media: any fsspec URL, glob, folder, or a list", min_length=1
     )
     id: str | None = key("column that names a row; without it a hash of what the row asks", None)
     media: Names = key("column(s) with a URI, a list of URIs, or bytes; image or video is told by content", ())

@@ -12,6 +12,7 @@ from pipeline.errors import JobError
 SOURCES = {  # by the ending of a manifest's files
     "parquet": "pipeline.intake.sources.parquet:Parquet",
     "jsonl": "pipeline.intake.sources.jsonl:Jsonl",
+    "csv": "pipeline.intake.sources.csv:Csv",
     "folder": "pipeline.intake.sources.folder:Folder",
 }
 KINDS = {  # by what the first bytes of a medium say

@@ -27,6 +27,7 @@ from pipeline.registry import SOURCES, find
 from pipeline.types import Past
 
 KINDS = {".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".jsonl.gz": "jsonl"}
+KINDS |= {".csv": "csv", ".tsv": "csv", ".csv.gz": "csv"}
 PREPARED_BYTES = 256 * 2**20  # what a prepared chunk may weigh in the object store, about
 TYPICAL_PIXELS = 1280 * 28 * 28
 TYPICAL_VIDEO_PIXELS = 20480 * 28 * 28
@@ -97,7 +98,9 @@ def expand(url: str, own: str) -> Iterator[File]:
         if any(sign in path for sign in "*?["):
             names = others(filesystem, filesystem.glob(path), own)
         elif filesystem.isdir(path):
-            names = others(filesystem, filter(kind_of, filesystem.find(path)), own)
+            names = others(
+                filesystem, (name for name in filesystem.find(path) if kind_of(name) not in (None, "csv")), own
+            )
             if not names:
                 yield File(filesystem.unstrip_protocol(path), "folder")
                 return

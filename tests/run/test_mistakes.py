@@ -165,10 +165,16 @@ MISTAKES: list[Case] = [
         "error: file://HERE/m.parquet: input.media names no column, so nothing would be looked at; name those with the media, or in input.messages the column of a chat, which may be words alone; there are: id, image, vendor, data",
     ),
     (
-        "manifest in csv",
-        written("m.csv", "id,image\n", job("m.parquet", "m.csv")),
+        "manifest as a spreadsheet",
+        written("m.xlsx", "PK", job("m.parquet", "m.xlsx")),
         CHECK,
-        "error: input.manifest: HERE/m.csv: a manifest is a folder, or ends in .parquet, .pq, .jsonl, .ndjson, .jsonl.gz",
+        "error: input.manifest: HERE/m.xlsx: a manifest is a folder, or ends in .parquet, .pq, .jsonl, .ndjson, .jsonl.gz, .csv, .tsv, .csv.gz",
+    ),
+    (
+        "torn line of csv",
+        written("m.csv", "id,image\na,a.png\nb\n", job("m.parquet", "m.csv")),
+        CHECK,
+        "error: file://HERE/m.csv: is not CSV in UTF-8 (CSV parse error: Row #3: Expected 2 columns, got 1: b)",
     ),
     (
         "manifest that is no parquet",
