@@ -22,7 +22,7 @@ from pipeline.jobvalues import Path_, Problem, credentials, fill, today
 from pipeline.registry import nearest
 
 WANTED = {"int": "must be a whole number", "float": "must be a number", "bool": "must be true or false"}
-WANTED |= {"string": "must be text"}
+WANTED |= {"string": "must be text", "model": "must be a section with keys of its own"}
 NOTHING = ("", "~", "null")  # as YAML writes it
 
 
@@ -68,6 +68,7 @@ def parse(
         f"{place(path, {path: f'{name}:{again}'})}{dotted(path)}: is given twice" for path, again in repeated(node)
     ]
     found: list[Problem] = []
+    given = {key: value for key, value in given.items() if value is not None}  # a section with all keys commented out
     values = fill(given, environment, today(date, environment), found)
     secrets = list(credentials(given, values, is_secret))
     problems += [f"{place(at, lines)}{dotted(at)}: {text}" for at, text in [*found, *secrets]]
@@ -126,7 +127,8 @@ def set_key(values: dict[str, Any], change: str) -> Path_:
     path = *parents, last = tuple(where.strip().split("."))
     target = values
     for key in parents:
-        inner = target.setdefault(key, {})
+        if (inner := target.get(key)) is None:
+            inner = target[key] = {}
         if not isinstance(inner, dict):
             raise JobError(f"--set {change}: {key} is a value, it has no keys")
         target = inner

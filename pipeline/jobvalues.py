@@ -23,6 +23,7 @@ DAYS = {"date": "%Y-%m-%d", "yesterday": "%Y-%m-%d", "week": "%G-W%V"}
 EXPLAINED = f"""\
 In any value:
   ${{NAME}}, ${{NAME:-default}}   from the environment, whose content may name days too; $${{ stays ${{
+                             (the default where NAME is not set or empty)
   ${{date}}, ${{yesterday}}       2026-11-21, 2026-11-20: the day of the run, and the one before
   ${{week}}                     2026-W47: its ISO week
   ${{date:%Y/%m/%d}}            any of the three, written otherwise (strftime)
@@ -76,7 +77,7 @@ def fill(value: Any, environment: Mapping[str, str], day: date, problems: list[P
         elif name not in environment and default is None:
             hint = nearest(name, DAYS)
             problems.append((at, f"${{{name}}} is not set; set it, or write ${{{name}:-default}}{hint}"))
-        return VARIABLE.sub(dated, environment.get(name, default or ""))
+        return VARIABLE.sub(dated, environment.get(name) or default or "")
 
     def each(value: Any, at: Path_) -> Any:
         if isinstance(value, dict):

@@ -134,6 +134,14 @@ def test_a_replica_has_as_many_gpus_as_its_model_has_shares(changes):
         assert parse(LEAST, changes=[f"workers.generate.gpus={gpus}", "model.tensor_parallel=2"])
 
 
+def test_a_section_whose_keys_are_all_commented_out_says_nothing():
+    empty = LEAST + "answer:\n  # seed: 1\n"
+    assert parse(empty) == parse(LEAST)
+    assert parse(empty, changes=["answer.seed=3"]).answer.seed == 3
+    assert "input: is needed" in wrong(LEAST.replace("input: {manifest: rows.jsonl, media: uri}", "input:"))
+    assert "engine: must be a section with keys of its own (given: 'torch')" in wrong(LEAST + "engine: torch\n")
+
+
 def test_workers_limits_and_paths_leave_the_fingerprint_alone():
     plain = mark(parse(LEAST))
     for change in (

@@ -55,6 +55,12 @@ def test_a_day_may_stand_in_what_a_variable_says_and_nothing_else_may():
     assert job(text, environment={"M": "s3://a/${date:%d}/${HOME}"}).input.manifest == ("s3://a/21/${HOME}",)
 
 
+@pytest.mark.parametrize(("environment", "said"), [({}, "b"), ({"M": ""}, "b"), ({"M": "c"}, "c")])
+def test_a_default_stands_for_a_variable_that_is_not_set_or_empty_as_in_a_shell(environment, said):
+    text = LEAST.replace("s3://scans/day=${yesterday}/*.parquet", "${M:-b}")
+    assert job(text, environment=environment).input.manifest == (said,)
+
+
 def test_a_day_that_is_none_is_refused_with_an_example():
     assert "--date 21.11.2026: write a day as 2026-11-20" in wrong(LEAST, date="21.11.2026")
     assert "VLBATCH_DATE 2026-02-30: write" in wrong(LEAST, date=None, environment={"VLBATCH_DATE": "2026-02-30"})

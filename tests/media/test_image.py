@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import PIL.Image
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from pipeline.errors import DecodeError
+from pipeline.media.kinds.image import ORIENTATION
 from tests.media.making import a_job, encoded, picture, shipped
 
 torch.set_num_threads(1)
@@ -73,6 +75,15 @@ def test_a_picture_stands_upright_by_its_exif_mark(orientation, see):
         (clip,) = see(data)
         assert clip.source_size == ((60, 90) if orientation > 4 else (90, 60)), name
         assert np.array_equal(clip.pixels, reference(data, clip.size)), name
+
+
+def test_a_mark_among_broken_exif_turns_the_picture_all_the_same(see):
+    """A resolution that is text, as some editors write it: `exif_transpose` cannot write that anew."""
+    entries = struct.pack("<HHHIIHHI4s", 2, ORIENTATION, 3, 1, 6, 0x011A, 2, 4, b"abc\0")
+    upright = picture(60, 90)
+    (clip,) = see(encoded(np.rot90(upright), exif=b"Exif\0\0II*\0\x08\0\0\0" + entries + b"\0\0\0\0"))
+    (expected,) = see(encoded(upright))
+    assert np.array_equal(clip.pixels, expected.pixels)
 
 
 def test_a_picture_of_the_right_size_is_not_touched(see):

@@ -17,7 +17,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import PIL.Image
 import PIL.ImageFile
-import PIL.ImageOps
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError
@@ -27,6 +26,15 @@ from pipeline.types import Size
 
 PIL.Image.MAX_IMAGE_PIXELS = None  # the job's limits stand in its place, and are errors, not warnings
 ORIENTATION = 0x0112
+TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
 PIL.Image.init()
 with suppress(ImportError):  # an extra: what telephones write
     import pillow_heif
@@ -135,9 +143,9 @@ def upright(image: PIL.Image.Image) -> Size:
 
 
 def transposed(image: PIL.Image.Image) -> PIL.Image.Image:
-    if orientation(image) not in range(2, 9):
-        return image
-    return PIL.ImageOps.exif_transpose(image)
+    """Not by `exif_transpose`, which writes all EXIF anew and breaks where any of it is broken."""
+    turn = TURNS.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
