@@ -8,11 +8,12 @@ be a way around the list of hosts.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlencode, urlsplit, urlunsplit
 
 from pipeline.errors import FetchError
 
@@ -73,7 +74,7 @@ def _paths(uri: str) -> list[Path]:
         return [Path(uri)]
     if match[1] not in (None, "", "localhost"):
         raise FetchError("path", f"{shown(uri)}: file: URIs name no host; write file:///folder/name")
-    return [Path(match[2]), Path(unquote(re.split("[?#]", match[2])[0]))]
+    return [Path(match[2]), Path(os.fsdecode(unquote_to_bytes(re.split("[?#]", match[2])[0])))]
 
 
 def named(host: str, port: int | None, hosts: Sequence[str]) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from pipeline.errors import FetchError
 from pipeline.intake.fetch import Fetcher
 from pipeline.intake.guard import is_public, listed, local, named, scheme, shown
+from pipeline.intake.sources.folder import Folder
 from pipeline.job import Job
 
 PRIVATE_NAMES = {
@@ -151,6 +152,16 @@ def test_a_file_is_found_whatever_signs_are_in_its_name_and_however_its_uri_writ
     assert "%23" in encoded
     for uri in (path.name, str(path), f"file://{path}", encoded):
         assert fetcher.fetch(uri).data == b"\xff\xd8picture"
+
+
+def test_a_folder_with_a_name_that_is_not_utf8_is_read(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9 1.jpg")
+    path.write_bytes(b"\xff\xd8picture")
+    source = Folder(str(tmp_path))
+    (span,) = source.spans(9)
+    (row,) = source.read(span).to_pylist()
+    assert row == {"path": "caf%E9 1.jpg", "uri": f"file://{tmp_path}/caf%E9 1.jpg"}
+    assert local(row["uri"], [str(tmp_path)]) == path
 
 
 def test_a_path_may_go_up_as_long_as_it_stays_under_a_root(fetcher, tmp_path):

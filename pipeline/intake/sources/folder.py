@@ -5,8 +5,10 @@ Told by ending only here, to leave out what lies about beside the media; what a 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from urllib.parse import quote
 
 import fsspec
 import pyarrow as pa
@@ -34,7 +36,7 @@ class Folder:
         if not found:
             kinds = ", ".join(ENDINGS)
             raise JobError(f"input.manifest: {self.url} holds no picture, video or document; these end in {kinds}")
-        return [(path[len(root) :].lstrip("/"), filesystem.unstrip_protocol(path)) for path in found]
+        return [(spelt(path[len(root) :].lstrip("/")), spelt(filesystem.unstrip_protocol(path))) for path in found]
 
     def schema(self) -> pa.Schema:
         return SCHEMA
@@ -47,3 +49,12 @@ class Folder:
         paths, uris = zip(*self.files[span[0] : span[1]], strict=True)
         table = pa.table([paths, uris], schema=SCHEMA)
         return table if columns is None else table.select(columns)
+
+
+def spelt(name: str) -> str:
+    """As it is; a name that is not UTF-8, from an old archive say, percent-encoded."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return quote(os.fsencode(name), safe="/: ")
+    return name
