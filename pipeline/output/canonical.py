@@ -118,11 +118,12 @@ def problems(schema: Node) -> list[str]:
 
 
 def _narrow(node: Any) -> Any:
-    if node is True or node == {}:
-        return {"$ref": "#/$defs/AnyJson"}
+    node = {} if node is True else node
     if not isinstance(node, dict):
         return node
     node = _inside({key: value for key, value in node.items() if key not in NOTES or key == "discriminator"}, _narrow)
+    if not node.keys() - {"description"}:
+        return {"$ref": "#/$defs/AnyJson"} | node
     if node.pop("discriminator", None) and "oneOf" in node:
         node["anyOf"] = node.pop("oneOf")  # the tag keeps the branches apart
     if len(node.get("allOf", ())) == 1:

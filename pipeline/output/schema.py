@@ -27,6 +27,8 @@ from pipeline import registry
 from pipeline.errors import JobError
 from pipeline.output import canonical, columns, validate
 
+ANY = "#/$defs/AnyJson"
+WORDS = {"string": "text"}
 FALLBACK_PROMPT = "Look at the picture and answer with one JSON object."
 
 
@@ -200,22 +202,27 @@ def _lines(node: Any, root: dict[str, Any], depth: int, above: tuple[str, ...]) 
     for name, part in node.get("properties", {}).items():
         whole = canonical.resolve(part, root)
         said = f", {whole['description']}" if "description" in whole else ""
-        lines.append(f"{'  ' * depth}{name}: {_kind(whole, root)}{said}")
+        lines.append(f"{'  ' * depth}{name}: {_kind(part, root)}{said}")
         lines += _lines(part, root, depth + 1, above)
     inside = [node.get("items"), node.get("additionalProperties"), *node.get("anyOf", ()), *node.get("oneOf", ())]
     return lines + [line for part in inside for line in _lines(part, root, depth, above)]
 
 
-def _kind(node: dict[str, Any], root: dict[str, Any]) -> str:
+def _kind(node: dict[str, Any], root: dict[str, Any], above: tuple[str, ...] = (ANY,)) -> str:
     """A schema's type in a word or two, for a prompt."""
+    if node.get("$ref") in above:
+        return "any"
+    above = (*above, node["$ref"]) if "$ref" in node else above
+    node = canonical.resolve(node, root)
     if "enum" in node or "const" in node:
         return "one of " + ", ".join(
             json.dumps(value, ensure_ascii=False) for value in node.get("enum", [node.get("const")])
         )
     if "anyOf" in node:
-        return " or ".join(dict.fromkeys(_kind(canonical.resolve(part, root), root) for part in node["anyOf"]))
+        return " or ".join(dict.fromkeys(_kind(part, root, above) for part in node["anyOf"]))
     if "x-decimal" in node:
         return "amount as text"
     if node.get("type") == "array" and isinstance(node.get("items"), dict):
-        return f"list of {_kind(canonical.resolve(node['items'], root), root)}"
-    return str(node.get("format") or {"string": "text"}.get(node.get("type", ""), node.get("type", "any")))
+        return f"list of {_kind(node['items'], root, above)}"
+    kinds = node.get("format") or node.get("type", "any")
+    return " or ".join(WORDS.get(kind, kind) for kind in ([kinds] if isinstance(kinds, str) else kinds))

@@ -36,6 +36,14 @@ def test_numbers_get_the_bounds_that_the_author_left_open() -> None:
     }
 
 
+def test_free_json_is_made_of_what_can_be_stored_whatever_is_noted_beside_it() -> None:
+    """As pydantic writes a field of any type: numbers without bounds would be infinite."""
+    for node in ({}, True, {"title": "X"}, {"description": "anything", "default": None}):
+        found = canonical(struct(x=node))["properties"]["x"]
+        assert found.pop("$ref") == "#/$defs/AnyJson"
+        assert found.keys() <= {"description"}
+
+
 def test_the_day_pattern_matches_the_days_that_exist_and_no_others() -> None:
     day, matches = date(1896, 1, 1), 0
     while day < date(1905, 1, 1):

@@ -149,6 +149,21 @@ def test_the_prompt_names_every_field_with_its_description(ticket: Schema) -> No
     assert prompt(ticket).startswith(schema.FALLBACK_PROMPT)
 
 
+def test_fields_that_may_be_null_or_anything_or_themselves_are_described(tmp_path: Path) -> None:
+    tree = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"$ref": "#/$defs/tree"}}]}
+    fields = {"a": {"type": ["string", "null"]}, "b": {"title": "B", "description": "all of it"}}
+    fields |= {"c": {"$ref": "#/$defs/tree"}, "d": {"type": "array", "items": {}}}
+    (tmp_path / "a.json").write_text(json.dumps({"type": "object", "properties": fields, "$defs": {"tree": tree}}))
+    found = load("a.json", base=tmp_path)
+    assert found is not None
+    assert describe(found).splitlines()[1:] == [
+        "a: text or null",
+        "b: any, all of it",
+        "c: text or list of any",
+        "d: list of any",
+    ]
+
+
 def test_a_recursive_schema_is_described_once(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text(
         "from __future__ import annotations\nfrom pydantic import BaseModel\n"
