@@ -7,7 +7,7 @@ wrong from the letter on until a later generation answers it. Only chunks with l
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -70,10 +70,9 @@ def failing(store: Store, fingerprint: str) -> dict[str, list[str]]:
 
     A chunk whose first part was taken away has none: it is asked anew.
     """
-    written = store.names(f"errors/fp={fingerprint}")
-    names = {split(name.rpartition("-")[0])[0] for name in written}
+    names = {split(name.rpartition("-")[0])[0] for name in store.names(f"errors/fp={fingerprint}")}
     found: dict[str, list[tuple[int, str]]] = {}
-    for each in store.names(f"data/fp={fingerprint}"):
+    for each in store.names(f"data/fp={fingerprint}") if names else ():
         part = each.removesuffix(".parquet")
         name, generation = split(part)
         if name in names:
@@ -81,9 +80,9 @@ def failing(store: Store, fingerprint: str) -> dict[str, list[str]]:
     return {name: [part for _, part in sorted(parts)] for name, parts in sorted(found.items()) if (0, name) in parts}
 
 
-def wrong(store: Store, fingerprint: str, names: Collection[str] | None = None) -> Iterator[Letter]:
-    """What is wrong with the rows of these chunks, or of all."""
-    chunks = [(name, parts) for name, parts in failing(store, fingerprint).items() if names is None or name in names]
+def wrong(store: Store, fingerprint: str, failed: Mapping[str, Sequence[str]]) -> Iterator[Letter]:
+    """What is wrong with the rows of these chunks, each given with its parts."""
+    chunks = list(failed.items())
     with ThreadPoolExecutor(READERS) as readers:
         for start in range(0, len(chunks), 4 * READERS):
             some = chunks[start : start + 4 * READERS]

@@ -121,7 +121,7 @@ class Store:
             return
 
     def names(self, folder: str) -> set[str]:
-        """The objects of a folder, without their path; empty where there is none."""
+        """The objects below a folder, by their paths in it; empty where there is none."""
         return set(self.listing(folder))
 
     def listing(self, folder: str) -> dict[str, Entry]:
@@ -131,8 +131,11 @@ class Store:
             )
         except FileNotFoundError:
             return {}
-        entries = {path.rpartition("/")[2]: Entry(info.get("size") or 0, when(info)) for path, info in found.items()}
-        return {name: entry for name, entry in entries.items() if name and name[0] != "."}  # what a killed write left
+        return {
+            path.rpartition(f"/{folder}/")[2]: Entry(info.get("size") or 0, when(info))
+            for path, info in found.items()
+            if path.rpartition("/")[2][:1] not in ("", ".")  # what a killed write left
+        }
 
     def persist(self, name: str, attempt: Callable[[], T], *, gone_is_fine: bool = False) -> T:
         for number in count(1):

@@ -61,14 +61,15 @@ def write(key: str, outcomes: Sequence[Outcome], work: Work, store: Store) -> Re
     kinds = Counter(f"{s}/{k}" for s, k in zip(failed["stage"].to_pylist(), failed["kind"].to_pylist(), strict=True))
     if failed.num_rows:
         store.create(f"errors/{folder}/{letters}", parquet(failed, {"key": key}))
-    note = {"errors": letters if failed.num_rows else None, "answered": answered.num_rows, "failed": failed.num_rows}
-    won = store.create(f"data/{folder}/{key}.parquet", parquet(answered, {**note, "kinds": kinds}))
+    note: dict[str, Any] = {"run": work.run, "errors": letters if failed.num_rows else None, "kinds": kinds}
+    note |= {"answered": answered.num_rows, "failed": failed.num_rows}
+    won = store.create(f"data/{folder}/{key}.parquet", parquet(answered, note))
     if not won:
         if failed.num_rows and note_of(store.read(f"data/{folder}/{key}.parquet"))["errors"] != letters:
             store.remove(f"errors/{folder}/{letters}")
         return replace(found(store, work.fingerprint, key), won=False)
     return replace(
-        receipt(key, answered, {**note, "kinds": kinds}),
+        receipt(key, answered, note),
         examples={f"{row['stage']}/{row['kind']}": example(row) for row in failed.to_pylist()},
         retries=sum(row.attempts - 1 for _, row in outcomes),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from pipeline.flow import Work
@@ -25,29 +25,42 @@ from pipeline.run.resume import Plan, answered_in
 from pipeline.types import Past
 
 
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Where to look for the rows of a manifest that failed, and for answers that they have after all."""
+
+    gone: Sequence[str]  # chunks with letters that it has no more
+    since: Sequence[str]  # parts of other chunks, not older than the oldest with letters: nobody skipped what they hold
+
+
+def scope(todo: Plan, work: Work, store: Store) -> Scope:
+    names = {chunk.name for chunk in todo.chunks}
+    failed = letters.failing(store, work.fingerprint).keys()
+    if not failed & names:
+        return Scope(sorted(failed), ())
+    there = store.listing(f"data/fp={work.fingerprint}")
+    first = min(there[f"{name}.parquet"].modified or 0 for name in failed & names)
+    parts = ((name.removesuffix(".parquet"), entry.modified) for name, entry in there.items())
+    since = sorted(part for part, at in parts if (at is None or at >= first) and split(part)[0] not in names)
+    return Scope(sorted(failed - names), since)
+
+
 def wrong(todo: Plan, work: Work, store: Store) -> Iterator[Letter]:
     """The rows of the manifest that failed and have no answer, chunk by chunk."""
-    names = {chunk.name for chunk in todo.chunks}
-    answered: set[int] = set()
-    if since := written_since(names, work, store):
+    return wrong_within(scope(todo, work, store), store, work.fingerprint)
+
+
+def wrong_within(where: Scope, store: Store, fingerprint: str) -> Iterator[Letter]:
+    gone, answered = set(where.gone), set[int]()
+    failed = {name: parts for name, parts in letters.failing(store, fingerprint).items() if name not in gone}
+    if failed and where.since:
         with Buckets() as rows:
-            for _, some in groupby(letters.wrong(store, work.fingerprint, names), lambda letter: letter.key):
+            for _, some in groupby(letters.wrong(store, fingerprint, failed), lambda letter: letter.key):
                 rows.add(hashes_of([(letter.id, letter.question) for letter in some]))
-            answered = set(answered_in(since, rows, work, store).tolist())
-    for at, letter in enumerate(letters.wrong(store, work.fingerprint, names)):
+            answered = set(answered_in(where.since, rows, store, fingerprint).tolist())
+    for at, letter in enumerate(letters.wrong(store, fingerprint, failed)):
         if at not in answered:
             yield letter
-
-
-def written_since(names: set[str], work: Work, store: Store) -> list[str]:
-    """Parts of other chunks that are not older than the oldest with letters: nobody skipped what they answer."""
-    there = store.listing(f"data/fp={work.fingerprint}")
-    suspects = letters.failing(store, work.fingerprint).keys() & names
-    first = min((there[f"{name}.parquet"].modified or 0 for name in suspects), default=float("inf"))
-    parts = ((name.removesuffix(".parquet"), entry.modified) for name, entry in there.items())
-    return sorted(
-        part for part, time in parts if (time is None or time >= first) and split(part)[0] not in names and suspects
-    )
 
 
 def with_retries(todo: Plan, work: Work, store: Store, *, kind: str | None, say: Say) -> Plan:
@@ -90,7 +103,7 @@ def sweep(chunks: Sequence[Chunk], work: Work, store: Store) -> None:
     for name in store.names(errors):
         if name.rpartition("-")[0] in written:
             written[name.rpartition("-")[0]].append(name)
-    committed = store.names(data)
+    committed = store.names(data) if any(written.values()) else ()
     parts = [part for part, names in written.items() if names and f"{part}.parquet" in committed]
 
     def clean(part: str) -> None:

@@ -5,7 +5,6 @@ Nothing is started for this. Paths are settled once, so that they mean the same 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -46,7 +45,7 @@ def work(job: Job, found: Sequence[File]) -> Work:
         said=said,
         fingerprint=fingerprint(said),
         model=model_name(job),
-        run=f"{now:%Y%m%dT%H%M%S}-{hashlib.blake2b(str(now.timestamp()).encode(), digest_size=2).hexdigest()}",
+        run=f"{now:%Y%m%dT%H%M%S}-{now.microsecond:05x}",  # in order, also within a second
     )
 
 

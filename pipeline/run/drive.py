@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 
 from pipeline.errors import JobError, OutputError, StoppedError
 from pipeline.flow import Work
-from pipeline.intake.manifest import Chunk, files
+from pipeline.intake.manifest import Chunk, File, files
 from pipeline.job import Job
 from pipeline.output.store import Store
 from pipeline.output.write import Receipt, found
@@ -61,10 +61,9 @@ def start(job: Job, options: Options, progress: Progress) -> int:
     with Signals(progress.say) as signals, lease:
         work = replace(work, epoch=lease.epoch)
         store.create(f"runs/{work.run}/job.json", work.job.model_dump_json(indent=2, by_alias=True).encode())
-        plan = partial(resume.plan, work, manifest, store, limit=options.limit)
-        with_retries = partial(again.with_retries, work=work, store=store, kind=options.retry, say=progress.say)
+        plan = partial(planned, work, manifest, store, options)
         if options.here:
-            todo = with_retries(plan())
+            todo = plan(resume.cut_here, progress.say)
             return finish(work, todo, store, held(local.run, lease, signals), progress)
         from pipeline.run import cluster, metrics  # Ray takes seconds to import; a plain loop does not need it
 
@@ -72,8 +71,20 @@ def start(job: Job, options: Options, progress: Progress) -> int:
         with cluster.joined(loud=options.loud), Signals(progress.say) as signals:
             metrics.watch_lease(work, lease)
             cutter = cluster.cut_there if options.limit is None else resume.cut_here  # a trial cuts what it needs
-            todo = with_retries(plan(cutter=cutter))
+            todo = plan(cutter, progress.say)
             return finish(work, todo, store, held(partial(cluster.run, watch=progress.watch), lease, signals), progress)
+
+
+def planned(
+    work: Work, manifest: Sequence[File], store: Store, options: Options, cutter: resume.Cutter, say: Say
+) -> resume.Plan:
+    """What there is to do; told to whoever asks how far it is, also where this run dies."""
+    todo = resume.plan(work, manifest, store, cutter=cutter, limit=options.limit)
+    said = {"fingerprint": work.fingerprint, "rows": todo.rows, "rows_left": todo.rows_left}
+    if options.limit is None:  # of a part of the manifest nothing follows for the rest
+        said |= asdict(again.scope(todo, work, store))
+    store.create(f"runs/{work.run}/plan.json", json.dumps(said).encode())
+    return again.with_retries(todo, work, store, kind=options.retry, say=say)
 
 
 def held(pool: Pool, lease: Lease, signals: Signals) -> Runner:

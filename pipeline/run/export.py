@@ -18,11 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from pipeline.errors import JobError, OutputError
 from pipeline.flow import Work
-from pipeline.intake.manifest import File, cut, files, hashes_of
+from pipeline.intake.manifest import File, cut, files
 from pipeline.job import Job
 from pipeline.output.hive import Files, check
 from pipeline.output.letters import READERS, split
@@ -99,33 +98,19 @@ def older(
     orphans: Sequence[str], there: dict[str, Entry], manifest: Sequence[File], work: Work, store: Store
 ) -> Iterator[Source]:
     """Rows of parts whose chunk is no longer in the manifest, where the rows are. Bucket by bucket."""
-
-    def hashes(part: str) -> NDArray[np.uint64]:
-        return hashes_of(pairs(store, work, part))
-
-    with Buckets() as asked, Buckets() as rows, ThreadPoolExecutor(READERS) as readers:
+    with Buckets() as asked, Buckets() as rows:
         for file in manifest:
             for _, some in cut(work.job, file, work.user):
                 asked.add(some)
         starts = [0]
-        for start in range(0, len(orphans), 4 * READERS):
-            for each in readers.map(hashes, orphans[start : start + 4 * READERS]):
-                rows.add(each)
-                starts.append(rows.rows)
+        for hashes in resume.hashes_in(orphans, store, work.fingerprint):
+            rows.add(hashes)
+            starts.append(rows.rows)
         wanted = [theirs["at"][common(theirs, ours)] for ours, theirs in zip(asked, rows, strict=True)]
         twice = np.concatenate([repeated(theirs)[0] for theirs in rows])
     chosen = np.setdiff1d(np.concatenate(wanted), twice)
     for number, offsets in resume.by_chunk(chosen, np.array(starts)):
         yield Source(orphans[number], there[orphans[number]].size, len(offsets), offsets)
-
-
-def pairs(store: Store, work: Work, part: str) -> list[tuple[str, str]]:
-    table = pq.read_table(io.BytesIO(read(store, work, part)), columns=["id", "question"])
-    return list(zip(table["id"].to_pylist(), table["question"].to_pylist(), strict=True))
-
-
-def read(store: Store, work: Work, part: str) -> bytes:
-    return store.read(f"data/fp={work.fingerprint}/{part}.parquet")
 
 
 def grouped(sources: Iterable[Source], rows_per_file: int) -> Iterator[list[Source]]:
@@ -195,7 +180,8 @@ def write(name: str, group: Sequence[Source], way: Way) -> None:
 def rows_of(source: Source, work: Work, store: Store) -> pa.Table:
     """In the columns that all files have, also where the manifest's types of kept columns have changed since."""
     schema = data_schema(work)
-    table = pq.read_table(io.BytesIO(read(store, work, source.part))).replace_schema_metadata(None)
+    part = io.BytesIO(store.read(f"data/fp={work.fingerprint}/{source.part}.parquet"))
+    table = pq.read_table(part).replace_schema_metadata(None)
     if source.offsets is not None:
         table = table.take(list(source.offsets))
     columns = [

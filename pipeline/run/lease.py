@@ -37,8 +37,7 @@ class Lease:
     def __init__(self, store: Store, fingerprint: str, run: str, *, say: Say, take_over: bool = False):
         self.store, self.folder, self.say, self.take_over = store, f"lease/fp={fingerprint}", say, take_over
         self.patience_s = float(os.environ.get("VLBATCH_LEASE_S") or PATIENCE_S)
-        now = datetime.now(UTC)
-        self.card = {"run": run, **place(), "since": f"{now:%Y-%m-%d %H:%M:%S} UTC", "patience_s": self.patience_s}
+        self.card = {"run": run, **place(), "since": said(datetime.now(UTC)), "patience_s": self.patience_s}
         self.epoch = 0
         self.beats = 0
         self.renewed = time.monotonic()
@@ -121,12 +120,13 @@ def refuse_if_taken(store: Store, fingerprint: str, epoch: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The newest lease, as `status` shows it."""
+    """The newest lease, as `status` shows it. Who was killed on another machine holds it still: `seen` tells."""
 
     run: str
     host: str
     since: str
     held: bool
+    seen: str  # when it beat last, by the store's clock
 
 
 def newest(store: Store, fingerprint: str) -> Holder | None:
@@ -136,11 +136,17 @@ def newest(store: Store, fingerprint: str) -> Holder | None:
         return None
     card = json.loads(store.read(f"{folder}/{epoch:08d}.json"))
     held = not beat_of(store, folder, epoch).startswith("over") and not gone(card)
-    return Holder(card["run"], card["host"], card["since"], held)
+    beat = store.listing(folder).get(f"{epoch:08d}.beat")
+    seen = said(datetime.fromtimestamp(beat.modified, UTC)) if beat and beat.modified else card["since"]
+    return Holder(card["run"], card["host"], card["since"], held, seen)
 
 
 def holders(store: Store, folder: str) -> list[int]:
     return [int(name.removesuffix(".json")) for name in store.names(folder) if name.endswith(".json")]
+
+
+def said(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def beat_of(store: Store, folder: str, epoch: int) -> str:

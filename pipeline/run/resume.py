@@ -68,7 +68,7 @@ def plan(
         orphans = sorted(part for part in existing if split(part)[0] not in done)
         left = {at: chunk for at, chunk in enumerate(chunks) if chunk.name not in existing and chunk.asked}
         if left and orphans:
-            for at, offsets in by_chunk(answered_in(orphans, rows, work, store), starts):
+            for at, offsets in by_chunk(answered_in(orphans, rows, store, work.fingerprint), starts):
                 if at in left:
                     left[at] = replace(left[at], skip=offsets)
     return Plan(
@@ -130,16 +130,22 @@ def refuse(places: Sequence[tuple[Chunk, int]], work: Work) -> None:
         )
 
 
-def answered_in(orphans: Sequence[str], rows: Buckets, work: Work, store: Store) -> NDArray[np.uint64]:
+def answered_in(parts: Sequence[str], rows: Buckets, store: Store, fingerprint: str) -> NDArray[np.uint64]:
     """The rows of the manifest that those parts answer."""
+    with Buckets() as there:
+        for hashes in hashes_in(parts, store, fingerprint):
+            there.add(hashes)
+        return np.concatenate([ours["at"][common(ours, theirs)] for ours, theirs in zip(rows, there, strict=True)])
+
+
+def hashes_in(parts: Sequence[str], store: Store, fingerprint: str) -> Iterator[NDArray[np.uint64]]:
+    """Of the rows of each part, in order."""
 
     def hashes(name: str) -> NDArray[np.uint64]:
-        part = io.BytesIO(store.read(f"data/fp={work.fingerprint}/{name}.parquet"))
+        part = io.BytesIO(store.read(f"data/fp={fingerprint}/{name}.parquet"))
         table = pq.read_table(part, columns=["id", "question"])
         return hashes_of(list(zip(table["id"].to_pylist(), table["question"].to_pylist(), strict=True)))
 
-    with Buckets() as there, ThreadPoolExecutor(READERS) as readers:
-        for start in range(0, len(orphans), 4 * READERS):  # not all at once: there may be a million
-            for each in readers.map(hashes, orphans[start : start + 4 * READERS]):
-                there.add(each)
-        return np.concatenate([ours["at"][common(ours, theirs)] for ours, theirs in zip(rows, there, strict=True)])
+    with ThreadPoolExecutor(READERS) as readers:
+        for start in range(0, len(parts), 4 * READERS):  # not all at once: there may be a million
+            yield from readers.map(hashes, parts[start : start + 4 * READERS])

@@ -1,7 +1,8 @@
 """An output folder -> what is answered, what is wrong, what is left, and who works on it. Nothing else is read.
 
 Rows are counted by the footers of their parts, some thousand bytes of each; what is wrong is what the dead letters
-say that commits name. How many rows there are in all is known by what the last run counted in its manifest.
+say that commits name. How many rows there are in all is what the last run found in its manifest; what it has done of
+them since, whether it ended, died or is at work, is in the parts that name it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
@@ -22,8 +24,10 @@ from pipeline.output import letters
 from pipeline.output.letters import READERS
 from pipeline.output.store import Store
 from pipeline.output.write import NOTE
+from pipeline.run import again
 from pipeline.run.lease import Holder, newest
 from pipeline.run.progress import clock
+from pipeline.trouble import Truncated
 
 RUNS = 10  # that are listed
 
@@ -39,8 +43,17 @@ class Folder:
     @cached_property
     def runs(self) -> list[dict[str, Any]]:
         """What runs of this question reported, the newest first."""
-        reports = (json.loads(self.store.read(f"runs/{run}/report.json")) for run in run_ids(self.store))
-        return [each for each in reports if each.get("fingerprint") == self.fingerprint]
+        with ThreadPoolExecutor(READERS) as readers:
+            reports = list(readers.map(lambda run: told(self.store, run, "report"), runs_with(self.store, "report")))
+        return [each for each in reports if each["fingerprint"] == self.fingerprint]
+
+    def plan(self, *, whole: bool = False) -> tuple[str, dict[str, Any]]:
+        """The newest run that planned, and what it found to do; `whole`: in all of its manifest."""
+        for run in runs_with(self.store, "plan"):
+            plan = told(self.store, run, "plan")
+            if plan["fingerprint"] == self.fingerprint and ("gone" in plan or not whole):
+                return run, plan
+        return "", {}
 
     @cached_property
     def question(self) -> dict[str, Any]:
@@ -56,41 +69,33 @@ class Folder:
         said: dict[str, Any] = json.loads(self.store.read(f"runs/{holder.run}/job.json"))
         return said
 
-    def notes(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Of each part its rows, and what its commit noted."""
+    def notes(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
+        """Of each part its name, its rows, and what its commit noted."""
         folder = f"data/fp={self.fingerprint}"
 
-        def note(name: str) -> tuple[int, dict[str, Any]]:
-            with self.store.filesystem.open(f"{self.store.root}/{folder}/{name}", "rb") as file:
-                footer = pq.read_metadata(file)
-            return footer.num_rows, json.loads(footer.metadata[NOTE])
+        def note(name: str) -> tuple[str, int, dict[str, Any]]:
+            footer = self.store.persist(f"{folder}/{name}", lambda: self.footer(f"{folder}/{name}"))
+            return name.removesuffix(".parquet"), footer.num_rows, json.loads(footer.metadata[NOTE])
 
         with ThreadPoolExecutor(READERS) as readers:
             yield from readers.map(note, sorted(self.store.names(folder)))
 
+    def footer(self, name: str) -> pq.FileMetaData:
+        with self.store.filesystem.open(f"{self.store.root}/{name}", "rb") as file:
+            try:
+                return pq.read_metadata(file)
+            except pa.ArrowInvalid as error:
+                raise Truncated(f"{name} is cut short") from error
+
     def wrong(self) -> Iterator[letters.Letter]:
-        """The rows that are still wrong, each once. Of a manifest that was rewritten: those it asks no more, too."""
-        seen = self.answered_elsewhere() if any(run.get("orphans") for run in self.runs) else set()
-        for letter in letters.wrong(self.store, self.fingerprint):
+        """The rows of the manifest that are still wrong, each once; of which manifest, the newest run says."""
+        _, plan = self.plan(whole=True)
+        where, seen = again.Scope(plan.get("gone", ()), plan.get("since", ())), set()
+        for letter in again.wrong_within(where, self.store, self.fingerprint):
             row = hash((letter.id, letter.question))
             if row not in seen:
                 seen.add(row)
                 yield letter
-
-    def answered_elsewhere(self) -> set[int]:
-        """Of the rows with letters those that a part of another chunk answers: their manifest was rewritten since."""
-        suspects = {hash((each.id, each.question)) for each in letters.wrong(self.store, self.fingerprint)}
-        folder = f"data/fp={self.fingerprint}"
-
-        def answered(name: str) -> set[int]:
-            with self.store.filesystem.open(f"{self.store.root}/{folder}/{name}", "rb") as file:
-                rows = pq.read_table(file, columns=["id", "question"])
-            pairs = zip(rows["id"].to_pylist(), rows["question"].to_pylist(), strict=True)
-            return suspects & {hash(pair) for pair in pairs}
-
-        with ThreadPoolExecutor(READERS) as readers:
-            names = sorted(self.store.names(folder)) if suspects else []
-            return set[int]().union(*readers.map(answered, names))
 
 
 def open_output(path: str, question: str | None = None) -> Folder:
@@ -103,17 +108,20 @@ def open_output(path: str, question: str | None = None) -> Folder:
         if question not in known:
             raise OutputError(f"{path}: no question {question} was asked here; there is {', '.join(sorted(known))}")
         return Folder(store, question, len(known))
-    last: dict[str, Any] = next((json.loads(store.read(f"runs/{run}/report.json")) for run in run_ids(store)), {})
-    return Folder(store, last.get("fingerprint", max(known)), len(known))
+    last = next((told(store, run, "plan")["fingerprint"] for run in runs_with(store, "plan")), max(known))
+    return Folder(store, last, len(known))
 
 
-def run_ids(store: Store) -> list[str]:
-    """Runs that have ended, the newest first."""
-    try:
-        paths = store.filesystem.find(f"{store.root}/runs")
-    except FileNotFoundError:
-        return []
-    return sorted((path.split("/")[-2] for path in paths if path.endswith("/report.json")), reverse=True)
+def runs_with(store: Store, what: str) -> list[str]:
+    """Runs that have told this, the newest first."""
+    return sorted(
+        (name.partition("/")[0] for name in store.names("runs") if name.endswith(f"/{what}.json")), reverse=True
+    )
+
+
+def told(store: Store, run: str, what: str) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads(store.read(f"runs/{run}/{what}.json"))
+    return said
 
 
 @dataclass
@@ -128,30 +136,30 @@ class Status:
     wrong: Counter[str] = field(default_factory=Counter)  # "stage/kind"
     examples: dict[str, str] = field(default_factory=dict)
     rows: int | None = None  # of the manifest, as the last run saw it
+    left: int | None = None  # of those
     runs: list[dict[str, Any]] = field(default_factory=list)
     lease: Holder | None = None  # the newest; `held` says whether somebody is at work
-
-    @property
-    def left(self) -> int | None:
-        return None if self.rows is None else max(0, self.rows - self.answered - self.wrong.total())
 
 
 def status(path: str, question: str | None = None) -> Status:
     folder = open_output(path, question)
-    whole = [run for run in folder.runs if "rows" in run]
+    run, plan = folder.plan()
     found = Status(
         path=folder.store.path,
         name=folder.job.get("name", ""),
         fingerprint=folder.fingerprint,
         questions=folder.questions,
         model=folder.job.get("model", {}).get("weights", ""),
-        rows=whole[0]["rows"] if whole else None,
+        rows=plan.get("rows"),
         runs=folder.runs,
         lease=newest(folder.store, folder.fingerprint),
     )
-    for rows, _ in folder.notes():
+    done = 0
+    for part, rows, note in folder.notes():
         found.parts += 1
         found.answered += rows
+        done += note["answered"] + note["failed"] if note.get("run") == run and letters.split(part)[1] == 0 else 0
+    found.left = max(0, plan["rows_left"] - done) if plan else None
     for letter in folder.wrong():
         name = f"{letter.stage}/{letter.kind}"
         found.wrong[name] += 1
@@ -161,7 +169,7 @@ def status(path: str, question: str | None = None) -> Status:
 
 def lines(found: Status) -> Iterator[str]:
     """For a terminal."""
-    yield f"{found.path}: {found.name or 'no run has ended yet'}"
+    yield f"{found.path}: {found.name or 'no run has begun'}"
     others = f", the newest of {found.questions} (--question shows another)" if found.questions > 1 else ""
     yield f"question  {found.fingerprint}{others}  {found.model}".rstrip()
     yield f"answered  {found.answered:,} rows in {found.parts:,} parts"
@@ -169,11 +177,11 @@ def lines(found: Status) -> Iterator[str]:
     for name, count in found.wrong.most_common():
         yield f"  {count:>8,}  {name}: {found.examples[name].strip().splitlines()[-1]}"
     if found.left is None:
-        yield "left      not known: no run has ended yet"
+        yield "left      not known: no run has come so far"
     else:
         yield f"left      {found.left:,} of {found.rows:,} rows, as the last run counted them"
-    if found.lease and found.lease.held:
-        yield f"at work   run {found.lease.run} on {found.lease.host}, since {found.lease.since}"
+    if (held := found.lease) and held.held:
+        yield f"at work   run {held.run} on {held.host}, since {held.since}; seen last {held.seen}"
     else:
         yield "at work   nobody"
     if found.runs:
@@ -211,4 +219,4 @@ def versions(run: Mapping[str, Any]) -> str:
 
 def as_json(found: Status) -> dict[str, Any]:
     counts = {"wrong": dict(found.wrong), "examples": found.examples}
-    return {**asdict(Status(**{**vars(found), "wrong": Counter(), "examples": {}})), **counts, "left": found.left}
+    return {**asdict(Status(**{**vars(found), "wrong": Counter(), "examples": {}})), **counts}

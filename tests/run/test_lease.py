@@ -115,6 +115,12 @@ def test_a_holder_elsewhere_without_a_sign_of_life_is_replaced_after_its_own_pat
     assert "no sign of life for 0.3 s" in said[1]
 
 
+def test_of_a_holder_that_was_killed_elsewhere_it_is_said_when_it_was_seen_last(store):
+    held = elsewhere(store, patience_s=0.3)
+    os.utime(f"{store.root}/{held.folder}/00000001.beat", (0, 1_800_000_000))
+    assert (newest(store, "f").held, newest(store, "f").seen) == (True, "2027-01-15 08:00:00 UTC")
+
+
 def test_a_holder_elsewhere_that_beats_is_waited_for(store):
     held = elsewhere(store, patience_s=0.3)
     entered = threading.Event()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+from itertools import count
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.__main__ import main
 from pipeline.errors import OutputError
 from pipeline.output.store import Store
+from pipeline.run import drive
 from pipeline.run.lease import Lease
 from pipeline.run.status import lines, status
 
@@ -49,12 +54,81 @@ def test_a_row_that_failed_before_its_manifest_was_rewritten_and_was_answered_si
     assert (found.answered, found.wrong, found.left) == (7, {"decode/unknown_format": 1}, 0)
 
 
+def test_what_is_left_is_of_the_manifest_of_the_last_run_whatever_was_answered_before(desk):
+    desk.manifest(desk.draw(12))
+    assert desk.run() == 0
+    bad = desk.spoil(1)
+    desk.manifest([*desk.draw(11, start=20), *bad])  # as of another day
+    assert desk.run() == 3
+    assert status(str(desk.folder / "out")).left == 0
+    for path in sorted((desk.folder / "out/data").glob("fp=*/*.parquet"), key=os.path.getmtime)[-2:]:
+        path.unlink()  # as if it had died before
+    next((desk.folder / "out/runs").glob(f"{max(os.listdir(desk.folder / 'out/runs'))}/report.json")).unlink()
+    found = status(str(desk.folder / "out"))
+    assert (found.answered, found.rows, found.left, found.wrong) == (16, 12, 8, {})
+
+
+def test_what_a_run_that_died_over_a_rewritten_manifest_asks_anew_is_left_and_not_wrong(desk, monkeypatch):
+    bad = desk.spoil(2)
+    desk.manifest([*desk.draw(6), *bad])
+    assert desk.run() == 3
+    desk.manifest([*desk.draw(5), *bad])
+    monkeypatch.setattr(drive, "finish", lambda *_: 9)
+    assert desk.run() == 9
+    found = status(str(desk.folder / "out"))
+    assert (found.answered, found.rows, found.left, found.wrong) == (6, 7, 2, {})
+
+
+def test_rows_that_failed_are_looked_for_in_parts_that_may_answer_them_and_in_no_others(desk, monkeypatch):
+    rows, bad = desk.draw(12), desk.spoil(1)
+    desk.manifest([*bad, *rows])
+    assert desk.run(limit=2) == 3  # a trial, whose chunk the whole does not have
+    assert desk.run() == 3
+    read, seen = Store.read, []
+    monkeypatch.setattr(Store, "read", lambda store, name: (seen.append(name), read(store, name))[1])
+    assert status(str(desk.folder / "out")).wrong == {"decode/unknown_format": 1}
+    assert sum(name.startswith("data/") for name in seen) == 1
+
+
+def test_a_row_that_failed_in_one_form_of_the_manifest_and_was_answered_in_another_is_not_wrong_in_the_first(desk):
+    bad = desk.spoil(1)
+    first = [*desk.draw(3), *bad]
+    desk.manifest(first)
+    assert desk.run() == 3
+    (desk.folder / "pics/bad0.png").write_bytes((desk.folder / "pics/0.png").read_bytes())
+    desk.manifest(first[::-1])
+    assert desk.run() == 0
+    desk.manifest(first)
+    assert desk.run() == 0
+    assert status(str(desk.folder / "out")).wrong == {}
+
+
+def test_a_store_that_stumbles_is_asked_again_and_a_part_that_is_cut_short_is_named(desk, monkeypatch, hurry):
+    desk.manifest(desk.draw(4))
+    desk.run()
+    for name in ("find", "open"):
+        calls, call = count(), getattr(LocalFileSystem, name)
+
+        def stumble(*words, call=call, calls=calls, **more):
+            if next(calls) == 0:
+                raise ConnectionResetError
+            return call(*words, **more)
+
+        monkeypatch.setattr(LocalFileSystem, name, stumble)
+    assert status(str(desk.folder / "out")).answered == 4
+    (part,) = (desk.folder / "out/data").glob("fp=*/*.parquet")
+    part.write_bytes(part.read_bytes()[:-9])
+    with pytest.raises(OutputError, match=rf"{part.name}: is cut short; delete it, and its rows are asked again"):
+        status(str(desk.folder / "out"))
+
+
 def test_who_is_at_work_is_said(desk):
     desk.manifest(desk.draw(2))
     desk.run()
     store = Store(str(desk.folder / "out"))
     with Lease(store, status(store.path).fingerprint, "20261121T000000-beef", say=lambda line: None):
-        assert "at work   run 20261121T000000-beef on " in "\n".join(lines(status(store.path)))
+        said = "\n".join(lines(status(store.path)))
+        assert re.search(r"at work   run 20261121T000000-beef on .*, since \S+ \S+ UTC; seen last 20.* UTC", said)
     assert "at work   nobody" in "\n".join(lines(status(store.path)))
 
 
