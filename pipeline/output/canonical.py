@@ -29,6 +29,8 @@ NOTES = (
     "readOnly",
     "writeOnly",
 )
+SAYS_TYPE = {"type", "$ref", "enum", "const", "anyOf", "oneOf", "allOf", "not", "if"}
+MEANT = {"properties": "object", "items": "array", "prefixItems": "array"}
 FORMATS = ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")  # known to the grammar
 
 DAY = (
@@ -128,6 +130,9 @@ def _narrow(node: Any) -> Any:
         node["anyOf"] = node.pop("oneOf")  # the tag keeps the branches apart
     if len(node.get("allOf", ())) == 1:
         node = node.pop("allOf")[0] | node
+    if not node.keys() & SAYS_TYPE:  # who lists the fields of an object means one
+        meant = next((kind for key, kind in MEANT.items() if key in node), None)
+        node = {"type": meant} | node if meant else node
     kinds = node.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
     for kind, rule in (
@@ -153,7 +158,7 @@ def _inside(node: Node, change: Callable[[Any], Any]) -> Node:
             result[key] = [change(part) for part in node[key]]
     for key in NAMED:
         if key in node:
-            result[key] = {name: change(part) for name, part in node[key].items()}
+            result[key] = {name: change(part) for name, part in node[key].items() if part is not False}
     return result
 
 

@@ -44,6 +44,11 @@ def test_free_json_is_made_of_what_can_be_stored_whatever_is_noted_beside_it() -
         assert found.keys() <= {"description"}
 
 
+def test_who_lists_fields_means_an_object_and_a_field_that_must_not_be_is_none() -> None:
+    said = {"properties": {"a": {"items": WHOLE}, "b": False}, "required": ["a"]}
+    assert canonical(said) == canonical(struct(a=listed(WHOLE)))
+
+
 def test_the_day_pattern_matches_the_days_that_exist_and_no_others() -> None:
     day, matches = date(1896, 1, 1), 0
     while day < date(1905, 1, 1):
