@@ -105,6 +105,13 @@ def test_float_and_integer_tiffs_are_scaled_by_their_range(top, dtype, see):
     assert (int(clip.pixels.min()), int(clip.pixels.max())) == (0, 255)
 
 
+def test_a_tiff_of_sixteen_bits_in_which_zero_is_white_is_no_negative(see):
+    ramp = np.linspace(0, 65535, 56 * 56).reshape(56, 56).astype(np.uint16)
+    (black,) = see(encoded(PIL.Image.fromarray(ramp), "TIFF"))
+    (white,) = see(encoded(PIL.Image.fromarray(65535 - ramp), "TIFF", tiffinfo={262: 0}))
+    assert np.array_equal(black.pixels, white.pixels)
+
+
 def test_all_pages_of_a_tiff_are_pictures_each_of_its_own_size(see):
     pages = [PIL.Image.fromarray(picture(90, 60, seed)) for seed in range(3)]
     pages[1] = pages[1].crop((0, 0, 30, 60))

@@ -25,7 +25,7 @@ from pipeline.media.resize import resize, resize_stripes
 from pipeline.types import Size
 
 PIL.Image.MAX_IMAGE_PIXELS = None  # the job's limits stand in its place, and are errors, not warnings
-ORIENTATION = 0x0112
+ORIENTATION, WHITE_IS_ZERO = 0x0112, 262
 TURNS = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
@@ -164,6 +164,8 @@ def eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
     """Samples of more than 8 bits: 0..1, 0..255 or 0..65535, whichever they fit."""
     samples = np.asarray(image)
     if samples.dtype.itemsize == 2:
+        if getattr(image, "tag_v2", {}).get(WHITE_IS_ZERO) == 0:  # Pillow heeds it for 8 bits only
+            samples = 65535 - samples
         return PIL.Image.fromarray((samples // np.array(257, samples.dtype)).astype(np.uint8))
     samples = np.nan_to_num(samples.astype(np.float32))
     top = samples.max(initial=0)
