@@ -206,6 +206,21 @@ def test_broken_frames_are_an_error_or_their_neighbours(see, see_with, folder):
     assert len(clip.pixels) == 8
 
 
+@pytest.mark.parametrize(("first", "options"), [(5, {}), (12, {"x264-params": "open-gop=1"})])
+def test_a_recording_that_begins_between_key_frames_is_what_can_be_decoded_of_it(first, options, folder):
+    """As cameras, broadcasts and cuts without encoding leave it."""
+    path, cut = film(folder / "whole.ts", codec="libx264", g="12", bf="3", **options), folder / f"cut{first}.ts"
+    with av.open(str(path)) as whole_film, av.open(str(cut), "w") as rest:
+        stream = rest.add_stream_from_template(whole_film.streams.video[0])
+        for packet in [each for each in whole_film.demux(video=0) if each.size][first:]:
+            packet.stream = stream
+            rest.mux(packet)
+    frames, opened = whole(cut), video.Video(cut, BOUNDS)
+    assert opened.probe.count == len(frames)
+    pixels = opened.read([0, len(frames) - 1], opened.probe.sizes[0])
+    assert np.array_equal(pixels.transpose(0, 2, 3, 1), np.stack([frames[0], frames[-1]]))
+
+
 def test_frames_that_an_edit_list_cuts_off_are_not_counted_and_still_leaned_on(folder):
     path = film(folder / "edited.mp4", 60, bf="0")
     data = bytearray(path.read_bytes())

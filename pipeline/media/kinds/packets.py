@@ -6,6 +6,7 @@ runs is neither read nor decoded. Pure: the same answer tells a reader what to d
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,9 +44,15 @@ class Table:
 
     @cached_property
     def stamps(self) -> list[int]:
-        """Of every frame, in the order of showing; without stamps frames count as they come."""
+        """Of every frame, in the order of showing; without stamps frames count as they come.
+
+        What is shown before the first key frame leans on what was cut off, and no decoder gives it.
+        """
         shown = [each.stamp for each in self.packets if each.shown]
-        return sorted(stamp for stamp in shown if stamp is not None) if self.ordered else [*range(len(shown))]
+        if not self.ordered:
+            return [*range(len(shown))]
+        start = self.keys[0] if self.keys else -math.inf
+        return sorted(stamp for stamp in shown if stamp is not None and stamp >= start)
 
     @cached_property
     def keys(self) -> list[int]:
