@@ -192,18 +192,26 @@ def names(table: pa.Table, wanted: Columns, file: File) -> list[tuple[str, str]]
     Media given as bytes are not hashed: planning would have to read all of them. The row's id stands for them.
     """
     asked = [name for name in wanted.asked if name in table.column_names]
-    questions = [
-        text_digest(canonical(row)).hex()
-        for row in (table.select(asked).to_pylist() if asked else [{}] * table.num_rows)
-    ]
+    rows = as_python(table.select(asked), file) if asked else [{}] * table.num_rows
+    questions = [text_digest(canonical(row)).hex() for row in rows]
     if not wanted.id:
         return [(question, question) for question in questions]
-    ids = table.column(wanted.id).to_pylist()
+    ids = [row[wanted.id] for row in as_python(table.select([wanted.id]), file)]
     if None in ids:
         at = ids.index(None)
         where = f"in the row after {ids[at - 1]!r}" if at else "in a row"
         raise JobError(f"{file.url}: column {wanted.id} (input.id) is empty {where}; name it, or leave input.id out")
     return [(str(name), question) for name, question in zip(ids, questions, strict=True)]
+
+
+def as_python(table: pa.Table, file: File) -> list[dict[str, Any]]:
+    """Its rows. Parquet is not always what it says: text may be no UTF-8, a date beyond the year 9999."""
+    try:
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except (UnicodeDecodeError, OverflowError, ValueError) as error:
+        columns = ", ".join(table.column_names)
+        raise JobError(f"{file.url}: a value of {columns} cannot be read ({error}); write it anew") from error
+    return rows
 
 
 def text_digest(text: str) -> bytes:
@@ -245,6 +253,6 @@ def rows_of(
     left_out, again = {*chunk.without, *chunk.skip}, dict(chunk.again)
     return wanted, [
         (row, *pair)
-        for offset, (row, pair) in enumerate(zip(table.to_pylist(), named, strict=True))
+        for offset, (row, pair) in enumerate(zip(as_python(table, chunk.file), named, strict=True))
         if offset not in left_out and (not chunk.generation or pair[0] in again)
     ]

@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import JobError
 from pipeline.intake import manifest
 from pipeline.intake.sources.parquet import Parquet
-from pipeline.job import Job
+from pipeline.job import Job, Prompt
 
 PICTURE = {"bytes": b"\x89PNG 1", "path": "a.png"}
 
@@ -63,3 +63,14 @@ def test_bytes_in_a_chat_are_part_of_the_question(tmp_path):
         for each in rows
     )
     assert one != two
+
+
+@pytest.mark.parametrize("name", ["id", "hint"])
+def test_text_that_is_not_utf8_is_told_by_file_and_column(name, tmp_path):
+    latin = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\4\0\0\0"), pa.py_buffer(b"caf\xe9")])
+    rows = pa.table({"id": ["a"], "hint": ["b"], "image": ["a.png"]}).drop_columns([name]).append_column(name, latin)
+    pq.write_table(rows, tmp_path / "m.parquet")
+    job = a_job(tmp_path, id="id").model_copy(update={"prompt": Prompt(user="{hint}")})
+    (file,) = manifest.files(job)
+    with pytest.raises(JobError, match=rf"m\.parquet: a value of .*{name}.* cannot be read \('utf-8' codec"):
+        list(manifest.cut(job, file, None))
