@@ -71,12 +71,12 @@ def kind_of(error: Exception) -> str:
     number = getattr(error, "errno", None)
     if isinstance(error, Truncated):
         return "truncated"
+    if isinstance(error, FileNotFoundError):  # before its path is searched for words
+        return "not_found"
     if any(word in chain for word in STALE):
         return "credentials"
     if isinstance(error, PermissionError) or any(word in chain for word in DENIED):
         return "denied"
-    if isinstance(error, FileNotFoundError):
-        return "not_found"
     if number in FULL:
         return "full"
     if any(word in chain for word in BUSY):

@@ -40,6 +40,7 @@ def test_the_readme_of_infra_shows_the_table_as_it_is():
         (PermissionError("An error occurred (ExpiredToken)"), "credentials"),
         (PermissionError("An error occurred (AccessDenied)"), "denied"),
         (FileNotFoundError("The specified bucket does not exist"), "not_found"),
+        (FileNotFoundError("labels/Expired/Credentials/a.parquet"), "not_found"),
         (OSError(errno.ENOSPC, "No space left on device"), "full"),
     ],
 )
