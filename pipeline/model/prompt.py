@@ -21,6 +21,7 @@ SHAPE = re.compile(
     rf"<\|im_start\|>user\n{re.escape(PROBE)}<\|im_end\|>\n<\|im_start\|>assistant\n(?P<opening>.*)",
     re.DOTALL,
 )
+GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")  # a tag of transformers' own
 
 
 class Mark(Enum):
@@ -54,14 +55,21 @@ def read_style(template: str) -> Style:
 
     probe = [{"role": "user", "content": [{"type": "text", "text": PROBE}]}]
     try:
-        room = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        text = room.from_string(template).render(messages=probe, add_generation_prompt=True)
+        room = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        text = room.from_string(GENERATION.sub(_plain, template)).render(messages=probe, add_generation_prompt=True)
     except TemplateError as error:
         raise JobError(f"the checkpoint's chat template cannot be rendered: {error}") from error
     found = SHAPE.fullmatch(text)
     if not found:
         raise JobError(f"the checkpoint's chat template is not of the Qwen-VL kind; it makes {text!r} of {PROBE!r}")
     return Style(found["system"], found["opening"])
+
+
+def _plain(tag: re.Match[str]) -> str:
+    """What training marks as the model's own words is always said here."""
+    return f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}"
 
 
 def pieces(turns: Sequence[Turn], style: Style, *, label: bool) -> Iterator[str | Mark | Clip]:

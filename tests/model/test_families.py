@@ -14,6 +14,7 @@ import torch
 from pipeline.media.resize import resize
 from pipeline.model import weights
 from pipeline.model.engines.torch.vision import patchify
+from pipeline.model.prompt import read_style
 from pipeline.tiny.checkpoint import make
 from pipeline.types import Ask, Clip, Turn
 from tests import qwen_vocabulary
@@ -207,3 +208,12 @@ def test_pixels_are_the_reference_processor_s_bit_for_bit(compared, kind, name):
             assert np.array_equal(torch.cat(patches[kind_of]).numpy(), found[pixels])
     pads = np.isin(encoded.input_ids, (family.image_token, family.video_token)).sum()
     assert encoded.vision_tokens == pads == sum(np.prod(grid) // 4 for found in grids.values() for grid in found)
+
+
+def test_a_template_that_marks_what_was_trained_is_read_like_any_other():
+    """As trl saves it with a checkpoint: tags that only transformers' own Jinja knows."""
+    marked = chat_templates.QWEN3.replace(
+        "{%- set said", "{%- if message.role == 'tool' -%}{%- continue -%}{%- endif -%}{%- generation -%}{%- set said"
+    ).replace("{%- endfor -%}{%- if add", "{%- endgeneration -%}{%- endfor -%}{%- if add")
+    assert marked.count("generation -%}") == 2
+    assert read_style(marked) == read_style(chat_templates.QWEN3)
