@@ -168,8 +168,12 @@ class Fetcher:
         """Bytes, and URIs that carry them."""
         data = source if isinstance(source, bytes) else unpack(source)
         sink = Sink(shown(source)[:80], limits=self.limits, folder=self.scratch.path, name=str(next(self.names)))
-        sink.feed(data)
-        return sink.blob()
+        try:
+            sink.feed(data)
+            return sink.blob()
+        except FetchError:
+            sink.drop()
+            raise
 
     def _local(self, uri: str, pages: str) -> Blob:
         path = local(uri, self.roots)

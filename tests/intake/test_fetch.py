@@ -330,3 +330,5 @@ def test_a_full_disk_is_named_and_not_taken_for_the_network(fetcher, server, mon
     monkeypatch.setattr("pipeline.intake.blob.os.pwrite", full)
     error = refused(fetcher, f"http://{server}/video")
     assert (error.kind, Behaviour.seen["/video"]) == ("disk", 1)
+    assert refused(fetcher, MP4).kind == "disk"
+    assert [path.name for path in fetcher.scratch.path.iterdir()] == [".lock"]
