@@ -20,7 +20,7 @@ from pipeline.intake.blob import Blob, Holes
 from pipeline.job import Job
 from pipeline.media.decoder import MOST_CLIP_BYTES, Decoder
 from pipeline.media.kinds.base import Bounds, Probe
-from pipeline.media.sample import frames, image_ask, pages, times, video_ask, window
+from pipeline.media.sample import frames, image_ask, pages, rate, times, video_ask, window
 from pipeline.model.families.base import Family
 from pipeline.types import Ask, Clip, Medium, Size
 
@@ -105,7 +105,8 @@ class Eyes:
             pixels = self._with_holes(blob.holes, indices, size, ends)
         else:
             pixels = self.decoder.read(indices, size, ends=ends)
-        fps = len(indices) / len(window(probe, ask)) * probe.fps
+        span = window(probe, ask)
+        fps = len(indices) / len(span) * rate(probe, span)
         return Clip("video", pixels, probe.sizes[0], blob.uri, times(probe, indices), fps)
 
     def _with_holes(self, holes: Holes, indices: Sequence[int], size: Size, ends: float) -> NDArray[np.uint8]:

@@ -42,7 +42,7 @@ def frames(family: Family, probe: Probe, ask: Ask) -> list[int]:
         return family.frames(probe.count, probe.fps, ask)
     span = window(probe, ask)
     within = replace(ask, video_start=None, video_end=None)
-    return [span[index] for index in family.frames(len(span), probe.fps, within)]
+    return [span[index] for index in family.frames(len(span), rate(probe, span), within)]
 
 
 def window(probe: Probe, ask: Ask) -> range:
@@ -57,6 +57,12 @@ def window(probe: Probe, ask: Ask) -> range:
     if not span:
         raise DecodeError("window", f"no frame lies between video_start {start:g} s and video_end {end:g} s")
     return span
+
+
+def rate(probe: Probe, span: range) -> float:
+    """Frames a second of a part, which may be another than that of the whole."""
+    seconds = probe.times[span[-1]] - probe.times[span[0]] if probe.times and len(span) < probe.count else 0.0
+    return (len(span) - 1) / seconds if seconds > 0 else probe.fps
 
 
 def times(probe: Probe, indices: Sequence[int]) -> tuple[float, ...]:

@@ -100,6 +100,14 @@ def test_a_video_of_uneven_frames_goes_by_its_own_times(see, folder):
     (clip,) = see(str(path), video_start=1.0, video_end=2.0, frames=6)
     assert clip.times == pytest.approx((1.0, 1.2, 1.4, 1.6, 1.8, 2.0))
     assert [frame_number(frame) for frame in clip.pixels] == [32, 33, 34, 35, 36, 37]
+    assert clip.fps == pytest.approx(5.0)  # of this part, whatever the rate of the whole
+
+
+def test_a_slow_part_of_a_fast_video_is_looked_at_as_often_as_was_asked(see, folder):
+    stamps = [20 * index for index in range(30)] + [600 + 1000 * index for index in range(30)]
+    (clip,) = see(str(film(folder / "slow.mkv", times_ms=stamps)), video_start=0.6, fps=0.5, max_frames=64)
+    assert len(clip.times) == 15
+    assert clip.fps == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("start", "end"), [(100.0, None), (3.0, 2.0)])
