@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipeline import jobfile, jobvalues
@@ -31,6 +32,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("pipeline", "schemas")
 STOPPED, INTERRUPTED = 143, 130  # what the run itself says when it is terminated, and whoever follows it
 START_S = 120.0  # what a cluster that is just starting may take until it accepts jobs
+LOOK_S, LOST_S = 1.0, 300.0  # between two looks at a job; without an answer for so long it is no longer followed
+UNREACHED = (OSError, RuntimeError, aiohttp.ClientError)  # what Ray's client raises, of requests' and aiohttp's too
 ENDS = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 
@@ -74,6 +77,10 @@ def submit(order: Order, *, follow: bool) -> int:
     except KeyboardInterrupt:
         print(f"no longer followed; it goes on. ray job stop {hint}", file=sys.stderr)
         return INTERRUPTED
+    except UNREACHED as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        print(f"lost sight of it: {line}; it goes on. ray job logs --follow {hint}", file=sys.stderr)
+        return 1
     return ended(client, name)
 
 
@@ -157,12 +164,20 @@ def send(client: JobSubmissionClient, **job: Any) -> str:
 
 
 async def tail(client: JobSubmissionClient, name: str) -> None:
-    """The driver's log as it comes. Where the connection breaks, whether the job has ended is asked for."""
-    with suppress(RuntimeError):
+    """The driver's log as it comes. Where the connection breaks, for a while it is asked whether the job has ended."""
+    with suppress(*UNREACHED):
         async for lines in client.tail_job_logs(name):
             print(lines, end="", flush=True)
-    while client.get_job_status(name) not in ENDS:
-        await asyncio.sleep(1)
+    heard = time.monotonic()
+    while True:
+        try:
+            if client.get_job_status(name) in ENDS:
+                return
+            heard = time.monotonic()
+        except UNREACHED:
+            if time.monotonic() - heard > LOST_S:
+                raise
+        await asyncio.sleep(LOOK_S)
 
 
 def ended(client: JobSubmissionClient, name: str) -> int:
