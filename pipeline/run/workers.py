@@ -16,6 +16,8 @@ import pyarrow as pa
 from pipeline.errors import DecodeError, GenerateError, PipelineError
 from pipeline.flow import Answerer, Asked, Entry, Outcome, Preparer, Work
 from pipeline.intake.manifest import Chunk
+from pipeline.job import Job
+from pipeline.media.decode import FRAME_S
 from pipeline.output.store import Store
 from pipeline.output.write import Receipt
 from pipeline.run import log, metrics, wire
@@ -25,7 +27,7 @@ from pipeline.run.local import commit
 from pipeline.types import Failure
 from pipeline.watchdog import EXIT_CODE, Watchdog
 
-HANG_S = 120.0  # by which preparing a row may outlast its deadline, which fetching and decoding keep by themselves
+HANG_S = 120.0  # by which preparing a row may outlast its time, which fetching and decoding keep by themselves
 RECEIPT = "receipt"  # the one column of a block that needs no more work
 
 Opened = TypeVar("Opened", Preparer, Answerer)
@@ -35,7 +37,7 @@ class Prepare:
     def __init__(self, work: Work, ledger: Any):
         self.isolation = Isolation(ledger, "prepare", sole=True)
         self.preparer = self.isolation.open(lambda: Preparer(work))
-        self.watchdog = Watchdog(work.job.limits.deadline_s + HANG_S, "preparing a row")
+        self.watchdog = Watchdog(longest_s(work.job) + HANG_S, "preparing a row")
         if isinstance(self.preparer, Preparer):
             metrics.watch_prepare(work, self.preparer)
 
@@ -82,6 +84,11 @@ class Generate:
             finish=lambda outcomes: commit(key, outcomes, spent, answerer, self.store),
         )
         return self.isolation.run(key, wire.rows(batch), stage)
+
+
+def longest_s(job: Job) -> float:
+    """What a row may take: its deadline, and what is added for each frame of a video in each of its columns."""
+    return job.limits.deadline_s + FRAME_S * job.media.video.max_frames * max(1, len(job.input.media))
 
 
 def usable(worker: Opened | PipelineError) -> Opened:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from threading import Event, Thread
 
+from pipeline.job import Job
 from pipeline.run.isolate import Turns, tail
+from pipeline.run.workers import longest_s
 
 FAULT = """:actor_name:MapWorker(MapBatches(Generate))
 *** SIGSEGV received at time=1795247700 on cpu 0 ***
@@ -65,3 +67,9 @@ def test_who_was_killed_said_nothing(tmp_path):
     (tmp_path / "worker.err").write_text(":job_id:01000000\n")
     assert tail(str(tmp_path / "worker.err")) == ""
     assert tail(str(tmp_path / "never.err")) == ""
+
+
+def test_a_row_is_given_the_time_that_the_frames_of_its_videos_add_before_its_process_is_ended():
+    said = {"name": "t", "input": {"manifest": "m", "media": ["a", "b"]}, "model": {"weights": "w"}}
+    job = Job.model_validate({**said, "limits": {"deadline_s": 100}, "output": {"path": "o"}})
+    assert longest_s(job) == 100 + 2 * 768 / 4
