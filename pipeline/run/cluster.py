@@ -56,7 +56,8 @@ def joined(*, loud: bool = False) -> Iterator[None]:
     if alone:  # a cluster nobody else reaches; unset, Ray would write a token into the home directory
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     try:
-        with nullcontext() if loud else hushed():
+        # nor a handler in Python, which would end a run that starts or ends without a word, and with 15
+        with silenced(ray._private.utils, "set_sigterm_handler"), nullcontext() if loud else hushed():
             ray.init(
                 address=address,
                 log_to_driver=loud,
@@ -80,16 +81,24 @@ def hushed() -> Iterator[None]:
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
-    inside, prints = ray._private.worker, "listen_error_messages"
-    printing = getattr(inside, prints, None)
-    setattr(inside, prints, lambda *_: None)
     try:
-        yield
+        with silenced(ray._private.worker, "listen_error_messages"):
+            yield
     finally:
-        setattr(inside, prints, printing)
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+@contextmanager
+def silenced(module: Any, function: str) -> Iterator[None]:
+    """One of Ray's own functions does nothing meanwhile."""
+    kept = getattr(module, function, None)
+    setattr(module, function, lambda *_: None)
+    try:
+        yield
+    finally:
+        setattr(module, function, kept)
 
 
 def run(
@@ -103,6 +112,8 @@ def run(
     ledger, count, ended = open_ledger(), metrics.counter_of(work, chunks), Event()
     follower = Thread(target=follow, args=(ledger, ended, watch), daemon=True)
     follower.start()
+    if cluster_grows():
+        tell_while_short(work.job, ended)
     try:
         with signals.grace(ledger.stop.remote) as stopping:
             starts = (first for first in range(0, len(chunks), WAVE) if not stopping.is_set())
@@ -143,10 +154,8 @@ def receipts(work: Work, chunks: Sequence[Chunk], ledger: Any) -> Dataset:
     context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
     accelerator = work.job.workers.generate.accelerator
     kind: dict[str, Any] = {"accelerator_type": accelerator} if accelerator else {}
-    grows = cluster_grows()
-    sizes = pools(work.job, [node["Resources"] for node in ray.nodes() if node["Alive"]], grows=grows)
-    if grows:
-        tell_while_short(work.job)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    sizes = pools(work.job, nodes, grows=cluster_grows())
     prepared = data.map_batches(
         Prepare,
         fn_constructor_args=(work, ledger),

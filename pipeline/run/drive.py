@@ -67,7 +67,7 @@ def start(job: Job, options: Options, progress: Progress) -> int:
             return finish(work, todo, store, held(local.run, lease, signals), progress)
         from pipeline.run import cluster, metrics  # Ray takes seconds to import; a plain loop does not need it
 
-        # signals again, for Ray installs handlers of its own
+        # signals again, for Ray's native code installs a handler of its own
         with cluster.joined(loud=options.loud), Signals(progress.say) as signals:
             metrics.watch_lease(work, lease)
             cutter = cluster.cut_there if options.limit is None else resume.cut_here  # a trial cuts what it needs

@@ -6,11 +6,12 @@ have an autoscaler is asked to grow, by workers that wait for their nodes, and w
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from threading import Thread
+from threading import Event, Thread
 
 import ray
 
@@ -21,6 +22,7 @@ from pipeline.run import log
 
 GROWS = "VLBATCH_AUTOSCALING"  # set on the head of a cluster that has an autoscaler
 SAY_EVERY_S = 60.0
+GIB = 2**30
 FEWEST, MOST = 3, 8  # calls of a replica: one being answered, one behind it, one committing; prepared they weigh 2 GiB
 SLOTS, ROWS = ("slots", "max_num_seqs", "concurrency"), 64  # what engines call them; as many an engine may have
 
@@ -41,6 +43,7 @@ def pools(job: Job, nodes: Sequence[Mapping[str, float]], *, grows: bool = False
     if grows:
         generate_max = generate.max if generate.gpus else generate.max or generate.min
         return Pools(prepare.max, prepare.cpus, generate_max, generate.cpus)
+    refuse_memory(job, [node.get("memory", math.inf) for node in nodes])
     each = [node.get("CPU", 0.0) for node in nodes]
     wanted, widest = prepare.min * prepare.cpus + generate.min * generate.cpus, max(prepare.cpus, generate.cpus)
     share = min(1.0, sum(each) / (wanted or 1.0), max(each) / (widest or 1.0))
@@ -79,6 +82,18 @@ def places_on(nodes: Sequence[Mapping[str, float]], pool: GpuPool) -> int:
     return places
 
 
+def refuse_memory(job: Job, nodes: Sequence[float]) -> None:
+    """Where the least number of workers has no room: each is on one node."""
+    wanted = [pool.memory or 0 for pool in (job.workers.prepare, job.workers.generate) for _ in range(pool.min)]
+    if max(wanted) > max(nodes) or sum(wanted) > sum(nodes):
+        have = ", ".join(f"{memory / GIB:.1f}" for memory in nodes)
+        raise JobError(
+            f"workers.prepare.memory and workers.generate.memory ask for {sum(wanted) / GIB:.1f} GiB to start with, up "
+            f"to {max(wanted) / GIB:.1f} GiB on one node, and the nodes have {have} GiB; lower them, or set "
+            f"{GROWS}=1 where an autoscaler brings nodes"
+        )
+
+
 def cluster_grows() -> bool:
     """Whether nodes come when they are asked for. Ray does not tell: an autoscaler that only watches looks the same."""
     return os.environ.get(GROWS, "") not in ("", "0")
@@ -91,14 +106,14 @@ def short(pool: GpuPool) -> str:
     return ", ".join(f"{n:g} {kind}" for kind, n in wanted.items() if n > have.get(kind, 0.0))
 
 
-def tell_while_short(job: Job) -> None:
-    """Say now and then what a growing cluster has not got yet."""
+def tell_while_short(job: Job, ended: Event) -> None:
+    """Say now and then what a growing cluster has not got yet, until the run has ended."""
 
     def follow() -> None:
         started = time.monotonic()
-        while ray.is_initialized() and (missing := short(job.workers.generate)):
+        while not ended.is_set() and (missing := short(job.workers.generate)):
             waited = f", {time.monotonic() - started:.0f} s so far" if time.monotonic() - started > 1 else ""
             log.tell(f"the cluster is asked to grow: the first replica waits for {missing}{waited}")
-            time.sleep(SAY_EVERY_S)
+            ended.wait(SAY_EVERY_S)
 
     Thread(target=follow, name="growing", daemon=True).start()

@@ -22,7 +22,7 @@ SHARE = 0.8  # of the grace is for what is under way; the rest is for leaving
 
 
 class Signals:
-    """Open while a run can be stopped, and after Ray, which installs a handler of its own."""
+    """Open while a run can be stopped, and again inside of Ray, whose native code installs a handler of its own."""
 
     def __init__(self, say: Callable[[str], None]):
         self.say = say

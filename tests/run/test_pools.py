@@ -53,6 +53,25 @@ def test_gpus_that_a_growing_cluster_has_not_yet_are_waited_for():
     assert pools(job(), [{"CPU": 2.0}], grows=True).generate_max == 1
 
 
+@pytest.mark.parametrize(
+    ("workers", "nodes"),
+    [
+        ({"prepare": {"memory": "9GiB"}}, [8, 8]),
+        ({"generate": {"memory": "9GiB"}}, [8]),
+        ({"prepare": {"memory": "4GiB"}, "generate": {"memory": "5GiB"}}, [8]),
+        ({"prepare": {"memory": "3GiB", "min": 3}}, [8]),
+    ],
+)
+def test_memory_that_a_fixed_cluster_has_not_is_refused(workers, nodes):
+    have = [{"CPU": 4.0, "memory": gib * 2.0**30} for gib in nodes]
+    with pytest.raises(
+        JobError, match=r"ask for [\d.]+ GiB to start with, .* and the nodes have 8\.0.* GiB; lower them"
+    ):
+        pools(job(**workers), have)
+    assert pools(job(**workers), have, grows=True)
+    assert pools(job(**workers), [*have, {"CPU": 4.0, "memory": 16 * 2.0**30}])
+
+
 def node(cpus: int, gpus: int = 0, kind: str | None = None) -> dict[str, float]:
     return {"CPU": cpus, "GPU": gpus} | ({f"accelerator_type:{kind}": 1.0} if kind else {})
 

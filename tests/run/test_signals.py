@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from pipeline.errors import Terminated
@@ -61,6 +62,25 @@ def test_handlers_of_before_are_back_afterwards(said):
     with Signals(said.append):
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_run_told_to_stop_while_ray_starts_exits_with_143_and_leaves_no_process(desk, surroundings):
+    desk.manifest(desk.draw(4))
+    command = [sys.executable, "-m", "pipeline", "run", str(desk.yaml(engine=SLOW))]
+    run = subprocess.Popen(command, env=surroundings, stderr=subprocess.PIPE, text=True)
+    while not rays(surroundings) and run.poll() is None:
+        time.sleep(0.02)
+    run.send_signal(signal.SIGTERM)
+    said = run.communicate()[1]
+    assert (run.returncode, said.splitlines()[-1][:11]) == (143, "terminated;")
+    psutil.wait_procs(rays(surroundings), timeout=60)
+    assert not rays(surroundings)
+
+
+def rays(surroundings) -> list[psutil.Process]:
+    """Processes of Ray itself, in the folder of the test's own."""
+    every = psutil.process_iter(["cmdline"])
+    return [one for one in every if any(surroundings["RAY_TMPDIR"] in word for word in one.info["cmdline"] or ())]
 
 
 def test_a_run_told_to_stop_commits_the_chunk_it_is_at_and_exits_with_143(desk):
