@@ -100,6 +100,7 @@ model: Clips and text -> Request -> Reply
     model/engines/torch/limits.py    work that fails -> smaller pieces of it
     model/engines/torch/vision.py    Clips -> embeddings
     model/engines/torch/forward.py   rows -> a step -> logits
+    model/engines/torch/ahead.py     the next pass, launched before the host has read this one
     model/engines/torch/attention.py  packed tokens -> what each attends to
     model/engines/torch/graphs.py    a step of decoding as a CUDA graph
     model/engines/torch/sample.py    logits -> the next tokens

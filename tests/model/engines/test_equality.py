@@ -40,12 +40,16 @@ def expected(lab: Lab, rows):
     slots=st.sampled_from([1, 2, 3, 5, 64]),
     prefill=st.sampled_from([7, 50, 4096]),
     patches=st.sampled_from([1, 60, 4096]),
+    ahead=st.booleans(),
 )
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
-def test_answers_equal_generate_for_any_mix_order_and_size(lab: Lab, rows, expected, mix, slots, prefill, patches):
+@settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+def test_answers_equal_generate_for_any_mix_order_and_size(
+    lab: Lab, rows, expected, mix, slots, prefill, patches, ahead
+):
     engine = Torch(
         lab.folder, lab.family, device="cpu", slots=slots, prefill_tokens=prefill, patches=patches, kv_tokens=900
     )
+    engine.ahead = ahead  # as on a GPU
     said = tokens_of(engine, [rows[index] for index in mix])
     engine.close()
     for name, tokens in said.items():
@@ -74,8 +78,8 @@ def test_logits_are_the_reference_models_logits(lab: Lab, rows):
     seen = {}
     forward = engine.forward
 
-    def noting(work):
-        logits = forward(work)
+    def noting(work, *fed):
+        logits = forward(work, *fed)
         complete = [row for row, count in work if count == row.todo]
         seen.update({row.request.id: line for row, line in zip(complete, logits, strict=True) if row.new == 0})
         return logits

@@ -31,9 +31,10 @@ def family(folder: Path) -> Family:
     return weights.family(folder)
 
 
-@pytest.fixture(scope="module")
-def engine(folder: Path, family: Family) -> Iterator[Torch]:
+@pytest.fixture(scope="module", params=[False, True], ids=["", "ahead"])
+def engine(folder: Path, family: Family, request: pytest.FixtureRequest) -> Iterator[Torch]:
     opened = Torch(folder, family, slots=8)
+    opened.ahead = request.param  # as on a GPU
     yield opened
     opened.close()
 
@@ -69,6 +70,27 @@ def test_a_mixed_batch_gives_answers_that_fit_their_schemas_and_budgets(engine: 
             assert not repaired
             validate(value, wanted[request.id])
     assert {reply.finish for reply in found.values() if isinstance(reply, Reply)} == {"stop", "length"}
+
+
+def test_tokens_fed_before_the_grammar_has_seen_them_change_no_answer(folder: Path, family: Family) -> None:
+    """Endings are forced and tokens are refused while the next pass is under way."""
+    requests = []
+    for index in range(36):
+        chosen = SCHEMAS[index % len(SCHEMAS)]
+        budget = minimum(chosen.text, tiny_tokenizer()) + (0, 4, 9, 30)[index % 4]
+        request = ask(family, str(index), max_new_tokens=budget, temperature=(0.0, 1.5)[index % 2], seed=index)
+        requests.append(replace(request, schema=chosen.text) if index % 7 else request)
+    said = []
+    for ahead in (False, True):
+        engine = Torch(folder, family, slots=5)
+        engine.ahead = ahead
+        answers = [(name, reply) for name, reply in replies(engine, requests).items() if isinstance(reply, Reply)]
+        said.append(
+            {name: replace(answer, logprob=None) if isinstance(answer, Reply) else answer for name, answer in answers}
+        )
+        engine.close()
+    assert said[0] == said[1]
+    assert len(said[0]) == 36
 
 
 def test_a_row_without_a_schema_is_not_touched_by_its_neighbours(engine: Torch, family: Family) -> None:

@@ -13,13 +13,18 @@ from pipeline.types import Sampling
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0, 3.0]])
 
 
+def said(*given):
+    tokens, logprobs = choose(*given)
+    return tokens.tolist(), logprobs.tolist()
+
+
 def many(how: Sampling, count: int = 4000) -> np.ndarray:
-    tokens, _ = choose(LOGITS.expand(count, -1), [how] * count, [Random(seed) for seed in range(count)])
+    tokens, _ = said(LOGITS.expand(count, -1), [how] * count, [Random(seed) for seed in range(count)])
     return np.bincount(tokens, minlength=5) / count
 
 
 def test_greedy_takes_the_likeliest_and_says_how_likely_it_was():
-    tokens, logprobs = choose(LOGITS, [Sampling()], [Random(0)])
+    tokens, logprobs = said(LOGITS, [Sampling()], [Random(0)])
     assert tokens == [4]
     assert logprobs == pytest.approx(LOGITS.log_softmax(-1)[0, 4:].tolist())
 
@@ -56,15 +61,15 @@ def test_a_draw_of_exactly_one_or_zero_stays_inside_what_is_allowed():
             return self.number
 
     how = Sampling(temperature=1.0, top_k=2)
-    tokens, _ = choose(LOGITS.expand(2, -1), [how] * 2, [Fixed(0.0), Fixed(1 - 2**-53)])
+    tokens, _ = said(LOGITS.expand(2, -1), [how] * 2, [Fixed(0.0), Fixed(1 - 2**-53)])
     assert tokens == [4, 0]
 
 
 def test_neighbours_do_not_change_a_rows_draw():
     rows = torch.randn(6, 50, generator=torch.Generator().manual_seed(1))
     how = [Sampling(temperature=t) for t in (0.0, 0.5, 1.0, 0.0, 2.0, 1.0)]
-    together, _ = choose(rows, how, [Random(seed) for seed in range(6)])
-    alone = [choose(rows[row : row + 1], [how[row]], [Random(row)])[0][0] for row in range(6)]
+    together, _ = said(rows, how, [Random(seed) for seed in range(6)])
+    alone = [said(rows[row : row + 1], [how[row]], [Random(row)])[0][0] for row in range(6)]
     assert together == alone
 
 
@@ -84,7 +89,7 @@ def test_a_grammar_puts_everything_else_out_of_reach_and_one_without_any_ending_
     logits = torch.randn(4, 70, generator=torch.Generator().manual_seed(2))
     free = logits[1].argmax().item()
     errors = constrain(logits, [Only(66), None, Stuck(), Only(3)])
-    tokens, logprobs = choose(logits, [Sampling()] * 4, [Random(0)] * 4)
+    tokens, logprobs = said(logits, [Sampling()] * 4, [Random(0)] * 4)
     assert [tokens[0], tokens[1], tokens[3]] == [66, free, 3]
     assert logprobs[0] == 0.0
     assert {row: error.kind for row, error in errors.items()} == {2: "no_close"}

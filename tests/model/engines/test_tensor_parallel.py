@@ -28,8 +28,8 @@ def said(engine: Torch, requests) -> dict[str, tuple[list[int], torch.Tensor]]:
     tokens: dict[str, list[int]] = {}
     compute, retire = engine.forward, engine.retire
 
-    def noting(work):
-        made = compute(work)
+    def noting(work, *fed):
+        made = compute(work, *fed)
         complete = [row for row, count in work if count == row.todo]
         for row, line in zip(complete, made, strict=True):
             logits[row.request.id].append(line.clone())

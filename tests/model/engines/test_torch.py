@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -12,15 +13,17 @@ import torch
 from pipeline.errors import JobError
 from pipeline.job import Job
 from pipeline.model.engines.torch import Torch
+from pipeline.model.engines.torch.sample import choose
 from pipeline.model.generate import Desk, run
 from pipeline.types import Failure, Reply
 from pipeline.watchdog import EXIT_CODE
 from tests.model.engines.conftest import Lab
 
 
-@pytest.fixture
-def engine(one_lab: Lab):
+@pytest.fixture(params=[False, True], ids=["", "ahead"])
+def engine(one_lab: Lab, request):
     made = Torch(one_lab.folder, one_lab.family, device="cpu", slots=4, kv_tokens=1200)
+    made.ahead = request.param  # as on a GPU
     yield made
     made.close()
 
@@ -79,6 +82,22 @@ def test_box_tags_are_text_and_control_tokens_are_not(engine, one_lab):
     assert engine.vocabulary.text(ids) == said.removesuffix("<|im_end|><|image_pad|>")
 
 
+def test_a_row_that_ends_early_takes_nobody_with_it(engine, one_lab):
+    """Ahead of the host its next token is computed before anyone knows that there is none."""
+    row = one_lab.ask("a", "hello", max_new_tokens=30)
+    tokens, _ = one_lab.generate(row)
+    engine.vocabulary = replace(engine.vocabulary, stop=engine.vocabulary.stop | {tokens[4]})
+    others = [one_lab.ask(str(number), "hello" + "!" * number, max_new_tokens=30) for number in range(6)]
+    answers = answered(engine, [others[0], row, *others[1:]])
+    assert answers["a"].finish == "stop"
+    for other in others:
+        expected, _ = one_lab.generate(other)
+        cut = expected.index(tokens[4]) + 1 if tokens[4] in expected else len(expected)
+        assert answers[other.id].tokens == cut
+        assert answers[other.id].text == engine.vocabulary.text(expected[:cut])
+    assert idle(engine)
+
+
 def test_thinking_is_kept_apart_and_ended_when_its_budget_is_spent(engine, one_lab):
     think_end = one_lab.family.tokenizer.token_to_id("</think>")
     engine.vocabulary = replace(engine.vocabulary, think_end=think_end, stop=frozenset())
@@ -105,7 +124,8 @@ def test_nothing_is_computed_that_is_not_needed(engine, one_lab):
     ]
     answered(engine, rows)
     seen = engine.metrics()
-    assert seen["tokens_computed"] == seen["prompt_tokens"] + seen["output_tokens"] - seen["rows"]
+    needed = seen["prompt_tokens"] + seen["output_tokens"] - seen["rows"]
+    assert needed <= seen["tokens_computed"] <= needed + (7 if engine.ahead else 0)  # a row that ends early
 
 
 @pytest.mark.parametrize(
@@ -136,10 +156,10 @@ def poison(engine: Torch, name: str) -> None:
     """The model fails whenever this row is in a batch."""
     forward = engine.forward
 
-    def failing(work):
+    def failing(work, *fed):
         if any(row.request.id == name for row, _ in work):
             raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-        return forward(work)
+        return forward(work, *fed)
 
     engine.forward = failing
 
@@ -153,6 +173,25 @@ def test_a_poisonous_row_fails_alone_and_everyone_else_is_answered_as_ever(engin
     expected.pop("5")
     assert {name: reply.text for name, reply in answers.items()} == {
         name: reply.text for name, reply in expected.items()
+    }
+    assert idle(engine)
+
+
+def test_a_row_whose_logits_are_of_no_use_fails_alone_though_its_pass_is_over(engine, one_lab, monkeypatch):
+    rows = [one_lab.ask(str(number), "x" * number, max_new_tokens=12 + number, seed=number) for number in range(9)]
+    expected = answered(engine, rows)
+    module, seen = sys.modules[Torch.__module__], count()
+
+    def failing(logits, sampling, randoms):
+        if any(how.seed == 5 for how in sampling) and next(seen) > 4:  # some tokens later
+            raise RuntimeError("probability tensor contains nan")
+        return choose(logits, sampling, randoms)
+
+    monkeypatch.setattr(module, "choose", failing)
+    answers = answered(engine, rows)
+    assert answers.pop("5").kind == "model"
+    assert {name: reply.text for name, reply in answers.items()} == {
+        name: reply.text for name, reply in expected.items() if name != "5"
     }
     assert idle(engine)
 
@@ -192,10 +231,10 @@ def test_running_out_of_memory_halves_the_budgets_and_loses_no_row(engine, one_l
     expected = answered(engine, rows)
     forward, encode = engine.forward, engine.gallery.encode
 
-    def small(work):
+    def small(work, *fed):
         if sum(count for _, count in work) > 70:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(work)
+        return forward(work, *fed)
 
     def narrow(pieces):
         if sum(piece.patches for piece in pieces) > 150:
@@ -214,10 +253,10 @@ def test_running_out_of_memory_halves_the_budgets_and_loses_no_row(engine, one_l
 def test_a_row_that_fits_in_no_memory_fails_alone(engine, one_lab):
     forward = engine.forward
 
-    def small(work):
+    def small(work, *fed):
         if any(row.request.id == "huge" for row, _ in work):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(work)
+        return forward(work, *fed)
 
     engine.forward = small
     answers = answered(engine, [one_lab.ask("small", "hello"), one_lab.ask("huge", one_lab.picture(3, 3), "?")])

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline.errors import ItemError, JobError
 from pipeline.job import Job, TorchEngine
 from pipeline.model import weights
+from pipeline.model.engines.torch.ahead import Flight, bring
 from pipeline.model.engines.torch.forward import Work
 from pipeline.model.engines.torch.intake import Intake
 from pipeline.model.engines.torch.limits import attempt
@@ -85,6 +87,8 @@ class Torch:
         self.waiting: deque[Row] = deque()
         self.rows: list[Row] = []  # admitted, in order
         self.answers: list[Reply | Failure] = []
+        self.flight: Flight | None = None
+        self.ahead = self.forward.graphs is not None and tensor_parallel == 1  # elsewhere nothing is computed meanwhile
         self.counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
         self.watchdog = Watchdog(hang_s)
 
@@ -154,36 +158,69 @@ class Torch:
             attempt(self.gallery.next(keys, self.limits.patches), self.gallery.encode, self.fail_clip, self.limits)
 
     def compute(self) -> None:
-        ready = [row for row in self.rows if self.gallery.ready(row.clips)]
-        counts = chunks([row.todo for row in ready], self.limits.prefill_tokens)
-        work = [(row, count) for row, count in zip(ready, counts, strict=True) if count]
-        most = self.limits.rows
+        flight, self.flight, most = self.flight, None, self.limits.rows
+        work = flight.landed() if flight else []
+        if not work or len(work) > most:
+            flight, work = None, self.work({})
         for group in (work[first : first + most] for first in range(0, len(work), most)):
-            attempt(group, self.advance, lambda item, error: self.fail(item[0], error), self.limits)
+            attempt(
+                group,
+                lambda some: self.advance(some, flight, ahead=self.ahead and len(some) == len(work)),
+                lambda item, error: self.fail(item[0], error),
+                self.limits,
+            )
         self.counts["steps"] += 1
         if self.waiting:  # the tail, when there is nothing left to fill a slot with, is not counted
             self.counts["slot_steps"] += self.size.slots
             self.counts["busy_steps"] += len(self.rows)
         self.retire()
 
-    def advance(self, work: Work) -> None:
-        logits = self.forward(work)
+    def work(self, fed: Mapping[Row, int]) -> list[tuple[Row, int]]:
+        """What there is to compute, within the limits, when those in `fed` have one token more."""
+        ready = [row for row in self.rows if self.gallery.ready(row.clips) and row.failure is None]
+        counts = chunks([1 if row in fed else row.todo for row in ready], self.limits.prefill_tokens)
+        return [(row, count) for row, count in zip(ready, counts, strict=True) if count]
+
+    def launch(self, work: Work, fed: Mapping[Row, int], tokens: Tensor | None = None) -> Flight:
+        """`fed`: rows whose token only the device knows, and which of `tokens` it is."""
+        logits = self.forward(work, fed, tokens)
+        self.counts["tokens_computed"] += sum(count for _, count in work)
+        return Flight(work, logits, [row for row, count in work if row in fed or count == row.todo])
+
+    def advance(self, work: Work, flight: Flight | None, *, ahead: bool) -> None:
+        """`flight` has computed it already."""
         chosen = [row for row, count in work if count == row.todo]
+        logits = (flight or self.launch(work, {})).of(chosen)
         for index, error in constrain(logits, [row.matcher for row in chosen]).items():
             self.fail(chosen[index], error)
-        tokens, logprobs = choose(logits, [row.request.sampling for row in chosen], [row.random for row in chosen])
+        picked, likely = choose(logits, [row.request.sampling for row in chosen], [row.random for row in chosen])
+        said = bring(picked, likely)
         for row, count in work:  # from here on nothing fails
             row.done += count
-            self.counts["tokens_computed"] += count
             if row.clips and row.done >= row.prompt:
                 self.forget(row)
-        for row, token, logprob in zip(chosen, tokens, logprobs, strict=True):
+        if ahead:
+            self.go_on(chosen, picked)
+        for row, token, logprob in zip(chosen, *said(), strict=True):
             if row.failure:
                 continue
             try:
                 row.choose(token, logprob, self.vocabulary)
             except ItemError as error:
                 self.fail(row, error)
+
+    def go_on(self, chosen: Sequence[Row], picked: Tensor) -> None:
+        """The next pass, with tokens that the host has not read."""
+        fed = {row: line for line, row in enumerate(chosen) if row.known + 1 < row.need and not row.failure}
+        work = self.work(fed)
+        if not work or len(work) > self.limits.rows:
+            return
+        try:
+            self.flight = self.launch(work, fed, picked)
+        except torch.AcceleratorError:
+            raise
+        except (RuntimeError, ValueError, IndexError):
+            self.flight = None  # tried again, and answered for, when it is known what was said
 
     def fail(self, row: Row, error: ItemError) -> None:
         row.failure = error.failure(row.request.id)

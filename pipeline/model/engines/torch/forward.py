@@ -7,7 +7,7 @@ step says everything in arrays, so that every rank can run it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from pipeline.model.engines.torch.rows import Row
 from pipeline.model.engines.torch.vision import Gallery
 
 Work = Sequence[tuple[Row, int]]  # rows, and how many of their tokens are computed
+Feed = tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]  # tokens on the device, which of them, and where they go
 
 
 def read(loaded: Loaded, embeddings: Tensor, positions: Tensor, packed: Packed, **shown: Any) -> Tensor:
@@ -74,11 +75,7 @@ def describe(work: Work) -> Step:
         starts=[row.start for row, _, _ in spans],
         used=[end for _, _, end in spans],
         ends=np.asarray(
-            [
-                at + row.known - row.done - 1
-                for (row, _, end), at in zip(spans, offsets, strict=True)
-                if end == row.known
-            ],
+            [at + end - first - 1 for (row, first, end), at in zip(spans, offsets, strict=True) if end >= row.known],
             np.int64,
         ),
         decodes=all(count == 1 and row.done >= row.prompt for row, count in work),
@@ -95,23 +92,34 @@ class Forward:
         self.graphs = graphs
         self.flash = flash
 
-    def __call__(self, work: Work) -> Tensor:
-        """Logits [rows, vocabulary] of those rows whose last known token is computed by this, in order."""
-        step = describe(work)
+    def __call__(self, work: Work, fed: Mapping[Row, int] | None = None, tokens: Tensor | None = None) -> Tensor:
+        """Logits [rows, vocabulary] of those rows whose last known token is computed by this, in order.
+
+        A row in `fed` computes a token that only the device knows: that one of `tokens`.
+        """
+        step, feed = describe(work), None
+        if fed and tokens is not None:
+            ends = np.cumsum(step.lengths) - 1
+            lines = [(fed[row], end) for (row, _), end in zip(work, ends, strict=True) if row in fed]
+            feed = tokens, *np.asarray(lines, np.int64).T
         with self.gallery.ranks.together("read", (step,)):
-            return self.run(step)
+            return self.run(step, feed)
 
     @torch.inference_mode()
-    def run(self, step: Step) -> Tensor:
+    def run(self, step: Step, feed: Feed | None = None) -> Tensor:
         lengths, starts, used = step.lengths, step.starts, step.used
+        ids = self.send(step.ids)
+        if feed:
+            tokens, lines, at = feed
+            ids[self.send(at)] = tokens[self.send(lines)]
         if self.graphs and step.decodes:
-            return self.graphs(step.ids, step.positions, starts, used)
+            return self.graphs(ids, step.positions, starts, used)
         last = np.asarray(starts) + used
         index = np.concatenate([np.arange(end - count, end) for end, count in zip(last, lengths, strict=True)])
         packed = Packed(self.cache, self.send(index), lengths, starts, used)
         if self.flash:
             packed.runs = Runs.of(lengths, starts, used, self.loaded.device)
-        embeddings = self.loaded.language.embed_tokens(self.send(step.ids))
+        embeddings = self.loaded.language.embed_tokens(ids)
         hidden = read(self.loaded, embeddings, self.send(step.positions), packed, **self.show(embeddings, step))
         logits: Tensor = self.loaded.head(hidden[self.send(step.ends)])
         return logits

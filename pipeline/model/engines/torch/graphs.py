@@ -56,9 +56,7 @@ class Graphs:
         self.capture = capture
         self.made: dict[int, Graph] = {}
 
-    def __call__(
-        self, ids: NDArray[np.int64], positions: NDArray[np.int64], starts: list[int], used: list[int]
-    ) -> Tensor:
+    def __call__(self, ids: Tensor, positions: NDArray[np.int64], starts: list[int], used: list[int]) -> Tensor:
         """Logits [rows, vocabulary], overwritten by the next call."""
         rows = len(ids)
         size = self.sizes[bisect_left(self.sizes, rows)]
@@ -68,7 +66,7 @@ class Graphs:
         runs = graph.packed.runs
         assert runs is not None
         last = np.asarray(starts) + np.asarray(used) - 1
-        write(graph.ids, np.pad(ids, (0, spare)))
+        graph.ids[:rows].copy_(ids)
         write(graph.positions, np.pad(positions, ((0, 0), (0, spare))))
         write(graph.packed.index, np.pad(last, (0, spare), constant_values=self.nobody))
         write(runs.starts, np.pad(starts, (0, spare + 1), constant_values=self.nobody))

@@ -20,8 +20,8 @@ from pipeline.errors import ItemError
 from pipeline.types import Sampling
 
 
-def choose(logits: Tensor, sampling: Sequence[Sampling], randoms: Sequence[Random]) -> tuple[list[int], list[float]]:
-    """[rows, vocabulary] -> tokens and log-probabilities."""
+def choose(logits: Tensor, sampling: Sequence[Sampling], randoms: Sequence[Random]) -> tuple[Tensor, Tensor]:
+    """[rows, vocabulary] -> tokens and log-probabilities, where the logits are."""
     logits = logits.float()
     tokens = logits.argmax(-1)
     drawn = [row for row, how in enumerate(sampling) if how.temperature > 0]
@@ -29,7 +29,7 @@ def choose(logits: Tensor, sampling: Sequence[Sampling], randoms: Sequence[Rando
         chosen = draw(logits[drawn], [sampling[row] for row in drawn], [randoms[row].random() for row in drawn])
         tokens[drawn] = chosen
     likely = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-    return tokens.tolist(), likely.tolist()
+    return tokens, likely
 
 
 def draw(logits: Tensor, sampling: Sequence[Sampling], numbers: Sequence[float]) -> Tensor:
@@ -57,7 +57,10 @@ def constrain(logits: Tensor, matchers: Sequence[Any]) -> dict[int, ItemError]:
     ruled = [row for row, matcher in enumerate(matchers) if matcher is not None]
     if not ruled:
         return errors
-    words = np.full((logits.shape[0], -(-logits.shape[1] // 32)), -1, np.int32)
+    shape = logits.shape[0], -(-logits.shape[1] // 32)
+    words = torch.full(
+        shape, -1, dtype=torch.int32, pin_memory=logits.is_cuda
+    ).numpy()  # so that sending waits for no pass
     for row in ruled:
         try:
             matchers[row].fill(words[row])
