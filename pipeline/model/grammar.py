@@ -184,8 +184,7 @@ class Matcher:
 
     def _look(self) -> bool:
         """Find an ending from here; False if none fits the tokens left."""
-        known = (self.ending[start:] for start in range(min(len(self.ending) + 1, SUFFIXES)))
-        ending = next((text for text in known if self._ends(text)), None)
+        ending = self._known()
         if ending is None or len(self.grammars.spelling.tokens(ending)) > self.left - 2:
             ending = self._shorter(ending)
         if ending is None or len(self.grammars.spelling.tokens(ending)) > self.left:
@@ -197,11 +196,17 @@ class Matcher:
 
     def _give_up(self) -> None:
         """Force the ending of the answer as it stands, whatever was to come."""
-        ending = self.ending if self._ends(self.ending) else self._shorter(None)
+        ending = self._known()
+        ending = self._shorter(None) if ending is None else ending
         plan = None if ending is None else self.grammars.spelling.tokens(ending)
         if plan is None or len(plan) > self.left:
             raise GenerateError("no_close", f"no ending of the answer was found that fits the {self.left} tokens left")
         self.plan, self.cut, self.done = plan, True, not plan
+
+    def _known(self) -> bytes | None:
+        """The least of the ending known before that is still one: more would lengthen a number that stands there."""
+        known = (self.ending[start:] for start in reversed(range(min(len(self.ending) + 1, SUFFIXES))))
+        return next((text for text in known if self._ends(text)), None)
 
     def _ends(self, text: bytes) -> bool:
         matcher = self.written.deep_copy()

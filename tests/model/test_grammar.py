@@ -25,6 +25,9 @@ from tests.awkward_schemas import AWKWARD, struct
 
 SHIPPED = {name: schema.load(name, base=Path()).text for name in registry.SCHEMAS}  # type: ignore[union-attr]
 SCHEMAS = SHIPPED | {name: canonical.text(canonical.canonical(node)) for name, node in AWKWARD.items()}
+LISTED = canonical.text(
+    canonical.canonical(struct(b={"type": "array", "items": {"type": "integer"}}, c={"type": "string"}))
+)
 NAME = canonical.text(canonical.canonical(struct(name={"type": "string"})))
 
 
@@ -116,6 +119,17 @@ def test_every_answer_fits_schema_and_budget_over_a_tiny_vocabulary() -> None:
 
 def test_every_answer_fits_schema_and_budget_over_the_real_vocabulary() -> None:
     check(real(), 160)
+
+
+@pytest.mark.parametrize("said", ['{"b":[1,2', '{"b":[45', '{"b":[-3'])
+@pytest.mark.parametrize("room", range(7, 13))
+def test_an_ending_adds_no_digit_to_the_number_that_it_ends(said: str, room: int) -> None:
+    tokens = tiny().tokenizer.tokenize_str(said)
+    matcher = tiny().matcher(LISTED, budget=len(tokens) + room)
+    kept = [token for token in tokens if not matcher.cut and matcher.accept(token)]
+    matcher.end()
+    ended = b"".join(tiny().spelling.texts[token] for token in kept + matcher.forced()).decode()
+    assert ended == said + '],"c":""}' or len(kept) < len(tokens)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
