@@ -28,7 +28,7 @@ def bits(letters: bytes) -> int:
 
 
 CLOSERS, OPENERS = bits(b'}]"'), bits(b"{[,:")
-BRACKETS = bits(b"}]")
+BRACKETS, COMMA = bits(b"}]"), 0x2C
 AFTER_TEXT = bits(b",}]:")
 AROUND = bits(b',}]"0123456789.eE+-')  # what may stand where a bracket closes, and is no letter of a string
 ENDING = bits(b'"}],')
@@ -122,7 +122,7 @@ class Closer:
         step = self.steps[option]
         following = 1 << after.forced[0] if after.forced else after.options & BYTES
         moved = after.over or bool(after.forced) or after.options != state.options
-        if BRACKETS >> option & 1 and not state.options & BYTES & ~AROUND:
+        if not state.options & BYTES & ~AROUND and (BRACKETS >> option & 1 or self._only_comma(option, state)):
             return 0, 0, 0, 0
         if moved and step.endswith(b'":'):
             return 0, 0, 0, 0
@@ -131,6 +131,10 @@ class Closer:
         structural = (CLOSERS | OPENERS) >> option & 1
         ends = after.over or bool(following & ENDING)
         return 1 if moved else 2, structural, int(not ends), len(step) + len(after.forced)
+
+    def _only_comma(self, option: int, state: _State) -> bool:
+        """After a number that nothing else can end: one more digit would change it and bring nothing nearer."""
+        return option == COMMA and not state.options & BRACKETS
 
     def _options(self, options: int) -> Iterator[int]:
         return (option for option in self.order if options >> option & 1)

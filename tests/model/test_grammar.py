@@ -21,7 +21,7 @@ from pipeline.output import canonical, schema
 from pipeline.output.parse import parse
 from pipeline.tiny.checkpoint import tiny_tokenizer
 from tests import qwen_vocabulary
-from tests.awkward_schemas import AWKWARD, struct
+from tests.awkward_schemas import AWKWARD, listed, struct
 
 SHIPPED = {name: schema.load(name, base=Path()).text for name in registry.SCHEMAS}  # type: ignore[union-attr]
 SCHEMAS = SHIPPED | {name: canonical.text(canonical.canonical(node)) for name, node in AWKWARD.items()}
@@ -130,6 +130,16 @@ def test_an_ending_adds_no_digit_to_the_number_that_it_ends(said: str, room: int
     matcher.end()
     ended = b"".join(tiny().spelling.texts[token] for token in kept + matcher.forced()).decode()
     assert ended == said + '],"c":""}' or len(kept) < len(tokens)
+
+
+def test_a_number_that_only_a_comma_can_end_is_ended_by_it() -> None:
+    box = canonical.text(canonical.canonical(struct(b=listed({"type": "integer"}, minItems=4, maxItems=4))))
+    matcher = tiny().matcher(box, budget=200)
+    tokens = tiny().tokenizer.tokenize_str('{"b":[21768,1816')
+    assert all(matcher.accept(token) for token in tokens)
+    matcher.end()
+    ended = b"".join(tiny().spelling.texts[token] for token in tokens + matcher.forced()).decode()
+    assert json.loads(ended)["b"][:2] == [21768, 1816]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
