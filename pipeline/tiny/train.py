@@ -67,11 +67,13 @@ WINDOWED = {"fullatt_block_indexes": [1, 3]}
 QWEN3_TEXT = {"head_dim": 32}
 QWEN3_TEXT |= {"rope_parameters": TEXT["rope_parameters"] | {"mrope_section": [6, 5, 5], "mrope_interleaved": True}}
 QWEN3_VISION = {"patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [1]}
-SHAPES = {"caption": 1.0, "detect": 3.0, "video": 2.0}
+SHAPES = {"caption": 1.0, "detect": 2.0, "video": 3.0}
 RECIPES = {
-    "tiny": Recipe("qwen2_5_vl", SHAPES, 120_000, 36 * 28 * 28, vision=WINDOWED),
+    "tiny": Recipe("qwen2_5_vl", SHAPES, 160_000, 36 * 28 * 28, vision=WINDOWED),
     "tiny-invoice": Recipe("qwen2_5_vl", {"invoice": 1}, 40_000, 80 * 28 * 28, reading=6_000, seed=2, vision=WINDOWED),
-    "tiny-qwen3": Recipe("qwen3_vl", SHAPES, 80_000, 36 * 32 * 32, text=QWEN3_TEXT, vision=QWEN3_VISION),
+    "tiny-qwen3": Recipe(
+        "qwen3_vl", SHAPES | {"detect": 3.0, "video": 2.0}, 80_000, 36 * 32 * 32, text=QWEN3_TEXT, vision=QWEN3_VISION
+    ),
 }
 
 
