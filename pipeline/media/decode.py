@@ -20,7 +20,7 @@ from pipeline.intake.blob import Blob, Holes
 from pipeline.job import Job
 from pipeline.media.decoder import MOST_CLIP_BYTES, Decoder
 from pipeline.media.kinds.base import Bounds, Probe
-from pipeline.media.sample import frames, image_ask, pages, rate, times, video_ask, window
+from pipeline.media.sample import image_ask, pages, part, rate, times, video_ask
 from pipeline.model.families.base import Family
 from pipeline.types import Ask, Clip, Medium, Size
 
@@ -98,14 +98,14 @@ class Eyes:
 
     def _video(self, probe: Probe, wish: Ask, blob: Blob, ends: float) -> Clip:
         ask = video_ask(self.media, wish)
-        indices = frames(self.family, probe, ask)
+        span = part(probe, ask)
+        indices = self.family.frames(span, rate(probe, span), ask)
         size = self._video_size(probe.sizes[0], len(indices), ask)
         ends += FRAME_S * len(indices)
         if blob.holes:
             pixels = self._with_holes(blob.holes, indices, size, ends)
         else:
             pixels = self.decoder.read(indices, size, ends=ends)
-        span = window(probe, ask)
         fps = len(indices) / len(span) * rate(probe, span)
         return Clip("video", pixels, probe.sizes[0], blob.uri, times(probe, indices), fps)
 
@@ -136,7 +136,7 @@ class Eyes:
         ask = video_ask(self.media, medium.ask)
         count, most, rate = len(blobs), ask.max_frames or len(blobs), ask.fps or 2.0
         few = replace(ask, frames=min(most, ask.frames or most))
-        chosen = self.family.frames(count, rate, few) if count > (few.frames or count) else [*range(count)]
+        chosen = self.family.frames(range(count), rate, few) if count > (few.frames or count) else [*range(count)]
         size = source = (0, 0)
         pictures: list[NDArray[np.uint8]] = []
         for index in chosen:

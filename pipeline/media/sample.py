@@ -13,7 +13,6 @@ from dataclasses import replace
 from pipeline.errors import DecodeError
 from pipeline.job import Media
 from pipeline.media.kinds.base import Probe
-from pipeline.model.families.base import Family
 from pipeline.types import Ask
 
 
@@ -36,17 +35,8 @@ def video_ask(media: Media, ask: Ask) -> Ask:
     return ask.over(job if ask.fps is None else replace(job, frames=None))
 
 
-def frames(family: Family, probe: Probe, ask: Ask) -> list[int]:
-    """Which frames. Where they are not evenly spaced, `video_start` and `video_end` go by their own times."""
-    if not probe.times or (ask.video_start is None and ask.video_end is None):
-        return family.frames(probe.count, probe.fps, ask)
-    span = window(probe, ask)
-    within = replace(ask, video_start=None, video_end=None)
-    return [span[index] for index in family.frames(len(span), rate(probe, span), within)]
-
-
-def window(probe: Probe, ask: Ask) -> range:
-    """The frames from `video_start` to `video_end`, both included."""
+def part(probe: Probe, ask: Ask) -> range:
+    """The frames from `video_start` to `video_end`, both included. Where they are not evenly spaced, by their times."""
     start = max(ask.video_start or 0.0, 0.0)
     end = math.inf if ask.video_end is None else ask.video_end
     if probe.times:
@@ -55,7 +45,8 @@ def window(probe: Probe, ask: Ask) -> range:
         last = probe.count if math.isinf(end) else min(math.floor(end * probe.fps) + 1, probe.count)
         span = range(math.ceil(start * probe.fps), last)
     if not span:
-        raise DecodeError("window", f"no frame lies between video_start {start:g} s and video_end {end:g} s")
+        length = f"the video is {probe.times[-1] if probe.times else probe.count / probe.fps:.1f} s long"
+        raise DecodeError("window", f"no frame lies between video_start {start:g} s and video_end {end:g} s: {length}")
     return span
 
 

@@ -133,7 +133,7 @@ def seen(scene: Scene, family: Family) -> tuple[Clip, list[int]]:
         size, frames = family.image_size(scene.size, Ask()), [0]
     else:
         ask = Ask(**VIDEO)
-        frames = family.frames(scene.count, scene.fps, ask)
+        frames = family.frames(range(scene.count), scene.fps, ask)
         size = family.video_size(scene.size, len(frames), ask)
     pixels = resize(np.stack([np.asarray(scene.draw(frame)) for frame in frames]), size)
     if not scene.fps:

@@ -30,12 +30,9 @@ class Plain:
     def video_size(self, source: Size, frames: int, ask: Ask) -> Size:
         return self.image_size(source, ask)
 
-    def frames(self, count: int, fps: float, ask: Ask) -> list[int]:
-        first = int((ask.video_start or 0) * fps)
-        last = min(int(ask.video_end * fps), count - 1) if ask.video_end is not None else count - 1
-        there = last - first + 1
-        wish = min(ask.frames or max(1, int(there / fps * (ask.fps or 2))), ask.max_frames or 8, there)
-        return [int(place) for place in np.linspace(first, last, wish).round()]
+    def frames(self, part: range, fps: float, ask: Ask) -> list[int]:
+        wish = min(ask.frames or max(1, int(len(part) / fps * (ask.fps or 2))), ask.max_frames or 8, len(part))
+        return [int(place) for place in np.linspace(part[0], part[-1], wish).round()]
 
 
 def a_job(roots: tuple[str, ...] = ("/",), limits: dict[str, Any] | None = None, **media: Any) -> Job:

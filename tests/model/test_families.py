@@ -114,7 +114,7 @@ def prepared(family, question):
                 parts.append(Clip("image", pixels, (spec[1], spec[2])))
             elif part["type"] == "video":
                 spec = next(videos)
-                indices = family.frames(spec["count"], spec["fps"], Ask())
+                indices = family.frames(range(spec["count"]), spec["fps"], Ask())
                 size = family.video_size(spec["size"], len(indices), Ask())
                 pixels = resize(oracle.picture(spec["seed"], *spec["size"], spec["count"])[indices], size)
                 fps = len(indices) / spec["count"] * spec["fps"]

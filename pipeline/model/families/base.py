@@ -57,8 +57,8 @@ class Family(Protocol):
         """The size to resize to; PromptError of kind `size` where no size fits."""
         ...
 
-    def frames(self, count: int, fps: float, ask: Ask) -> list[int]:
-        """Which of a video's `count` frames to look at, in order, between `video_start` and `video_end`."""
+    def frames(self, part: range, fps: float, ask: Ask) -> list[int]:
+        """Which frames of a part of a video to look at, in order."""
         ...
 
     def video_size(self, source: Size, frames: int, ask: Ask) -> Size: ...

@@ -221,16 +221,6 @@ def bounds(ask: Ask, least: int, most: int) -> tuple[int, int]:
     return (min(low, high), high) if ask.min_pixels is None else (low, max(low, high))
 
 
-def window(count: int, fps: float, ask: Ask) -> tuple[int, int]:
-    """First and last frame between `video_start` and `video_end`."""
-    first = 0 if ask.video_start is None else math.ceil(max(0.0, ask.video_start) * fps)
-    last = count - 1 if ask.video_end is None else min(math.floor(max(0.0, ask.video_end) * fps), count - 1)
-    if first > last:
-        length = f"{count / fps:.1f} s long" if fps else f"{count} frames long"
-        raise PromptError("window", f"no frame lies between video_start and video_end: the video is {length}")
-    return first, last
-
-
 def budget(said: Mapping[str, Any], default: tuple[int, int]) -> tuple[int, int]:
     """Smallest and largest area that a preprocessor file names, in any of its spellings."""
     size = said.get("size") or {}

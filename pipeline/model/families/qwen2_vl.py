@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from pipeline.model.families.qwen import Qwen, bounds, fit, wanted, window
+from pipeline.model.families.qwen import Qwen, bounds, fit, wanted
 from pipeline.types import Ask, Size
 
 MIN_TOKENS, MAX_TOKENS, TOTAL_TOKENS = 128, 768, 0.9 * 128000  # of a frame, of a frame, of a video
@@ -18,12 +18,11 @@ MIN_TOKENS, MAX_TOKENS, TOTAL_TOKENS = 128, 768, 0.9 * 128000  # of a frame, of 
 class Qwen2VL(Qwen):
     trained_context = 32768
 
-    def frames(self, count: int, fps: float, ask: Ask) -> list[int]:
+    def frames(self, part: range, fps: float, ask: Ask) -> list[int]:
         import torch  # its own float32 linspace decides the ties, as in the reference
 
-        first, last = window(count, fps, ask)
-        wish = even_frames(last - first + 1, fps, ask)
-        places: list[int] = torch.linspace(first, last, wish).round().long().tolist()
+        wish = even_frames(len(part), fps, ask)
+        places: list[int] = torch.linspace(part[0], part[-1], wish).round().long().tolist()
         return places
 
     def video_size(self, source: Size, frames: int, ask: Ask) -> Size:

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.errors import PromptError
 from pipeline.model.families.base import Files
-from pipeline.model.families.qwen import Colour, Grid, Qwen, bounds, budget, fit, shaped, wanted, window
+from pipeline.model.families.qwen import Colour, Grid, Qwen, bounds, budget, fit, shaped, wanted
 from pipeline.model.prompt import Style
 from pipeline.types import Ask, Clip, Size
 
@@ -33,12 +33,10 @@ class Qwen3VL(Qwen):
         super().__init__(files, tokenizer, add_vision_id=add_vision_id)
         self.video_pixels = budget(files.video, (128 * 32 * 32, 768 * 32 * 32))
 
-    def frames(self, count: int, fps: float, ask: Ask) -> list[int]:
-        first, last = window(count, fps, ask)
-        there = last - first + 1
+    def frames(self, part: range, fps: float, ask: Ask) -> list[int]:
         least, most = ask.min_frames or 4, ask.max_frames or 768
-        wish = ask.frames or min(max(int(there / fps * (ask.fps or 2.0)), least), most)
-        places: list[int] = np.linspace(first, last, min(wish, there)).round().astype(int).tolist()
+        wish = ask.frames or min(max(int(len(part) / fps * (ask.fps or 2.0)), least), most)
+        places: list[int] = np.linspace(part[0], part[-1], min(wish, len(part))).round().astype(int).tolist()
         return places
 
     def video_size(self, source: Size, frames: int, ask: Ask) -> Size:
