@@ -199,7 +199,7 @@ def soak(engine: Torch, count: int) -> dict[str, float]:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--quick", action="store_true", help="fewer rows, one round")
+    options.add_argument("--quick", action="store_true", help="fewer rows, one round, one thread")
     options.add_argument("--shape", choices=SHAPES, default="builtin")
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options.add_argument("--threads", type=int, default=None)
@@ -207,7 +207,7 @@ def main() -> None:
     options.add_argument("--compile", action="store_true", help="compile our decoding pass (CUDA)")
     options.add_argument("--soak", type=int, default=0, help="answer so many rows, and nothing else")
     said = options.parse_args()
-    torch.set_num_threads(said.threads or torch.get_num_threads())
+    torch.set_num_threads(said.threads or (1 if said.quick else torch.get_num_threads()))
     where = harness.machine("torch", "transformers")
     with tempfile.TemporaryDirectory() as folder:
         with torch.device(said.device):

@@ -2,7 +2,8 @@
 
     PYTHONPATH=. .venv/bin/python tests/bench/table.py [engine.py ...]      those alone
 
-Each script runs in a process of its own, one after another; what fails is named, and its line stays as it was.
+Each script runs in a process of its own, one after another; what fails is named, and what fails or says that it was
+skipped keeps the line that it had.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ FIGURES = 8  # of a script, in the table; its own output has all
 
 
 def measured(script: Path) -> str | None:
-    """A line of the table."""
+    """A line of the table; None of one that cannot run here."""
     print(f"== {script.name}", flush=True)
     started, lines = time.monotonic(), []
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
@@ -31,8 +32,9 @@ def measured(script: Path) -> str | None:
         for line in running.stdout or ():
             print(line, end="", flush=True)
             lines.append(line)
-    if running.returncode or not lines or not lines[-1].startswith("{"):
-        print(f"== {script.name} ended with {running.returncode}", flush=True)
+    if running.returncode or not lines:
+        raise RuntimeError(f"{script.name} ended with {running.returncode}")
+    if lines[-1].startswith("skipped"):
         return None
     said = json.loads(lines[-1])
     parts = [shown(said["ratios"]), shown(dict(list(said["figures"].items())[:FIGURES]))]
@@ -48,14 +50,21 @@ def shown(values: Mapping[str, float]) -> str:
 def main() -> int:
     scripts = [path.name for path in sorted(HERE.glob("*.py")) if '"--quick"' in path.read_text()]
     scripts.remove(Path(__file__).name)
-    found = {name: measured(HERE / name) for name in sys.argv[1:] or scripts}
+    found, failed, started = dict[str, str | None](), [], time.monotonic()
+    for name in sys.argv[1:] or scripts:
+        try:
+            found[name] = measured(HERE / name)
+        except RuntimeError as failure:
+            failed.append(str(failure))
+            print(f"== {failure}", flush=True)
     before, _, rest = README.read_text().partition(START)
     old, _, after = rest.partition(END)
     kept = {line.split("`")[1]: line for line in old.splitlines() if line.startswith("| `")}
     lines = [found.get(name) or kept.get(name) for name in scripts]
     table = ["| script | ratios | figures | seconds |", "| --- | --- | --- | --- |", *filter(None, lines)]
     README.write_text("\n".join([before + START, *table, END + after]))
-    return int(None in found.values())
+    print("\n".join([*failed, f"{README.name} rewritten after {time.monotonic() - started:.0f} s"]))
+    return int(bool(failed))
 
 
 if __name__ == "__main__":
