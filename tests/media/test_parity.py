@@ -14,7 +14,7 @@ import torch
 
 from pipeline.media.kinds.base import Probe
 from pipeline.media.resize import resize
-from pipeline.media.sample import frames, image_ask, video_ask
+from pipeline.media.sample import image_ask, part, video_ask
 from pipeline.model import weights
 from pipeline.tiny.checkpoint import make
 from pipeline.types import Ask
@@ -94,7 +94,7 @@ def test_three_hundred_clips_equal_the_references(name, families, tmp_path):
         size = (chance.randint(20, 90), chance.randint(20, 90))
         count, fps = chance.randint(2, 40), chance.choice([24.0, 25.0, 29.97, 30.0, 15.0])
         probe = Probe("video", (size,), count, fps)
-        indices = frames(family, probe, ask)
+        indices = family.frames(part(probe, ask), probe.fps, ask)
         target = family.video_size(size, len(indices), ask)
         cases.append(
             {
