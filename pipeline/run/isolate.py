@@ -139,7 +139,7 @@ class Turns:
 
 def refuse(order: Order) -> None:
     if order.refusal:
-        raise StoppedError(f"stopped: {order.refusal}. {order.last and said(order.last)}")
+        raise StoppedError(f"stopped: {order.refusal}{f'. {said(order.last)}' if order.last else ''}")
 
 
 def obituary(last: Worker) -> str:

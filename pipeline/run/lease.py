@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -27,6 +28,7 @@ from pipeline.output.store import Store
 PATIENCE_S = 60.0  # without a beat for so long, a holder counts as gone; VLBATCH_LEASE_S says otherwise
 BEATS = 6  # in that time
 LOOK_S = 2.0  # how often a waiting run looks
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 Say = Callable[[str], None]
 
@@ -156,14 +158,14 @@ def beat_of(store: Store, folder: str, epoch: int) -> str:
 
 def place() -> dict[str, Any]:
     """Where this process is: enough to tell, on the same machine, that it is no more."""
-    me = psutil.Process()
-    return {"host": socket.gethostname(), "machine": machine(), "process": me.pid, "started": me.create_time()}
+    me = psutil.Process()  # its hash is of the moment it began, by a clock that nobody sets
+    return {"host": socket.gethostname(), "machine": machine(), "process": me.pid, "started": hash(me)}
 
 
 def machine() -> str:
-    """The space in which a process number means something; containers have their own."""
+    """The space in which a process number means something; containers have their own, and hosts may share a name."""
     try:
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+        return f"{BOOT.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
 
@@ -173,6 +175,6 @@ def gone(card: dict[str, Any]) -> bool:
     if card["machine"] != machine():
         return False
     try:
-        return bool(psutil.Process(card["process"]).create_time() != card["started"])
+        return bool(hash(psutil.Process(card["process"])) != card["started"])
     except psutil.NoSuchProcess:
         return True

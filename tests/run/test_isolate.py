@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from threading import Event, Thread
 
+import pytest
+
+from pipeline.errors import StoppedError
 from pipeline.job import Job
-from pipeline.run.isolate import Turns, tail
+from pipeline.run.isolate import Turns, refuse, tail
+from pipeline.run.ledger import Order
 from pipeline.run.workers import longest_s
 
 FAULT = """:actor_name:MapWorker(MapBatches(Generate))
@@ -73,3 +77,8 @@ def test_a_row_is_given_the_time_that_the_frames_of_its_videos_add_before_its_pr
     said = {"name": "t", "input": {"manifest": "m", "media": ["a", "b"]}, "model": {"weights": "w"}}
     job = Job.model_validate({**said, "limits": {"deadline_s": 100}, "output": {"path": "o"}})
     assert longest_s(job) == 100 + 2 * 768 / 4
+
+
+def test_a_refusal_for_which_no_process_stands_says_nothing_of_its_last_words():
+    with pytest.raises(StoppedError, match=r"^stopped: it is not the rows$"):
+        refuse(Order(refusal="it is not the rows"))

@@ -10,6 +10,7 @@ import threading
 import time
 
 import boto3
+import psutil
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -104,6 +105,22 @@ def test_a_holder_that_died_on_this_machine_is_not_waited_for(store):
     assert child.returncode == 9
     with opened(store, "two") as second:
         assert second.epoch == 2
+
+
+def test_a_clock_that_is_set_while_a_run_works_makes_it_no_dead_one(store, monkeypatch):
+    with opened(store, "one"):
+        monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: 1_000_000_000.0)  # as Linux then says
+        assert newest(store, "f").held
+
+
+def test_of_machines_of_one_name_the_processes_are_told_apart(store, monkeypatch, tmp_path):
+    dead = opened(store, "one")
+    dead.card["process"] = 2**22 + 1  # a number that no process has
+    dead.claim()
+    assert not newest(store, "f").held
+    (tmp_path / "boot_id").write_text("another")
+    monkeypatch.setattr(lease, "BOOT", tmp_path / "boot_id")
+    assert newest(store, "f").held
 
 
 def test_a_holder_elsewhere_without_a_sign_of_life_is_replaced_after_its_own_patience(store):
