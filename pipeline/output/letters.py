@@ -65,19 +65,19 @@ def split(part: str) -> tuple[str, int]:
     return name, int(generation or 0)
 
 
-def failing(store: Store, fingerprint: str) -> dict[str, list[str]]:
-    """The chunks that have letters, by name: their parts, oldest generation first. Nothing is opened.
+def failing(parts: Iterable[str], written: Iterable[str]) -> dict[str, list[str]]:
+    """The chunks that have letters, by name: their parts, oldest generation first. Both are names of objects.
 
     A chunk whose first part was taken away has none: it is asked anew.
     """
-    names = {split(name.rpartition("-")[0])[0] for name in store.names(f"errors/fp={fingerprint}")}
+    names = {split(name.rpartition("-")[0])[0] for name in written}
     found: dict[str, list[tuple[int, str]]] = {}
-    for each in store.names(f"data/fp={fingerprint}") if names else ():
+    for each in parts:
         part = each.removesuffix(".parquet")
         name, generation = split(part)
         if name in names:
             found.setdefault(name, []).append((generation, part))
-    return {name: [part for _, part in sorted(parts)] for name, parts in sorted(found.items()) if (0, name) in parts}
+    return {name: [part for _, part in sorted(own)] for name, own in sorted(found.items()) if (0, name) in own}
 
 
 def wrong(store: Store, fingerprint: str, failed: Mapping[str, Sequence[str]]) -> Iterator[Letter]:

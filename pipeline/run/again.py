@@ -8,7 +8,7 @@ chunk and answered in a part that was written later for another form of the mani
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -29,46 +29,40 @@ from pipeline.types import Past
 class Scope:
     """Where to look for the rows of a manifest that failed, and for answers that they have after all."""
 
+    failed: Mapping[str, Sequence[str]]  # its chunks with letters, and the parts of each
     gone: Sequence[str]  # chunks with letters that it has no more
     since: Sequence[str]  # parts of other chunks, not older than the oldest with letters: nobody skipped what they hold
 
 
 def scope(todo: Plan, work: Work, store: Store) -> Scope:
-    names = {chunk.name for chunk in todo.chunks}
-    failed = letters.failing(store, work.fingerprint).keys()
-    if not failed & names:
-        return Scope(sorted(failed), ())
-    there = store.listing(f"data/fp={work.fingerprint}")
-    first = min(there[f"{name}.parquet"].modified or 0 for name in failed & names)
+    written = store.names(f"errors/fp={work.fingerprint}")
+    there = store.listing(f"data/fp={work.fingerprint}") if written else {}
+    names, failing = {chunk.name for chunk in todo.chunks}, letters.failing(there, written)
+    failed = {name: parts for name, parts in failing.items() if name in names}
+    if not failed:
+        return Scope({}, [*failing], ())
+    first = min(there[f"{name}.parquet"].modified or 0 for name in failed)
     parts = ((name.removesuffix(".parquet"), entry.modified) for name, entry in there.items())
     since = sorted(part for part, at in parts if (at is None or at >= first) and split(part)[0] not in names)
-    return Scope(sorted(failed - names), since)
+    return Scope(failed, sorted(failing.keys() - names), since)
 
 
-def wrong(todo: Plan, work: Work, store: Store) -> Iterator[Letter]:
+def wrong(where: Scope, store: Store, fingerprint: str) -> Iterator[Letter]:
     """The rows of the manifest that failed and have no answer, chunk by chunk."""
-    return wrong_within(scope(todo, work, store), store, work.fingerprint)
-
-
-def wrong_within(where: Scope, store: Store, fingerprint: str) -> Iterator[Letter]:
-    gone, answered = set(where.gone), set[int]()
-    failed = {name: parts for name, parts in letters.failing(store, fingerprint).items() if name not in gone}
-    if failed and where.since:
+    answered: set[int] = set()
+    if where.since:
         with Buckets() as rows:
-            for _, some in groupby(letters.wrong(store, fingerprint, failed), lambda letter: letter.key):
+            for _, some in groupby(letters.wrong(store, fingerprint, where.failed), lambda letter: letter.key):
                 rows.add(hashes_of([(letter.id, letter.question) for letter in some]))
             answered = set(answered_in(where.since, rows, store, fingerprint).tolist())
-    for at, letter in enumerate(letters.wrong(store, fingerprint, failed)):
+    for at, letter in enumerate(letters.wrong(store, fingerprint, where.failed)):
         if at not in answered:
             yield letter
 
 
-def with_retries(todo: Plan, work: Work, store: Store, *, kind: str | None, say: Say) -> Plan:
-    """The plan, and in it the failed rows of a kind once more; empty means of any kind, None means none."""
-    if kind is None:
-        return todo
-    found = list(wrong(todo, work, store))
-    chunks = retries(todo.chunks, [letter for letter in found if letter.matches(kind)], work, store)
+def with_retries(todo: Plan, where: Scope, found: Sequence[Letter], kind: str, say: Say) -> Plan:
+    """The plan, and in it those of the failed rows that are of a kind once more; empty means of any kind."""
+    chunks = retries(todo.chunks, [letter for letter in found if letter.matches(kind)], where)
     rows = sum(chunk.asked for chunk in chunks)
     if chunks or not found:
         say(f"{rows:,} of {len(found):,} failed rows are asked again")
@@ -79,15 +73,14 @@ def with_retries(todo: Plan, work: Work, store: Store, *, kind: str | None, say:
     return replace(todo, left=(*todo.left, *chunks))
 
 
-def retries(chunks: Sequence[Chunk], found: Sequence[Letter], work: Work, store: Store) -> list[Chunk]:
+def retries(chunks: Sequence[Chunk], found: Sequence[Letter], where: Scope) -> list[Chunk]:
     """The next generation of those chunks that the letters belong to."""
-    parts = letters.failing(store, work.fingerprint)
     rows: dict[str, list[tuple[str, Past]]] = {}
     for letter in found:
         past = Past(letter.attempts, letter.attempts if letter.stage == "answer" else 0)
         rows.setdefault(letter.key, []).append((letter.id, past))
     return [
-        replace(chunk, generation=split(parts[chunk.name][-1])[1] + 1, again=tuple(rows[chunk.name]))
+        replace(chunk, generation=split(where.failed[chunk.name][-1])[1] + 1, again=tuple(rows[chunk.name]))
         for chunk in chunks
         if chunk.name in rows
     ]
@@ -100,7 +93,7 @@ def sweep(chunks: Sequence[Chunk], work: Work, store: Store) -> None:
     """
     data, errors = f"data/fp={work.fingerprint}", f"errors/fp={work.fingerprint}"
     written: dict[str, list[str]] = {chunk.part: [] for chunk in chunks}
-    for name in store.names(errors):
+    for name in store.names(errors) if chunks else ():
         if name.rpartition("-")[0] in written:
             written[name.rpartition("-")[0]].append(name)
     committed = store.names(data) if any(written.values()) else ()

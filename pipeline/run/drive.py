@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 
@@ -80,11 +80,14 @@ def planned(
 ) -> resume.Plan:
     """What there is to do; told to whoever asks how far it is, also where this run dies."""
     todo = resume.plan(work, manifest, store, cutter=cutter, limit=options.limit)
+    where = again.scope(todo, work, store)
     said = {"fingerprint": work.fingerprint, "rows": todo.rows, "rows_left": todo.rows_left}
     if options.limit is None:  # of a part of the manifest nothing follows for the rest
-        said |= asdict(again.scope(todo, work, store))
+        said |= {"gone": where.gone, "since": where.since}
     store.create(f"runs/{work.run}/plan.json", json.dumps(said).encode())
-    return again.with_retries(todo, work, store, kind=options.retry, say=say)
+    if options.retry is None:
+        return todo
+    return again.with_retries(todo, where, list(again.wrong(where, store, work.fingerprint)), options.retry, say)
 
 
 def held(pool: Pool, lease: Lease, signals: Signals) -> Runner:
@@ -108,11 +111,10 @@ def finish(work: Work, todo: resume.Plan, store: Store, runner: Runner, progress
     try:
         left: Sequence[Chunk] = todo.left
         for _ in range(2):  # whatever was lost on the way gets a second chance
-            follow(work, left, runner, progress)
-            left = missing(work, left, store)
-            unheard(work, todo, left, store, progress)
-            if not left:
-                break
+            if left:
+                follow(work, left, runner, progress)
+                left = missing(work, left, store)
+                unheard(work, todo, left, store, progress)
         status = "missing" if left else "done"
     except OutputError as error:
         store.patient = False  # whoever could not commit has waited long enough
@@ -120,12 +122,12 @@ def finish(work: Work, todo: resume.Plan, store: Store, runner: Runner, progress
     finally:
         report(work, todo, progress, status, store)
     again.sweep(todo.left, work, store)
-    dead = any(True for _ in again.wrong(todo, work, store))
+    dead = any(True for _ in again.wrong(again.scope(todo, work, store), store, work.fingerprint))
     return conclude(work, progress, sum(chunk.asked for chunk in left), dead)
 
 
 def follow(work: Work, left: Sequence[Chunk], runner: Runner, progress: Progress) -> None:
-    for receipt in runner(work, left) if left else ():
+    for receipt in runner(work, left):
         progress.add(receipt)
         log.committed(receipt)
         progress.tally.stop_if_hopeless(work.job.limits.error_rate)

@@ -64,7 +64,7 @@ def export(job: Job, target: str, *, rows_per_file: int, partition_by: Sequence[
             write(name, group, Way(work, store, goal, partition_by))
         rows += int(json.loads(goal.read(f"_groups/{name}.json"))["rows"])
         say(f"{rows:,} rows, {number:,} of {len(groups):,} groups")
-    wrong = sum(1 for _ in again.wrong(todo, work, store))
+    wrong = sum(1 for _ in again.wrong(again.scope(todo, work, store), store, work.fingerprint))
     if rows + wrong + todo.rows_left != todo.rows:
         raise OutputError(
             f"{store.path}: {rows:,} answered, {wrong:,} failed and {todo.rows_left:,} open rows are not the "

@@ -90,8 +90,11 @@ class Folder:
     def wrong(self) -> Iterator[letters.Letter]:
         """The rows of the manifest that are still wrong, each once; of which manifest, the newest run says."""
         _, plan = self.plan(whole=True)
-        where, seen = again.Scope(plan.get("gone", ()), plan.get("since", ())), set()
-        for letter in again.wrong_within(where, self.store, self.fingerprint):
+        parts, written = (self.store.names(f"{folder}/fp={self.fingerprint}") for folder in ("data", "errors"))
+        gone = set(plan.get("gone", ()))
+        failed = {name: own for name, own in letters.failing(parts, written).items() if name not in gone}
+        where, seen = again.Scope(failed, (), plan.get("since", ())), set()
+        for letter in again.wrong(where, self.store, self.fingerprint):
             row = hash((letter.id, letter.question))
             if row not in seen:
                 seen.add(row)

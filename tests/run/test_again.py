@@ -26,7 +26,7 @@ def mend(desk, name):
 def wrong(desk):
     job = Job.model_validate(desk.described())
     work, store = brief.work(job, files(job)), Store(str(desk.folder / "out"))
-    found = again.wrong(resume.plan(work, files(job), store), work, store)
+    found = again.wrong(again.scope(resume.plan(work, files(job), store), work, store), store, work.fingerprint)
     return {letter.id: (letter.stage, letter.attempts) for letter in found}
 
 

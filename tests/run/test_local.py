@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import psutil
 import pyarrow as pa
@@ -63,6 +64,17 @@ def test_answers_that_were_cut_off_are_counted_at_the_end(desk):
     desk.manifest(desk.draw(3))
     desk.run(engine={"kind": "torch"}, answer={"max_new_tokens": 1})
     assert "3 of these answers were cut off by answer.max_new_tokens (1): their column finish says length" in desk.said
+
+
+def test_a_run_with_nothing_to_do_does_not_list_its_output_over_and_over(desk, monkeypatch):
+    """Each listing of a million parts takes a minute."""
+    desk.manifest([*desk.draw(5), *desk.spoil(1)])
+    assert desk.run() == 3
+    listing, listed = Store.listing, Counter()
+    monkeypatch.setattr(Store, "listing", lambda store, name: (listed.update([name[:4]]), listing(store, name))[1])
+    assert desk.run() == 3
+    assert listed["data"] == 3
+    assert listed["erro"] == 2
 
 
 def test_a_run_is_reported_with_what_came_of_it(desk):
