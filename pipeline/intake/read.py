@@ -141,7 +141,7 @@ def places_in(template: str | None) -> list[str]:
 def filled(template: str, row: Mapping[str, Any]) -> str:
     """A prompt with the row's values in place.
 
-    >>> filled("{a} and {{b}}{c}", {"a": "{c}", "c": None})
+    >>> filled("{a} and {{b}}{c}{d}", {"a": "{c}", "c": None, "d": float("nan")})
     '{c} and {b}'
     """
 
@@ -151,6 +151,6 @@ def filled(template: str, row: Mapping[str, Any]) -> str:
         value = row.get(match[1])
         if isinstance(value, bytes):
             raise ReadError("row", f"column {match[1]} holds bytes, which the prompt cannot say; name a column of text")
-        return "" if value is None else str(value)
+        return "" if value is None or value != value else str(value)  # NaN is an empty cell of a column of numbers
 
     return PLACE.sub(one, template)
