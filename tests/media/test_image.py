@@ -162,8 +162,13 @@ def test_a_cut_off_picture_is_an_error_or_what_there_is_of_it(see, see_with):
     assert clip.source_size == (400, 300)
 
 
-def test_fast_decoding_is_near_and_never_enlarges(see, see_with):
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+def test_fast_decoding_is_near_and_never_enlarges(kind, see, see_with):
+    """MPO is what telephones write: a JPEG with a preview or a map of depth behind it."""
     data = (shipped("skimage", "data") / "retina.jpg").read_bytes()
+    if kind == "MPO":
+        retina = PIL.Image.open(io.BytesIO(data))
+        data = encoded(retina, "MPO", quality=95, save_all=True, append_images=[retina.resize((99, 99))])
     (exact,) = see(data, resized_width=392, resized_height=280)
     (fast,) = see_with(a_job(fast_decode=True))(data, resized_width=392, resized_height=280)
     difference = np.abs(exact.pixels.astype(int) - fast.pixels)

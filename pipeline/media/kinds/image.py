@@ -97,7 +97,7 @@ class Image:
         if place or self.image.tell():
             self.image.seek(place)
         turned = orientation(self.image) in (5, 6, 7, 8)
-        if self.bounds.fast and self.image.format == "JPEG":
+        if self.bounds.fast and self.image.format in ("JPEG", "MPO"):
             self.image.draft("RGB", (size[1], size[0]) if turned else size)
         try:
             self.image.load()
