@@ -28,7 +28,8 @@ def bits(letters: bytes) -> int:
 
 
 CLOSERS, OPENERS = bits(b'}]"'), bits(b"{[,:")
-BRACKETS, COMMA = bits(b"}]"), 0x2C
+BRACKETS, COMMA, QUOTE = bits(b"}]"), 0x2C, 0x22
+MANY = 64  # options
 AFTER_TEXT = bits(b",}]:")
 AROUND = bits(b',}]"0123456789.eE+-')  # what may stand where a bracket closes, and is no letter of a string
 ENDING = bits(b'"}],')
@@ -54,6 +55,19 @@ class Closer:
             if found is not None:
                 return found
         return None
+
+    def tail(self, matcher: LLMatcher, texts: Sequence[bytes]) -> bytes | None:
+        """The least that ends the answer from where the matcher stands, of the first of the texts whose end does."""
+        state = self._look(matcher)
+        for text in texts:
+            for start in range(len(text), -1, -1):  # the least: more might lengthen a number that stands there
+                if _may_follow(state, text, start) and self._ends(matcher, text[start:]):
+                    return text[start:]
+        return None
+
+    def _ends(self, matcher: LLMatcher, text: bytes) -> bool:
+        walker = matcher.deep_copy()
+        return bool(walker.try_consume_tokens(list(text)) == len(text) and walker.is_accepting())
 
     def improve(self, matcher: LLMatcher, ending: bytes) -> bytes:
         """The same ending, or a shorter one that a single other choice leads to."""
@@ -156,6 +170,15 @@ class _State:
     over: bool
     forced: bytes
     options: int
+
+
+def _may_follow(state: _State, text: bytes, start: int) -> bool:
+    """As far as the next byte tells. Where nearly all may come it is a string, which only a quote ends."""
+    if state.over or start == len(text):
+        return state.over
+    if state.forced:
+        return text.startswith(state.forced, start)
+    return bool(state.options >> text[start] & 1) and (text[start] == QUOTE or state.options.bit_count() < MANY)
 
 
 class _Vocabulary:

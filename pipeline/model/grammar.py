@@ -26,10 +26,9 @@ from tokenizers import Tokenizer
 
 from pipeline.errors import GenerateError
 from pipeline.model.closing import Closer
-from pipeline.model.hints import hints, least
+from pipeline.model.hints import hints, least, sample
 from pipeline.model.spelling import Spelling
 
-SUFFIXES = 16  # of the ending known before that are tried before a new one is looked for
 SHARE = 8  # a token is expected to lengthen the ending by less than this, one large object aside
 
 
@@ -41,6 +40,7 @@ class Rules:
     start: LLMatcher  # the same over the closer's steps
     closer: Closer
     ending: bytes  # the shortest answer there is
+    samples: tuple[bytes, bytes]  # answers with one of everything, without and with what is optional
     minimum: int  # in tokens
     leap: int  # tokens by which one token may lengthen the ending, about
 
@@ -90,7 +90,9 @@ class Grammars:
             raise GenerateError("no_close", "no answer of this schema was found: does it need to contain itself?")
         ending = closer.improve(start, ending)
         minimum = len(self.spelling.tokens(ending))
-        return Rules(matcher, start, closer, ending, minimum, least(schema) * minimum // max(1, len(ending)) + 1)
+        leap = least(schema) * minimum // max(1, len(ending)) + 1
+        samples = sample(schema, optional=False), sample(schema, optional=True)
+        return Rules(matcher, start, closer, ending, samples, minimum, leap)
 
 
 def minimum(schema_text: str, tokenizer: Tokenizer) -> int:
@@ -204,13 +206,8 @@ class Matcher:
         self.plan, self.cut, self.done = plan, True, not plan
 
     def _known(self) -> bytes | None:
-        """The least of the ending known before that is still one: more would lengthen a number that stands there."""
-        known = (self.ending[start:] for start in reversed(range(min(len(self.ending) + 1, SUFFIXES))))
-        return next((text for text in known if self._ends(text)), None)
-
-    def _ends(self, text: bytes) -> bool:
-        matcher = self.written.deep_copy()
-        return bool(matcher.try_consume_tokens(list(text)) == len(text) and matcher.is_accepting())
+        """An ending without a search: what is left of the one known before, or the end of a sample."""
+        return self.rules.closer.tail(self.written, (self.ending, *self.rules.samples))
 
     def _shorter(self, ending: bytes | None) -> bytes | None:
         found = self.rules.closer.shortest(self.written)

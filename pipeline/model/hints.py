@@ -41,6 +41,38 @@ def hints(schema: Node) -> list[bytes]:
     return [hint for hint in found if len(hint) > 1]
 
 
+def sample(schema: Node, *, optional: bool) -> bytes:
+    """An answer with one of everything in its lists: what ends another answer is nearly always the end of this one."""
+    return json.dumps(_sample(schema, schema, optional), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _sample(node: Any, root: Node, optional: bool, above: tuple[str, ...] = ()) -> Any:
+    if not isinstance(node, dict) or node.get("$ref") in above:
+        return None
+    above = (*above, node["$ref"]) if "$ref" in node else above
+    node = resolve(node, root)
+    if given := node.get("enum") or [node[key] for key in ("const",) if key in node]:
+        return min(given, key=lambda value: len(json.dumps(value)))
+    if parts := node.get("anyOf") or node.get("oneOf"):
+        return _sample(
+            next((part for part in parts if part and part.get("type") != "null"), None), root, optional, above
+        )
+    kinds = node.get("type", ())
+    kind = kinds if isinstance(kinds, str) else next((kind for kind in kinds if kind != "null"), None)
+    if kind == "object":
+        inside = node.get("properties", {}).items()
+        names = {name for name, _ in inside} if optional else node.get("required", ())
+        return {name: _sample(part, root, optional, above) for name, part in inside if name in names}
+    if kind == "array":
+        first = [_sample(part, root, optional, above) for part in node.get("prefixItems", ())]
+        return first or [_sample(node.get("items"), root, optional, above)] * max(1, node.get("minItems", 0))
+    if kind == "string":
+        return shortest_match(node["pattern"]) if "pattern" in node else EXAMPLES.get(node.get("format", ""), "")
+    if kind in ("integer", "number"):
+        return max(0, node.get("minimum", 0))
+    return False if kind == "boolean" else None
+
+
 def least(schema: Node) -> int:
     """Bytes of the shortest instance of the largest schema in a schema, about: what one token may open."""
     return max([_bytes(schema, schema, ()), *(_bytes(part, schema, ()) for part in _below(schema))])

@@ -1,24 +1,30 @@
 """What has been written -> how it is ended. Endings are compared in full: longer ones would cut answers earlier."""
 
+import json
 from typing import Any
 
 import pytest
 from llguidance import LLMatcher
 
 from pipeline.model.closing import Closer
-from pipeline.model.hints import hints, least, shortest_match
+from pipeline.model.hints import hints, least, sample, shortest_match
 from pipeline.output.canonical import canonical, text
 from tests.awkward_schemas import AWKWARD, NODE, NONE, TEXT, WHOLE, either, listed, pattern, recursive, struct
 
 OPTIONAL = struct(z=WHOLE) | {"properties": {"a": TEXT, "b": listed(TEXT), "z": WHOLE}}
 
 
-def ending(schema: dict[str, Any], written: str) -> str | None:
+def standing(schema: dict[str, Any], written: str) -> tuple[Closer, LLMatcher]:
     narrowed = canonical(schema)
     closer = Closer(hints(narrowed))
     grammar = LLMatcher.grammar_from_json_schema(text(narrowed), overrides={"whitespace_flexible": False})
     matcher = LLMatcher(closer.tokenizer, grammar)
     assert matcher.consume_tokens(list(written.encode()))
+    return closer, matcher
+
+
+def ending(schema: dict[str, Any], written: str) -> str | None:
+    closer, matcher = standing(schema, written)
     found = closer.shortest(matcher)
     again = closer.shortest(matcher)
     assert found == again, "the search moved its matcher"
@@ -56,6 +62,30 @@ def test_an_answer_is_ended_in_the_shortest_way(schema: dict[str, Any], written:
     found = ending(schema, written)
     assert found is not None
     assert len(found) == len(expected), found
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ('{"boxes":[', "]}"),
+        ('{"boxes":[{"at":[1,45', ',0],"name":"","kind":"dog"}]}'),
+        ('{"boxes":[{"at":[1,45,3],"name":"a quo', '","kind":"dog"}]}'),
+        ('{"boxes":[{"at":[1,45,3],"name":"a","kind":"dog"}]}', ""),
+        ('{"boxes":[],"note":"an', '"}'),
+    ],
+)
+def test_most_endings_are_the_end_of_a_sample(written: str, expected: str) -> None:
+    box = struct(at=listed(WHOLE, minItems=3, maxItems=3), name=TEXT, kind={"enum": ["doggy", "dog", "cat"]})
+    schema = struct(boxes=listed(box)) | {"properties": {"boxes": listed(box), "note": either(TEXT, NONE)}}
+    closer, matcher = standing(schema, written)
+    samples = [sample(canonical(schema), optional=optional) for optional in (False, True)]
+    assert closer.tail(matcher, samples) == expected.encode()
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_every_schema_has_samples(name: str) -> None:
+    lean, full = (json.loads(sample(canonical(AWKWARD[name]), optional=optional)) for optional in (False, True))
+    assert type(lean) is type(full)
 
 
 def test_a_schema_that_cannot_end_has_no_ending() -> None:
