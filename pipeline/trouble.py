@@ -67,8 +67,9 @@ class Truncated(OSError):
 
 def kind_of(error: Exception) -> str:
     """Libraries wrap each other; types, numbers and the names and codes in the chain tell what is the matter."""
-    chain = f"{type(error).__name__} {error} {error.__cause__ or ''}"
     number = getattr(error, "errno", None)
+    said = error.strerror if isinstance(error, OSError) and error.filename else error  # without its path
+    chain = f"{type(error).__name__} {said} {error.__cause__ or ''}"
     if isinstance(error, Truncated):
         return "truncated"
     if isinstance(error, FileNotFoundError):  # before its path is searched for words

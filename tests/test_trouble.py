@@ -42,6 +42,9 @@ def test_the_readme_of_infra_shows_the_table_as_it_is():
         (FileNotFoundError("The specified bucket does not exist"), "not_found"),
         (FileNotFoundError("labels/Expired/Credentials/a.parquet"), "not_found"),
         (OSError(errno.ENOSPC, "No space left on device"), "full"),
+        (OSError(errno.ENOSPC, "No space left on device", "/labels/Expired/a.parquet"), "full"),
+        (PermissionError(errno.EACCES, "Permission denied", "/labels/Expired/a.parquet"), "denied"),
+        (OSError(errno.EROFS, "Read-only file system", "/labels/Credentials/a.parquet"), "refused"),
     ],
 )
 def test_an_error_is_sorted_by_what_can_be_done_about_it(error, kind):
