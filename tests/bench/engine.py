@@ -205,6 +205,7 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=None)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--compile", action="store_true", help="compile our decoding pass (CUDA)")
+    options.add_argument("--in-turn", action="store_true", help="no pass before the one before it was read (CUDA)")
     options.add_argument("--soak", type=int, default=0, help="answer so many rows, and nothing else")
     said = options.parse_args()
     torch.set_num_threads(said.threads or (1 if said.quick else torch.get_num_threads()))
@@ -216,6 +217,7 @@ def main() -> None:
             torch.set_default_dtype(torch.float32)
         family = weights.family(Path(folder))
         engine = Torch(Path(folder), family, device=said.device, compiled=said.compile)
+        engine.ahead = engine.ahead and not said.in_turn
         peer = Peer(Path(folder), family, said.device)
     engine.vocabulary = type(engine.vocabulary)(family.tokenizer, frozenset(), None, frozenset())
     print(f"{sum(part.numel() for part in peer.model.parameters()) / 1e6:.1f} M weights, {said.device}, {where}")
