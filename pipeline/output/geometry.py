@@ -114,7 +114,7 @@ def _place(value: Any, means: str, clip: Clip, where: Map) -> Any:
 
 def _inside(value: list[Any], means: str, clip: Clip, where: Map) -> list[Any] | None:
     """One box or point in the original; None where nothing is left of it."""
-    if len(value) != {"box": 4, "point": 2}[means]:
+    if len(value) != {"box": 4, "point": 2}[means] or None in value:
         return None
     scale = clip.size if where.coordinates == "pixels" else (1000, 1000)
     ends = [float(number) * clip.source_size[axis % 2] / scale[axis % 2] for axis, number in enumerate(value)]

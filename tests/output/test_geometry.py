@@ -69,6 +69,12 @@ def test_a_box_without_area_is_dropped_and_the_others_stay() -> None:
     assert flags == ("dropped", "clamped")
 
 
+def test_a_box_that_lacks_a_number_is_dropped() -> None:
+    answer = {"boxes": [{"bbox_2d": [1, None, 3, 4]}, {"bbox_2d": [1, 2, 3]}, {"bbox_2d": None}]}
+    found = to_source(answer, BOXES, coordinates="pixels", clips=[clip((10, 10), (10, 10))])
+    assert found == ({"boxes": [{"bbox_2d": None}]}, ("dropped",))
+
+
 def test_several_pictures_are_told_apart_by_their_number() -> None:
     clips = [clip((1000, 1000), (100, 100)), clip((50, 20), (100, 100))]
     assert to_source(box(10, 10, 20, 20, image=2), BOXES, coordinates="pixels", clips=clips)[0] == box(
