@@ -192,6 +192,33 @@ def test_finish_thought_and_logprob():
     assert {heard.text: heard.body["max_tokens"] for heard in talker.heard} == {"1": 20, "2": 70, "3": 20, "4": 20}
 
 
+ODD = {  # what is not by the book, and what is made of it
+    "counts as text": ({"usage": {"prompt_tokens": "7", "completion_tokens": float("nan")}}, {}, "x"),
+    "no counts": ({"usage": "none"}, {}, "x"),
+    "a part without text": ({}, {"content": [{"type": "text", "text": None}, "x"]}, "x"),
+    "thoughts in parts": ({}, {"content": "x", "reasoning": [{"text": "hm"}]}, "x"),
+    "an object": ({}, {"content": {"text": "x"}}, "protocol"),
+    "a refusal in parts": ({}, {"content": None, "refusal": ["no"]}, "refusal"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_answer_is_a_reply_or_an_error_of_its_row(name):
+    beside, message, expected = ODD[name]
+    act = said("x")
+    act.body |= beside
+    act.body["choices"][0]["message"] |= message
+    act.body["choices"][0]["logprobs"] = {"content": [{"token": "x"}, {"logprob": -2.0}]}
+    with Talker(lambda heard: act if heard.text == "odd" else said("fine")) as talker:
+        found = answers(talker, ask("1", "odd"), ask("2", "even"))
+    assert found["2"].text == "fine"
+    if isinstance(found["1"], Failure):
+        assert found["1"].kind == expected
+    else:
+        assert (found["1"].text, found["1"].logprob) == (expected, -2.0)
+        assert {type(found["1"].tokens), type(found["1"].prompt_tokens)} <= {int, type(None)}
+
+
 def test_half_of_a_character_is_none():
     """A server in JavaScript cuts between the two halves; no table could hold what is left."""
     script = {"1": said("a dog \ud83d", "length"), "2": wrong(400, "no \ud83d")}

@@ -11,6 +11,7 @@ without the key, which some servers send back.
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -51,7 +52,7 @@ def judge(status: int, headers: Mapping[str, str], text: str, *, url: str, secre
     error = (answer or {}).get("error")
     if status == 200 and error and "choices" not in (answer or {}):  # some gateways hide a status in the body
         code = error.get("code") if isinstance(error, dict) else None
-        status = code if isinstance(code, int) else 500
+        status = code if isinstance(code, int) and code >= 400 else 500
     if status == 200 and answer is not None:
         return answer
     said = f"{url} answers {status}: {short(words(answer, text), secret)}"
@@ -86,28 +87,29 @@ def reply(request: Request, answer: Mapping[str, Any]) -> Reply:
     try:
         choice = answer["choices"][0]
         said = choice["message"]
-        text, why = said.get("content"), choice.get("finish_reason")
+        text, why = spoken(said.get("content")), choice.get("finish_reason")
+        apart = spoken(said.get("reasoning_content") or said.get("reasoning"))
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise Passing("protocol", f"the server's answer has no message: {short(json.dumps(answer), '')}") from error
-    if isinstance(text, list):
-        text = "".join(part.get("text", "") for part in text if isinstance(part, dict))
     if why in ("error", "abort"):
         raise Passing("server", f"the server gave the answer up ({why})")
     if why == "content_filter":
         raise GenerateError("content_filter", "the server's filter held the answer back", text=text or None)
     if said.get("refusal"):
-        raise GenerateError("refusal", f"the model declines: {short(said['refusal'], '')}", text=said["refusal"])
-    thinking, text = thought(said.get("reasoning_content") or said.get("reasoning"), text or "", request)
+        no = str(said["refusal"])
+        raise GenerateError("refusal", f"the model declines: {short(no, '')}", text=no)
+    thinking, text = thought(apart, text or "", request)
     finish: Finish = "length" if why in ("length", "max_tokens") else "stop"
-    usage = answer.get("usage") or {}
+    usage = answer.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
     return Reply(
         id=request.id,
         text=text,
         finish=finish,
-        tokens=usage.get("completion_tokens") or 0,
+        tokens=counted(usage.get("completion_tokens")) or 0,
         thinking=thinking,
         logprob=mean(choice.get("logprobs")),
-        prompt_tokens=usage.get("prompt_tokens"),
+        prompt_tokens=counted(usage.get("prompt_tokens")),
     )
 
 
@@ -130,9 +132,25 @@ def thought(apart: str | None, text: str, request: Request) -> tuple[str | None,
     return (before.lstrip().removeprefix("<think>").strip(), after.lstrip()) if end else (None, text)
 
 
+def spoken(content: Any) -> str | None:
+    """Text, or the text of parts."""
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        return "".join(part for part in parts if isinstance(part, str))
+    if content is None or isinstance(content, str):
+        return content
+    raise TypeError(f"a message of {type(content).__name__}")
+
+
+def counted(value: Any) -> int | None:
+    return int(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
 def mean(logprobs: Any) -> float | None:
     tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
-    return sum(token["logprob"] for token in tokens) / len(tokens) if tokens else None
+    found = [token.get("logprob") for token in tokens or () if isinstance(token, dict)]
+    numbers = [number for number in found if isinstance(number, (int, float))]
+    return sum(numbers) / len(numbers) if numbers else None
 
 
 def parsed(text: str) -> dict[str, Any] | None:
