@@ -577,9 +577,10 @@ def test_no_message_repeats_the_key():
     assert KEY not in str(caught.value)
 
 
-def test_the_key_travels_in_a_header_and_nowhere_else():
+@pytest.mark.parametrize("end", ["", "\n"])  # as a secret in a file often has it
+def test_the_key_travels_in_a_header_and_nowhere_else(end):
     with Talker() as talker:
-        engine = Http.open(job(talker.url, api_key=KEY))
+        engine = Http.open(job(talker.url, api_key=KEY + end))
         list(run(engine, [ask("1")]))
         engine.close()
     heard = talker.heard[0]

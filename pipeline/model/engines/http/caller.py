@@ -38,7 +38,7 @@ class Caller:
     def __init__(self, settings: HttpEngine):
         self.settings = settings
         self.url = URL(settings.url)
-        self.secret = settings.api_key.get_secret_value() if settings.api_key else ""
+        self.secret = settings.api_key.get_secret_value().strip() if settings.api_key else ""
         self.proxy = None if proxy_bypass(self.url.host or "") else getproxies().get(self.url.scheme)
         self.gate = Gate(settings.concurrency)
         self.heard = -math.inf  # when the server last answered anybody
