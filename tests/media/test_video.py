@@ -215,6 +215,15 @@ def test_broken_frames_are_an_error_or_their_neighbours(see, see_with, folder):
     assert len(clip.pixels) == 8
 
 
+def test_two_recordings_in_one_file_follow_each_other(folder):
+    """Their clocks overlap; in the order of time their frames would alternate."""
+    parts = [film(folder / f"part{rate}.ts", 20, rate=rate) for rate in (25, 24)]
+    (folder / "both.ts").write_bytes(b"".join(path.read_bytes() for path in parts))
+    opened = video.Video(folder / "both.ts", BOUNDS)
+    pixels = opened.read(range(opened.probe.count), (112, 84))
+    assert [frame_number(frame) for frame in pixels] == [*range(20), *range(20)]
+
+
 @pytest.mark.parametrize(("first", "options"), [(5, {}), (12, {"x264-params": "open-gop=1"})])
 def test_a_recording_that_begins_between_key_frames_is_what_can_be_decoded_of_it(first, options, folder):
     """As cameras, broadcasts and cuts without encoding leave it."""

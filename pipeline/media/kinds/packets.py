@@ -34,9 +34,10 @@ class Table:
 
     @cached_property
     def number(self) -> dict[int, int]:
-        """Of the packet with a stamp. Empty where stamps are missing or not unique."""
+        """Of the packet with a stamp. Empty where stamps are missing, not unique, or of several recordings at once."""
         found = {each.stamp: number for number, each in enumerate(self.packets) if each.stamp is not None}
-        return found if len(found) == len(self.packets) else {}
+        in_file = [stamp for stamp, number in found.items() if self.packets[number].key]
+        return found if len(found) == len(self.packets) and in_file == self.keys else {}
 
     @property
     def ordered(self) -> bool:
