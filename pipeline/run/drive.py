@@ -156,7 +156,7 @@ def conclude(work: Work, progress: Progress, lost: int, dead: bool) -> int:
         progress.say(f"cost: {cost:,.4g} for the answers that came; what was asked again comes on top")
     if tally.cut_off:
         most = f"answer.max_new_tokens ({work.job.answer.max_new_tokens:,})"
-        progress.say(f"{tally.cut_off:,} of these answers were cut off by {most}: their column finish says length")
+        progress.say(f"cut off by {most}: {tally.cut_off:,} of these answers, whose column finish says length")
     if tally.failed:
         progress.say(tally.reasons())
     progress.say(f"answers: {path}/data/fp={work.fingerprint}/*.parquet; see them: python -m pipeline report {path}")

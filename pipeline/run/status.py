@@ -175,8 +175,8 @@ def lines(found: Status) -> Iterator[str]:
     yield f"{found.path}: {found.name or 'no run has begun'}"
     others = f", the newest of {found.questions} (--question shows another)" if found.questions > 1 else ""
     yield f"question  {found.fingerprint}{others}  {found.model}".rstrip()
-    yield f"answered  {found.answered:,} rows in {found.parts:,} parts"
-    yield f"wrong     {found.wrong.total():,} rows"
+    yield f"answered  {found.answered:,} row{'s' * (found.answered != 1)} in {found.parts:,} part{'s' * (found.parts != 1)}"
+    yield f"wrong     {found.wrong.total():,} row{'s' * (found.wrong.total() != 1)}"
     for name, count in found.wrong.most_common():
         yield f"  {count:>8,}  {name}: {found.examples[name].strip().splitlines()[-1]}"
     if found.left is None:

@@ -57,7 +57,7 @@ class Tally:
 
     def reasons(self) -> str:
         such = {kind: f", such as {example}" for kind, example in self.examples.items()}  # not of what others committed
-        common = self.kinds.most_common(3)
+        common = self.kinds.most_common(3 if len(self.kinds) > 4 else 4)
         lines = [f"  {count:>6}  {kind}{such.get(kind, '')}" for kind, count in common]
         rest = self.kinds.total() - sum(count for _, count in common)
         return "\n".join([*lines, *([f"  {rest:>6}  of {len(self.kinds) - 3} other kinds"] if rest else [])])

@@ -63,7 +63,7 @@ def test_a_second_run_does_nothing_and_remembers_the_failures(desk):
 def test_answers_that_were_cut_off_are_counted_at_the_end(desk):
     desk.manifest(desk.draw(3))
     desk.run(engine={"kind": "torch"}, answer={"max_new_tokens": 1})
-    assert "3 of these answers were cut off by answer.max_new_tokens (1): their column finish says length" in desk.said
+    assert "cut off by answer.max_new_tokens (1): 3 of these answers, whose column finish says length" in desk.said
 
 
 def test_a_run_with_nothing_to_do_does_not_list_its_output_over_and_over(desk, monkeypatch):
