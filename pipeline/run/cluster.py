@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -34,6 +35,7 @@ from pipeline.run.workers import RECEIPT, Generate, Prepare
 
 AHEAD = 2  # chunks that wait at a replica, prepared, beside those it is called with
 LOOK_S, PATIENCE_S = 1.0, 10.0  # between two looks at what is under way; for one
+READER = "iter_threaded"  # Ray Data's threads that read a dataset; it does not wait for them when it is left
 WAVE = 50_000  # chunks in one dataset: each takes 5 KiB of the driver, and Ray longer for all the others
 MANY_FILES = 8  # from here on cutting files in tasks beats the second that starting a worker costs
 
@@ -109,6 +111,7 @@ def run(
     watch: Callable[[dict[str, int]], None] = lambda rows: None,
 ) -> Iterator[Receipt]:
     """Receipts as they come; `watch` is told what is under way. Asked to stop, it ends with what was begun."""
+    before = {*threading.enumerate()}
     ledger, count, ended = open_ledger(), metrics.counter_of(work, chunks), Event()
     follower = Thread(target=follow, args=(ledger, ended, watch), daemon=True)
     follower.start()
@@ -131,6 +134,9 @@ def run(
         ended.set()
         ray.kill(ledger)
         follower.join()  # whoever asked Ray after its end would start it anew
+        for thread in {*threading.enumerate()} - before:  # or end this process with exit code 1 and without a word
+            if thread.name == READER:
+                thread.join(PATIENCE_S)
 
 
 def follow(ledger: Any, ended: Event, watch: Callable[[dict[str, int]], None]) -> None:

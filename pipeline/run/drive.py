@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -26,7 +27,7 @@ from pipeline.run.signals import Signals
 
 ANSWERED, INTERNAL, FAILED_ROWS, MISSING = 0, 1, 3, 4  # exit codes; 2 is a job that cannot run
 
-Runner = Callable[[Work, Sequence[Chunk]], Iterator[Receipt]]
+Runner = Callable[[Work, Sequence[Chunk]], Generator[Receipt, None, None]]
 Pool = Callable[[Work, Sequence[Chunk], Signals], Iterator[Receipt]]
 
 
@@ -93,7 +94,7 @@ def planned(
 def held(pool: Pool, lease: Lease, signals: Signals) -> Runner:
     """A runner that ends when its output is another's."""
 
-    def run(work: Work, chunks: Sequence[Chunk]) -> Iterator[Receipt]:
+    def run(work: Work, chunks: Sequence[Chunk]) -> Generator[Receipt, None, None]:
         for receipt in pool(work, chunks, signals):
             lease.check()
             yield receipt
@@ -127,10 +128,11 @@ def finish(work: Work, todo: resume.Plan, store: Store, runner: Runner, progress
 
 
 def follow(work: Work, left: Sequence[Chunk], runner: Runner, progress: Progress) -> None:
-    for receipt in runner(work, left):
-        progress.add(receipt)
-        log.committed(receipt)
-        progress.tally.stop_if_hopeless(work.job.limits.error_rate)
+    with closing(runner(work, left)) as receipts:  # what ends it ends what it opened, before Ray ends
+        for receipt in receipts:
+            progress.add(receipt)
+            log.committed(receipt)
+            progress.tally.stop_if_hopeless(work.job.limits.error_rate)
 
 
 def missing(work: Work, chunks: Sequence[Chunk], store: Store) -> list[Chunk]:

@@ -175,8 +175,8 @@ def lines(found: Status) -> Iterator[str]:
     yield f"{found.path}: {found.name or 'no run has begun'}"
     others = f", the newest of {found.questions} (--question shows another)" if found.questions > 1 else ""
     yield f"question  {found.fingerprint}{others}  {found.model}".rstrip()
-    yield f"answered  {found.answered:,} row{'s' * (found.answered != 1)} in {found.parts:,} part{'s' * (found.parts != 1)}"
-    yield f"wrong     {found.wrong.total():,} row{'s' * (found.wrong.total() != 1)}"
+    yield f"answered  {counted(found.answered, 'row')} in {counted(found.parts, 'part')}"
+    yield f"wrong     {counted(found.wrong.total(), 'row')}"
     for name, count in found.wrong.most_common():
         yield f"  {count:>8,}  {name}: {found.examples[name].strip().splitlines()[-1]}"
     if found.left is None:
@@ -195,6 +195,10 @@ def lines(found: Status) -> Iterator[str]:
     if found.wrong:
         yield "again     the run command with --retry-errors asks what is wrong again"
     yield f"look      python -m pipeline report {found.path}"
+
+
+def counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def table(runs: list[dict[str, Any]]) -> Iterator[str]:

@@ -19,7 +19,7 @@ import pytest
 import ray
 from ray.data import DataContext
 
-from pipeline.errors import JobError
+from pipeline.errors import JobError, StoppedError
 from pipeline.run import cluster
 
 SHOWN = ("id", "hint", "text", "finish", "tokens", "attempts", "question", "stage", "kind", "message")
@@ -140,6 +140,15 @@ def test_a_run_leaves_its_callers_ray_and_process_as_they_were(desk):
     before = copy.deepcopy(state())
     assert desk.run(here=False) == 0
     assert state() == before
+
+
+@pytest.mark.usefixtures("session")
+def test_a_run_that_ends_early_leaves_nobody_who_would_ask_ray_after_its_end(desk):
+    desk.manifest([*desk.spoil(100), *desk.draw(200)])
+    with pytest.raises(StoppedError) as stopped:
+        desk.run(here=False, limits={"error_rate": 0.5})
+    assert "more than limits.error_rate" in str(stopped.value)
+    assert not [thread for thread in threading.enumerate() if thread.name == cluster.READER]
 
 
 def test_a_run_says_nothing_but_its_own_lines_and_what_ray_logs_where_that_is_asked_for(desk, surroundings):
