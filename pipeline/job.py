@@ -47,7 +47,7 @@ def key(text: str, default: Any = ..., *, answers: bool = True, **more: Any) -> 
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Input(Section):

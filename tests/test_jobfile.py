@@ -134,6 +134,12 @@ def test_a_replica_has_as_many_gpus_as_its_model_has_shares(changes):
         assert parse(LEAST, changes=[f"workers.generate.gpus={gpus}", "model.tensor_parallel=2"])
 
 
+@pytest.mark.parametrize("key", ["limits.deadline_s", "media.video.fps", "answer.temperature"])
+def test_a_number_without_end_is_none(key):
+    for value in (".inf", ".nan"):
+        assert f"{key}: must be a finite number" in wrong(LEAST, changes=[f"{key}={value}"])
+
+
 def test_a_section_whose_keys_are_all_commented_out_says_nothing():
     empty = LEAST + "answer:\n  # seed: 1\n"
     assert parse(empty) == parse(LEAST)
