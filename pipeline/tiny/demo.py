@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,19 +38,29 @@ def demo(folder: str) -> int:
     print(table({task: scores.score(task, pairs[task]) for task in TASKS}))
     for task in SHOWN:
         print(shown(task, place, *pairs[task][0]))
-    print(NEXT.format(place=place))
+    here = Path(sys.executable)  # of make's environment, which few have activated
+    print(
+        NEXT.format(place=place, python=here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else "python")
+    )
     return max(codes)
 
 
 def shown(task: str, place: Path, answer: Mapping[str, Any] | None, truth: Mapping[str, Any]) -> str:
     """One answer, and what was drawn."""
     path = next((place / task).glob(f"{FIRST:05}.*"))
-    return f"\n{path}\n  answer {json.dumps(answer, default=str)}\n  truth  {json.dumps(truth)}"
+    return f"\n{path}\n  answer {json.dumps(said(answer), default=str)}\n  truth  {json.dumps(truth)}"
+
+
+def said(value: Any) -> Any:
+    """An answer without the fields that it leaves out, which are null in its column."""
+    if isinstance(value, Mapping):
+        return {name: said(part) for name, part in value.items() if part is not None}
+    return [said(part) for part in value] if isinstance(value, list) else value
 
 
 NEXT = """
 The answers: {place}/answers/*/data/*/*.parquet, for instance
   SELECT id, answer.number, answer.total FROM '{place}/answers/invoice/data/*/*.parquet'
-Look at them: python -m pipeline report {place}/answers/detect
+Look at them: {python} -m pipeline report {place}/answers/detect
 These models know drawn scenes only; of a photograph they say something well formed and wrong. Next, a real one:
-  python -m pipeline run jobs/caption.yaml --set input.manifest=./my-pictures --limit 20"""
+  {python} -m pipeline run jobs/caption.yaml --set input.manifest=./my-pictures --limit 20"""
