@@ -31,7 +31,7 @@ UNPARSED = {**OPTIONS, "fflags": "noparse"}  # packets as the container lists th
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class Pose:
     """How a telephone was held, or that a film is mirrored: axes swapped first, then flipped."""
 
     sideways: bool = False
@@ -39,7 +39,7 @@ class Turn:
     down: bool = False  # up is down
 
     @classmethod
-    def of(cls, frame: VideoFrame) -> Turn:
+    def of(cls, frame: VideoFrame) -> Pose:
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
         if matrix is None:
             return cls()
@@ -69,9 +69,9 @@ class Av:
         first = next((frame for _, frame in self._walk([0], leap=bounds.holes)), None) if self.times else None
         if first is None and bounds.holes:
             raise DecodeError("holes", "its first frame is not among the bytes that were read")
-        self.turn = Turn.of(first) if first else Turn()
+        self.pose = Pose.of(first) if first else Pose()
         size = (first.width, first.height) if first else (self.codec.width, self.codec.height)
-        self.size = (size[1], size[0]) if self.turn.sideways else size
+        self.size = (size[1], size[0]) if self.pose.sideways else size
 
     def _open(self, options: dict[str, str] = OPTIONS) -> None:
         self.container = av.open(str(self.path), options=options, metadata_errors="replace")
@@ -114,7 +114,7 @@ class Av:
 
     def _pixels(self, frame: VideoFrame) -> Frame:
         pixels: Any = frame.to_ndarray(format="rgb24")
-        return self.turn.upright(pixels)
+        return self.pose.upright(pixels)
 
     def _walk(self, indices: Sequence[int], *, leap: bool) -> Iterator[tuple[int, VideoFrame]]:
         """Frames, those wanted among them: of all there is, or, leaping, of the runs alone."""
