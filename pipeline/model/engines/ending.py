@@ -18,6 +18,7 @@ from pipeline.errors import GenerateError
 from pipeline.types import Reply, Request
 
 STRING_OR_SPACE = re.compile(r'("(?:[^"\\]|\\.)*"?)|\s+', re.DOTALL)
+UNFINISHED = re.compile(r"(?<!\\)((?:\\\\)*)\\(?:u[0-9a-fA-F]{0,3})?$")  # an escape
 ROOM = 4096  # tokens for an ending where the budget was another tokenizer's
 
 
@@ -61,7 +62,7 @@ class Endings:
 def compact(text: str) -> str:
     """Without the white space between JSON's pieces, and without a character that was cut in half.
 
-    >>> compact('{"a b": [1,\\n "x y')
-    '{"a b":[1,"x y'
+    >>> compact('{"a b": [1,\\n "x y'), compact('["caf\\\\u00e')
+    ('{"a b":[1,"x y', '["caf')
     """
-    return STRING_OR_SPACE.sub(lambda match: match[1] or "", text).rstrip("\ufffd")
+    return UNFINISHED.sub(r"\1", STRING_OR_SPACE.sub(lambda match: match[1] or "", text).rstrip("\ufffd"))

@@ -251,10 +251,12 @@ def test_what_a_server_holds_back_is_an_error_row():
 
 def test_an_answer_that_the_budget_cut_is_ended():
     script = {"in a number": '{"a": "x y", "b": [1,\n 23', "in a string": '{"a": "x y', "no JSON": "I think that"}
+    script["in an escape"] = '{"a": "x \\\\\\u00e'
     with Talker(lambda heard: said(script[heard.text], "length")) as talker:
         found = answers(talker, *(ask(name, name, schema=SCHEMA) for name in script))
     assert found["in a number"].text == '{"a":"x y","b":[1,23]}'
     assert found["in a string"].text == '{"a":"x y","b":[]}'
+    assert found["in an escape"].text == '{"a":"x \\\\","b":[]}'
     assert found["no JSON"].text == "I think that"
     assert {answer.finish for answer in found.values()} == {"length"}
 
