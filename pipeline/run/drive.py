@@ -62,6 +62,7 @@ def start(job: Job, options: Options, progress: Progress) -> int:
     with Signals(progress.say) as signals, lease:
         work = replace(work, epoch=lease.epoch)
         store.create(f"runs/{work.run}/job.json", work.job.model_dump_json(indent=2, by_alias=True).encode())
+        lease.settle()
         plan = partial(planned, work, manifest, store, options)
         if options.here:
             todo = plan(resume.cut_here, progress.say)

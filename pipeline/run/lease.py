@@ -28,6 +28,7 @@ from pipeline.output.store import Store
 PATIENCE_S = 60.0  # without a beat for so long, a holder counts as gone; VLBATCH_LEASE_S says otherwise
 BEATS = 6  # in that time
 LOOK_S = 2.0  # how often a waiting run looks
+SETTLE_S = 2.0  # for one commit, once it was allowed
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 Say = Callable[[str], None]
@@ -41,6 +42,7 @@ class Lease:
         self.patience_s = float(os.environ.get("VLBATCH_LEASE_S") or PATIENCE_S)
         self.card = {"run": run, **place(), "since": said(datetime.now(UTC)), "patience_s": self.patience_s}
         self.epoch = 0
+        self.wrested = False
         self.beats = 0
         self.renewed = time.monotonic()
         self.over = threading.Event()
@@ -66,10 +68,16 @@ class Lease:
         if newest and not self.take_over:
             self.wait(max(newest))
         self.epoch = max(newest, default=0) + 1
+        self.wrested = bool(newest) and not beat_of(self.store, self.folder, max(newest)).startswith("over")
         if not self.store.create(f"{self.folder}/{self.epoch:08d}.json", json.dumps(self.card).encode()):
             return False
         self.mark("held")
         return True
+
+    def settle(self) -> None:
+        """After who did not give it back: what was allowed before and is being written is there when this ends."""
+        if self.wrested:
+            time.sleep(SETTLE_S)
 
     def wait(self, epoch: int) -> None:
         card = json.loads(self.store.read(f"{self.folder}/{epoch:08d}.json"))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext, suppress
 
 import boto3
 import psutil
@@ -15,8 +16,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from pipeline.errors import StoppedError
+from pipeline.job import Job
 from pipeline.output.store import Store
-from pipeline.run import lease
+from pipeline.run import drive, lease
 from pipeline.run.lease import Lease, newest, refuse_if_taken
 
 
@@ -188,6 +190,39 @@ def test_of_many_that_start_at_once_one_at_a_time_is_at_work(store):
     for each in threads:
         each.join()
     assert most == [1] * 8
+
+
+def test_what_a_killed_runs_workers_were_writing_is_seen_by_the_next_however_it_cuts_the_manifest(desk, monkeypatch):
+    desk.manifest(desk.draw(4))
+    create, began = Store.create, threading.Event()
+
+    def slow(store, name, data):
+        if name.startswith("data/") and not began.is_set():  # of the first run: asked whether it may, and at it
+            began.set()
+            time.sleep(1)
+        return create(store, name, data)
+
+    monkeypatch.setattr(Store, "create", slow)
+
+    def run():
+        with suppress(StoppedError):  # where it notices before it has ended
+            desk.run(output={"chunk_rows": 4})
+
+    first = threading.Thread(target=run)
+    monkeypatch.setattr(drive, "Signals", lambda say: nullcontext(Calm()))
+    first.start()
+    began.wait()
+    job = Job.model_validate(desk.described(output={"chunk_rows": 3}))
+    assert drive.run(job, drive.Options(here=True, take_over=True), say=lambda line: None) == 0
+    first.join()
+    assert desk.ids() == ["r0", "r1", "r2", "r3"]
+
+
+class Calm:
+    """Signals, in a thread."""
+
+    def grace(self):
+        return nullcontext(threading.Event())
 
 
 def test_another_question_in_the_same_output_has_a_lease_of_its_own(store):
