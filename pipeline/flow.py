@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import AnswerError, ItemError, PipelineError
 from pipeline.intake.fetch import Fetcher
-from pipeline.intake.manifest import Chunk, File, rows_of
+from pipeline.intake.manifest import Chunk, File, check_kept, rows_of
 from pipeline.intake.read import read
 from pipeline.intake.sources import Source
 from pipeline.job import HttpEngine, Job
@@ -96,6 +96,7 @@ class Preparer:
             self.source = chunk.file, chunk.file.open()
         wanted, rows = rows_of(chunk, work.job, work.user, self.source[1])
         again = dict(chunk.again)
+        check_kept(chunk.file, [row for row, *_ in rows], work.kept)
         for row, row_id, question in rows:
             keep, past = {name: row[name] for name in wanted.keep}, again.get(row_id, Past())
             try:

@@ -237,6 +237,16 @@ def kept(schema: pa.Schema, job: Job) -> pa.Schema:
     return pa.schema([schema.field(name).with_nullable(True) for name in job.input.keep])
 
 
+def check_kept(file: File, rows: Sequence[Mapping[str, Any]], kept: pa.Schema) -> None:
+    """Before anything is paid for: the types of kept columns are those of the manifest's first file."""
+    for field in kept:
+        try:
+            pa.array([row[field.name] for row in rows], field.type)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            what = f"column {field.name} (input.keep) is {field.type} in the first file of the manifest, not here"
+            raise JobError(f"{file.url}: {what}: {error}; give it one type in all files") from error
+
+
 def rows_of(
     chunk: Chunk, job: Job, default_user: str | None, source: Source | None = None
 ) -> tuple[Columns, list[tuple[Mapping[str, Any], str, str]]]:

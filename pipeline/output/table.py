@@ -47,7 +47,7 @@ MEANINGS = {  # of the columns that are not the manifest's
     "fingerprint": "hash of all in the job that changes an answer",
     "run": "the run that answered it",
 }
-OURS = ("id", "question", "text", "answer", "finish", "media", "tokens", "attempts", "stage", "kind", "message", "run")
+OURS = (*MEANINGS, "stage", "kind", "message", "fp")  # no column of a manifest can have these names here
 
 
 def data_schema(work: Work) -> pa.Schema:

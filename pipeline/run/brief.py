@@ -21,6 +21,7 @@ from pipeline.model.grammar import minimum
 from pipeline.output import schema as schemas
 from pipeline.output.geometry import meanings
 from pipeline.output.store import Store, reach
+from pipeline.output.table import OURS
 from pipeline.registry import ENGINES, find
 
 
@@ -78,6 +79,12 @@ def problems(work: Work, found: Sequence[File]) -> list[str]:
         divide(work.job)
     open_family(work)  # says what is wrong with the checkpoint's small files
     out = schemas.problems(work.schema) if work.schema else []
+    out += [
+        f"input.keep: every output has a column {name} of its own; give the manifest's another name"
+        + (" or leave it out, for the output's is the same as text" if name == work.job.input.id == "id" else "")
+        for name in work.job.input.keep
+        if name in OURS
+    ]
     if work.job.engine.kind != "torch":  # which has nothing to add, and takes seconds to import
         engine = find(ENGINES, work.job.engine.kind, "engine.kind")
         out += getattr(engine, "problems", lambda job: [])(work.job)

@@ -278,3 +278,12 @@ def test_pictures_in_a_column_need_an_id(desk):
         desk.run(input={"id": None})
     assert desk.run() == 0
     assert desk.ids() == ["r0", "r1", "r2", "r3", "r4"]
+
+
+def test_a_kept_column_of_another_type_in_a_later_file_is_told_with_the_file(desk):
+    rows = desk.draw(2)
+    desk.manifest(rows[:1])
+    (desk.folder / "later.jsonl").write_text(json.dumps({**rows[1], "hint": "h"}) + "\n")
+    (desk.folder / "first.jsonl").write_text(json.dumps({**rows[0], "hint": 1}) + "\n")
+    with pytest.raises(JobError, match=r"later\.jsonl: column hint \(input\.keep\) is int64 in the first file.*'h'"):
+        desk.run(input={"manifest": [str(desk.folder / "first.jsonl"), str(desk.folder / "later.jsonl")]})

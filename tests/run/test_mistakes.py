@@ -153,6 +153,12 @@ MISTAKES: list[Case] = [
     ("no manifest", job("m.parquet", "rows.parquet"), CHECK, "error: input.manifest: there is no rows.parquet"),
     ("pattern of nothing", job("m.parquet", "'*.jsonl'"), CHECK, "error: input.manifest: nothing found at *.jsonl"),
     (
+        "kept column that every output has",
+        job("  media: image", "  media: image\n  keep: [id, vendor]"),
+        CHECK,
+        "error: job.yaml:\n  input.keep: every output has a column id of its own; give the manifest's another name or leave it out, for the output's is the same as text",
+    ),
+    (
         "output of no store",
         job("path: out", "path: nix://out"),
         CHECK,

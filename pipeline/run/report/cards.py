@@ -19,7 +19,6 @@ from pipeline.run.status import Folder, versions, when
 
 WIDE = 9  # values in an answer that need the room beside the picture
 WHY = {"chosen": "chosen", "doubtful": "least confident", "random": "random"}
-NOT_KEPT = {*OURS, "fingerprint", "model", "thinking", "logprob", "latency_s", "raw", "flags", "violations"}
 STEPS = {"worked": "answering", "waited": "waiting", "read": "reading rows"}
 STEPS |= {"fetch": "fetching", "decode": "decoding", "prompt": "prompts", "commit": "committing"}
 
@@ -69,7 +68,7 @@ def card(chosen: Chosen, means: Mapping[str, str], look: Look, palette: Palette,
         why=chosen.why,
         because=WHY[chosen.why],
         answer=answer,
-        kept={name: value for name, value in row.items() if name not in NOT_KEPT},
+        kept={name: value for name, value in row.items() if name not in OURS},
         media=media,
         violations=row["violations"] or (),
         facts=[*facts, *(row["flags"] or ())],
