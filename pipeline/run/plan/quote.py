@@ -105,17 +105,24 @@ def histogram(counts: Counter[int]) -> Iterator[str]:
     """Rows by vision tokens, as bars."""
     if not counts:
         return
-    low, high = min(counts), max(counts)
-    step = max(1, math.ceil((high - low + 1) / BINS))
-    bins = Counter({at: 0 for at in range((high - low) // step + 1)})
-    for value, count in counts.items():
-        bins[(value - low) // step] += count
-    widest = len(f"{high:,}")
+    bins = binned(counts, BINS)
+    most, widest = max(count for _, _, count in bins), len(f"{max(counts):,}")
     yield "vision tokens of a row"
-    for at, count in sorted(bins.items()):
-        first, last = low + at * step, min(low + (at + 1) * step - 1, high)
+    for first, last, count in bins:
         share = count / counts.total()
-        yield f"  {first:>{widest},} to {last:>{widest},}  {bar(count / max(bins.values()))}  {share:.0%}"
+        yield f"  {first:>{widest},} to {last:>{widest},}  {bar(count / most)}  {share:.0%}"
+
+
+def binned(counts: Counter[int], bins: int) -> list[tuple[int, int, int]]:
+    """(first, last, how many) in equal steps between the least and the most.
+
+    >>> binned(Counter({1: 2, 4: 1, 5: 1}), 2)
+    [(1, 3, 2), (4, 5, 2)]
+    """
+    low, high = min(counts), max(counts)
+    step = math.ceil((high - low + 1) / bins)
+    firsts = range(low, high + 1, step)
+    return [(at, min(at + step - 1, high), sum(counts[n] for n in range(at, at + step))) for at in firsts]
 
 
 def bar(share: float) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.run.plan.quote import binned
 from pipeline.run.report.gather import STEPS_OF_TEN
 from pipeline.run.report.marks import Mark
 from pipeline.run.report.page import plain
@@ -34,16 +35,8 @@ def bars(counts: Mapping[str, float], said: str = "{:,.0f}") -> list[Bar]:
 
 def histogram(counts: Counter[int], unit: str = "") -> list[Bar]:
     """Equal steps between the least and the most."""
-    if not counts:
-        return []
-    low, high = min(counts), max(counts)
-    step = max(1, math.ceil((high - low + 1) / BINS))
-    bins = Counter({at: 0 for at in range((high - low) // step + 1)})
-    for value, count in counts.items():
-        bins[(value - low) // step] += count
     named = {}
-    for at, count in sorted(bins.items()):
-        first, last = low + at * step, min(low + (at + 1) * step - 1, high)
+    for first, last, count in binned(counts, BINS) if counts else ():
         named[f"{first:,}{unit}" if first == last else f"{first:,} to {last:,}{unit}"] = float(count)
     return bars(named)
 
@@ -58,7 +51,7 @@ def durations(counts: Counter[int]) -> list[Bar]:
     if not counts:
         return []
     low, high = min(counts), max(counts)
-    step = max(1, math.ceil((high - low + 1) / BINS))
+    step = math.ceil((high - low + 1) / BINS)
     bins = [sum(counts[at] for at in range(first, first + step)) for first in range(low, high + 1, step)]
     edges = [f"{10 ** ((low + at * step) / STEPS_OF_TEN) / 1000:.3g}" for at in range(len(bins) + 1)]
     return bars({f"{edges[at]} to {edges[at + 1]} s": float(count) for at, count in enumerate(bins)})
