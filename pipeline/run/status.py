@@ -41,6 +41,11 @@ class Folder:
     questions: int  # how many have answers here
 
     @cached_property
+    def holder(self) -> Holder | None:
+        """The newest run, by the order of leases and nobody's clock."""
+        return newest(self.store, self.fingerprint)
+
+    @cached_property
     def runs(self) -> list[dict[str, Any]]:
         """What runs of this question reported, the newest first."""
         with ThreadPoolExecutor(READERS) as readers:
@@ -49,7 +54,8 @@ class Folder:
 
     def plan(self, *, whole: bool = False) -> tuple[str, dict[str, Any]]:
         """The newest run that planned, and what it found to do; `whole`: in all of its manifest."""
-        for run in runs_with(self.store, "plan"):
+        runs, last = runs_with(self.store, "plan"), self.holder.run if self.holder else ""
+        for run in sorted(runs, key=lambda run: run != last):
             plan = told(self.store, run, "plan")
             if plan["fingerprint"] == self.fingerprint and ("gone" in plan or not whole):
                 return run, plan
@@ -63,11 +69,9 @@ class Folder:
     @cached_property
     def job(self) -> dict[str, Any]:
         """The job of the newest run, as it was resolved, whether that run has ended or not."""
-        holder = newest(self.store, self.fingerprint)
-        if holder is None or "job.json" not in self.store.names(f"runs/{holder.run}"):
+        if self.holder is None or "job.json" not in self.store.names(f"runs/{self.holder.run}"):
             return {}
-        said: dict[str, Any] = json.loads(self.store.read(f"runs/{holder.run}/job.json"))
-        return said
+        return told(self.store, self.holder.run, "job")
 
     def notes(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
         """Of each part its name, its rows, and what its commit noted."""
@@ -155,7 +159,7 @@ def status(path: str, question: str | None = None) -> Status:
         model=folder.job.get("model", {}).get("weights", ""),
         rows=plan.get("rows"),
         runs=folder.runs,
-        lease=newest(folder.store, folder.fingerprint),
+        lease=folder.holder,
     )
     done = 0
     for part, rows, note in folder.notes():

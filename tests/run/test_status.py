@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from datetime import datetime, timedelta
 from itertools import count
 
 import pytest
@@ -13,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.__main__ import main
 from pipeline.errors import OutputError
 from pipeline.output.store import Store
-from pipeline.run import drive
+from pipeline.run import brief, drive
 from pipeline.run.lease import Lease
 from pipeline.run.status import lines, status
 
@@ -66,6 +67,21 @@ def test_what_is_left_is_of_the_manifest_of_the_last_run_whatever_was_answered_b
     next((desk.folder / "out/runs").glob(f"{max(os.listdir(desk.folder / 'out/runs'))}/report.json")).unlink()
     found = status(str(desk.folder / "out"))
     assert (found.answered, found.rows, found.left, found.wrong) == (16, 12, 8, {})
+
+
+def test_the_last_run_is_the_last_whatever_the_clocks_of_two_machines_say(desk, monkeypatch):
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, zone):
+            return datetime.now(zone) + timedelta(minutes=10)
+
+    desk.manifest(desk.draw(4))
+    with monkeypatch.context() as there:
+        there.setattr(brief, "datetime", Ahead)
+        assert desk.run() == 0
+    desk.manifest(desk.draw(9, start=20))
+    assert desk.run() == 0
+    assert status(str(desk.folder / "out")).rows == 9
 
 
 def test_what_a_run_that_died_over_a_rewritten_manifest_asks_anew_is_left_and_not_wrong(desk, monkeypatch):
