@@ -138,7 +138,8 @@ class HttpEngine(Section):
     timeout_s: float = key("for one request, to its last byte", 600.0, gt=0, answers=False)
     patience_s: float = key("of waits in which a busy or absent server is asked again", 900.0, gt=0, answers=False)
     send: Literal["pixels", "uri"] = key(
-        "what the server gets: our pixels; or the URIs of pictures on the web, which it fetches and resizes itself",
+        "what the server gets: our pixels; or the URIs of pictures on the web, which it fetches and resizes itself, "
+        "but no signed ones",
         "pixels",
     )
     jpeg: int | None = key(

@@ -68,6 +68,7 @@ class Clip:
     uri: str = ""  # what to call it in answers and messages; never carries credentials
     times: tuple[float, ...] = ()  # seconds into the original, one a frame
     fps: float = 0.0
+    whole_uri: bool = True  # nothing was taken from `uri` that fetching it again would need, as a signature
 
     @property
     def size(self) -> Size:

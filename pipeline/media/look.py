@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 
 from pipeline.errors import DecodeError, FetchError
 from pipeline.intake.fetch import Fetcher
@@ -32,14 +33,19 @@ def look(
             ]
         try:
             with meter.on("decode"):
-                return eyes.look(medium, blobs, deadline_s=ends - time.monotonic())
+                return known(medium, eyes.look(medium, blobs, deadline_s=ends - time.monotonic()))
         except (DecodeError, FetchError) as error:
             if not (error.kind in UNSURE and isinstance(medium.source, str) and blobs[0].holes):
                 raise
     with meter.on("fetch"):
         blob = fetcher.fetch(medium.source, deadline_s=ends - time.monotonic(), whole=True)
     with blob, meter.on("decode"):
-        return eyes.look(medium, [blob], deadline_s=ends - time.monotonic())
+        return known(medium, eyes.look(medium, [blob], deadline_s=ends - time.monotonic()))
+
+
+def known(medium: Medium, clips: list[Clip]) -> list[Clip]:
+    """Clips that say whether their URI is the one the manifest gave, credentials and all."""
+    return [replace(clip, whole_uri=clip.uri == medium.source) for clip in clips]
 
 
 def sources(medium: Medium) -> tuple[str | bytes, ...]:

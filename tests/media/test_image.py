@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 
@@ -194,3 +195,10 @@ def test_what_is_no_picture_says_how_it_begins(see):
     with pytest.raises(DecodeError, match="<!DOCTYPE html>") as trouble:
         see(b"<!DOCTYPE html><html>Not found</html>")
     assert trouble.value.kind == "unknown_format"
+
+
+def test_a_picture_knows_whether_its_uri_was_shortened_to_be_shown(see, tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(picture()))
+    (open_to_all,) = see(str(tmp_path / "a.png"))
+    (carried,) = see("data:image/png;base64," + base64.b64encode(encoded(picture())).decode())
+    assert (open_to_all.whole_uri, carried.whole_uri) == (True, False)

@@ -104,7 +104,7 @@ def spelled(part: Any, settings: HttpEngine, counts: Counter[str] | None) -> Ite
     if part.kind == "video" and settings.video == "native":
         frames = ",".join(encoded(frame, settings.jpeg) for frame in part.pixels)
         yield {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frames}"}}
-    elif settings.send == "uri" and part.kind == "image" and is_web(part.uri):
+    elif settings.send == "uri" and part.kind == "image" and part.whole_uri and is_web(part.uri):
         yield picture(part.uri)
     else:
         for index, frame in enumerate(part.pixels):
