@@ -127,10 +127,22 @@ def grouped(sources: Iterable[Source], rows_per_file: int) -> Iterator[list[Sour
         yield group
 
 
+def inside(goal: Store) -> set[str]:
+    """The names of what lies in a folder, whether files or folders."""
+    try:
+        found = goal.persist("", lambda: goal.filesystem.ls(goal.root, detail=False), gone_is_fine=True)
+    except FileNotFoundError:
+        return set()
+    return {path.rstrip("/").rpartition("/")[2] for path in found if path.rstrip("/") != goal.root}
+
+
 def describe(
     goal: Store, work: Work, schema: pa.Schema, sources: Sequence[Source], settings: dict[str, object]
 ) -> None:
-    """`_export.json`: what the folder is an export of. Another one is refused."""
+    """`_export.json`: what the folder is an export of. Another one is refused, and so is a folder of other things."""
+    there = inside(goal)
+    if there and "_export.json" not in there:
+        raise OutputError(f"{goal.path} holds {sorted(there)[0]} and is no export; export to an empty folder")
     said = {
         "fingerprint": work.fingerprint,
         **settings,

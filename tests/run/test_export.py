@@ -86,6 +86,15 @@ def test_a_row_whose_question_changed_is_there_with_its_newest_answer(desk, shel
     assert len(shelf.ids()) == 4
 
 
+def test_a_folder_with_something_else_in_it_is_no_target(desk, shelf):
+    desk.manifest(desk.draw(1))
+    desk.run()
+    shelf.target = desk.folder / "pics"
+    with pytest.raises(OutputError, match=r"pics holds 0\.png and is no export; export to an empty folder"):
+        shelf.export()
+    assert not list((desk.folder / "pics").glob("*.json"))
+
+
 def test_partitions_are_hives(desk, shelf):
     rows = desk.draw(6)
     desk.manifest([{**row, "hint": ("a b", "ü/x", None)[number % 3]} for number, row in enumerate(rows)])
