@@ -8,6 +8,7 @@ the pools is left out. What one driver can schedule at most follows from its CPU
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 import time
@@ -30,8 +31,7 @@ SLOTS, DELAY_S, CHUNK = 32, 4.0, 16
 FIRST = 0.4  # of the rows: by then all replicas have started
 JOB = f"""
 name: bench
-input: {{manifest: PLACE/manifest.parquet, id: id}}
-prompt: {{user: "{{text}}"}}
+input: {{manifest: PLACE/manifest.parquet, id: id, messages: chat}}
 model: {{weights: "builtin:tiny"}}
 engine: {{kind: scripted, delay_ms: {1000 * DELAY_S}, slots: {SLOTS}}}
 workers: {{prepare: {{max: 2}}, generate: {{min: REPLICAS, max: REPLICAS}}}}
@@ -43,8 +43,9 @@ def measure(place: Path, replicas: int, seconds: float) -> dict[str, float]:
     """One run: rows/s, the driver's CPU and memory, and what the replicas worked, in its middle."""
     rows = int(replicas * SLOTS * (seconds / DELAY_S + 8))  # a run begins and ends with fewer
     place.mkdir()
-    texts = [f"row {number}" for number in range(rows)]
-    pq.write_table(pa.table({"id": texts, "text": texts}), place / "manifest.parquet")
+    names = [f"row {number}" for number in range(rows)]
+    chats = [json.dumps([{"role": "user", "content": name}]) for name in names]
+    pq.write_table(pa.table({"id": names, "chat": chats}), place / "manifest.parquet")
     job = jobfile.parse(JOB.replace("PLACE", str(place)).replace("REPLICAS", str(replicas)))
     work = brief.work(job, files(job))
     plan = resume.plan(work, files(job), Store(job.output.path))

@@ -10,6 +10,7 @@ the pixels of the others; the same run without it is the other side.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -35,7 +36,7 @@ from tests.bench import harness
 JOB = """
 name: bench
 input: {manifest: PLACE/manifest.parquet, id: id, MEDIA}
-prompt: {user: "{text}"}
+PROMPT
 model: {weights: "builtin:tiny"}
 engine: {kind: scripted, slots: 64, default: "{id}", delay_ms: DELAY}
 output: {path: PLACE/out, chunk_rows: CHUNK}
@@ -47,7 +48,7 @@ def planned(place: Path, columns: dict[str, list[str]], **said: str) -> tuple[Wo
     place.mkdir()
     pq.write_table(pa.table(columns), place / "manifest.parquet")
     text = JOB.replace("PLACE", str(place))
-    for name, value in {"MEDIA": "keep: []", "DELAY": "0", "CHUNK": str(CHUNK), **said}.items():
+    for name, value in {"MEDIA": "messages: chat", "PROMPT": "", "DELAY": "0", "CHUNK": str(CHUNK), **said}.items():
         text = text.replace(name, value)
     job = jobfile.parse(text)
     work, started = brief.work(job, files(job)), time.monotonic()
@@ -94,8 +95,9 @@ def growing(place: Path, most_driven: int, most_planned: int) -> tuple[list[list
     figures: dict[str, float] = {}
     count = 1000
     while count <= most_planned:
-        texts = [f"row {number}" for number in range(count)]
-        work, plan, seconds = planned(place / str(count), {"id": texts, "text": texts})
+        names = [f"row {number}" for number in range(count)]
+        chats = [json.dumps([{"role": "user", "content": name}]) for name in names]
+        work, plan, seconds = planned(place / str(count), {"id": names, "chat": chats})
         driven = drive(work, plan) if count <= most_driven else {}
         mib = psutil.Process().memory_info().rss / 2**20
         costs = [driven.get(name, "-") for name in ("rows_s", "driver_ms_chunk", "store_mib")]
@@ -117,7 +119,12 @@ def tailed(place: Path, rows: int) -> dict[str, float]:
             picture = Image.fromarray(noise).resize(heavy if number % 100 == 50 else LIGHT)
             picture.save(place / each, quality=92)
         columns = {"id": media, "media": [str(place / each) for each in media], "text": media}
-        said = {"MEDIA": f'media: media, roots: ["{place}"]', "DELAY": "1000", "CHUNK": "32"}
+        said = {
+            "MEDIA": f'media: media, roots: ["{place}"]',
+            "PROMPT": 'prompt: {user: "{text}"}',
+            "DELAY": "1000",
+            "CHUNK": "32",
+        }
         rates[name] = drive(*planned(folder, columns, **said)[:2])["rows_s"]
     return rates
 
