@@ -137,4 +137,4 @@ def _seconds(value: float, clip: Clip, where: Map) -> float:
     last = clip.times[-1] + (1 / clip.fps if clip.fps else 0)
     inside = min(max(moment, 0), last)
     where.flags.update({} if inside == moment else {"clamped": None})
-    return inside
+    return value if inside == value else round(inside, 3)

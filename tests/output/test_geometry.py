@@ -101,6 +101,15 @@ def test_seconds_of_a_part_become_seconds_of_the_file() -> None:
     assert to_source(spoken, EVENTS, coordinates="thousandths", clips=[part], times="source") == mapped
 
 
+def test_seconds_that_are_mapped_are_rounded_to_milliseconds_and_others_stay() -> None:
+    part = clip((10, 10), (28, 28), times=(0.1, 4.6716667), fps=2.0)
+    spoken = {"start": 0.2, "end": 9.0}
+    mapped = ({"start": 0.3, "end": 5.172}, ("clamped",))
+    assert to_source(spoken, EVENTS, coordinates="pixels", clips=[part], times="clip") == mapped
+    said = {"start": 0.12345, "end": 0.2}
+    assert to_source(said, EVENTS, coordinates="pixels", clips=[part], times="source") == (said, ())
+
+
 def test_places_are_found_wherever_the_schema_has_them() -> None:
     schema = canonical(
         struct(a=either(struct(region=listed(WHOLE) | {"x-means": "box"}), struct(none={"type": "null"})))
