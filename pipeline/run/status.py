@@ -138,6 +138,7 @@ class Status:
     fingerprint: str
     questions: int
     model: str
+    others: list[str] = field(default_factory=list)  # fingerprints
     parts: int = 0
     answered: int = 0
     wrong: Counter[str] = field(default_factory=Counter)  # "stage/kind"
@@ -156,6 +157,7 @@ def status(path: str, question: str | None = None) -> Status:
         name=folder.job.get("name", ""),
         fingerprint=folder.fingerprint,
         questions=folder.questions,
+        others=sorted({name.removesuffix(".json") for name in folder.store.names("questions")} - {folder.fingerprint}),
         model=folder.job.get("model", {}).get("weights", ""),
         rows=plan.get("rows"),
         runs=folder.runs,
@@ -177,7 +179,8 @@ def status(path: str, question: str | None = None) -> Status:
 def lines(found: Status) -> Iterator[str]:
     """For a terminal."""
     yield f"{found.path}: {found.name or 'no run has begun'}"
-    others = f", the newest of {found.questions} (--question shows another)" if found.questions > 1 else ""
+    known = ", ".join(found.others)
+    others = f", the newest of {found.questions} (--question shows another: {known})" if known else ""
     yield f"question  {found.fingerprint}{others}  {found.model}".rstrip()
     yield f"answered  {counted(found.answered, 'row')} in {counted(found.parts, 'part')}"
     yield f"wrong     {counted(found.wrong.total(), 'row')}"

@@ -197,6 +197,11 @@ def test_what_is_no_picture_says_how_it_begins(see):
     assert trouble.value.kind == "unknown_format"
 
 
+def test_a_picture_of_a_form_that_nobody_reads_is_not_said_to_be_none(see):
+    with pytest.raises(DecodeError, match=r"a picture of a form that cannot be read; it begins with b'II\*"):
+        see(b"II*\0" + bytes(60))
+
+
 def test_a_picture_knows_whether_its_uri_was_shortened_to_be_shown(see, tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(picture()))
     (open_to_all,) = see(str(tmp_path / "a.png"))

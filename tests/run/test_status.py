@@ -157,6 +157,7 @@ def test_the_question_asked_last_is_shown_and_others_by_name(desk, capsys):
     second = status(out)
     assert second.fingerprint != first.fingerprint
     assert (second.answered, second.rows, second.questions) == (2, 2, 2)
+    assert f"the newest of 2 (--question shows another: {first.fingerprint})" in "\n".join(lines(second))
     assert main(["status", out, "--question", first.fingerprint, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["answered"], said["left"], len(said["runs"])) == (3, 0, 1)

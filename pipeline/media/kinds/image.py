@@ -20,6 +20,7 @@ import PIL.ImageFile
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError
+from pipeline.intake.sniff import sniff
 from pipeline.media.kinds.base import Bounds, Probe, too_long
 from pipeline.media.resize import resize, resize_stripes
 from pipeline.types import Size
@@ -43,6 +44,7 @@ with suppress(ImportError):  # an extra: what telephones write
 FORMATS = [name for name in PIL.Image.ID if name != "EPS"]  # PostScript is a program, and would be run
 LARGE, STRIPE = 24_000_000, 2_000_000  # pixels
 MOST_FRAMES = 10_000
+NOTHING = "no picture, video or PDF that can be read"
 STILL_S = 0.1  # how long a frame stays when the file does not say
 BAD_EXIF = (SyntaxError, ValueError, KeyError, TypeError, IndexError, OSError, struct.error)
 
@@ -57,9 +59,8 @@ class Image:
         try:
             self.image = PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
         except PIL.UnidentifiedImageError as error:
-            raise DecodeError(
-                "unknown_format", f"no picture, video or PDF that can be read; it begins with {head!r}"
-            ) from error
+            what = "a picture of a form that cannot be read" if sniff(head) == "image" else NOTHING
+            raise DecodeError("unknown_format", f"{what}; it begins with {head!r}") from error
         bounds.check(self.image.size, moving=moving)
         self.places: list[int] = []  # of a TIFF's pages
         self.probe = self._animation() if moving else self._pages()
