@@ -49,10 +49,6 @@ class Schema:
         return _parsed(self.text)
 
     @property
-    def arrow(self) -> pa.DataType:
-        return self.field.type
-
-    @property
     def model(self) -> type[BaseModel] | None:
         return _model(self.name, self.attribute, self.source) if self.attribute else None
 

@@ -52,11 +52,11 @@ def test_every_field_is_typed(shipped: Schema) -> None:
         inner = list(kind) if pa.types.is_struct(kind) else [kind.value_field] if pa.types.is_list(kind) else []
         return inner + [deeper for part in inner for deeper in fields(part.type)]
 
-    assert [part.name for part in fields(shipped.arrow) if part.metadata] == []
+    assert [part.name for part in fields(shipped.field.type) if part.metadata] == []
 
 
 def test_its_file_says_its_columns(shipped: Schema) -> None:
     module = import_module(registry.SCHEMAS[shipped.name].partition(":")[0])
     assert module.__doc__ is not None
-    for part in shipped.arrow:
+    for part in shipped.field.type:
         assert f"{part.name}: " in module.__doc__

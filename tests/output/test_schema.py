@@ -53,7 +53,7 @@ def test_without_a_schema_there_is_none() -> None:
 
 def test_a_users_model_gives_typed_columns_and_exact_values(ticket: Schema) -> None:
     price = pa.struct({"price": pa.decimal128(8, 2), "colour": pa.string()})
-    assert ticket.arrow == pa.struct({"bought": pa.date32(), "items": pa.list_(price)})
+    assert ticket.field.type == pa.struct({"bought": pa.date32(), "items": pa.list_(price)})
     assert ticket.check(GIVEN) == {"bought": date(2026, 3, 2), "items": [{"price": Decimal("1.50"), "colour": "red"}]}
 
 
