@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import AnswerError, ItemError, PipelineError
 from pipeline.intake.fetch import Fetcher
-from pipeline.intake.manifest import Chunk, File, check_kept, rows_of
+from pipeline.intake.manifest import Chunk, File, check_kept, reading, rows_of
 from pipeline.intake.read import read
 from pipeline.intake.sources import Source
 from pipeline.job import HttpEngine, Job
@@ -81,7 +81,7 @@ class Preparer:
 
     def read(self, chunk: Chunk) -> list[Asked]:
         with self.meter.on("read"):
-            return list(self.items(chunk))
+            return reading(chunk.file, lambda: list(self.items(chunk)))
 
     def requests(self, items: Sequence[Asked]) -> Iterator[Entry]:
         """Some rows of a chunk, in order, one at a time."""
@@ -92,9 +92,11 @@ class Preparer:
 
     def items(self, chunk: Chunk) -> Iterator[Asked]:
         work = self.work
-        if self.source is None or self.source[0] != chunk.file:  # one of them: each keeps its file open
-            self.source = chunk.file, chunk.file.open()
-        wanted, rows = rows_of(chunk, work.job, work.user, self.source[1])
+        file, source = self.source or (None, None)  # one of them: each keeps its file open
+        self.source = None  # nor is it used again after reading has failed
+        source = source if source and file == chunk.file else chunk.file.open()
+        wanted, rows = rows_of(chunk, work.job, work.user, source)
+        self.source = chunk.file, source
         again = dict(chunk.again)
         check_kept(chunk.file, [row for row, *_ in rows], work.kept)
         for row, row_id, question in rows:

@@ -9,15 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import count
+from typing import Any, TypeVar
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline import trouble
 from pipeline.errors import JobError, StoppedError
 from pipeline.intake import store
 from pipeline.intake.read import Columns, columns
@@ -26,6 +30,7 @@ from pipeline.job import Job
 from pipeline.registry import SOURCES, find
 from pipeline.types import Past
 
+T = TypeVar("T")
 KINDS = {".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".jsonl.gz": "jsonl"}
 KINDS |= {".csv": "csv", ".tsv": "csv", ".csv.gz": "csv"}
 PREPARED_BYTES = 256 * 2**20  # what a prepared chunk may weigh in the object store, about
@@ -113,9 +118,9 @@ def expand(url: str, own: str) -> Iterator[File]:
     except PermissionError as error:
         raise JobError(f"input.manifest: {url}: access denied; check the credentials in the environment") from error
     except store_errors(url) as error:
-        trouble = store.translated(error, url)
+        told = store.translated(error, url)
         advice = "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" if url.startswith("s3") else ""
-        raise JobError(f"input.manifest: {trouble.message}{advice if trouble.kind == 'denied' else ''}") from error
+        raise JobError(f"input.manifest: {told.message}{advice if told.kind == 'denied' else ''}") from error
     for name in names:
         kind = kind_of(name)
         if kind is None:
@@ -131,6 +136,30 @@ def store_errors(url: str) -> tuple[type[Exception], ...]:
     """What may come out of listing there."""
     kind = url.partition("://")[0]
     return store.Store(kind).errors if kind in {*store.ERRORS, *store.ALIASES} else (OSError,)
+
+
+def reading(file: File, attempt: Callable[[], T]) -> T:
+    """What an attempt at a file gives. Trouble that may pass is waited out, as an output's is; other stops the run."""
+    for number in count(1):
+        try:
+            return attempt()
+        except store_errors(file.url) as error:
+            policy = trouble.OUTPUT.get(trouble.kind_of(error))
+            if policy is None or number >= policy.attempts:
+                raise unreadable(file, error) from error
+            time.sleep(policy.wait_s(number, random.random()))
+    raise AssertionError
+
+
+def schema_of(file: File) -> pa.Schema:
+    return reading(file, lambda: file.open().schema())
+
+
+def unreadable(file: File, error: Exception) -> StoppedError:
+    reason = getattr(error, "strerror", None) or type(error.__cause__ or error).__name__
+    return StoppedError(
+        f"stopped: {file.url} cannot be read ({reason}); what was committed stays, the same command goes on"
+    )
 
 
 def kind_of(name: str) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.errors import OutputError
 from pipeline.flow import Work, base_folder, model_name, open_family
-from pipeline.intake.manifest import File, columns_of, kept
+from pipeline.intake.manifest import File, columns_of, kept, schema_of
 from pipeline.job import Job
 from pipeline.jobfile import fingerprint, question
 from pipeline.model import weights
@@ -29,7 +29,7 @@ def work(job: Job, found: Sequence[File]) -> Work:
     """What the driver settles once, and every worker is told."""
     job = settled(job, found)
     schema = schemas.load(job.answer.schema_, base=base_folder())
-    first = found[0].open().schema()
+    first = schema_of(found[0])
     user = schemas.prompt(schema) if schema and job.prompt.user is None else None
     columns_of(job, found[0], first, user)  # says which column is not there
     said = question(
@@ -74,7 +74,7 @@ def local(path: str) -> Path:
 def problems(work: Work, found: Sequence[File]) -> list[str]:
     """What would go wrong with every row, found without starting anything."""
     for file in found:
-        columns_of(work.job, file, file.open().schema(), work.user)
+        columns_of(work.job, file, schema_of(file), work.user)
     if work.job.model.tensor_parallel > 1 and work.job.engine.kind == "torch":
         divide(work.job)
     open_family(work)  # says what is wrong with the checkpoint's small files

@@ -23,7 +23,7 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from pipeline.errors import JobError, PipelineError
 from pipeline.flow import Work
-from pipeline.intake.manifest import Chunk, File, cut
+from pipeline.intake.manifest import Chunk, File, cut, reading
 from pipeline.job import Job
 from pipeline.output.write import Receipt
 from pipeline.run import metrics
@@ -212,6 +212,6 @@ def cut_there(job: Job, found: Sequence[File], user: str | None) -> Iterator[Cut
 def cut_whole(job: Job, file: File, user: str | None) -> list[Cut] | PipelineError:
     """What is wrong with a file is handed over as a value, as workers do."""
     try:
-        return list(cut(job, file, user))
+        return reading(file, lambda: list(cut(job, file, user)))
     except PipelineError as error:
         return error

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import JobError
 from pipeline.flow import Work
-from pipeline.intake.manifest import Chunk, File, cut, hashes_of, rows_of
+from pipeline.intake.manifest import Chunk, File, cut, hashes_of, rows_of, store_errors, unreadable
 from pipeline.job import Job
 from pipeline.output.letters import READERS, split
 from pipeline.output.store import Store
@@ -47,7 +47,10 @@ class Plan:
 def cut_here(job: Job, found: Sequence[File], user: str | None) -> Iterator[Cut]:
     """Files cut in this process, one after another."""
     for file in found:
-        yield from cut(job, file, user)
+        try:
+            yield from cut(job, file, user)
+        except store_errors(file.url) as error:
+            raise unreadable(file, error) from error
 
 
 def plan(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.__main__ import main
 from pipeline.errors import StoppedError
 from pipeline.flow import Preparer
+from pipeline.intake.sources.parquet import Parquet
 
 
 def remove_parts_with(desk, wanted):
@@ -76,6 +79,46 @@ def test_a_manifest_that_changes_under_a_run_stops_it(desk, monkeypatch):
     with pytest.raises(StoppedError, match=r"m\.parquet was changed during the run; run the same command again"):
         desk.run()
     assert desk.parts() == {}
+
+
+@pytest.mark.usefixtures("hurry")
+def test_a_store_that_stumbles_while_a_run_reads_its_manifest_is_waited_for(desk, monkeypatch):
+    read, calls = Parquet.read, count()
+
+    def stumble(source, span, columns=None):
+        table = read(source, span, columns)
+        if next(calls) in (2, 3, 5):  # two to plan; then the first chunk twice, and the second
+            raise ConnectionResetError
+        return table
+
+    monkeypatch.setattr(Parquet, "read", stumble)
+    desk.manifest(desk.draw(8))
+    assert desk.run() == 0
+    assert desk.ids() == [f"r{number}" for number in range(8)]
+    assert next(calls) == 7
+
+
+def test_a_store_that_is_gone_while_a_run_plans_is_told_in_a_sentence(desk, monkeypatch):
+    def lost(source, span, columns=None):
+        raise ConnectionResetError
+
+    monkeypatch.setattr(Parquet, "read", lost)
+    desk.manifest(desk.draw(2))
+    with pytest.raises(StoppedError, match=r"m\.parquet cannot be read \(ConnectionResetError\); what was committed"):
+        desk.run()
+
+
+def test_a_manifest_that_is_taken_away_under_a_run_stops_it(desk, monkeypatch):
+    prepare = Preparer.prepare
+
+    def gone(self, chunk):
+        (desk.folder / "m.parquet").unlink()
+        return prepare(self, chunk)
+
+    monkeypatch.setattr(Preparer, "prepare", gone)
+    desk.manifest(desk.draw(2))
+    with pytest.raises(StoppedError, match=r"m\.parquet cannot be read \(No such file or directory\); what was"):
+        desk.run()
 
 
 def test_a_column_to_keep_that_is_not_there_is_named(desk, capsys):
