@@ -110,6 +110,8 @@ def caution(work: Work) -> str | None:
     said = [weights.caution(work.job.model, means)]
     if work.job.model.weights.startswith("builtin:") and work.job.engine.kind == "torch":
         said.append(f"{work.job.model.weights} knows drawn scenes only; for pictures of your own name a real model")
+    elif work.job.engine.kind == "torch" and not work.job.workers.generate.gpus:
+        said.append("workers.generate.gpus is 0, so the model runs on CPU")
     return "\ncareful: ".join(filter(None, said)) or None
 
 

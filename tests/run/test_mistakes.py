@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import tiny
 from pipeline.__main__ import main
 from pipeline.errors import JobError
 from pipeline.job import Job
@@ -440,3 +441,12 @@ def test_a_gpu_asked_for_where_torch_sees_none_is_told_without_ray_too(here, cap
 def test_a_traceback_is_shown_to_whoever_asks_for_it(here):
     with pytest.raises(JobError):
         main(["check", "nothing.yaml", "--debug"])
+
+
+@pytest.mark.parametrize(("gpus", "told"), [(0, True), (1, False)])
+def test_a_model_that_would_run_on_cpu_is_said_to(here, capsys, gpus, told):
+    weights = Path(tiny.__file__).parent / "weights/tiny"
+    text = GOOD.replace("builtin:tiny", str(weights)).replace("engine: {kind: scripted}", "engine: {kind: torch}")
+    (here / "job.yaml").write_text(f"{text}workers: {{generate: {{gpus: {gpus}}}}}\n")
+    assert main(["check", "job.yaml"]) == 0
+    assert ("careful: workers.generate.gpus is 0, so the model runs on CPU" in capsys.readouterr().out) == told
