@@ -71,9 +71,7 @@ SHAPES = {"caption": 1.0, "detect": 2.0, "video": 3.0}
 RECIPES = {
     "tiny": Recipe("qwen2_5_vl", SHAPES, 160_000, 36 * 28 * 28, vision=WINDOWED),
     "tiny-invoice": Recipe("qwen2_5_vl", {"invoice": 1}, 40_000, 80 * 28 * 28, reading=6_000, seed=2, vision=WINDOWED),
-    "tiny-qwen3": Recipe(
-        "qwen3_vl", SHAPES | {"detect": 3.0, "video": 2.0}, 80_000, 36 * 32 * 32, text=QWEN3_TEXT, vision=QWEN3_VISION
-    ),
+    "tiny-qwen3": Recipe("qwen3_vl", SHAPES, 120_000, 36 * 32 * 32, text=QWEN3_TEXT, vision=QWEN3_VISION),
 }
 
 
