@@ -50,6 +50,7 @@ def test_flash_and_graphs_say_what_generate_says(lab: Lab, stand_ins):
         lab.ask("late", lab.picture(3, 3), "?"),
     ]
     engine = Torch(lab.folder, lab.family, device="cpu", slots=3, prefill_tokens=25)
+    assert engine.ahead
     texts = {answer.id: answer.text for answer in run(engine, rows)}
     assert texts == {row.id: engine.vocabulary.text(lab.generate(row)[0]) for row in rows}
     assert engine.forward.graphs.made.keys() <= {1, 2, 3}

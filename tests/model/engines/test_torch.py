@@ -82,6 +82,17 @@ def test_box_tags_are_text_and_control_tokens_are_not(engine, one_lab):
     assert engine.vocabulary.text(ids) == said.removesuffix("<|im_end|><|image_pad|>")
 
 
+def test_the_next_pass_is_under_way_when_a_step_ends(engine, one_lab):
+    for name in ("a", "b"):
+        engine.submit(one_lab.ask(name, "hello " + name, max_new_tokens=5))
+    engine.step()
+    assert [row.new for row in engine.rows] == [1, 1]
+    assert (engine.flight is not None) == engine.ahead
+    while engine.rows:
+        engine.step()
+    assert idle(engine)
+
+
 def test_a_row_that_ends_early_takes_nobody_with_it(engine, one_lab):
     """Ahead of the host its next token is computed before anyone knows that there is none."""
     row = one_lab.ask("a", "hello", max_new_tokens=30)
