@@ -51,12 +51,13 @@ def _sample(node: Any, root: Node, optional: bool, above: tuple[str, ...] = ()) 
         return None
     above = (*above, node["$ref"]) if "$ref" in node else above
     node = resolve(node, root)
-    if given := node.get("enum") or [node[key] for key in ("const",) if key in node]:
-        return min(given, key=lambda value: len(json.dumps(value)))
+    if "const" in node:
+        return node["const"]
+    if "enum" in node:
+        return min(node["enum"], key=lambda value: len(json.dumps(value)))
     if parts := node.get("anyOf") or node.get("oneOf"):
-        return _sample(
-            next((part for part in parts if part and part.get("type") != "null"), None), root, optional, above
-        )
+        some = next((part for part in parts if part and part.get("type") != "null"), None)
+        return _sample(some, root, optional, above)
     kinds = node.get("type", ())
     kind = kinds if isinstance(kinds, str) else next((kind for kind in kinds if kind != "null"), None)
     if kind == "object":

@@ -58,9 +58,8 @@ def constrain(logits: Tensor, matchers: Sequence[Any]) -> dict[int, ItemError]:
     if not ruled:
         return errors
     shape = logits.shape[0], -(-logits.shape[1] // 32)
-    words = torch.full(
-        shape, -1, dtype=torch.int32, pin_memory=logits.is_cuda
-    ).numpy()  # so that sending waits for no pass
+    # pinned, or sending them might wait for the pass that is under way
+    words = torch.full(shape, -1, dtype=torch.int32, pin_memory=logits.is_cuda).numpy()
     for row in ruled:
         try:
             matchers[row].fill(words[row])
