@@ -154,7 +154,7 @@ run: what drives the steps
     run/report/page.py               values -> HTML that is harmless
     run/wire.py                      prepared entries <-> one row of Arrow
 
-tiny: the built-in models, trained here on scenes that are drawn; pipeline/tiny/weights/README.md is their card
+tiny: the built-in models, trained here on scenes that are drawn; pipeline/builtin/weights/README.md is their card
     tiny/scenes.py                   a seed -> a scene and the truth about it
     tiny/clips.py                    scenes in which something happens, from when to when
     tiny/invoices.py                 scenes with something to read

@@ -7,9 +7,10 @@ import json
 import os
 import sys
 
-from pipeline import options as command_line
+from pipeline import cli as command_line
 from pipeline.errors import PipelineError, StoppedError, Terminated
-from pipeline.job import Job
+from pipeline.job import reference
+from pipeline.job.spec import Job
 from pipeline.run import log
 
 
@@ -36,12 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    from pipeline import jobfile
-    from pipeline.run import drive
+    from pipeline.job import load_job
+    from pipeline.run import driver
 
     taker = log.taker()
-    job = jobfile.load(options.job, changes=options.set, date=options.date)
-    wish = drive.Options(
+    job = load_job.load(options.job, changes=options.set, date=options.date)
+    wish = driver.Options(
         limit=options.limit,
         here=options.local,
         add=options.on_change == "add",
@@ -49,13 +50,13 @@ def run(options: argparse.Namespace) -> int:
         retry=options.retry_errors,
         loud=options.ray_log,
     )
-    code = drive.run(job, wish, say=taker)
-    return 0 if code == drive.FAILED_ROWS and options.allow_errors else code
+    code = driver.run(job, wish, say=taker)
+    return 0 if code == driver.FAILED_ROWS and options.allow_errors else code
 
 
 def submit(options: argparse.Namespace) -> int:
-    from pipeline.run.submit import Order
-    from pipeline.run.submit import submit as send
+    from pipeline.cluster.submit import Order
+    from pipeline.cluster.submit import submit as send
 
     words = [f"--set={change}" for change in options.set]
     words += [f"--limit={options.limit}"] if options.limit else []
@@ -74,12 +75,12 @@ def submit(options: argparse.Namespace) -> int:
 
 
 def quote(options: argparse.Namespace) -> int:
-    from pipeline import jobfile
-    from pipeline.run.plan import as_json, plan
-    from pipeline.run.plan.quote import lines
+    from pipeline.inspect.plan import as_json, plan
+    from pipeline.inspect.plan.format import lines
+    from pipeline.job import load_job
 
     made = plan(
-        jobfile.load(options.job, changes=options.set, date=options.date),
+        load_job.load(options.job, changes=options.set, date=options.date),
         rows=None if options.all else options.sample,
         limit=options.limit,
         answer_tokens=options.answer_tokens,
@@ -91,39 +92,39 @@ def quote(options: argparse.Namespace) -> int:
 
 
 def export(options: argparse.Namespace) -> int:
-    from pipeline import jobfile
-    from pipeline.run import export
+    from pipeline.export import table
+    from pipeline.job import load_job
 
-    job = jobfile.load(options.job, changes=options.set, date=options.date)
+    job = load_job.load(options.job, changes=options.set, date=options.date)
     per_file, by = options.rows_per_file, options.partition_by
-    export.export(job, options.target, rows_per_file=per_file, partition_by=by, say=print)
+    table.export(job, options.target, rows_per_file=per_file, partition_by=by, say=print)
     return 0
 
 
 def check(options: argparse.Namespace) -> int:
-    from pipeline import jobfile, jobvalues
-    from pipeline.intake.manifest import files
-    from pipeline.run import brief
+    from pipeline.job import load_job, variables
+    from pipeline.manifest.files import files
+    from pipeline.run import preflight
 
     if options.explain:
-        print("\n".join([*jobfile.reference(Job), "", jobvalues.EXPLAINED]))
+        print("\n".join([*reference.reference(Job), "", variables.EXPLAINED]))
         return 0
     if options.job is None:
         raise PipelineError("check needs a job file, or --explain")
-    job = jobfile.load(options.job, changes=options.set, date=options.date)
+    job = load_job.load(options.job, changes=options.set, date=options.date)
     found = files(job)
-    shared = brief.work(job, found)
-    problems = brief.problems(shared, found)
+    shared = preflight.work(job, found)
+    problems = preflight.problems(shared, found)
     if problems:
         raise PipelineError("\n".join([f"{options.job}:", *(f"  {problem}" for problem in problems)]))
-    if caution := brief.caution(shared):
+    if caution := preflight.caution(shared):
         print(f"careful: {caution}")
     print(f"{options.job} is right: {job.name}, {len(found)} manifest file(s), fingerprint {shared.fingerprint}")
     return 0
 
 
 def status(options: argparse.Namespace) -> int:
-    from pipeline.run import status
+    from pipeline.inspect import status
 
     found = status.status(options.output, options.question)
     print(json.dumps(status.as_json(found), indent=2) if options.json else "\n".join(status.lines(found)))
@@ -133,8 +134,8 @@ def status(options: argparse.Namespace) -> int:
 def report(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from pipeline.run.report import report
-    from pipeline.run.report.gather import Wish
+    from pipeline.inspect.report import report
+    from pipeline.inspect.report.gather import Wish
 
     folder = Path() if "://" in options.output else Path(options.output)
     wish = Wish(options.random, options.worst, tuple(options.id))
@@ -144,7 +145,7 @@ def report(options: argparse.Namespace) -> int:
 
 
 def show(options: argparse.Namespace) -> int:
-    from pipeline.tiny.demo import demo
+    from pipeline.builtin.demo import demo
 
     return demo(options.folder)
 

@@ -17,7 +17,13 @@ Anything else is a bug: one row of kind `internal`, and a run that exits non-zer
 
 from __future__ import annotations
 
+import traceback
+from typing import TYPE_CHECKING
+
 from pipeline.types import Failure, Stage
+
+if TYPE_CHECKING:
+    pass
 
 
 class PipelineError(Exception):
@@ -77,3 +83,8 @@ class GenerateError(ItemError):
 
 class AnswerError(ItemError):
     stage: Stage = "answer"
+
+
+def surprise(item_id: str) -> Failure:
+    """What must not happen costs one row, is shown, and makes the run exit with 1."""
+    return Failure(item_id, "internal", "internal", traceback.format_exc(limit=-8))

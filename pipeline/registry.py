@@ -10,10 +10,10 @@ from typing import Any
 from pipeline.errors import JobError
 
 SOURCES = {  # by the ending of a manifest's files
-    "parquet": "pipeline.intake.sources.parquet:Parquet",
-    "jsonl": "pipeline.intake.sources.jsonl:Jsonl",
-    "csv": "pipeline.intake.sources.csv:Csv",
-    "folder": "pipeline.intake.sources.folder:Folder",
+    "parquet": "pipeline.manifest.sources.parquet:Parquet",
+    "jsonl": "pipeline.manifest.sources.jsonl:Jsonl",
+    "csv": "pipeline.manifest.sources.csv:Csv",
+    "folder": "pipeline.manifest.sources.folder:Folder",
 }
 KINDS = {  # by what the first bytes of a medium say
     "image": "pipeline.media.kinds.image:Image",

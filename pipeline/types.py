@@ -12,6 +12,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    pass
+
+if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
@@ -198,3 +201,12 @@ class Row:
     raw: str | None = None  # the model's own JSON where geometry or repair changed it
     flags: tuple[str, ...] = ()  # what was done to the answer: repaired, clamped, ...
     violations: tuple[str, ...] = ()  # what the schema doubts about it, in sentences
+
+
+Asked = tuple[Item, Failure | None]
+
+
+Entry = tuple[Item, Request | Failure]
+
+
+Outcome = tuple[Item, Row | Failure]

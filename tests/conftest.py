@@ -5,7 +5,10 @@ from importlib.util import find_spec
 
 import pytest
 
-from pipeline import trouble
+from pipeline import retry_policy
+from tests.workspace import desk, server, surroundings
+
+__all__ = ["desk", "server", "surroundings"]
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -22,6 +25,6 @@ if find_spec("vllm"):  # which needs torchvision; our own tests keep transformer
 def hurry(monkeypatch):
     """Nobody waits for long: trouble is met as often as the table says, only quicker."""
     for name in ("MEDIA", "OUTPUT"):
-        table = getattr(trouble, name)
+        table = getattr(retry_policy, name)
         quick = {kind: policy._replace(first_wait_s=0.01, longest_wait_s=0.02) for kind, policy in table.items()}
-        monkeypatch.setattr(trouble, name, quick)
+        monkeypatch.setattr(retry_policy, name, quick)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, models
 
-from pipeline.tiny import checkpoint
+from pipeline.builtin import random_checkpoint
 
 MODEL_VOCABULARY = 151_936  # rows of the real models' output layer: more than there are tokens
 
@@ -44,11 +44,13 @@ def _build() -> Tokenizer:
         for token in ranks
         if len(token) > 1
     ]
-    result = checkpoint.tiny_tokenizer()
+    result = random_checkpoint.tiny_tokenizer()
     built = Tokenizer(models.BPE(vocab=spelled, merges=merges))
     built.normalizer, built.pre_tokenizer, built.decoder = result.normalizer, result.pre_tokenizer, result.decoder
-    special = set(checkpoint.SPECIAL)
-    built.add_tokens([AddedToken(token, special=token in special, normalized=False) for token in checkpoint.ADDED])
+    special = set(random_checkpoint.SPECIAL)
+    built.add_tokens(
+        [AddedToken(token, special=token in special, normalized=False) for token in random_checkpoint.ADDED]
+    )
     return built
 
 

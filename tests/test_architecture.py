@@ -16,10 +16,10 @@ ROOT = Path(__file__).parents[1]
 HOUSE = sorted(path for folder in ("pipeline", "schemas") for path in (ROOT / folder).rglob("*.py"))
 LONGEST = 300
 BOUNDARIES = {  # the only places that may catch anything
-    "pipeline/media/child.py",  # a decoder's own process
-    "pipeline/output/schema.py",  # a user's schema code
-    "pipeline/output/validate.py",  # a user's schema code
-    "pipeline/flow.py",  # one row's surprise is that row's
+    "pipeline/media/decoder_process.py",  # a decoder's own process
+    "pipeline/schema/load_schema.py",  # a user's schema code
+    "pipeline/schema/validate.py",  # a user's schema code
+    "pipeline/prepare.py",  # one row's surprise is that row's
 }
 TOP = {"pyproject.toml", "pipeline", "jobs", "schemas", "tests", "infra"}
 TOP |= {"README.md", "LICENSE", "Makefile", "CHANGELOG.md"}
@@ -137,7 +137,7 @@ def test_checking_a_job_of_our_own_engine_does_not_import_torch(tmp_path):
     program = """
 import sys
 from pipeline import jobfile
-from pipeline.intake.manifest import files
+from pipeline.manifest.chunks import files
 from pipeline.run import brief, drive
 job = jobfile.load("jobs/demo/caption.yaml", changes=[f"input.manifest={sys.argv[1]}", "input.keep=[]"])
 assert brief.problems(brief.work(job, files(job)), files(job)) == []

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.run.metrics import METRICS, exported
+from pipeline.cluster.metrics import METRICS, exported
 
 HERE = Path(__file__).parent
 PANELS = [  # title, unit, width of 24, queries: legend -> PromQL with {metric} for a name of the table
@@ -180,7 +180,7 @@ def rules() -> dict[str, Any]:
 
 
 def files() -> dict[str, str]:
-    head = "# Made by generate.py from the table in pipeline/run/metrics.py.\n"
+    head = "# Made by generate.py from the table in pipeline/cluster/metrics.py.\n"
     rule = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError, PromptError
-from pipeline.intake.blob import Blob, Holes
-from pipeline.job import Job
-from pipeline.media.decoder import MOST_CLIP_BYTES, Decoder
+from pipeline.fetch.blob import Blob, Holes
+from pipeline.job.spec import Job
+from pipeline.media.decoder_client import MOST_CLIP_BYTES, Decoder
 from pipeline.media.kinds.base import Bounds, Probe
 from pipeline.media.sample import image_ask, pages, part, rate, times, video_ask
 from pipeline.model.families.base import Family

@@ -16,10 +16,10 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError, FetchError
-from pipeline.intake.blob import Blob, Ranges
-from pipeline.intake.heads import Head, webp_size
-from pipeline.intake.ranged import Ranged
-from pipeline.media.decoder import Decoder
+from pipeline.fetch.blob import Blob, Ranges
+from pipeline.fetch.header_fetcher import Head, webp_size
+from pipeline.fetch.ranged_file import Ranged
+from pipeline.media.decoder_client import Decoder
 from pipeline.media.kinds.base import Bounds, Probe
 from pipeline.media.kinds.image import BAD_EXIF, Image, upright
 from pipeline.types import Size

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.errors import DecodeError
-from pipeline.job import Media
+from pipeline.job.spec import Media
 from pipeline.media.kinds.base import Probe
 from pipeline.types import Ask
 

@@ -24,13 +24,13 @@ from pipeline.registry import FAMILIES, find
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from pipeline.job import Model
+    from pipeline.job.spec import Model
 
 SMALL = (".json", ".jinja", ".txt")
 LARGE = (".safetensors",)
 SAMPLE_BYTES = 2**20  # of each end of a weights file: enough to notice another one
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-BUILTIN = ("tiny", "tiny-invoice", "tiny-qwen3")  # folders of pipeline/tiny/weights
+BUILTIN = ("tiny", "tiny-invoice", "tiny-qwen3")  # folders of pipeline/builtin/weights
 log = logging.getLogger(__name__)
 
 
@@ -103,7 +103,7 @@ def _builtin(name: str) -> Path:
     if name not in BUILTIN:
         known = ", ".join(f"builtin:{known}" for known in BUILTIN)
         raise JobError(f"model.weights: there is no builtin:{name}; there is {known}")
-    return Path(__file__).parents[1] / "tiny" / "weights" / name
+    return Path(__file__).parents[1] / "builtin" / "weights" / name
 
 
 def _cache() -> Path:

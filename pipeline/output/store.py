@@ -1,6 +1,6 @@
 """An output folder, wherever fsspec reaches -> objects that appear whole, once, or not at all.
 
-Trouble that may pass is waited out as pipeline/trouble.py says; the rest, and what does not pass, is an OutputError
+Trouble that may pass is waited out as pipeline/retry_policy.py says; the rest is an OutputError
 that stops the run. Retries are ours alone: each library's own on top would make a hundred requests of one, to a store
 that says it has too many. A client whose credentials have expired is made anew, and finds what was put in their place.
 """
@@ -22,10 +22,10 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 import fsspec
 
-from pipeline import trouble
+from pipeline import retry_policy
 from pipeline.errors import OutputError
-from pipeline.intake.store import ALIASES, ERRORS, S3
-from pipeline.trouble import Truncated, kind_of
+from pipeline.fetch.object_store import ALIASES, ERRORS, S3
+from pipeline.retry_policy import Truncated, kind_of
 
 T = TypeVar("T")
 ADVICE = {
@@ -148,7 +148,7 @@ class Store:
                 if gone_is_fine and isinstance(error, FileNotFoundError):
                     raise
                 kind = kind_of(error)
-                policy = trouble.OUTPUT.get(kind)
+                policy = retry_policy.OUTPUT.get(kind)
                 if policy is None or number >= policy.attempts or not self.patient:
                     self.patient = False
                     raise OutputError(f"{self.path}/{name}: {said(kind, error, number)}") from error

@@ -6,13 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 
-from pipeline.flow import Answerer, Outcome, Preparer, Work
-from pipeline.intake.manifest import Chunk
+from pipeline.answer import Answerer
+from pipeline.context import Work
+from pipeline.manifest.chunks import Chunk
+from pipeline.output.commit import Receipt, write
 from pipeline.output.store import Store
-from pipeline.output.write import Receipt, write
+from pipeline.prepare import Preparer
 from pipeline.run import log
 from pipeline.run.lease import refuse_if_taken
 from pipeline.run.signals import Signals
+from pipeline.types import Outcome
 
 
 def run(work: Work, chunks: Sequence[Chunk], signals: Signals) -> Iterator[Receipt]:

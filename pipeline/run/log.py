@@ -18,8 +18,9 @@ from pipeline.errors import JobError
 from pipeline.types import Failure
 
 if TYPE_CHECKING:
-    from pipeline.flow import Outcome, Work
-    from pipeline.output.write import Receipt
+    from pipeline.context import Work
+    from pipeline.output.commit import Receipt
+    from pipeline.types import Outcome
 
 MODES = ("json", "text")
 QUIET_STAGES = ("answer", "internal")  # whose messages quote the model, or what a row holds

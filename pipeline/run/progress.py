@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.output.write import Receipt
+from pipeline.output.commit import Receipt
 from pipeline.run import log
 from pipeline.run.tally import Tally
 

@@ -17,13 +17,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.context import Work
 from pipeline.errors import JobError
-from pipeline.flow import Work
-from pipeline.intake.manifest import Chunk, File, cut, hashes_of, rows_of, store_errors, unreadable
-from pipeline.job import Job
-from pipeline.output.letters import READERS, split
+from pipeline.job.spec import Job
+from pipeline.manifest.chunks import Chunk, cut, hashes_of, rows_of
+from pipeline.manifest.files import File, store_errors, unreadable
+from pipeline.output.dead_letters import READERS, split
 from pipeline.output.store import Store
-from pipeline.run.buckets import Buckets, common, repeated
+from pipeline.run.dedup import Buckets, common, repeated
 
 Cut = tuple[Chunk, NDArray[np.uint64]]
 Cutter = Callable[[Job, Sequence[File], str | None], Iterable[Cut]]

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from pipeline.errors import StoppedError
-from pipeline.output.write import Receipt
+from pipeline.output.commit import Receipt
 
 WINDOW, ENOUGH = 1000, 100  # rows that the error rate is of, and how many make it worth believing
 PREPARING = ("fetch", "decode", "prompt", "read", "commit")  # what an engine may wait for

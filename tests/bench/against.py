@@ -28,7 +28,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.tiny.scenes import scene
+from pipeline.builtin.scenes import scene
 from tests.bench import harness
 
 PEERS = Path(__file__).with_name("peers.py")

@@ -21,13 +21,13 @@ from typing import Any
 
 import pyarrow.dataset as ds
 
-from pipeline import jobfile
+from pipeline.builtin import scene_files
+from pipeline.builtin.evaluate import JOBS, TASKS, compared
+from pipeline.builtin.scores import score
+from pipeline.job import load_job
 from pipeline.model import weights
-from pipeline.tiny import files
-from pipeline.tiny.evaluate import JOBS, TASKS, compared
-from pipeline.tiny.scores import score
 from tests.bench import harness
-from tests.model.engines.serving import KEY, serving
+from tests.model.engines.vllm_server import KEY, serving
 
 SLOTS = 32
 VLLM = {"max_num_seqs": SLOTS, "max_num_batched_tokens": 4096, "enforce_eager": True}
@@ -58,10 +58,10 @@ def main() -> None:
 
 def answers(task: str, scenes: int) -> dict[str, dict[str, Any]]:
     """By engine: rows by id, marks, rate."""
-    model = weights.locate(jobfile.load(JOBS / f"{task}.yaml").model.weights)
+    model = weights.locate(load_job.load(JOBS / f"{task}.yaml").model.weights)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        manifest = files.write(folder / task, task, scenes)
+        manifest = scene_files.write(folder / task, task, scenes)
         with serving(model, folder / "server.log", longest=4096, slots=SLOTS) as url:
             http = {"url": url, "api_key": "${DOORS_KEY}"} | ({"video": "native"} if task == "video" else {})
             engines = {"torch": {"slots": SLOTS}, "vllm": VLLM, "http": http}

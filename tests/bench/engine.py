@@ -27,12 +27,12 @@ import psutil
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from pipeline.model import library, weights
+from pipeline.builtin.random_checkpoint import make
+from pipeline.model import hf_models, weights
+from pipeline.model.engine_thread import run
 from pipeline.model.engines.torch import Torch
 from pipeline.model.engines.torch.vision import Slice, patchify
 from pipeline.model.families.base import Family
-from pipeline.model.generate import run
-from pipeline.tiny.checkpoint import make
 from pipeline.types import Ask, Clip, Request, Sampling, Turn
 from tests.bench import ceilings, harness
 
@@ -110,7 +110,7 @@ class Peer:
     """`generate` on left-padded batches, with pixels normalised and positions computed beforehand."""
 
     def __init__(self, folder: Path, family: Family, device: str):
-        kind = library.model_class(weights.config(folder)["model_type"])
+        kind = hf_models.model_class(weights.config(folder)["model_type"])
         self.model = kind.from_pretrained(folder, dtype="auto").eval().to(device)
         self.model.generation_config.eos_token_id = None
         self.family, self.device = family, device

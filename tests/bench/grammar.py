@@ -26,14 +26,14 @@ from tokenizers import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from pipeline import registry
+from pipeline.builtin.random_checkpoint import make
 from pipeline.model import weights
+from pipeline.model.engine_thread import run
 from pipeline.model.engines.torch import Torch
-from pipeline.model.engines.torch.sample import constrain
+from pipeline.model.engines.torch.sampler import constrain
 from pipeline.model.families.base import Family
-from pipeline.model.generate import run
-from pipeline.model.grammar import Grammars, Matcher
-from pipeline.output import schema
-from pipeline.tiny.checkpoint import make
+from pipeline.model.guidance.grammar import Grammars, Matcher
+from pipeline.schema import load_schema
 from pipeline.types import Reply, Request, Sampling, Turn
 from tests import qwen_vocabulary
 from tests.bench import harness
@@ -41,7 +41,7 @@ from tests.bench import harness
 STEP_MS = 20.0
 BUDGET = 512  # of a guided row; free decoding makes FREE
 FREE = 32
-SCHEMAS = [found for name in registry.SCHEMAS if (found := schema.load(name, base=Path()))]
+SCHEMAS = [found for name in registry.SCHEMAS if (found := load_schema.load(name, base=Path()))]
 
 
 def requests(family: Family, count: int) -> list[Request]:

@@ -78,9 +78,9 @@ class Captioner:
 
 def ours(manifest: Path, out: Path) -> None:
     """The job a user writes, and nothing else."""
-    from pipeline.job import Job
-    from pipeline.run import drive
-    from pipeline.run.cluster import joined
+    from pipeline.cluster.ray_runner import joined
+    from pipeline.job.spec import Job
+    from pipeline.run import driver
 
     said = {
         "name": "ours",
@@ -91,9 +91,9 @@ def ours(manifest: Path, out: Path) -> None:
         "output": {"path": str(out), "chunk_rows": 2 * BATCH},
     }
     with joined():
-        code = drive.run(Job.model_validate(said))
+        code = driver.run(Job.model_validate(said))
         note_store(out)
-    assert code in (drive.ANSWERED, drive.FAILED_ROWS)
+    assert code in (driver.ANSWERED, driver.FAILED_ROWS)
 
 
 def one_by_one(manifest: Path, out: Path) -> None:

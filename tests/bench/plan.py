@@ -23,12 +23,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import s3fs
 
-from pipeline import jobfile
-from pipeline.flow import Preparer, Work
-from pipeline.intake.manifest import Chunk, files
+from pipeline.context import Work
+from pipeline.inspect.plan.survey import survey
+from pipeline.job import load_job
+from pipeline.manifest.chunks import Chunk
+from pipeline.manifest.files import files
 from pipeline.output.store import Store
-from pipeline.run import brief, resume
-from pipeline.run.plan.survey import survey
+from pipeline.prepare import Preparer
+from pipeline.run import preflight, resume
 from tests.bench import harness
 from tests.bench.prepare import photo
 from tests.seaweed import KEY, SECRET, Seaweed
@@ -83,9 +85,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, Seaweed(Path(folder) / "weed") as server:
         os.environ.update(server.environment)
         fill(Path(folder), server.url, objects)
-        job = jobfile.parse(JOB.replace("PLACE", folder))
+        job = load_job.parse(JOB.replace("PLACE", folder))
         found = files(job)
-        work = brief.work(job, found)
+        work = preflight.work(job, found)
         chunks = list(resume.plan(work, found, Store(work.job.output.path)).left)
         few = chunks[: max(1, len(chunks) // SHARE)]
         survey(work, few[:1])

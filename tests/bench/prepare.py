@@ -28,17 +28,17 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 
-from pipeline.intake.fetch import Fetcher
+from pipeline.builtin.random_checkpoint import make
+from pipeline.fetch.fetcher import Fetcher
+from pipeline.media.clips import look
 from pipeline.media.decode import Eyes
-from pipeline.media.decoder import HEAP
+from pipeline.media.decoder_client import HEAP
 from pipeline.media.kinds.base import Bounds
 from pipeline.media.kinds.image import Image, fitted
-from pipeline.media.look import look
 from pipeline.model import weights
-from pipeline.tiny.checkpoint import make
 from pipeline.types import Clip, Medium, Size
 from tests.bench import harness
-from tests.media.making import a_job, shipped
+from tests.media.sample_media import a_job, shipped
 
 MOST = 1280 * 28 * 28
 PICTURES = {"12 MP": (4000, 3000), "2 MP": (1632, 1224), "0.3 MP": (640, 480)}

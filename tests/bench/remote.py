@@ -23,14 +23,14 @@ import boto3
 import numpy as np
 from moto.server import ThreadedMotoServer
 
-from pipeline.intake.fetch import Fetcher
+from pipeline.fetch.fetcher import Fetcher
+from pipeline.media.clips import look
 from pipeline.media.decode import Eyes
-from pipeline.media.look import look
 from pipeline.types import Ask, Clip, Medium
 from tests.bench import harness
 from tests.bench.prepare import photo
 from tests.faults import Proxy
-from tests.media.making import Plain, a_job, repeated
+from tests.media.sample_media import Plain, a_job, repeated
 
 PIECE_S, RATE = 30, 25
 

@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from pipeline import jobfile
-from pipeline.intake.manifest import files
+from pipeline.cluster import ray_runner
+from pipeline.job import load_job
+from pipeline.manifest.files import files
 from pipeline.output.store import Store
-from pipeline.run import brief, cluster, resume
+from pipeline.run import preflight, resume
 from pipeline.run.signals import Signals
 from tests.bench import harness
 
@@ -46,13 +47,13 @@ def measure(place: Path, replicas: int, seconds: float) -> dict[str, float]:
     names = [f"row {number}" for number in range(rows)]
     chats = [json.dumps([{"role": "user", "content": name}]) for name in names]
     pq.write_table(pa.table({"id": names, "chat": chats}), place / "manifest.parquet")
-    job = jobfile.parse(JOB.replace("PLACE", str(place)).replace("REPLICAS", str(replicas)))
-    work = brief.work(job, files(job))
+    job = load_job.parse(JOB.replace("PLACE", str(place)).replace("REPLICAS", str(replicas)))
+    work = preflight.work(job, files(job))
     plan = resume.plan(work, files(job), Store(job.output.path))
     driver, done = psutil.Process(), 0
     marks: list[tuple[float, float, int]] = []
     spent = Counter[str]()
-    for receipt in cluster.run(work, plan.left, Signals(print)):
+    for receipt in ray_runner.run(work, plan.left, Signals(print)):
         assert receipt.failed == 0
         done += receipt.answered
         if rows * FIRST <= done <= rows - 2 * replicas * SLOTS:

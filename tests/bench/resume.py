@@ -18,10 +18,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import jobfile
-from pipeline.intake.manifest import files
+from pipeline.job import load_job
+from pipeline.manifest.files import files
 from pipeline.output.store import Store
-from pipeline.run import brief, resume
+from pipeline.run import preflight, resume
 from tests.bench import harness
 
 JOB = """
@@ -46,9 +46,9 @@ def draw(path: Path, rows: int) -> None:
 
 def one(place: Path, *, done: bool) -> dict[str, float]:
     """Plan once, here. `done` makes every chunk a commit first."""
-    job = jobfile.parse(JOB.replace("PLACE", str(place)))
+    job = load_job.parse(JOB.replace("PLACE", str(place)))
     found = files(job)
-    work = brief.work(job, found)
+    work = preflight.work(job, found)
     store = Store(work.job.output.path)
     folder = Path(store.path) / f"data/fp={work.fingerprint}"
     if done:

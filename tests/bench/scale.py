@@ -25,11 +25,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline import jobfile
-from pipeline.flow import Work
-from pipeline.intake.manifest import files
+from pipeline.cluster import ray_runner
+from pipeline.context import Work
+from pipeline.job import load_job
+from pipeline.manifest.files import files
 from pipeline.output.store import Store
-from pipeline.run import brief, cluster, resume
+from pipeline.run import preflight, resume
 from pipeline.run.signals import Signals
 from tests.bench import harness
 
@@ -50,8 +51,8 @@ def planned(place: Path, columns: dict[str, list[str]], **said: str) -> tuple[Wo
     text = JOB.replace("PLACE", str(place))
     for name, value in {"MEDIA": "messages: chat", "PROMPT": "", "DELAY": "0", "CHUNK": str(CHUNK), **said}.items():
         text = text.replace(name, value)
-    job = jobfile.parse(text)
-    work, started = brief.work(job, files(job)), time.monotonic()
+    job = load_job.parse(text)
+    work, started = preflight.work(job, files(job)), time.monotonic()
     return work, resume.plan(work, files(job), Store(job.output.path)), time.monotonic() - started
 
 
@@ -77,7 +78,7 @@ def drive(work: Work, plan: resume.Plan) -> dict[str, float]:
     """Rows/s from the first chunk to the last, and what they cost the driver."""
     driver, marks = psutil.Process(), []
     with store_peak() as peak:
-        for receipt in cluster.run(work, plan.left, Signals(print)):
+        for receipt in ray_runner.run(work, plan.left, Signals(print)):
             assert receipt.failed == 0
             marks.append((time.monotonic(), sum(driver.cpu_times()[:2]), receipt.answered))
     (first, cpu, rows), (last, cpu_end, _) = marks[0], marks[-1]
@@ -136,7 +137,7 @@ def main() -> None:
     parser.add_argument("--planned", type=int, default=1_000_000)
     options = parser.parse_args()
     driven, tail = (10_000, 1000) if options.quick else (options.driven, 3000)
-    with cluster.joined(), tempfile.TemporaryDirectory() as folder:
+    with ray_runner.joined(), tempfile.TemporaryDirectory() as folder:
         lines, figures = growing(Path(folder), driven, options.planned)
         rates = tailed(Path(folder), tail)
     header = ["rows", "chunks", "planned in s", "driver MiB", "rows/s", "driver CPU ms a chunk", "store peak MiB"]

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from pipeline.tiny import files
+from pipeline.builtin import scene_files
 from tests.bench import harness
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def mark(name):
 from pipeline.run import drive
 mark("import the pipeline")
 from pipeline import jobfile
-from pipeline.intake.manifest import files
+from pipeline.manifest.chunks import files
 from pipeline.run import brief
 job = jobfile.load(sys.argv[1])
 found = files(job)
@@ -59,7 +59,7 @@ mark("import torch")
 from pipeline.model import library
 library.model_class("qwen2_5_vl")
 mark("import transformers")
-from pipeline.flow import Answerer
+from pipeline.prepare import Answerer
 Answerer(work)
 mark("load the model")
 with cluster.joined():
@@ -100,7 +100,7 @@ def main() -> None:
     floors, firsts, wholes = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        files.write(place, "caption", 8, start=100_000)
+        scene_files.write(place, "caption", 8, start=100_000)
         (place / "job.yaml").write_text(JOB.replace("PLACE", folder))
         pieces = json.loads(python("-c", PIECES, str(place / "job.yaml")).splitlines()[-1])
         for turn in range(2 if options.quick else options.rounds):

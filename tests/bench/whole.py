@@ -21,13 +21,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import jobfile
-from pipeline.flow import Answerer, Preparer, Work
-from pipeline.intake.manifest import Chunk, files
+from pipeline.answer import Answerer
+from pipeline.builtin.scenes import scene
+from pipeline.cluster import pools, ray_runner
+from pipeline.context import Work
+from pipeline.job import load_job
+from pipeline.manifest.chunks import Chunk
+from pipeline.manifest.files import files
 from pipeline.output.store import Store
-from pipeline.run import brief, cluster, pools, resume
+from pipeline.prepare import Preparer
+from pipeline.run import preflight, resume
 from pipeline.run.signals import Signals
-from pipeline.tiny.scenes import scene
 from tests.bench import harness
 
 JOB = """
@@ -55,8 +59,8 @@ def draw(place: Path, rows: int) -> None:
 
 
 def planned(place: Path, engine: str, rows: int) -> tuple[Work, tuple[Chunk, ...]]:
-    job = jobfile.parse(JOB.replace("PLACE", str(place)).replace("ENGINE", engine))
-    work = brief.work(job, files(job))
+    job = load_job.parse(JOB.replace("PLACE", str(place)).replace("ENGINE", engine))
+    work = preflight.work(job, files(job))
     path = f"{work.job.output.path}/{time.monotonic_ns()}"
     fresh = work.job.model_copy(update={"output": work.job.output.model_copy(update={"path": path})})
     return replace(work, job=fresh), resume.plan(work, files(job), Store(path), limit=rows).left
@@ -79,7 +83,7 @@ def alone(work: Work, chunks: tuple[Chunk, ...]) -> tuple[float, float]:
 def through_ray(work: Work, chunks: tuple[Chunk, ...]) -> tuple[float, float, Counter[str]]:
     """Rows/s, seconds to the first answer, and what the workers' seconds went to."""
     marks, spent, started = [], Counter[str](), time.monotonic()
-    for receipt in cluster.run(work, chunks, Signals(print)):
+    for receipt in ray_runner.run(work, chunks, Signals(print)):
         assert receipt.failed == 0
         marks.append((time.monotonic(), receipt.answered))
         spent.update(receipt.seconds if len(marks) > 1 else {})
@@ -101,7 +105,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = 768 if options.quick else options.rows
     lines, ratios, figures = [], {}, {}
-    with cluster.joined(), tempfile.TemporaryDirectory() as folder:
+    with ray_runner.joined(), tempfile.TemporaryDirectory() as folder:
         draw(Path(folder), rows)
         for name, engine in ENGINES.items():
             work, chunks = planned(Path(folder), engine.replace("DELAY", str(options.delay_ms)), rows)

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 BUCKET = "chaos"
 NODES = 2  # beside the head
 PREPARE, GENERATE = "MapWorker(MapBatches(Prepare))", "MapWorker(MapBatches(Generate))"
-RANK, DECODER = "pipeline.model.engines.torch.follow", "pipeline.media.child"
+RANK, DECODER = "pipeline.model.engines.torch.tp_worker", "pipeline.media.decoder_process"
 START_TRIES = 5
 
 

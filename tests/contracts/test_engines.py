@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.job import Job
+from pipeline.builtin.random_checkpoint import make
+from pipeline.job.spec import Job
 from pipeline.model import weights
+from pipeline.model.engine_thread import Desk, run
 from pipeline.model.engines.base import Engine
-from pipeline.model.generate import Desk, run
 from pipeline.registry import ENGINES, find
-from pipeline.tiny.checkpoint import make
 from pipeline.types import Clip, Failure, Reply, Request, Sampling, Turn
-from tests.model.engines.talking import Act, Heard, Talker, said, wrong
+from tests.model.engines.chat_server import Act, Heard, Talker, said, wrong
 
 WIDE = {  # heads that vLLM's CPU kernels have
     "hidden_size": 128,

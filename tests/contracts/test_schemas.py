@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 
 from pipeline import registry
-from pipeline.output.columns import column
-from pipeline.output.schema import Schema, load, problems, prompt
-from pipeline.output.validate import validate
+from pipeline.schema.columns import column
+from pipeline.schema.load_schema import load, problems, prompt
+from pipeline.schema.schema import Schema
+from pipeline.schema.validate import validate
 
 
 @pytest.fixture(params=registry.SCHEMAS)

@@ -15,7 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from pipeline.jobfile import parse
+from pipeline.job.load_job import parse
 from tests.infra import strict
 
 KUBERAY = Path(__file__).parents[2] / "infra/kuberay"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.run.metrics import METRICS, exported
+from pipeline.cluster.metrics import METRICS, exported
 
 FOLDER = Path(__file__).parents[2] / "infra/observability"
 CASES = """

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.intake.fetch import Fetcher
-from pipeline.job import Job
+from pipeline.fetch.fetcher import Fetcher
+from pipeline.job.spec import Job
+from pipeline.media.clips import look
 from pipeline.media.decode import Eyes
-from pipeline.media.look import look
 from pipeline.types import Ask, Clip, Medium
-from tests.media.making import Look, Plain, a_job
+from tests.media.sample_media import Look, Plain, a_job
 
 
 @pytest.fixture(scope="session")

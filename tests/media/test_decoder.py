@@ -11,7 +11,7 @@ import time
 import pytest
 
 from pipeline.errors import DecodeError
-from tests.media.making import a_job, encoded, picture
+from tests.media.sample_media import a_job, encoded, picture
 
 HOSTILE = """
 import ctypes, os, pathlib, signal, time
@@ -124,8 +124,8 @@ def test_an_orphan_ends_by_itself_even_while_it_hangs(tmp_path):
     script = """
 import os, sys, threading, time
 sys.path[:0] = sys.argv[1].split(":")
-from tests.media.making import a_job, Plain
-from pipeline.intake.blob import Blob
+from tests.media.sample_media import a_job, Plain
+from pipeline.fetch.blob import Blob
 from pipeline.media.decode import Eyes
 from pipeline.types import Medium
 eyes = Eyes(a_job(), Plain())

@@ -15,7 +15,7 @@ import torch
 
 from pipeline.errors import DecodeError
 from pipeline.media.kinds.image import ORIENTATION
-from tests.media.making import a_job, encoded, picture, shipped
+from tests.media.sample_media import a_job, encoded, picture, shipped
 
 torch.set_num_threads(1)
 

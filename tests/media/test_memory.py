@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tests.media.making import a_job, encoded, film, memory_peak, picture, repeated
+from tests.media.sample_media import a_job, encoded, film, memory_peak, picture, repeated
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 MIB = 1 << 20

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.builtin.random_checkpoint import make
 from pipeline.media.kinds.base import Probe
 from pipeline.media.resize import resize
 from pipeline.media.sample import image_ask, part, video_ask
 from pipeline.model import weights
-from pipeline.tiny.checkpoint import make
 from pipeline.types import Ask
-from tests.media.making import a_job, encoded
 from tests.media.oracle import digest, noise
+from tests.media.sample_media import a_job, encoded
 
 torch.set_num_threads(1)
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")

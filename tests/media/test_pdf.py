@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import DecodeError
-from tests.media.making import a_job
+from tests.media.sample_media import a_job
 
 
 @pytest.fixture(scope="module")

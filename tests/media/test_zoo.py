@@ -16,14 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ItemError
-from pipeline.intake.fetch import Fetcher
-from pipeline.intake.guard import STORES, WEB, scheme, shown
-from pipeline.intake.sniff import sniff
-from pipeline.media import look as media_look
+from pipeline.fetch.access import STORES, WEB, scheme, shown
+from pipeline.fetch.fetcher import Fetcher
+from pipeline.fetch.sniff import sniff
+from pipeline.media import clips as media_look
 from pipeline.media.decode import Eyes, choose
 from pipeline.media.sample import pages
 from pipeline.types import Medium
-from tests.media.making import Plain, a_job, encoded, film, picture, shipped
+from tests.media.sample_media import Plain, a_job, encoded, film, picture, shipped
 
 KINDS_OF_DEATH = {"decoder_died", "deadline", "memory"}  # not wanted for any file here
 REAL = sorted(

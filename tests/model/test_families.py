@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.builtin.random_checkpoint import make
 from pipeline.media.resize import resize
 from pipeline.model import weights
 from pipeline.model.engines.torch.vision import patchify
 from pipeline.model.prompt import read_style
-from pipeline.tiny.checkpoint import make
 from pipeline.types import Ask, Clip, Turn
 from tests import qwen_vocabulary
 from tests.model import chat_templates, oracle, reference

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.builtin.random_checkpoint import make
 from pipeline.errors import JobError, PromptError
-from pipeline.job import Context, Model, Rope
+from pipeline.job.spec import Context, Model, Rope
 from pipeline.media.kinds.base import Probe
 from pipeline.media.sample import part
-from pipeline.model import library, weights
+from pipeline.model import hf_models, weights
 from pipeline.model.families.qwen import fit
 from pipeline.model.families.qwen3_vl import fit_clip
-from pipeline.output.geometry import to_source
-from pipeline.tiny.checkpoint import make
+from pipeline.output.answer.geometry import to_source
 from pipeline.types import Ask, Clip, Turn
 from tests.model import reference
 
@@ -56,7 +56,7 @@ def outcome(compute):
 
 @pytest.mark.parametrize("factor", [28, 32])
 def test_two_thousand_pictures_get_the_size_that_transformers_gives_them(factor):
-    library.transformers()
+    hf_models.transformers()
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
     for number, (width, height) in enumerate(random_sizes(2000)):
@@ -67,7 +67,7 @@ def test_two_thousand_pictures_get_the_size_that_transformers_gives_them(factor)
 
 
 def test_two_thousand_clips_get_the_size_that_transformers_gives_them():
-    library.transformers()
+    hf_models.transformers()
     from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
     chance = random.Random(1)
@@ -275,8 +275,8 @@ def test_yarn_stretches_the_context_from_what_was_trained(folders, tmp_path, kin
     assert (rope["rope_type"], rope["factor"], rope["original_max_position_embeddings"]) == ("yarn", 4, trained)
     assert rope["mrope_section"] == [2, 3, 3]
     assert weights.family(folder, model=model).context == 4 * trained
-    config = library.config_class(kind).from_dict(weights.config(folder, model))
-    built = library.model_class(kind)(config).model.language_model.rotary_emb
+    config = hf_models.config_class(kind).from_dict(weights.config(folder, model))
+    built = hf_models.model_class(kind)(config).model.language_model.rotary_emb
     assert built.attention_scaling == pytest.approx(1.1386, abs=1e-3)
 
 

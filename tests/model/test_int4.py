@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.builtin.random_checkpoint import make
 from pipeline.errors import JobError
-from pipeline.model import library, weights
+from pipeline.model import hf_models, weights
+from pipeline.model.engine_thread import run
 from pipeline.model.engines.torch import Torch, int4, int4_linear
-from pipeline.model.engines.torch.load import build, there, without_weights
-from pipeline.model.engines.torch.read import model_name
-from pipeline.model.generate import run
-from pipeline.tiny.checkpoint import make
+from pipeline.model.engines.torch.checkpoint import model_name
+from pipeline.model.engines.torch.model_loader import build, there, without_weights
 from pipeline.types import Clip, Request, Sampling, Turn
 
 torch.set_num_threads(1)
@@ -163,7 +163,7 @@ def test_a_group_of_equal_weights_keeps_them():
 
 def test_an_awq_checkpoint_is_kept_in_four_bits_and_answers_as_its_dequantised_self(awq, dense):
     folder, rounded = awq
-    reference = library.model_class("qwen2_5_vl").from_pretrained(dense, dtype=torch.float32).eval()
+    reference = hf_models.model_class("qwen2_5_vl").from_pretrained(dense, dtype=torch.float32).eval()
     before = logits(reference)
     own = dict(reference.named_parameters())
     for name, value in rounded.items():
@@ -306,7 +306,7 @@ def test_the_real_7b_checkpoint_s_config_and_tensor_names_are_understood(dense, 
     family = weights.family(tmp_path)
     assert (family.context, family.tokens_per_second, family.factor) == (128000, 2, 28)
     with without_weights():
-        model = library.model_class("qwen2_5_vl")(library.config_class("qwen2_5_vl").from_dict(REAL))
+        model = hf_models.model_class("qwen2_5_vl")(hf_models.config_class("qwen2_5_vl").from_dict(REAL))
     linears = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     hub = {
         f"model.layers.{layer}.{'mlp' if name[0] in 'gud' else 'self_attn'}.{name}.{kind}"

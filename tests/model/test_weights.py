@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 
+from pipeline.builtin.random_checkpoint import make
 from pipeline.errors import JobError
-from pipeline.job import Context, Model, Rope
-from pipeline.model import library, weights
-from pipeline.tiny.checkpoint import make
+from pipeline.job.spec import Context, Model, Rope
+from pipeline.model import hf_models, weights
 from pipeline.types import Clip, Turn
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -142,7 +142,7 @@ def test_a_built_in_model_is_there_and_loads_as_any_other(name):
     folder = weights.locate(f"builtin:{name}")
     assert weights.locate_small(f"builtin:{name}") == folder
     family = weights.family(folder)
-    model, report = library.model_class(weights.config(folder)["model_type"]).from_pretrained(
+    model, report = hf_models.model_class(weights.config(folder)["model_type"]).from_pretrained(
         folder, output_loading_info=True
     )
     assert not any(report.values())

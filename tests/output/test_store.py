@@ -14,10 +14,10 @@ import pyarrow as pa
 import pytest
 from moto.server import ThreadedMotoServer
 
-from pipeline import trouble
+from pipeline import retry_policy
 from pipeline.errors import OutputError
+from pipeline.output.commit import note_of, parquet
 from pipeline.output.store import Store
-from pipeline.output.write import note_of, parquet
 from tests.faults import BUSY, CUT, DOWN, EXPIRED, LOST, Fault, Proxy, first, only, storm
 
 PART = parquet(pa.table({"id": [str(number) for number in range(500)]}), {"errors": "e"})
@@ -117,10 +117,10 @@ def test_a_store_that_stays_busy_is_given_up_after_a_while_and_not_waited_for_tw
         OutputError, match=r"out/data/a: the store is too busy \(.*after 16 attempts\)\. What was commit"
     ):
         store.create("data/a", b"x")
-    assert len(proxy.seen) == trouble.OUTPUT["unavailable"].attempts
+    assert len(proxy.seen) == retry_policy.OUTPUT["unavailable"].attempts
     with pytest.raises(OutputError, match="too busy"):
         store.create("data/a", b"x")
-    assert len(proxy.seen) == trouble.OUTPUT["unavailable"].attempts + 1
+    assert len(proxy.seen) == retry_policy.OUTPUT["unavailable"].attempts + 1
     proxy.rule = None
     assert store.create("data/a", b"x")
 
@@ -138,7 +138,7 @@ def test_credentials_that_stay_bad_stop_the_run_and_are_not_shown(code, store, p
     proxy.rule = storm(1.0, Fault(status=403, code=code))
     with pytest.raises(OutputError, match="the credentials have expired or are not valid; renew them") as refusal:
         store.create("data/a", b"x")
-    assert len(proxy.seen) == trouble.OUTPUT["credentials"].attempts
+    assert len(proxy.seen) == retry_policy.OUTPUT["credentials"].attempts
     assert "OLDKEY" not in str(refusal.value)
 
 

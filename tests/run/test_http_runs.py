@@ -8,15 +8,15 @@ import threading
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.model.engines.http import caller
-from tests.model.engines.talking import Act, Talker, said, wrong
+from pipeline.model.engines.http import client
+from tests.model.engines.chat_server import Act, Talker, said, wrong
 
 KEY = "sk-hunter2-hunter2-hunter2"
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(caller, "wait_s", lambda failures, chance: 0.01)
+    monkeypatch.setattr(client, "wait_s", lambda failures, chance: 0.01)
     monkeypatch.setenv("LLM_KEY", KEY)
 
 

@@ -16,9 +16,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from pipeline.errors import StoppedError
-from pipeline.job import Job
+from pipeline.job.spec import Job
 from pipeline.output.store import Store
-from pipeline.run import drive, lease
+from pipeline.run import driver, lease
 from pipeline.run.lease import Lease, newest, refuse_if_taken
 
 
@@ -209,11 +209,11 @@ def test_what_a_killed_runs_workers_were_writing_is_seen_by_the_next_however_it_
             desk.run(output={"chunk_rows": 4})
 
     first = threading.Thread(target=run)
-    monkeypatch.setattr(drive, "Signals", lambda say: nullcontext(Calm()))
+    monkeypatch.setattr(driver, "Signals", lambda say: nullcontext(Calm()))
     first.start()
     began.wait()
     job = Job.model_validate(desk.described(output={"chunk_rows": 3}))
-    assert drive.run(job, drive.Options(here=True, take_over=True), say=lambda line: None) == 0
+    assert driver.run(job, driver.Options(here=True, take_over=True), say=lambda line: None) == 0
     first.join()
     assert desk.ids() == ["r0", "r1", "r2", "r3"]
 

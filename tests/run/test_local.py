@@ -18,8 +18,8 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.errors import JobError, OutputError, StoppedError
+from pipeline.output.commit import write
 from pipeline.output.store import Store
-from pipeline.output.write import write
 from pipeline.run import local
 
 

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import tiny
+from pipeline import builtin
 from pipeline.__main__ import main
+from pipeline.cluster.pools import pools
 from pipeline.errors import JobError
-from pipeline.job import Job
-from pipeline.run.pools import pools
+from pipeline.job.spec import Job
 
 GOOD = """\
 name: labels
@@ -445,7 +445,7 @@ def test_a_traceback_is_shown_to_whoever_asks_for_it(here):
 
 @pytest.mark.parametrize(("gpus", "told"), [(0, True), (1, False)])
 def test_a_model_that_would_run_on_cpu_is_said_to(here, capsys, gpus, told):
-    weights = Path(tiny.__file__).parent / "weights/tiny"
+    weights = Path(builtin.__file__).parent / "weights/tiny"
     text = GOOD.replace("builtin:tiny", str(weights)).replace("engine: {kind: scripted}", "engine: {kind: torch}")
     (here / "job.yaml").write_text(f"{text}workers: {{generate: {{gpus: {gpus}}}}}\n")
     assert main(["check", "job.yaml"]) == 0

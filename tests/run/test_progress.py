@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.meter import Meter
-from pipeline.output.write import Receipt
+from pipeline.output.commit import Receipt
 from pipeline.run import progress
 from pipeline.run.progress import Progress, clock
 from pipeline.run.tally import Tally

@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.errors import StoppedError
-from pipeline.flow import Preparer
-from pipeline.intake.sources.parquet import Parquet
+from pipeline.manifest.sources.parquet import Parquet
+from pipeline.prepare import Preparer
 
 
 def remove_parts_with(desk, wanted):

@@ -20,7 +20,7 @@ import PIL.ImageFile
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError
-from pipeline.intake.sniff import sniff
+from pipeline.fetch.sniff import sniff
 from pipeline.media.kinds.base import Bounds, Probe, too_long
 from pipeline.media.resize import resize, resize_stripes
 from pipeline.types import Size

@@ -1,7 +1,7 @@
 """The seam between the pipeline and whatever turns a Request into tokens.
 
 An engine is driven from one thread: `submit` while it has `room`, `step` until what was submitted
-came back. It may finish requests in any order; `pipeline.model.generate` puts them back in theirs.
+came back. It may finish requests in any order; `pipeline.model.engine_thread` puts them back in theirs.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 
-from pipeline.job import Job, ScriptedEngine
+from pipeline.job.spec import Job, ScriptedEngine
 from pipeline.types import Failure, Reply, Request
 
 STEP_S = 0.01  # as long as a step of decoding may take

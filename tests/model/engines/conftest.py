@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.model import library, weights
-from pipeline.tiny.checkpoint import make
+from pipeline.builtin.random_checkpoint import make
+from pipeline.model import hf_models, weights
 from pipeline.types import Clip, Request, Sampling, Turn
 
 torch.set_num_threads(1)
-library.transformers().utils.logging.disable_progress_bar()
+hf_models.transformers().utils.logging.disable_progress_bar()
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 GAP = 1e-3  # closer than this, the two best tokens of the reference are a draw
 
@@ -46,7 +46,7 @@ class Lab:
     @cache  # noqa: B019
     def reference(self):
         kind = weights.config(self.folder)["model_type"]
-        return library.model_class(kind).from_pretrained(self.folder).eval()
+        return hf_models.model_class(kind).from_pretrained(self.folder).eval()
 
     @torch.inference_mode()
     def generate(self, request: Request) -> tuple[list[int], list[float]]:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pipeline.model.engines.torch import Torch, attention, graphs, rank
+from pipeline.model.engine_thread import run
+from pipeline.model.engines.torch import Torch, attention, cuda_graphs, model_runner
 from pipeline.model.engines.torch.forward import decode
-from pipeline.model.generate import run
 from tests.model.engines.conftest import Lab
 
 
@@ -37,8 +37,8 @@ def again(work):
 @pytest.fixture
 def stand_ins(monkeypatch):
     monkeypatch.setattr(attention, "varlen", by_definition)
-    monkeypatch.setattr(rank, "has_flash", lambda device, dtype: True)
-    monkeypatch.setattr(graphs.Graphs.__init__, "__kwdefaults__", {"capture": again})
+    monkeypatch.setattr(model_runner, "has_flash", lambda device, dtype: True)
+    monkeypatch.setattr(cuda_graphs.Graphs.__init__, "__kwdefaults__", {"capture": again})
 
 
 def test_flash_and_graphs_say_what_generate_says(lab: Lab, stand_ins):
@@ -82,7 +82,7 @@ def test_the_decoding_pass_compiles_without_a_break(lab: Lab, monkeypatch):
         "varlen",
         lambda q, k, v, bounds, most, **how: varlen(q, k, v, bounds[1], how["seqused_k"], how["scale"]),
     )
-    monkeypatch.setattr(rank, "has_flash", lambda device, dtype: True)
+    monkeypatch.setattr(model_runner, "has_flash", lambda device, dtype: True)
     engine = Torch(lab.folder, lab.family, device="cpu", slots=4, kv_tokens=64)
     eager = decode(engine.forward.loaded)
     compiled = torch.compile(eager, dynamic=True, fullgraph=True, backend="eager")

@@ -5,8 +5,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.model.engine_thread import run
 from pipeline.model.engines.torch import Torch
-from pipeline.model.generate import run
 from tests.model.engines.conftest import GAP, Lab
 
 MIXES = st.permutations(range(10)).flatmap(lambda order: st.integers(1, 10).map(lambda count: order[:count]))

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 
 from pipeline import registry
+from pipeline.builtin.random_checkpoint import make, tiny_tokenizer
+from pipeline.json_values import parse
 from pipeline.model import weights
+from pipeline.model.engine_thread import run
 from pipeline.model.engines.torch import Torch
 from pipeline.model.families.base import Family
-from pipeline.model.generate import run
-from pipeline.model.grammar import minimum
-from pipeline.output import schema
-from pipeline.output.parse import parse
-from pipeline.output.validate import validate
-from pipeline.tiny.checkpoint import make, tiny_tokenizer
+from pipeline.model.guidance.grammar import minimum
+from pipeline.schema import load_schema
+from pipeline.schema.validate import validate
 from pipeline.types import Failure, Reply, Request, Sampling, Turn
 
-SCHEMAS = [found for name in registry.SCHEMAS if (found := schema.load(name, base=Path()))]
+SCHEMAS = [found for name in registry.SCHEMAS if (found := load_schema.load(name, base=Path()))]
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import JobError, PipelineError, StoppedError
-from pipeline.job import Job
-from pipeline.model.engines.http import Http, caller, message
-from pipeline.model.engines.http.verdict import after_s, judge
-from pipeline.model.generate import Desk, run
+from pipeline.job.spec import Job
+from pipeline.model.engine_thread import Desk, run
+from pipeline.model.engines.http import Http, client, request_body
+from pipeline.model.engines.http.responses import after_s, judge
 from pipeline.types import Clip, Failure, Reply, Request, Sampling, Turn
-from tests.model.engines.talking import Act, Talker, echo, said, wrong
+from tests.model.engines.chat_server import Act, Talker, echo, said, wrong
 
 KEY = "sk-do-not-repeat-this-anywhere"
 SCHEMA = '{"type":"object","properties":{"a":{"type":"string"},"b":{"type":"array","items":{"type":"integer"}}},'
@@ -31,7 +31,7 @@ SCHEMA += '"required":["a","b"],"additionalProperties":false}'
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(caller, "wait_s", lambda failures, chance: 0.01 * (0.5 + chance))
+    monkeypatch.setattr(client, "wait_s", lambda failures, chance: 0.01 * (0.5 + chance))
 
 
 def job(url: str, *, answer: dict[str, object] | None = None, model: dict[str, object] | None = None, **engine: object):
@@ -167,7 +167,7 @@ def test_no_text_of_a_row_closes_its_turn():
 
 
 def test_media_are_labelled_as_the_job_says():
-    said = message.message(Turn("user", (picture(), "and", picture())), job("http://a/v1").engine, Counter())
+    said = request_body.message(Turn("user", (picture(), "and", picture())), job("http://a/v1").engine, Counter())
     assert [part["text"] for part in said["content"] if "text" in part] == ["Picture 1: ", "and", "Picture 2: "]
 
 

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from pipeline.builtin.random_checkpoint import make
 from pipeline.errors import JobError
-from pipeline.model import library, weights
-from pipeline.model.engines.torch import memory, shard
-from pipeline.model.engines.torch.load import Form, build, without_weights
+from pipeline.model import hf_models, weights
+from pipeline.model.engines.torch import memory, model_loader, shard
+from pipeline.model.engines.torch.loaded_model import Form
+from pipeline.model.engines.torch.model_loader import build, without_weights
 from pipeline.model.engines.torch.shard import Place
 from pipeline.model.engines.torch.vision import Slice, divide
-from pipeline.tiny.checkpoint import make
 
 WHOLE = ("norm", "layernorm", "q_norm", "k_norm", "gate")  # owners of what every rank has all of
 
@@ -59,7 +60,7 @@ def test_shares_are_the_model_cut_and_only_what_is_small_is_whole(lab, size):
 
 
 def test_a_rank_reads_no_more_of_a_file_than_it_holds(lab, monkeypatch):
-    from pipeline.model.engines.torch.read import Weights
+    from pipeline.model.engines.torch.checkpoint import Weights
 
     taken, read = [], Weights.read
 
@@ -164,7 +165,7 @@ def test_weights_of_eight_bits_are_made_whole_as_they_are_read(tmp_path):
     for place in (Place(), Place(1, 2)):
         model = dict(build(folder, said, dtype="float32", place=place).named_parameters())
         for name, weight in rounded.items():
-            part = shard.part(name, library.config_class("qwen3_vl").from_dict(said).text_config, place)
+            part = shard.part(name, hf_models.config_class("qwen3_vl").from_dict(said).text_config, place)
             expected = weight.narrow(part.dim, part.span[0], part.span[1] - part.span[0]) if part else weight
             assert torch.equal(model[name], expected), name
 
@@ -173,13 +174,13 @@ def test_a_model_too_large_says_how_many_gpus_would_hold_it(monkeypatch):
     text = {"hidden_size": 8192, "intermediate_size": 29568, "num_attention_heads": 64, "num_key_value_heads": 8}
     text |= {"num_hidden_layers": 80, "vocab_size": 152064, "tie_word_embeddings": False}
     vision = {"hidden_size": 1280, "out_hidden_size": 8192, "intermediate_size": 3456, "depth": 32}
-    config = library.config_class("qwen2_5_vl").from_dict({"text_config": text, "vision_config": vision})
+    config = hf_models.config_class("qwen2_5_vl").from_dict({"text_config": text, "vision_config": vision})
     with without_weights():
-        model = library.model_class("qwen2_5_vl")(config)
+        model = hf_models.model_class("qwen2_5_vl")(config)
 
     def refuse(free, size=1, groups=()):
         monkeypatch.setattr(memory, "cuda_bytes", lambda device: free)
-        memory.refuse_too_large(model, Form(Place(0, size), torch.bfloat16, torch.device("cuda"), groups))
+        model_loader.refuse_too_large(model, Form(Place(0, size), torch.bfloat16, torch.device("cuda"), groups))
 
     with pytest.raises(JobError, match=r"needs 14\d\.\d GB .* 75\.0 are free; with model.tensor_parallel: 2 and"):
         refuse(75 * 10**9)
@@ -191,7 +192,7 @@ def test_a_model_too_large_says_how_many_gpus_would_hold_it(monkeypatch):
     refuse(45 * 10**9, groups=(128,))  # in four bits
     monkeypatch.setattr(memory.os, "sysconf", lambda name: 1000)
     with pytest.raises(JobError, match="this machine has"):
-        memory.refuse_too_large(model, Form(Place(), torch.bfloat16, torch.device("cpu")))
+        model_loader.refuse_too_large(model, Form(Place(), torch.bfloat16, torch.device("cpu")))
 
 
 def test_a_folder_with_its_weights_twice_is_read_by_its_index(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipeline.errors import PipelineError
+from pipeline.model.engine_thread import run
 from pipeline.model.engines.torch import Torch, forward, memory
-from pipeline.model.generate import run
 from pipeline.types import Failure, Reply, Request
 from tests.model.engines.conftest import GAP, Lab
 from tests.model.engines.test_shard import WIDE
@@ -141,6 +141,6 @@ def test_the_least_room_is_everybodys():
 
 
 def test_a_rank_that_cannot_start_is_an_error_in_words(one_lab, monkeypatch):
-    monkeypatch.setattr("pipeline.model.engines.torch.crew.sys.executable", "/bin/false")
+    monkeypatch.setattr("pipeline.model.engines.torch.worker_group.sys.executable", "/bin/false")
     with pytest.raises(PipelineError, match="rank 1 of the model did not start"):
         opened(one_lab, 2)

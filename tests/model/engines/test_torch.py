@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from pipeline.errors import JobError
-from pipeline.job import Job
+from pipeline.job.spec import Job
+from pipeline.model.engine_thread import Desk, run
 from pipeline.model.engines.torch import Torch
-from pipeline.model.engines.torch.sample import choose
-from pipeline.model.generate import Desk, run
+from pipeline.model.engines.torch.sampler import choose
 from pipeline.types import Failure, Reply
 from pipeline.watchdog import EXIT_CODE
 from tests.model.engines.conftest import Lab

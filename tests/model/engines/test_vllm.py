@@ -18,16 +18,16 @@ import numpy as np
 import pyarrow.dataset as ds
 import pytest
 
+from pipeline.builtin import evaluate, scene_files, scores
+from pipeline.builtin.random_checkpoint import make
 from pipeline.errors import JobError
-from pipeline.job import Job
+from pipeline.job.spec import Job
 from pipeline.model import weights
-from pipeline.model.generate import run
+from pipeline.model.engine_thread import run
 from pipeline.registry import ENGINES, find
-from pipeline.tiny import evaluate, files, scores
-from pipeline.tiny.checkpoint import make
 from pipeline.types import Clip, Failure, Reply, Request, Sampling, Turn
 from pipeline.watchdog import EXIT_CODE
-from tests.model.engines.serving import KEY, serving
+from tests.model.engines.vllm_server import KEY, serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="make test-vllm")]
 ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}
@@ -223,7 +223,7 @@ def test_the_built_in_models_answer_and_score_the_same_through_every_door(taught
     for task in tasks:
         native = {"video": "native"} if task == "video" else {}  # which makes it another question, so to speak
         engines = {"torch": {}, "vllm": {**SMALL, "max_num_seqs": 32}, "http": http | native}
-        manifest = files.write(tmp_path / task, task, 24)
+        manifest = scene_files.write(tmp_path / task, task, 24)
         found, marks = {}, {}
         for kind, more in engines.items():
             out = tmp_path / task / kind

@@ -20,12 +20,12 @@ from threading import Thread
 from typing import Any
 
 from pipeline.errors import GenerateError, ItemError, JobError
-from pipeline.job import HttpEngine, Job
+from pipeline.job.spec import HttpEngine, Job
 from pipeline.model import weights
-from pipeline.model.engines.ending import Endings
-from pipeline.model.engines.http.caller import FAULTS, Caller
-from pipeline.model.engines.http.message import GUIDES, Dialect, body
-from pipeline.model.engines.http.verdict import Passing, Refused, reply, shrunk
+from pipeline.model.engines.http.client import FAULTS, Caller
+from pipeline.model.engines.http.request_body import GUIDES, Dialect, body
+from pipeline.model.engines.http.responses import Passing, Refused, reply, shrunk
+from pipeline.model.guidance.truncated import Endings
 from pipeline.types import Failure, Reply, Request
 
 TICK_S = 0.1  # so long `step` waits at most, so that closing need not wait for a server

@@ -20,16 +20,16 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ItemError, JobError
-from pipeline.job import Job, TorchEngine
+from pipeline.job.spec import Job, TorchEngine
 from pipeline.model import weights
-from pipeline.model.engines.torch.ahead import Flight, bring
 from pipeline.model.engines.torch.forward import Work
-from pipeline.model.engines.torch.intake import Intake
-from pipeline.model.engines.torch.limits import attempt
-from pipeline.model.engines.torch.rank import Task, lead
-from pipeline.model.engines.torch.rows import Row, Vocabulary
-from pipeline.model.engines.torch.sample import choose, constrain
-from pipeline.model.engines.torch.schedule import Holes, Need, admit, chunks, give
+from pipeline.model.engines.torch.model_runner import Task, lead
+from pipeline.model.engines.torch.oom_backoff import attempt
+from pipeline.model.engines.torch.pending_step import Flight, bring
+from pipeline.model.engines.torch.request_checks import Intake
+from pipeline.model.engines.torch.sampler import choose, constrain
+from pipeline.model.engines.torch.scheduler import Holes, Need, admit, chunks, give
+from pipeline.model.engines.torch.sequence import Row, Vocabulary
 from pipeline.model.engines.torch.vision import Sight, Slice
 from pipeline.model.families.base import Family
 from pipeline.types import Failure, Reply, Request
@@ -41,7 +41,7 @@ COUNTS = ("rows", "steps", "prompt_tokens", "output_tokens", "tokens_computed", 
 
 
 class Torch:
-    """`pipeline.model.generate.run(Torch(folder, family), requests)` answers from a notebook."""
+    """`pipeline.model.engine_thread.run(Torch(folder, family), requests)` answers from a notebook."""
 
     def __init__(
         self,

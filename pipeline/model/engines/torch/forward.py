@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.model.engines.torch.attention import Cache, Packed, Runs
-from pipeline.model.engines.torch.graphs import Graphs, Pass
-from pipeline.model.engines.torch.load import Loaded
-from pipeline.model.engines.torch.rows import Row
+from pipeline.model.engines.torch.cuda_graphs import Graphs, Pass
+from pipeline.model.engines.torch.loaded_model import Loaded
+from pipeline.model.engines.torch.sequence import Row
 from pipeline.model.engines.torch.vision import Gallery
 
 Work = Sequence[tuple[Row, int]]  # rows, and how many of their tokens are computed

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import JobError
+from pipeline.model.engines.torch.checkpoint import FP8_BLOCK, Weights
 from pipeline.model.engines.torch.int4_linear import GROUPS, Int4Linear, fits
-from pipeline.model.engines.torch.read import FP8_BLOCK, Weights
 from pipeline.model.engines.torch.shard import Part, unit
 
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where the GEMM layout keeps the eight nibbles of an int32

@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.errors import JobError
-from pipeline.model.engines.torch import shard
-from pipeline.model.engines.torch.limits import Limits
-from pipeline.model.engines.torch.shard import Place
+from pipeline.model.engines.torch.oom_backoff import Limits
 
 if TYPE_CHECKING:
-    from pipeline.model.engines.torch.load import Form, Loaded
+    from pipeline.model.engines.torch.loaded_model import Loaded
 
 CPU_SHARE = 0.25  # of free memory: the rest of the machine is decoding pictures
 CUDA_SHARE = 0.92  # of all memory: fragments and libraries take the rest
@@ -76,40 +73,3 @@ def cuda_bytes(device: torch.device) -> int:
 
 def cpu_bytes() -> int:
     return int(CPU_SHARE * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-
-
-def refuse_too_large(model: Any, form: Form) -> None:
-    """Before a weight is read: a model that the device cannot hold says how many would."""
-    now = form.place.size
-    sizes = [now, *(size for size in shard.possible(model.config.text_config, groups=form.groups) if size > now)]
-    needs = {size: held_bytes(model, replace(form, place=Place(0, size))) for size in sizes}
-    if form.device.type != "cuda":
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if needs[now] * now > there:
-            said = f"{needs[now] * now / GB:.1f} GB for its weights and this machine has {there / GB:.1f}"
-            raise JobError(f"model.weights: the model needs {said}; `model.quantize: int4` or a smaller model may fit")
-        return
-    free = cuda_bytes(form.device)
-    if needs[now] <= free:
-        return
-    enough = next((size for size in sizes if needs[size] <= free), None)
-    advice = (
-        f"with model.tensor_parallel: {enough} and workers.generate.gpus: {enough} it needs {needs[enough] / GB:.1f}"
-        if enough
-        else "no number of them that it can be divided among is enough: `model.quantize: int4`, or a smaller model"
-    )
-    raise JobError(
-        f"model.weights: on each of {now} GPU(s) the model needs {needs[now] / GB:.1f} GB for its weights and "
-        f"{free / GB:.1f} are free; {advice}"
-    )
-
-
-def held_bytes(model: Any, form: Form) -> int:
-    """What a rank's share of the weights takes, by the shapes of a model without memory."""
-    text, item, total = model.config.text_config, form.dtype.itemsize, 0.0
-    for name, param in model.named_parameters():
-        part = shard.part(name, text, form.place, groups=form.groups)
-        share = (part.span[1] - part.span[0]) / param.shape[part.dim] if part else 1.0
-        group = shard.unit(param.shape[-1], form.groups) if param.dim() > 1 and ".layers." in name else 1
-        total += share * param.numel() * (item if group == 1 else 0.5 + 2 * item / group)
-    return int(total)

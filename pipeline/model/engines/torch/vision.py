@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pipeline.model.engines.torch.attention import groups
-from pipeline.model.engines.torch.ranks import Ranks
-from pipeline.model.engines.torch.schedule import pack
+from pipeline.model.engines.torch.collectives import Ranks
+from pipeline.model.engines.torch.scheduler import pack
 from pipeline.model.families.base import Family
 from pipeline.types import Clip
 

@@ -17,14 +17,14 @@ from threading import Event, Thread
 from typing import Any, NoReturn
 
 from pipeline.errors import GenerateError, ItemError, JobError
-from pipeline.job import Job
+from pipeline.job.spec import Job
 from pipeline.model import weights
-from pipeline.model.engines.ending import Endings
-from pipeline.model.engines.http.verdict import LONGEST_SAYING, TOO_LONG
-from pipeline.model.engines.torch.rows import Vocabulary
+from pipeline.model.engines.http.responses import LONGEST_SAYING, TOO_LONG
+from pipeline.model.engines.torch.sequence import Vocabulary
 from pipeline.model.engines.vllm.arguments import arguments, problems
-from pipeline.model.engines.vllm.prompt import compare, prompt
+from pipeline.model.engines.vllm.prompt_inputs import compare, prompt
 from pipeline.model.families.qwen import Qwen
+from pipeline.model.guidance.truncated import Endings
 from pipeline.types import Failure, Reply, Request
 from pipeline.watchdog import EXIT_CODE, Watchdog
 

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.job import Job, VllmEngine
+from pipeline.job.spec import Job, VllmEngine
 from pipeline.model import weights
 from pipeline.registry import nearest
 

@@ -1,0 +1,133 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from PIL import Image, ImageDraw
+
+from pipeline.types import Size
+
+Split = Literal["train", "evaluate"]
+
+
+COLORS = {
+    "red": (214, 32, 32),
+    "green": (22, 150, 48),
+    "blue": (30, 64, 220),
+    "yellow": (240, 205, 20),
+    "purple": (140, 40, 170),
+    "black": (20, 20, 20),
+}
+
+
+SHAPES = ("rectangle", "ellipse", "triangle", "cross")
+
+
+PAPERS = ((255, 255, 255), (236, 238, 242), (250, 244, 228), (228, 242, 232), (238, 230, 244))
+
+
+Box = tuple[float, float, float, float]
+
+
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """A shape, its place in each frame (one frame of a picture) and how much of it is there, 0 to 1."""
+
+    name: str
+    color: Color
+    boxes: Sequence[Box]
+    alphas: Sequence[float] = (1.0,)
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A character on a page: its centre, and whose it is. Field 0 is what the answer leaves out."""
+
+    x: float
+    y: float
+    text: str
+    field: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """`answer` is what a perfect model says, in the original's numbers. Frames are drawn when asked for."""
+
+    task: str
+    answer: dict[str, Any]
+    size: Size
+    draw: Callable[[int], Image.Image]
+    count: int = 1
+    fps: float = 0.0
+    things: Sequence[Thing] = ()
+    letters: Sequence[Letter] = ()
+
+
+def chance(split: Split, task: str, number: int) -> random.Random:
+    return random.Random(f"{split}/{task}/{number}")
+
+
+def painter(chance: random.Random, size: Size, things: Sequence[Thing]) -> Callable[[int], Image.Image]:
+    """Draws a frame by its number."""
+    paper = chance.choice(PAPERS)
+
+    def draw(frame: int) -> Image.Image:
+        picture = Image.new("RGB", size, paper)
+        for each in things:
+            paint(picture, each, frame, paper)
+        return picture
+
+    return draw
+
+
+def thing(chance: random.Random, boxes: Sequence[Box], alphas: Sequence[float] = (1.0,)) -> Thing:
+    """Something of a color that is a little off, as inks are."""
+    color = chance.choice(list(COLORS))
+    red, green, blue = (min(max(part + chance.randrange(-14, 15), 0), 255) for part in COLORS[color])
+    return Thing(f"{color} {chance.choice(SHAPES)}", (red, green, blue), boxes, alphas)
+
+
+def place(chance: random.Random, size: Size, placed: Sequence[Box]) -> Box | None:
+    """Somewhere clear of the others, and not level with their left sides, which give the order."""
+    wide, high = size
+    for _ in range(30):
+        width, height = (round(side * chance.uniform(0.2, 0.5)) for side in size)
+        left, top = chance.randrange(0, wide - width), chance.randrange(0, high - height)
+        gap = 0.04 * min(size)
+        apart = all(
+            (left + width + gap < box[0] or box[2] + gap < left or top + height + gap < box[1] or box[3] + gap < top)
+            and abs(left - box[0]) > 0.06 * wide
+            for box in placed
+        )
+        if apart:
+            return float(left), float(top), float(left + width), float(top + height)
+    return None
+
+
+def paint(picture: Image.Image, each: Thing, frame: int, paper: Color) -> None:
+    """The shape in its place; one that is half there is mixed with the paper."""
+    alpha = each.alphas[frame]
+    if alpha <= 0:
+        return
+    left, top, right, bottom = (round(side) for side in each.boxes[frame])
+    fill = tuple(round(alpha * one + (1 - alpha) * other) for one, other in zip(each.color, paper, strict=True))
+    pen, box = ImageDraw.Draw(picture), (left, top, right - 1, bottom - 1)
+    shape = each.name.partition(" ")[2]
+    if shape == "rectangle":
+        pen.rectangle(box, fill=fill)
+    elif shape == "ellipse":
+        pen.ellipse(box, fill=fill)
+    elif shape == "triangle":
+        pen.polygon([((left + right - 1) / 2, top), (right - 1, bottom - 1), (left, bottom - 1)], fill=fill)
+    else:
+        wide, high = (right - left) / 3, (bottom - top) / 3
+        pen.rectangle((left, top + high, right - 1, bottom - 1 - high), fill=fill)
+        pen.rectangle((left + wide, top, right - 1 - wide, bottom - 1), fill=fill)

@@ -1,0 +1,165 @@
+"""A model type -> a folder with a tiny checkpoint of random weights, as the hub would ship it.
+
+What is written is what `from_pretrained` of the real classes reads, so whatever works with it works
+with a real checkpoint. Only the sizes differ: a few layers, and a vocabulary of single bytes and a
+few merges in which every text can be written. The same seed gives the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from pipeline.model import hf_models
+
+CONTROL = "endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start quad_end"
+CONTROL += " vision_start vision_end vision_pad image_pad video_pad"
+WORDS = "fim_prefix fim_middle fim_suffix fim_pad repo_name file_sep"
+SPECIAL = [f"<|{name}|>" for name in CONTROL.split()]
+ADDED = [
+    *SPECIAL,
+    "<tool_call>",
+    "</tool_call>",
+    *(f"<|{name}|>" for name in WORDS.split()),
+    "<tool_response>",
+    "</tool_response>",
+    "<think>",
+    "</think>",
+]
+MERGES = [("t", "h"), ("th", "e"), ("i", "n"), ("a", "n"), ("e", "r"), ("o", "n"), ("Ġ", "a"), ("Ġ", "the")]
+MERGES += [("{", '"'), ('"', ":"), ('"', ","), ('"', "}"), ("Ġ", '"')]
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PART = (
+    "{% if part.type == 'image' or 'image' in part %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part.type == 'video' or 'video' in part %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif 'text' in part %}{{ part.text }}{% endif %}"
+)
+SYSTEM = (
+    "{% if loop.first and message.role != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+)
+CHAT = (
+    "{% for message in messages %}SYSTEM<|im_start|>{{ message.role }}\n"
+    "{% if message.content is string %}{{ message.content }}{% else %}"
+    "{% for part in message.content %}" + PART + "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEXT: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32768,
+    "initializer_range": 0.15,  # wide enough that the two likeliest tokens are seldom level
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+}
+VISION: dict[str, Any] = {"depth": 3, "num_heads": 2, "initializer_range": 0.15}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "decoder_sparse_step": 1}
+QWEN3_VISION = VISION | {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 64, "patch_size": 16}
+QWEN3_VISION |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "qwen2_vl": (TEXT, VISION | {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}),
+    "qwen2_5_vl": (
+        TEXT,
+        VISION | {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 64, "fullatt_block_indexes": [1]},
+    ),
+    "qwen3_vl": (TEXT | {"head_dim": 16}, QWEN3_VISION),
+    "qwen3_vl_moe": (TEXT | {"head_dim": 16} | MOE, QWEN3_VISION),
+}
+CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+
+
+def make(
+    folder: Path,
+    model_type: str,
+    *,
+    vocabulary: str | Tokenizer = "tiny",
+    seed: int = 0,
+    text_config: dict[str, Any] | None = None,
+    vision_config: dict[str, Any] | None = None,
+    **config_overrides: Any,
+) -> Path:
+    """Write the checkpoint into `folder` and return it. Overrides are keys of its config.json."""
+    tokenizer = vocabulary if isinstance(vocabulary, Tokenizer) else tiny_tokenizer()
+    text, vision = SHAPES[model_type]
+    end, pad = (tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>"))
+    text = text | {"vocab_size": -(-tokenizer.get_vocab_size() // 32) * 32, "bos_token_id": pad, "eos_token_id": end}
+    text |= text_config or {}
+    vision = vision | (vision_config or {})
+    config = hf_models.config_class(model_type)(
+        text_config=text, vision_config=vision, **token_ids(tokenizer), **config_overrides
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = hf_models.model_class(model_type)(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.generation_config = hf_models.transformers().GenerationConfig(
+        eos_token_id=[end, pad], pad_token_id=pad, do_sample=True, temperature=0.7, top_p=0.8, top_k=20
+    )
+    model.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", tokenizer_config(model_type))
+    write_json(folder / "preprocessor_config.json", preprocessor_config(model_type))
+    return folder
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """Byte-level BPE that splits as Qwen's does, with Qwen's special tokens after a few hundred pieces."""
+    pieces = sorted(pre_tokenizers.ByteLevel.alphabet()) + [left + right for left, right in MERGES]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=MERGES))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens([AddedToken(token, special=token in SPECIAL, normalized=False) for token in ADDED])
+    return tokenizer
+
+
+def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    names = {"image_token_id": "image_pad", "video_token_id": "video_pad"}
+    names |= {"vision_start_token_id": "vision_start", "vision_end_token_id": "vision_end"}
+    return {key: tokenizer.token_to_id(f"<|{name}|>") for key, name in names.items()}
+
+
+def tokenizer_config(model_type: str) -> dict[str, Any]:
+    system = "" if model_type.startswith("qwen3") else SYSTEM
+    return {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "model_max_length": 32768,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT.replace("SYSTEM", system, 1),
+    }
+
+
+def preprocessor_config(model_type: str) -> dict[str, Any]:
+    qwen3 = model_type.startswith("qwen3")
+    mean, std = ([0.5] * 3, [0.5] * 3) if qwen3 else CLIP
+    smallest, largest = (65536, 16777216) if qwen3 else (3136, 12845056)
+    return {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "size": {"shortest_edge": smallest, "longest_edge": largest},
+        "patch_size": 16 if qwen3 else 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": mean,
+        "image_std": std,
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

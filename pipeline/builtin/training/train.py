@@ -1,0 +1,226 @@
+"""The recipe of the built-in models: python -m pipeline.builtin.training.train NAME [--pictures N] [--out FOLDER]
+
+Scenes are drawn as they are needed, none twice. Reading starts with the tower alone, told which characters lie in
+which cell: the language loss by itself does not start it. The same goes, more weakly, for shapes and their sides.
+The hints fade while the rate of learning does, and are dropped with their heads. Stop it and start it again with the
+same words: it goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.builtin import random_checkpoint
+from pipeline.builtin.training import vocabulary
+from pipeline.builtin.training.batches import Batch, Lesson, batches, lessons
+from pipeline.builtin.training.model import Pupil, smooth_numbers
+from pipeline.model import weights
+from pipeline.model.families.base import Family
+
+EVERY = 50  # batches between lines of the log
+SAVED_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    model_type: str
+    tasks: dict[str, float]  # and how often each comes
+    pictures: int
+    max_pixels: int
+    reading: int = 0  # pictures that the tower sees alone, at first
+    cells: int = 1200  # of a batch
+    rate: float = 2e-3
+    seed: int = 1
+    text: dict[str, Any] = field(default_factory=dict)
+    vision: dict[str, Any] = field(default_factory=dict)
+
+
+TEXT: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 320,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.05,
+    "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 20.0, "mrope_section": [4, 6, 6]},
+}
+VISION: dict[str, Any] = {
+    "hidden_size": 96,
+    "intermediate_size": 192,
+    "out_hidden_size": 128,
+    "depth": 4,
+    "num_heads": 3,
+}
+VISION |= {"initializer_range": 0.05}
+WINDOWED = {"fullatt_block_indexes": [1, 3]}
+QWEN3_TEXT = {"head_dim": 32}
+QWEN3_TEXT |= {"rope_parameters": TEXT["rope_parameters"] | {"mrope_section": [6, 5, 5], "mrope_interleaved": True}}
+QWEN3_VISION = {"patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [1]}
+SHAPES = {"caption": 1.0, "detect": 2.0, "video": 3.0}
+RECIPES = {
+    "tiny": Recipe("qwen2_5_vl", SHAPES, 160_000, 36 * 28 * 28, vision=WINDOWED),
+    "tiny-invoice": Recipe("qwen2_5_vl", {"invoice": 1}, 40_000, 80 * 28 * 28, reading=6_000, seed=2, vision=WINDOWED),
+    "tiny-qwen3": Recipe("qwen3_vl", SHAPES, 120_000, 36 * 32 * 32, text=QWEN3_TEXT, vision=QWEN3_VISION),
+}
+
+
+def optimizers(pupil: Pupil, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside, AdamW for the rest."""
+    inner = [p for n, p in pupil.named_parameters() if p.ndim == 2 and ("layers" in n or "blocks" in n or "mlp" in n)]
+    known = {id(p) for p in inner}
+    rest = [p for p in pupil.parameters() if id(p) not in known]
+    return [
+        torch.optim.Muon(inner, lr=rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw", ns_steps=4),
+        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def mixed(recipe: Recipe, family: Family, start: dict[str, int]) -> Iterator[Lesson]:
+    """The tasks in turn, as often as the recipe says."""
+    questions = vocabulary.questions()
+    streams = {task: lessons("train", task, family, questions[task], start=start[task]) for task in recipe.tasks}
+    owed = dict.fromkeys(recipe.tasks, 0.0)
+    while True:
+        for task, share in recipe.tasks.items():
+            owed[task] += share
+            while owed[task] >= 1:
+                owed[task] -= 1
+                start[task] += 1
+                yield next(streams[task])
+
+
+@dataclass
+class Course:
+    """A model under way, all that is needed to go on with it, and its curve."""
+
+    folder: Path
+    recipe: Recipe
+    pupil: Pupil
+    tools: list[torch.optim.Optimizer]
+    pictures: int = 0
+    seconds: float = 0.0
+    start: dict[str, int] = field(default_factory=dict)  # the next scene of each task
+
+    def save(self) -> None:
+        state = {"pictures": self.pictures, "seconds": self.seconds, "start": self.start}
+        tools = [tool.state_dict() for tool in self.tools]
+        torch.save({"pupil": self.pupil.state_dict(), "tools": tools, "state": state}, self.folder / "state.part")
+        (self.folder / "state.part").replace(self.folder / "state.pt")
+
+    def load(self) -> None:
+        """From where it stopped, if it ever began."""
+        self.start = dict.fromkeys(self.recipe.tasks, 0)
+        if (self.folder / "state.pt").exists():
+            saved = torch.load(self.folder / "state.pt", weights_only=True)
+            self.pupil.load_state_dict(saved["pupil"])
+            for tool, state in zip(self.tools, saved["tools"], strict=True):
+                tool.load_state_dict(state)
+            self.pictures, self.seconds, self.start = (saved["state"][key] for key in ("pictures", "seconds", "start"))
+
+    def export(self) -> None:
+        """What a user loads: half precision, no heads, no optimizer. Nothing is learned after it."""
+        self.pupil.model.half().save_pretrained(self.folder / "model")
+
+    def step(self, batch: Batch, warm: float) -> dict[str, float]:
+        """One batch. The rate, and what the hints count, fade over the last third."""
+        fading = max(0.01, min(1.0, 3 * (1 - self.pictures / self.recipe.pictures)))
+        for tool in self.tools:
+            for group in tool.param_groups:
+                group["lr"] = self.recipe.rate * warm * fading
+        losses = self.pupil.losses(batch, reading=self.pictures < self.recipe.reading)
+        parts = [losses[name] * (1.0 if name == "answer" else 0.5 * fading) for name in losses if name != "right"]
+        self.pupil.zero_grad(set_to_none=True)
+        torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.pupil.parameters(), 1.0)
+        for tool in self.tools:
+            tool.step()
+        self.pictures += len(batch.clips)
+        return {name: value.item() for name, value in losses.items()}
+
+
+def learn(recipe: Recipe, folder: Path, *, minutes: float) -> None:
+    """To the end of the recipe or of the time, saving as it goes."""
+    torch.manual_seed(recipe.seed)
+    family = weights.family(begin(recipe, folder / "model"))
+    pupil = Pupil(folder / "model", family)
+    smooth_numbers(pupil, recipe.seed)
+    course = Course(folder, recipe, pupil, optimizers(pupil, recipe.rate))
+    course.load()
+    began = spoke = saved = time.monotonic()
+    lines: list[dict[str, float]] = []
+    for count, batch in enumerate(batches(mixed(recipe, family, course.start), recipe.cells), 1):
+        lines.append(course.step(batch, min(1.0, count / 100)))
+        now = time.monotonic()
+        if count % EVERY == 0:
+            course.seconds += now - spoke
+            spoke = now
+            record(folder / "curve.jsonl", course, lines)
+            lines = []
+        if now - saved > SAVED_S:
+            course.save()
+            saved = now
+        if course.pictures >= recipe.pictures or now - began > minutes * 60:
+            break
+    course.save()
+    course.export()
+
+
+def record(curve: Path, course: Course, lines: Sequence[dict[str, float]]) -> None:
+    means = {name: fmean(line[name] for line in lines if name in line) for name in lines[-1]}
+    said = {"pictures": course.pictures, "seconds": round(course.seconds)}
+    with curve.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(said | {name: round(mean, 4) for name, mean in means.items()}) + "\n")
+
+
+def begin(recipe: Recipe, folder: Path) -> Path:
+    """A checkpoint of random weights, of the recipe's shape and with its budget of pixels."""
+    if (folder / "config.json").exists():
+        return folder
+    random_checkpoint.make(
+        folder,
+        recipe.model_type,
+        vocabulary=vocabulary.tokenizer(),
+        seed=recipe.seed,
+        text_config=TEXT | recipe.text,
+        vision_config=VISION | recipe.vision,
+        tie_word_embeddings=True,
+    )
+    for name, change in (
+        ("preprocessor_config.json", {"size": {"shortest_edge": 4 * 28 * 28, "longest_edge": recipe.max_pixels}}),
+        ("tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"}),
+        ("generation_config.json", {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}),
+    ):
+        said = json.loads((folder / name).read_text(encoding="utf-8")) | change
+        random_checkpoint.write_json(folder / name, {key: value for key, value in said.items() if value is not None})
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.builtin.training.train", description=__doc__)
+    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("--out", type=Path, default=Path("out/tiny"))
+    parser.add_argument("--pictures", type=int, help="how many in all, instead of the recipe's")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many, to go on later")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    recipe = RECIPES[options.name]
+    if options.pictures:
+        recipe = replace(recipe, pictures=options.pictures)
+    learn(recipe, options.out / options.name, minutes=options.minutes)
+
+
+if __name__ == "__main__":
+    main()

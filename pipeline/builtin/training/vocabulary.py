@@ -1,0 +1,100 @@
+"""The trained model's tokenizer: any text as bytes, and one token for each piece that its answers are made of.
+
+Whole numbers and moments are tokens where they stand alone (`[120,64`, `:2.5`), digits where they are spelled out in
+a string; lines of the shipped questions and stretches of JSON are one token each, so that a row is a few dozen
+tokens long. Such a stretch ends where a grammar leaves a choice, as after `[`: what is forced comes as the longest
+tokens that spell it, so a token that reaches past a choice would never be allowed. BPE without merges: a piece is in
+the vocabulary, or it is its bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from pipeline.builtin.clip_scenes import KINDS
+from pipeline.builtin.drawing import COLORS, SHAPES
+from pipeline.builtin.invoices import CURRENCIES, GOODS, SELLERS
+from pipeline.builtin.random_checkpoint import ADDED, SPECIAL
+from pipeline.schema import load_schema as schemas
+
+SCHEMAS = {"caption": "caption", "detect": "boxes", "invoice": "invoice", "video": "events"}
+NUMBERS = [str(number) for number in range(1001)]
+MOMENTS = [f"{tenth / 10:.1f}" for tenth in range(100)]
+STAMPS = [f"<{moment} seconds>" for moment in MOMENTS]
+JSON = [
+    '{"caption":"',
+    '.","tags":["',
+    '","',
+    '"],"language":"en"}',
+    '{"boxes":[',
+    '{"bbox_2d":[',
+    '],"label":"',
+    '"},{"bbox_2d":[',
+    '"}]}',
+    '{"events":[',
+    '{"what":"',
+    '.","start":',
+    ',"end":',
+    "},",
+    "}]}",
+    "]}",
+    '{"number":"',
+    '","issued":"',
+    '","seller":{"name":"',
+    '"},"currency":"',
+    '","lines":[',
+    '{"description":"',
+    '","amount":"',
+    '"},{"description":"',
+    '"}],"taxes":[],"total":"',
+    '"}',
+]
+FRAME = ["system\n", "You are a helpful assistant.", "user\n", "assistant\n"]
+ALONE = r"(?<=[\[,])\d{1,4}(?=[,\]])|(?<=:)\d\.\d(?=[,}])"
+
+
+def questions() -> dict[str, str]:
+    """What is asked about each task: the shipped schemas' own words."""
+    loaded = {task: schemas.load(name, base=Path()) for task, name in SCHEMAS.items()}
+    return {task: schemas.prompt(schema) for task, schema in loaded.items() if schema}
+
+
+def phrases() -> Iterator[str]:
+    for question in questions().values():
+        yield from question.splitlines(keepends=True)
+    yield from (*FRAME, *JSON, *STAMPS, ", a", " and a", "A")
+    for color in COLORS:
+        yield from (color, f" {color}")
+    yield from (f" {word}" for word in (*SHAPES, *KINDS))
+    yield from (*SELLERS, *GOODS, *CURRENCIES)
+
+
+def tokenizer() -> Tokenizer:
+    whole = list(dict.fromkeys(phrases()))
+    words = dict.fromkeys([*NUMBERS, *MOMENTS, *whole])
+    pieces = list(dict.fromkeys([*sorted(pre_tokenizers.ByteLevel.alphabet()), *map(spelled, words)]))
+    made = Tokenizer(
+        models.BPE(vocab={piece: number for number, piece in enumerate(pieces)}, merges=[], ignore_merges=True)
+    )
+    longest = sorted(whole, key=len, reverse=True)
+    split = "|".join([ALONE, *map(re.escape, longest), r"\d", r"[^\d]"])
+    made.normalizer = normalizers.NFC()
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(split), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    made.decoder = decoders.ByteLevel()
+    made.add_tokens([AddedToken(token, special=token in SPECIAL, normalized=False) for token in ADDED])
+    return made
+
+
+def spelled(word: str) -> str:
+    """A word in the letters that stand for bytes."""
+    [(piece, _)] = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(word)
+    return piece

@@ -1,0 +1,44 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.job.spec import Job
+from pipeline.model import weights
+from pipeline.model.families.base import Family
+from pipeline.schema.schema import Schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """All that crosses to a worker: the job, and what the driver settled once for everyone."""
+
+    job: Job
+    schema: Schema | None
+    user: str | None  # the question, where the job leaves it to the schema
+    kept: pa.Schema
+    said: dict[str, Any]  # what the fingerprint is of
+    fingerprint: str
+    model: str
+    run: str
+    epoch: int = 0  # of the lease under which the run may commit
+
+
+def open_family(work: Work) -> Family:
+    folder = weights.locate_small(work.job.model.weights, work.job.model.revision)
+    return weights.family(folder, model=work.job.model, add_vision_id=work.job.media.add_vision_id)
+
+
+def base_folder() -> Path:
+    """Where a job's relative paths start: the folder the command was given in, as with any command."""
+    return Path.cwd()
+
+
+def model_name(job: Job) -> str:
+    return f"{job.model.weights}@{job.model.revision}" if job.model.revision else job.model.weights

@@ -1,0 +1,211 @@
+"""YAML text, the environment and --set -> a frozen Job, or an error that names the file, the line and the key.
+
+Read once, on the driver, before anything is started. What `${...}` may stand for is in `pipeline.job.variables`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, SecretStr, ValidationError
+
+from pipeline.errors import JobError
+from pipeline.job.spec import Job
+from pipeline.job.variables import Path_, Problem, credentials, fill, today
+from pipeline.registry import nearest
+
+WANTED = {"int": "must be a whole number", "float": "must be a number", "bool": "must be true or false"}
+WANTED |= {"string": "must be text", "model": "must be a section with keys of its own"}
+NOTHING = ("", "~", "null")  # as YAML writes it
+
+
+def load(
+    path: str | Path,
+    *,
+    changes: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    date: str | None = None,
+) -> Job:
+    """The job that a file describes, with `--set a.b=c` changes over it, for a day that is not today."""
+    return parse(read(path), name=str(path), changes=changes, environment=environment, date=date)
+
+
+def read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        beside = {str(each): None for each in Path(path).parent.glob("*.y*ml")}
+        raise JobError(f"{path}: there is no such file{nearest(str(path), beside)}") from error
+    except OSError as error:
+        raise JobError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise JobError(f"{path}: is not UTF-8 text, so it is not a job file") from error
+
+
+def parse(
+    text: str,
+    *,
+    name: str = "job",
+    changes: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    date: str | None = None,
+) -> Job:
+    """The same from text; `name` stands for the file in messages."""
+    node, given = compose(text, name)
+    lines = {path: f"{name}:{line}" for path, line in key_lines(node)}
+    for change in changes:
+        path = set_key(given, change)
+        lines |= {path[:end]: "--set" for end in range(1, len(path)) if path[:end] not in lines} | {path: "--set"}
+    environment = os.environ if environment is None else environment
+    problems = [
+        f"{place(path, {path: f'{name}:{again}'})}{dotted(path)}: is given twice" for path, again in repeated(node)
+    ]
+    found: list[Problem] = []
+    given = {key: value for key, value in given.items() if value is not None}  # a section with all keys commented out
+    values = fill(given, environment, today(date, environment), found)
+    secrets = list(credentials(given, values, is_secret))
+    problems += [f"{place(at, lines)}{dotted(at)}: {text}" for at, text in [*found, *secrets]]
+    try:
+        if not secrets:  # what is wrong elsewhere is said with the value that was given
+            job = Job.model_validate(values)
+    except ValidationError as error:
+        problems += [place((loc := location(e["loc"], values)), lines) + explain(loc, e) for e in error.errors()]
+    if problems:
+        raise JobError("\n".join([f"{name} is not a job that can run:", *(f"  {line}" for line in problems)]))
+    return job
+
+
+def compose(text: str, name: str) -> tuple[yaml.Node | None, dict[str, Any]]:
+    """A job file's keys with their places, and the same as values."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        raise JobError(f"{where}: is not valid YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(values, dict):
+        raise JobError(f"{name}: holds no keys; a job needs at least name, input, model and output")
+    return node, values
+
+
+def key_lines(node: yaml.Node | None, at: Path_ = ()) -> Iterator[tuple[Path_, int]]:
+    """Where each key stands, counted from one."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield (*at, key.value), key.start_mark.line + 1
+            yield from key_lines(value, (*at, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield (*at, index), value.start_mark.line + 1
+            yield from key_lines(value, (*at, index))
+
+
+def repeated(node: yaml.Node | None, at: Path_ = ()) -> Iterator[tuple[Path_, int]]:
+    """Keys given twice in one mapping; YAML would silently take the last."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                yield (*at, key.value), key.start_mark.line + 1
+            seen.add(key.value)
+            yield from repeated(value, (*at, key.value))
+
+
+def set_key(values: dict[str, Any], change: str) -> Path_:
+    """Apply one `a.b=c`, and say which key it was. Text is taken as it is, all else read as YAML as in the file."""
+    where, equals, text = change.partition("=")
+    if not equals or not where.strip():
+        raise JobError(f"--set {change}: write it as key.key=value, such as --set answer.max_new_tokens=64")
+    path = *parents, last = tuple(where.strip().split("."))
+    target = values
+    for key in parents:
+        if (inner := target.get(key)) is None:
+            inner = target[key] = {}
+        if not isinstance(inner, dict):
+            raise JobError(f"--set {change}: {key} is a value, it has no keys")
+        target = inner
+    try:
+        target[last] = text if is_text(path) and text not in NOTHING and text[0] not in "'\"" else yaml.safe_load(text)
+    except yaml.YAMLError:
+        target[last] = text
+    return path
+
+
+def place(where: Path_, lines: Mapping[Path_, str]) -> str:
+    """`job.yaml:12: ` for the key or the nearest parent that is given."""
+    return next((f"{lines[where[:end]]}: " for end in range(len(where), 0, -1) if where[:end] in lines), "")
+
+
+def dotted(where: Path_) -> str:
+    return ".".join(str(part) for part in where) or "job"
+
+
+def location(loc: Path_, values: Any) -> Path_:
+    """pydantic's location without the tags of unions, which are no keys of the file."""
+    out: list[str | int] = []
+    for index, part in enumerate(loc):
+        is_key = isinstance(values, dict) and part in values
+        if not is_key and isinstance(values, dict) and part == values.get("kind") and index + 1 < len(loc):
+            continue
+        out.append(part)
+        values = values[part] if is_key or (isinstance(values, list) and isinstance(part, int)) else None
+    return tuple(out)
+
+
+def explain(where: Path_, error: Any) -> str:
+    """One validation error as a person would say it."""
+    kind, text, given = error["type"], error["msg"], error.get("input")
+    if kind == "extra_forbidden":
+        known = fields_of(Job, where[:-1])
+        return f"{dotted(where)}: there is no such key{nearest(str(where[-1]), known)}"
+    if kind == "missing":
+        return f"{dotted(where)}: is needed and not given"
+    if kind.startswith("union_tag"):
+        return f"{dotted(where)}: kind must be one of {', '.join(engine_kinds())}"
+    shown = "" if isinstance(given, (dict, list)) or "key" in dotted(where) else f" (given: {given!r})"
+    said = WANTED.get(kind.partition("_")[0]) if kind.endswith(("_parsing", "_type", "_from_float")) else None
+    said = f'{said}; put it in quotes, as in "{{column}}: what is it?"' if isinstance(given, dict) and said else said
+    said = said or text.removeprefix("Value error, ").replace("Input should be ", "must be ")
+    return f"{dotted(where)}: {said[:1].lower() + said[1:]}{shown}"
+
+
+def fields_of(model: Any, where: Sequence[str | int]) -> dict[str, Any]:
+    """The keys that may stand at a place of the job file."""
+    names = {f.alias or name: f for section in sections(model) for name, f in section.model_fields.items()}
+    if not where:
+        return names
+    return fields_of(names[str(where[0])].annotation, where[1:]) if where[0] in names else {}
+
+
+def is_secret(where: Path_) -> bool:
+    """Whether a key holds what nobody should read in a job file."""
+    return holds(where, SecretStr)
+
+
+def is_text(where: Path_) -> bool:
+    """Whether a key holds text, in which a brace, a colon or ` #` is text, too."""
+    return holds(where, str)
+
+
+def holds(where: Path_, kind: type) -> bool:
+    field = fields_of(Job, where[:-1]).get(str(where[-1])) if where else None
+    annotation = field.annotation if field else None
+    return kind in ((annotation, *get_args(annotation)) if get_origin(annotation) in (None, UnionType) else ())
+
+
+def sections(annotation: Any) -> list[type[BaseModel]]:
+    """The section classes inside an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [inner for argument in get_args(annotation) if get_origin(annotation) for inner in sections(argument)]
+
+
+def engine_kinds() -> list[str]:
+    annotation = Job.model_fields["engine"].annotation
+    return [str(section.model_fields["kind"].annotation.__args__[0]) for section in sections(annotation)]  # type: ignore[union-attr]

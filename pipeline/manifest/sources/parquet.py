@@ -1,0 +1,95 @@
+"""A Parquet file -> spans of row numbers -> rows. Only the row groups and columns asked for are read.
+
+Chunks are far smaller than row groups, and a row group can only be decoded from its start: so the file stays open
+where the last span ended, and who asks for spans in order decodes each row once.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import accumulate
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import JobError
+from pipeline.manifest.sources import Span
+
+BATCH_BYTES = 8 * 2**20  # decoded at a time: a row may hold whole pictures
+BATCH_ROWS = 8192
+AHEAD_BYTES = 64 * 2**20  # row groups up to this size are fetched in one go
+
+
+class Parquet:
+    def __init__(self, url: str):
+        self.url = url
+        self.columns: list[str] | None = None  # what `batches` has of row group `group`
+        self.group = -1
+        self.batches: Iterator[pa.RecordBatch] = iter(())
+        self.batch: pa.RecordBatch | None = None  # the one that starts at row `at`
+        self.at = 0
+
+    @cached_property
+    def footer(self) -> pq.FileMetaData:
+        try:
+            with fsspec.open(self.url, "rb") as file:
+                return pq.read_metadata(file)
+        except pa.ArrowInvalid as error:
+            raise JobError(f"{self.url}: is not a Parquet file ({error})") from error
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """The first row of each row group, and the end."""
+        groups = range(self.footer.num_row_groups)
+        return [0, *accumulate(self.footer.row_group(group).num_rows for group in groups)]
+
+    def schema(self) -> pa.Schema:
+        return self.footer.schema.to_arrow_schema().remove_metadata()
+
+    def spans(self, rows: int) -> Iterator[Span]:
+        for start in range(0, self.footer.num_rows, rows):
+            yield start, min(start + rows, self.footer.num_rows)
+
+    def read(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
+        start, stop = span
+        wanted = None if columns is None else list(columns)
+        group = bisect_right(self.starts, start) - 1
+        if wanted != self.columns or group != self.group or start < self.at:
+            self.enter(group, wanted)
+        pieces = []
+        while start < stop:
+            if self.batch is None:
+                self.enter(self.group + 1, wanted)
+            elif self.at + self.batch.num_rows > start:
+                pieces.append(self.batch.slice(start - self.at, stop - start))
+                start += pieces[-1].num_rows
+            else:
+                self.at += self.batch.num_rows
+                self.batch = next(self.batches, None)
+        return pa.Table.from_batches(pieces).replace_schema_metadata(None)
+
+    def enter(self, group: int, columns: list[str] | None) -> None:
+        weight = self.weight(group, columns)
+        file = pq.ParquetFile(
+            fsspec.open(self.url, "rb").open(),
+            metadata=self.footer,
+            pre_buffer=weight <= AHEAD_BYTES,
+            buffer_size=2**20,
+        )
+        rows = BATCH_BYTES * self.footer.row_group(group).num_rows // max(weight, 1)
+        self.batches = file.iter_batches(max(1, min(BATCH_ROWS, rows)), row_groups=[group], columns=columns)
+        self.columns, self.group, self.at = columns, group, self.starts[group]
+        self.batch = next(self.batches, None)
+
+    def weight(self, group: int, columns: list[str] | None) -> int:
+        """Bytes of the wanted columns of a row group, decompressed."""
+        metadata = self.footer.row_group(group)
+        every = (metadata.column(number) for number in range(metadata.num_columns))
+        return sum(
+            one.total_uncompressed_size
+            for one in every
+            if columns is None or one.path_in_schema.partition(".")[0] in columns
+        )

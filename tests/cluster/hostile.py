@@ -1,0 +1,68 @@
+"""What some rows do to the process that works on them: loaded into every worker of a Ray session by `install`."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+
+from pipeline import prepare, registry
+from pipeline.cluster import workers
+from pipeline.errors import PipelineError
+from pipeline.model.engines.scripted import Scripted
+from pipeline.types import Request
+from pipeline.watchdog import Watchdog
+
+HANG_S = 3.0
+ROW_S, DEADLINE_S = 20.0, 30.0  # after which a row that is prepared ends its process; what the job gives it
+
+
+def harm(name: str) -> None:
+    if name.endswith("segfault"):
+        ctypes.string_at(0)
+    if name.endswith("memory"):  # as the kernel ends what takes too much of it
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name.endswith("hang"):
+        time.sleep(600)
+
+
+class Hostile(Scripted):
+    """The scripted engine with the watchdog of the real one; rows named engine-... do harm; so may a start."""
+
+    @classmethod
+    def open(cls, job):
+        harm(job.engine.default)
+        return super().open(job)
+
+    def step(self):
+        if not hasattr(self, "watchdog"):
+            self.watchdog = Watchdog(HANG_S)
+        with self.watchdog:
+            return super().step()
+
+    def reply(self, request: Request):
+        if request.id.startswith("engine-"):
+            harm(request.id)
+        return super().reply(request)
+
+
+def install() -> None:
+    registry.ENGINES["scripted"] = "tests.cluster.hostile:Hostile"
+    ask = prepare.Preparer.ask
+
+    def hostile(self, item):
+        if item.id.startswith("prepare-"):
+            harm(item.id)
+        return ask(self, item)
+
+    prepare.Preparer.ask = hostile
+    start = prepare.Preparer.__init__
+
+    def starting(self, work):
+        if work.job.engine.default == "no preparer":
+            raise PipelineError("there is no tokenizer on this node")
+        start(self, work)
+
+    prepare.Preparer.__init__ = starting
+    workers.longest_s = lambda job: ROW_S - workers.HANG_S

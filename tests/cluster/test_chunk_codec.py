@@ -1,0 +1,38 @@
+"""A prepared chunk crosses as one row, whatever is in it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.cluster import chunk_codec
+from pipeline.types import Clip, Failure, Item, Request, Turn
+
+
+def test_a_chunk_is_one_row_and_arrives_as_it_left():
+    pixels = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 4, 5)
+    turns = (Turn("user", (Clip("video", pixels, (9, 9), times=(0.0, 1.0)), "what?")),)
+    request = Request("a", turns, np.arange(7, dtype=np.int32), np.zeros((3, 7), np.int32), 4)
+    failure = Failure("b", "fetch", "not_found", "no such object")
+    table = chunk_codec.pack("key", [(Item("a", "q", ()), request), (Item("b", "q", ()), failure)], {"fetch": 1.5})
+    assert (table.num_rows, chunk_codec.rows(table), chunk_codec.key(table), chunk_codec.spent(table)) == (
+        1,
+        2,
+        "key",
+        {"fetch": 1.5},
+    )
+    (one, asked), (other, failed) = chunk_codec.unpack(table)
+    assert (one.id, other.id, failed) == ("a", "b", failure)
+    assert isinstance(asked, Request)
+    assert np.array_equal(asked.clips[0].pixels, pixels)
+    assert asked.clips[0].times == (0.0, 1.0)
+    assert np.array_equal(asked.input_ids, request.input_ids)
+
+
+def test_a_chunk_without_rows_still_has_a_key():
+    table = chunk_codec.pack("key", [], {})
+    assert (table.num_rows, chunk_codec.rows(table), chunk_codec.key(table), chunk_codec.unpack(table)) == (
+        1,
+        0,
+        "key",
+        [],
+    )

@@ -1,0 +1,218 @@
+"""A cluster whose nodes share nothing but object storage, as pods do, and a nightly job that is submitted to it.
+
+Each node runs in a mount namespace of its own, where the test's folders and the other's are empty. Who submits has no
+credentials; the nodes have. The node with the GPU comes only when a job waits for it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import s3fs
+from ray.job_submission import JobSubmissionClient
+
+from pipeline.cluster.metrics import METRICS, exported
+from tests.run.test_s3 import picture, read
+from tests.seaweed import KEY, SECRET, free_ports
+from tests.workspace import wait_for
+
+ROOT = Path(__file__).parents[2]
+NIGHTLY = ROOT / "infra/kuberay/base/nightly.yaml"
+SAYS = '{"caption": "a thing", "tags": [], "language": "en"}'
+RAY = os.path.join(os.path.dirname(sys.executable), "ray")
+
+
+class Nodes:
+    """Raylets with folders of their own, and a command that submits to them."""
+
+    def __init__(self, surroundings, hidden: Path, inside: dict[str, str]):
+        self.folder = surroundings["RAY_TMPDIR"]
+        self.hidden, self.env = hidden, {**surroundings, **inside}
+        self.outside = {name: value for name, value in surroundings.items() if not name.startswith("AWS_")}
+        gcs, board, client = free_ports(3)
+        self.gcs, self.url, self.metrics = f"127.0.0.1:{gcs}", f"http://127.0.0.1:{board}", []
+        self.start(
+            "--head", f"--port={gcs}", f"--dashboard-port={board}", f"--ray-client-server-port={client}", "--num-cpus=2"
+        )
+        wait_for(f"{self.url}/api/jobs/")
+
+    def start(self, *words: str) -> None:
+        agent, grpc, metrics = free_ports(3)
+        self.metrics.append(f"http://127.0.0.1:{metrics}/metrics")
+        common = [f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}"]
+        common += [f"--metrics-export-port={metrics}", "--object-store-memory=150000000", "--node-ip-address=127.0.0.1"]
+        common += ["--temp-dir", self.folder] if "--head" in words else []
+        empty = " && ".join(f"mount -t tmpfs tmpfs '{path}'" for path in (self.folder, self.hidden))
+        command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", f'{empty} && exec "$@"', "sh"]
+        with open(self.hidden / f"{len(self.metrics)}.log", "wb") as log:
+            subprocess.Popen(
+                [*command, RAY, "start", "--block", *words, *common], cwd="/", env=self.env, stdout=log, stderr=log
+            )
+
+    def submit(self, *words: str, **variables: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "pipeline", "submit", str(NIGHTLY), "--address", self.url, "--follow", *words]
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**self.outside, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def scrape(self) -> set[str]:
+        """The names of our metrics that Prometheus would find now."""
+        found: set[str] = set()
+        for url in self.metrics:
+            try:
+                text = urllib.request.urlopen(url, timeout=5).read().decode()
+            except OSError:
+                continue
+            found |= set(re.findall(r"^(ray_vlbatch_\w+)\{", text, re.MULTILINE))
+        return found
+
+
+@pytest.fixture(scope="module")
+def nodes(server, surroundings, tmp_path_factory):
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs mount namespaces (root, or CAP_SYS_ADMIN) for nodes that share no disk")
+    inside = {name: value for name, value in server.items() if name.startswith("AWS_")}
+    inside |= {
+        "VLBATCH_AUTOSCALING": "1",
+        "RAY_metrics_report_interval_ms": "1000",
+        "RAY_raylet_start_wait_time_s": "120",
+    }
+    return Nodes(surroundings, tmp_path_factory.mktemp("hidden"), inside)
+
+
+@pytest.fixture(scope="module")
+def store(server):
+    out = s3fs.S3FileSystem(
+        key=KEY, secret=SECRET, endpoint_url=server["AWS_ENDPOINT_URL_S3"], skip_instance_cache=True
+    )
+    out.mkdir("night")
+    return out
+
+
+def partition(store, day: str, count: int, broken: int = 0) -> set[str]:
+    """A day's manifest and its pictures; the ids."""
+    rows = [{"id": f"{day}-{n}", "image": f"s3://night/pics/{day}-{n}.png"} for n in range(count)]
+    content = [b"no picture" if n < broken else picture(n % 5) for n in range(count)]
+    store.pipe({row["image"][5:]: data for row, data in zip(rows, content, strict=True)})
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    store.pipe_file(f"night/scans/day={day}/part.parquet", sink.getvalue())
+    return {row["id"] for row in rows}
+
+
+def engine(delay_ms: int) -> list[str]:
+    scripted = f"engine={{kind: scripted, slots: 1, delay_ms: {delay_ms}, default: '{SAYS}'}}"
+    return ["--set", scripted, "--set", "output.chunk_rows=4", "--set", "limits.error_rate=1"]
+
+
+VARIABLES = {
+    "WEIGHTS": "builtin:tiny",
+    "MANIFEST": "s3://night/scans/day=*/*.parquet",
+    "OUTPUT": "s3://night/labels/${date:%Y}",
+}
+
+
+def follow(process: subprocess.Popen[str], until: str, then) -> str:
+    """What a command says; when `until` is in it, `then` is called, once."""
+    said: list[str] = []
+    assert process.stdout
+    for line in process.stdout:
+        said.append(line)
+        if then and until in line:
+            then()
+            then = None
+    process.wait()
+    assert then is None, "".join(said)
+    return "".join(said)
+
+
+def test_a_night_on_nodes_that_share_only_object_storage_waits_for_its_gpu(nodes, store):
+    ids = partition(store, "2026-11-20", 12, broken=1)
+    scraped: set[str] = set()
+    process = nodes.submit("--date", "2026-11-20", "--allow-errors", *engine(300), **VARIABLES)
+
+    def watch() -> None:
+        while process.poll() is None:
+            scraped.update(nodes.scrape())
+            time.sleep(0.5)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    bring = ("--address", nodes.gcs, "--num-cpus=1", "--num-gpus=1")
+    said = follow(process, "the first replica waits for 1 GPU", lambda: nodes.start(*bring))
+    watcher.join()
+    assert process.returncode == 0, said
+    answered = read(store, "night/labels/2026/data")
+    assert {row["id"] for row in answered} == ids - {"2026-11-20-0"}
+    assert {row["answer"]["caption"] for row in answered} == {"a thing"}
+    assert [row["id"] for row in read(store, "night/labels/2026/errors")] == ["2026-11-20-0"]
+    assert scraped == {exported(name) for name in METRICS if not name.startswith("kv_")}  # a script has no cache
+
+
+def test_the_next_night_does_only_what_is_new_and_goes_on_after_a_stop(nodes, store):
+    before = {path: store.info(path)["ETag"] for path in store.find("night/labels/2026/data")}
+    ids = partition(store, "2026-11-21", 24)
+    client = JobSubmissionClient(nodes.url)
+
+    def stop() -> None:
+        while len(store.find("night/labels/2026/data", refresh=True)) == len(before):
+            time.sleep(0.1)
+        client.stop_job(name())
+
+    def name() -> str:
+        return next(job.submission_id for job in client.list_jobs() if job.status == "RUNNING")
+
+    stopped = nodes.submit("--date", "2026-11-21", *engine(500), **VARIABLES)
+    said = follow(stopped, "12 done before; 24 to do", stop)
+    assert stopped.returncode == 143, said
+    assert "terminated; what was committed stays" in said
+    store.invalidate_cache()
+    kept = {path: store.info(path)["ETag"] for path in store.find("night/labels/2026/data")}
+    assert before.items() < kept.items()
+
+    again = nodes.submit("--date", "2026-11-21", *engine(0), **VARIABLES)
+    said = follow(again, "", None)
+    assert again.returncode == 3, said  # the first night's broken row is still one
+    store.invalidate_cache()
+    after = {path: store.info(path)["ETag"] for path in store.find("night/labels/2026/data")}
+    assert kept.items() < after.items()
+    counted = Counter(row["id"] for row in read(store, "night/labels/2026/data"))
+    assert {row_id for row_id in counted if row_id.startswith("2026-11-21")} == ids
+    assert set(counted.values()) == {1}
+
+
+def test_what_failed_is_driven_again_on_the_cluster_and_the_clean_table_holds_every_row(nodes, store):
+    store.pipe_file("night/pics/2026-11-20-0.png", picture(3))
+    again = nodes.submit("--date", "2026-11-21", "--retry-errors", *engine(0), **VARIABLES)
+    said = follow(again, "", None)
+    assert again.returncode == 0, said
+    assert "1 of 1 failed rows are asked again" in said
+    export = [sys.executable, "-m", "pipeline", "export", str(NIGHTLY), "s3://night/clean", *engine(0)]
+    done = subprocess.run([*export, "--date", "2026-11-21"], cwd=ROOT, env={**nodes.env, **VARIABLES}, check=False)
+    assert done.returncode == 0
+    ids = [row["id"] for row in read(store, "night/clean")]
+    assert sorted(ids) == sorted([f"2026-11-20-{n}" for n in range(12)] + [f"2026-11-21-{n}" for n in range(24)])
+
+
+def test_what_was_submitted_holds_no_credentials(nodes):
+    told = JobSubmissionClient(nodes.url).list_jobs()
+    assert told
+    assert SECRET not in str(told)
+    assert all("AWS_SECRET_ACCESS_KEY" not in (job.runtime_env or {}).get("env_vars", {}) for job in told)

@@ -1,0 +1,102 @@
+"""`ray job submit` on a cluster that was started in the repository's root."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pytest
+
+from pipeline.builtin import scene_files
+from pipeline.cluster.metrics import METRICS, exported
+from tests.seaweed import free_ports
+from tests.workspace import wait_for
+
+ROOT = Path(__file__).parents[2]
+JOB = "jobs/demo/caption.yaml"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    scene_files.write(folder / "caption", "caption", 24, start=100_000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def submit(surroundings, place):
+    """A function: the end of `ray job submit ...` on a cluster of the test's own."""
+    port, board, agent, agent_grpc, client, metrics = free_ports(6)
+    env = {**surroundings, "DEMO": str(place), "RAY_metrics_report_interval_ms": "1000"}
+    ray = os.path.join(os.path.dirname(sys.executable), "ray")
+    subprocess.run(
+        [
+            *(ray, "start", "--head", f"--port={port}", f"--dashboard-port={board}", "--node-ip-address=127.0.0.1"),
+            *(f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}"),
+            *(f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}", "--num-cpus=3"),
+            *(f"--temp-dir={env['RAY_TMPDIR']}", "--object-store-memory=200000000", "--disable-usage-stats"),
+        ],
+        cwd=ROOT,
+        env=env,
+        check=True,
+        capture_output=True,
+    )
+    url = f"http://127.0.0.1:{board}"
+    wait_for(f"{url}/api/jobs/")
+
+    def run(*words: str, scraped: set[str] | None = None) -> subprocess.CompletedProcess[str]:
+        command = [ray, "job", "submit", "--address", url, *words]
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        while scraped is not None and process.poll() is None:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics") as found:
+                scraped |= set(re.findall(r"^(ray_vlbatch_\w+)\{", found.read().decode(), re.MULTILINE))
+            time.sleep(0.5)
+        said, _ = process.communicate()
+        return subprocess.CompletedProcess(command, process.returncode, said, "")
+
+    return run
+
+
+@pytest.mark.parametrize("words", [("--working-dir", ".", JOB), (JOB,)], ids=["working dir", "literal"])
+def test_the_demo_job_is_submitted_as_it_is(submit, place, words):
+    shutil.rmtree(place / "answers", ignore_errors=True)
+    scraped: set[str] = set()
+    done = submit(*words, scraped=scraped)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "succeeded" in done.stdout + done.stderr
+    answers = ds.dataset(place / "answers/caption/data").to_table().to_pylist()
+    assert sorted(row["id"] for row in answers) == [f"caption-{n}" for n in range(100_000, 100_024)]
+    assert all(row["truth"] for row in answers)
+    assert scraped == {exported(name) for name in METRICS if name not in ("gpu_seconds", "errors")}
+
+
+def test_a_broken_job_fails_with_the_line_that_is_wrong(submit, tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text((ROOT / JOB).read_text().replace("  max_new_tokens: 96", "  max_tokens: 96"))
+    broken.chmod(0o755)
+    done = submit(str(broken))
+    assert done.returncode == 1
+    said = done.stdout + done.stderr
+    assert "failed" in said
+    line = broken.read_text().splitlines().index("  max_tokens: 96") + 1
+    assert f"broken.yaml:{line}" in said
+    assert "max_tokens" in said
+
+
+def test_rows_in_errors_are_a_failure_to_ray_unless_they_are_allowed(submit, place, tmp_path):
+    run = ["--", "python", "-m", "pipeline", "run", JOB, f"--set=output.path={tmp_path}/out", "--limit=1"]
+    run += ["--set=input.media=truth", "--set=limits.error_rate=1"]  # a column without a picture in it
+    done = submit("--working-dir", ".", *run)
+    assert (done.returncode, "exit code 3" in done.stdout) == (1, True), done.stdout
+    done = submit("--working-dir", ".", *run, "--allow-errors")
+    assert done.returncode == 0, done.stdout

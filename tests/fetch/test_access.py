@@ -1,0 +1,240 @@
+"""Where a manifest may not look, and what of a URI may be shown."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import FetchError
+from pipeline.fetch.access import is_public, listed, local, named, scheme, shown
+from pipeline.fetch.fetcher import Fetcher
+from pipeline.job.spec import Job
+from pipeline.manifest.sources.folder import Folder
+
+PRIVATE_NAMES = {
+    "inside.example": "10.0.0.7",
+    "rebound.example": "127.0.0.1",
+    "metadata.google.internal": "169.254.169.254",
+}
+
+
+def job(roots: list[str], hosts: tuple[str, ...] = ()) -> Job:
+    return Job.model_validate(
+        {
+            "name": "guard",
+            "input": {"manifest": "m.parquet", "roots": roots, "hosts": hosts},
+            "model": {"weights": "builtin:tiny"},
+            "limits": {"deadline_s": 5},
+            "output": {"path": "out"},
+        }
+    )
+
+
+@pytest.fixture
+def fetcher(tmp_path, monkeypatch):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "photo.jpg").write_bytes(b"\xff\xd8picture")
+    (tmp_path / "secret.txt").write_text("secret")
+    (root / "way-out").symlink_to(tmp_path / "secret.txt")
+    (root / "folder-out").symlink_to(tmp_path)
+    (root / "loop").symlink_to(root / "loop")
+    (root / "sub").mkdir()
+    os.mkfifo(root / "pipe")
+    asked = socket.getaddrinfo
+
+    def resolve(host, port, *more, **settings):
+        return asked(PRIVATE_NAMES.get(host, host), port, *more, **settings)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with Fetcher(job([str(root)])) as opened:
+        yield opened
+
+
+HOSTILE = [
+    ("http://127.0.0.1/x.png", "address"),
+    ("http://127.0.0.1:8265/api/jobs/", "address"),
+    ("https://127.0.0.1/x.png", "address"),
+    ("http://127.1/x.png", "address"),
+    ("http://127.0.1/x.png", "address"),
+    ("http://2130706433/x.png", "address"),
+    ("http://0x7f000001/x.png", "address"),
+    ("http://0x7f.0.0.1/x.png", "address"),
+    ("http://0177.0.0.1/x.png", "address"),
+    ("http://017700000001/x.png", "address"),
+    ("http://localhost/x.png", "address"),
+    ("http://LOCALHOST/x.png", "address"),
+    ("http://me:secret@127.0.0.1/x.png", "address"),
+    ("http://example.com@127.0.0.1/x.png", "address"),
+    ("http://[::1]/x.png", "address"),
+    ("http://[::ffff:127.0.0.1]/x.png", "address"),
+    ("http://[::ffff:7f00:1]/x.png", "address"),
+    ("http://[::127.0.0.1]/x.png", "address"),
+    ("http://[64:ff9b::7f00:1]/x.png", "address"),
+    ("http://[2002:7f00:1::]/x.png", "address"),
+    ("http://[fe80::1]/x.png", "address"),
+    ("http://[fd00:ec2::254]/latest/meta-data/", "address"),
+    ("http://[::]/x.png", "address"),
+    ("http://0.0.0.0/x.png", "address"),
+    ("http://0/x.png", "address"),
+    ("http://169.254.169.254/latest/meta-data/iam/", "address"),
+    ("http://100.100.100.200/latest/meta-data/", "address"),
+    ("http://168.63.129.16/machine", "address"),
+    ("http://metadata.google.internal/computeMetadata/v1/", "address"),
+    ("http://inside.example/x.png", "address"),
+    ("https://rebound.example/x.png", "address"),
+    ("http://10.0.0.1/x.png", "address"),
+    ("http://172.16.5.4/x.png", "address"),
+    ("http://192.168.1.1/x.png", "address"),
+    ("http://224.0.0.1/x.png", "address"),
+    ("http://255.255.255.255/x.png", "address"),
+    ("http:///x.png", "uri"),
+    ("http://[not-an-address]/x.png", "uri"),
+    ("http://a.example/\r\nHost: b", "uri"),
+    ("ftp://127.0.0.1/x.png", "scheme"),
+    ("sftp://host/x.png", "scheme"),
+    ("gopher://127.0.0.1:6379/_FLUSHALL", "scheme"),
+    ("hdfs://namenode/x.png", "scheme"),
+    ("webhdfs://10.0.0.1:50070/x.png", "scheme"),
+    ("memory://x.png", "scheme"),
+    ("simplecache::http://127.0.0.1/x.png", "scheme"),
+    ("zip://x.png::http://127.0.0.1/a.zip", "scheme"),
+    ("jar:file:///etc/passwd", "not_found"),
+    ("s3://bucket/../other/x.png", "path"),
+    ("hf://datasets/a/b/%2e%2e/%2e%2e/api/whoami-v2", "path"),
+    ("/etc/passwd", "root"),
+    ("//etc/passwd", "root"),
+    ("file:///etc/passwd", "root"),
+    ("FILE:///etc/passwd", "root"),
+    ("file:/etc/passwd", "root"),
+    ("file://localhost/etc/passwd", "root"),
+    ("file://fileserver/share/x.png", "path"),
+    ("file:///%65tc/passwd", "root"),
+    ("../secret.txt", "root"),
+    ("sub/../../secret.txt", "root"),
+    ("file:///tmp/%2e%2e/etc/passwd", "root"),
+    ("way-out", "root"),
+    ("folder-out/secret.txt", "root"),
+    ("loop", "path"),
+    ("pipe", "path"),
+    ("sub", "path"),
+    ("/dev/zero", "root"),
+    ("/proc/self/environ", "root"),
+    ("photo.jpg\0.png", "uri"),
+    ("a" * 5000, "path"),
+    ("", "uri"),
+    ("   ", "uri"),
+    ("javascript:alert(1)", "not_found"),
+]
+
+
+@pytest.mark.parametrize(("uri", "kind"), HOSTILE, ids=[repr(uri)[:60] for uri, _ in HOSTILE])
+def test_a_hostile_uri_is_refused_and_the_reason_is_said(uri, kind, fetcher):
+    with pytest.raises(FetchError) as refusal:
+        fetcher.fetch(uri)
+    assert refusal.value.kind == kind, str(refusal.value)
+    assert "secret" not in refusal.value.message.replace("secret.txt", "")
+
+
+def test_a_file_under_a_root_is_read_by_every_spelling_of_its_path(fetcher, tmp_path):
+    path = tmp_path / "root" / "photo.jpg"
+    for uri in ("photo.jpg", "./photo.jpg", str(path), f"file://{path}", f"file:{path}", f"file://localhost{path}"):
+        assert fetcher.fetch(uri).data == b"\xff\xd8picture"
+
+
+def test_a_file_is_found_whatever_signs_are_in_its_name_and_however_its_uri_writes_them(fetcher, tmp_path):
+    path = tmp_path / "root" / "50% off? #1 Straße.jpg"
+    path.write_bytes(b"\xff\xd8picture")
+    encoded = path.as_uri()
+    assert "%23" in encoded
+    for uri in (path.name, str(path), f"file://{path}", encoded):
+        assert fetcher.fetch(uri).data == b"\xff\xd8picture"
+
+
+def test_a_folder_with_a_name_that_is_not_utf8_is_read(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9 1.jpg")
+    path.write_bytes(b"\xff\xd8picture")
+    source = Folder(str(tmp_path))
+    (span,) = source.spans(9)
+    (row,) = source.read(span).to_pylist()
+    assert row == {"path": "caf%E9 1.jpg", "uri": f"file://{tmp_path}/caf%E9 1.jpg"}
+    assert local(row["uri"], [str(tmp_path)]) == path
+
+
+def test_a_path_may_go_up_as_long_as_it_stays_under_a_root(fetcher, tmp_path):
+    (tmp_path / "root" / "manifests").mkdir()
+    assert fetcher.fetch(f"{tmp_path}/root/manifests/../photo.jpg").data == b"\xff\xd8picture"
+
+
+def test_a_link_between_roots_is_followed(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "two" / "a.png").write_bytes(b"x")
+    (tmp_path / "one" / "link.png").symlink_to(tmp_path / "two" / "a.png")
+    roots = [str(tmp_path / "one"), str(tmp_path / "two")]
+    assert local("link.png", roots) == tmp_path / "two" / "a.png"
+    with pytest.raises(FetchError, match="outside"):
+        local("link.png", roots[:1])
+
+
+def test_without_roots_local_files_are_refused_with_advice():
+    with pytest.raises(FetchError, match=r"input\.roots"):
+        local("/data/a.png", [])
+
+
+def test_a_listed_host_lets_in_only_itself():
+    hosts = ("cdn.acme.com", "minio:9000", "*.images.example", "[::1]:80")
+    assert listed("CDN.acme.com.", 443, hosts)
+    assert listed("a.images.example", 443, hosts)
+    assert not listed("images.example", 443, hosts)
+    assert not listed("evilimages.example", 443, hosts)
+    assert not listed("cdn.acme.com.evil.org", 443, hosts)
+    assert named("minio", 9000, hosts)
+    assert not listed("minio", 22, hosts)
+    assert named("::1", 80, hosts)
+
+
+def test_a_host_matched_only_by_its_ending_still_needs_a_public_address():
+    assert not named("a.images.example", 443, ("*.images.example",))
+
+
+def test_open_internet_is_told_from_everything_else():
+    assert all(map(is_public, ("1.1.1.1", "2606:4700:4700::1111", "64:ff9b::101:101")))
+    assert not any(
+        map(is_public, ("::1%lo", "fe80::1%eth0", "ff02::1", "192.0.2.1", "198.18.0.1", "240.0.0.1", "100.64.0.1"))
+    )
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://b/k", "gs://b/k", "az://c/k", "abfs://c@a.dfs.core.windows.net/k", "hf://datasets/a/b/c.png"]
+)
+def test_object_stores_are_known(uri):
+    assert scheme(uri) == uri.partition(":")[0]
+
+
+def test_credentials_and_signatures_are_never_shown():
+    cases = {
+        "https://user:pw@host.example/a.png": "https://host.example/a.png",
+        "https://b.s3.amazonaws.com/k?X-Amz-Signature=ab&X-Amz-Credential=cd&versionId=7": "https://b.s3.amazonaws.com/k?versionId=7",
+        "https://a.blob.core.windows.net/c/k?sv=2024&se=2027&sig=ab%3D&sp=r": "https://a.blob.core.windows.net/c/k",
+        "https://storage.googleapis.com/b/k?X-Goog-Signature=ff&w=5": "https://storage.googleapis.com/b/k?w=5",
+        "https://h.example/a?token=t&access_token=u&api_key=v&apikey=w&Key-Pair-Id=x&Signature=y": "https://h.example/a",
+        "https://h.example/a#access_token=t": "https://h.example/a",
+        "s3://key:secret@bucket/a.png": "s3://bucket/a.png",
+        "abfs://container@account.dfs.core.windows.net/k": "abfs://container@account.dfs.core.windows.net/k",
+        "s3://bucket/scan.pdf#page=3": "s3://bucket/scan.pdf#page=3",
+        "/data/a b.png": "/data/a b.png",
+    }
+    assert {uri: shown(uri) for uri in cases} == cases
+
+
+def test_a_data_uri_is_shown_short():
+    assert shown("data:image/png;base64," + "A" * 10_000) == "data:image/png;base64,... (10,022 letters)"
+
+
+def test_every_other_root_spelling_works(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    assert local("a.png", [f"file://{tmp_path}"]) == Path(tmp_path / "a.png").resolve()

@@ -1,0 +1,177 @@
+"""What a plan says, against what a run then does."""
+
+from __future__ import annotations
+
+import json
+
+import av
+import numpy as np
+import PIL.Image
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.fetch.header_fetcher import HEAD_BYTES, Heads
+from pipeline.inspect.plan import format, plan
+from pipeline.inspect.plan.gpus import GPUS, Load, offer
+from pipeline.job.spec import Job
+
+HUGE = 20_000_000
+
+
+def noise(width, height, kind, path, **how):
+    PIL.Image.effect_noise((width, height), 60).convert("RGB").save(path, kind, **how)
+
+
+def video(path, frames, size=(96, 64)):
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=10)
+        stream.width, stream.height = size
+        for at in range(frames):
+            picture = np.full((size[1], size[0], 3), at * 9 % 256, np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode(None))
+
+
+@pytest.fixture
+def mixed(desk):
+    """Rows of every kind, some of them with something wrong that a header tells."""
+    pics = desk.folder / "pics"
+    rows = desk.draw(6)
+    noise(1600, 1200, "JPEG", pics / "large.jpg", quality=95)
+    noise(900, 1400, "PNG", pics / "large.png")
+    turned = PIL.Image.Exif()
+    turned[0x0112] = 6
+    noise(800, 300, "JPEG", pics / "turned.jpg", exif=turned)
+    noise(500, 300, "WEBP", pics / "a.webp", lossless=True)
+    pages = [PIL.Image.new("RGB", (200, 300 + 50 * at)) for at in range(3)]
+    pages[0].save(pics / "pages.tiff", save_all=True, append_images=pages[1:])
+    video(pics / "a.mp4", 33)
+    noise(5000, 4100, "JPEG", pics / "wide.jpg", quality=10)
+    (pics / "text.png").write_bytes(b"no picture at all")
+    (pics / "thin.png").write_bytes(b"")
+    noise(3000, 10, "PNG", pics / "strip.png")
+    names = [
+        "large.jpg",
+        "large.png",
+        "turned.jpg",
+        "a.webp",
+        "pages.tiff",
+        "a.mp4",
+        "wide.jpg",
+        "text.png",
+        "thin.png",
+    ]
+    names += ["strip.png", "gone.png"]
+    rows += [{"id": name, "image": f"pics/{name}", "hint": "h" * at} for at, name in enumerate(names)]
+    desk.manifest(rows)
+    return {"limits": {"error_rate": 1, "image": {"pixels": HUGE}}, "prompt": {"user": "{hint}: what is it?"}}
+
+
+def test_predicted_tokens_and_failures_are_those_of_the_run(desk, mixed):
+    said = plan(Job.model_validate(desk.described(**mixed)), rows=None)
+    assert desk.run(**mixed) == 3
+    data, errors = desk.data(), desk.errors()
+    assert sum(tokens * rows for tokens, rows in said.survey.vision.items()) == sum(r["tokens"]["vision"] for r in data)
+    assert said.load.prompt == sum(row["tokens"]["prompt"] for row in data)
+    assert sorted(said.survey.vision.elements()) == sorted(row["tokens"]["vision"] for row in data)
+    assert dict(said.survey.failures) == {
+        "decode/too_large": 1,
+        "decode/unknown_format": 1,
+        "decode/empty": 1,
+        "prompt/size": 1,
+        "fetch/not_found": 1,
+    }
+    kinds = [f"{row['stage']}/{row['kind']}" for row in errors]
+    assert sorted(said.survey.failures.elements()) == sorted(kinds)
+    assert said.survey.media == {"image": 13, "video": 1}
+
+
+def test_of_a_large_picture_only_the_beginning_is_read(desk, mixed, monkeypatch):
+    wholes = []
+    monkeypatch.setattr(Heads, "_whole", lambda self, source: wholes.append(source))
+    job = Job.model_validate(desk.described(**mixed))
+    big = [desk.folder / f"pics/{name}" for name in ("large.jpg", "large.png")]
+    assert all(path.stat().st_size > 3 * HEAD_BYTES for path in big)
+    desk.manifest([{"id": path.name, "image": str(path), "hint": ""} for path in big])
+    assert plan(job, rows=None).survey.good == 2
+    assert wholes == []
+
+
+def test_a_beginning_that_is_not_enough_is_completed(desk):
+    (desk.folder / "pics").mkdir()
+    exif = PIL.Image.Exif()
+    exif[0x010E] = "d" * 60_000
+    icc = b"\0" * 120_000  # two markers of colour profile before the size
+    noise(700, 500, "JPEG", desk.folder / "pics/late.jpg", exif=exif, icc_profile=icc)
+    desk.manifest([{"id": "late", "image": "pics/late.jpg", "hint": ""}])
+    said = plan(Job.model_validate(desk.described()), rows=None)
+    assert said.survey.largest == {"image": (700, 500)}
+
+
+def test_a_sample_stands_for_the_rows_it_was_taken_from(desk):
+    desk.manifest(desk.draw(60))
+    said = plan(Job.model_validate(desk.described()), rows=20)
+    assert said.survey.rows == 30  # two of each of fifteen chunks
+    assert said.rows_left == 60
+    assert said.load.rows == 60
+    assert said.load.vision == 2 * sum(tokens * rows for tokens, rows in said.survey.vision.items())
+
+
+def test_what_was_answered_before_is_not_planned_and_tells_how_long_answers_are(desk):
+    desk.manifest(desk.draw(12))
+    desk.run(limit=8, engine={"default": "one two three"})
+    said = plan(Job.model_validate(desk.described(engine={"default": "one two three"})), rows=None)
+    assert (said.rows, said.rows_left, said.survey.rows) == (12, 4, 4)
+    assert (said.answers_known, said.answer_tokens) == (8, 3.0)
+    desk.run(engine={"default": "one two three"})
+    said = plan(Job.model_validate(desk.described(engine={"default": "one two three"})), rows=None)
+    assert list(format.lines(said)) == ["t: 12 rows, 12 done before, 0 to do", "nothing is left to plan"]
+
+
+def test_smaller_pictures_are_advised_with_what_they_save(desk):
+    (desk.folder / "pics").mkdir()
+    for at in range(4):
+        noise(*((1600, 1600) if at else (200, 200)), "JPEG", desk.folder / f"pics/{at}.jpg")
+    desk.manifest([{"id": str(at), "image": f"pics/{at}.jpg", "hint": ""} for at in range(4)])
+    said = plan(Job.model_validate(desk.described(media={"max_pixels": 1_000_000})), rows=None)
+    first = said.advice[0]
+    assert first.key == "media.max_pixels"
+    assert first.changes == 0.75
+    smaller = plan(Job.model_validate(desk.described(media={"max_pixels": first.value})), rows=None)
+    assert 1 - smaller.load.vision / said.load.vision == pytest.approx(first.saves)
+
+
+def test_a_model_that_has_no_room_for_the_longest_row_is_said_not_to_fit():
+    from pipeline.model.engines.torch.model_size import Extent
+
+    seven = Extent(700_000_000, 7_600_000_000, 7_600_000_000, 16_600_000_000, 15_200_000_000, 57344, 2_700_000_000, 4)
+    load = Load(rows=1000, vision=1e6, prompt=1.1e6, output=1e5, longest=60_000)
+    assert offer("L4", load, seven).gpu_hours is None
+    assert offer("L4", load, seven, gpus=2).gpu_hours is not None
+    costs = [offer(name, load, seven, price=2.0) for name in GPUS]
+    assert all(each.cost == 2 * each.gpu_hours for each in costs if each.gpu_hours)
+    assert not any(each.measured for each in costs)
+
+
+def test_the_command_prints_a_plan_for_people_and_for_programs(desk, mixed, capsys):
+    job = str(desk.yaml(**mixed))
+    assert main(["plan", job, "--all", "--gpu", "H100", "--price", "2"]) == 0
+    said = capsys.readouterr()
+    assert "t: 17 rows, 17 to do" in said.out
+    assert "decode/too_large: " in said.out
+    assert "raise limits.image.pixels" in said.out
+    assert said.err == ""
+    assert main(["plan", job, "--all", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["survey"]["failures"]["fetch/not_found"] == 1
+    assert values["load"]["vision"] == values["survey"]["vision_tokens"] > 0
+    assert main(["plan", job, "--gpu", "H10"]) == 2
+    assert "Did you mean 'H100'?" in capsys.readouterr().err
+
+
+def test_of_rows_that_all_fail_a_plan_says_why_and_nothing_about_gpus(desk):
+    desk.manifest(desk.spoil(2))
+    said = list(format.lines(plan(Job.model_validate(desk.described()))))
+    assert said[:3] == ["t: 2 rows, 2 to do", "headers read: all of them", ""]
+    assert said[3] == "rows that will fail: 2, 100.0%"
+    assert len(said) == 5

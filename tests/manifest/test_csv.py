@@ -1,0 +1,43 @@
+"""A CSV file: rows whose cells are the text that stands in them."""
+
+from __future__ import annotations
+
+import gzip
+
+import pytest
+
+from pipeline.errors import JobError
+from pipeline.manifest.sources.csv import Csv
+
+
+def rows(path, data: bytes, columns=None):
+    path.write_bytes(data)
+    source = Csv(str(path))
+    return [row for span in source.spans(2) for row in source.read(span, columns).to_pylist()]
+
+
+def test_cells_are_text_as_it_stands_and_empty_ones_are_nothing(tmp_path):
+    data = b'id,image,day\n007,a.png,2026-01-01\n008,"b, c.png",\n1e3,"two\nlines",""\n'
+    assert rows(tmp_path / "m.csv", data) == [
+        {"id": "007", "image": "a.png", "day": "2026-01-01"},
+        {"id": "008", "image": "b, c.png", "day": None},
+        {"id": "1e3", "image": "two\nlines", "day": ""},
+    ]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "with a mark of order"])
+@pytest.mark.parametrize("separator", [b",", b";", b"\t"])
+def test_the_header_tells_the_separator_and_spreadsheets_put_a_mark_before_it(tmp_path, separator, mark):
+    data = mark + b"id|image\r\n01|a.png\r\n".replace(b"|", separator)
+    assert rows(tmp_path / "m.csv", data) == [{"id": "01", "image": "a.png"}]
+
+
+def test_only_what_is_asked_for_is_given_and_compressed_files_are_opened(tmp_path):
+    data = gzip.compress(b"id,image\n1,a.png\n2,b.png\n3,c.png\n")
+    assert rows(tmp_path / "m.csv.gz", data, ["image"]) == [{"image": f"{name}.png"} for name in "abc"]
+
+
+@pytest.mark.parametrize("data", [b"", b"id,image\n1\n", "id,image\nStra\xdfe,a\n".encode("latin-1")])
+def test_what_is_not_csv_is_said_of_its_file(tmp_path, data):
+    with pytest.raises(JobError, match=r"m\.csv: is not CSV in UTF-8 \("):
+        rows(tmp_path / "m.csv", data)

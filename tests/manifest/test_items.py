@@ -1,0 +1,243 @@
+"""A manifest's row as an Item: every spelling of media, chats and settings, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from pipeline.errors import JobError, ReadError
+from pipeline.job.spec import Job
+from pipeline.manifest.items import columns, read
+from pipeline.types import Ask, Item, Medium, Turn
+
+
+def make(prompt: dict[str, str] | None = None, **wanted: Any) -> Job:
+    return Job.model_validate(
+        {
+            "name": "a",
+            "input": {"manifest": "rows.jsonl", **wanted},
+            "prompt": {"user": "What?"} if prompt is None else prompt,
+            "model": {"weights": "builtin:tiny"},
+            "output": {"path": "out"},
+        }
+    )
+
+
+def item(row: dict[str, Any], job: Job, *, base: str = "", default: str | None = None) -> Item:
+    chosen = columns(job, list(row), default_user=default)
+    user = job.prompt.user if job.prompt.user is not None else default
+    return read(row, id="1", question="q", columns=chosen, job=job, user=user, base=base)
+
+
+def sources(row: dict[str, Any], job: Job, **more: Any) -> list[Any]:
+    return [part.source for turn in item(row, job, **more).turns for part in turn.parts if isinstance(part, Medium)]
+
+
+def chat(content: Any, media: Any = None, **row: Any) -> Item:
+    messages = [{"role": "user", "content": content}]
+    return item({"messages": messages, "uri": media, **row}, make({}, media="uri"))
+
+
+def refused(kind: str, row: dict[str, Any], job: Job) -> str:
+    with pytest.raises(ReadError) as caught:
+        item(row, job)
+    assert caught.value.kind == kind
+    return caught.value.message
+
+
+def test_columns_of_a_job_in_a_fixed_order():
+    job = make({"system": "{a}", "user": "{b} {{c}} {a}"}, media=["u", "v"], id="k", keep=["z"])
+    found = columns(job, ["fps", "max_pixels", "z", "k", "a", "b", "v", "u", "max_new_tokens"], default_user=None)
+    assert found.media == ("u", "v")
+    assert found.prompt == ("a", "b")
+    assert found.messages is None
+    assert found.ask == ("max_pixels", "fps", "max_new_tokens")
+    assert found.id == "k"
+    assert found.keep == ("z",)
+    assert found.asked == ("u", "v", "a", "b", "max_pixels", "fps", "max_new_tokens")
+
+
+@pytest.mark.parametrize(
+    ("job", "key"),
+    [
+        (make(media="ury"), "input.media"),
+        (make(media="uri", keep="ury"), "input.keep"),
+        (make(media="uri", id="ury"), "input.id"),
+        (make({}, messages="ury"), "input.messages"),
+        (make({"user": "{ury}"}, media="uri"), "prompt.user"),
+        (make({"user": "a", "system": "{ury}"}, media="uri"), "prompt.system"),
+    ],
+)
+def test_a_missing_column_is_named_with_the_nearest(job, key):
+    with pytest.raises(JobError) as caught:
+        columns(job, ["uri", "other"], default_user=None)
+    assert str(caught.value).startswith(f"{key}: the manifest has no column 'ury'")
+    assert "'uri'?" in str(caught.value)
+
+
+def test_something_must_be_asked_and_by_one_only():
+    with pytest.raises(JobError, match="nothing to ask"):
+        columns(make({}, media="uri"), ["uri"], default_user=None)
+    with pytest.raises(JobError, match="leave one of them out"):
+        columns(make(messages="m"), ["m"], default_user=None)
+    assert columns(make({}, media="uri"), ["uri"], default_user="Describe.").messages is None
+    assert columns(make({}), ["messages"], default_user="Describe.").messages == "messages"
+    assert columns(make(media="uri"), ["uri", "messages"], default_user=None).messages is None
+
+
+def test_a_job_that_names_no_column_of_media_is_refused_with_those_there_are():
+    with pytest.raises(JobError, match=r"input\.media names no column.*there are: id, picture"):
+        columns(make(), ["id", "picture"], default_user=None)
+
+
+def test_a_folder_of_media_needs_no_column():
+    assert columns(make(), ["path", "uri"], default_user=None).media == ("uri",)
+
+
+def test_media_come_before_the_question_and_a_system_turn_only_if_given():
+    assert item({"uri": "/a.png"}, make(media="uri")).turns == (Turn("user", (Medium("/a.png"), "What?")),)
+    job = make({"system": "You see.", "user": "What?"}, media="uri", keep="uri")
+    got = item({"uri": "/a.png"}, job)
+    assert got.turns[0] == Turn("system", ("You see.",))
+    assert got.keep == {"uri": "/a.png"}
+    assert (got.id, got.question) == ("1", "q")
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("a.png", ["s3://b/in/a.png"]),
+        (["a.png", None, "/b.png"], ["s3://b/in/a.png", "/b.png"]),
+        (
+            ["http://h/a", "data:image/png;base64,x", "file:///a"],
+            ["http://h/a", "data:image/png;base64,x", "file:///a"],
+        ),
+        (b"\x89PNG", [b"\x89PNG"]),
+        ({"bytes": b"x", "path": "a.png"}, [b"x"]),
+        ({"bytes": None, "path": "a.png"}, ["s3://b/in/a.png"]),
+    ],
+)
+def test_what_a_media_column_may_hold(value, found):
+    assert sources({"uri": value}, make(media="uri"), base="s3://b/in/") == found
+
+
+@pytest.mark.parametrize("nothing", [None, "", b"", [], [None], {"bytes": None, "path": None}])
+def test_an_empty_cell_is_no_medium_and_a_row_of_them_is_refused(nothing):
+    assert sources({"a": nothing, "b": "/b"}, make(media=["a", "b"])) == ["/b"]
+    assert "a is empty" in refused("no_media", {"a": nothing}, make(media="a"))
+
+
+@pytest.mark.parametrize("value", [3, {"x": 1}, [["a"]], 1.5, {"bytes": 3}, True])
+def test_a_wrong_medium_names_its_column(value):
+    assert "column uri" in refused("row", {"uri": value}, make(media="uri"))
+
+
+def test_a_row_fills_the_prompt_once():
+    job = make({"system": "{a}{n}", "user": "{{a}} {a}: {n}"}, media="u")
+    picture = Medium("/a.png")
+    got = item({"u": "/a.png", "a": "{n}", "n": None}, job)
+    assert got.turns == (Turn("system", ("{n}",)), Turn("user", (picture, "{a} {n}: ")))
+    assert item({"u": "/a.png", "a": 1.5, "n": True}, job).turns[1].parts == (picture, "{a} 1.5: True")
+    assert "column a" in refused("row", {"u": "/a.png", "a": b"x", "n": 1}, job)
+
+
+def test_a_question_that_is_not_the_jobs_is_no_template():
+    got = item({"uri": "/a"}, make({}, media="uri"), default='Write {"a": {uri}}.')
+    assert got.turns[0].parts[1] == 'Write {"a": {uri}}.'
+
+
+def test_settings_of_a_row():
+    row = {"uri": "/a", "max_pixels": 100.0, "fps": 1, "nframes": 8, "video_start": 0, "video_end": float("nan")}
+    got = item({**row, "min_pixels": None, "max_new_tokens": 7}, make(media="uri"))
+    medium = got.turns[0].parts[0]
+    assert isinstance(medium, Medium)
+    assert medium.ask == Ask(max_pixels=100, fps=1.0, frames=8, video_start=0.0)
+    assert got.max_new_tokens == 7
+
+
+@pytest.mark.parametrize("value", ["many", 1.5, True, 0, -1, [1], float("inf"), 10**400])
+@pytest.mark.parametrize("name", ["max_pixels", "max_new_tokens"])
+def test_a_wrong_setting_names_its_column(name, value):
+    assert f"column {name} " in refused("row", {"uri": "/a", name: value}, make(media="uri"))
+
+
+@pytest.mark.parametrize(
+    ("part", "medium"),
+    [
+        ({"type": "image", "image": "/a"}, Medium("/a", "image")),
+        ({"type": "image", "url": "http://h/a"}, Medium("http://h/a", "image")),
+        ({"type": "image", "path": "/a"}, Medium("/a", "image")),
+        ({"type": "image", "image": b"x"}, Medium(b"x", "image")),
+        ({"type": "image_url", "image_url": {"url": "data:,x", "detail": "low"}}, Medium("data:,x", "image")),
+        ({"type": "input_image", "image_url": "http://h/a"}, Medium("http://h/a", "image")),
+        ({"image": "/a"}, Medium("/a", "image")),
+        ({"type": "video", "video": "/v", "fps": 1, "nframes": None}, Medium("/v", "video", Ask(fps=1.0))),
+        ({"type": "video_url", "video_url": {"url": "/v"}, "max_frames": 9}, Medium("/v", "video", Ask(max_frames=9))),
+        ({"type": "video", "video": ["/1", "/2"]}, Medium(("/1", "/2"), "video")),
+        ({"type": "image", "image": "/a", "video": None, "text": None, "fps": None}, Medium("/a", "image")),
+        ({"type": "image", "image": "/a", "resized_width": 56}, Medium("/a", "image", Ask(resized_width=56))),
+    ],
+)
+def test_parts_of_a_chat(part, medium):
+    assert chat([part, {"type": "text", "text": "Hm?"}]).turns == (Turn("user", (medium, "Hm?")),)
+
+
+def test_parts_without_a_source_take_the_media_columns_in_order_and_go_over_the_row():
+    content = [{"type": "video", "fps": 4}, "then", {"type": "image", "image": None}]
+    first, _, second = chat(content, ["/v", "/a"], fps=1.0, max_pixels=9).turns[0].parts
+    assert first == Medium("/v", "video", Ask(fps=4.0, max_pixels=9))
+    assert second == Medium("/a", "image", Ask(fps=1.0, max_pixels=9))
+
+
+def test_a_chat_as_json_text_keeps_its_roles():
+    said = [("system", "S"), ("user", "<|im_end|>"), ("assistant", "A"), ("user", "B")]
+    text = json.dumps([{"role": role, "content": content} for role, content in said])
+    got = item({"m": text}, make({"system": "job's"}, messages="m"))
+    assert got.turns == tuple(Turn(role, (content,)) for role, content in said)
+    got = item({"m": json.dumps([{"role": "user", "content": "B"}])}, make({"system": "job's"}, messages="m"))
+    assert got.turns == (Turn("system", ("job's",)), Turn("user", ("B",)))
+
+
+def test_relative_paths_of_parts_lie_beside_the_manifest():
+    messages = [{"role": "user", "content": [{"type": "video", "video": ["1.png", "/2.png"]}]}]
+    assert sources({"messages": messages}, make({}), base="/in") == [("/in/1.png", "/2.png")]
+
+
+USER = {"role": "user", "content": "Q"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        (None, "column messages"),
+        ("not json", "column messages is not JSON"),
+        ("[" * 100_000, "column messages is not JSON"),
+        ([], "column messages"),
+        ("{}", "column messages"),
+        (["hello"], "message 1"),
+        ([{"role": "tool", "content": "x"}], "role is str 'tool'"),
+        ([USER, {"role": "assistant", "content": "A"}], "end it with the user's"),
+        ([{"role": "user", "content": 3}], "content is int 3"),
+        ([{"role": "user", "content": [3]}], "part 1 is int 3"),
+        ([{"role": "user", "content": [{"type": "audio"}]}], "type is str 'audio'"),
+        ([{"role": "user", "content": [{}]}], "part 1: type"),
+        ([{"role": "user", "content": [{"type": ["text"]}]}], "part 1: type"),
+        ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "text is int 3"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "has no source"),
+        ([{"role": "user", "content": [{"type": "image", "image": 3}]}], "image holds int 3"),
+        ([{"role": "user", "content": [{"type": "image", "image": ["/a"]}]}], "image holds list"),
+        ([{"role": "user", "content": [{"type": "video", "video": ["/a", None]}]}], "one is missing"),
+        ([{"role": "user", "content": [{"type": "video", "video": []}]}], "one is missing"),
+        ([{"role": "user", "content": [{"type": "image", "image": "/a", "max_pixels": "x"}]}], "part 1: max_pixels"),
+        ('[{"role": "user", "content": "\\ud800"}]', "surrogate"),
+    ],
+)
+def test_a_wrong_chat_says_where(messages, says):
+    assert says in refused("messages", {"messages": messages}, make({}))
+
+
+def test_media_that_no_part_takes_are_refused():
+    row = {"messages": [USER], "uri": ["/a", "/b"]}
+    assert "hold 2 more" in refused("messages", row, make({}, media="uri"))

@@ -1,0 +1,111 @@
+"""What people write into JSONL: chats of every shape, columns that are empty at first, numbers longer than a double."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import JobError
+from pipeline.manifest.chat import turns
+from pipeline.manifest.media_cells import media_of, number
+from pipeline.manifest.sources import jsonl
+from pipeline.manifest.sources.jsonl import Jsonl, kind_of
+from pipeline.types import Ask, Medium, Turn
+
+
+@pytest.fixture
+def read(tmp_path):
+    def at(*rows, raw: bytes = b"") -> pa.Table:
+        path = tmp_path / "m.jsonl"
+        path.write_bytes(raw or b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+        source = Jsonl(str(path))
+        return pa.concat_tables([source.read(span) for span in source.spans(2)])
+
+    return at
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["2026-03-02", "2026-03-03"], ["2026-03-02", "2026-03-03"]),
+        ([12345678901234567890, 12345678901234567891], ["12345678901234567890", "12345678901234567891"]),
+        ([1, "a", None, True], ["1", "a", None, "true"]),
+        ([1, 2.5, None], [1.0, 2.5, None]),
+        ([True, False], [True, False]),
+        ([["a"], [], None], [["a"], [], None]),
+        ([{"b": [1]}], ['{"b": [1]}']),
+        (["x\ud83d"], ["x\ufffd"]),
+    ],
+)
+def test_values_are_what_the_lines_say(values, expected, read):
+    assert read(*({"v": value} for value in values))["v"].to_pylist() == expected
+
+
+def test_a_mark_of_the_byte_order_and_empty_lines_are_passed_over(read):
+    assert read(raw=b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"a": 2}')["a"].to_pylist() == [1, 2]
+
+
+def test_what_is_empty_in_the_first_lines_may_be_anything_later(read, monkeypatch):
+    monkeypatch.setattr(jsonl, "SAMPLE_BYTES", 20)
+    late = [{"fps": None, "image": None}] * 3 + [{"fps": 0.5, "image": ["a.png", {"url": "b.png"}]}]
+    row = read(*late).to_pylist()[-1]
+    assert number("fps", row["fps"], float, "row", "") == 0.5
+    assert media_of(row["image"], "/in", "row", "image") == [Medium("/in/a.png"), Medium("/in/b.png")]
+
+
+def test_a_chat_may_be_text_here_and_parts_there(read):
+    chats = [
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
+        [{"role": "user", "content": "Hi"}],
+    ]
+    cells = read(*({"messages": chat} for chat in chats))["messages"].to_pylist()
+    found = [turns(cell, [], ask=Ask(), base="", column="messages") for cell in cells]
+    assert found == [(Turn("system", ("Be brief.",)), Turn("user", ("Hi",))), (Turn("user", ("Hi",)),)]
+
+
+def test_a_column_that_nobody_asks_for_may_change_its_type(tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl, "SAMPLE_BYTES", 40)
+    (tmp_path / "m.jsonl").write_text("".join(f'{{"id": {n}, "score": {n if n < 9 else "[]"}}}\n' for n in range(10)))
+    source = Jsonl(str(tmp_path / "m.jsonl"))
+    (span,) = source.spans(100)
+    assert source.read(span, ["id"]).to_pylist() == [{"id": n} for n in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"n": 1.5}', ":4: column n holds 1.5, and int64 before; give it one type in all rows"),
+        (b'{"n": "b"}', ':4: column n holds "b", and int64 before; give it one type in all rows'),
+        ('{"n": "Stra\xdfe"}'.encode("latin-1"), ":4: is not UTF-8 (invalid continuation byte at"),
+        (b"[]", ":4: is JSON but not an object: []"),
+    ],
+)
+def test_a_line_that_does_not_fit_is_named_with_what_is_wrong(line, said, read, monkeypatch):
+    monkeypatch.setattr(jsonl, "SAMPLE_BYTES", 10)
+    with pytest.raises(JobError) as trouble:
+        read(raw=b"\n".join([b'{"n": 1}', b"", b'{"n": 2}', line]))
+    assert said in str(trouble.value)
+
+
+def test_a_file_without_rows_is_refused(tmp_path):
+    (tmp_path / "m.jsonl").write_text("\n")
+    with pytest.raises(JobError, match=r"m\.jsonl:1: the file holds no rows"):
+        Jsonl(str(tmp_path / "m.jsonl")).schema()
+
+
+def test_types_are_settled_once(tmp_path, monkeypatch):
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps({"id": str(n), "uri": "a.png"}) + "\n" for n in range(50)))
+    source = Jsonl(str(path))
+    times = []
+    monkeypatch.setattr(jsonl, "kind_of", lambda values: times.append(1) or kind_of(values))
+    for span in source.spans(10):
+        assert source.read(span).num_rows == 10
+    source.schema()
+    assert len(times) == 2  # columns
+
+
+def test_a_path_that_begins_like_a_list_is_a_path():
+    assert media_of("[1] scan.png", "/in", "row", "image") == [Medium("/in/[1] scan.png")]

@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import AnswerError
+from pipeline.output.answer.build_row import finish
+from pipeline.schema.load_schema import load
+from pipeline.schema.schema import Schema
+from pipeline.types import Clip, Item, Reply, Request, Row, Sampling, Seen
+
+CLIP = Clip("image", np.zeros((1, 3, 100, 200), np.uint8), (400, 200), uri="s3://a/b.jpg")
+ITEM = Item("a", "hash", (), keep={"k": 1})
+BOXES = load("boxes", base=Path())
+CAPTION = load("caption", base=Path())
+
+
+def request(*clips: Clip) -> Request:
+    from pipeline.types import Turn
+
+    ids = np.zeros(7, np.int32)
+    return Request("a", (Turn("user", clips),), ids, np.zeros((3, 7), np.int32), 3, Sampling(max_new_tokens=9))
+
+
+def row(text: str, schema: Schema | None, **reply: object) -> Row:
+    said = Reply("a", text, **reply)  # type: ignore[arg-type]
+    return finish(ITEM, request(CLIP), said, schema=schema, family_coordinates="pixels", attempts=2)
+
+
+def test_text_without_a_schema_is_the_row() -> None:
+    found = row("a dog", None, tokens=2, logprob=-0.5, thinking="hm")
+    seen = Seen("image", "s3://a/b.jpg", 400, 200, 200, 100, 1)
+    assert found == Row("a", "hash", {"k": 1}, "a dog", None, "stop", (seen,), 3, 7, 2, 2, "hm", -0.5)
+
+
+def test_boxes_are_in_pixels_of_the_file_and_the_models_numbers_are_kept() -> None:
+    found = row('{"boxes":[{"bbox_2d":[10,20,30,40],"label":"dog"}]}', BOXES)
+    assert found.answer == {"boxes": [{"bbox_2d": [20, 40, 60, 80], "label": "dog", "image": None}]}
+    assert found.raw == '{"boxes":[{"bbox_2d":[10,20,30,40],"label":"dog"}]}'
+    assert found.flags == ()
+
+
+def test_nothing_is_kept_twice_where_nothing_changed() -> None:
+    assert row('{"caption":"a","tags":[],"language":"en"}', CAPTION).raw is None
+
+
+def test_a_repaired_answer_says_so() -> None:
+    found = row("```json\n{'caption': 'a', 'tags': [], 'language': 'en',}\n```", CAPTION)
+    assert found.answer == {"caption": "a", "tags": [], "language": "en"}
+    assert found.flags == ("repaired",)
+    assert found.raw == '{"caption":"a","tags":[],"language":"en"}'
+    assert found.text.startswith("```")
+
+
+def test_the_bare_list_that_qwen_likes_to_give_is_taken_as_the_only_field() -> None:
+    found = row('[{"bbox_2d": [10, 20, 30, 40], "label": "dog"}]', BOXES)
+    assert found.answer is not None
+    assert found.answer["boxes"][0]["bbox_2d"] == [20, 40, 60, 80]
+    assert found.flags == ("repaired",)
+
+
+def test_doubts_stand_on_the_row() -> None:
+    found = row('{"boxes":[{"bbox_2d":[30,40,10,20],"label":"dog"}]}', BOXES)
+    assert found.violations == ("box 1 (dog) has its corners in the wrong order",)
+    assert found.flags == ("reordered",)
+
+
+@pytest.mark.parametrize(
+    ("text", "ending", "kind"),
+    [
+        ('{"caption":"a', "length", "cut_off"),
+        ('{"caption":"a', "stop", "not_json"),
+        ('{"caption":""}', "stop", "invalid_answer"),
+        ("I cannot", "stop", "not_json"),
+    ],
+)
+def test_an_answer_that_cannot_be_used_says_why_and_keeps_the_text(text: str, ending: str, kind: str) -> None:
+    with pytest.raises(AnswerError) as caught:
+        row(text, CAPTION, finish=ending)
+    assert (caught.value.kind, caught.value.text) == (kind, text)
+
+
+def test_places_in_a_column_of_json_text_are_in_pixels_of_the_file_too(tmp_path: Path) -> None:
+    (tmp_path / "tree.py").write_text(
+        "from pydantic import BaseModel\n"
+        "class Block(BaseModel):\n    bbox_2d: list[int]\n    inside: list['Block']\n"
+        "class Page(BaseModel):\n    blocks: list[Block]\n"
+    )
+    said = '{"blocks":[{"bbox_2d":[0,0,100,50],"inside":[{"bbox_2d":[10,20,30,40],"inside":[]}]}]}'
+    found = row(said, load("tree.py:Page", base=tmp_path))
+    inner = '{"bbox_2d":[20,40,60,80],"inside":[]}'
+    assert found.answer == {"blocks": [{"bbox_2d": [0, 0, 200, 100], "inside": [inner]}]}
+    assert found.raw == said
+
+
+def test_an_answer_that_is_nowhere_is_an_error_and_not_an_empty_cell(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("from pydantic import BaseModel\nclass One(BaseModel):\n    bbox_2d: list[int]\n")
+    with pytest.raises(AnswerError) as caught:
+        row('{"bbox_2d":[9,9,9,9]}', load("one.py:One", base=tmp_path))
+    assert (caught.value.kind, caught.value.text) == ("no_place", '{"bbox_2d":[9,9,9,9]}')
+
+
+def test_an_answer_nested_deeper_than_can_be_checked_is_an_error_of_its_row(tmp_path: Path) -> None:
+    (tmp_path / "any.json").write_text('{"type":"object","properties":{"x":{}},"required":["x"]}')
+    with pytest.raises(AnswerError) as caught:
+        row('{"x":' + "[" * 300 + "]" * 300 + "}", load("any.json", base=tmp_path))
+    assert (caught.value.kind, caught.value.message) == ("invalid_answer", "the answer is nested too deeply")

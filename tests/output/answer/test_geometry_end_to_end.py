@@ -1,0 +1,95 @@
+"""A picture with a known rectangle, seen as the model sees it, spoken of as the model speaks: the box comes back."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from PIL.Image import Transpose
+
+from pipeline.builtin.random_checkpoint import make
+from pipeline.fetch.blob import Blob
+from pipeline.media.decode import Eyes
+from pipeline.model import weights
+from pipeline.model.families.base import Family
+from pipeline.output.answer.build_row import finish
+from pipeline.schema.load_schema import load
+from pipeline.types import Clip, Item, Medium, Reply, Request, Row, Size, Turn
+from tests.media.sample_media import a_job
+
+SIZES = [(40, 40), (64, 48), (57, 113), (200, 100), (100, 200), (333, 251), (512, 512), (640, 480)]
+SIZES += [(481, 641), (900, 300), (300, 900), (1200, 800)]
+STORED = {  # how a camera held this way writes what stands upright
+    1: None,
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_90,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_270,
+}
+BOXES = load("boxes", base=Path())
+assert BOXES is not None
+
+
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return weights.family(make(tmp_path_factory.mktemp(request.param), request.param))
+
+
+@pytest.fixture(scope="module")
+def eyes(family: Family) -> Iterator[Eyes]:
+    with Eyes(a_job(), family) as opened:
+        yield opened
+
+
+def photograph(size: Size, orientation: int) -> tuple[bytes, list[int]]:
+    """A JPEG as a camera writes it, and where upright its bright rectangle lies."""
+    width, height = size
+    place = [width // 5, height // 4, width // 5 + width // 2, height // 4 + height // 3]
+    upright = np.zeros((height, width, 3), np.uint8)
+    upright[place[1] : place[3], place[0] : place[2]] = 255
+    picture, turn = PIL.Image.fromarray(upright), STORED[orientation]
+    stored, exif, file = picture.transpose(turn) if turn is not None else picture, PIL.Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    stored.save(file, "JPEG", quality=95, subsampling=0, exif=exif)
+    return file.getvalue(), place
+
+
+def speak(clip: Clip, family: Family) -> str:
+    """What a perfect model says of the rectangle it sees."""
+    bright = clip.pixels[0, 0] > 127
+    rows, columns = np.flatnonzero(bright.any(1)), np.flatnonzero(bright.any(0))
+    seen = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    if family.coordinates == "thousandths":
+        seen = [1000 * seen[axis] / clip.size[axis % 2] for axis in range(4)]
+    return json.dumps({"boxes": [{"bbox_2d": [round(float(number)) for number in seen], "label": "bright"}]})
+
+
+def answered(clips: list[Clip], text: str, family: Family) -> Row:
+    turns = (Turn("user", tuple(clips)),)
+    prompt = family.encode(turns)
+    request = Request("a", turns, prompt.input_ids, prompt.positions, prompt.vision_tokens)
+    item, reply = Item("a", "a", turns), Reply("a", text)
+    return finish(item, request, reply, schema=BOXES, family_coordinates=family.coordinates, family_times=family.times)
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_boxes_are_in_pixels_of_the_upright_original(family: Family, eyes: Eyes, orientation: int) -> None:
+    for size in SIZES if orientation == 1 else SIZES[orientation % 3 :: 3]:
+        data, place = photograph(size, orientation)
+        clips = eyes.look(Medium(data), [Blob("a.jpg", "image", data)])
+        assert clips[0].source_size == size
+        row = answered(clips, speak(clips[0], family), family)
+        assert row.answer is not None
+        found = np.array(row.answer["boxes"][0]["bbox_2d"])
+        step = [size[axis % 2] / clips[0].size[axis % 2] for axis in range(4)]
+        grain = [size[axis % 2] / 1000 for axis in range(4)] if family.coordinates == "thousandths" else [0.0] * 4
+        allowed = 0.5 + np.array(step) / 2 + np.array(grain) / 2
+        assert (np.abs(found - place) <= allowed).all(), (size, orientation, found, place)
+        assert (row.media[0].width, row.media[0].height) == size
+        assert row.flags == ()

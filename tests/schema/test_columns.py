@@ -1,0 +1,104 @@
+import io
+import json
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.schema.columns import JSON_TEXT, column, exact, field
+from pipeline.schema.json_schema import canonical
+from tests.awkward_schemas import AWKWARD, NONE, TEXT, WHOLE, either, listed, recursive, struct
+
+
+def kind(node: dict[str, Any]) -> pa.DataType:
+    return field(canonical(struct(x=node))).type.field("x").type
+
+
+def is_json(node: dict[str, Any]) -> bool:
+    return bool(field(canonical(struct(x=node))).type.field("x").metadata == JSON_TEXT)
+
+
+@pytest.mark.parametrize(
+    ("node", "expected"),
+    [
+        (TEXT, pa.string()),
+        (WHOLE, pa.int64()),
+        ({"type": "number"}, pa.float64()),
+        ({"type": "boolean"}, pa.bool_()),
+        (TEXT | {"format": "date"}, pa.date32()),
+        (TEXT | {"format": "date-time"}, pa.timestamp("us", tz="UTC")),
+        (TEXT | {"format": "decimal"}, pa.decimal128(24, 6)),
+        (TEXT | {"format": "uuid"}, pa.string()),
+        ({"enum": ["a", "b", None]}, pa.string()),
+        ({"const": 3}, pa.int64()),
+        (either(WHOLE, NONE), pa.int64()),
+        ({"type": ["string", "null"]}, pa.string()),
+        (either(WHOLE, {"type": "number"}), pa.float64()),
+        (either(TEXT | {"maxLength": 3}, {"enum": ["long one"]}), pa.string()),
+        (listed(WHOLE), pa.list_(pa.int64())),
+        ({"type": "array", "prefixItems": [WHOLE, WHOLE]}, pa.list_(pa.int64())),
+        ({"type": "object", "additionalProperties": WHOLE}, pa.map_(pa.string(), pa.int64())),
+        (either(struct(a=WHOLE), struct(a=WHOLE, b=TEXT)), pa.struct({"a": pa.int64(), "b": pa.string()})),
+        (struct(y=struct(z=listed(TEXT))), pa.struct({"y": pa.struct({"z": pa.list_(pa.string())})})),
+    ],
+)
+def test_a_schema_gives_its_arrow_type(node: dict[str, Any], expected: pa.DataType) -> None:
+    assert kind(node) == expected
+    assert not is_json(node)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {},
+        either(TEXT, WHOLE),
+        {"type": "array", "prefixItems": [TEXT, WHOLE]} | {"x": 0},
+        struct(a=TEXT) | {"additionalProperties": WHOLE},
+        NONE,
+    ],
+)
+def test_what_has_no_fixed_shape_is_json_text(node: dict[str, Any]) -> None:
+    found = field(canonical(struct(x=node))).type.field("x")
+    inner = found.type.value_field if pa.types.is_list(found.type) else found
+    assert inner.type == pa.string()
+    assert inner.metadata == JSON_TEXT
+
+
+def test_recursion_is_typed_down_to_where_it_begins_again() -> None:
+    tree = field(canonical(recursive(struct(value=WHOLE, kids=listed({"$ref": "#/$defs/Node"})))))
+    assert tree.type == pa.struct({"value": pa.int64(), "kids": pa.list_(pa.string())})
+    value = exact({"value": 1, "kids": [{"value": 2, "kids": []}]}, tree)
+    assert json.loads(value["kids"][0]) == {"value": 2, "kids": []}
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "expected"),
+    [
+        ("12.50", pa.decimal128(24, 6), Decimal("12.500000")),
+        (12.1, pa.decimal128(24, 2), Decimal("12.10")),
+        ("2026-03-02", pa.date32(), date(2026, 3, 2)),
+        ("2026-03-02T10:00:00+02:00", pa.timestamp("us", tz="UTC"), datetime(2026, 3, 2, 8, tzinfo=UTC)),
+        ("2026-03-02T10:00:00", pa.timestamp("us", tz="UTC"), datetime(2026, 3, 2, 10, tzinfo=UTC)),
+        (3, pa.float64(), 3.0),
+        (3.0, pa.int64(), 3),
+        (None, pa.int64(), None),
+    ],
+)
+def test_json_values_become_what_the_column_holds(value: object, kind: pa.DataType, expected: object) -> None:
+    found = exact(value, pa.field("x", kind))
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_empty_all_null_and_full_parts_have_the_same_types_in_parquet(name: str) -> None:
+    answer = field(canonical(AWKWARD[name]))
+    types = []
+    for values in ([], [None, None]):
+        buffer = io.BytesIO()
+        pq.write_table(pa.table([column(values, answer)], pa.schema([answer])), buffer)
+        types.append(pq.read_table(buffer).schema.field("answer").type)
+    assert types[0] == types[1] == answer.type

@@ -1,0 +1,69 @@
+import pytest
+
+from pipeline.errors import AnswerError
+from pipeline.json_values import parse
+
+
+def test_plain_json_is_taken_as_it_is() -> None:
+    assert parse('{"a": [1, 2.5, null, "x"]}') == ({"a": [1, 2.5, None, "x"]}, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('```json\n{"a": 1}\n```', {"a": 1}),
+        ("Sure! Here it is:\n```\n[1, 2]\n```\nAnything else?", [1, 2]),
+        ('The answer is {"a": 1}.', {"a": 1}),
+        ('{"a": [1, 2,], }', {"a": [1, 2]}),
+        ("{'a': 'x', 'b': None, 'c': True}", {"a": "x", "b": None, "c": True}),
+        ("{'a': true, 'b': null}", {"a": True, "b": None}),
+        ("{'it': \"don't\"}", {"it": "don't"}),
+        ('The dog\'s box: {"a": "don\'t"}', {"a": "don't"}),
+        ('{"a": "two\nlines"}', {"a": "two\nlines"}),
+        ('```json\n{"a": "use ```x``` here"}\n```', {"a": "use ```x``` here"}),
+        ("{'a': ['', 'b' , 'it\\'s']}", {"a": ["", "b", "it's"]}),
+    ],
+)
+def test_what_stands_around_json_and_what_python_would_write_is_repaired(text: str, value: object) -> None:
+    assert parse(text) == (value, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"a": "x, ]", }', {"a": "x, ]"}),
+        ('{"a": "it is true, or null",}', {"a": "it is true, or null"}),
+        ("{'a': 'true, ]'}", {"a": "true, ]"}),
+        ('{"a": "```", }', {"a": "```"}),
+        ('text {"a": "}"} text', {"a": "}"}),
+    ],
+)
+def test_repair_changes_nothing_inside_strings(text: str, value: object) -> None:
+    assert parse(text) == (value, True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "no idea", '{"a": "cut o', '{"a": 1', "[1] or [2]", '{"a": NaN}', '{"a": -Infinity}'),
+        *("['cat' 'dog']", '{"a": "b"\n"c": 1}', '{"a": 1e999}'),
+    ],
+)
+def test_what_would_have_to_be_guessed_is_refused_with_the_text_kept(text: str) -> None:
+    with pytest.raises(AnswerError) as caught:
+        parse(text)
+    assert caught.value.kind == "not_json"
+    assert caught.value.text == text
+
+
+def test_half_of_a_character_becomes_the_replacement_character() -> None:
+    assert parse('{"a": "\\ud83d!"}') == ({"a": "\ufffd!"}, True)
+
+
+def test_a_whole_character_outside_the_basic_plane_is_kept() -> None:
+    assert parse('{"a": "\\ud83d\\ude00"}') == ({"a": "\U0001f600"}, False)
+
+
+def test_deep_nesting_is_refused_and_crashes_nothing() -> None:
+    with pytest.raises(AnswerError):
+        parse("[" * 100_000)
