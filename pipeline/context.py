@@ -16,29 +16,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class RunContext:
     """All that crosses to a worker: the job, and what the driver settled once for everyone."""
 
     job: Job
     schema: Schema | None
-    user: str | None  # the question, where the job leaves it to the schema
-    kept: pa.Schema
-    said: dict[str, Any]  # what the fingerprint is of
+    schema_prompt: str | None  # the question, where the job leaves it to the schema
+    kept_schema: pa.Schema
+    fingerprint_inputs: dict[str, Any]  # what the fingerprint is of
     fingerprint: str
-    model: str
-    run: str
-    epoch: int = 0  # of the lease under which the run may commit
+    model_name: str
+    run_id: str
+    lease_epoch: int = 0  # of the lease under which the run may commit
 
 
-def open_family(work: Work) -> Family:
-    folder = weights.locate_small(work.job.model.weights, work.job.model.revision)
-    return weights.family(folder, model=work.job.model, add_vision_id=work.job.media.add_vision_id)
+def open_family(context: RunContext) -> Family:
+    folder = weights.locate_small_files(context.job.model.weights, context.job.model.revision)
+    return weights.load_family(folder, model=context.job.model, add_vision_id=context.job.media.add_vision_id)
 
 
-def base_folder() -> Path:
+def get_base_folder() -> Path:
     """Where a job's relative paths start: the folder the command was given in, as with any command."""
     return Path.cwd()
 
 
-def model_name(job: Job) -> str:
+def format_model_name(job: Job) -> str:
     return f"{job.model.weights}@{job.model.revision}" if job.model.revision else job.model.weights

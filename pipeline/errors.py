@@ -57,7 +57,7 @@ class ItemError(Exception):
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}"
 
-    def failure(self, item_id: str, attempts: int = 1) -> Failure:
+    def to_failure(self, item_id: str, attempts: int = 1) -> Failure:
         return Failure(item_id, self.stage, self.kind, self.message, attempts, self.text)
 
 
@@ -85,6 +85,6 @@ class AnswerError(ItemError):
     stage: Stage = "answer"
 
 
-def surprise(item_id: str) -> Failure:
+def build_internal_failure(item_id: str) -> Failure:
     """What must not happen costs one row, is shown, and makes the run exit with 1."""
     return Failure(item_id, "internal", "internal", traceback.format_exc(limit=-8))

@@ -16,48 +16,50 @@ from typing import Any
 
 from pipeline.errors import AnswerError
 
-STARTS = 64  # brackets in prose that are looked at
-BRACKET = re.compile(r"[{\[]")
-FENCE = re.compile(r"```[\w-]*\s*\n(.*?)```", re.DOTALL)
-STRING = r""" "(?:[^"\\]|\\.)*" | '(?:[^'\\]|\\.)*' """
-COMMA = re.compile(rf"({STRING}) | ,(?=\s*[\]}}])", re.DOTALL | re.VERBOSE)
-WORD = re.compile(rf"({STRING}) | \b(true|false|null)\b", re.DOTALL | re.VERBOSE)
-TEXT = re.compile(STRING, re.DOTALL | re.VERBOSE)
-PYTHON = {"true": "True", "false": "False", "null": "None"}
-SURROGATE = re.compile("[\ud800-\udfff]")
+MAX_BRACKETS_TRIED = 64  # brackets in prose that are looked at
+OPENING_BRACKET = re.compile(r"[{\[]")
+CODE_FENCE = re.compile(r"```[\w-]*\s*\n(.*?)```", re.DOTALL)
+QUOTED_STRING_REGEX = r""" "(?:[^"\\]|\\.)*" | '(?:[^'\\]|\\.)*' """
+TRAILING_COMMA = re.compile(rf"({QUOTED_STRING_REGEX}) | ,(?=\s*[\]}}])", re.DOTALL | re.VERBOSE)
+JSON_LITERAL = re.compile(rf"({QUOTED_STRING_REGEX}) | \b(true|false|null)\b", re.DOTALL | re.VERBOSE)
+QUOTED_STRING = re.compile(QUOTED_STRING_REGEX, re.DOTALL | re.VERBOSE)
+PYTHON_LITERALS = {"true": "True", "false": "False", "null": "None"}
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def parse(text: str) -> tuple[Any, bool]:
+def parse_answer(text: str) -> tuple[Any, bool]:
     """The value, and False where the text was that value and nothing else."""
     try:
-        value = loads(text)
-        return encodable(value) if SURROGATE.search(text) or "\\ud" in text.lower() else (value, False)
+        value = parse_json(text)
+        return (
+            replace_lone_surrogates(value) if LONE_SURROGATE.search(text) or "\\ud" in text.lower() else (value, False)
+        )
     except (ValueError, RecursionError):
         pass
-    fenced = [value for inside in FENCE.findall(text) for value in _values(inside)]
-    found = fenced or _values(text)  # the fence may stand inside a string
+    fenced = [value for inside in CODE_FENCE.findall(text) for value in _find_json_values(inside)]
+    found = fenced or _find_json_values(text)  # the fence may stand inside a string
     if len(found) != 1:
         what = "no JSON" if not found else f"{len(found)} JSON values where one was asked for"
         raise AnswerError("not_json", f"the answer holds {what}", text=text)
-    return encodable(found[0])[0], True
+    return replace_lone_surrogates(found[0])[0], True
 
 
-def _values(text: str) -> list[Any]:
+def _find_json_values(text: str) -> list[Any]:
     """The objects and arrays in a text, outermost ones only."""
     found: list[Any] = []
     at = 0
-    for _ in range(STARTS):
-        start = BRACKET.search(text, at)
+    for _ in range(MAX_BRACKETS_TRIED):
+        start = OPENING_BRACKET.search(text, at)
         if start is None:
             break
-        end = _end(text, start.start())
-        read = [] if end is None else _read(text[start.start() : end])
+        end = _find_closing_bracket(text, start.start())
+        read = [] if end is None else _parse_candidate(text[start.start() : end])
         found += read
         at = end if end is not None and read else start.end()
     return found
 
 
-def _end(text: str, start: int) -> int | None:
+def _find_closing_bracket(text: str, start: int) -> int | None:
     """Where the bracket at `start` is closed, strings not counted; None where it never is."""
     depth, quote, last, at = 0, "", "", start
     while at < len(text):
@@ -76,34 +78,34 @@ def _end(text: str, start: int) -> int | None:
     return None
 
 
-def _read(text: str) -> list[Any]:
+def _parse_candidate(text: str) -> list[Any]:
     """A list with the value, or an empty one."""
-    plain = COMMA.sub(lambda match: match[1] or "", text)
+    plain = TRAILING_COMMA.sub(lambda match: match[1] or "", text)
     for attempt in (text, plain):
         try:
-            return [loads(attempt, strict=False)]
+            return [parse_json(attempt, strict=False)]
         except (ValueError, RecursionError):
             continue
-    if re.search(r"\0\s*\0", TEXT.sub("\0", plain)):  # Python would make one text of two
+    if re.search(r"\0\s*\0", QUOTED_STRING.sub("\0", plain)):  # Python would make one text of two
         return []
     try:  # single quotes, True, None: a Python literal
-        value = ast.literal_eval(WORD.sub(lambda match: match[1] or PYTHON[match[2]], plain))
+        value = ast.literal_eval(JSON_LITERAL.sub(lambda match: match[1] or PYTHON_LITERALS[match[2]], plain))
         return [json.loads(json.dumps(value, allow_nan=False))]
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return []
 
 
-def _finite(text: str) -> float:
+def _parse_finite_float(text: str) -> float:
     if math.isfinite(number := float(text)):
         return number
     raise ValueError(f"{text} is not JSON")
 
 
-loads = functools.partial(json.loads, parse_constant=_finite, parse_float=_finite)
+parse_json = functools.partial(json.loads, parse_constant=_parse_finite_float, parse_float=_parse_finite_float)
 
 
-def encodable(value: Any) -> tuple[Any, bool]:
+def replace_lone_surrogates(value: Any) -> tuple[Any, bool]:
     """Half of a surrogate pair is no character: it cannot be written to a file."""
     text = json.dumps(value, ensure_ascii=False)
-    clean = SURROGATE.sub("\ufffd", text)
+    clean = LONE_SURROGATE.sub("\ufffd", text)
     return (json.loads(clean), True) if clean != text else (value, False)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from threading import Lock
 
 
-class Meter:
+class StepTimer:
     """Added to from any thread; what is taken is not counted again."""
 
     def __init__(self) -> None:
@@ -19,16 +19,16 @@ class Meter:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def on(self, what: str) -> Iterator[None]:
+    def measure(self, step: str) -> Iterator[None]:
         started = time.monotonic()
         try:
             yield
         finally:
             spent = time.monotonic() - started
             with self.lock:
-                self.seconds[what] = self.seconds.get(what, 0.0) + spent
+                self.seconds[step] = self.seconds.get(step, 0.0) + spent
 
-    def take(self) -> dict[str, float]:
+    def take_seconds(self) -> dict[str, float]:
         with self.lock:
             taken, self.seconds = self.seconds, {}
         return taken

@@ -15,18 +15,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.context import Work, open_family
-from pipeline.errors import ItemError, PipelineError, surprise
+from pipeline.context import RunContext, open_family
+from pipeline.errors import ItemError, PipelineError, build_internal_failure
 from pipeline.fetch.fetcher import Fetcher
-from pipeline.manifest.chunks import Chunk, check_kept, rows_of
-from pipeline.manifest.files import File, reading
-from pipeline.manifest.items import read
+from pipeline.manifest.chunks import Chunk, check_kept_values, read_chunk_rows
+from pipeline.manifest.files import ManifestFile, read_with_retries
+from pipeline.manifest.items import build_item
 from pipeline.manifest.sources import Source
-from pipeline.media.clips import look, sources
-from pipeline.media.decode import FRAME_S, Eyes
-from pipeline.media.decoder_client import Decoder
-from pipeline.meter import Meter
-from pipeline.types import Asked, Clip, Entry, Failure, Item, Medium, Past, Request, Sampling, Turn
+from pipeline.media.clips import list_sources, load_clips
+from pipeline.media.decode import EXTRA_S_PER_FRAME, ClipDecoder
+from pipeline.media.decoder_client import DecoderClient
+from pipeline.meter import StepTimer
+from pipeline.types import Clip, Failure, Item, MediaRef, PreparedItem, ReadItem, Request, RetryHistory, Sampling, Turn
 
 if TYPE_CHECKING:
     pass
@@ -35,94 +35,102 @@ if TYPE_CHECKING:
 class Preparer:
     """What a prepare worker keeps open: connections, the decoder's process, the family's tokenizer."""
 
-    def __init__(self, work: Work, *, fetcher: type[Fetcher] = Fetcher, decoder: type[Decoder] = Decoder):
-        self.work = work
-        self.family = open_family(work)
-        self.fetcher = fetcher(work.job)
-        self.eyes = Eyes(work.job, self.family, decoder)
-        self.source: tuple[File, Source] | None = None  # open where the last chunk ended
-        self.meter = Meter()
+    def __init__(
+        self,
+        context: RunContext,
+        *,
+        fetcher_class: type[Fetcher] = Fetcher,
+        decoder_class: type[DecoderClient] = DecoderClient,
+    ):
+        self.context = context
+        self.family = open_family(context)
+        self.fetcher = fetcher_class(context.job)
+        self.clip_decoder = ClipDecoder(context.job, self.family, decoder_class)
+        self.open_source: tuple[ManifestFile, Source] | None = None  # open where the last chunk ended
+        self.timer = StepTimer()
 
-    def prepare(self, chunk: Chunk) -> list[Entry]:
+    def prepare_chunk(self, chunk: Chunk) -> list[PreparedItem]:
         """Every row of a chunk that is to be asked, as a Request or as the Failure it ended in."""
-        return list(self.requests(self.read(chunk)))
+        return list(self.prepare_items(self.read_items(chunk)))
 
-    def read(self, chunk: Chunk) -> list[Asked]:
-        with self.meter.on("read"):
-            return reading(chunk.file, lambda: list(self.items(chunk)))
+    def read_items(self, chunk: Chunk) -> list[ReadItem]:
+        with self.timer.measure("read"):
+            return read_with_retries(chunk.file, lambda: list(self.iterate_items(chunk)))
 
-    def requests(self, items: Sequence[Asked]) -> Iterator[Entry]:
+    def prepare_items(self, items: Sequence[ReadItem]) -> Iterator[PreparedItem]:
         """Some rows of a chunk, in order, one at a time."""
-        media = [part for item, _ in items for turn in item.turns for part in turn.parts if isinstance(part, Medium)]
-        self.fetcher.ahead([source for medium in media for source in sources(medium)])
+        media = [part for item, _ in items for turn in item.turns for part in turn.parts if isinstance(part, MediaRef)]
+        self.fetcher.prefetch([source for medium in media for source in list_sources(medium)])
         for item, failure in items:
-            yield replace(item, turns=()), failure or self.request(item)
+            yield replace(item, turns=()), failure or self.prepare_item(item)
 
-    def items(self, chunk: Chunk) -> Iterator[Asked]:
-        work = self.work
-        file, source = self.source or (None, None)  # one of them: each keeps its file open
-        self.source = None  # nor is it used again after reading has failed
-        source = source if source and file == chunk.file else chunk.file.open()
-        wanted, rows = rows_of(chunk, work.job, work.user, source)
-        self.source = chunk.file, source
-        again = dict(chunk.again)
-        check_kept(chunk.file, [row for row, *_ in rows], work.kept)
+    def iterate_items(self, chunk: Chunk) -> Iterator[ReadItem]:
+        work = self.context
+        file, source = self.open_source or (None, None)  # one of them: each keeps its file open
+        self.open_source = None  # nor is it used again after reading has failed
+        source = source if source and file == chunk.file else chunk.file.open_source()
+        wanted, rows = read_chunk_rows(chunk, work.job, work.schema_prompt, source)
+        self.open_source = chunk.file, source
+        again = dict(chunk.retry_histories)
+        check_kept_values(chunk.file, [row for row, *_ in rows], work.kept_schema)
         for row, row_id, question in rows:
-            keep, past = {name: row[name] for name in wanted.keep}, again.get(row_id, Past())
+            keep, past = {name: row[name] for name in wanted.kept}, again.get(row_id, RetryHistory())
             try:
-                item = read(
+                item = build_item(
                     row,
-                    id=row_id,
+                    item_id=row_id,
                     question=question,
                     columns=wanted,
                     job=work.job,
-                    user=work.user if work.job.prompt.user is None else work.job.prompt.user,
-                    base=chunk.file.base,
+                    user_prompt=work.schema_prompt if work.job.prompt.user is None else work.job.prompt.user,
+                    base_folder=chunk.file.base_folder,
                 )
-                yield replace(item, keep=keep, past=past), None
+                yield replace(item, kept_values=keep, history=past), None
             except ItemError as error:
-                yield Item(row_id, question, (), keep, past=past), error.failure(row_id)
+                yield Item(row_id, question, (), keep, history=past), error.to_failure(row_id)
             except Exception:  # noqa: BLE001 - the row boundary
-                yield Item(row_id, question, (), keep, past=past), surprise(row_id)
+                yield Item(row_id, question, (), keep, history=past), build_internal_failure(row_id)
 
-    def request(self, item: Item) -> Request | Failure:
+    def prepare_item(self, item: Item) -> Request | Failure:
         try:
-            return self.ask(item)
+            return self.build_request(item)
         except ItemError as error:
-            return error.failure(item.id)
+            return error.to_failure(item.id)
         except PipelineError:
             raise  # about the worker, not the row
         except Exception:  # noqa: BLE001 - the row boundary
-            return surprise(item.id)
+            return build_internal_failure(item.id)
 
-    def ask(self, item: Item) -> Request:
-        ends = time.monotonic() + self.work.job.limits.deadline_s
+    def build_request(self, item: Item) -> Request:
+        ends = time.monotonic() + self.context.job.limits.deadline_s
         turns: tuple[Turn, ...] = ()
         for turn in item.turns:
-            parts, ends = self.parts(turn, ends)
+            parts, ends = self.prepare_parts(turn, ends)
             turns = (*turns, Turn(turn.role, parts))
-        sampling = self.sampling(item)
-        with self.meter.on("prompt"):
-            encoded = self.family.encode(turns)
-            self.family.check(encoded, sampling.max_new_tokens + (sampling.thinking_tokens or 0))
+        sampling = self.build_sampling(item)
+        with self.timer.measure("prompt"):
+            encoded = self.family.encode_turns(turns)
+            self.family.check_length(encoded, sampling.max_new_tokens + (sampling.max_thinking_tokens or 0))
         return Request(item.id, turns, encoded.input_ids, encoded.positions, encoded.vision_tokens, sampling)
 
-    def parts(self, turn: Turn, ends: float) -> tuple[tuple[str | Clip, ...], float]:
+    def prepare_parts(self, turn: Turn, deadline: float) -> tuple[tuple[str | Clip, ...], float]:
         """What a turn shows and says, and until when the rest of the row has time."""
         parts: list[str | Clip] = []
         for part in turn.parts:
-            if isinstance(part, Medium):
-                left = ends - time.monotonic()
-                clips = look(part, fetcher=self.fetcher, eyes=self.eyes, meter=self.meter, deadline_s=left)
-                ends += sum(FRAME_S * len(clip.times) for clip in clips)
+            if isinstance(part, MediaRef):
+                left = deadline - time.monotonic()
+                clips = load_clips(
+                    part, fetcher=self.fetcher, clip_decoder=self.clip_decoder, meter=self.timer, deadline_s=left
+                )
+                deadline += sum(EXTRA_S_PER_FRAME * len(clip.times) for clip in clips)
                 parts += clips
             else:
                 parts.append(part)
-        return tuple(parts), ends
+        return tuple(parts), deadline
 
-    def sampling(self, item: Item) -> Sampling:
+    def build_sampling(self, item: Item) -> Sampling:
         """The seed is of the job's seed and the row's id, so that a retry anywhere says the same again."""
-        answer = self.work.job.answer
+        answer = self.context.job.answer
         seed = int.from_bytes(hashlib.blake2b(f"{answer.seed}\0{item.id}".encode(), digest_size=4).digest())
         thinking = answer.thinking.max_tokens if answer.thinking else 2048 if self.family.thinking else None
         return Sampling(
@@ -131,9 +139,9 @@ class Preparer:
             top_p=answer.top_p,
             top_k=answer.top_k,
             seed=seed,
-            thinking_tokens=thinking,
+            max_thinking_tokens=thinking,
         )
 
     def close(self) -> None:
         self.fetcher.close()
-        self.eyes.close()
+        self.clip_decoder.close()

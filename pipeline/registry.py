@@ -10,15 +10,15 @@ from typing import Any
 from pipeline.errors import JobError
 
 SOURCES = {  # by the ending of a manifest's files
-    "parquet": "pipeline.manifest.sources.parquet:Parquet",
-    "jsonl": "pipeline.manifest.sources.jsonl:Jsonl",
-    "csv": "pipeline.manifest.sources.csv:Csv",
-    "folder": "pipeline.manifest.sources.folder:Folder",
+    "parquet": "pipeline.manifest.sources.parquet:ParquetSource",
+    "jsonl": "pipeline.manifest.sources.jsonl:JsonlSource",
+    "csv": "pipeline.manifest.sources.csv:CsvSource",
+    "folder": "pipeline.manifest.sources.folder:FolderSource",
 }
-KINDS = {  # by what the first bytes of a medium say
-    "image": "pipeline.media.kinds.image:Image",
-    "video": "pipeline.media.kinds.video:Video",
-    "pdf": "pipeline.media.kinds.pdf:Pdf",
+MEDIA_KINDS = {  # by what the first bytes of a medium say
+    "image": "pipeline.media.kinds.image:ImageKind",
+    "video": "pipeline.media.kinds.video:VideoKind",
+    "pdf": "pipeline.media.kinds.pdf:PdfKind",
 }
 FAMILIES = {  # by `model_type` in a checkpoint's config.json
     "qwen2_vl": "pipeline.model.families.qwen2_vl:Qwen2VL",
@@ -27,10 +27,10 @@ FAMILIES = {  # by `model_type` in a checkpoint's config.json
     "qwen3_vl_moe": "pipeline.model.families.qwen3_vl:Qwen3VL",
 }
 ENGINES = {  # by `engine.kind`
-    "torch": "pipeline.model.engines.torch:Torch",
-    "vllm": "pipeline.model.engines.vllm:Vllm",
-    "http": "pipeline.model.engines.http:Http",
-    "scripted": "pipeline.model.engines.scripted:Scripted",
+    "torch": "pipeline.model.engines.torch:TorchEngine",
+    "vllm": "pipeline.model.engines.vllm:VllmEngine",
+    "http": "pipeline.model.engines.http:HttpEngine",
+    "scripted": "pipeline.model.engines.scripted:ScriptedEngine",
 }
 SCHEMAS = {  # by `answer.schema`
     "caption": "schemas.caption:Caption",
@@ -42,15 +42,15 @@ SCHEMAS = {  # by `answer.schema`
 }
 
 
-def find(table: Mapping[str, str], name: str, what: str) -> Any:
+def load_registered(table: Mapping[str, str], name: str, label: str) -> Any:
     """The thing that a table names, or an error that lists what there is."""
     if name not in table:
-        raise JobError(f"{what} {name!r} is not known; known: {', '.join(table)}{nearest(name, table)}")
+        raise JobError(f"{label} {name!r} is not known; known: {', '.join(table)}{format_suggestion(name, table)}")
     module, _, attribute = table[name].partition(":")
     return getattr(import_module(module), attribute)
 
 
-def nearest(name: str, names: Mapping[str, Any]) -> str:
+def format_suggestion(name: str, names: Mapping[str, Any]) -> str:
     """A hint for a typo, or nothing."""
     close = get_close_matches(name, names, n=1)
     return f". Did you mean {close[0]!r}?" if close else ""

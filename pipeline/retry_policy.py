@@ -12,44 +12,44 @@ import errno
 from typing import NamedTuple
 
 
-class Policy(NamedTuple):
-    attempts: int
+class RetryPolicy(NamedTuple):
+    max_attempts: int
     first_wait_s: float
     longest_wait_s: float
 
-    def wait_s(self, failures: int, chance: float) -> float:
-        return wait_s(failures, chance, first_s=self.first_wait_s, longest_s=self.longest_wait_s)
+    def compute_wait_s(self, failures: int, jitter: float) -> float:
+        return compute_wait_s(failures, jitter, first_wait_s=self.first_wait_s, longest_wait_s=self.longest_wait_s)
 
 
-def wait_s(failures: int, chance: float, *, first_s: float = 0.25, longest_s: float = 8.0) -> float:
+def compute_wait_s(failures: int, jitter: float, *, first_wait_s: float = 0.25, longest_wait_s: float = 8.0) -> float:
     """
     >>> [wait_s(n, 0.5) for n in (1, 2, 3, 9)]
     [0.25, 0.5, 1.0, 8.0]
     """
-    return min(longest_s, first_s * 2.0 ** (failures - 1)) * (0.5 + chance)
+    return min(longest_wait_s, first_wait_s * 2.0 ** (failures - 1)) * (0.5 + jitter)
 
 
-MEDIA = {  # what a row looks at; limits.deadline_s ends it all
-    "unavailable": Policy(10, 0.25, 8.0),
-    "connection": Policy(10, 0.25, 8.0),
-    "timeout": Policy(6, 0.25, 8.0),
-    "truncated": Policy(6, 0.25, 8.0),
-    "dns": Policy(6, 0.25, 8.0),
-    "credentials": Policy(4, 1.0, 8.0),
+MEDIA_POLICIES = {  # what a row looks at; limits.deadline_s ends it all
+    "unavailable": RetryPolicy(10, 0.25, 8.0),
+    "connection": RetryPolicy(10, 0.25, 8.0),
+    "timeout": RetryPolicy(6, 0.25, 8.0),
+    "truncated": RetryPolicy(6, 0.25, 8.0),
+    "dns": RetryPolicy(6, 0.25, 8.0),
+    "credentials": RetryPolicy(4, 1.0, 8.0),
 }
-OUTPUT = {  # listing, reading and writing it
-    "unavailable": Policy(16, 0.25, 30.0),
-    "connection": Policy(16, 0.25, 30.0),
-    "timeout": Policy(16, 0.25, 30.0),
-    "truncated": Policy(6, 0.25, 8.0),
-    "credentials": Policy(8, 1.0, 30.0),
+OUTPUT_POLICIES = {  # listing, reading and writing it
+    "unavailable": RetryPolicy(16, 0.25, 30.0),
+    "connection": RetryPolicy(16, 0.25, 30.0),
+    "timeout": RetryPolicy(16, 0.25, 30.0),
+    "truncated": RetryPolicy(6, 0.25, 8.0),
+    "credentials": RetryPolicy(8, 1.0, 30.0),
 }
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-REFUSED = (
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFUSED_ERRNOS = (
     *(errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
     *(errno.EROFS, errno.EMLINK, errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTEMPTY),
 )
-DENIED = (
+ACCESS_DENIED_WORDS = (
     "Forbidden",
     "AuthorizationFailure",
     "AuthorizationPermission",
@@ -57,15 +57,30 @@ DENIED = (
     "Credential",
     "GoogleAuth",
 )
-STALE = ("Expired", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "TokenRefresh", "AuthenticationF")
-BUSY = ("SlowDown", "Throttl", "InternalError", "ServiceUnavailable", "TooManyRequests", "ServerBusy", "reduce your")
+STALE_CREDENTIALS_WORDS = (
+    "Expired",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidToken",
+    "TokenRefresh",
+    "AuthenticationF",
+)
+BUSY_SERVER_WORDS = (
+    "SlowDown",
+    "Throttl",
+    "InternalError",
+    "ServiceUnavailable",
+    "TooManyRequests",
+    "ServerBusy",
+    "reduce your",
+)
 
 
 class Truncated(OSError):
     """Less came than there is."""
 
 
-def kind_of(error: Exception) -> str:
+def classify_error(error: Exception) -> str:
     """Libraries wrap each other; types, numbers and the names and codes in the chain tell what is the matter."""
     number = getattr(error, "errno", None)
     said = error.strerror if isinstance(error, OSError) and error.filename else error  # without its path
@@ -74,16 +89,20 @@ def kind_of(error: Exception) -> str:
         return "truncated"
     if isinstance(error, FileNotFoundError):  # before its path is searched for words
         return "not_found"
-    if any(word in chain for word in STALE):
+    if any(word in chain for word in STALE_CREDENTIALS_WORDS):
         return "credentials"
-    if isinstance(error, PermissionError) or any(word in chain for word in DENIED):
+    if isinstance(error, PermissionError) or any(word in chain for word in ACCESS_DENIED_WORDS):
         return "denied"
-    if number in FULL:
+    if number in DISK_FULL_ERRNOS:
         return "full"
-    if any(word in chain for word in BUSY):
+    if any(word in chain for word in BUSY_SERVER_WORDS):
         return "unavailable"
     if isinstance(error, TimeoutError) or "Timeout" in chain:
         return "timeout"
-    if "ValidationError" in chain or "Invalid bucket" in chain or (number in REFUSED and "IncompleteBody" not in chain):
+    if (
+        "ValidationError" in chain
+        or "Invalid bucket" in chain
+        or (number in REFUSED_ERRNOS and "IncompleteBody" not in chain)
+    ):
         return "refused"
     return "connection"

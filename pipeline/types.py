@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Size = tuple[int, int]
-Finish = Literal["stop", "length"]
+FinishReason = Literal["stop", "length"]
 Stage = Literal["read", "fetch", "decode", "prompt", "generate", "answer", "internal"]
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class MediaOptions:
     """How large and which frames. None leaves it to whoever is asked next: part, row, job, family."""
 
     min_pixels: int | None = None  # of an image, or of one frame of a video
@@ -39,14 +39,14 @@ class Ask:
     video_start: float | None = None  # seconds
     video_end: float | None = None
 
-    def over(self, other: Ask) -> Ask:
+    def with_defaults(self, defaults: MediaOptions) -> MediaOptions:
         """What this says, and where it is silent what the other says."""
         said = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(other, **{name: value for name, value in said.items() if value is not None})
+        return replace(defaults, **{name: value for name, value in said.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True)
-class Medium:
+class MediaRef:
     """Something to look at, as a manifest names it: not fetched yet.
 
     `source` is a URI, the bytes themselves, or the pictures of one video in order. `kind` is what
@@ -55,7 +55,7 @@ class Medium:
 
     source: str | bytes | tuple[str | bytes, ...]
     kind: Literal["image", "video"] | None = None
-    ask: Ask = Ask()
+    options: MediaOptions = MediaOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Clip:
     uri: str = ""  # what to call it in answers and messages; never carries credentials
     times: tuple[float, ...] = ()  # seconds into the original, one a frame
     fps: float = 0.0
-    whole_uri: bool = True  # nothing was taken from `uri` that fetching it again would need, as a signature
+    has_complete_uri: bool = True  # nothing was taken from `uri` that fetching it again would need, as a signature
 
     @property
     def size(self) -> Size:
@@ -83,15 +83,15 @@ class Turn:
     """One message of a chat. Parts are text and media, in order; prepared, the media are Clips."""
 
     role: str
-    parts: tuple[str | Medium | Clip, ...]
+    parts: tuple[str | MediaRef | Clip, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class RetryHistory:
     """What became of a row in earlier generations of its chunk."""
 
     attempts: int = 0
-    answers: int = 0  # that were of no use: the model is asked another way
+    rejected_answers: int = 0  # that were of no use: the model is asked another way
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +101,9 @@ class Item:
     id: str
     question: str
     turns: tuple[Turn, ...]
-    keep: Mapping[str, Any] = field(default_factory=dict)
+    kept_values: Mapping[str, Any] = field(default_factory=dict)
     max_new_tokens: int | None = None
-    past: Past = Past()
+    history: RetryHistory = RetryHistory()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
-    thinking_tokens: int | None = None  # how many may be spent before `</think>`; None: not a thinking model
+    max_thinking_tokens: int | None = None  # how many may be spent before `</think>`; None: not a thinking model
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class Request:
     positions: NDArray[np.int32]  # [3, tokens]: time, height, width
     vision_tokens: int = 0
     sampling: Sampling = Sampling()
-    schema: str | None = None  # JSON Schema, as text, that the answer must fit
+    schema_text: str | None = None  # JSON Schema, as text, that the answer must fit
 
     @property
     def clips(self) -> tuple[Clip, ...]:
@@ -145,13 +145,13 @@ class Reply:
 
     id: str
     text: str
-    finish: Finish = "stop"
-    tokens: int = 0
+    finish: FinishReason = "stop"
+    output_tokens: int = 0
     thinking: str | None = None
     logprob: float | None = None  # mean log-probability of the tokens of the answer
     prompt_tokens: int | None = None  # as a server counts them, where one does
     flags: tuple[str, ...] = ()
-    seconds: float | None = field(default=None, compare=False)  # from when the engine took the request
+    latency_s: float | None = field(default=None, compare=False)  # from when the engine took the request
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class MediaInfo:
     """What is told about one medium in the output: the original and what the model saw of it."""
 
     kind: str
@@ -186,11 +186,11 @@ class Row:
 
     id: str
     question: str
-    keep: Mapping[str, Any]
+    kept_values: Mapping[str, Any]
     text: str
     answer: Mapping[str, Any] | None
-    finish: Finish
-    media: tuple[Seen, ...]
+    finish: FinishReason
+    media: tuple[MediaInfo, ...]
     vision_tokens: int
     prompt_tokens: int
     output_tokens: int
@@ -203,10 +203,10 @@ class Row:
     violations: tuple[str, ...] = ()  # what the schema doubts about it, in sentences
 
 
-Asked = tuple[Item, Failure | None]
+ReadItem = tuple[Item, Failure | None]
 
 
-Entry = tuple[Item, Request | Failure]
+PreparedItem = tuple[Item, Request | Failure]
 
 
 Outcome = tuple[Item, Row | Failure]

@@ -14,27 +14,27 @@ from collections.abc import Iterable, Iterator
 from threading import Event, Thread
 from typing import TypeVar
 
-EXIT_CODE = 70  # EX_SOFTWARE
+HANG_EXIT_CODE = 70  # EX_SOFTWARE
 
-Step = TypeVar("Step")
+StepT = TypeVar("StepT")
 
 
 class Watchdog:
     """Watches what is done inside `with watchdog:`, one step at a time; `what` names a step."""
 
-    def __init__(self, limit_s: float, what: str = "a step of the engine"):
-        self.limit_s, self.what = limit_s, what
-        self.since: float | None = None
+    def __init__(self, limit_s: float, step_name: str = "a step of the engine"):
+        self.limit_s, self.step_name = limit_s, step_name
+        self.step_started_at: float | None = None
         self.closed = Event()
-        Thread(target=self.watch, name="watchdog", daemon=True).start()
+        Thread(target=self.exit_on_hang, name="watchdog", daemon=True).start()
 
     def __enter__(self) -> None:
-        self.since = time.monotonic()
+        self.step_started_at = time.monotonic()
 
     def __exit__(self, *_: object) -> None:
-        self.since = None
+        self.step_started_at = None
 
-    def each(self, steps: Iterable[Step]) -> Iterator[Step]:
+    def watch_steps(self, steps: Iterable[StepT]) -> Iterator[StepT]:
         """The same steps, each watched while it is made."""
         rest = iter(steps)
         while True:
@@ -44,13 +44,13 @@ class Watchdog:
                 return
             yield step
 
-    def watch(self) -> None:
+    def exit_on_hang(self) -> None:
         while not self.closed.wait(self.limit_s / 10):
-            since = self.since
+            since = self.step_started_at
             if since is not None and time.monotonic() - since > self.limit_s:
-                os.write(2, f"vlbatch: {self.what} took more than {self.limit_s:g} s; ending\n".encode())
+                os.write(2, f"vlbatch: {self.step_name} took more than {self.limit_s:g} s; ending\n".encode())
                 faulthandler.dump_traceback(sys.__stderr__ or 2)
-                os._exit(EXIT_CODE)
+                os._exit(HANG_EXIT_CODE)
 
     def close(self) -> None:
         self.closed.set()

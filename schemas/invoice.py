@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Amount = Annotated[Decimal, Field(max_digits=16, decimal_places=4)]
 Rate = Annotated[Decimal, Field(max_digits=6, decimal_places=3, ge=0)]
-TOLERANCE = Decimal("0.05")  # each line of an invoice may have been rounded
+ROUNDING_TOLERANCE = Decimal("0.05")  # each line of an invoice may have been rounded
 
 
 class Party(BaseModel):
@@ -73,15 +73,19 @@ class Invoice(BaseModel):
             yield f"due on {self.due}, before it was issued on {self.issued}"
         for index, line in enumerate(self.lines, 1):
             if line.quantity is not None and line.unit_price is not None:
-                yield from _compare(f"line {index}", line.quantity * line.unit_price, line.amount, parts=1)
+                yield from _compare_amounts(
+                    f"line {index}", line.quantity * line.unit_price, line.amount, rounded_count=1
+                )
         net = sum((line.amount for line in self.lines), Decimal(0))
         if self.net is not None and self.lines:
-            yield from _compare("the lines and the net sum", net, self.net, parts=len(self.lines))
+            yield from _compare_amounts("the lines and the net sum", net, self.net, rounded_count=len(self.lines))
         if self.net is not None or self.lines:
             gross = (net if self.net is None else self.net) + sum((tax.amount for tax in self.taxes), Decimal(0))
-            yield from _compare("the net sum with taxes and the total", gross, self.total, parts=len(self.taxes) + 1)
+            yield from _compare_amounts(
+                "the net sum with taxes and the total", gross, self.total, rounded_count=len(self.taxes) + 1
+            )
 
 
-def _compare(what: str, computed: Decimal, printed: Decimal, *, parts: int) -> Iterator[str]:
-    if abs(computed - printed) > TOLERANCE * parts:
-        yield f"{what} do not agree: {computed.normalize():f} by adding up, {printed.normalize():f} as written"
+def _compare_amounts(subject: str, computed: Decimal, printed: Decimal, *, rounded_count: int) -> Iterator[str]:
+    if abs(computed - printed) > ROUNDING_TOLERANCE * rounded_count:
+        yield f"{subject} do not agree: {computed.normalize():f} by adding up, {printed.normalize():f} as written"

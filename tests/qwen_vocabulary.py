@@ -44,12 +44,12 @@ def _build() -> Tokenizer:
         for token in ranks
         if len(token) > 1
     ]
-    result = random_checkpoint.tiny_tokenizer()
+    result = random_checkpoint.build_tiny_tokenizer()
     built = Tokenizer(models.BPE(vocab=spelled, merges=merges))
     built.normalizer, built.pre_tokenizer, built.decoder = result.normalizer, result.pre_tokenizer, result.decoder
-    special = set(random_checkpoint.SPECIAL)
+    special = set(random_checkpoint.SPECIAL_TOKENS)
     built.add_tokens(
-        [AddedToken(token, special=token in special, normalized=False) for token in random_checkpoint.ADDED]
+        [AddedToken(token, special=token in special, normalized=False) for token in random_checkpoint.ADDED_TOKENS]
     )
     return built
 

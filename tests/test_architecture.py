@@ -17,7 +17,7 @@ HOUSE = sorted(path for folder in ("pipeline", "schemas") for path in (ROOT / fo
 LONGEST = 300
 BOUNDARIES = {  # the only places that may catch anything
     "pipeline/media/decoder_process.py",  # a decoder's own process
-    "pipeline/schema/load_schema.py",  # a user's schema code
+    "pipeline/schema/schema_loader.py",  # a user's schema code
     "pipeline/schema/validate.py",  # a user's schema code
     "pipeline/prepare.py",  # one row's surprise is that row's
 }

@@ -1,11 +1,11 @@
 import pytest
 
 from pipeline.errors import AnswerError
-from pipeline.json_values import parse
+from pipeline.json_values import parse_answer
 
 
 def test_plain_json_is_taken_as_it_is() -> None:
-    assert parse('{"a": [1, 2.5, null, "x"]}') == ({"a": [1, 2.5, None, "x"]}, False)
+    assert parse_answer('{"a": [1, 2.5, null, "x"]}') == ({"a": [1, 2.5, None, "x"]}, False)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_plain_json_is_taken_as_it_is() -> None:
     ],
 )
 def test_what_stands_around_json_and_what_python_would_write_is_repaired(text: str, value: object) -> None:
-    assert parse(text) == (value, True)
+    assert parse_answer(text) == (value, True)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_what_stands_around_json_and_what_python_would_write_is_repaired(text: s
     ],
 )
 def test_repair_changes_nothing_inside_strings(text: str, value: object) -> None:
-    assert parse(text) == (value, True)
+    assert parse_answer(text) == (value, True)
 
 
 @pytest.mark.parametrize(
@@ -51,19 +51,19 @@ def test_repair_changes_nothing_inside_strings(text: str, value: object) -> None
 )
 def test_what_would_have_to_be_guessed_is_refused_with_the_text_kept(text: str) -> None:
     with pytest.raises(AnswerError) as caught:
-        parse(text)
+        parse_answer(text)
     assert caught.value.kind == "not_json"
     assert caught.value.text == text
 
 
 def test_half_of_a_character_becomes_the_replacement_character() -> None:
-    assert parse('{"a": "\\ud83d!"}') == ({"a": "\ufffd!"}, True)
+    assert parse_answer('{"a": "\\ud83d!"}') == ({"a": "\ufffd!"}, True)
 
 
 def test_a_whole_character_outside_the_basic_plane_is_kept() -> None:
-    assert parse('{"a": "\\ud83d\\ude00"}') == ({"a": "\U0001f600"}, False)
+    assert parse_answer('{"a": "\\ud83d\\ude00"}') == ({"a": "\U0001f600"}, False)
 
 
 def test_deep_nesting_is_refused_and_crashes_nothing() -> None:
     with pytest.raises(AnswerError):
-        parse("[" * 100_000)
+        parse_answer("[" * 100_000)

@@ -20,14 +20,14 @@ def hopeless(*_, **__):
 @pytest.fixture
 def answerer():
     answerer = answer.Answerer.__new__(answer.Answerer)
-    answerer.work = type("Work", (), {"schema": None})
+    answerer.context = type("Work", (), {"schema": None})
     answerer.coordinates = answerer.times = None
     return answerer
 
 
 def test_a_surprise_while_an_answer_is_finished_is_that_rows_error(answerer, monkeypatch):
-    monkeypatch.setattr(prepare, "finish", broken)
-    failure = answerer.finish(Item("a", "q", ()), None, Reply("a", "x"), 1)
+    monkeypatch.setattr(answer, "build_row", broken)
+    failure = answerer.build_row(Item("a", "q", ()), None, Reply("a", "x"), 1)
     assert isinstance(failure, Failure)
     assert (failure.id, failure.stage, failure.kind) == ("a", "internal", "internal")
     assert "ZeroDivisionError: a bug" in failure.message
@@ -37,23 +37,23 @@ def test_an_answer_that_does_not_fit_is_no_surprise(answerer, monkeypatch):
     def unfit(*_, **__):
         raise AnswerError("not_json", "no JSON in it")
 
-    monkeypatch.setattr(prepare, "finish", unfit)
+    monkeypatch.setattr(answer, "build_row", unfit)
     with pytest.raises(AnswerError):
-        answerer.finish(Item("a", "q", ()), None, Reply("a", "x"), 1)
+        answerer.build_row(Item("a", "q", ()), None, Reply("a", "x"), 1)
 
 
 def test_a_surprise_while_a_row_is_prepared_is_that_rows_error_and_a_worker_that_cannot_work_is_none(monkeypatch):
     preparer = prepare.Preparer.__new__(prepare.Preparer)
-    monkeypatch.setattr(prepare.Preparer, "ask", broken)
-    assert preparer.request(Item("a", "q", ())).kind == "internal"
-    monkeypatch.setattr(prepare.Preparer, "ask", hopeless)
+    monkeypatch.setattr(prepare.Preparer, "build_request", broken)
+    assert preparer.prepare_item(Item("a", "q", ())).kind == "internal"
+    monkeypatch.setattr(prepare.Preparer, "build_request", hopeless)
     with pytest.raises(PipelineError):
-        preparer.request(Item("a", "q", ()))
+        preparer.prepare_item(Item("a", "q", ()))
 
 
 def test_a_surprise_in_one_row_of_a_run_leaves_the_others_answered(monkeypatch, tmp_path):
     asked = [(Item(name, "q", ()), None) for name in "abc"]
     preparer = prepare.Preparer.__new__(prepare.Preparer)
-    preparer.fetcher = type("Fetcher", (), {"ahead": staticmethod(lambda sources: None)})
-    monkeypatch.setattr(prepare.Preparer, "ask", lambda self, item: broken() if item.id == "b" else Request)
-    assert [isinstance(entry, Failure) for _, entry in preparer.requests(asked)] == [False, True, False]
+    preparer.fetcher = type("Fetcher", (), {"prefetch": staticmethod(lambda sources: None)})
+    monkeypatch.setattr(prepare.Preparer, "build_request", lambda self, item: broken() if item.id == "b" else Request)
+    assert [isinstance(entry, Failure) for _, entry in preparer.prepare_items(asked)] == [False, True, False]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import retry_policy
-from pipeline.retry_policy import Truncated, kind_of
+from pipeline.retry_policy import Truncated, classify_error
 
 README = Path(__file__).parents[1] / "infra" / "README.md"
 
@@ -20,9 +20,9 @@ def test_the_readme_of_infra_shows_the_table_as_it_is():
     kinds, _, media, output = (
         [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines[start : start + 4]
     )
-    for row, table in ((media, retry_policy.MEDIA), (output, retry_policy.OUTPUT)):
+    for row, table in ((media, retry_policy.MEDIA_POLICIES), (output, retry_policy.OUTPUT_POLICIES)):
         said = {kind: int(cell) for kind, cell in zip(kinds[1:], row[1:], strict=True) if cell}
-        assert said == {kind: policy.attempts for kind, policy in table.items()}
+        assert said == {kind: policy.max_attempts for kind, policy in table.items()}
     assert re.search(r"from a quarter of a second \(credentials: one\) to 8, for the output to 30", "\n".join(lines))
 
 
@@ -48,4 +48,4 @@ def test_the_readme_of_infra_shows_the_table_as_it_is():
     ],
 )
 def test_an_error_is_sorted_by_what_can_be_done_about_it(error, kind):
-    assert kind_of(error) == kind
+    assert classify_error(error) == kind

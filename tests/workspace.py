@@ -81,7 +81,11 @@ class Desk:
     ) -> int:
         job = Job.model_validate(self.described(**sections))
         self.said.clear()
-        return driver.run(job, driver.Options(limit=limit, here=here, add=add, retry=retry), say=self.said.append)
+        return driver.run_job(
+            job,
+            driver.RunOptions(row_limit=limit, in_process=here, allow_other_questions=add, retry_kind=retry),
+            say=self.said.append,
+        )
 
     def parts(self, out: str = "out") -> dict[str, int]:
         """The objects with answers, and when each was written."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.cluster.metrics import METRICS, exported
+from pipeline.cluster.metrics import METRICS, to_prometheus_name
 
 HERE = Path(__file__).parent
 PANELS = [  # title, unit, width of 24, queries: legend -> PromQL with {metric} for a name of the table
@@ -107,7 +107,7 @@ LABELS = {
 
 def query(text: str) -> str:
     """PromQL with every {name} of the table, and every {SELECTION}, in full."""
-    return re.sub(r"\{(\w+)\}", lambda match: LABELS.get(match[1]) or exported(match[1]), text)
+    return re.sub(r"\{(\w+)\}", lambda match: LABELS.get(match[1]) or to_prometheus_name(match[1]), text)
 
 
 def panel(
@@ -136,7 +136,7 @@ def dashboard() -> dict[str, Any]:
         x += width
         if x >= 24:
             x, y = 0, y + panels[-1]["gridPos"]["h"]
-    names = f"label_values({exported('rows_left')}, job_name)"
+    names = f"label_values({to_prometheus_name('rows_left')}, job_name)"
     variables = [
         {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "source"},
         {
@@ -161,7 +161,7 @@ def dashboard() -> dict[str, Any]:
         "refresh": "30s",
         "templating": {"list": variables},
         "panels": panels,
-        "description": "\n".join(f"{exported(name)}: {metric.meaning}" for name, metric in METRICS.items()),
+        "description": "\n".join(f"{to_prometheus_name(name)}: {metric.meaning}" for name, metric in METRICS.items()),
     }
 
 

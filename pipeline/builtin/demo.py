@@ -14,51 +14,55 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.builtin import scene_files, scores
-from pipeline.builtin.evaluate import TASKS, compared, run, table
+from pipeline.builtin.evaluate import TASKS, format_figures, read_answers_and_truths, run_task
 from pipeline.cluster import ray_runner
 
-SCENES = 16  # of each task
-FIRST = 100_000  # evaluation looks at earlier ones
-SHOWN = ("caption", "detect", "video")
+SCENES_PER_TASK = 16  # of each task
+FIRST_SCENE = 100_000  # evaluation looks at earlier ones
+SHOWN_TASKS = ("caption", "detect", "video")
 
 
-def demo(folder: str) -> int:
+def run_demo(folder: str) -> int:
     place, started = Path(folder), time.monotonic()
     for task in TASKS:
-        scene_files.write(place / task, task, SCENES, start=FIRST)
+        scene_files.write_scene_files(place / task, task, SCENES_PER_TASK, first_scene=FIRST_SCENE)
         shutil.rmtree(place / "answers" / task, ignore_errors=True)  # whoever runs the demo wants to see it run
-    print(f"Drawn: {SCENES} scenes for each of {', '.join(TASKS)}, in {place}. Running jobs/demo/*.yaml on Ray:")
+    print(
+        f"Drawn: {SCENES_PER_TASK} scenes for each of {', '.join(TASKS)}, in {place}. Running jobs/demo/*.yaml on Ray:"
+    )
     codes, pairs = [], {}
-    with ray_runner.joined():
+    with ray_runner.connect_to_ray():
         for task in TASKS:
-            codes.append(run(task, place, [], here=False))
-            pairs[task] = compared(place / task / "manifest.parquet", place / "answers" / task)
+            codes.append(run_task(task, place, [], local=False))
+            pairs[task] = read_answers_and_truths(place / task / "manifest.parquet", place / "answers" / task)
             print(f"  {task} done after {time.monotonic() - started:.0f} s", flush=True)
     print("\nAnswers against the truth (1 is best):")
-    print(table({task: scores.score(task, pairs[task]) for task in TASKS}))
-    for task in SHOWN:
-        print(shown(task, place, *pairs[task][0]))
+    print(format_figures({task: scores.score_answers(task, pairs[task]) for task in TASKS}))
+    for task in SHOWN_TASKS:
+        print(format_example(task, place, *pairs[task][0]))
     here = Path(sys.executable)  # of make's environment, which few have activated
     print(
-        NEXT.format(place=place, python=here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else "python")
+        NEXT_STEPS.format(
+            place=place, python=here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else "python"
+        )
     )
     return max(codes)
 
 
-def shown(task: str, place: Path, answer: Mapping[str, Any] | None, truth: Mapping[str, Any]) -> str:
+def format_example(task: str, folder: Path, answer: Mapping[str, Any] | None, truth: Mapping[str, Any]) -> str:
     """One answer, and what was drawn."""
-    path = next((place / task).glob(f"{FIRST:05}.*"))
-    return f"\n{path}\n  answer {json.dumps(said(answer), default=str)}\n  truth  {json.dumps(truth)}"
+    path = next((folder / task).glob(f"{FIRST_SCENE:05}.*"))
+    return f"\n{path}\n  answer {json.dumps(drop_nulls(answer), default=str)}\n  truth  {json.dumps(truth)}"
 
 
-def said(value: Any) -> Any:
+def drop_nulls(value: Any) -> Any:
     """An answer without the fields that it leaves out, which are null in its column."""
     if isinstance(value, Mapping):
-        return {name: said(part) for name, part in value.items() if part is not None}
-    return [said(part) for part in value] if isinstance(value, list) else value
+        return {name: drop_nulls(part) for name, part in value.items() if part is not None}
+    return [drop_nulls(part) for part in value] if isinstance(value, list) else value
 
 
-NEXT = """
+NEXT_STEPS = """
 The answers: {place}/answers/*/data/*/*.parquet, for instance
   SELECT id, answer.number, answer.total FROM '{place}/answers/invoice/data/*/*.parquet'
 Look at them: {python} -m pipeline report {place}/answers/detect

@@ -27,7 +27,7 @@ COLORS = {
 SHAPES = ("rectangle", "ellipse", "triangle", "cross")
 
 
-PAPERS = ((255, 255, 255), (236, 238, 242), (250, 244, 228), (228, 242, 232), (238, 230, 244))
+PAPER_COLORS = ((255, 255, 255), (236, 238, 242), (250, 244, 228), (228, 242, 232), (238, 230, 244))
 
 
 Box = tuple[float, float, float, float]
@@ -37,7 +37,7 @@ Color = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
+class DrawnShape:
     """A shape, its place in each frame (one frame of a picture) and how much of it is there, 0 to 1."""
 
     name: str
@@ -47,7 +47,7 @@ class Thing:
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class PrintedCharacter:
     """A character on a page: its centre, and whose it is. Field 0 is what the answer leaves out."""
 
     x: float
@@ -64,63 +64,63 @@ class Scene:
     task: str
     answer: dict[str, Any]
     size: Size
-    draw: Callable[[int], Image.Image]
-    count: int = 1
+    draw_frame: Callable[[int], Image.Image]
+    frame_count: int = 1
     fps: float = 0.0
-    things: Sequence[Thing] = ()
-    letters: Sequence[Letter] = ()
+    shapes: Sequence[DrawnShape] = ()
+    characters: Sequence[PrintedCharacter] = ()
 
 
-def chance(split: Split, task: str, number: int) -> random.Random:
+def create_rng(split: Split, task: str, number: int) -> random.Random:
     return random.Random(f"{split}/{task}/{number}")
 
 
-def painter(chance: random.Random, size: Size, things: Sequence[Thing]) -> Callable[[int], Image.Image]:
+def create_painter(rng: random.Random, size: Size, shapes: Sequence[DrawnShape]) -> Callable[[int], Image.Image]:
     """Draws a frame by its number."""
-    paper = chance.choice(PAPERS)
+    paper = rng.choice(PAPER_COLORS)
 
     def draw(frame: int) -> Image.Image:
         picture = Image.new("RGB", size, paper)
-        for each in things:
-            paint(picture, each, frame, paper)
+        for each in shapes:
+            paint_shape(picture, each, frame, paper)
         return picture
 
     return draw
 
 
-def thing(chance: random.Random, boxes: Sequence[Box], alphas: Sequence[float] = (1.0,)) -> Thing:
+def create_shape(rng: random.Random, boxes: Sequence[Box], alphas: Sequence[float] = (1.0,)) -> DrawnShape:
     """Something of a color that is a little off, as inks are."""
-    color = chance.choice(list(COLORS))
-    red, green, blue = (min(max(part + chance.randrange(-14, 15), 0), 255) for part in COLORS[color])
-    return Thing(f"{color} {chance.choice(SHAPES)}", (red, green, blue), boxes, alphas)
+    color = rng.choice(list(COLORS))
+    red, green, blue = (min(max(part + rng.randrange(-14, 15), 0), 255) for part in COLORS[color])
+    return DrawnShape(f"{color} {rng.choice(SHAPES)}", (red, green, blue), boxes, alphas)
 
 
-def place(chance: random.Random, size: Size, placed: Sequence[Box]) -> Box | None:
+def place_box(rng: random.Random, size: Size, placed_boxes: Sequence[Box]) -> Box | None:
     """Somewhere clear of the others, and not level with their left sides, which give the order."""
     wide, high = size
     for _ in range(30):
-        width, height = (round(side * chance.uniform(0.2, 0.5)) for side in size)
-        left, top = chance.randrange(0, wide - width), chance.randrange(0, high - height)
+        width, height = (round(side * rng.uniform(0.2, 0.5)) for side in size)
+        left, top = rng.randrange(0, wide - width), rng.randrange(0, high - height)
         gap = 0.04 * min(size)
         apart = all(
             (left + width + gap < box[0] or box[2] + gap < left or top + height + gap < box[1] or box[3] + gap < top)
             and abs(left - box[0]) > 0.06 * wide
-            for box in placed
+            for box in placed_boxes
         )
         if apart:
             return float(left), float(top), float(left + width), float(top + height)
     return None
 
 
-def paint(picture: Image.Image, each: Thing, frame: int, paper: Color) -> None:
+def paint_shape(picture: Image.Image, drawn_shape: DrawnShape, frame: int, paper: Color) -> None:
     """The shape in its place; one that is half there is mixed with the paper."""
-    alpha = each.alphas[frame]
+    alpha = drawn_shape.alphas[frame]
     if alpha <= 0:
         return
-    left, top, right, bottom = (round(side) for side in each.boxes[frame])
-    fill = tuple(round(alpha * one + (1 - alpha) * other) for one, other in zip(each.color, paper, strict=True))
+    left, top, right, bottom = (round(side) for side in drawn_shape.boxes[frame])
+    fill = tuple(round(alpha * one + (1 - alpha) * other) for one, other in zip(drawn_shape.color, paper, strict=True))
     pen, box = ImageDraw.Draw(picture), (left, top, right - 1, bottom - 1)
-    shape = each.name.partition(" ")[2]
+    shape = drawn_shape.name.partition(" ")[2]
     if shape == "rectangle":
         pen.rectangle(box, fill=fill)
     elif shape == "ellipse":

@@ -16,27 +16,29 @@ from typing import Any
 import pyarrow.dataset as ds
 
 from pipeline.builtin import scene_files, scores
-from pipeline.job import load_job
+from pipeline.job import job_loader
 from pipeline.run import driver
 
 TASKS = ("caption", "detect", "invoice", "video")
-JOBS = Path(__file__).parents[2] / "jobs" / "demo"
+JOBS_FOLDER = Path(__file__).parents[2] / "jobs" / "demo"
 
 
-def evaluate(folder: Path, task: str, scenes: int, *, changes: Sequence[str] = (), start: int = 0) -> dict[str, float]:
+def evaluate_task(
+    folder: Path, task: str, scene_count: int, *, changes: Sequence[str] = (), first_scene: int = 0
+) -> dict[str, float]:
     """The figures of one task."""
-    manifest = scene_files.write(folder / task, task, scenes, start=start)
-    run(task, folder, ["answer.guided=false", "limits.error_rate=1", *changes], here=True)
-    return scores.score(task, compared(manifest, folder / "answers" / task))
+    manifest = scene_files.write_scene_files(folder / task, task, scene_count, first_scene=first_scene)
+    run_task(task, folder, ["answer.guided=false", "limits.error_rate=1", *changes], local=True)
+    return scores.score_answers(task, read_answers_and_truths(manifest, folder / "answers" / task))
 
 
-def run(task: str, folder: Path, changes: Sequence[str], *, here: bool) -> int:
+def run_task(task: str, folder: Path, changes: Sequence[str], *, local: bool) -> int:
     where = [f"input.manifest={folder / task / 'manifest.parquet'}", f"output.path={folder / 'answers' / task}"]
-    job = load_job.load(JOBS / f"{task}.yaml", changes=[*where, *changes])
-    return driver.run(job, driver.Options(here=here), say=lambda line: None)
+    job = job_loader.load_job(JOBS_FOLDER / f"{task}.yaml", changes=[*where, *changes])
+    return driver.run_job(job, driver.RunOptions(in_process=local), say=lambda line: None)
 
 
-def compared(manifest: Path, output: Path) -> list[tuple[Mapping[str, Any] | None, Mapping[str, Any]]]:
+def read_answers_and_truths(manifest: Path, output: Path) -> list[tuple[Mapping[str, Any] | None, Mapping[str, Any]]]:
     """Every row's answer, None where there is none, and the truth."""
     found = ds.dataset(output / "data").to_table(["id", "answer"]).to_pylist() if (output / "data").exists() else []
     answers = {row["id"]: row["answer"] for row in found}
@@ -44,7 +46,7 @@ def compared(manifest: Path, output: Path) -> list[tuple[Mapping[str, Any] | Non
     return [(answers.get(row["id"]), json.loads(row["truth"])) for row in rows]
 
 
-def table(figures: Mapping[str, Mapping[str, float]]) -> str:
+def format_figures(figures: Mapping[str, Mapping[str, float]]) -> str:
     lines = [
         f"  {task:8} " + "   ".join(f"{name} {value:.3f}" for name, value in of.items()) for task, of in figures.items()
     ]
@@ -60,10 +62,11 @@ def main() -> None:
     changes = [f"model.weights={options.weights}"] if options.weights else []
     with tempfile.TemporaryDirectory() as folder:
         figures = {
-            task: evaluate(Path(folder), task, options.scenes, changes=changes) for task in options.tasks.split(",")
+            task: evaluate_task(Path(folder), task, options.scenes, changes=changes)
+            for task in options.tasks.split(",")
         }
     print(f"{options.scenes} unseen scenes of each task, grammar off; shares and means, 1 is best")
-    print(table(figures))
+    print(format_figures(figures))
     flat = {f"{task} {name}": round(value, 4) for task, of in figures.items() for name, value in of.items()}
     print(json.dumps({"name": "tiny", "ratios": {}, "figures": flat}))
 

@@ -13,80 +13,86 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.builtin.drawing import Letter, Scene
+from pipeline.builtin.drawing import PrintedCharacter, Scene
 
 SELLERS = ("Acme", "Borel", "Cedar", "Delta", "Ember", "Fjord", "Gamma", "Hazel", "Ibis", "Juno", "Kappa", "Lotus")
 GOODS = ("Paper", "Ink", "Lamp", "Chair", "Desk", "Cable", "Glue", "Pens", "Toner", "Clips", "Shelf", "Stamp")
 CURRENCIES = ("EUR", "USD", "GBP", "CHF")
 NUMBER_WORDS, DATE_WORDS, TOTAL_WORDS = ("No ", "Inv ", "Nr "), ("", "Date "), ("Total", "Sum", "To pay")
-PITCH, LEADING, COLUMNS = 14, 28, 16  # of a character and of a line, in the model's pixels
-NOTHING, SELLER, NUMBER, DATE, CURRENCY, TOTAL, GOOD, AMOUNT = range(8)  # then good and amount of the next line, ...
-Mark = tuple[int, str, int, int]  # column, character, field, index in the field
+CHARACTER_WIDTH, LINE_HEIGHT, COLUMNS = 14, 28, 16  # of a character and of a line, in the model's pixels
+NO_FIELD, SELLER, NUMBER, DATE, CURRENCY, TOTAL, GOOD, AMOUNT = range(8)  # then good and amount of the next line, ...
+TypedCharacter = tuple[int, str, int, int]  # column, character, field, index in the field
 
 
-def invoice(chance: random.Random) -> Scene:
-    amounts = [
-        chance.randrange(100, 9999 if chance.random() < 0.6 else 999) for _ in range(chance.choice((1, 2, 2, 3)))
-    ]
+def create_invoice_scene(rng: random.Random) -> Scene:
+    amounts = [rng.randrange(100, 9999 if rng.random() < 0.6 else 999) for _ in range(rng.choice((1, 2, 2, 3)))]
     said = {
-        "number": str(chance.randrange(1000, 99999)),
-        "issued": f"20{chance.randrange(20, 30)}-{chance.randrange(1, 13):02}-{chance.randrange(1, 29):02}",
-        "seller": {"name": chance.choice(SELLERS)},
-        "currency": chance.choice(CURRENCIES),
-        "lines": [{"description": chance.choice(GOODS), "amount": money(amount)} for amount in amounts],
+        "number": str(rng.randrange(1000, 99999)),
+        "issued": f"20{rng.randrange(20, 30)}-{rng.randrange(1, 13):02}-{rng.randrange(1, 29):02}",
+        "seller": {"name": rng.choice(SELLERS)},
+        "currency": rng.choice(CURRENCIES),
+        "lines": [{"description": rng.choice(GOODS), "amount": format_amount(amount)} for amount in amounts],
         "taxes": [],
-        "total": money(sum(amounts)),
+        "total": format_amount(sum(amounts)),
     }
-    return printed(chance, said, list(typed(chance, said)))
+    return create_page_scene(rng, said, list(lay_out_lines(rng, said)))
 
 
-def money(cents: int) -> str:
+def format_amount(cents: int) -> str:
     return f"{cents // 100}.{cents % 100:02}"
 
 
-def typed(chance: random.Random, said: dict[str, Any]) -> Iterator[list[Mark]]:
+def lay_out_lines(rng: random.Random, truth: dict[str, Any]) -> Iterator[list[TypedCharacter]]:
     """The lines of the page, each as its characters; an empty one is a gap."""
-    title = at(chance.choice((0, 2)), said["seller"]["name"], SELLER)
-    number = at(0, chance.choice(NUMBER_WORDS)) + at(6 - len(said["number"]) + 5, said["number"], NUMBER)
-    word = chance.choice(DATE_WORDS)
-    date = at(0, word) + at(len(word) or 1, said["issued"], DATE)
+    title = place_text(rng.choice((0, 2)), truth["seller"]["name"], SELLER)
+    number = place_text(0, rng.choice(NUMBER_WORDS)) + place_text(6 - len(truth["number"]) + 5, truth["number"], NUMBER)
+    word = rng.choice(DATE_WORDS)
+    date = place_text(0, word) + place_text(len(word) or 1, truth["issued"], DATE)
     yield title
     heads = [number, date]
-    chance.shuffle(heads)
+    rng.shuffle(heads)
     yield from heads
-    if chance.random() < 0.5:
+    if rng.random() < 0.5:
         yield []
-    for index, line in enumerate(said["lines"]):
-        sold = at(0, line["description"], GOOD + 2 * index)
-        yield sold + at(COLUMNS - len(line["amount"]), line["amount"], AMOUNT + 2 * index)
-    if chance.random() < 0.3:
+    for index, line in enumerate(truth["lines"]):
+        sold = place_text(0, line["description"], GOOD + 2 * index)
+        yield sold + place_text(COLUMNS - len(line["amount"]), line["amount"], AMOUNT + 2 * index)
+    if rng.random() < 0.3:
         yield []
-    total = at(COLUMNS - len(said["total"]), said["total"], TOTAL)
-    yield at(0, chance.choice(TOTAL_WORDS)) + at(COLUMNS - len(said["total"]) - 4, said["currency"], CURRENCY) + total
+    total = place_text(COLUMNS - len(truth["total"]), truth["total"], TOTAL)
+    yield (
+        place_text(0, rng.choice(TOTAL_WORDS))
+        + place_text(COLUMNS - len(truth["total"]) - 4, truth["currency"], CURRENCY)
+        + total
+    )
 
 
-def printed_fields(said: dict[str, Any]) -> Iterator[tuple[int, str]]:
+def list_printed_fields(truth: dict[str, Any]) -> Iterator[tuple[int, str]]:
     """What is read off the page, in the order of the answer."""
-    yield from ((NUMBER, said["number"]), (DATE, said["issued"]))
-    yield from ((SELLER, said["seller"]["name"]), (CURRENCY, said["currency"]))
-    for index, line in enumerate(said["lines"]):
+    yield from ((NUMBER, truth["number"]), (DATE, truth["issued"]))
+    yield from ((SELLER, truth["seller"]["name"]), (CURRENCY, truth["currency"]))
+    for index, line in enumerate(truth["lines"]):
         yield from ((GOOD + 2 * index, line["description"]), (AMOUNT + 2 * index, line["amount"]))
-    yield TOTAL, said["total"]
+    yield TOTAL, truth["total"]
 
 
-def at(column: int, text: str, field: int = NOTHING) -> list[Mark]:
+def place_text(column: int, text: str, field: int = NO_FIELD) -> list[TypedCharacter]:
     return [(column + index, letter, field, index) for index, letter in enumerate(text) if letter != " "]
 
 
-def printed(chance: random.Random, said: dict[str, Any], lines: list[list[Mark]]) -> Scene:
-    scale = chance.uniform(1.0, 2.0)
-    margin_x, margin_y = chance.uniform(0, 10) * scale, chance.uniform(0, 10) * scale
-    width = round(scale * (PITCH * COLUMNS + chance.uniform(14, 28)))
-    height = round(scale * (LEADING * len(lines) + chance.uniform(14, 28)))
-    paper = chance.choice(((255, 255, 255), (250, 246, 236), (240, 244, 250)))
-    ink = chance.choice(((0, 0, 0), (20, 20, 80), (60, 30, 20)))
+def create_page_scene(rng: random.Random, truth: dict[str, Any], lines: list[list[TypedCharacter]]) -> Scene:
+    scale = rng.uniform(1.0, 2.0)
+    margin_x, margin_y = rng.uniform(0, 10) * scale, rng.uniform(0, 10) * scale
+    width = round(scale * (CHARACTER_WIDTH * COLUMNS + rng.uniform(14, 28)))
+    height = round(scale * (LINE_HEIGHT * len(lines) + rng.uniform(14, 28)))
+    paper = rng.choice(((255, 255, 255), (250, 246, 236), (240, 244, 250)))
+    ink = rng.choice(((0, 0, 0), (20, 20, 80), (60, 30, 20)))
     letters = [
-        Letter(margin_x + scale * PITCH * (mark[0] + 0.5), margin_y + scale * LEADING * (row + 0.5), *mark[1:])
+        PrintedCharacter(
+            margin_x + scale * CHARACTER_WIDTH * (mark[0] + 0.5),
+            margin_y + scale * LINE_HEIGHT * (row + 0.5),
+            *mark[1:],
+        )
         for row, line in enumerate(lines)
         for mark in line
     ]
@@ -95,12 +101,12 @@ def printed(chance: random.Random, said: dict[str, Any], lines: list[list[Mark]]
         page = Image.new("RGB", (width, height), paper)
         pen = ImageDraw.Draw(page)
         for letter in letters:
-            pen.text((letter.x, letter.y), letter.text, fill=ink, font=font(round(20 * scale)), anchor="mm")
+            pen.text((letter.x, letter.y), letter.text, fill=ink, font=load_font(round(20 * scale)), anchor="mm")
         return page
 
-    return Scene("invoice", said, (width, height), draw, letters=letters)
+    return Scene("invoice", truth, (width, height), draw, characters=letters)
 
 
 @functools.lru_cache(maxsize=64)
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)

@@ -16,15 +16,15 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from pipeline.model import hf_models
 
-CONTROL = "endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start quad_end"
-CONTROL += " vision_start vision_end vision_pad image_pad video_pad"
-WORDS = "fim_prefix fim_middle fim_suffix fim_pad repo_name file_sep"
-SPECIAL = [f"<|{name}|>" for name in CONTROL.split()]
-ADDED = [
-    *SPECIAL,
+CONTROL_TOKEN_NAMES = "endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start quad_end"
+CONTROL_TOKEN_NAMES += " vision_start vision_end vision_pad image_pad video_pad"
+CODE_TOKEN_NAMES = "fim_prefix fim_middle fim_suffix fim_pad repo_name file_sep"
+SPECIAL_TOKENS = [f"<|{name}|>" for name in CONTROL_TOKEN_NAMES.split()]
+ADDED_TOKENS = [
+    *SPECIAL_TOKENS,
     "<tool_call>",
     "</tool_call>",
-    *(f"<|{name}|>" for name in WORDS.split()),
+    *(f"<|{name}|>" for name in CODE_TOKEN_NAMES.split()),
     "<tool_response>",
     "</tool_response>",
     "<think>",
@@ -32,26 +32,26 @@ ADDED = [
 ]
 MERGES = [("t", "h"), ("th", "e"), ("i", "n"), ("a", "n"), ("e", "r"), ("o", "n"), ("Ġ", "a"), ("Ġ", "the")]
 MERGES += [("{", '"'), ('"', ":"), ('"', ","), ('"', "}"), ("Ġ", '"')]
-SPLIT = (
+SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-PART = (
+PART_TEMPLATE = (
     "{% if part.type == 'image' or 'image' in part %}<|vision_start|><|image_pad|><|vision_end|>"
     "{% elif part.type == 'video' or 'video' in part %}<|vision_start|><|video_pad|><|vision_end|>"
     "{% elif 'text' in part %}{{ part.text }}{% endif %}"
 )
-SYSTEM = (
+SYSTEM_TEMPLATE = (
     "{% if loop.first and message.role != 'system' %}"
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
 )
-CHAT = (
+CHAT_TEMPLATE = (
     "{% for message in messages %}SYSTEM<|im_start|>{{ message.role }}\n"
     "{% if message.content is string %}{{ message.content }}{% else %}"
-    "{% for part in message.content %}" + PART + "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% for part in message.content %}" + PART_TEMPLATE + "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-TEXT: dict[str, Any] = {
+TEXT_CONFIG: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 3,
@@ -61,23 +61,29 @@ TEXT: dict[str, Any] = {
     "initializer_range": 0.15,  # wide enough that the two likeliest tokens are seldom level
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
 }
-VISION: dict[str, Any] = {"depth": 3, "num_heads": 2, "initializer_range": 0.15}
-MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "decoder_sparse_step": 1}
-QWEN3_VISION = VISION | {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 64, "patch_size": 16}
-QWEN3_VISION |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
-SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "qwen2_vl": (TEXT, VISION | {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}),
-    "qwen2_5_vl": (
-        TEXT,
-        VISION | {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 64, "fullatt_block_indexes": [1]},
-    ),
-    "qwen3_vl": (TEXT | {"head_dim": 16}, QWEN3_VISION),
-    "qwen3_vl_moe": (TEXT | {"head_dim": 16} | MOE, QWEN3_VISION),
+VISION_CONFIG: dict[str, Any] = {"depth": 3, "num_heads": 2, "initializer_range": 0.15}
+MOE_CONFIG = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "decoder_sparse_step": 1}
+QWEN3_VISION_CONFIG = VISION_CONFIG | {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "out_hidden_size": 64,
+    "patch_size": 16,
 }
-CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+QWEN3_VISION_CONFIG |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+MODEL_CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "qwen2_vl": (TEXT_CONFIG, VISION_CONFIG | {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}),
+    "qwen2_5_vl": (
+        TEXT_CONFIG,
+        VISION_CONFIG
+        | {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 64, "fullatt_block_indexes": [1]},
+    ),
+    "qwen3_vl": (TEXT_CONFIG | {"head_dim": 16}, QWEN3_VISION_CONFIG),
+    "qwen3_vl_moe": (TEXT_CONFIG | {"head_dim": 16} | MOE_CONFIG, QWEN3_VISION_CONFIG),
+}
+CLIP_MEAN_AND_STD = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
 
 
-def make(
+def write_random_checkpoint(
     folder: Path,
     model_type: str,
     *,
@@ -88,30 +94,30 @@ def make(
     **config_overrides: Any,
 ) -> Path:
     """Write the checkpoint into `folder` and return it. Overrides are keys of its config.json."""
-    tokenizer = vocabulary if isinstance(vocabulary, Tokenizer) else tiny_tokenizer()
-    text, vision = SHAPES[model_type]
+    tokenizer = vocabulary if isinstance(vocabulary, Tokenizer) else build_tiny_tokenizer()
+    text, vision = MODEL_CONFIGS[model_type]
     end, pad = (tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>"))
     text = text | {"vocab_size": -(-tokenizer.get_vocab_size() // 32) * 32, "bos_token_id": pad, "eos_token_id": end}
     text |= text_config or {}
     vision = vision | (vision_config or {})
-    config = hf_models.config_class(model_type)(
-        text_config=text, vision_config=vision, **token_ids(tokenizer), **config_overrides
+    config = hf_models.get_config_class(model_type)(
+        text_config=text, vision_config=vision, **find_vision_token_ids(tokenizer), **config_overrides
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = hf_models.model_class(model_type)(config)
+        model = hf_models.get_model_class(model_type)(config)
     folder.mkdir(parents=True, exist_ok=True)
-    model.generation_config = hf_models.transformers().GenerationConfig(
+    model.generation_config = hf_models.import_transformers().GenerationConfig(
         eos_token_id=[end, pad], pad_token_id=pad, do_sample=True, temperature=0.7, top_p=0.8, top_k=20
     )
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(folder / "tokenizer_config.json", tokenizer_config(model_type))
-    write_json(folder / "preprocessor_config.json", preprocessor_config(model_type))
+    write_json(folder / "tokenizer_config.json", build_tokenizer_config(model_type))
+    write_json(folder / "preprocessor_config.json", build_preprocessor_config(model_type))
     return folder
 
 
-def tiny_tokenizer() -> Tokenizer:
+def build_tiny_tokenizer() -> Tokenizer:
     """Byte-level BPE that splits as Qwen's does, with Qwen's special tokens after a few hundred pieces."""
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet()) + [left + right for left, right in MERGES]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
@@ -119,36 +125,38 @@ def tiny_tokenizer() -> Tokenizer:
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens([AddedToken(token, special=token in SPECIAL, normalized=False) for token in ADDED])
+    tokenizer.add_tokens(
+        [AddedToken(token, special=token in SPECIAL_TOKENS, normalized=False) for token in ADDED_TOKENS]
+    )
     return tokenizer
 
 
-def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+def find_vision_token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     names = {"image_token_id": "image_pad", "video_token_id": "video_pad"}
     names |= {"vision_start_token_id": "vision_start", "vision_end_token_id": "vision_end"}
     return {key: tokenizer.token_to_id(f"<|{name}|>") for key, name in names.items()}
 
 
-def tokenizer_config(model_type: str) -> dict[str, Any]:
-    system = "" if model_type.startswith("qwen3") else SYSTEM
+def build_tokenizer_config(model_type: str) -> dict[str, Any]:
+    system = "" if model_type.startswith("qwen3") else SYSTEM_TEMPLATE
     return {
         "tokenizer_class": "Qwen2Tokenizer",
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
         "model_max_length": 32768,
         "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT.replace("SYSTEM", system, 1),
+        "chat_template": CHAT_TEMPLATE.replace("SYSTEM", system, 1),
     }
 
 
-def preprocessor_config(model_type: str) -> dict[str, Any]:
+def build_preprocessor_config(model_type: str) -> dict[str, Any]:
     qwen3 = model_type.startswith("qwen3")
-    mean, std = ([0.5] * 3, [0.5] * 3) if qwen3 else CLIP
+    mean, std = ([0.5] * 3, [0.5] * 3) if qwen3 else CLIP_MEAN_AND_STD
     smallest, largest = (65536, 16777216) if qwen3 else (3136, 12845056)
     return {
         "image_processor_type": "Qwen2VLImageProcessor",

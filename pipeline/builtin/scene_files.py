@@ -11,32 +11,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.builtin.drawing import Scene
-from pipeline.builtin.scenes import scene
+from pipeline.builtin.scenes import create_scene
 
 
-def write(folder: Path, task: str, count: int, *, start: int = 0) -> Path:
+def write_scene_files(folder: Path, task: str, scene_count: int, *, first_scene: int = 0) -> Path:
     """So many unseen scenes of a task. The manifest has their ids, where they are, and the truth as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for number in range(start, start + count):
-        drawn = scene("evaluate", task, number)
+    for number in range(first_scene, first_scene + scene_count):
+        drawn = create_scene("evaluate", task, number)
         name = f"{number:05}.{'mp4' if drawn.fps else 'png'}"
         if drawn.fps:
-            film(drawn, folder / name)
+            write_video(drawn, folder / name)
         else:
-            drawn.draw(0).save(folder / name)
+            drawn.draw_frame(0).save(folder / name)
         rows.append({"id": f"{task}-{number:05}", "media": name, "truth": json.dumps(drawn.answer)})
     manifest = folder / "manifest.parquet"
     pq.write_table(pa.Table.from_pylist(rows), manifest)
     return manifest
 
 
-def film(drawn: Scene, path: Path) -> None:
+def write_video(scene: Scene, path: Path) -> None:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=round(drawn.fps), options={"crf": "12"})
-        stream.width, stream.height = drawn.size
+        stream = container.add_stream("libx264", rate=round(scene.fps), options={"crf": "12"})
+        stream.width, stream.height = scene.size
         stream.pix_fmt = "yuv420p"
-        for number in range(drawn.count):
-            picture = av.VideoFrame.from_ndarray(np.asarray(drawn.draw(number)), format="rgb24")
+        for number in range(scene.frame_count):
+            picture = av.VideoFrame.from_ndarray(np.asarray(scene.draw_frame(number)), format="rgb24")
             container.mux(stream.encode(picture))
         container.mux(stream.encode())

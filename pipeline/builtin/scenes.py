@@ -11,34 +11,39 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image
 
-from pipeline.builtin.drawing import Box, Scene, Split, Thing, chance, painter, place, thing
+from pipeline.builtin.drawing import Box, DrawnShape, Scene, Split, create_painter, create_rng, create_shape, place_box
 from pipeline.types import Size
 
 
-def scene(split: Split, task: str, number: int) -> Scene:
+def create_scene(split: Split, task: str, number: int) -> Scene:
     """The same words give the same scene, on any machine."""
-    from pipeline.builtin.clip_scenes import clip
-    from pipeline.builtin.invoices import invoice
+    from pipeline.builtin.clip_scenes import create_clip_scene
+    from pipeline.builtin.invoices import create_invoice_scene
 
     draw: dict[str, Callable[[random.Random], Scene]]
-    draw = {"caption": caption, "detect": detect, "invoice": invoice, "video": clip}
-    return draw[task](chance(split, task, number))
+    draw = {
+        "caption": create_caption_scene,
+        "detect": create_detect_scene,
+        "invoice": create_invoice_scene,
+        "video": create_clip_scene,
+    }
+    return draw[task](create_rng(split, task, number))
 
 
-def caption(chance: random.Random) -> Scene:
-    size, draw, things = still(chance)
+def create_caption_scene(rng: random.Random) -> Scene:
+    size, draw, things = create_still(rng)
     names = [thing.name for thing in things]
-    answer = {"caption": sentence(names), "tags": names, "language": "en"}
-    return Scene("caption", answer, size, draw, things=things)
+    answer = {"caption": format_caption(names), "tags": names, "language": "en"}
+    return Scene("caption", answer, size, draw, shapes=things)
 
 
-def detect(chance: random.Random) -> Scene:
-    size, draw, things = still(chance)
+def create_detect_scene(rng: random.Random) -> Scene:
+    size, draw, things = create_still(rng)
     boxes = [{"bbox_2d": [round(side) for side in thing.boxes[0]], "label": thing.name} for thing in things]
-    return Scene("detect", {"boxes": boxes}, size, draw, things=things)
+    return Scene("detect", {"boxes": boxes}, size, draw, shapes=things)
 
 
-def sentence(names: Sequence[str]) -> str:
+def format_caption(names: Sequence[str]) -> str:
     """
     >>> sentence(["red cross", "blue ellipse", "black cross"])
     'A red cross, a blue ellipse and a black cross.'
@@ -48,12 +53,12 @@ def sentence(names: Sequence[str]) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def still(chance: random.Random) -> tuple[Size, Callable[[int], Image.Image], list[Thing]]:
+def create_still(rng: random.Random) -> tuple[Size, Callable[[int], Image.Image], list[DrawnShape]]:
     """One to three shapes that do not touch, from left to right."""
-    size = chance.randrange(140, 480), chance.randrange(140, 480)
+    size = rng.randrange(140, 480), rng.randrange(140, 480)
     placed: list[Box] = []
-    for _ in range(chance.choice((1, 2, 2, 3, 3))):
-        if (box := place(chance, size, placed)) is not None:
+    for _ in range(rng.choice((1, 2, 2, 3, 3))):
+        if (box := place_box(rng, size, placed)) is not None:
             placed.append(box)
-    things = [thing(chance, [box]) for box in sorted(placed)]
-    return size, painter(chance, size, things), things
+    things = [create_shape(rng, [box]) for box in sorted(placed)]
+    return size, create_painter(rng, size, things), things

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from pipeline.types import Entry
+from pipeline.types import PreparedItem
 
-SCHEMA = pa.schema(
+PREPARED_CHUNK_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("spent", pa.binary()),
@@ -23,31 +23,33 @@ SCHEMA = pa.schema(
 )
 
 
-def pack(chunk: str, entries: Sequence[Entry], seconds: Mapping[str, float]) -> pa.Table:
+def encode_chunk(
+    part_name: str, prepared_items: Sequence[PreparedItem], prepare_seconds: Mapping[str, float]
+) -> pa.Table:
     """`seconds`: what preparing took, by step."""
     heads: list[bytes] = []
     arrays: list[list[memoryview]] = []
-    for entry in entries:
+    for entry in prepared_items:
         buffers: list[pickle.PickleBuffer] = []
         heads.append(pickle.dumps(entry, protocol=5, buffer_callback=buffers.append))
         arrays.append([buffer.raw() for buffer in buffers])
-    return pa.table([[chunk], [pickle.dumps(seconds)], [heads], [arrays]], schema=SCHEMA)
+    return pa.table([[part_name], [pickle.dumps(prepare_seconds)], [heads], [arrays]], schema=PREPARED_CHUNK_SCHEMA)
 
 
-def key(table: pa.Table) -> str:
+def read_part_name(table: pa.Table) -> str:
     return str(table["key"][0].as_py())
 
 
-def rows(table: pa.Table) -> int:
+def count_rows(table: pa.Table) -> int:
     return len(table["entries"][0].values)
 
 
-def unpack(table: pa.Table) -> list[Entry]:
+def decode_chunk(table: pa.Table) -> list[PreparedItem]:
     return [
         pickle.loads(head.as_buffer(), buffers=[one.as_buffer() for one in arrays.values])
         for head, arrays in zip(table["entries"][0].values, table["arrays"][0].values, strict=True)
     ]
 
 
-def spent(table: pa.Table) -> dict[str, float]:
+def read_prepare_seconds(table: pa.Table) -> dict[str, float]:
     return dict(pickle.loads(table["spent"][0].as_py()))

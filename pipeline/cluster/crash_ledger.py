@@ -15,148 +15,161 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-DEATHS = 3  # processes that a row may end by itself, and that a step may lose while none of its rows was worked on
-SPLIT = 16  # a group that was interrupted is tried again in so many parts
-HOPELESS = 12  # processes lost one after another, with no group survived in between: it is not the rows
+MAX_CRASHES = 3  # processes that a row may end by itself, and that a step may lose while none of its rows was worked on
+GROUPS_PER_SPLIT = 16  # a group that was interrupted is tried again in so many parts
+MAX_CONSECUTIVE_CRASHES = 12  # processes lost one after another, with no group survived in between: it is not the rows
 
-Step = tuple[str, str]  # the stage, and the key of the chunk
-Group = tuple[int, ...]  # places of rows in a chunk
+StepKey = tuple[str, str]  # the stage, and the key of the chunk
+RowGroup = tuple[int, ...]  # places of rows in a chunk
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
+class WorkerProcess:
     """A process, and where it wrote its last words."""
 
-    node: str
-    process: int
-    log: str
+    node_id: str
+    pid: int
+    log_path: str
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class StepInstructions:
     """How to go about a step. Without groups all rows go at once, beside those of other chunks."""
 
-    groups: tuple[Group, ...] = ()  # one after another, with nothing else in the process
-    given_up: Mapping[int, Worker] = field(default_factory=dict)  # rows, and the last process each has ended
-    refusal: str | None = None  # why there is no point in going on
-    last: Worker | None = None  # the process whose death made it so
+    row_groups: tuple[RowGroup, ...] = ()  # one after another, with nothing else in the process
+    abandoned_rows: Mapping[int, WorkerProcess] = field(
+        default_factory=dict
+    )  # rows, and the last process each has ended
+    stop_reason: str | None = None  # why there is no point in going on
+    last_process: WorkerProcess | None = None  # the process whose death made it so
 
 
 @dataclass(slots=True)
-class Tries:
+class StepState:
     """What is known of a step that has not ended."""
 
-    rows: int
-    worker: Worker | None = None  # who works on it
-    group: Group = ()  # on these rows
-    alone: bool = False  # and on no others
-    most: dict[int, int] = field(default_factory=dict)  # suspect -> the largest group it may be in
-    deaths: Counter[int] = field(default_factory=Counter)  # of processes in which a row was alone
-    last: dict[int, Worker] = field(default_factory=dict)
-    nodes: int = 0  # that went away with it
-    in_vain: int = 0  # deaths in which no row was worked on: reading or committing the chunk
+    row_count: int
+    process: WorkerProcess | None = None  # who works on it
+    active_rows: RowGroup = ()  # on these rows
+    is_exclusive: bool = False  # and on no others
+    max_group_sizes: dict[int, int] = field(default_factory=dict)  # suspect -> the largest group it may be in
+    crash_counts: Counter[int] = field(default_factory=Counter)  # of processes in which a row was alone
+    last_processes: dict[int, WorkerProcess] = field(default_factory=dict)
+    lost_nodes: int = 0  # that went away with it
+    crashes_outside_rows: int = 0  # deaths in which no row was worked on: reading or committing the chunk
 
 
-class Ledger:
-    def __init__(self, alive: Callable[[str], bool] = lambda node: True):
-        self.alive = alive
-        self.steps: dict[Step, Tries] = {}
-        self.lost: dict[str, set[Worker]] = defaultdict(set)  # by stage, since a group last survived
-        self.starts: dict[str, list[Worker]] = defaultdict(list)  # of an actor, since it was last ready
-        self.stopping = False
+class CrashLedger:
+    def __init__(self, is_node_alive: Callable[[str], bool] = lambda node: True):
+        self.is_node_alive = is_node_alive
+        self.open_steps: dict[StepKey, StepState] = {}
+        self.lost_processes: dict[str, set[WorkerProcess]] = defaultdict(set)  # by stage, since a group last survived
+        self.start_attempts: dict[str, list[WorkerProcess]] = defaultdict(list)  # of an actor, since it was last ready
+        self.is_stopping = False
 
-    def starting(self, stage: str, actor: str, worker: Worker) -> Order:
+    def begin_start(self, stage: str, actor_id: str, process: WorkerProcess) -> StepInstructions:
         """An actor that dies while it starts would be started for ever."""
-        before = list(self.starts[actor])
-        self.starts[actor].append(worker)
-        here = sum(self.alive(each.node) for each in before)
-        if here < DEATHS and len(before) < 2 * DEATHS:
-            return Order()
-        return Order(refusal=f"{DEATHS} processes that {stage} died while they started", last=before[-1])
+        before = list(self.start_attempts[actor_id])
+        self.start_attempts[actor_id].append(process)
+        here = sum(self.is_node_alive(each.node_id) for each in before)
+        if here < MAX_CRASHES and len(before) < 2 * MAX_CRASHES:
+            return StepInstructions()
+        return StepInstructions(
+            stop_reason=f"{MAX_CRASHES} processes that {stage} died while they started", last_process=before[-1]
+        )
 
-    def ready(self, actor: str) -> None:
-        del self.starts[actor]
+    def finish_start(self, actor_id: str) -> None:
+        del self.start_attempts[actor_id]
 
-    def begin(self, step: Step, rows: int, worker: Worker, sole: bool) -> Order | None:
+    def begin_step(
+        self, step_key: StepKey, row_count: int, process: WorkerProcess, exclusive: bool
+    ) -> StepInstructions | None:
         """None: nothing is begun any more. An order without groups counts as told: its rows are in danger from now.
 
         `sole`: the process does nothing else meanwhile.
         """
-        tries = self.steps.setdefault(step, Tries(rows))
-        last = tries.worker
+        tries = self.open_steps.setdefault(step_key, StepState(row_count))
+        last = tries.process
         if last:
-            self.interrupted(step[0], tries, last)
-        tries.worker, tries.group = None, ()
-        if self.stopping:
-            del self.steps[step]
+            self.record_interruption(step_key[0], tries, last)
+        tries.process, tries.active_rows = None, ()
+        if self.is_stopping:
+            del self.open_steps[step_key]
             return None
-        if refusal := self.refusal(step, tries):
-            return Order(refusal=refusal, last=last)
-        if tries.most or tries.in_vain:
-            return Order(groups(tries), {row: tries.last[row] for row in tries.last if tries.deaths[row] >= DEATHS})
-        tries.worker, tries.group, tries.alone = worker, tuple(range(rows)), sole
-        return Order()
+        if refusal := self.find_stop_reason(step_key, tries):
+            return StepInstructions(stop_reason=refusal, last_process=last)
+        if tries.max_group_sizes or tries.crashes_outside_rows:
+            return StepInstructions(
+                build_row_groups(tries),
+                {
+                    row: tries.last_processes[row]
+                    for row in tries.last_processes
+                    if tries.crash_counts[row] >= MAX_CRASHES
+                },
+            )
+        tries.process, tries.active_rows, tries.is_exclusive = process, tuple(range(row_count)), exclusive
+        return StepInstructions()
 
-    def danger(self, step: Step, group: Group, worker: Worker) -> None:
+    def set_active_rows(self, step_key: StepKey, row_group: RowGroup, process: WorkerProcess) -> None:
         """From now on `worker` works on these rows of a step alone; on none: it reads or commits the chunk."""
-        if tries := self.steps.get(step):  # or another attempt, taken for dead, has ended it meanwhile
-            self.survived(step[0], tries)
-            tries.worker, tries.group, tries.alone = worker, group, True
+        if tries := self.open_steps.get(step_key):  # or another attempt, taken for dead, has ended it meanwhile
+            self.record_survival(step_key[0], tries)
+            tries.process, tries.active_rows, tries.is_exclusive = process, row_group, True
 
-    def done(self, step: Step) -> None:
-        if tries := self.steps.pop(step, None):
-            self.survived(step[0], tries)
+    def finish_step(self, step_key: StepKey) -> None:
+        if tries := self.open_steps.pop(step_key, None):
+            self.record_survival(step_key[0], tries)
 
-    def stop(self) -> None:
-        self.stopping = True
+    def stop_steps(self) -> None:
+        self.is_stopping = True
 
-    def idle(self) -> bool:
-        return not any(tries.worker for tries in self.steps.values())
+    def is_idle(self) -> bool:
+        return not any(tries.process for tries in self.open_steps.values())
 
-    def under_way(self) -> dict[str, int]:
+    def count_rows_in_flight(self) -> dict[str, int]:
         """Rows that are being worked on, by stage."""
         found: Counter[str] = Counter()
-        for (stage, _), tries in self.steps.items():
-            found[stage] += tries.rows if tries.worker else 0
+        for (stage, _), tries in self.open_steps.items():
+            found[stage] += tries.row_count if tries.process else 0
         return dict(found)
 
-    def survived(self, stage: str, tries: Tries) -> None:
-        if tries.group:
-            self.lost[stage].clear()
+    def record_survival(self, stage: str, state: StepState) -> None:
+        if state.active_rows:
+            self.lost_processes[stage].clear()
 
-    def interrupted(self, stage: str, tries: Tries, worker: Worker) -> None:
-        if not self.alive(worker.node):
-            tries.nodes += 1
-            if tries.nodes < DEATHS:
+    def record_interruption(self, stage: str, state: StepState, process: WorkerProcess) -> None:
+        if not self.is_node_alive(process.node_id):
+            state.lost_nodes += 1
+            if state.lost_nodes < MAX_CRASHES:
                 return
-        self.lost[stage].add(worker)
-        size = len(tries.group)
-        tries.in_vain += not size
-        for row in tries.group:
-            if tries.alone and size == 1:
-                tries.deaths[row] += 1
-                tries.last[row] = worker
-            most = max(1, size // SPLIT)
-            tries.most[row] = min(most, tries.most.get(row, most))
+        self.lost_processes[stage].add(process)
+        size = len(state.active_rows)
+        state.crashes_outside_rows += not size
+        for row in state.active_rows:
+            if state.is_exclusive and size == 1:
+                state.crash_counts[row] += 1
+                state.last_processes[row] = process
+            most = max(1, size // GROUPS_PER_SPLIT)
+            state.max_group_sizes[row] = min(most, state.max_group_sizes.get(row, most))
 
-    def refusal(self, step: Step, tries: Tries) -> str | None:
-        stage, key = step
-        if len(self.lost[stage]) >= HOPELESS:
+    def find_stop_reason(self, step_key: StepKey, state: StepState) -> str | None:
+        stage, key = step_key
+        if len(self.lost_processes[stage]) >= MAX_CONSECUTIVE_CRASHES:
             return (
-                f"{HOPELESS} processes that {stage} died one after another and got nothing done in between, "
+                f"{MAX_CONSECUTIVE_CRASHES} processes that {stage} died one after another and got nothing done in between, "
                 "so it is not the rows"
             )
-        if tries.in_vain >= DEATHS:
-            return f"{DEATHS} processes that {stage} died while they read or committed chunk {key}, at none of its rows"
+        if state.crashes_outside_rows >= MAX_CRASHES:
+            return f"{MAX_CRASHES} processes that {stage} died while they read or committed chunk {key}, at none of its rows"
         return None
 
 
-def groups(tries: Tries) -> tuple[Group, ...]:
+def build_row_groups(state: StepState) -> tuple[RowGroup, ...]:
     """Smallest first: what is likeliest to end the process does so before much work is lost with it."""
     by_size: dict[int, list[int]] = defaultdict(list)
-    for row in range(tries.rows):
-        if tries.deaths[row] < DEATHS:
-            by_size[tries.most.get(row, tries.rows)].append(row)
+    for row in range(state.row_count):
+        if state.crash_counts[row] < MAX_CRASHES:
+            by_size[state.max_group_sizes.get(row, state.row_count)].append(row)
     return tuple(
         tuple(rows[first : first + size])
         for size, rows in sorted(by_size.items())

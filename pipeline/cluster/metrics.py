@@ -18,16 +18,16 @@ from typing import Any
 from ray.util import metrics as prometheus
 
 from pipeline.answer import Answerer
-from pipeline.context import Work
+from pipeline.context import RunContext
 from pipeline.manifest.chunks import Chunk
-from pipeline.output.commit import Receipt
+from pipeline.output.commit import CommitReceipt
 from pipeline.prepare import Preparer
 from pipeline.run.lease import Lease
 
-EVERY_S = 2.0
-NOTHING = 1e-9  # a counter must be seen before its first step for that to be seen as one; Ray takes no zero
-TOKENS = ("vision", "prompt", "output")
-JOB = "job_name"  # `job` is the scraper's own
+SAMPLE_INTERVAL_S = 2.0
+FIRST_COUNT = 1e-9  # a counter must be seen before its first step for that to be seen as one; Ray takes no zero
+TOKEN_KINDS = ("vision", "prompt", "output")
+JOB_LABEL = "job_name"  # `job` is the scraper's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,42 +53,44 @@ METRICS = {
     "kv_used": Metric("gauge", "tokens in them"),
     "lease_age_seconds": Metric("gauge", "seconds since the run last renewed its lease on the output"),
 }
-ENGINE = {"slots": "slots", "busy": "slots_busy", "waiting": "rows_waiting", "kv_tokens": "kv_tokens"}
-ENGINE |= {"kv_used": "kv_used"}  # what an engine calls it -> the gauge
+GAUGE_BY_ENGINE_KEY = {"slots": "slots", "busy": "slots_busy", "waiting": "rows_waiting", "kv_tokens": "kv_tokens"}
+GAUGE_BY_ENGINE_KEY |= {"kv_used": "kv_used"}  # what an engine calls it -> the gauge
 
-Sample = dict[tuple[str, ...], float]  # (metric, value of each label ...) -> its total, or its state now
+MetricSample = dict[tuple[str, ...], float]  # (metric, value of each label ...) -> its total, or its state now
 
 
-def exported(name: str) -> str:
+def to_prometheus_name(name: str) -> str:
     """What Prometheus calls it."""
     return f"ray_vlbatch_{name}{'_total' if METRICS[name].kind == 'counter' else ''}"
 
 
 @cache
-def instrument(name: str) -> Any:
+def get_instrument(name: str) -> Any:
     metric = METRICS[name]
     make = prometheus.Counter if metric.kind == "counter" else prometheus.Gauge
-    return make(f"vlbatch_{name}", metric.meaning, tag_keys=(JOB, *metric.labels))
+    return make(f"vlbatch_{name}", metric.meaning, tag_keys=(JOB_LABEL, *metric.labels))
 
 
-def record(job_name: str, sample: Mapping[tuple[str, ...], float], before: Mapping[tuple[str, ...], float]) -> None:
+def record_sample(
+    job_name: str, sample: Mapping[tuple[str, ...], float], previous_sample: Mapping[tuple[str, ...], float]
+) -> None:
     """Gauges as they are, counters by what came since."""
     for (name, *values), value in sample.items():
-        tags = {JOB: job_name, **dict(zip(METRICS[name].labels, values, strict=True))}
+        tags = {JOB_LABEL: job_name, **dict(zip(METRICS[name].labels, values, strict=True))}
         if METRICS[name].kind == "gauge":
-            instrument(name).set(value, tags)
-        elif (more := value - before.get((name, *values), 0.0)) > 0:
-            instrument(name).inc(more, tags)
+            get_instrument(name).set(value, tags)
+        elif (more := value - previous_sample.get((name, *values), 0.0)) > 0:
+            get_instrument(name).inc(more, tags)
 
 
-def counter_of(work: Work, chunks: Sequence[Chunk]) -> Callable[[Receipt], None]:
+def build_receipt_counter(context: RunContext, chunks: Sequence[Chunk]) -> Callable[[CommitReceipt], None]:
     """What counts the receipts of these chunks, on the driver."""
-    left = sum(chunk.asked for chunk in chunks)
+    left = sum(chunk.asked_row_count for chunk in chunks)
 
-    def count(receipt: Receipt) -> None:
+    def count(receipt: CommitReceipt) -> None:
         nonlocal left
         left -= receipt.answered + receipt.failed
-        counted: Sample = {
+        counted: MetricSample = {
             ("rows", "answered"): receipt.answered,
             ("rows", "failed"): receipt.failed,
             ("rows_left",): left,
@@ -97,44 +99,46 @@ def counter_of(work: Work, chunks: Sequence[Chunk]) -> Callable[[Receipt], None]
             ("tokens", "output"): receipt.output_tokens,
             ("retries",): receipt.retries,
         }
-        counted |= {("seconds", step): spent for step, spent in receipt.seconds.items()}
-        counted |= {("errors", *kind.split("/", 1)): rows for kind, rows in receipt.kinds.items()}
-        record(work.job.name, counted, {})
+        counted |= {("seconds", step): spent for step, spent in receipt.worker_seconds.items()}
+        counted |= {("errors", *kind.split("/", 1)): rows for kind, rows in receipt.failure_counts.items()}
+        record_sample(context.job.name, counted, {})
 
-    known = [("rows", "answered"), ("rows", "failed"), *(("tokens", kind) for kind in TOKENS), ("retries",)]
-    record(work.job.name, {("rows_left",): left, **dict.fromkeys(known, NOTHING)}, {})
+    known = [("rows", "answered"), ("rows", "failed"), *(("tokens", kind) for kind in TOKEN_KINDS), ("retries",)]
+    record_sample(context.job.name, {("rows_left",): left, **dict.fromkeys(known, FIRST_COUNT)}, {})
     return count
 
 
-def watch(work: Work, sample: Callable[[], Sample], ended: Event | None = None) -> None:
+def start_sampling(
+    context: RunContext, read_sample: Callable[[], MetricSample], end_event: Event | None = None
+) -> None:
     """Read a worker's totals now and then, until that, or as long as its process lives."""
-    over = ended or Event()
+    over = end_event or Event()
 
     def follow() -> None:
-        before: Sample = {}
+        before: MetricSample = {}
         while not over.is_set():
-            now = sample()
-            record(work.job.name, now, before)
+            now = read_sample()
+            record_sample(context.job.name, now, before)
             before = now
-            over.wait(EVERY_S)
+            over.wait(SAMPLE_INTERVAL_S)
 
     Thread(target=follow, name="metrics", daemon=True).start()
 
 
-def watch_lease(work: Work, lease: Lease) -> None:
-    watch(work, lambda: {("lease_age_seconds",): time.monotonic() - lease.renewed}, lease.over)
+def export_lease_age(context: RunContext, lease: Lease) -> None:
+    start_sampling(context, lambda: {("lease_age_seconds",): time.monotonic() - lease.renewed_at}, lease.ended)
 
 
-def watch_prepare(work: Work, preparer: Preparer) -> None:
-    watch(work, lambda: {("bytes_read",): preparer.fetcher.bytes_read})
+def export_prepare_metrics(context: RunContext, preparer: Preparer) -> None:
+    start_sampling(context, lambda: {("bytes_read",): preparer.fetcher.bytes_read})
 
 
-def watch_generate(work: Work, answerer: Answerer) -> None:
-    started, gpus, engine = time.monotonic(), work.job.workers.generate.gpus, answerer.desk.engine
+def export_generate_metrics(context: RunContext, answerer: Answerer) -> None:
+    started, gpus, engine = time.monotonic(), context.job.workers.generate.gpus, answerer.engine_thread.engine
 
-    def sample() -> Sample:
+    def sample() -> MetricSample:
         said = engine.metrics()
-        gauges: Sample = {(gauge,): said[name] for name, gauge in ENGINE.items() if name in said}
+        gauges: MetricSample = {(gauge,): said[name] for name, gauge in GAUGE_BY_ENGINE_KEY.items() if name in said}
         return {("gpu_seconds",): gpus * (time.monotonic() - started), **gauges}
 
-    watch(work, sample)
+    start_sampling(context, sample)

@@ -16,19 +16,25 @@ from threading import Event, Thread
 import ray
 
 from pipeline.errors import JobError
-from pipeline.job.spec import GpuPool, Job
-from pipeline.manifest.chunks import chunk_rows
+from pipeline.job.spec import GpuPoolSection, Job
+from pipeline.manifest.chunks import compute_chunk_rows
 from pipeline.run import log
 
-GROWS = "VLBATCH_AUTOSCALING"  # set on the head of a cluster that has an autoscaler
-SAY_EVERY_S = 60.0
+AUTOSCALING_VARIABLE = "VLBATCH_AUTOSCALING"  # set on the head of a cluster that has an autoscaler
+MESSAGE_INTERVAL_S = 60.0
 GIB = 2**30
-FEWEST, MOST = 3, 8  # calls of a replica: one being answered, one behind it, one committing; prepared they weigh 2 GiB
-SLOTS, ROWS = ("slots", "max_num_seqs", "concurrency"), 64  # what engines call them; as many an engine may have
+MIN_CALLS, MAX_CALLS = (
+    3,
+    8,
+)  # calls of a replica: one being answered, one behind it, one committing; prepared they weigh 2 GiB
+SLOT_KEYS, DEFAULT_SLOTS = (
+    ("slots", "max_num_seqs", "concurrency"),
+    64,
+)  # what engines call them; as many an engine may have
 
 
 @dataclass(frozen=True, slots=True)
-class Pools:
+class PoolSizes:
     """Most workers: None where the cluster grows and the job names no end."""
 
     prepare_max: int | None
@@ -37,21 +43,21 @@ class Pools:
     generate_cpus: float
 
 
-def pools(job: Job, nodes: Sequence[Mapping[str, float]], *, grows: bool = False) -> Pools:
+def compute_pool_sizes(job: Job, node_resources: Sequence[Mapping[str, float]], *, can_grow: bool = False) -> PoolSizes:
     """`nodes` are the resources of each."""
     prepare, generate = job.workers.prepare, job.workers.generate
-    if grows:
+    if can_grow:
         generate_max = generate.max if generate.gpus else generate.max or generate.min
-        return Pools(prepare.max, prepare.cpus, generate_max, generate.cpus)
-    refuse_memory(job, [node.get("memory", math.inf) for node in nodes])
-    each = [node.get("CPU", 0.0) for node in nodes]
+        return PoolSizes(prepare.max, prepare.cpus, generate_max, generate.cpus)
+    check_memory(job, [node.get("memory", math.inf) for node in node_resources])
+    each = [node.get("CPU", 0.0) for node in node_resources]
     wanted, widest = prepare.min * prepare.cpus + generate.min * generate.cpus, max(prepare.cpus, generate.cpus)
     share = min(1.0, sum(each) / (wanted or 1.0), max(each) / (widest or 1.0))
     prepare_cpus, generate_cpus = (max(0.01, int(100 * share * cpus) / 100) for cpus in (prepare.cpus, generate.cpus))
-    places = places_on(nodes, generate) if generate.gpus else generate.max or generate.min
+    places = count_possible_replicas(node_resources, generate) if generate.gpus else generate.max or generate.min
     generate_max = max(generate.min, min(generate.max or places, places))
     room = int((sum(each) - generate_max * generate_cpus + 1e-6) / prepare_cpus)
-    return Pools(
+    return PoolSizes(
         prepare_max=max(prepare.min, min(prepare.max or room, max(room, 1))),
         prepare_cpus=prepare_cpus,
         generate_max=generate_max,
@@ -59,61 +65,61 @@ def pools(job: Job, nodes: Sequence[Mapping[str, float]], *, grows: bool = False
     )
 
 
-def calls(job: Job) -> int:
+def count_concurrent_calls(job: Job) -> int:
     """Chunks that a replica is called with at once: where they are of few rows, videos, it takes more to fill it."""
     engine = job.engine
-    slots = next((said for name in SLOTS if (said := getattr(engine, name, None))), ROWS)
-    return min(MOST, FEWEST + (slots - 1) // chunk_rows(job))
+    slots = next((said for name in SLOT_KEYS if (said := getattr(engine, name, None))), DEFAULT_SLOTS)
+    return min(MAX_CALLS, MIN_CALLS + (slots - 1) // compute_chunk_rows(job))
 
 
-def places_on(nodes: Sequence[Mapping[str, float]], pool: GpuPool) -> int:
+def count_possible_replicas(node_resources: Sequence[Mapping[str, float]], pool: GpuPoolSection) -> int:
     """How many replicas there are GPUs for: each is on one node."""
     kind = f"accelerator_type:{pool.accelerator}"
-    there = [node.get("GPU", 0.0) for node in nodes if pool.accelerator is None or kind in node]
+    there = [node.get("GPU", 0.0) for node in node_resources if pool.accelerator is None or kind in node]
     places = sum(int(gpus / pool.gpus + 1e-6) for gpus in there)
     if places < pool.min:
         of = f" of {pool.accelerator}" if pool.accelerator else ""
         have = ", ".join(f"{gpus:g}" for gpus in there if gpus) or "none"
         raise JobError(
             f"workers.generate asks for {pool.min} x {pool.gpus:g} GPUs{of}, each time on one node, and the nodes "
-            f"have {have}; lower it, set workers.generate.gpus to 0 to run on CPU, or {GROWS}=1 where an "
+            f"have {have}; lower it, set workers.generate.gpus to 0 to run on CPU, or {AUTOSCALING_VARIABLE}=1 where an "
             "autoscaler brings them"
         )
     return places
 
 
-def refuse_memory(job: Job, nodes: Sequence[float]) -> None:
+def check_memory(job: Job, node_memory: Sequence[float]) -> None:
     """Where the least number of workers has no room: each is on one node."""
     wanted = [pool.memory or 0 for pool in (job.workers.prepare, job.workers.generate) for _ in range(pool.min)]
-    if max(wanted) > max(nodes) or sum(wanted) > sum(nodes):
-        have = ", ".join(f"{memory / GIB:.1f}" for memory in nodes)
+    if max(wanted) > max(node_memory) or sum(wanted) > sum(node_memory):
+        have = ", ".join(f"{memory / GIB:.1f}" for memory in node_memory)
         raise JobError(
             f"workers.prepare.memory and workers.generate.memory ask for {sum(wanted) / GIB:.1f} GiB to start with, up "
             f"to {max(wanted) / GIB:.1f} GiB on one node, and the nodes have {have} GiB; lower them, or set "
-            f"{GROWS}=1 where an autoscaler brings nodes"
+            f"{AUTOSCALING_VARIABLE}=1 where an autoscaler brings nodes"
         )
 
 
-def cluster_grows() -> bool:
+def can_cluster_grow() -> bool:
     """Whether nodes come when they are asked for. Ray does not tell: an autoscaler that only watches looks the same."""
-    return os.environ.get(GROWS, "") not in ("", "0")
+    return os.environ.get(AUTOSCALING_VARIABLE, "") not in ("", "0")
 
 
-def short(pool: GpuPool) -> str:
+def describe_missing_resources(pool: GpuPoolSection) -> str:
     """What is missing for the first replica; empty where it can start."""
     have = ray.cluster_resources()
     wanted = {"GPU": pool.gpus, "CPU": pool.cpus}
     return ", ".join(f"{n:g} {kind}" for kind, n in wanted.items() if n > have.get(kind, 0.0))
 
 
-def tell_while_short(job: Job, ended: Event) -> None:
+def announce_missing_resources(job: Job, end_event: Event) -> None:
     """Say now and then what a growing cluster has not got yet, until the run has ended."""
 
     def follow() -> None:
         started = time.monotonic()
-        while not ended.is_set() and (missing := short(job.workers.generate)):
+        while not end_event.is_set() and (missing := describe_missing_resources(job.workers.generate)):
             waited = f", {time.monotonic() - started:.0f} s so far" if time.monotonic() - started > 1 else ""
-            log.tell(f"the cluster is asked to grow: the first replica waits for {missing}{waited}")
-            ended.wait(SAY_EVERY_S)
+            log.write_message(f"the cluster is asked to grow: the first replica waits for {missing}{waited}")
+            end_event.wait(MESSAGE_INTERVAL_S)
 
     Thread(target=follow, name="growing", daemon=True).start()

@@ -24,44 +24,53 @@ import aiohttp
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipeline.errors import JobError
-from pipeline.job import load_job, variables
+from pipeline.job import job_loader, variables
 from pipeline.job.spec import Job
-from pipeline.schema import load_schema as schemas
+from pipeline.schema import schema_loader
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("pipeline", "schemas")
-STOPPED, INTERRUPTED = 143, 130  # what the run itself says when it is terminated, and whoever follows it
-START_S = 120.0  # what a cluster that is just starting may take until it accepts jobs
-LOOK_S, LOST_S = 1.0, 300.0  # between two looks at a job; without an answer for so long it is no longer followed
-UNREACHED = (OSError, RuntimeError, aiohttp.ClientError)  # what Ray's client raises, of requests' and aiohttp's too
-ENDS = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+SHIPPED_PACKAGES = ("pipeline", "schemas")
+EXIT_TERMINATED, EXIT_INTERRUPTED = 143, 130  # what the run itself says when it is terminated, and whoever follows it
+CLUSTER_START_TIMEOUT_S = 120.0  # what a cluster that is just starting may take until it accepts jobs
+POLL_INTERVAL_S, CONNECTION_TIMEOUT_S = (
+    1.0,
+    300.0,
+)  # between two looks at a job; without an answer for so long it is no longer followed
+CONNECTION_ERRORS = (
+    OSError,
+    RuntimeError,
+    aiohttp.ClientError,
+)  # what Ray's client raises, of requests' and aiohttp's too
+END_STATUSES = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class Submission:
     """What the command says. `words` follow `run JOB` on the cluster."""
 
-    path: str
-    changes: Sequence[str]
+    job_path: str
+    overrides: Sequence[str]
     date: str | None
-    words: Sequence[str]
+    run_arguments: Sequence[str]
     address: str | None
     grace_s: int
 
 
-def submit(order: Order, *, follow: bool) -> int:
+def submit_job(submission: Submission, *, follow: bool) -> int:
     """Submit, and give the run's exit code where it is followed."""
-    job, sent = read(order)
-    check(job)
+    job, sent = load_submission(submission)
+    check_job(job)
     if follow and sys.stderr.isatty():  # a person reads along
         sent["VLBATCH_LOG"] = "text"
-    path, day = Path(order.path), variables.today(order.date, os.environ)
-    client = connect(order.address)
+    path, day = Path(submission.job_path), variables.resolve_date(submission.date, os.environ)
+    client = connect_to_cluster(submission.address)
     with tempfile.TemporaryDirectory(prefix="vlbatch-") as folder:
-        pack(Path(folder), path, job)
-        name = send(
+        copy_job_files(Path(folder), path, job)
+        name = submit_with_retries(
             client,
-            entrypoint=shlex.join(["python", "-m", "pipeline", "run", f"./{path.name}", f"--date={day}", *order.words]),
+            entrypoint=shlex.join(
+                ["python", "-m", "pipeline", "run", f"./{path.name}", f"--date={day}", *submission.run_arguments]
+            ),
             submission_id=f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
             runtime_env={"working_dir": folder, "env_vars": sent},
             metadata={"vlbatch_job": job.name},
@@ -73,34 +82,34 @@ def submit(order: Order, *, follow: bool) -> int:
         print(f"  ray job logs --follow {hint}\n  ray job stop {hint}", file=sys.stderr)
         return 0
     try:
-        asyncio.run(tail(client, name))
+        asyncio.run(follow_log(client, name))
     except KeyboardInterrupt:
         print(f"no longer followed; it goes on. ray job stop {hint}", file=sys.stderr)
-        return INTERRUPTED
-    except UNREACHED as error:
+        return EXIT_INTERRUPTED
+    except CONNECTION_ERRORS as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         print(f"lost sight of it: {line}; it goes on. ray job logs --follow {hint}", file=sys.stderr)
         return 1
-    return ended(client, name)
+    return read_exit_code(client, name)
 
 
-def read(order: Order) -> tuple[Job, dict[str, str]]:
+def load_submission(submission: Submission) -> tuple[Job, dict[str, str]]:
     """The job, and the variables that it needs there: what it names and is set here, less what is secret."""
-    _, given = load_job.compose(load_job.read(order.path), str(order.path))
-    for change in order.changes:
-        load_job.set_key(given, change)
-    named = variables.variables(given)
-    secret = {name for name, places in named.items() if all(load_job.is_secret(at) for at in places)}
+    _, given = job_loader.parse_yaml(job_loader.read_job_text(submission.job_path), str(submission.job_path))
+    for change in submission.overrides:
+        job_loader.set_key(given, change)
+    named = variables.find_variables(given)
+    secret = {name for name, places in named.items() if all(job_loader.is_secret_key(at) for at in places)}
     here = {**dict.fromkeys(secret, "the cluster's own"), **os.environ}
-    job = load_job.load(order.path, changes=order.changes, date=order.date, environment=here)
+    job = job_loader.load_job(submission.job_path, changes=submission.overrides, date=submission.date, environment=here)
     sent = {name: os.environ[name] for name in sorted(named.keys() - secret) if name in os.environ}
-    return job, {**sent, "RAY_JOB_STOP_WAIT_TIME_S": str(order.grace_s)}
+    return job, {**sent, "RAY_JOB_STOP_WAIT_TIME_S": str(submission.grace_s)}
 
 
-def check(job: Job) -> None:
+def check_job(job: Job) -> None:
     """What can be known here. Whether manifest and output can be reached is the cluster's to say."""
-    schema = schemas.load(job.answer.schema_, base=Path.cwd())
-    if schema and (problems := schemas.problems(schema)):
+    schema = schema_loader.load_schema(job.answer.schema_, base_folder=Path.cwd())
+    if schema and (problems := schema_loader.find_problems(schema)):
         raise JobError("\n".join(problems))
     weights = [job.model.weights] if job.model.weights.startswith(".") else []
     for where, url in [
@@ -115,7 +124,7 @@ def check(job: Job) -> None:
             )
 
 
-def connect(address: str | None) -> JobSubmissionClient:
+def connect_to_cluster(address: str | None) -> JobSubmissionClient:
     """RAY_API_SERVER_ADDRESS and RAY_ADDRESS are Ray's own; a cluster is never started."""
     try:
         return JobSubmissionClient(address)
@@ -127,19 +136,19 @@ def connect(address: str | None) -> JobSubmissionClient:
         ) from error
 
 
-def pack(folder: Path, path: Path, job: Job) -> None:
+def copy_job_files(folder: Path, job_path: Path, job: Job) -> None:
     """The code that checked the job, the job, and what its schema is made of."""
-    for package in PACKAGES:
+    for package in SHIPPED_PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    shutil.copy(path, folder / path.name)
-    if schema := schema_file(job):
+    shutil.copy(job_path, folder / job_path.name)
+    if schema := find_schema_file(job):
         for file in sorted(schema.parent.glob("*.py")) if schema.suffix == ".py" else [schema]:
             target = folder / os.path.relpath(file, Path.cwd())
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, target)
 
 
-def schema_file(job: Job) -> Path | None:
+def find_schema_file(job: Job) -> Path | None:
     """The user's own, where the job names one."""
     name = (job.answer.schema_ or "").rpartition(":")[0] or job.answer.schema_ or ""
     if not name.endswith((".py", ".json")):
@@ -150,12 +159,12 @@ def schema_file(job: Job) -> Path | None:
     return file
 
 
-def send(client: JobSubmissionClient, **job: Any) -> str:
+def submit_with_retries(client: JobSubmissionClient, **request: Any) -> str:
     """Sent again while the cluster says that it is not ready yet: its agents come after its front door."""
-    ends = time.monotonic() + START_S
+    ends = time.monotonic() + CLUSTER_START_TIMEOUT_S
     while True:
         try:
-            return str(client.submit_job(**job))
+            return str(client.submit_job(**request))
         except RuntimeError as error:  # what the server or the upload said
             if "try again later" not in str(error) or time.monotonic() > ends:
                 said = str(error).strip().splitlines()[-1]
@@ -163,27 +172,31 @@ def send(client: JobSubmissionClient, **job: Any) -> str:
             time.sleep(1)
 
 
-async def tail(client: JobSubmissionClient, name: str) -> None:
+async def follow_log(client: JobSubmissionClient, submission_id: str) -> None:
     """The driver's log as it comes. Where the connection breaks, for a while it is asked whether the job has ended."""
-    with suppress(*UNREACHED):
-        async for lines in client.tail_job_logs(name):
+    with suppress(*CONNECTION_ERRORS):
+        async for lines in client.tail_job_logs(submission_id):
             print(lines, end="", flush=True)
     heard = time.monotonic()
     while True:
         try:
-            if client.get_job_status(name) in ENDS:
+            if client.get_job_status(submission_id) in END_STATUSES:
                 return
             heard = time.monotonic()
-        except UNREACHED:
-            if time.monotonic() - heard > LOST_S:
+        except CONNECTION_ERRORS:
+            if time.monotonic() - heard > CONNECTION_TIMEOUT_S:
                 raise
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(POLL_INTERVAL_S)
 
 
-def ended(client: JobSubmissionClient, name: str) -> int:
+def read_exit_code(client: JobSubmissionClient, submission_id: str) -> int:
     """Ray knows success, failure and stop; the run's own exit code says which."""
-    info: Any = client.get_job_info(name)
-    print(f"{name}: {info.status}: {info.message}" if info.status != JobStatus.FAILED else "", end="", file=sys.stderr)
+    info: Any = client.get_job_info(submission_id)
+    print(
+        f"{submission_id}: {info.status}: {info.message}" if info.status != JobStatus.FAILED else "",
+        end="",
+        file=sys.stderr,
+    )
     if info.status == JobStatus.SUCCEEDED:
         return 0
-    return STOPPED if info.status == JobStatus.STOPPED else int(info.driver_exit_code or 1)
+    return EXIT_TERMINATED if info.status == JobStatus.STOPPED else int(info.driver_exit_code or 1)

@@ -15,114 +15,116 @@ import pyarrow as pa
 
 from pipeline.answer import Answerer
 from pipeline.cluster import chunk_codec, metrics
-from pipeline.cluster.crash_ledger import DEATHS
-from pipeline.cluster.isolation import Isolation, Stage
-from pipeline.context import Work
+from pipeline.cluster.crash_ledger import MAX_CRASHES
+from pipeline.cluster.isolation import ChunkStage, CrashIsolation
+from pipeline.context import RunContext
 from pipeline.errors import DecodeError, GenerateError, PipelineError
 from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk
-from pipeline.media.decode import FRAME_S
-from pipeline.output.commit import Receipt
-from pipeline.output.store import Store
+from pipeline.media.decode import EXTRA_S_PER_FRAME
+from pipeline.output.commit import CommitReceipt
+from pipeline.output.store import OutputStore
 from pipeline.prepare import Preparer
 from pipeline.run import log
-from pipeline.run.local import commit
-from pipeline.types import Asked, Entry, Failure, Outcome
-from pipeline.watchdog import EXIT_CODE, Watchdog
+from pipeline.run.local import commit_outcomes
+from pipeline.types import Failure, Outcome, PreparedItem, ReadItem
+from pipeline.watchdog import HANG_EXIT_CODE, Watchdog
 
-HANG_S = 120.0  # by which preparing a row may outlast its time, which fetching and decoding keep by themselves
-RECEIPT = "receipt"  # the one column of a block that needs no more work
+HANG_MARGIN_S = 120.0  # by which preparing a row may outlast its time, which fetching and decoding keep by themselves
+RECEIPT_COLUMN = "receipt"  # the one column of a block that needs no more work
 
-Opened = TypeVar("Opened", Preparer, Answerer)
+WorkerT = TypeVar("WorkerT", Preparer, Answerer)
 
 
 class Prepare:
-    def __init__(self, work: Work, ledger: Any):
-        self.isolation = Isolation(ledger, "prepare", sole=True)
-        self.preparer = self.isolation.open(lambda: Preparer(work))
-        self.watchdog = Watchdog(longest_s(work.job) + HANG_S, "preparing a row")
+    def __init__(self, context: RunContext, ledger: Any):
+        self.isolation = CrashIsolation(ledger, "prepare", exclusive=True)
+        self.preparer = self.isolation.open_worker(lambda: Preparer(context))
+        self.watchdog = Watchdog(compute_row_timeout_s(context.job) + HANG_MARGIN_S, "preparing a row")
         if isinstance(self.preparer, Preparer):
-            metrics.watch_prepare(work, self.preparer)
+            metrics.export_prepare_metrics(context, self.preparer)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         try:
-            prepared = self.prepare(usable(self.preparer), pickle.loads(batch["chunk"][0].as_py()))
+            prepared = self.prepare_chunk(raise_if_failed(self.preparer), pickle.loads(batch["chunk"][0].as_py()))
         except PipelineError as error:
-            return handed_over(error)
-        return handed_over(None) if prepared is None else prepared
+            return build_receipt_table(error)
+        return build_receipt_table(None) if prepared is None else prepared
 
-    def prepare(self, preparer: Preparer, chunk: Chunk) -> pa.Table | None:
-        stage = Stage(
-            load=lambda: preparer.read(chunk),
-            work=lambda items: list(self.watchdog.each(preparer.requests(items))),
-            give_up=unprepared,
-            finish=lambda entries: chunk_codec.pack(chunk.part, entries, preparer.meter.take()),
+    def prepare_chunk(self, preparer: Preparer, chunk: Chunk) -> pa.Table | None:
+        stage = ChunkStage(
+            load_rows=lambda: preparer.read_items(chunk),
+            process_rows=lambda items: list(self.watchdog.watch_steps(preparer.prepare_items(items))),
+            fail_row=fail_unprepared_row,
+            finish_chunk=lambda entries: chunk_codec.encode_chunk(
+                chunk.part_name, entries, preparer.timer.take_seconds()
+            ),
         )
-        return self.isolation.run(chunk.part, chunk.asked, stage)
+        return self.isolation.run_stage(chunk.part_name, chunk.asked_row_count, stage)
 
 
 class Generate:
-    def __init__(self, work: Work, ledger: Any):
-        log.belong(work)
-        self.isolation = Isolation(ledger, "generate", sole=False)
-        self.store = Store(work.job.output.path)
-        self.answerer = self.isolation.open(lambda: Answerer(work))
+    def __init__(self, context: RunContext, ledger: Any):
+        log.set_run_labels(context)
+        self.isolation = CrashIsolation(ledger, "generate", exclusive=False)
+        self.store = OutputStore(context.job.output.path)
+        self.answerer = self.isolation.open_worker(lambda: Answerer(context))
         if isinstance(self.answerer, Answerer):
-            metrics.watch_generate(work, self.answerer)
+            metrics.export_generate_metrics(context, self.answerer)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        if batch.column_names == [RECEIPT]:
+        if batch.column_names == [RECEIPT_COLUMN]:
             return batch
         try:
-            return handed_over(self.generate(usable(self.answerer), batch))
+            return build_receipt_table(self.generate_chunk(raise_if_failed(self.answerer), batch))
         except PipelineError as error:
-            return handed_over(error)
+            return build_receipt_table(error)
 
-    def generate(self, answerer: Answerer, batch: pa.Table) -> Receipt | None:
-        key, spent = chunk_codec.key(batch), chunk_codec.spent(batch)
-        stage = Stage(
-            load=lambda: chunk_codec.unpack(batch),
-            work=lambda entries: answered(answerer, entries),
-            give_up=unanswered,
-            finish=lambda outcomes: commit(key, outcomes, spent, answerer, self.store),
+    def generate_chunk(self, answerer: Answerer, batch: pa.Table) -> CommitReceipt | None:
+        key, spent = chunk_codec.read_part_name(batch), chunk_codec.read_prepare_seconds(batch)
+        stage = ChunkStage(
+            load_rows=lambda: chunk_codec.decode_chunk(batch),
+            process_rows=lambda entries: answer_or_exit(answerer, entries),
+            fail_row=fail_unanswered_row,
+            finish_chunk=lambda outcomes: commit_outcomes(key, outcomes, spent, answerer, self.store),
         )
-        return self.isolation.run(key, chunk_codec.rows(batch), stage)
+        return self.isolation.run_stage(key, chunk_codec.count_rows(batch), stage)
 
 
-def longest_s(job: Job) -> float:
+def compute_row_timeout_s(job: Job) -> float:
     """What a row may take: its deadline, and what is added for each frame of a video in each of its columns."""
-    return job.limits.deadline_s + FRAME_S * job.media.video.max_frames * max(1, len(job.input.media))
+    return job.limits.deadline_s + EXTRA_S_PER_FRAME * job.media.video.max_frames * max(1, len(job.input.media))
 
 
-def usable(worker: Opened | PipelineError) -> Opened:
+def raise_if_failed(worker: WorkerT | PipelineError) -> WorkerT:
     if isinstance(worker, PipelineError):
         raise worker
     return worker
 
 
-def handed_over(value: Receipt | PipelineError | None) -> pa.Table:
-    return pa.table({RECEIPT: pa.array([pickle.dumps(value)], pa.binary())})
+def build_receipt_table(value: CommitReceipt | PipelineError | None) -> pa.Table:
+    return pa.table({RECEIPT_COLUMN: pa.array([pickle.dumps(value)], pa.binary())})
 
 
-def unprepared(row: Asked, why: str) -> Entry:
-    item, failure = row
-    return replace(item, turns=()), failure or DecodeError("worker_died", why).failure(item.id, DEATHS)
+def fail_unprepared_row(read_item: ReadItem, message: str) -> PreparedItem:
+    item, failure = read_item
+    return replace(item, turns=()), failure or DecodeError("worker_died", message).to_failure(item.id, MAX_CRASHES)
 
 
-def unanswered(entry: Entry, why: str) -> Outcome:
-    item, request = entry
+def fail_unanswered_row(prepared_item: PreparedItem, message: str) -> Outcome:
+    item, request = prepared_item
     failure = request if isinstance(request, Failure) else None
-    return item, failure or GenerateError("worker_died", why).failure(item.id, DEATHS)
+    return item, failure or GenerateError("worker_died", message).to_failure(item.id, MAX_CRASHES)
 
 
-def answered(answerer: Answerer, entries: Sequence[Entry]) -> list[Outcome]:
+def answer_or_exit(answerer: Answerer, prepared_items: Sequence[PreparedItem]) -> list[Outcome]:
     """An engine that fails as a whole takes its process with it: Ray starts another, and the ledger knows why."""
     try:
-        return answerer.answer(entries)
+        return answerer.answer_items(prepared_items)
     except PipelineError:
         raise
     except BaseException as error:
-        if answerer.desk.ended:
+        if answerer.engine_thread.end_error:
             os.write(2, f"vlbatch: the engine failed: {type(error).__name__}: {error}\n".encode())
-            os._exit(EXIT_CODE)
+            os._exit(HANG_EXIT_CODE)
         raise

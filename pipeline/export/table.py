@@ -19,184 +19,218 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.context import Work
+from pipeline.context import RunContext
 from pipeline.errors import JobError, OutputError
-from pipeline.export.partitioned_files import Files, check
+from pipeline.export.partitioned_files import PartitionedFileWriter, check_partition_columns
 from pipeline.job.spec import Job
-from pipeline.manifest.chunks import cut
-from pipeline.manifest.files import File, files
-from pipeline.output.arrow_tables import MEANINGS, data_schema
-from pipeline.output.dead_letters import READERS, split
-from pipeline.output.store import Entry, Store
+from pipeline.manifest.chunks import split_file
+from pipeline.manifest.files import ManifestFile, list_manifest_files
+from pipeline.output.arrow_tables import COLUMN_DESCRIPTIONS, build_data_schema
+from pipeline.output.dead_letters import READER_THREADS, split_part_name
+from pipeline.output.store import ObjectInfo, OutputStore
 from pipeline.run import preflight, resume, retry_errors
-from pipeline.run.dedup import Buckets, common, repeated
+from pipeline.run.dedup import HashBuckets, find_common, find_duplicates
 from pipeline.run.progress import Say
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ExportSource:
     """One part, or some rows of it."""
 
-    part: str
-    size: int
-    rows: int  # at most
-    offsets: tuple[int, ...] | None = None
+    part_name: str
+    size_bytes: int
+    max_rows: int  # at most
+    row_offsets: tuple[int, ...] | None = None
 
 
-def export(job: Job, target: str, *, rows_per_file: int, partition_by: Sequence[str], say: Say) -> None:
-    manifest = files(job)
-    work = preflight.work(job, manifest)
-    store, goal, schema = Store(work.job.output.path), Store(target), data_schema(work)
-    check(schema, partition_by)
+def export_table(job: Job, target: str, *, rows_per_file: int, partition_by: Sequence[str], say: Say) -> None:
+    manifest = list_manifest_files(job)
+    work = preflight.build_run_context(job, manifest)
+    store, goal, schema = OutputStore(work.job.output.path), OutputStore(target), build_data_schema(work)
+    check_partition_columns(schema, partition_by)
     if goal.root == store.root:
         raise JobError(f"{target}: is the job's own output; export to another folder")
-    if f"{work.fingerprint}.json" not in store.names("questions"):
+    if f"{work.fingerprint}.json" not in store.list_names("questions"):
         raise OutputError(f"{store.path}: holds no answers to this question; run the job first")
-    todo = resume.plan(work, manifest, store)
-    sources = settled(todo, manifest, work, store)
+    todo = resume.build_resume_plan(work, manifest, store)
+    sources = list_sources(todo, manifest, work, store)
     settings = {"rows_per_file": rows_per_file, "partition_by": list(partition_by)}
-    describe(goal, work, schema, sources, settings)
+    claim_export_folder(goal, work, schema, sources, settings)
     rows = 0
-    groups = list(grouped(sources, rows_per_file))
-    done = goal.names("_groups")
+    groups = list(group_sources(sources, rows_per_file))
+    done = goal.list_names("_groups")
     for number, group in enumerate(groups, 1):
-        name = digest([work.fingerprint, list(partition_by), [(each.part, each.size, each.offsets) for each in group]])
+        name = hash_json(
+            [
+                work.fingerprint,
+                list(partition_by),
+                [(each.part_name, each.size_bytes, each.row_offsets) for each in group],
+            ]
+        )
         if f"{name}.json" not in done:
-            write(name, group, Way(work, store, goal, partition_by))
-        rows += int(json.loads(goal.read(f"_groups/{name}.json"))["rows"])
+            write_group(name, group, ExportTask(work, store, goal, partition_by))
+        rows += int(json.loads(goal.read_object(f"_groups/{name}.json"))["rows"])
         say(f"{rows:,} rows, {number:,} of {len(groups):,} groups")
-    wrong = sum(1 for _ in retry_errors.wrong(retry_errors.scope(todo, work, store), store, work.fingerprint))
+    wrong = sum(
+        1
+        for _ in retry_errors.read_failed_rows(
+            retry_errors.find_retry_scope(todo, work, store), store, work.fingerprint
+        )
+    )
     if rows + wrong + todo.rows_left != todo.rows:
         raise OutputError(
             f"{store.path}: {rows:,} answered, {wrong:,} failed and {todo.rows_left:,} open rows are not the "
             f"{todo.rows:,} of the manifest; is a run at work? Export to another folder when it has ended"
         )
-    goal.create("_SUCCESS", b"")
+    goal.create_object("_SUCCESS", b"")
     say(f"{target}: {rows:,} of {todo.rows:,} rows")
     if wrong or todo.rows_left:
         say(f"missing: {wrong:,} rows that failed (run --retry-errors), {todo.rows_left:,} not asked yet (run)")
 
 
-def settled(todo: resume.Plan, manifest: Sequence[File], work: Work, store: Store) -> list[Source]:
+def list_sources(
+    resume_plan: resume.ResumePlan, manifest_files: Sequence[ManifestFile], context: RunContext, store: OutputStore
+) -> list[ExportSource]:
     """The parts of the manifest's chunks in its order, then what it still asks of others."""
-    listed = store.listing(f"data/fp={work.fingerprint}")
+    listed = store.list_objects(f"data/fp={context.fingerprint}")
     there = {name.removesuffix(".parquet"): entry for name, entry in listed.items()}
-    left = {chunk.name for chunk in todo.left}  # also where a run at work has committed them meanwhile
+    left = {
+        chunk.name for chunk in resume_plan.remaining_chunks
+    }  # also where a run at work has committed them meanwhile
     parts: dict[str, list[tuple[int, str]]] = {}
     for part in there:
-        name, generation = split(part)
+        name, generation = split_part_name(part)
         parts.setdefault(name, []).append((generation, part))
     current = [
-        Source(part, there[part].size, chunk.asked)
-        for chunk in todo.chunks
+        ExportSource(part, there[part].size, chunk.asked_row_count)
+        for chunk in resume_plan.chunks
         for _, part in sorted(parts.get(chunk.name, ()))
         if chunk.name not in left
     ]
-    return [*current, *older(todo.orphans, there, manifest, work, store)] if todo.orphans else current
+    return (
+        [*current, *list_orphan_sources(resume_plan.orphan_parts, there, manifest_files, context, store)]
+        if resume_plan.orphan_parts
+        else current
+    )
 
 
-def older(
-    orphans: Sequence[str], there: dict[str, Entry], manifest: Sequence[File], work: Work, store: Store
-) -> Iterator[Source]:
+def list_orphan_sources(
+    orphan_parts: Sequence[str],
+    part_infos: dict[str, ObjectInfo],
+    manifest_files: Sequence[ManifestFile],
+    context: RunContext,
+    store: OutputStore,
+) -> Iterator[ExportSource]:
     """Rows of parts whose chunk is no longer in the manifest, where the rows are. Bucket by bucket."""
-    with Buckets() as asked, Buckets() as rows:
-        for file in manifest:
-            for _, some in cut(work.job, file, work.user):
-                asked.add(some)
+    with HashBuckets() as asked, HashBuckets() as rows:
+        for file in manifest_files:
+            for _, some in split_file(context.job, file, context.schema_prompt):
+                asked.add_hashes(some)
         starts = [0]
-        for hashes in resume.hashes_in(orphans, store, work.fingerprint):
-            rows.add(hashes)
-            starts.append(rows.rows)
-        wanted = [theirs["at"][common(theirs, ours)] for ours, theirs in zip(asked, rows, strict=True)]
-        twice = np.concatenate([repeated(theirs)[0] for theirs in rows])
+        for hashes in resume.read_row_hashes(orphan_parts, store, context.fingerprint):
+            rows.add_hashes(hashes)
+            starts.append(rows.row_count)
+        wanted = [theirs["at"][find_common(theirs, ours)] for ours, theirs in zip(asked, rows, strict=True)]
+        twice = np.concatenate([find_duplicates(theirs)[0] for theirs in rows])
     chosen = np.setdiff1d(np.concatenate(wanted), twice)
-    for number, offsets in resume.by_chunk(chosen, np.array(starts)):
-        yield Source(orphans[number], there[orphans[number]].size, len(offsets), offsets)
+    for number, offsets in resume.group_by_chunk(chosen, np.array(starts)):
+        yield ExportSource(orphan_parts[number], part_infos[orphan_parts[number]].size, len(offsets), offsets)
 
 
-def grouped(sources: Iterable[Source], rows_per_file: int) -> Iterator[list[Source]]:
+def group_sources(sources: Iterable[ExportSource], rows_per_file: int) -> Iterator[list[ExportSource]]:
     """So many that a file has no more rows than it may, unless one part alone has."""
-    group: list[Source] = []
+    group: list[ExportSource] = []
     rows = 0
     for source in sources:
-        if group and rows + source.rows > rows_per_file:
+        if group and rows + source.max_rows > rows_per_file:
             yield group
             group, rows = [], 0
         group.append(source)
-        rows += source.rows
+        rows += source.max_rows
     if group:
         yield group
 
 
-def inside(goal: Store) -> set[str]:
+def list_folder_entries(target_store: OutputStore) -> set[str]:
     """The names of what lies in a folder, whether files or folders."""
     try:
-        found = goal.persist("", lambda: goal.filesystem.ls(goal.root, detail=False), gone_is_fine=True)
+        found = target_store.run_with_retries(
+            "", lambda: target_store.filesystem.ls(target_store.root, detail=False), missing_ok=True
+        )
     except FileNotFoundError:
         return set()
-    return {path.rstrip("/").rpartition("/")[2] for path in found if path.rstrip("/") != goal.root}
+    return {path.rstrip("/").rpartition("/")[2] for path in found if path.rstrip("/") != target_store.root}
 
 
-def describe(
-    goal: Store, work: Work, schema: pa.Schema, sources: Sequence[Source], settings: dict[str, object]
+def claim_export_folder(
+    target_store: OutputStore,
+    context: RunContext,
+    schema: pa.Schema,
+    sources: Sequence[ExportSource],
+    settings: dict[str, object],
 ) -> None:
     """`_export.json`: what the folder is an export of. Another one is refused, and so is a folder of other things."""
-    there = inside(goal)
+    there = list_folder_entries(target_store)
     if there and "_export.json" not in there:
-        raise OutputError(f"{goal.path} holds {sorted(there)[0]} and is no export; export to an empty folder")
+        raise OutputError(f"{target_store.path} holds {sorted(there)[0]} and is no export; export to an empty folder")
     said = {
-        "fingerprint": work.fingerprint,
+        "fingerprint": context.fingerprint,
         **settings,
         "parts": len(sources),
-        "bytes": sum(source.size for source in sources),
-        "sources": digest(sorted((source.part, source.size, source.offsets) for source in sources)),
-        "columns": {field.name: {"type": str(field.type), "is": MEANINGS.get(field.name, "")} for field in schema},
+        "bytes": sum(source.size_bytes for source in sources),
+        "sources": hash_json(sorted((source.part_name, source.size_bytes, source.row_offsets) for source in sources)),
+        "columns": {
+            field.name: {"type": str(field.type), "is": COLUMN_DESCRIPTIONS.get(field.name, "")} for field in schema
+        },
     }
-    if goal.create("_export.json", json.dumps(said, indent=2).encode()):
+    if target_store.create_object("_export.json", json.dumps(said, indent=2).encode()):
         return
-    before = json.loads(goal.read("_export.json"))
+    before = json.loads(target_store.read_object("_export.json"))
     differs = [name for name in said if name != "columns" and said[name] != before.get(name)]
     if differs:
         what = ", ".join(f"{name}: was {before.get(name)}, is {said[name]}" for name in differs if name != "sources")
         raise OutputError(
-            f"{goal.path} holds another export ({what or 'other answers'}); "
+            f"{target_store.path} holds another export ({what or 'other answers'}); "
             "export to another folder, one a day for instance, or delete this one"
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class ExportTask:
     """From where, to where."""
 
-    work: Work
-    store: Store
-    goal: Store
-    by: Sequence[str]
+    context: RunContext
+    store: OutputStore
+    target_store: OutputStore
+    partition_columns: Sequence[str]
 
 
-def write(name: str, group: Sequence[Source], way: Way) -> None:
+def write_group(group_name: str, group: Sequence[ExportSource], task: ExportTask) -> None:
     """The files of a group, then its note."""
     rows = 0
-    with Files(data_schema(way.work), way.by) as out, ThreadPoolExecutor(READERS) as readers:
-        for start in range(0, len(group), 4 * READERS):
-            some = group[start : start + 4 * READERS]
-            for table in readers.map(lambda each: rows_of(each, way.work, way.store), some):
-                out.add(table)
+    with (
+        PartitionedFileWriter(build_data_schema(task.context), task.partition_columns) as out,
+        ThreadPoolExecutor(READER_THREADS) as readers,
+    ):
+        for start in range(0, len(group), 4 * READER_THREADS):
+            some = group[start : start + 4 * READER_THREADS]
+            for table in readers.map(lambda each: read_source_rows(each, task.context, task.store), some):
+                out.add_table(table)
                 rows += table.num_rows
-        out.end()
-        for place, path in out.written.items():
-            way.goal.upload(f"{place}{name}.parquet", path)
-    note = {"rows": rows, "files": sorted(f"{place}{name}.parquet" for place in out.written)}
-    way.goal.create(f"_groups/{name}.json", json.dumps(note).encode())
+        out.finish()
+        for place, path in out.paths_by_partition.items():
+            task.target_store.upload_file(f"{place}{group_name}.parquet", path)
+    note = {"rows": rows, "files": sorted(f"{place}{group_name}.parquet" for place in out.paths_by_partition)}
+    task.target_store.create_object(f"_groups/{group_name}.json", json.dumps(note).encode())
 
 
-def rows_of(source: Source, work: Work, store: Store) -> pa.Table:
+def read_source_rows(source: ExportSource, context: RunContext, store: OutputStore) -> pa.Table:
     """In the columns that all files have, also where the manifest's types of kept columns have changed since."""
-    schema = data_schema(work)
-    part = io.BytesIO(store.read(f"data/fp={work.fingerprint}/{source.part}.parquet"))
+    schema = build_data_schema(context)
+    part = io.BytesIO(store.read_object(f"data/fp={context.fingerprint}/{source.part_name}.parquet"))
     table = pq.read_table(part).replace_schema_metadata(None)
-    if source.offsets is not None:
-        table = table.take(list(source.offsets))
+    if source.row_offsets is not None:
+        table = table.take(list(source.row_offsets))
     columns = [
         table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
         for field in schema
@@ -204,5 +238,5 @@ def rows_of(source: Source, work: Work, store: Store) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def digest(value: object) -> str:
+def hash_json(value: object) -> str:
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=12).hexdigest()

@@ -17,18 +17,18 @@ from types import TracebackType
 from typing import Protocol
 
 from pipeline.errors import FetchError
-from pipeline.fetch.access import shown
-from pipeline.fetch.sniff import HEAD, Kind, sniff
-from pipeline.job.spec import Limits
+from pipeline.fetch.access import redact_source
+from pipeline.fetch.sniff import SNIFF_BYTES, MediaKind, sniff_kind
+from pipeline.job.spec import LimitsSection
 
-Ranges = Sequence[tuple[int, int]]  # of bytes: from, to
-PAGES = re.compile(r"#(page=[\d,\s-]*)$")
+ByteRanges = Sequence[tuple[int, int]]  # of bytes: from, to
+PAGE_FRAGMENT = re.compile(r"#(page=[\d,\s-]*)$")
 
 
-class Holes(Protocol):
+class RangeLoader(Protocol):
     """What brings the bytes that a file lacks."""
 
-    def fill(self, wanted: Sequence[Ranges]) -> list[Future[None]]:
+    def load_ranges(self, batches: Sequence[ByteRanges]) -> list[Future[None]]:
         """Starts to; each future is done when the ranges of its place, and of those before, are there."""
         ...
 
@@ -40,27 +40,27 @@ class Blob:
     """What arrived: `data`, or a `path` that is ours to delete if `temporary`."""
 
     uri: str  # as it may be shown
-    kind: Kind | None  # by content; None: nothing known, maybe a picture all the same
+    kind: MediaKind | None  # by content; None: nothing known, maybe a picture all the same
     data: bytes | None = None
     path: Path | None = None
-    temporary: bool = False
+    is_temporary: bool = False
     pages: str = ""  # which, of a document: "3" or "1-4,7"; empty: all
-    holes: Holes | None = None  # of a file that is not all there yet
+    range_loader: RangeLoader | None = None  # of a file that is not all there yet
 
     @property
-    def held(self) -> int:
+    def memory_bytes(self) -> int:
         """Bytes of memory."""
         return len(self.data or b"")
 
     @property
-    def size(self) -> int:
+    def size_bytes(self) -> int:
         """Bytes of the whole, wherever it is."""
-        return self.path.stat().st_size if self.path else self.held
+        return self.path.stat().st_size if self.path else self.memory_bytes
 
     def close(self) -> None:
-        if self.holes:
-            self.holes.close()
-        if self.temporary and self.path:
+        if self.range_loader:
+            self.range_loader.close()
+        if self.is_temporary and self.path:
             self.path.unlink(missing_ok=True)
 
     def __enter__(self) -> Blob:
@@ -72,83 +72,83 @@ class Blob:
         self.close()
 
 
-def split_pages(uri: str) -> tuple[str, str]:
+def split_page_fragment(uri: str) -> tuple[str, str]:
     """
     >>> split_pages("s3://b/scan.pdf#page=2-4")
     ('s3://b/scan.pdf', '2-4')
     """
-    match = PAGES.search(uri)
+    match = PAGE_FRAGMENT.search(uri)
     return (uri[: match.start()], match[1].removeprefix("page=")) if match else (uri, "")
 
 
-def check_bytes(size: int, kind: Kind | None, *, uri: str, limits: Limits) -> None:
+def check_byte_limit(size: int, kind: MediaKind | None, *, uri: str, limits: LimitsSection) -> None:
     most = limits.video.bytes if kind == "video" else limits.image.bytes
     if size > most:
         name = "video" if kind == "video" else "image"
         raise FetchError("too_large", f"{uri}: more than {most:,} bytes; raise limits.{name}.bytes to allow it")
 
 
-def keep(file: int, data: bytes, place: int, *, uri: str) -> None:
+def write_at(descriptor: int, data: bytes, offset: int, *, uri: str) -> None:
     left = memoryview(data)
     try:
         while left:
-            left = left[os.pwrite(file, left, place + len(data) - len(left)) :]
+            left = left[os.pwrite(descriptor, left, offset + len(data) - len(left)) :]
     except OSError as error:
         folder = tempfile.gettempdir()
         raise FetchError("disk", f"{uri}: cannot be kept in {folder} (TMPDIR): {error.strerror}") from error
 
 
-class Sink:
+class BlobWriter:
     """Takes chunks in order; `blob` when there are no more, `drop` when it will not be used."""
 
-    def __init__(self, uri: str, *, limits: Limits, folder: Path, name: str):
-        self.uri, self.limits, self.path = shown(uri), limits, folder / name
-        self.parts: list[bytes] = []
-        self.size = self.declared = self.written = 0
-        self.kind: Kind | None = None
-        self.sniffed = False
-        self.file: int | None = None
+    def __init__(self, uri: str, *, limits: LimitsSection, folder: Path, file_name: str):
+        self.uri, self.limits, self.path = redact_source(uri), limits, folder / file_name
+        self.buffered_pieces: list[bytes] = []
+        self.received_bytes = self.declared_bytes = self.written_bytes = 0
+        self.kind: MediaKind | None = None
+        self.is_sniffed = False
+        self.descriptor: int | None = None
 
-    def expect(self, size: int) -> None:
+    def check_declared_size(self, size: int) -> None:
         """What the sender declares: refused before it is read, as soon as the kind tells the limit."""
-        self.declared = size
-        check_bytes(size, "video", uri=self.uri, limits=self.limits)
+        self.declared_bytes = size
+        check_byte_limit(size, "video", uri=self.uri, limits=self.limits)
 
-    def feed(self, chunk: bytes) -> None:
-        self.size += len(chunk)
-        if self.file is None:
-            self.parts.append(chunk)
-        if self.size >= HEAD or self.file is not None:
-            if not self.sniffed:
-                self.sniffed, self.kind = True, sniff(b"".join(self.parts)[:HEAD])
-            check_bytes(max(self.size, self.declared), self.kind, uri=self.uri, limits=self.limits)
-        if self.file is not None:
-            self._write(chunk)
+    def write(self, data: bytes) -> None:
+        self.received_bytes += len(data)
+        if self.descriptor is None:
+            self.buffered_pieces.append(data)
+        if self.received_bytes >= SNIFF_BYTES or self.descriptor is not None:
+            if not self.is_sniffed:
+                self.is_sniffed, self.kind = True, sniff_kind(b"".join(self.buffered_pieces)[:SNIFF_BYTES])
+            check_byte_limit(max(self.received_bytes, self.declared_bytes), self.kind, uri=self.uri, limits=self.limits)
+        if self.descriptor is not None:
+            self._append_to_file(data)
         elif self.kind == "video":
-            self._spill()
+            self._move_to_file()
 
-    def _spill(self) -> None:
-        self.file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        for part in self.parts:
-            self._write(part)
-        self.parts.clear()
+    def _move_to_file(self) -> None:
+        self.descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        for part in self.buffered_pieces:
+            self._append_to_file(part)
+        self.buffered_pieces.clear()
 
-    def _write(self, chunk: bytes) -> None:
-        assert self.file is not None
-        keep(self.file, chunk, self.written, uri=self.uri)
-        self.written += len(chunk)
+    def _append_to_file(self, data: bytes) -> None:
+        assert self.descriptor is not None
+        write_at(self.descriptor, data, self.written_bytes, uri=self.uri)
+        self.written_bytes += len(data)
 
-    def blob(self, pages: str = "", holes: Holes | None = None) -> Blob:
-        data = b"".join(self.parts) if self.file is None else None
-        kind = self.kind or (sniff(data[:HEAD]) if data else None)
-        if kind == "video" and self.file is None:
-            self._spill()
-        if self.file is None:
+    def to_blob(self, pages: str = "", range_loader: RangeLoader | None = None) -> Blob:
+        data = b"".join(self.buffered_pieces) if self.descriptor is None else None
+        kind = self.kind or (sniff_kind(data[:SNIFF_BYTES]) if data else None)
+        if kind == "video" and self.descriptor is None:
+            self._move_to_file()
+        if self.descriptor is None:
             return Blob(self.uri, kind, data=data, pages=pages)
-        os.close(self.file)
-        return Blob(self.uri, kind, path=self.path, temporary=True, pages=pages, holes=holes)
+        os.close(self.descriptor)
+        return Blob(self.uri, kind, path=self.path, is_temporary=True, pages=pages, range_loader=range_loader)
 
-    def drop(self) -> None:
-        if self.file is not None:
-            os.close(self.file)
+    def discard(self) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
             self.path.unlink(missing_ok=True)

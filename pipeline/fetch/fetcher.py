@@ -24,69 +24,71 @@ import fsspec.asyn
 
 from pipeline.errors import FetchError
 from pipeline.fetch import object_store, sparse_video, web
-from pipeline.fetch.access import WEB, local, scheme, shown
-from pipeline.fetch.blob import Blob, Sink, check_bytes, split_pages
-from pipeline.fetch.range_download import Changed, download
-from pipeline.fetch.retry import persist
-from pipeline.fetch.scratch import Scratch
-from pipeline.fetch.sniff import HEAD, sniff
+from pipeline.fetch.access import WEB_SCHEMES, parse_scheme, redact_source, resolve_local_path
+from pipeline.fetch.blob import Blob, BlobWriter, check_byte_limit, split_page_fragment
+from pipeline.fetch.range_download import ObjectChangedError, download_rest
+from pipeline.fetch.retry import run_with_retries
+from pipeline.fetch.scratch import ScratchFolder
+from pipeline.fetch.sniff import SNIFF_BYTES, sniff_kind
 from pipeline.job.spec import Job
 
-AHEAD_COUNT, AHEAD_BYTES = 16, 256 << 20
-MOST_FRAMES = 768  # that the families look at where the job does not say
-SPACE = bytes(range(33))
+MAX_PREFETCHED_BLOBS, MAX_PREFETCHED_BYTES = 16, 256 << 20
+DEFAULT_MAX_FRAMES = 768  # that the families look at where the job does not say
+WHITESPACE = bytes(range(33))
 
 
 class Fetcher:
     """Open once per worker. `ahead` says what will be asked for; `fetch` gives it."""
 
-    ahead_count = AHEAD_COUNT
-    least_sparse: int | None = None  # bytes of a video that is not downloaded; None: as many as pay
+    max_prefetched_blobs = MAX_PREFETCHED_BLOBS
+    min_sparse_bytes: int | None = None  # bytes of a video that is not downloaded; None: as many as pay
 
     def __init__(self, job: Job):
-        self.roots, self.hosts, self.limits = job.input.roots, job.input.hosts, job.limits
-        self.scratch = Scratch()
-        self.loop = fsspec.asyn.get_loop()
-        self.session: aiohttp.ClientSession | None = None
-        self.stores: dict[str, object_store.Store] = {}
+        self.allowed_roots, self.allowed_hosts, self.limits = job.input.roots, job.input.hosts, job.limits
+        self.scratch_folder = ScratchFolder()
+        self.event_loop = fsspec.asyn.get_loop()
+        self.web_session: aiohttp.ClientSession | None = None
+        self.object_stores: dict[str, object_store.ObjectStore] = {}
         video = job.media.video
-        self.frames = video.frames or video.max_frames or MOST_FRAMES
-        self.names = count()
+        self.max_frames = video.frames or video.max_frames or DEFAULT_MAX_FRAMES
+        self.file_numbers = count()
         self.lock = threading.Lock()
-        self.waiting: deque[str] = deque()
-        self.coming: dict[str, deque[Future[Blob]]] = {}
+        self.queued_sources: deque[str] = deque()
+        self.prefetches: dict[str, deque[Future[Blob]]] = {}
         self.bytes_read = 0  # of what was given out, ever
 
-    def fetch(self, source: str | bytes, *, deadline_s: float | None = None, whole: bool = False) -> Blob:
+    def fetch(self, source: str | bytes, *, deadline_s: float | None = None, full_download: bool = False) -> Blob:
         """FetchError says why not. The caller closes the Blob. `whole`: without holes."""
         left = self.limits.deadline_s if deadline_s is None else max(deadline_s, 0.0)
         if isinstance(source, bytes) or source[:5].lower() == "data:":
-            return self._given(source)
-        future = (None if whole else self._claim(source)) or self._start(source, whole)
-        self._top_up()
+            return self._read_inline_source(source)
+        future = (None if full_download else self._take_prefetched(source)) or self._start_fetch(source, full_download)
+        self._start_prefetches()
         try:
             blob = future.result(left)
-            self.bytes_read += 0 if blob.holes else blob.size
+            self.bytes_read += 0 if blob.range_loader else blob.size_bytes
             return blob
         except (TimeoutError, CancelledError) as error:
-            self._discard(future)
-            raise _late(source, left) from error
+            self._discard_fetch(future)
+            raise _build_deadline_error(source, left) from error
 
-    def ahead(self, sources: Iterable[str | bytes]) -> None:
+    def prefetch(self, sources: Iterable[str | bytes]) -> None:
         """What will be fetched next, in this order. What was announced before and not fetched is forgotten."""
         with self.lock:
-            forgotten = [future for futures in self.coming.values() for future in futures]
-            self.coming.clear()
-            self.waiting = deque(each for each in sources if isinstance(each, str) and each[:5].lower() != "data:")
+            forgotten = [future for futures in self.prefetches.values() for future in futures]
+            self.prefetches.clear()
+            self.queued_sources = deque(
+                each for each in sources if isinstance(each, str) and each[:5].lower() != "data:"
+            )
         for future in forgotten:
-            self._discard(future)
-        self._top_up()
+            self._discard_fetch(future)
+        self._start_prefetches()
 
     def close(self) -> None:
-        self.ahead(())
-        if self.session:
-            asyncio.run_coroutine_threadsafe(self.session.close(), self.loop).result(5)
-        self.scratch.close()
+        self.prefetch(())
+        if self.web_session:
+            asyncio.run_coroutine_threadsafe(self.web_session.close(), self.event_loop).result(5)
+        self.scratch_folder.close()
 
     def __enter__(self) -> Fetcher:
         return self
@@ -94,110 +96,119 @@ class Fetcher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self, source: str, whole: bool = False) -> Future[Blob]:
-        return asyncio.run_coroutine_threadsafe(self._fetch(source, whole), self.loop)
+    def _start_fetch(self, source: str, full_download: bool = False) -> Future[Blob]:
+        return asyncio.run_coroutine_threadsafe(self._fetch_before_deadline(source, full_download), self.event_loop)
 
-    def _claim(self, source: str) -> Future[Blob] | None:
+    def _take_prefetched(self, source: str) -> Future[Blob] | None:
         with self.lock:
-            if futures := self.coming.get(source):
+            if futures := self.prefetches.get(source):
                 future = futures.popleft()
                 if not futures:
-                    del self.coming[source]
+                    del self.prefetches[source]
                 return future
-            if source in self.waiting:
-                self.waiting.remove(source)
+            if source in self.queued_sources:
+                self.queued_sources.remove(source)
         return None
 
-    def _top_up(self) -> None:
+    def _start_prefetches(self) -> None:
         with self.lock:
-            pending = [future for futures in self.coming.values() for future in futures]
-            held = sum(future.result().held for future in pending if _has_blob(future))
-            room = self.ahead_count - len(pending) if held < AHEAD_BYTES else 0
-            for _ in range(min(room, len(self.waiting))):
-                source = self.waiting.popleft()
-                self.coming.setdefault(source, deque()).append(self._start(source))
+            pending = [future for futures in self.prefetches.values() for future in futures]
+            held = sum(future.result().memory_bytes for future in pending if _has_blob(future))
+            room = self.max_prefetched_blobs - len(pending) if held < MAX_PREFETCHED_BYTES else 0
+            for _ in range(min(room, len(self.queued_sources))):
+                source = self.queued_sources.popleft()
+                self.prefetches.setdefault(source, deque()).append(self._start_fetch(source))
 
     @staticmethod
-    def _discard(future: Future[Blob]) -> None:
+    def _discard_fetch(future: Future[Blob]) -> None:
         future.cancel()
         future.add_done_callback(lambda done: done.result().close() if _has_blob(done) else None)
 
-    async def _fetch(self, source: str, whole: bool) -> Blob:
+    async def _fetch_before_deadline(self, source: str, full_download: bool) -> Blob:
         try:
             async with asyncio.timeout(self.limits.deadline_s):
-                return await self._reach(source, whole)
+                return await self._fetch_source(source, full_download)
         except TimeoutError as error:
-            raise _late(source, self.limits.deadline_s) from error
+            raise _build_deadline_error(source, self.limits.deadline_s) from error
 
-    async def _reach(self, source: str, whole: bool) -> Blob:
-        kind = scheme(source)
-        uri, pages = split_pages(source)
+    async def _fetch_source(self, source: str, full_download: bool) -> Blob:
+        kind = parse_scheme(source)
+        uri, pages = split_page_fragment(source)
         if kind == "file":
-            return await asyncio.to_thread(self._local, uri, pages)
+            return await asyncio.to_thread(self._read_local_file, uri, pages)
         try:
-            return await persist(lambda: self._attempt(kind, uri, pages, whole))
-        except Changed:
-            return await persist(lambda: self._attempt(kind, uri, pages, True))
+            return await run_with_retries(lambda: self._download(kind, uri, pages, full_download))
+        except ObjectChangedError:
+            return await run_with_retries(lambda: self._download(kind, uri, pages, True))
 
-    async def _attempt(self, kind: str, uri: str, pages: str, whole: bool) -> Blob:
-        sink = Sink(uri, limits=self.limits, folder=self.scratch.path, name=str(next(self.names)))
+    async def _download(self, kind: str, uri: str, pages: str, full_download: bool) -> Blob:
+        sink = BlobWriter(
+            uri, limits=self.limits, folder=self.scratch_folder.path, file_name=str(next(self.file_numbers))
+        )
         try:
-            if kind in WEB:
-                self.session = self.session or web.open_session(self.hosts)
-                rest = await web.read(uri, sink, session=self.session, hosts=self.hosts, whole=whole)
+            if kind in WEB_SCHEMES:
+                self.web_session = self.web_session or web.open_session(self.allowed_hosts)
+                rest = await web.download(
+                    uri, sink, session=self.web_session, allowed_hosts=self.allowed_hosts, full_download=full_download
+                )
             else:
-                self.stores[kind] = self.stores.get(kind) or object_store.Store(kind)
-                rest = await self.stores[kind].read(kind + uri[len(kind) :], sink)
-            if rest and not whole:
-                counted = replace(rest, count=self._count)
-                if blob := await sparse_video.attempt(
-                    counted, sink, frames=self.frames, pages=pages, least=self.least_sparse
+                self.object_stores[kind] = self.object_stores.get(kind) or object_store.ObjectStore(kind)
+                rest = await self.object_stores[kind].download(kind + uri[len(kind) :], sink)
+            if rest and not full_download:
+                counted = replace(rest, on_bytes_read=self._count_bytes)
+                if blob := await sparse_video.open_sparse_video(
+                    counted, sink, frame_count=self.max_frames, pages=pages, min_bytes=self.min_sparse_bytes
                 ):
                     return blob
             if rest:
-                await download(rest, sink)
-            return sink.blob(pages)
+                await download_rest(rest, sink)
+            return sink.to_blob(pages)
         except BaseException:
-            sink.drop()
+            sink.discard()
             raise
 
-    def _count(self, size: int) -> None:
+    def _count_bytes(self, size: int) -> None:
         self.bytes_read += size
 
-    def _given(self, source: str | bytes) -> Blob:
+    def _read_inline_source(self, source: str | bytes) -> Blob:
         """Bytes, and URIs that carry them."""
-        data = source if isinstance(source, bytes) else unpack(source)
-        sink = Sink(shown(source)[:80], limits=self.limits, folder=self.scratch.path, name=str(next(self.names)))
+        data = source if isinstance(source, bytes) else decode_data_uri(source)
+        sink = BlobWriter(
+            redact_source(source)[:80],
+            limits=self.limits,
+            folder=self.scratch_folder.path,
+            file_name=str(next(self.file_numbers)),
+        )
         try:
-            sink.feed(data)
-            return sink.blob()
+            sink.write(data)
+            return sink.to_blob()
         except FetchError:
-            sink.drop()
+            sink.discard()
             raise
 
-    def _local(self, uri: str, pages: str) -> Blob:
-        path = local(uri, self.roots)
+    def _read_local_file(self, uri: str, pages: str) -> Blob:
+        path = resolve_local_path(uri, self.allowed_roots)
         try:
             file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)  # a pipe must not hold us
             with open(file, "rb") as stream:
                 facts = os.fstat(file)
                 if not stat.S_ISREG(facts.st_mode):
-                    raise FetchError("path", f"{shown(uri)}: not a file")
-                head = stream.read(HEAD)
-                found = sniff(head)
-                check_bytes(facts.st_size, found, uri=shown(uri), limits=self.limits)
+                    raise FetchError("path", f"{redact_source(uri)}: not a file")
+                head = stream.read(SNIFF_BYTES)
+                found = sniff_kind(head)
+                check_byte_limit(facts.st_size, found, uri=redact_source(uri), limits=self.limits)
                 if found == "video":
-                    return Blob(shown(uri), found, path=path, pages=pages)
-                return Blob(shown(uri), found, data=head + stream.read(), pages=pages)
+                    return Blob(redact_source(uri), found, path=path, pages=pages)
+                return Blob(redact_source(uri), found, data=head + stream.read(), pages=pages)
         except FileNotFoundError as error:
-            raise FetchError("not_found", f"{shown(uri)}: no such file") from error
+            raise FetchError("not_found", f"{redact_source(uri)}: no such file") from error
         except PermissionError as error:
-            raise FetchError("denied", f"{shown(uri)}: may not be read") from error
+            raise FetchError("denied", f"{redact_source(uri)}: may not be read") from error
         except OSError as error:
-            raise FetchError("path", f"{shown(uri)}: {error.strerror}") from error
+            raise FetchError("path", f"{redact_source(uri)}: {error.strerror}") from error
 
 
-def unpack(uri: str) -> bytes:
+def decode_data_uri(uri: str) -> bytes:
     """The bytes in a `data:` URI, also where padding, alphabet or white space are not by the book.
 
     >>> unpack("data:image/png;base64,iVBO Rw"), unpack("data:,a%20b")
@@ -205,20 +216,20 @@ def unpack(uri: str) -> bytes:
     """
     header, comma, payload = uri.partition(",")
     if not comma:
-        raise FetchError("data_uri", f"{shown(uri)}: no comma after the type")
+        raise FetchError("data_uri", f"{redact_source(uri)}: no comma after the type")
     plain = unquote_to_bytes(payload)
     if not header.lower().rstrip().endswith(";base64"):
         return plain
-    letters = plain.translate(bytes.maketrans(b"-_", b"+/"), SPACE).rstrip(b"=")
+    letters = plain.translate(bytes.maketrans(b"-_", b"+/"), WHITESPACE).rstrip(b"=")
     try:
         return base64.b64decode(letters + b"=" * (-len(letters) % 4), validate=True)
     except binascii.Error as error:
-        raise FetchError("data_uri", f"{shown(uri)}: not base64: {error}") from error
+        raise FetchError("data_uri", f"{redact_source(uri)}: not base64: {error}") from error
 
 
-def _late(source: str, seconds: float) -> FetchError:
+def _build_deadline_error(source: str, seconds: float) -> FetchError:
     return FetchError(
-        "deadline", f"{shown(source)}: not here after {seconds:.0f} s; raise limits.deadline_s to wait longer"
+        "deadline", f"{redact_source(source)}: not here after {seconds:.0f} s; raise limits.deadline_s to wait longer"
     )
 
 

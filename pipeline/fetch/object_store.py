@@ -17,15 +17,23 @@ import fsspec
 
 from pipeline import retry_policy
 from pipeline.errors import FetchError
-from pipeline.fetch.access import shown
-from pipeline.fetch.blob import Sink
-from pipeline.fetch.range_download import FIRST, Changed, Rest, complete
-from pipeline.fetch.retry import Passing
-from pipeline.retry_policy import kind_of
+from pipeline.fetch.access import redact_source
+from pipeline.fetch.blob import BlobWriter
+from pipeline.fetch.range_download import FIRST_READ_BYTES, ObjectChangedError, RemoteObject, require_length
+from pipeline.fetch.retry import TransientError
+from pipeline.retry_policy import classify_error
 
-RANGES = ("InvalidRange", "requested range", "416")  # how stores say that an object ends before it begins
-VERSION = ("ETag", "etag", "generation", "blob_id", "last_modified", "mtime", "size")  # of an object, as stores tell it
-ERRORS = {  # what the libraries raise besides OSError
+RANGE_ERROR_WORDS = ("InvalidRange", "requested range", "416")  # how stores say that an object ends before it begins
+VERSION_KEYS = (
+    "ETag",
+    "etag",
+    "generation",
+    "blob_id",
+    "last_modified",
+    "mtime",
+    "size",
+)  # of an object, as stores tell it
+ERROR_CLASSES = {  # what the libraries raise besides OSError
     "s3": ("botocore.exceptions:BotoCoreError", "botocore.exceptions:ClientError", "aiohttp:ClientError"),
     "gs": ("gcsfs.retry:HttpError", "google.auth.exceptions:GoogleAuthError", "aiohttp:ClientError"),
     "az": ("azure.core.exceptions:AzureError",),
@@ -33,87 +41,96 @@ ERRORS = {  # what the libraries raise besides OSError
     "hf": ("huggingface_hub.errors:HfHubHTTPError", "huggingface_hub.errors:HFValidationError"),
     "oss": ("aiooss2.exceptions:OSSError", "oss2.exceptions:OssError", "aiohttp:ClientError"),
 }
-ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
-PACKAGES = {"gs": "vlbatch[gcs]", "az": "vlbatch[azure]", "oss": "ossfs"}
-SAID = {
+SCHEME_ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
+REQUIRED_PACKAGES = {"gs": "vlbatch[gcs]", "az": "vlbatch[azure]", "oss": "ossfs"}
+ERROR_MESSAGES = {
     "credentials": "the credentials of the workers have expired or are not valid; renew them and run again",
     "denied": "access denied; check the workers' credentials and what they allow",
     "refused": "not a name this store could have",
     "full": "no space is left on the worker",
 }
-SIGNED_S = 900
-S3 = {"config_kwargs": {"max_pool_connections": 32, "retries": {"total_max_attempts": 1}}, "use_listings_cache": False}
+SIGNED_URL_LIFETIME_S = 900
+S3_OPTIONS = {
+    "config_kwargs": {"max_pool_connections": 32, "retries": {"total_max_attempts": 1}},
+    "use_listings_cache": False,
+}
 
 
-class Store:
+class ObjectStore:
     """Open once per worker: one client and its connections."""
 
     def __init__(self, scheme: str):
-        self.scheme, self.kind = scheme, ALIASES.get(scheme, scheme)
+        self.scheme, self.provider = scheme, SCHEME_ALIASES.get(scheme, scheme)
         try:
-            names = [name.split(":") for name in ERRORS[self.kind]]
+            names = [name.split(":") for name in ERROR_CLASSES[self.provider]]
             found = [getattr(import_module(module), name) for module, name in names]
-            self.errors = (OSError, *found, *(found[0].__bases__ if self.kind == "hf" else ()))
-            self._open()
+            self.error_types = (OSError, *found, *(found[0].__bases__ if self.provider == "hf" else ()))
+            self._connect()
         except ImportError as error:
-            package = PACKAGES.get(self.kind, error.name or str(error))
+            package = REQUIRED_PACKAGES.get(self.provider, error.name or str(error))
             raise FetchError(
                 "package", f"{scheme}:// needs a package that is not on the workers: pip install '{package}'"
             ) from error
 
-    def _open(self) -> None:
-        self.files: Any = fsspec.filesystem(self.scheme, skip_instance_cache=True, **(S3 if self.kind == "s3" else {}))
-        if self.kind == "s3":
-            self.files.retries = 1
+    def _connect(self) -> None:
+        self.filesystem: Any = fsspec.filesystem(
+            self.scheme, skip_instance_cache=True, **(S3_OPTIONS if self.provider == "s3" else {})
+        )
+        if self.provider == "s3":
+            self.filesystem.retries = 1
 
-    async def read(self, uri: str, sink: Sink, *, first: int = FIRST) -> Rest | None:
+    async def download(
+        self, uri: str, writer: BlobWriter, *, first_read_bytes: int = FIRST_READ_BYTES
+    ) -> RemoteObject | None:
         """Feeds the sink what one read brings; gives the rest, if there is any."""
-        path = self.files._strip_protocol(uri)
-        chunk, size, version = await self._translating(uri, self._first(path, first))
+        path = self.filesystem._strip_protocol(uri)
+        chunk, size, version = await self._translate_errors(uri, self._request_prefix(path, first_read_bytes))
         if size > len(chunk):
-            sink.expect(size)
-        sink.feed(chunk)
+            writer.check_declared_size(size)
+        writer.write(chunk)
 
         async def get(start: int, end: int) -> bytes:
-            data, _, now = await self._translating(uri, self._range(path, start, end, version))
+            data, _, now = await self._translate_errors(uri, self._request_range(path, start, end, version))
             if now != version:
-                raise Changed(sink.uri)
-            return complete(data, end - start, sink.uri)
+                raise ObjectChangedError(writer.uri)
+            return require_length(data, end - start, writer.uri)
 
-        return Rest(size, get) if size > len(chunk) else None
+        return RemoteObject(size, get) if size > len(chunk) else None
 
-    async def part(self, uri: str, start: int, end: int) -> bytes:
-        path = self.files._strip_protocol(uri)
-        data, _, _ = await self._translating(uri, self._range(path, start, end, None))
-        return complete(data, end - start, shown(uri))
+    async def read_range(self, uri: str, start: int, end: int) -> bytes:
+        path = self.filesystem._strip_protocol(uri)
+        data, _, _ = await self._translate_errors(uri, self._request_range(path, start, end, None))
+        return require_length(data, end - start, redact_source(uri))
 
-    async def signed(self, uri: str) -> str | None:
+    async def sign_url(self, uri: str) -> str | None:
         """A URL by which anybody can get it for some minutes; None where there is none such."""
-        if self.kind != "s3":
+        if self.provider != "s3":
             return None
-        bucket, key, _ = self.files.split_path(self.files._strip_protocol(uri))
+        bucket, key, _ = self.filesystem.split_path(self.filesystem._strip_protocol(uri))
         try:
-            await self.files.set_session()
-            client = await self.files.get_s3(bucket)
+            await self.filesystem.set_session()
+            client = await self.filesystem.get_s3(bucket)
             named = {"Bucket": bucket, "Key": key}
-            url: str = await client.generate_presigned_url("get_object", Params=named, ExpiresIn=SIGNED_S)
+            url: str = await client.generate_presigned_url("get_object", Params=named, ExpiresIn=SIGNED_URL_LIFETIME_S)
             return url
-        except (*self.errors, ValueError):
+        except (*self.error_types, ValueError):
             return None
 
-    async def _first(self, path: str, most: int) -> tuple[bytes, int, Any]:
+    async def _request_prefix(self, path: str, max_bytes: int) -> tuple[bytes, int, Any]:
         try:
-            chunk, size, version = await self._range(path, 0, most, None)
-        except (*self.errors, ValueError) as error:
-            if isinstance(error, FileNotFoundError | PermissionError) or not any(word in str(error) for word in RANGES):
+            chunk, size, version = await self._request_range(path, 0, max_bytes, None)
+        except (*self.error_types, ValueError) as error:
+            if isinstance(error, FileNotFoundError | PermissionError) or not any(
+                word in str(error) for word in RANGE_ERROR_WORDS
+            ):
                 raise
             return b"", 0, None
-        return complete(chunk, min(most, size), shown(path)), size, version
+        return require_length(chunk, min(max_bytes, size), redact_source(path)), size, version
 
-    async def _range(self, path: str, start: int, end: int, version: Any) -> tuple[bytes, int, Any]:
+    async def _request_range(self, path: str, start: int, end: int, version: Any) -> tuple[bytes, int, Any]:
         """Bytes, the size of the whole object, and what tells this version of it from others."""
-        files = self.files
-        if self.kind == "s3":
+        files = self.filesystem
+        if self.provider == "s3":
             bucket, key, _ = files.split_path(path)
             given = {"IfMatch": version} if version else {}
             reply = await files._call_s3(
@@ -129,29 +146,31 @@ class Store:
         if start == 0 and len(data) < end:
             return data, len(data), None
         info = await (files._info(path) if files.async_impl else asyncio.to_thread(files.info, path))
-        return data, info["size"], tuple(str(info.get(name)) for name in VERSION)
+        return data, info["size"], tuple(str(info.get(name)) for name in VERSION_KEYS)
 
-    async def _translating(self, uri: str, work: Any) -> tuple[bytes, int, Any]:
-        used = self.files
+    async def _translate_errors(self, uri: str, request: Any) -> tuple[bytes, int, Any]:
+        used = self.filesystem
         try:
-            found: tuple[bytes, int, Any] = await work
+            found: tuple[bytes, int, Any] = await request
             return found
         except FileNotFoundError as error:
-            raise FetchError("not_found", f"{shown(uri)}: no such object") from error
+            raise FetchError("not_found", f"{redact_source(uri)}: no such object") from error
         except IsADirectoryError as error:
-            raise FetchError("not_found", f"{shown(uri)}: a folder, not an object") from error
-        except self.errors as error:
-            trouble = translated(error, uri)
-            if trouble.kind == "credentials" and self.files is used:
-                self._open()
+            raise FetchError("not_found", f"{redact_source(uri)}: a folder, not an object") from error
+        except self.error_types as error:
+            trouble = translate_error(error, uri)
+            if trouble.kind == "credentials" and self.filesystem is used:
+                self._connect()
             raise trouble from error
 
 
-def translated(error: Exception, uri: str) -> FetchError:
+def translate_error(error: Exception, uri: str) -> FetchError:
     chain = f"{error} {error.__cause__ or ''}"
     if "PreconditionFailed" in chain or "(412)" in chain:
-        return Changed(shown(uri))
-    kind = kind_of(error)
-    if kind in retry_policy.MEDIA:
-        return Passing(kind, f"{shown(uri)}: {SAID.get(kind) or type(error.__cause__ or error).__name__}")
-    return FetchError({"refused": "uri"}.get(kind, kind), f"{shown(uri)}: {SAID[kind]}")
+        return ObjectChangedError(redact_source(uri))
+    kind = classify_error(error)
+    if kind in retry_policy.MEDIA_POLICIES:
+        return TransientError(
+            kind, f"{redact_source(uri)}: {ERROR_MESSAGES.get(kind) or type(error.__cause__ or error).__name__}"
+        )
+    return FetchError({"refused": "uri"}.get(kind, kind), f"{redact_source(uri)}: {ERROR_MESSAGES[kind]}")

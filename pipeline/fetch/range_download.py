@@ -10,41 +10,41 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from pipeline.errors import FetchError
-from pipeline.fetch.blob import Sink
-from pipeline.fetch.retry import Passing, persist
+from pipeline.fetch.blob import BlobWriter
+from pipeline.fetch.retry import TransientError, run_with_retries
 
-FIRST, PART = 4 << 20, 16 << 20  # bytes
+FIRST_READ_BYTES, RANGE_BYTES = 4 << 20, 16 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Rest:
+class RemoteObject:
     """`get(start, end)` raises Passing for what is worth another attempt, Changed where nothing is."""
 
-    size: int  # of the whole object
-    get: Callable[[int, int], Awaitable[bytes]]
-    count: Callable[[int], None] | None = None  # is told how many bytes came
+    size_bytes: int  # of the whole object
+    fetch_range: Callable[[int, int], Awaitable[bytes]]
+    on_bytes_read: Callable[[int], None] | None = None  # is told how many bytes came
 
-    async def read(self, start: int, end: int) -> bytes:
-        data = await persist(lambda: self.get(start, end))
-        if self.count:
-            self.count(len(data))
+    async def read_range(self, start: int, end: int) -> bytes:
+        data = await run_with_retries(lambda: self.fetch_range(start, end))
+        if self.on_bytes_read:
+            self.on_bytes_read(len(data))
         return data
 
 
-class Changed(FetchError):
+class ObjectChangedError(FetchError):
     """The object was replaced since its first bytes were read: all of it must be read again."""
 
     def __init__(self, uri: str):
         super().__init__("changed", f"{uri}: was replaced while it was read")
 
 
-async def download(rest: Rest, sink: Sink) -> None:
+async def download_rest(remote_object: RemoteObject, writer: BlobWriter) -> None:
     """What the sink has not got yet, in order."""
-    for start in range(sink.size, rest.size, PART):
-        sink.feed(await rest.read(start, min(start + PART, rest.size)))
+    for start in range(writer.received_bytes, remote_object.size_bytes, RANGE_BYTES):
+        writer.write(await remote_object.read_range(start, min(start + RANGE_BYTES, remote_object.size_bytes)))
 
 
-def complete(data: bytes, wanted: int, uri: str) -> bytes:
-    if len(data) < wanted:
-        raise Passing("truncated", f"{uri}: {len(data):,} bytes arrived of {wanted:,}")
+def require_length(data: bytes, expected_bytes: int, uri: str) -> bytes:
+    if len(data) < expected_bytes:
+        raise TransientError("truncated", f"{uri}: {len(data):,} bytes arrived of {expected_bytes:,}")
     return data

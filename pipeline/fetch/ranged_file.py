@@ -10,15 +10,17 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-BLOCK = 64 << 10
+BLOCK_BYTES = 64 << 10
 
 
-class Ranged(io.RawIOBase):
+class RangedFile(io.RawIOBase):
     """`get(start, end)` brings bytes; the beginning is there already."""
 
-    def __init__(self, beginning: bytes, size: int, get: Callable[[int, int], bytes]):
-        self.size, self.get, self.place = size, get, 0
-        self.blocks = {at: beginning[at : at + BLOCK] for at in range(0, len(beginning) // BLOCK * BLOCK, BLOCK)}
+    def __init__(self, prefix: bytes, size_bytes: int, fetch_range: Callable[[int, int], bytes]):
+        self.size_bytes, self.fetch_range, self.position = size_bytes, fetch_range, 0
+        self.cached_blocks = {
+            at: prefix[at : at + BLOCK_BYTES] for at in range(0, len(prefix) // BLOCK_BYTES * BLOCK_BYTES, BLOCK_BYTES)
+        }
 
     def readable(self) -> bool:
         return True
@@ -27,19 +29,21 @@ class Ranged(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.place = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.size}[whence])
-        return self.place
+        self.position = max(
+            0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size_bytes}[whence]
+        )
+        return self.position
 
     def tell(self) -> int:
-        return self.place
+        return self.position
 
     def readinto(self, buffer: Any) -> int:
-        start = self.place // BLOCK * BLOCK
-        if self.place >= self.size:
+        start = self.position // BLOCK_BYTES * BLOCK_BYTES
+        if self.position >= self.size_bytes:
             return 0
-        if start not in self.blocks:
-            self.blocks[start] = self.get(start, min(start + BLOCK, self.size))
-        data = self.blocks[start][self.place - start :][: len(memoryview(buffer))]
+        if start not in self.cached_blocks:
+            self.cached_blocks[start] = self.fetch_range(start, min(start + BLOCK_BYTES, self.size_bytes))
+        data = self.cached_blocks[start][self.position - start :][: len(memoryview(buffer))]
         memoryview(buffer)[: len(data)] = data
-        self.place += len(data)
+        self.position += len(data)
         return len(data)

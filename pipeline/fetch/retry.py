@@ -18,21 +18,21 @@ from pipeline.errors import FetchError
 T = TypeVar("T")
 
 
-class Passing(FetchError):
+class TransientError(FetchError):
     """A failure that may be gone in a moment: a time-out, a busy server, a cut connection."""
 
-    def __init__(self, kind: str, message: str, *, after_s: float = 0.0):
+    def __init__(self, kind: str, message: str, *, retry_after_s: float = 0.0):
         super().__init__(kind, message)
-        self.after_s = after_s  # what the server asked for
+        self.retry_after_s = retry_after_s  # what the server asked for
 
 
-async def persist(attempt: Callable[[], Awaitable[T]]) -> T:
+async def run_with_retries(operation: Callable[[], Awaitable[T]]) -> T:
     for number in count(1):
         try:
-            return await attempt()
-        except Passing as passing:
-            policy = retry_policy.MEDIA[passing.kind]
-            if number >= policy.attempts:
+            return await operation()
+        except TransientError as passing:
+            policy = retry_policy.MEDIA_POLICIES[passing.kind]
+            if number >= policy.max_attempts:
                 raise FetchError(passing.kind, f"{passing.message}; gave up after {number} attempts") from passing
-            await asyncio.sleep(max(policy.wait_s(number, random.random()), passing.after_s))
+            await asyncio.sleep(max(policy.compute_wait_s(number, random.random()), passing.retry_after_s))
     raise AssertionError

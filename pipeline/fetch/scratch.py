@@ -13,26 +13,26 @@ import tempfile
 import time
 from pathlib import Path
 
-PREFIX, LOCK = "vlbatch-", ".lock"
-YOUNG_S = 60.0  # a folder this new may not have its lock yet
+FOLDER_PREFIX, LOCK_NAME = "vlbatch-", ".lock"
+MIN_ABANDONED_AGE_S = 60.0  # a folder this new may not have its lock yet
 
 
-class Scratch:
+class ScratchFolder:
     def __init__(self) -> None:
-        sweep(Path(tempfile.gettempdir()))
-        self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
-        self.lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self.lock, fcntl.LOCK_EX)
+        delete_abandoned_folders(Path(tempfile.gettempdir()))
+        self.path = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+        self.lock_descriptor = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self.lock_descriptor, fcntl.LOCK_EX)
 
     def close(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self.lock)
+        os.close(self.lock_descriptor)
 
 
-def sweep(folder: Path) -> None:
-    for lock in folder.glob(f"{PREFIX}*/{LOCK}"):
+def delete_abandoned_folders(parent_folder: Path) -> None:
+    for lock in parent_folder.glob(f"{FOLDER_PREFIX}*/{LOCK_NAME}"):
         try:
-            if time.time() - lock.stat().st_mtime < YOUNG_S:
+            if time.time() - lock.stat().st_mtime < MIN_ABANDONED_AGE_S:
                 continue
             with open(lock, "r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-Kind = Literal["image", "video", "pdf"]
-HEAD = 512  # bytes that are enough to tell
+MediaKind = Literal["image", "video", "pdf"]
+SNIFF_BYTES = 512  # bytes that are enough to tell
 
 IMAGE_BRANDS = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"hevc", b"jxl ")  # in ISO containers
-ATOMS = (b"moov", b"mdat", b"wide", b"free", b"skip", b"moof", b"styp", b"pnot")  # QuickTime before `ftyp`
-IMAGES = (
+QUICKTIME_ATOMS = (b"moov", b"mdat", b"wide", b"free", b"skip", b"moof", b"styp", b"pnot")  # QuickTime before `ftyp`
+IMAGE_SIGNATURES = (
     b"\xff\xd8",
     b"\x89PNG",
     b"GIF8",
@@ -21,7 +21,7 @@ IMAGES = (
     b"\0\0\0\x0cjP  ",
     b"\xff\x4f\xff\x51",
 )
-VIDEOS = (
+VIDEO_SIGNATURES = (
     b"\x1aE\xdf\xa3",
     b"FLV",
     b"0&\xb2u",
@@ -34,7 +34,7 @@ VIDEOS = (
 )
 
 
-def sniff(head: bytes) -> Kind | None:
+def sniff_kind(head: bytes) -> MediaKind | None:
     """
     >>> sniff(b"GIF89a"), sniff(b"\\0\\0\\0 ftypisom"), sniff(b"%PDF-1.7"), sniff(b"<html>")
     ('image', 'video', 'pdf', None)
@@ -46,6 +46,6 @@ def sniff(head: bytes) -> Kind | None:
     if b"%PDF-" in head:
         return "pdf"
     transport = head[::188][:2] == b"GG" or head[4::192][:3] == b"GGG"  # MPEG-TS, and as camcorders write it
-    if head.startswith(VIDEOS) or head[4:8] in ATOMS or transport:
+    if head.startswith(VIDEO_SIGNATURES) or head[4:8] in QUICKTIME_ATOMS or transport:
         return "video"
-    return "image" if head.startswith(IMAGES) else None
+    return "image" if head.startswith(IMAGE_SIGNATURES) else None

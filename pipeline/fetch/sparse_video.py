@@ -12,90 +12,104 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 
-from pipeline.fetch.blob import Blob, Ranges, Sink, keep
-from pipeline.fetch.range_download import FIRST, Rest
+from pipeline.fetch.blob import Blob, BlobWriter, ByteRanges, write_at
+from pipeline.fetch.range_download import FIRST_READ_BYTES, RemoteObject
 
-LEAST_BYTES = 64 << 20  # below, a download costs less than asking around
-APART_S = 2.0
-BOXES, HEADER = 64, 4096  # at the top of a file, before we give up; of one that is looked at
-MOST_TABLE_BYTES = 256 << 20
-GAP, PIECE, AT_ONCE = 1 << 20, 8 << 20, 8  # what is read rather than asked for apart; of one request; requests
+MIN_SPARSE_BYTES = 64 << 20  # below, a download costs less than asking around
+MIN_FRAME_INTERVAL_S = 2.0
+MAX_TOP_LEVEL_BOXES, BOX_HEADER_BYTES = 64, 4096  # at the top of a file, before we give up; of one that is looked at
+MAX_MOOV_BYTES = 256 << 20
+MERGE_GAP_BYTES, REQUEST_BYTES, MAX_CONCURRENT_REQUESTS = (
+    1 << 20,
+    8 << 20,
+    8,
+)  # what is read rather than asked for apart; of one request; requests
 
 
-async def attempt(rest: Rest, sink: Sink, *, frames: int, pages: str = "", least: int | None = None) -> Blob | None:
+async def open_sparse_video(
+    remote_object: RemoteObject, writer: BlobWriter, *, frame_count: int, pages: str = "", min_bytes: int | None = None
+) -> Blob | None:
     """A Blob with holes, or None where the file is better read whole. The sink holds the file's beginning."""
-    if sink.kind != "video" or rest.size < (least or LEAST_BYTES):
+    if writer.kind != "video" or remote_object.size_bytes < (min_bytes or MIN_SPARSE_BYTES):
         return None
-    holes = Sparse(rest, sink)
-    table = await holes.table()
-    if table is None or duration_s(table[2]) < APART_S * frames:
+    holes = SparseVideo(remote_object, writer)
+    table = await holes.find_moov()
+    if table is None or read_duration_s(table[2]) < MIN_FRAME_INTERVAL_S * frame_count:
         return None
     start, end, _ = table
-    if b"mvex" in await holes.read(start, end):  # fragments follow
+    if b"mvex" in await holes.read_range(start, end):  # fragments follow
         return None
-    await holes.read(end, min(end + FIRST, rest.size))  # the first frames, where they follow the table
-    return sink.blob(pages, holes=holes)
+    await holes.read_range(
+        end, min(end + FIRST_READ_BYTES, remote_object.size_bytes)
+    )  # the first frames, where they follow the table
+    return writer.to_blob(pages, range_loader=holes)
 
 
-class Sparse:
+class SparseVideo:
     """Writes to the file by its name, so that what comes after it is gone goes nowhere."""
 
-    def __init__(self, rest: Rest, sink: Sink):
-        self.rest, self.uri, self.path = rest, sink.uri, sink.path
-        self.there: list[tuple[int, int]] = [(0, sink.size)]
-        self.loop = asyncio.get_running_loop()
-        self.places = asyncio.Semaphore(AT_ONCE)
-        self.coming: list[Future[None]] = []
+    def __init__(self, remote_object: RemoteObject, writer: BlobWriter):
+        self.remote_object, self.uri, self.path = remote_object, writer.uri, writer.path
+        self.requested_ranges: list[tuple[int, int]] = [(0, writer.received_bytes)]
+        self.event_loop = asyncio.get_running_loop()
+        self.request_limit = asyncio.Semaphore(MAX_CONCURRENT_REQUESTS)
+        self.pending_loads: list[Future[None]] = []
         with open(self.path, "r+b") as file:
-            file.truncate(rest.size)
+            file.truncate(remote_object.size_bytes)
 
-    async def table(self) -> tuple[int, int, bytes] | None:
+    async def find_moov(self) -> tuple[int, int, bytes] | None:
         """From where to where the file's `moov` is, and its beginning."""
         place = 0
-        for _ in range(BOXES):
-            head = await self.read(place, min(place + HEADER, self.rest.size))
+        for _ in range(MAX_TOP_LEVEL_BOXES):
+            head = await self.read_range(place, min(place + BOX_HEADER_BYTES, self.remote_object.size_bytes))
             size, name = int.from_bytes(head[:4]), head[4:8]
-            size = int.from_bytes(head[8:16]) if size == 1 else size or self.rest.size - place
+            size = int.from_bytes(head[8:16]) if size == 1 else size or self.remote_object.size_bytes - place
             end = place + size
             if name == b"moov":
-                return (place, end, head) if size <= MOST_TABLE_BYTES and end <= self.rest.size else None
-            if name == b"moof" or not name.isalnum() or size < 8 or end >= self.rest.size:
+                return (place, end, head) if size <= MAX_MOOV_BYTES and end <= self.remote_object.size_bytes else None
+            if name == b"moof" or not name.isalnum() or size < 8 or end >= self.remote_object.size_bytes:
                 return None
             place = end
         return None
 
-    async def read(self, start: int, end: int) -> bytes:
-        await self._bring(self._lacking([(start, end)]))
+    async def read_range(self, start: int, end: int) -> bytes:
+        await self._download_ranges(self._claim_missing([(start, end)]))
         with open(self.path, "rb") as file:
             file.seek(start)
             return file.read(end - start)
 
-    def fill(self, wanted: Sequence[Ranges]) -> list[Future[None]]:
-        plans = [self._lacking(ranges) for ranges in wanted]
-        self.coming = [asyncio.run_coroutine_threadsafe(self._bring(pieces), self.loop) for pieces in plans]
-        return self.coming
+    def load_ranges(self, batches: Sequence[ByteRanges]) -> list[Future[None]]:
+        plans = [self._claim_missing(ranges) for ranges in batches]
+        self.pending_loads = [
+            asyncio.run_coroutine_threadsafe(self._download_ranges(pieces), self.event_loop) for pieces in plans
+        ]
+        return self.pending_loads
 
     def close(self) -> None:
-        for each in self.coming:
+        for each in self.pending_loads:
             each.cancel()
 
-    def _lacking(self, ranges: Ranges) -> list[tuple[int, int]]:
+    def _claim_missing(self, ranges: ByteRanges) -> list[tuple[int, int]]:
         """What is to be asked for, in pieces; from now on it counts as there."""
-        new = [gap for start, end in merged(ranges, GAP) for gap in gaps(start, end, self.there)]
-        self.there = merged([*self.there, *new], 0)
-        return [(at, min(at + PIECE, end)) for start, end in new for at in range(start, end, PIECE)]
+        new = [
+            gap
+            for start, end in merge_ranges(ranges, MERGE_GAP_BYTES)
+            for gap in find_gaps(start, end, self.requested_ranges)
+        ]
+        self.requested_ranges = merge_ranges([*self.requested_ranges, *new], 0)
+        return [(at, min(at + REQUEST_BYTES, end)) for start, end in new for at in range(start, end, REQUEST_BYTES)]
 
-    async def _bring(self, pieces: Ranges) -> None:
-        await asyncio.gather(*(self._piece(start, end) for start, end in pieces))
+    async def _download_ranges(self, ranges: ByteRanges) -> None:
+        await asyncio.gather(*(self._download_range(start, end) for start, end in ranges))
 
-    async def _piece(self, start: int, end: int) -> None:
-        async with self.places:
-            data = await self.rest.read(start, end)
+    async def _download_range(self, start: int, end: int) -> None:
+        async with self.request_limit:
+            data = await self.remote_object.read_range(start, end)
         with open(self.path, "r+b") as file:
-            keep(file.fileno(), data, start, uri=self.uri)
+            write_at(file.fileno(), data, start, uri=self.uri)
 
 
-def merged(ranges: Ranges, gap: int) -> list[tuple[int, int]]:
+def merge_ranges(ranges: ByteRanges, max_gap: int) -> list[tuple[int, int]]:
     """
     >>> merged([(5, 7), (0, 3), (9, 12)], 2)
     [(0, 12)]
@@ -104,19 +118,19 @@ def merged(ranges: Ranges, gap: int) -> list[tuple[int, int]]:
     """
     out: list[tuple[int, int]] = []
     for start, end in sorted(ranges):
-        if out and start <= out[-1][1] + gap:
+        if out and start <= out[-1][1] + max_gap:
             out[-1] = (out[-1][0], max(out[-1][1], end))
         else:
             out.append((start, end))
     return out
 
 
-def gaps(start: int, end: int, there: Ranges) -> Iterator[tuple[int, int]]:
+def find_gaps(start: int, end: int, covered: ByteRanges) -> Iterator[tuple[int, int]]:
     """
     >>> list(gaps(0, 10, [(2, 3), (8, 20)]))
     [(0, 2), (3, 8)]
     """
-    for first, last in there:
+    for first, last in covered:
         if last <= start or first >= end:
             continue
         if first > start:
@@ -126,10 +140,10 @@ def gaps(start: int, end: int, there: Ranges) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-def duration_s(table: bytes) -> float:
+def read_duration_s(moov: bytes) -> float:
     """As the beginning of a `moov` says; 0 where it does not."""
-    at = table.find(b"mvhd") + 4
-    wide = table[at : at + 1] == b"\1"
-    scale = int.from_bytes(table[at + 20 : at + 24] if wide else table[at + 12 : at + 16])
-    length = int.from_bytes(table[at + 24 : at + 32] if wide else table[at + 16 : at + 20])
+    at = moov.find(b"mvhd") + 4
+    wide = moov[at : at + 1] == b"\1"
+    scale = int.from_bytes(moov[at + 20 : at + 24] if wide else moov[at + 12 : at + 16])
+    length = int.from_bytes(moov[at + 24 : at + 32] if wide else moov[at + 16 : at + 20])
     return length / scale if at > 4 and scale else 0.0

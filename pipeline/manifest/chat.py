@@ -12,110 +12,138 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from pipeline.errors import ReadError
-from pipeline.manifest.media_cells import ask_of, named, source_of, text_of
-from pipeline.types import Ask, Medium, Turn
+from pipeline.manifest.media_cells import check_text, describe_value, parse_options, parse_source
+from pipeline.types import MediaOptions, MediaRef, Turn
 
-KIND = "messages"
+ERROR_KIND = "messages"
 ROLES = ("system", "user", "assistant")
-TEXTS = ("text", "input_text", "output_text")
-IMAGES = ("image", "image_url", "input_image")
-VIDEOS = ("video", "video_url", "input_video")
-SOURCES = {
+TEXT_TYPES = ("text", "input_text", "output_text")
+IMAGE_TYPES = ("image", "image_url", "input_image")
+VIDEO_TYPES = ("video", "video_url", "input_video")
+SOURCE_KEYS = {
     "image": ("image", "image_url", "url", "path", "bytes"),
     "video": ("video", "video_url", "url", "path", "bytes"),
 }
 
 
-def turns(value: Any, media: Sequence[Medium], *, ask: Ask, base: str, column: str) -> tuple[Turn, ...]:
+def parse_turns(
+    value: Any, column_media: Sequence[MediaRef], *, row_options: MediaOptions, base_folder: str, column: str
+) -> tuple[Turn, ...]:
     """The turns of one chat, or a ReadError that names the column and the message."""
-    left = iter(media)
+    left = iter(column_media)
     out = []
-    for index, message in enumerate(messages(value, column)):
+    for index, message in enumerate(parse_messages(value, column)):
         where = f"column {column}, message {index + 1}"
         if not isinstance(message, dict):
-            raise ReadError(KIND, f"{where} is {named(message)}; give {{role, content}}")
+            raise ReadError(ERROR_KIND, f"{where} is {describe_value(message)}; give {{role, content}}")
         role = message.get("role")
         if role not in ROLES:
-            raise ReadError(KIND, f"{where}: role is {named(role)}; it must be one of {', '.join(ROLES)}")
-        out.append(Turn(role, tuple(parts(message.get("content"), left, ask=ask, base=base, where=where))))
+            raise ReadError(
+                ERROR_KIND, f"{where}: role is {describe_value(role)}; it must be one of {', '.join(ROLES)}"
+            )
+        out.append(
+            Turn(
+                role,
+                tuple(
+                    parse_parts(
+                        message.get("content"), left, row_options=row_options, base_folder=base_folder, location=where
+                    )
+                ),
+            )
+        )
     if out[-1].role != "user":
-        raise ReadError(KIND, f"column {column} ends with a message of the {out[-1].role}; end it with the user's")
+        raise ReadError(
+            ERROR_KIND, f"column {column} ends with a message of the {out[-1].role}; end it with the user's"
+        )
     if over := len(list(left)):
         raise ReadError(
-            KIND,
+            ERROR_KIND,
             f"column {column}: the media columns hold {over} more than the chat has parts for; add parts or drop them",
         )
     return tuple(out)
 
 
-def messages(value: Any, column: str) -> list[Any]:
+def parse_messages(value: Any, column: str) -> list[Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise ReadError(KIND, f"column {column} is not JSON text of a list of messages: {error}") from error
+            raise ReadError(ERROR_KIND, f"column {column} is not JSON text of a list of messages: {error}") from error
     if not isinstance(value, list) or not value:
         raise ReadError(
-            KIND, f"column {column} holds {named(value)}; give a list of {{role, content}} with one at least"
+            ERROR_KIND,
+            f"column {column} holds {describe_value(value)}; give a list of {{role, content}} with one at least",
         )
     return value
 
 
-def parts(content: Any, left: Iterator[Medium], *, ask: Ask, base: str, where: str) -> Iterator[str | Medium]:
+def parse_parts(
+    content: Any, unused_media: Iterator[MediaRef], *, row_options: MediaOptions, base_folder: str, location: str
+) -> Iterator[str | MediaRef]:
     """The parts of one message's content."""
     if content is None or isinstance(content, str):
         if content:
-            yield text_of(content, KIND, where)
+            yield check_text(content, ERROR_KIND, location)
         return
     if not isinstance(content, list):
-        raise ReadError(KIND, f"{where}: content is {named(content)}; give text or a list of parts")
+        raise ReadError(ERROR_KIND, f"{location}: content is {describe_value(content)}; give text or a list of parts")
     for index, part in enumerate(content):
-        here = f"{where}, part {index + 1}"
+        here = f"{location}, part {index + 1}"
         if isinstance(part, str):
-            yield text_of(part, KIND, here)
+            yield check_text(part, ERROR_KIND, here)
             continue
         if not isinstance(part, dict):
-            raise ReadError(KIND, f"{here} is {named(part)}; give an object with a type")
+            raise ReadError(ERROR_KIND, f"{here} is {describe_value(part)}; give an object with a type")
         said = {key: each for key, each in part.items() if each is not None}
-        kind = kind_of(said, here)
+        kind = parse_part_kind(said, here)
         if kind == "text":
             if not isinstance(said.get("text"), str):
-                raise ReadError(KIND, f"{here}: text is {named(said.get('text'))}; give a string")
-            yield text_of(said["text"], KIND, here)
+                raise ReadError(ERROR_KIND, f"{here}: text is {describe_value(said.get('text'))}; give a string")
+            yield check_text(said["text"], ERROR_KIND, here)
         else:
-            yield medium(said, kind, left, ask=ask, base=base, where=here)
+            yield parse_media_part(
+                said, kind, unused_media, row_options=row_options, base_folder=base_folder, location=here
+            )
 
 
-def kind_of(said: dict[str, Any], where: str) -> Literal["text", "image", "video"]:
+def parse_part_kind(part: dict[str, Any], location: str) -> Literal["text", "image", "video"]:
     """What a part is: by its type, or without one by the key it has."""
-    given = [said["type"]] if "type" in said else [key for key in said if key in (*TEXTS, *IMAGES, *VIDEOS)]
+    given = (
+        [part["type"]] if "type" in part else [key for key in part if key in (*TEXT_TYPES, *IMAGE_TYPES, *VIDEO_TYPES)]
+    )
     for name in given[:1]:
-        if name in TEXTS:
+        if name in TEXT_TYPES:
             return "text"
-        if name in IMAGES:
+        if name in IMAGE_TYPES:
             return "image"
-        if name in VIDEOS:
+        if name in VIDEO_TYPES:
             return "video"
     known = "text, image, video, image_url, video_url, input_image"
-    raise ReadError(KIND, f"{where}: type is {named(said.get('type'))}; it must be one of {known}")
+    raise ReadError(ERROR_KIND, f"{location}: type is {describe_value(part.get('type'))}; it must be one of {known}")
 
 
-def medium(
-    said: dict[str, Any], kind: Literal["image", "video"], left: Iterator[Medium], *, ask: Ask, base: str, where: str
-) -> Medium:
+def parse_media_part(
+    part: dict[str, Any],
+    kind: Literal["image", "video"],
+    unused_media: Iterator[MediaRef],
+    *,
+    row_options: MediaOptions,
+    base_folder: str,
+    location: str,
+) -> MediaRef:
     """What one part shows: its own source, or the next of the media columns."""
-    wish = ask_of(said, KIND, f"{where}: ").over(ask)
-    for name in SOURCES[kind]:
-        value = said.get(name)
+    wish = parse_options(part, ERROR_KIND, f"{location}: ").with_defaults(row_options)
+    for name in SOURCE_KEYS[kind]:
+        value = part.get(name)
         if kind == "video" and isinstance(value, list):
-            frames = [source_of(each, base, KIND, f"{where}: {name}") for each in value]
+            frames = [parse_source(each, base_folder, ERROR_KIND, f"{location}: {name}") for each in value]
             if not frames or None in frames:
-                raise ReadError(KIND, f"{where}: {name} lists frames, and one is missing; give a URI for each")
-            return Medium(tuple(frame for frame in frames if frame is not None), kind, wish)
-        source = source_of(value, base, KIND, f"{where}: {name}")
+                raise ReadError(ERROR_KIND, f"{location}: {name} lists frames, and one is missing; give a URI for each")
+            return MediaRef(tuple(frame for frame in frames if frame is not None), kind, wish)
+        source = parse_source(value, base_folder, ERROR_KIND, f"{location}: {name}")
         if source is not None:
-            return Medium(source, kind, wish)
-    following = next(left, None)
+            return MediaRef(source, kind, wish)
+    following = next(unused_media, None)
     if following is None:
-        raise ReadError(KIND, f"{where} has no source and the media columns hold no more; give {kind}: URI")
-    return replace(following, kind=kind, ask=wish)
+        raise ReadError(ERROR_KIND, f"{location} has no source and the media columns hold no more; give {kind}: URI")
+    return replace(following, kind=kind, options=wish)

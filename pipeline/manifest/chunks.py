@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 
 from pipeline.errors import JobError, StoppedError
 from pipeline.job.spec import Job
-from pipeline.manifest.files import KINDS, File
-from pipeline.manifest.items import Columns, columns
+from pipeline.manifest.files import SOURCE_BY_ENDING, ManifestFile
+from pipeline.manifest.items import ManifestColumns, select_columns
 from pipeline.manifest.sources import Source, Span
-from pipeline.types import Past
+from pipeline.types import RetryHistory
 
-KINDS |= {".csv": "csv", ".tsv": "csv", ".csv.gz": "csv"}
-PREPARED_BYTES = 256 * 2**20  # what a prepared chunk may weigh in the object store, about
-TYPICAL_PIXELS = 1280 * 28 * 28
+SOURCE_BY_ENDING |= {".csv": "csv", ".tsv": "csv", ".csv.gz": "csv"}
+TARGET_CHUNK_BYTES = 256 * 2**20  # what a prepared chunk may weigh in the object store, about
+TYPICAL_IMAGE_PIXELS = 1280 * 28 * 28
 TYPICAL_VIDEO_PIXELS = 20480 * 28 * 28
-canonical = json.JSONEncoder(sort_keys=True, default=str, ensure_ascii=False).encode
+encode_canonical_json = json.JSONEncoder(sort_keys=True, default=str, ensure_ascii=False).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,53 +37,61 @@ class Chunk:
     Those that failed are asked again as generation 1, 2, ... of the same name, each an object of its own.
     """
 
-    file: File
+    file: ManifestFile
     span: Span
-    key: str  # of all rows of the span
-    rows: int
-    without: tuple[int, ...] = ()  # offsets of rows that are not its own: asked before, or beyond a limit
-    skip: tuple[int, ...] = ()  # offsets of rows that were answered under another name
+    rows_hash: str  # of all rows of the span
+    row_count: int
+    excluded_offsets: tuple[int, ...] = ()  # offsets of rows that are not its own: asked before, or beyond a limit
+    answered_offsets: tuple[int, ...] = ()  # offsets of rows that were answered under another name
     generation: int = 0
-    again: tuple[tuple[str, Past], ...] = ()  # the ids of a later generation
+    retry_histories: tuple[tuple[str, RetryHistory], ...] = ()  # the ids of a later generation
 
     @property
     def name(self) -> str:
-        return hexdigest(f"{self.key}{self.without}".encode()) if self.without else self.key
+        return (
+            hash_to_hex(f"{self.rows_hash}{self.excluded_offsets}".encode())
+            if self.excluded_offsets
+            else self.rows_hash
+        )
 
     @property
-    def part(self) -> str:
+    def part_name(self) -> str:
         """The object that its answers become."""
         return f"{self.name}.g{self.generation}" if self.generation else self.name
 
     @property
-    def asked(self) -> int:
-        return len(self.again) if self.generation else self.rows - len({*self.without, *self.skip})
+    def asked_row_count(self) -> int:
+        return (
+            len(self.retry_histories)
+            if self.generation
+            else self.row_count - len({*self.excluded_offsets, *self.answered_offsets})
+        )
 
 
-def chunk_rows(job: Job) -> int:
+def compute_chunk_rows(job: Job) -> int:
     """How many rows weigh about 256 MiB prepared; from the settings alone, so that every run cuts alike."""
     if job.output.chunk_rows:
         return job.output.chunk_rows
     if "video" in job.media.model_fields_set:
         row = 3 * (job.media.video.total_pixels or TYPICAL_VIDEO_PIXELS)
     else:
-        row = 3 * (job.media.max_pixels or TYPICAL_PIXELS)
-    return max(4, min(256, PREPARED_BYTES // (row * max(1, len(job.input.media)))))
+        row = 3 * (job.media.max_pixels or TYPICAL_IMAGE_PIXELS)
+    return max(4, min(256, TARGET_CHUNK_BYTES // (row * max(1, len(job.input.media)))))
 
 
-def cut(job: Job, file: File, default_user: str | None) -> Iterator[tuple[Chunk, NDArray[np.uint64]]]:
+def split_file(job: Job, file: ManifestFile, schema_prompt: str | None) -> Iterator[tuple[Chunk, NDArray[np.uint64]]]:
     """The chunks of a file, each with three hashes a row: of the id, and two halves of (id, question)."""
-    source = file.open()
-    schema = source.schema()
-    wanted = columns_of(job, file, schema, default_user)
-    needed = list(dict.fromkeys([*wanted.asked, *([wanted.id] if wanted.id else [])]))
-    plain = [name for name in needed if name not in wanted.media or not holds_bytes(schema.field(name).type)]
-    for span in source.spans(chunk_rows(job)):
-        hashes = hashes_of(names(source.read(span, plain), wanted, file))
-        yield Chunk(file, span, key_of(hashes), len(hashes)), hashes
+    source = file.open_source()
+    schema = source.read_schema()
+    wanted = select_file_columns(job, file, schema, schema_prompt)
+    needed = list(dict.fromkeys([*wanted.question_columns, *([wanted.id] if wanted.id else [])]))
+    plain = [name for name in needed if name not in wanted.media or not has_bytes(schema.field(name).type)]
+    for span in source.list_spans(compute_chunk_rows(job)):
+        hashes = hash_row_keys(compute_row_keys(source.read_span(span, plain), wanted, file))
+        yield Chunk(file, span, hash_rows(hashes), len(hashes)), hashes
 
 
-def columns_of(job: Job, file: File, schema: pa.Schema, default_user: str | None) -> Columns:
+def select_file_columns(job: Job, file: ManifestFile, schema: pa.Schema, schema_prompt: str | None) -> ManifestColumns:
     """Which columns matter, or an error that names the file and the column that is not there."""
     given = job
     if file.kind == "folder" and not job.input.media:
@@ -91,43 +99,43 @@ def columns_of(job: Job, file: File, schema: pa.Schema, default_user: str | None
             update={"input": job.input.model_copy(update={"media": ("uri",), "id": job.input.id or "path"})}
         )
     try:
-        wanted = columns(given, schema.names, default_user=default_user)
+        wanted = select_columns(given, schema.names, schema_prompt=schema_prompt)
     except JobError as error:
         raise JobError(f"{file.url}: {error}") from error
-    bare = [name for name in wanted.media if holds_bytes(schema.field(name).type)]
+    bare = [name for name in wanted.media if has_bytes(schema.field(name).type)]
     if bare and not wanted.id:
         raise JobError(f"{file.url}: column {bare[0]} holds bytes, so rows need names: set input.id to a column")
     return wanted
 
 
-def holds_bytes(kind: pa.DataType) -> bool:
+def has_bytes(data_type: pa.DataType) -> bool:
     """Bytes, a struct with bytes (as Hugging Face's datasets write pictures), or a list of either."""
-    if isinstance(kind, pa.StructType):
-        return any(holds_bytes(field.type) for field in kind)
-    if isinstance(kind, (pa.ListType, pa.LargeListType, pa.FixedSizeListType)):
-        return holds_bytes(kind.value_type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    if isinstance(data_type, pa.StructType):
+        return any(has_bytes(field.type) for field in data_type)
+    if isinstance(data_type, (pa.ListType, pa.LargeListType, pa.FixedSizeListType)):
+        return has_bytes(data_type.value_type)
+    return bool(pa.types.is_binary(data_type) or pa.types.is_large_binary(data_type))
 
 
-def names(table: pa.Table, wanted: Columns, file: File) -> list[tuple[str, str]]:
+def compute_row_keys(table: pa.Table, columns: ManifestColumns, file: ManifestFile) -> list[tuple[str, str]]:
     """(id, question) of each row. A question is a hash of what the row asks; without an id column it is the id too.
 
     Media given as bytes are not hashed: planning would have to read all of them. The row's id stands for them.
     """
-    asked = [name for name in wanted.asked if name in table.column_names]
-    rows = as_python(table.select(asked), file) if asked else [{}] * table.num_rows
-    questions = [text_digest(canonical(row)).hex() for row in rows]
-    if not wanted.id:
+    asked = [name for name in columns.question_columns if name in table.column_names]
+    rows = to_python_rows(table.select(asked), file) if asked else [{}] * table.num_rows
+    questions = [hash_text(encode_canonical_json(row)).hex() for row in rows]
+    if not columns.id:
         return [(question, question) for question in questions]
-    ids = [row[wanted.id] for row in as_python(table.select([wanted.id]), file)]
+    ids = [row[columns.id] for row in to_python_rows(table.select([columns.id]), file)]
     if None in ids:
         at = ids.index(None)
         where = f"in the row after {ids[at - 1]!r}" if at else "in a row"
-        raise JobError(f"{file.url}: column {wanted.id} (input.id) is empty {where}; name it, or leave input.id out")
+        raise JobError(f"{file.url}: column {columns.id} (input.id) is empty {where}; name it, or leave input.id out")
     return [(str(name), question) for name, question in zip(ids, questions, strict=True)]
 
 
-def as_python(table: pa.Table, file: File) -> list[dict[str, Any]]:
+def to_python_rows(table: pa.Table, file: ManifestFile) -> list[dict[str, Any]]:
     """Its rows. Parquet is not always what it says: text may be no UTF-8, a date beyond the year 9999."""
     try:
         rows: list[dict[str, Any]] = table.to_pylist()
@@ -137,32 +145,32 @@ def as_python(table: pa.Table, file: File) -> list[dict[str, Any]]:
     return rows
 
 
-def text_digest(text: str) -> bytes:
+def hash_text(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def hexdigest(data: bytes) -> str:
+def hash_to_hex(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 
-def hashes_of(named: Sequence[tuple[str, str]]) -> NDArray[np.uint64]:
+def hash_row_keys(row_keys: Sequence[tuple[str, str]]) -> NDArray[np.uint64]:
     """Three hashes a row: of the id, and two halves of (id, question)."""
-    digests = (text_digest(row_id)[:8] + text_digest(f"{row_id}\0{question}") for row_id, question in named)
+    digests = (hash_text(row_id)[:8] + hash_text(f"{row_id}\0{question}") for row_id, question in row_keys)
     return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 3)
 
 
-def key_of(hashes: NDArray[np.uint64]) -> str:
-    return hexdigest(hashes[:, 1:].tobytes())
+def hash_rows(hashes: NDArray[np.uint64]) -> str:
+    return hash_to_hex(hashes[:, 1:].tobytes())
 
 
-def kept(schema: pa.Schema, job: Job) -> pa.Schema:
+def build_kept_schema(schema: pa.Schema, job: Job) -> pa.Schema:
     """The manifest's own types of the columns that go to the output."""
     return pa.schema([schema.field(name).with_nullable(True) for name in job.input.keep])
 
 
-def check_kept(file: File, rows: Sequence[Mapping[str, Any]], kept: pa.Schema) -> None:
+def check_kept_values(file: ManifestFile, rows: Sequence[Mapping[str, Any]], kept_schema: pa.Schema) -> None:
     """Before anything is paid for: the types of kept columns are those of the manifest's first file."""
-    for field in kept:
+    for field in kept_schema:
         try:
             pa.array([row[field.name] for row in rows], field.type)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
@@ -170,22 +178,24 @@ def check_kept(file: File, rows: Sequence[Mapping[str, Any]], kept: pa.Schema) -
             raise JobError(f"{file.url}: {what}: {error}; give it one type in all files") from error
 
 
-def rows_of(
-    chunk: Chunk, job: Job, default_user: str | None, source: Source | None = None
-) -> tuple[Columns, list[tuple[Mapping[str, Any], str, str]]]:
+def read_chunk_rows(
+    chunk: Chunk, job: Job, schema_prompt: str | None, source: Source | None = None
+) -> tuple[ManifestColumns, list[tuple[Mapping[str, Any], str, str]]]:
     """The rows of a chunk that are to be asked: (row, id, question). A source kept open reads on where it stands."""
-    source = source or chunk.file.open()
-    schema = source.schema()
-    wanted = columns_of(job, chunk.file, schema, default_user)
-    needed: Sequence[str] = list(dict.fromkeys([*wanted.asked, *wanted.keep, *([wanted.id] if wanted.id else [])]))
-    table = source.read(chunk.span, needed)
-    plain = [name for name in needed if name not in wanted.media or not holds_bytes(schema.field(name).type)]
-    named = names(table.select(plain), wanted, chunk.file)
-    if key_of(hashes_of(named)) != chunk.key:
+    source = source or chunk.file.open_source()
+    schema = source.read_schema()
+    wanted = select_file_columns(job, chunk.file, schema, schema_prompt)
+    needed: Sequence[str] = list(
+        dict.fromkeys([*wanted.question_columns, *wanted.kept, *([wanted.id] if wanted.id else [])])
+    )
+    table = source.read_span(chunk.span, needed)
+    plain = [name for name in needed if name not in wanted.media or not has_bytes(schema.field(name).type)]
+    named = compute_row_keys(table.select(plain), wanted, chunk.file)
+    if hash_rows(hash_row_keys(named)) != chunk.rows_hash:
         raise StoppedError(f"{chunk.file.url} was changed during the run; run the same command again to go on with it")
-    left_out, again = {*chunk.without, *chunk.skip}, dict(chunk.again)
+    left_out, again = {*chunk.excluded_offsets, *chunk.answered_offsets}, dict(chunk.retry_histories)
     return wanted, [
         (row, *pair)
-        for offset, (row, pair) in enumerate(zip(as_python(table, chunk.file), named, strict=True))
+        for offset, (row, pair) in enumerate(zip(to_python_rows(table, chunk.file), named, strict=True))
         if offset not in left_out and (not chunk.generation or pair[0] in again)
     ]

@@ -12,42 +12,58 @@ from dataclasses import replace
 
 from pipeline.errors import DecodeError, FetchError
 from pipeline.fetch.fetcher import Fetcher
-from pipeline.media.decode import Eyes
-from pipeline.meter import Meter
-from pipeline.types import Clip, Medium
+from pipeline.media.decode import ClipDecoder
+from pipeline.meter import StepTimer
+from pipeline.types import Clip, MediaRef
 
-UNSURE = ("holes", "frames", "undecodable", "empty", "no_video", "changed")  # of a file with holes: it is read whole
+WHOLE_FILE_RETRY_KINDS = (
+    "holes",
+    "frames",
+    "undecodable",
+    "empty",
+    "no_video",
+    "changed",
+)  # of a file with holes: it is read whole
 
 
-def look(
-    medium: Medium, *, fetcher: Fetcher, eyes: Eyes, meter: Meter | None = None, deadline_s: float | None = None
+def load_clips(
+    media_ref: MediaRef,
+    *,
+    fetcher: Fetcher,
+    clip_decoder: ClipDecoder,
+    meter: StepTimer | None = None,
+    deadline_s: float | None = None,
 ) -> list[Clip]:
     """`deadline_s`: what is left of the row's time; by default all that the job gives a row."""
-    ends = time.monotonic() + (eyes.deadline_s if deadline_s is None else deadline_s)
-    meter = meter or Meter()
+    ends = time.monotonic() + (clip_decoder.deadline_s if deadline_s is None else deadline_s)
+    meter = meter or StepTimer()
     with ExitStack() as arrived:
-        with meter.on("fetch"):
+        with meter.measure("fetch"):
             blobs = [
                 arrived.enter_context(fetcher.fetch(each, deadline_s=ends - time.monotonic()))
-                for each in sources(medium)
+                for each in list_sources(media_ref)
             ]
         try:
-            with meter.on("decode"):
-                return known(medium, eyes.look(medium, blobs, deadline_s=ends - time.monotonic()))
+            with meter.measure("decode"):
+                return mark_whole_uris(
+                    media_ref, clip_decoder.decode(media_ref, blobs, deadline_s=ends - time.monotonic())
+                )
         except (DecodeError, FetchError) as error:
-            if not (error.kind in UNSURE and isinstance(medium.source, str) and blobs[0].holes):
+            if not (
+                error.kind in WHOLE_FILE_RETRY_KINDS and isinstance(media_ref.source, str) and blobs[0].range_loader
+            ):
                 raise
-    with meter.on("fetch"):
-        blob = fetcher.fetch(medium.source, deadline_s=ends - time.monotonic(), whole=True)
-    with blob, meter.on("decode"):
-        return known(medium, eyes.look(medium, [blob], deadline_s=ends - time.monotonic()))
+    with meter.measure("fetch"):
+        blob = fetcher.fetch(media_ref.source, deadline_s=ends - time.monotonic(), full_download=True)
+    with blob, meter.measure("decode"):
+        return mark_whole_uris(media_ref, clip_decoder.decode(media_ref, [blob], deadline_s=ends - time.monotonic()))
 
 
-def known(medium: Medium, clips: list[Clip]) -> list[Clip]:
+def mark_whole_uris(media_ref: MediaRef, clips: list[Clip]) -> list[Clip]:
     """Clips that say whether their URI is the one the manifest gave, credentials and all."""
-    return [replace(clip, whole_uri=clip.uri == medium.source) for clip in clips]
+    return [replace(clip, has_complete_uri=clip.uri == media_ref.source) for clip in clips]
 
 
-def sources(medium: Medium) -> tuple[str | bytes, ...]:
+def list_sources(media_ref: MediaRef) -> tuple[str | bytes, ...]:
     """What will be fetched for it, for `Fetcher.ahead`."""
-    return medium.source if isinstance(medium.source, tuple) else (medium.source,)
+    return media_ref.source if isinstance(media_ref.source, tuple) else (media_ref.source,)

@@ -16,25 +16,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError, PromptError
-from pipeline.fetch.blob import Blob, Holes
+from pipeline.fetch.blob import Blob, RangeLoader
 from pipeline.job.spec import Job
-from pipeline.media.decoder_client import MOST_CLIP_BYTES, Decoder
-from pipeline.media.kinds.base import Bounds, Probe
-from pipeline.media.sample import image_ask, pages, part, rate, times, video_ask
+from pipeline.media.decoder_client import MAX_CLIP_BYTES, DecoderClient
+from pipeline.media.kinds.base import DecodeLimits, Probe
+from pipeline.media.sample import (
+    compute_span_fps,
+    list_frame_times,
+    merge_image_options,
+    merge_video_options,
+    parse_pages,
+    select_span,
+)
 from pipeline.model.families.base import Family
-from pipeline.types import Ask, Clip, Medium, Size
+from pipeline.types import Clip, MediaOptions, MediaRef, Size
 
-FRAME_S = 0.25  # that a frame may take beyond the row's time: of a long video, a second of full HD is decoded for each
-BATCH = 32  # frames
-MOST_PAGES = 100  # of one document in one row
+EXTRA_S_PER_FRAME = (
+    0.25  # that a frame may take beyond the row's time: of a long video, a second of full HD is decoded for each
+)
+FRAMES_PER_BATCH = 32  # frames
+MAX_PAGES_PER_ROW = 100  # of one document in one row
 
 
-class Eyes:
+class ClipDecoder:
     """Open once per worker. `look` turns what arrived into what the model will see."""
 
-    def __init__(self, job: Job, family: Family, decoder: type[Decoder] = Decoder):
+    def __init__(self, job: Job, family: Family, decoder_class: type[DecoderClient] = DecoderClient):
         limits = job.limits
-        bounds = Bounds(
+        bounds = DecodeLimits(
             limits.image.pixels,
             limits.video.pixels_per_frame,
             limits.video.duration_s,
@@ -43,122 +52,128 @@ class Eyes:
             tolerate=job.media.tolerate_truncated,
         )
         self.media, self.family, self.deadline_s = job.media, family, limits.deadline_s
-        self.decoder = decoder(bounds)
+        self.decoder = decoder_class(bounds)
 
-    def look(self, medium: Medium, blobs: Sequence[Blob], *, deadline_s: float | None = None) -> list[Clip]:
+    def decode(self, media_ref: MediaRef, blobs: Sequence[Blob], *, deadline_s: float | None = None) -> list[Clip]:
         """One clip; of a document one a page. Several blobs are the frames of one video."""
-        self.decoder.await_start()
+        self.decoder.wait_until_ready()
         ends = time.monotonic() + (self.deadline_s if deadline_s is None else deadline_s)
         name = blobs[0].uri if blobs else "an empty list"
         try:
-            return self._twice(medium, blobs, ends)
+            return self._decode_with_retry(media_ref, blobs, ends)
         except (DecodeError, PromptError) as error:
             raise type(error)(error.kind, f"{name}: {error.message}") from error
 
     def close(self) -> None:
         self.decoder.close()
 
-    def __enter__(self) -> Eyes:
+    def __enter__(self) -> ClipDecoder:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _twice(self, medium: Medium, blobs: Sequence[Blob], ends: float) -> list[Clip]:
+    def _decode_with_retry(self, media_ref: MediaRef, blobs: Sequence[Blob], deadline: float) -> list[Clip]:
         """Where a decoder died it may have been another's fault: a machine short of memory ends decoders first."""
         try:
-            return self._clips(medium, blobs, ends)
+            return self._decode_blobs(media_ref, blobs, deadline)
         except DecodeError as error:
             if error.kind != "decoder_died":
                 raise
-        self.decoder.await_start()
-        return self._clips(medium, blobs, ends)
+        self.decoder.wait_until_ready()
+        return self._decode_blobs(media_ref, blobs, deadline)
 
-    def _clips(self, medium: Medium, blobs: Sequence[Blob], ends: float) -> list[Clip]:
-        if isinstance(medium.source, tuple):
-            return [self._film(medium, blobs, ends)]
-        return self._one(medium, blobs[0], ends)
+    def _decode_blobs(self, media_ref: MediaRef, blobs: Sequence[Blob], deadline: float) -> list[Clip]:
+        if isinstance(media_ref.source, tuple):
+            return [self._decode_image_sequence(media_ref, blobs, deadline)]
+        return self._decode_blob(media_ref, blobs[0], deadline)
 
-    def _one(self, medium: Medium, blob: Blob, ends: float) -> list[Clip]:
-        kind, moving = choose(medium.kind, blob.kind)
-        probe = self._open(blob, kind, moving, ends)
+    def _decode_blob(self, media_ref: MediaRef, blob: Blob, deadline: float) -> list[Clip]:
+        kind, moving = resolve_kind(media_ref.kind, blob.kind)
+        probe = self._open_blob(blob, kind, moving, deadline)
         if probe.kind == "video":
-            return [self._video(probe, medium.ask, blob, ends)]
-        ask, clips = image_ask(self.media, medium.ask), []
-        for page in pages(blob.pages, len(probe.sizes), MOST_PAGES):
-            pixels = self.decoder.read([page], self.family.image_size(probe.sizes[page], ask), ends=ends)
+            return [self._decode_video(probe, media_ref.options, blob, deadline)]
+        ask, clips = merge_image_options(self.media, media_ref.options), []
+        for page in parse_pages(blob.pages, len(probe.sizes), MAX_PAGES_PER_ROW):
+            pixels = self.decoder.read([page], self.family.fit_image_size(probe.sizes[page], ask), deadline=deadline)
             uri = blob.uri if len(probe.sizes) == 1 else f"{blob.uri}#page={page + 1}"
             clips.append(Clip("image", pixels, probe.sizes[page], uri))
         return clips
 
-    def _open(self, blob: Blob, kind: str, moving: bool, ends: float) -> Probe:
+    def _open_blob(self, blob: Blob, kind: str, moving: bool, deadline: float) -> Probe:
         if blob.data == b"":
             raise DecodeError("empty", "the file is empty")
-        return self.decoder.open(blob, kind, moving=moving, ends=ends)
+        return self.decoder.open(blob, kind, moving=moving, deadline=deadline)
 
-    def _video(self, probe: Probe, wish: Ask, blob: Blob, ends: float) -> Clip:
-        ask = video_ask(self.media, wish)
-        span = part(probe, ask)
-        indices = self.family.frames(span, rate(probe, span), ask)
-        size = self._video_size(probe.sizes[0], len(indices), ask)
-        ends += FRAME_S * len(indices)
-        if blob.holes:
-            pixels = self._with_holes(blob.holes, indices, size, ends)
+    def _decode_video(self, probe: Probe, requested_options: MediaOptions, blob: Blob, deadline: float) -> Clip:
+        ask = merge_video_options(self.media, requested_options)
+        span = select_span(probe, ask)
+        indices = self.family.select_frames(span, compute_span_fps(probe, span), ask)
+        size = self._compute_video_size(probe.sizes[0], len(indices), ask)
+        deadline += EXTRA_S_PER_FRAME * len(indices)
+        if blob.range_loader:
+            pixels = self._decode_while_fetching(blob.range_loader, indices, size, deadline)
         else:
-            pixels = self.decoder.read(indices, size, ends=ends)
-        fps = len(indices) / len(span) * rate(probe, span)
-        return Clip("video", pixels, probe.sizes[0], blob.uri, times(probe, indices), fps)
+            pixels = self.decoder.read(indices, size, deadline=deadline)
+        fps = len(indices) / len(span) * compute_span_fps(probe, span)
+        return Clip("video", pixels, probe.sizes[0], blob.uri, list_frame_times(probe, indices), fps)
 
-    def _with_holes(self, holes: Holes, indices: Sequence[int], size: Size, ends: float) -> NDArray[np.uint8]:
+    def _decode_while_fetching(
+        self, holes: RangeLoader, indices: Sequence[int], size: Size, deadline: float
+    ) -> NDArray[np.uint8]:
         """Some frames are decoded while the bytes of the next are on their way."""
-        batches = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
+        batches = [indices[start : start + FRAMES_PER_BATCH] for start in range(0, len(indices), FRAMES_PER_BATCH)]
         pixels = []
-        for batch, arrived in zip(batches, holes.fill(self.decoder.ranges(batches, ends=ends)), strict=True):
+        for batch, arrived in zip(
+            batches, holes.load_ranges(self.decoder.ranges(batches, deadline=deadline)), strict=True
+        ):
             try:
-                arrived.result(max(ends - time.monotonic(), 0.001))
+                arrived.result(max(deadline - time.monotonic(), 0.001))
             except TimeoutError as error:
                 raise DecodeError("deadline", "its frames are not here yet; raise limits.deadline_s") from error
-            pixels.append(self.decoder.read(batch, size, ends=ends))
+            pixels.append(self.decoder.read(batch, size, deadline=deadline))
         return np.concatenate(pixels)
 
-    def _video_size(self, source: Size, frames: int, ask: Ask) -> Size:
-        width, height = self.family.video_size(source, frames, ask)
-        if frames * width * height * 3 > MOST_CLIP_BYTES:
+    def _compute_video_size(self, source_size: Size, frame_count: int, options: MediaOptions) -> Size:
+        width, height = self.family.fit_video_size(source_size, frame_count, options)
+        if frame_count * width * height * 3 > MAX_CLIP_BYTES:
             raise DecodeError(
-                "too_large", f"{frames} frames of {width}x{height} pixels; lower media.video.total_pixels"
+                "too_large", f"{frame_count} frames of {width}x{height} pixels; lower media.video.total_pixels"
             )
         return width, height
 
-    def _film(self, medium: Medium, blobs: Sequence[Blob], ends: float) -> Clip:
+    def _decode_image_sequence(self, media_ref: MediaRef, blobs: Sequence[Blob], deadline: float) -> Clip:
         """Pictures as a video: all of them, unless there are more than may be; `fps` is their rate."""
         if not blobs:
             raise DecodeError("empty", "a video of no pictures")
-        ask = video_ask(self.media, medium.ask)
+        ask = merge_video_options(self.media, media_ref.options)
         count, most, rate = len(blobs), ask.max_frames or len(blobs), ask.fps or 2.0
         few = replace(ask, frames=min(most, ask.frames or most))
-        chosen = self.family.frames(range(count), rate, few) if count > (few.frames or count) else [*range(count)]
+        chosen = (
+            self.family.select_frames(range(count), rate, few) if count > (few.frames or count) else [*range(count)]
+        )
         size = source = (0, 0)
         pictures: list[NDArray[np.uint8]] = []
         for index in chosen:
-            probe = self._open(blobs[index], "image", False, ends)
+            probe = self._open_blob(blobs[index], "image", False, deadline)
             if not pictures:
                 source = probe.sizes[0]
-                size = self._video_size(source, len(chosen), ask)
-            pictures.append(self.decoder.read([0], size, ends=ends))
+                size = self._compute_video_size(source, len(chosen), ask)
+            pictures.append(self.decoder.read([0], size, deadline=deadline))
         seconds = tuple(index / rate for index in chosen)
         return Clip("video", np.concatenate(pictures), source, blobs[0].uri, seconds, rate * len(chosen) / count)
 
 
-def choose(claim: Literal["image", "video"] | None, found: str | None) -> tuple[str, bool]:
+def resolve_kind(claimed_kind: Literal["image", "video"] | None, detected_kind: str | None) -> tuple[str, bool]:
     """The kind to open a file as, and whether as a moving picture.
 
     >>> choose(None, "pdf"), choose("video", "image"), choose("image", None)
     (('pdf', False), ('image', True), ('image', False))
     """
-    if claim == "image" and found == "video":
+    if claimed_kind == "image" and detected_kind == "video":
         raise DecodeError("kind", "is a video, and the manifest calls it an image")
-    if claim == "video" and found == "pdf":
+    if claimed_kind == "video" and detected_kind == "pdf":
         raise DecodeError("kind", "is a PDF, and the manifest calls it a video")
-    if found == "video" or (claim == "video" and found is None):
+    if detected_kind == "video" or (claimed_kind == "video" and detected_kind is None):
         return "video", True
-    return found or "image", claim == "video" and found == "image"
+    return detected_kind or "image", claimed_kind == "video" and detected_kind == "image"

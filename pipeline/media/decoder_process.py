@@ -19,17 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ItemError
-from pipeline.media.decoder_protocol import receive, send
-from pipeline.media.kinds.base import Bounds, Opened
-from pipeline.registry import KINDS, find
+from pipeline.media.decoder_protocol import receive_message, send_message
+from pipeline.media.kinds.base import DecodeLimits, Kind
+from pipeline.registry import MEDIA_KINDS, load_registered
 
 
-def serve(wire: socket.socket) -> None:
-    opened: Opened | None = None
-    send(wire, {"ready": True})
+def serve_requests(connection: socket.socket) -> None:
+    opened: Kind | None = None
+    send_message(connection, {"ready": True})
     while True:
         try:
-            message, data = receive(wire)
+            message, data = receive_message(connection)
         except EOFError:
             return
         signal.setitimer(signal.ITIMER_REAL, message["deadline_s"])
@@ -39,8 +39,8 @@ def serve(wire: socket.socket) -> None:
                 if opened:
                     opened.close()
                 source = Path(message["path"]) if message["path"] else bytes(data)
-                opened = find(KINDS, message["kind"], "medium")(
-                    source, Bounds(**message["bounds"]), moving=message["moving"]
+                opened = load_registered(MEDIA_KINDS, message["kind"], "medium")(
+                    source, DecodeLimits(**message["bounds"]), moving=message["moving"]
                 )
                 reply = {"probe": asdict(opened.probe)}
             elif message["do"] == "ranges":
@@ -57,31 +57,31 @@ def serve(wire: socket.socket) -> None:
         except Exception as error:  # noqa: BLE001 - the decoder's boundary: whatever a library throws is this file's fault
             reply = {"error": ["undecodable", f"{type(error).__name__}: {error}"[:500]]}
         signal.setitimer(signal.ITIMER_REAL, 0)
-        send(wire, reply, b"" if pixels is None else pixels.data.cast("B"))
+        send_message(connection, reply, b"" if pixels is None else pixels.data.cast("B"))
 
 
-def confine(memory: int) -> None:
+def confine_process(memory_bytes: int) -> None:
     """What was allocated already does not count against `memory`."""
     with contextlib.suppress(OSError, ValueError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     with contextlib.suppress(OSError, ValueError, IndexError):
         pages = int(Path("/proc/self/statm").read_text().split()[5])
-        soft = pages * resource.getpagesize() + memory
+        soft = pages * resource.getpagesize() + memory_bytes
         resource.setrlimit(resource.RLIMIT_DATA, (soft, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def main(descriptor: int, memory: int, threads: int) -> None:
+def main(socket_fd: int, memory_bytes: int, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's to handle
     warnings.simplefilter("ignore")
     import torch
 
     torch.set_num_threads(threads)
-    confine(memory)
+    confine_process(memory_bytes)
     with open(os.devnull, "w") as nowhere:  # started well: what libraries say of broken files helps nobody
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
-    serve(socket.socket(fileno=descriptor))
+    serve_requests(socket.socket(fileno=socket_fd))
 
 
 if __name__ == "__main__":

@@ -11,27 +11,27 @@ import socket
 import struct
 from typing import Any
 
-LENGTHS = struct.Struct(">IQ")  # of the message, of what follows it
+LENGTH_PREFIX = struct.Struct(">IQ")  # of the message, of what follows it
 
 
-def send(wire: socket.socket, message: dict[str, Any], data: bytes | memoryview = b"") -> None:
+def send_message(connection: socket.socket, message: dict[str, Any], data: bytes | memoryview = b"") -> None:
     text = json.dumps(message).encode()
-    wire.sendall(LENGTHS.pack(len(text), len(data)) + text)
-    wire.sendall(data)
+    connection.sendall(LENGTH_PREFIX.pack(len(text), len(data)) + text)
+    connection.sendall(data)
 
 
-def receive(wire: socket.socket) -> tuple[dict[str, Any], memoryview]:
+def receive_message(connection: socket.socket) -> tuple[dict[str, Any], memoryview]:
     """EOFError where the other side is gone."""
-    text, rest = LENGTHS.unpack(_exactly(wire, LENGTHS.size))
-    message: dict[str, Any] = json.loads(_exactly(wire, text))
-    return message, memoryview(_exactly(wire, rest))
+    text, rest = LENGTH_PREFIX.unpack(_receive_exactly(connection, LENGTH_PREFIX.size))
+    message: dict[str, Any] = json.loads(_receive_exactly(connection, text))
+    return message, memoryview(_receive_exactly(connection, rest))
 
 
-def _exactly(wire: socket.socket, size: int) -> bytearray:
+def _receive_exactly(connection: socket.socket, size: int) -> bytearray:
     buffer = bytearray(size)
     view = memoryview(buffer)
     while view:
-        count = wire.recv_into(view)
+        count = connection.recv_into(view)
         if not count:
             raise EOFError
         view = view[count:]

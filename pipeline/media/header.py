@@ -16,66 +16,66 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError, FetchError
-from pipeline.fetch.blob import Blob, Ranges
-from pipeline.fetch.header_fetcher import Head, webp_size
-from pipeline.fetch.ranged_file import Ranged
-from pipeline.media.decoder_client import Decoder
-from pipeline.media.kinds.base import Bounds, Probe
-from pipeline.media.kinds.image import BAD_EXIF, Image, upright
+from pipeline.fetch.blob import Blob, ByteRanges
+from pipeline.fetch.header_fetcher import HeaderBlob, read_webp_size
+from pipeline.fetch.ranged_file import RangedFile
+from pipeline.media.decoder_client import DecoderClient
+from pipeline.media.kinds.base import DecodeLimits, Probe
+from pipeline.media.kinds.image import EXIF_ERRORS, ImageKind, read_upright_size
 from pipeline.types import Size
 
-PLAIN = (b"\xff\xd8\xff", b"\x89PNG")
-TURNS = ("xmp", "XML:com.adobe.xmp")  # what may turn a PNG beside EXIF
+JPEG_AND_PNG_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG")
+PNG_ORIENTATION_KEYS = ("xmp", "XML:com.adobe.xmp")  # what may turn a PNG beside EXIF
 
 
-class Header(Decoder):
-    def __init__(self, bounds: Bounds):
-        self.bounds = bounds
-        self.behind: Decoder | None = None
+class HeaderDecoder(DecoderClient):
+    def __init__(self, limits: DecodeLimits):
+        self.limits = limits
+        self.client: DecoderClient | None = None
 
-    def open(self, blob: Blob, kind: str, *, moving: bool, ends: float) -> Probe:
-        if not moving and (probe := self._glance(blob)):
+    def open(self, blob: Blob, kind: str, *, moving: bool, deadline: float) -> Probe:
+        if not moving and (probe := self._probe_without_client(blob)):
             return probe
-        self.behind = self.behind or Decoder(self.bounds)
-        if not isinstance(blob, Head) or blob.whole is None:
-            return self.behind.open(blob, kind, moving=moving, ends=ends)
-        if not moving and not blob.file:  # the frames of an animation are counted at its end
+        self.client = self.client or DecoderClient(self.limits)
+        if not isinstance(blob, HeaderBlob) or blob.fetch_whole is None:
+            return self.client.open(blob, kind, moving=moving, deadline=deadline)
+        if not moving and not blob.ranged_file:  # the frames of an animation are counted at its end
             try:
-                return self.behind.open(blob, kind, moving=moving, ends=ends)
+                return self.client.open(blob, kind, moving=moving, deadline=deadline)
             except DecodeError:
                 pass  # perhaps only because the rest is missing
-        with blob.whole() as all_of_it:
-            return self.behind.open(all_of_it, kind, moving=moving, ends=ends)
+        with blob.fetch_whole() as all_of_it:
+            return self.client.open(all_of_it, kind, moving=moving, deadline=deadline)
 
-    def _glance(self, blob: Blob) -> Probe | None:
+    def _probe_without_client(self, blob: Blob) -> Probe | None:
         """What can be told here."""
-        if isinstance(blob, Head) and blob.file:
-            return pages_of(blob.file, self.bounds)
-        size = size_of(blob.data) if blob.data else None
+        if isinstance(blob, HeaderBlob) and blob.ranged_file:
+            return probe_tiff(blob.ranged_file, self.limits)
+        size = read_image_size(blob.data) if blob.data else None
         if size:
-            self.bounds.check(size, moving=False)
+            self.limits.check_size(size, moving=False)
         return Probe("image", (size,)) if size else None
 
-    def ranges(self, batches: Sequence[Sequence[int]], *, ends: float) -> list[Ranges]:
+    def ranges(self, batches: Sequence[Sequence[int]], *, deadline: float) -> list[ByteRanges]:
         return [[] for _ in batches]
 
-    def read(self, indices: Sequence[int], size: Size, *, ends: float) -> NDArray[np.uint8]:
+    def read(self, indices: Sequence[int], size: Size, *, deadline: float) -> NDArray[np.uint8]:
         return np.broadcast_to(np.zeros((), np.uint8), (len(indices), 3, size[1], size[0]))
 
-    def await_start(self) -> None:
-        if self.behind:
-            self.behind.await_start()
+    def wait_until_ready(self) -> None:
+        if self.client:
+            self.client.wait_until_ready()
 
     def close(self) -> None:
-        if self.behind:
-            self.behind.close()
+        if self.client:
+            self.client.close()
 
 
-def pages_of(file: Ranged, bounds: Bounds) -> Probe | None:
+def probe_tiff(file: RangedFile, limits: DecodeLimits) -> Probe | None:
     """Of a TIFF, where its lists are in order."""
     try:
-        return Image(io.BufferedReader(file), bounds).probe
-    except (*BAD_EXIF, EOFError):
+        return ImageKind(io.BufferedReader(file), limits).probe
+    except (*EXIF_ERRORS, EOFError):
         return None
     except (DecodeError, FetchError) as error:
         if error.kind in ("unknown_format", "changed"):  # or a server that gives no ranges
@@ -83,15 +83,15 @@ def pages_of(file: Ranged, bounds: Bounds) -> Probe | None:
         raise
 
 
-def size_of(data: bytes) -> Size | None:
+def read_image_size(data: bytes) -> Size | None:
     """Of a JPEG, PNG or WebP, upright, where its beginning alone tells."""
-    if not data.startswith(PLAIN):
-        return webp_size(data)
+    if not data.startswith(JPEG_AND_PNG_SIGNATURES):
+        return read_webp_size(data)
     try:
         with PIL.Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             if image.format != "PNG" or "exif" in image.info:
-                return upright(image)
-            late = b"eXIf" in data or any(name in image.info for name in TURNS)
+                return read_upright_size(image)
+            late = b"eXIf" in data or any(name in image.info for name in PNG_ORIENTATION_KEYS)
             return None if late else image.size  # `getexif` would decode all of it, to look behind the pixels
-    except (*BAD_EXIF, zlib.error, EOFError):
+    except (*EXIF_ERRORS, zlib.error, EOFError):
         return None

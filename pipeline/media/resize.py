@@ -20,21 +20,24 @@ from pipeline.types import Size
 
 def resize(frames: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     """[frames, height, width, 3] -> [frames, 3, height, width]."""
-    return planes(scaled(torch.from_numpy(frames).permute(0, 3, 1, 2), size))
+    return to_planar_array(interpolate_bicubic(torch.from_numpy(frames).permute(0, 3, 1, 2), size))
 
 
 def resize_stripes(stripes: Iterable[NDArray[np.uint8]], size: Size) -> NDArray[np.uint8]:
     """Stripes of one picture from top to bottom, each [height, width, 3] -> [1, 3, height, width]."""
-    narrow = [scaled(torch.from_numpy(stripe[None]).permute(0, 3, 1, 2), (size[0], len(stripe))) for stripe in stripes]
-    return planes(scaled(torch.cat(narrow, dim=2), size))
+    narrow = [
+        interpolate_bicubic(torch.from_numpy(stripe[None]).permute(0, 3, 1, 2), (size[0], len(stripe)))
+        for stripe in stripes
+    ]
+    return to_planar_array(interpolate_bicubic(torch.cat(narrow, dim=2), size))
 
 
-def scaled(pixels: torch.Tensor, size: Size) -> torch.Tensor:
+def interpolate_bicubic(pixels: torch.Tensor, size: Size) -> torch.Tensor:
     if pixels.shape[2:] == (size[1], size[0]):
         return pixels
     return F.interpolate(pixels, size=(size[1], size[0]), mode="bicubic", antialias=True, align_corners=False)
 
 
-def planes(pixels: torch.Tensor) -> NDArray[np.uint8]:
+def to_planar_array(pixels: torch.Tensor) -> NDArray[np.uint8]:
     found: NDArray[np.uint8] = pixels.contiguous().numpy()
     return found

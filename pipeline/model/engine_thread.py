@@ -16,19 +16,19 @@ from dataclasses import replace
 from threading import Thread
 
 from pipeline.errors import PipelineError
-from pipeline.meter import Meter
+from pipeline.meter import StepTimer
 from pipeline.model.engines.base import Engine
 from pipeline.types import Failure, Reply, Request
 
-Answer = Reply | Failure
+ReplyOrFailure = Reply | Failure
 
 
-def run(engine: Engine, requests: Iterable[Request]) -> Iterator[Answer]:
+def generate_replies(engine: Engine, requests: Iterable[Request]) -> Iterator[ReplyOrFailure]:
     """Answers as they come. Requests are pulled only when the engine has room for them."""
     source = iter(requests)
     exhausted, underway = False, 0
     while underway or not exhausted:
-        while not exhausted and engine.room():
+        while not exhausted and engine.has_room():
             request = next(source, None)
             if request is None:
                 exhausted = True
@@ -40,91 +40,91 @@ def run(engine: Engine, requests: Iterable[Request]) -> Iterator[Answer]:
             yield answer
 
 
-class Desk:
+class EngineThread:
     """An engine with a thread, asked from any number of threads. Closing it closes the engine."""
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        self.inbox: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = queue.SimpleQueue()
-        self.underway: dict[str, tuple[Future[Answer], float]] = {}  # and when it was taken
-        self.parked: deque[tuple[Request, Future[Answer]]] = deque()  # whose id is under way already
-        self.closing = False
-        self.ended: BaseException | None = None
-        self.meter = Meter()  # `waited`: nothing was asked; `worked`: the engine had something to do
+        self.inbox: queue.SimpleQueue[tuple[Request, Future[ReplyOrFailure]] | None] = queue.SimpleQueue()
+        self.in_flight: dict[str, tuple[Future[ReplyOrFailure], float]] = {}  # and when it was taken
+        self.duplicates: deque[tuple[Request, Future[ReplyOrFailure]]] = deque()  # whose id is under way already
+        self.is_closing = False
+        self.end_error: BaseException | None = None
+        self.meter = StepTimer()  # `waited`: nothing was asked; `worked`: the engine had something to do
         self.thread = Thread(target=self.serve, name="engine", daemon=True)
         self.thread.start()
 
-    def ask(self, request: Request) -> Future[Answer]:
-        future: Future[Answer] = Future()
+    def submit_request(self, request: Request) -> Future[ReplyOrFailure]:
+        future: Future[ReplyOrFailure] = Future()
         self.inbox.put((request, future))
-        if self.ended:  # it may have ended before it could see this one
-            self.abandon(self.ended)
+        if self.end_error:  # it may have ended before it could see this one
+            self.fail_waiting(self.end_error)
         return future
 
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+    def answer_requests(self, requests: Sequence[Request]) -> list[ReplyOrFailure]:
         """One answer for each request, in order."""
-        return [future.result() for future in [self.ask(request) for request in requests]]
+        return [future.result() for future in [self.submit_request(request) for request in requests]]
 
     def close(self) -> None:
         """Stop after the step that is being made; who still waits is told so."""
-        self.closing = True
+        self.is_closing = True
         self.inbox.put(None)  # it may be waiting for somebody to ask
         self.thread.join()
         self.engine.close()
 
     def serve(self) -> None:
         try:
-            while self.admit():
-                with self.meter.on("worked"):
+            while self.admit_requests():
+                with self.meter.measure("worked"):
                     answers = self.engine.step()
                 for answer in answers:
-                    future, taken = self.underway.pop(answer.id)
-                    future.set_result(timed(answer, time.monotonic() - taken))
-            self.abandon(RuntimeError("the engine was closed before it answered"))
+                    future, taken = self.in_flight.pop(answer.id)
+                    future.set_result(add_seconds(answer, time.monotonic() - taken))
+            self.fail_waiting(RuntimeError("the engine was closed before it answered"))
         except PipelineError as error:  # for people: whoever waits shows it
-            self.abandon(error)
+            self.fail_waiting(error)
         except BaseException as error:
-            self.abandon(error)  # whoever waits must not wait for ever
+            self.fail_waiting(error)  # whoever waits must not wait for ever
             raise
 
-    def admit(self) -> bool:
+    def admit_requests(self) -> bool:
         """Take what has come in, as far as there is room; idle, wait for it. False at the end."""
-        again, self.parked = self.parked, deque()
+        again, self.duplicates = self.duplicates, deque()
         for request, future in again:
-            self.submit(request, future)
-        while not self.closing and (self.engine.room() or not self.underway):
+            self.start_request(request, future)
+        while not self.is_closing and (self.engine.has_room() or not self.in_flight):
             try:
-                entry = self.next()
+                entry = self.take_next()
             except queue.Empty:
                 break
             if entry:
-                self.submit(*entry)
-        return not self.closing
+                self.start_request(*entry)
+        return not self.is_closing
 
-    def next(self) -> tuple[Request, Future[Answer]] | None:
-        if self.underway:
+    def take_next(self) -> tuple[Request, Future[ReplyOrFailure]] | None:
+        if self.in_flight:
             return self.inbox.get(block=False)
-        with self.meter.on("waited"):
+        with self.meter.measure("waited"):
             return self.inbox.get()
 
-    def submit(self, request: Request, future: Future[Answer]) -> None:
-        if request.id in self.underway:
-            self.parked.append((request, future))
+    def start_request(self, request: Request, future: Future[ReplyOrFailure]) -> None:
+        if request.id in self.in_flight:
+            self.duplicates.append((request, future))
         else:
-            self.underway[request.id] = future, time.monotonic()
+            self.in_flight[request.id] = future, time.monotonic()
             self.engine.submit(request)
 
-    def abandon(self, error: BaseException) -> None:
-        self.ended = error
-        waiting = [*(future for future, _ in self.underway.values()), *(future for _, future in self.parked)]
+    def fail_waiting(self, error: BaseException) -> None:
+        self.end_error = error
+        waiting = [*(future for future, _ in self.in_flight.values()), *(future for _, future in self.duplicates)]
         while not self.inbox.empty():
             if entry := self.inbox.get():
                 waiting.append(entry[1])
-        self.underway, self.parked = {}, deque()
+        self.in_flight, self.duplicates = {}, deque()
         for future in waiting:
             if not future.done():
                 future.set_exception(error)
 
 
-def timed(answer: Answer, seconds: float) -> Answer:
-    return replace(answer, seconds=seconds) if isinstance(answer, Reply) else answer
+def add_seconds(answer: ReplyOrFailure, seconds: float) -> ReplyOrFailure:
+    return replace(answer, latency_s=seconds) if isinstance(answer, Reply) else answer

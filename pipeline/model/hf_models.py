@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-CLASSES = {  # by `model_type` of a config.json
+CLASS_PREFIXES = {  # by `model_type` of a config.json
     "qwen2_vl": "Qwen2VL",
     "qwen2_5_vl": "Qwen2_5_VL",
     "qwen3_vl": "Qwen3VL",
@@ -18,7 +18,7 @@ CLASSES = {  # by `model_type` of a config.json
 }
 
 
-def transformers() -> Any:
+def import_transformers() -> Any:
     hidden = "torchvision" not in sys.modules
     if hidden:
         sys.modules["torchvision"] = None  # type: ignore[assignment]
@@ -33,9 +33,9 @@ def transformers() -> Any:
     return transformers
 
 
-def model_class(model_type: str) -> Any:
-    return getattr(transformers(), CLASSES[model_type] + "ForConditionalGeneration")
+def get_model_class(model_type: str) -> Any:
+    return getattr(import_transformers(), CLASS_PREFIXES[model_type] + "ForConditionalGeneration")
 
 
-def config_class(model_type: str) -> Any:
-    return getattr(transformers(), CLASSES[model_type] + "Config")
+def get_config_class(model_type: str) -> Any:
+    return getattr(import_transformers(), CLASS_PREFIXES[model_type] + "Config")

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from enum import Enum
 
 from pipeline.errors import JobError
-from pipeline.types import Clip, Medium, Turn
+from pipeline.types import Clip, MediaRef, Turn
 
-PROBE = "What is this?"
-SHAPE = re.compile(
+PROBE_TEXT = "What is this?"
+RENDERED_PROBE = re.compile(
     rf"(?:<\|im_start\|>system\n(?P<system>.*?)<\|im_end\|>\n)?"
-    rf"<\|im_start\|>user\n{re.escape(PROBE)}<\|im_end\|>\n<\|im_start\|>assistant\n(?P<opening>.*)",
+    rf"<\|im_start\|>user\n{re.escape(PROBE_TEXT)}<\|im_end\|>\n<\|im_start\|>assistant\n(?P<opening>.*)",
     re.DOTALL,
 )
-GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")  # a tag of transformers' own
+GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")  # a tag of transformers' own
 
 
-class Mark(Enum):
+class SpecialToken(Enum):
     """The tokens that give a prompt its structure."""
 
     START = "<|im_start|>"
@@ -32,18 +32,18 @@ class Mark(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Style:
+class ChatFormat:
     """What a checkpoint's template adds to the turns."""
 
-    system: str | None = None  # said where a conversation has no system turn
-    opening: str = ""  # the first words of every answer: `<think>\n` of a Thinking checkpoint
+    default_system: str | None = None  # said where a conversation has no system turn
+    answer_prefix: str = ""  # the first words of every answer: `<think>\n` of a Thinking checkpoint
 
     @property
     def thinking(self) -> bool:
-        return self.opening.startswith("<think>")
+        return self.answer_prefix.startswith("<think>")
 
 
-def read_style(template: str) -> Style:
+def parse_chat_template(template: str) -> ChatFormat:
     """What a chat template puts around a conversation.
 
     >>> read_style("{% for m in messages %}<|im_start|>{{ m.role }}\\n{{ m.content[0].text }}<|im_end|>\\n{% endfor %}"
@@ -53,53 +53,59 @@ def read_style(template: str) -> Style:
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    probe = [{"role": "user", "content": [{"type": "text", "text": PROBE}]}]
+    probe = [{"role": "user", "content": [{"type": "text", "text": PROBE_TEXT}]}]
     try:
         room = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
-        text = room.from_string(GENERATION.sub(_plain, template)).render(messages=probe, add_generation_prompt=True)
+        text = room.from_string(GENERATION_TAG.sub(_replace_generation_tag, template)).render(
+            messages=probe, add_generation_prompt=True
+        )
     except TemplateError as error:
         raise JobError(f"the checkpoint's chat template cannot be rendered: {error}") from error
-    found = SHAPE.fullmatch(text)
+    found = RENDERED_PROBE.fullmatch(text)
     if not found:
-        raise JobError(f"the checkpoint's chat template is not of the Qwen-VL kind; it makes {text!r} of {PROBE!r}")
-    return Style(found["system"], found["opening"])
+        raise JobError(
+            f"the checkpoint's chat template is not of the Qwen-VL kind; it makes {text!r} of {PROBE_TEXT!r}"
+        )
+    return ChatFormat(found["system"], found["opening"])
 
 
-def _plain(tag: re.Match[str]) -> str:
+def _replace_generation_tag(tag: re.Match[str]) -> str:
     """What training marks as the model's own words is always said here."""
     return f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}"
 
 
-def pieces(turns: Sequence[Turn], style: Style, *, label: bool) -> Iterator[str | Mark | Clip]:
+def build_prompt_pieces(
+    turns: Sequence[Turn], chat_format: ChatFormat, *, add_vision_id: bool
+) -> Iterator[str | SpecialToken | Clip]:
     """The prompt, up to where the answer begins. `label` counts the media: 'Picture 1: '."""
     counts = {"image": 0, "video": 0}
-    if style.system is not None and (not turns or turns[0].role != "system"):
-        turns = [Turn("system", (style.system,)), *turns]
+    if chat_format.default_system is not None and (not turns or turns[0].role != "system"):
+        turns = [Turn("system", (chat_format.default_system,)), *turns]
     for turn in turns:
-        yield Mark.START
+        yield SpecialToken.START
         yield f"{turn.role}\n"
-        for part in spoken(turn) if style.thinking else turn.parts:
-            if isinstance(part, Medium):
+        for part in strip_thinking(turn) if chat_format.thinking else turn.parts:
+            if isinstance(part, MediaRef):
                 raise TypeError("a prompt is built of Clips; this Medium was never looked at")
-            if label and isinstance(part, Clip):
+            if add_vision_id and isinstance(part, Clip):
                 counts[part.kind] += 1
                 yield f"{'Picture' if part.kind == 'image' else 'Video'} {counts[part.kind]}: "
             yield part
-        yield Mark.END
+        yield SpecialToken.END
         yield "\n"
-    yield Mark.START
-    yield f"assistant\n{style.opening}"
+    yield SpecialToken.START
+    yield f"assistant\n{chat_format.answer_prefix}"
 
 
-def spoken(turn: Turn) -> Sequence[str | Medium | Clip]:
+def strip_thinking(turn: Turn) -> Sequence[str | MediaRef | Clip]:
     """The parts of a turn without what an earlier answer thought: Thinking models never see that again."""
     if turn.role != "assistant":
         return turn.parts
-    return [after_thought(part) if isinstance(part, str) else part for part in turn.parts]
+    return [remove_thinking(part) if isinstance(part, str) else part for part in turn.parts]
 
 
-def after_thought(text: str) -> str:
+def remove_thinking(text: str) -> str:
     _, end, answer = text.rpartition("</think>")
     return answer.lstrip("\n") if end else text

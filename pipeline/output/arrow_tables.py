@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.context import Work
+from pipeline.context import RunContext
 from pipeline.types import Failure, Item, Outcome, Row
 
-MEDIA = pa.list_(
+MEDIA_TYPE = pa.list_(
     pa.struct(
         [
             ("kind", pa.string()),
@@ -27,8 +27,8 @@ MEDIA = pa.list_(
         ]
     )
 )
-TOKENS = pa.struct([("vision", pa.int64()), ("prompt", pa.int64()), ("output", pa.int64())])
-MEANINGS = {  # of the columns that are not the manifest's
+TOKENS_TYPE = pa.struct([("vision", pa.int64()), ("prompt", pa.int64()), ("output", pa.int64())])
+COLUMN_DESCRIPTIONS = {  # of the columns that are not the manifest's
     "id": "the row's name: input.id, or a hash of what it asks",
     "text": "what the model said",
     "answer": "the same in the schema's types; boxes, points and times are those of the original file",
@@ -47,21 +47,27 @@ MEANINGS = {  # of the columns that are not the manifest's
     "fingerprint": "hash of all in the job that changes an answer",
     "run": "the run that answered it",
 }
-OURS = (*MEANINGS, "stage", "kind", "message", "fp")  # no column of a manifest can have these names here
+RESERVED_COLUMNS = (
+    *COLUMN_DESCRIPTIONS,
+    "stage",
+    "kind",
+    "message",
+    "fp",
+)  # no column of a manifest can have these names here
 
 
-def data_schema(work: Work) -> pa.Schema:
+def build_data_schema(context: RunContext) -> pa.Schema:
     """The columns of an answered row."""
-    answer = [work.schema.field] if work.schema else []
+    answer = [context.schema.answer_field] if context.schema else []
     return pa.schema(
         [
             pa.field("id", pa.string(), nullable=False),
-            *work.kept,
+            *context.kept_schema,
             pa.field("text", pa.string()),
             *answer,
             pa.field("finish", pa.string()),
-            pa.field("media", MEDIA),
-            pa.field("tokens", TOKENS),
+            pa.field("media", MEDIA_TYPE),
+            pa.field("tokens", TOKENS_TYPE),
             pa.field("attempts", pa.int32()),
             pa.field("thinking", pa.string()),
             pa.field("logprob", pa.float64()),
@@ -77,13 +83,13 @@ def data_schema(work: Work) -> pa.Schema:
     )
 
 
-def errors_schema(work: Work) -> pa.Schema:
+def build_errors_schema(context: RunContext) -> pa.Schema:
     """The columns of a dead letter."""
     strings = ("stage", "kind", "message")
     return pa.schema(
         [
             pa.field("id", pa.string(), nullable=False),
-            *work.kept,
+            *context.kept_schema,
             *(pa.field(name, pa.string(), nullable=False) for name in strings),
             pa.field("attempts", pa.int32()),
             pa.field("text", pa.string()),
@@ -94,19 +100,19 @@ def errors_schema(work: Work) -> pa.Schema:
     )
 
 
-def tables(outcomes: Sequence[Outcome], work: Work) -> tuple[pa.Table, pa.Table]:
+def build_tables(outcomes: Sequence[Outcome], context: RunContext) -> tuple[pa.Table, pa.Table]:
     """(answered, failed)."""
-    same = {"model": work.model, "fingerprint": work.fingerprint, "run": work.run}
-    rows = [answered(item, row) | same for item, row in outcomes if isinstance(row, Row)]
-    failures = [failed(item, row) | same for item, row in outcomes if isinstance(row, Failure)]
-    return table(rows, data_schema(work)), table(failures, errors_schema(work))
+    same = {"model": context.model_name, "fingerprint": context.fingerprint, "run": context.run_id}
+    rows = [to_answered_record(item, row) | same for item, row in outcomes if isinstance(row, Row)]
+    failures = [to_failed_record(item, row) | same for item, row in outcomes if isinstance(row, Failure)]
+    return build_table(rows, build_data_schema(context)), build_table(failures, build_errors_schema(context))
 
 
-def table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+def build_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     return pa.table([pa.array([row[f.name] for row in rows], f.type) for f in schema], schema=schema)
 
 
-def answered(item: Item, row: Row) -> dict[str, Any]:
+def to_answered_record(item: Item, row: Row) -> dict[str, Any]:
     plain = (
         "id",
         "question",
@@ -122,11 +128,11 @@ def answered(item: Item, row: Row) -> dict[str, Any]:
     )
     media = [{name: getattr(seen, name) for name in seen.__slots__} for seen in row.media]
     tokens = {"vision": row.vision_tokens, "prompt": row.prompt_tokens, "output": row.output_tokens}
-    same = {"media": media, "tokens": tokens, "attempts": item.past.attempts + row.attempts}
-    return {**row.keep, **{name: getattr(row, name) for name in plain}, **same}
+    same = {"media": media, "tokens": tokens, "attempts": item.history.attempts + row.attempts}
+    return {**row.kept_values, **{name: getattr(row, name) for name in plain}, **same}
 
 
-def failed(item: Item, failure: Failure) -> dict[str, Any]:
+def to_failed_record(item: Item, failure: Failure) -> dict[str, Any]:
     plain = {name: getattr(failure, name) for name in ("stage", "kind", "message", "text")}
-    attempts = item.past.attempts + failure.attempts
-    return {**item.keep, "id": item.id, "question": item.question, "attempts": attempts, **plain}
+    attempts = item.history.attempts + failure.attempts
+    return {**item.kept_values, "id": item.id, "question": item.question, "attempts": attempts, **plain}

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
-from pipeline.output.commit import note_of
-from pipeline.output.store import Store
+from pipeline.output.commit import read_commit_note
+from pipeline.output.store import OutputStore
 
-READERS = 16  # chunks read at once
-Pair = tuple[str, str]  # a row's id and question
+READER_THREADS = 16  # chunks read at once
+RowKey = tuple[str, str]  # a row's id and question
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class DeadLetter:
     """A row that is still wrong, as its newest letter has it."""
 
     id: str
@@ -34,21 +34,21 @@ class Letter:
     run: str
     key: str  # the chunk's name
 
-    def matches(self, kind: str) -> bool:
+    def is_of_kind(self, kind_filter: str) -> bool:
         """`kind` is a stage, a kind, or both as stage/kind; empty means any."""
-        return kind in ("", self.stage, self.kind, f"{self.stage}/{self.kind}")
+        return kind_filter in ("", self.stage, self.kind, f"{self.stage}/{self.kind}")
 
 
-Generation = tuple[Iterable[Letter], Collection[Pair]]  # who failed in it, and who was answered
+GenerationResult = tuple[Iterable[DeadLetter], Collection[RowKey]]  # who failed in it, and who was answered
 
 
-def fold(generations: Iterable[Generation]) -> list[Letter]:
+def fold_generations(generations: Iterable[GenerationResult]) -> list[DeadLetter]:
     """
     >>> a, b, again = (Letter(name, "q", "fetch", "timeout", "", n, "", "k") for name, n in ("a1", "b1", "a2"))
     >>> fold([([a, b], []), ([], [("b", "q")])]) == [a]
     True
     """
-    wrong: dict[Pair, Letter] = {}
+    wrong: dict[RowKey, DeadLetter] = {}
     for letters, answered in generations:
         for pair in answered:
             wrong.pop(pair, None)
@@ -56,7 +56,7 @@ def fold(generations: Iterable[Generation]) -> list[Letter]:
     return list(wrong.values())
 
 
-def split(part: str) -> tuple[str, int]:
+def split_part_name(part: str) -> tuple[str, int]:
     """
     >>> split("5f2a"), split("5f2a.g12")
     (('5f2a', 0), ('5f2a', 12))
@@ -65,51 +65,55 @@ def split(part: str) -> tuple[str, int]:
     return name, int(generation or 0)
 
 
-def failing(parts: Iterable[str], written: Iterable[str]) -> dict[str, list[str]]:
+def find_failed_chunks(part_files: Iterable[str], letter_files: Iterable[str]) -> dict[str, list[str]]:
     """The chunks that have letters, by name: their parts, oldest generation first. Both are names of objects.
 
     A chunk whose first part was taken away has none: it is asked anew.
     """
-    names = {split(name.rpartition("-")[0])[0] for name in written}
+    names = {split_part_name(name.rpartition("-")[0])[0] for name in letter_files}
     found: dict[str, list[tuple[int, str]]] = {}
-    for each in parts:
+    for each in part_files:
         part = each.removesuffix(".parquet")
-        name, generation = split(part)
+        name, generation = split_part_name(part)
         if name in names:
             found.setdefault(name, []).append((generation, part))
     return {name: [part for _, part in sorted(own)] for name, own in sorted(found.items()) if (0, name) in own}
 
 
-def wrong(store: Store, fingerprint: str, failed: Mapping[str, Sequence[str]]) -> Iterator[Letter]:
+def read_unresolved_letters(
+    store: OutputStore, fingerprint: str, parts_by_chunk: Mapping[str, Sequence[str]]
+) -> Iterator[DeadLetter]:
     """What is wrong with the rows of these chunks, each given with its parts."""
-    chunks = list(failed.items())
-    with ThreadPoolExecutor(READERS) as readers:
-        for start in range(0, len(chunks), 4 * READERS):
-            some = chunks[start : start + 4 * READERS]
-            for letters in readers.map(lambda chunk: of_chunk(store, fingerprint, *chunk), some):
+    chunks = list(parts_by_chunk.items())
+    with ThreadPoolExecutor(READER_THREADS) as readers:
+        for start in range(0, len(chunks), 4 * READER_THREADS):
+            some = chunks[start : start + 4 * READER_THREADS]
+            for letters in readers.map(lambda chunk: read_chunk_letters(store, fingerprint, *chunk), some):
                 yield from letters
 
 
-def of_chunk(store: Store, fingerprint: str, name: str, parts: Iterable[str]) -> list[Letter]:
-    return fold(generation(store, fingerprint, name, part) for part in parts)
+def read_chunk_letters(store: OutputStore, fingerprint: str, chunk_name: str, parts: Iterable[str]) -> list[DeadLetter]:
+    return fold_generations(read_generation(store, fingerprint, chunk_name, part) for part in parts)
 
 
-def generation(store: Store, fingerprint: str, name: str, part: str) -> Generation:
-    data = store.read(f"data/fp={fingerprint}/{part}.parquet")
-    named = note_of(data)["errors"]
-    answered = pq.read_table(io.BytesIO(data), columns=["id", "question"]).to_pylist() if part != name else ()
-    return letters_in(store, fingerprint, name, named), {(row["id"], row["question"]) for row in answered}
+def read_generation(store: OutputStore, fingerprint: str, chunk_name: str, part: str) -> GenerationResult:
+    data = store.read_object(f"data/fp={fingerprint}/{part}.parquet")
+    named = read_commit_note(data)["errors"]
+    answered = pq.read_table(io.BytesIO(data), columns=["id", "question"]).to_pylist() if part != chunk_name else ()
+    return read_letters(store, fingerprint, chunk_name, named), {(row["id"], row["question"]) for row in answered}
 
 
-def letters_in(store: Store, fingerprint: str, name: str, named: str | None) -> list[Letter]:
-    if named is None:
+def read_letters(store: OutputStore, fingerprint: str, chunk_name: str, letter_file: str | None) -> list[DeadLetter]:
+    if letter_file is None:
         return []
-    columns = [column for column in Letter.__slots__ if column != "key"]
+    columns = [column for column in DeadLetter.__slots__ if column != "key"]
     try:
-        data = store.read(f"errors/fp={fingerprint}/{named}")
+        data = store.read_object(f"errors/fp={fingerprint}/{letter_file}")
     except OutputError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            lost = f"{store.path}/errors/fp={fingerprint}/{named} was deleted and says what became of rows"
-            raise OutputError(f"{lost}; delete data/fp={fingerprint}/{name}*, and they are asked again") from error
+            lost = f"{store.path}/errors/fp={fingerprint}/{letter_file} was deleted and says what became of rows"
+            raise OutputError(
+                f"{lost}; delete data/fp={fingerprint}/{chunk_name}*, and they are asked again"
+            ) from error
         raise
-    return [Letter(**row, key=name) for row in pq.read_table(io.BytesIO(data), columns=columns).to_pylist()]
+    return [DeadLetter(**row, key=chunk_name) for row in pq.read_table(io.BytesIO(data), columns=columns).to_pylist()]

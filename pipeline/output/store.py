@@ -24,11 +24,11 @@ import fsspec
 
 from pipeline import retry_policy
 from pipeline.errors import OutputError
-from pipeline.fetch.object_store import ALIASES, ERRORS, S3
-from pipeline.retry_policy import Truncated, kind_of
+from pipeline.fetch.object_store import ERROR_CLASSES, S3_OPTIONS, SCHEME_ALIASES
+from pipeline.retry_policy import Truncated, classify_error
 
 T = TypeVar("T")
-ADVICE = {
+ERROR_ADVICE = {
     "denied": "access denied; check output.path and the credentials in the environment of every node",
     "credentials": "the credentials have expired or are not valid; renew them on every node",
     "full": "no space is left; make room",
@@ -41,12 +41,12 @@ ADVICE = {
 }
 
 
-class Entry(NamedTuple):
+class ObjectInfo(NamedTuple):
     size: int
-    modified: float | None  # by the store's own clock
+    modified_at: float | None  # by the store's own clock
 
 
-def reach(path: str, **options: Any) -> tuple[Any, str]:
+def open_filesystem(path: str, **options: Any) -> tuple[Any, str]:
     """The filesystem of a path and what it is called there."""
     try:
         return fsspec.core.url_to_fs(path, **options)  # type: ignore[no-any-return]
@@ -54,135 +54,146 @@ def reach(path: str, **options: Any) -> tuple[Any, str]:
         raise OutputError(f"{path}: {error}") from error
 
 
-class Store:
+class OutputStore:
     def __init__(self, path: str):
         self.path = path.rstrip("/")
-        self.patient = True  # until it has waited in vain once
-        self.open()
-        self.errors: tuple[type[Exception], ...] = (OSError, *errors_of(protocols(self.filesystem)))
+        self.retries_enabled = True  # until it has waited in vain once
+        self.connect()
+        self.error_types: tuple[type[Exception], ...] = (OSError, *load_error_types(list_protocols(self.filesystem)))
 
-    def open(self) -> None:
+    def connect(self) -> None:
         """A client of its own."""
         scheme = self.path.partition("://")[0] if "://" in self.path else ""
-        options = S3 if ALIASES.get(scheme, scheme) == "s3" else {}
-        self.filesystem, self.root = reach(self.path, skip_instance_cache=bool(scheme), **options)
+        options = S3_OPTIONS if SCHEME_ALIASES.get(scheme, scheme) == "s3" else {}
+        self.filesystem, self.root = open_filesystem(self.path, skip_instance_cache=bool(scheme), **options)
         if options:
             self.filesystem.retries = 1
 
     @property
-    def local(self) -> bool:
-        return "file" in protocols(self.filesystem)
+    def is_local(self) -> bool:
+        return "file" in list_protocols(self.filesystem)
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create_object(self, name: str, data: bytes) -> bool:
         """Create an object whole, or not at all; False where it was there before."""
         path = f"{self.root}/{name}"
-        return self.persist(name, lambda: link(path, data) if self.local else self.put(path, data))
+        return self.run_with_retries(
+            name, lambda: create_local_file(path, data) if self.is_local else self.put_if_absent(path, data)
+        )
 
-    def put(self, path: str, data: bytes) -> bool:
+    def put_if_absent(self, path: str, data: bytes) -> bool:
         try:
             self.filesystem.pipe_file(path, data, mode="create")
         except FileExistsError:
-            return self.ours(path, data)
+            return self.is_own_object(path, data)
         except OSError as error:  # what s3fs makes of a failed precondition on some servers
             if "recondition" in f"{error} {error.__cause__}":
-                return self.ours(path, data)
+                return self.is_own_object(path, data)
             raise
         return True
 
-    def ours(self, path: str, data: bytes) -> bool:
+    def is_own_object(self, path: str, data: bytes) -> bool:
         """A refused PUT may be one's own, sent twice after a lost reply: the content tells."""
-        return self.filesystem.size(path) == len(data) and self.whole(path) == data
+        return self.filesystem.size(path) == len(data) and self.read_complete(path) == data
 
-    def replace(self, name: str, data: bytes) -> None:
+    def overwrite(self, name: str, data: bytes) -> None:
         """For what is not an answer: whoever writes last is right."""
         path = f"{self.root}/{name}"
-        self.persist(name, lambda: put_in_place(path, data) if self.local else self.filesystem.pipe_file(path, data))
-
-    def upload(self, name: str, source: Path) -> None:
-        """The same for a large file of this machine."""
-        path = f"{self.root}/{name}"
-        self.persist(
-            name, lambda: copy_in_place(source, path) if self.local else self.filesystem.put_file(source, path)
+        self.run_with_retries(
+            name, lambda: replace_local_file(path, data) if self.is_local else self.filesystem.pipe_file(path, data)
         )
 
-    def read(self, name: str) -> bytes:
-        return self.persist(name, lambda: self.whole(f"{self.root}/{name}"))
+    def upload_file(self, name: str, source: Path) -> None:
+        """The same for a large file of this machine."""
+        path = f"{self.root}/{name}"
+        self.run_with_retries(
+            name, lambda: copy_to_local_file(source, path) if self.is_local else self.filesystem.put_file(source, path)
+        )
 
-    def whole(self, path: str) -> bytes:
+    def read_object(self, name: str) -> bytes:
+        return self.run_with_retries(name, lambda: self.read_complete(f"{self.root}/{name}"))
+
+    def read_complete(self, path: str) -> bytes:
         data = bytes(self.filesystem.cat_file(path))
         if data[-4:] != b"PAR1" if path.endswith(".parquet") else len(data) != self.filesystem.size(path):
             raise Truncated(f"{path} is cut short")
         return data
 
-    def remove(self, name: str) -> None:
+    def delete_object(self, name: str) -> None:
         try:
-            self.persist(name, lambda: self.filesystem.rm_file(f"{self.root}/{name}"), gone_is_fine=True)
+            self.run_with_retries(name, lambda: self.filesystem.rm_file(f"{self.root}/{name}"), missing_ok=True)
         except FileNotFoundError:
             return
 
-    def names(self, folder: str) -> set[str]:
+    def list_names(self, folder: str) -> set[str]:
         """The objects below a folder, by their paths in it; empty where there is none."""
-        return set(self.listing(folder))
+        return set(self.list_objects(folder))
 
-    def listing(self, folder: str) -> dict[str, Entry]:
+    def list_objects(self, folder: str) -> dict[str, ObjectInfo]:
         try:
-            found = self.persist(
-                folder, lambda: self.filesystem.find(f"{self.root}/{folder}", detail=True), gone_is_fine=True
+            found = self.run_with_retries(
+                folder, lambda: self.filesystem.find(f"{self.root}/{folder}", detail=True), missing_ok=True
             )
         except FileNotFoundError:
             return {}
         return {
-            path.rpartition(f"/{folder}/")[2]: Entry(info.get("size") or 0, when(info))
+            path.rpartition(f"/{folder}/")[2]: ObjectInfo(info.get("size") or 0, get_modified_time(info))
             for path, info in found.items()
             if path.rpartition("/")[2][:1] not in ("", ".")  # what a killed write left
         }
 
-    def persist(self, name: str, attempt: Callable[[], T], *, gone_is_fine: bool = False) -> T:
+    def run_with_retries(self, name: str, operation: Callable[[], T], *, missing_ok: bool = False) -> T:
         for number in count(1):
             used = self.filesystem
             try:
-                result = attempt()
-                self.patient = True
+                result = operation()
+                self.retries_enabled = True
                 return result
-            except self.errors as error:
-                if gone_is_fine and isinstance(error, FileNotFoundError):
+            except self.error_types as error:
+                if missing_ok and isinstance(error, FileNotFoundError):
                     raise
-                kind = kind_of(error)
-                policy = retry_policy.OUTPUT.get(kind)
-                if policy is None or number >= policy.attempts or not self.patient:
-                    self.patient = False
-                    raise OutputError(f"{self.path}/{name}: {said(kind, error, number)}") from error
+                kind = classify_error(error)
+                policy = retry_policy.OUTPUT_POLICIES.get(kind)
+                if policy is None or number >= policy.max_attempts or not self.retries_enabled:
+                    self.retries_enabled = False
+                    raise OutputError(f"{self.path}/{name}: {describe_error(kind, error, number)}") from error
                 if kind == "credentials" and self.filesystem is used:
-                    self.open()
-                time.sleep(policy.wait_s(number, random.random()))
+                    self.connect()
+                time.sleep(policy.compute_wait_s(number, random.random()))
         raise AssertionError
 
 
-def said(kind: str, error: Exception, attempts: int) -> str:
+def describe_error(kind: str, error: Exception, attempts: int) -> str:
     reason = getattr(error, "strerror", None) or type(error.__cause__ or error).__name__
     tried = f", after {attempts} attempts" if attempts > 1 else ""
-    return f"{ADVICE[kind]} ({reason}{tried}). What was committed stays; the same command goes on from there"
+    return f"{ERROR_ADVICE[kind]} ({reason}{tried}). What was committed stays; the same command goes on from there"
 
 
-def protocols(filesystem: Any) -> tuple[str, ...]:
+def list_protocols(filesystem: Any) -> tuple[str, ...]:
     protocol = filesystem.protocol
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
-def errors_of(schemes: tuple[str, ...]) -> list[type[Exception]]:
+def load_error_types(schemes: tuple[str, ...]) -> list[type[Exception]]:
     """What their libraries raise besides OSError."""
-    names = next((ERRORS[ALIASES.get(each, each)] for each in schemes if ALIASES.get(each, each) in ERRORS), ())
+    names = next(
+        (
+            ERROR_CLASSES[SCHEME_ALIASES.get(each, each)]
+            for each in schemes
+            if SCHEME_ALIASES.get(each, each) in ERROR_CLASSES
+        ),
+        (),
+    )
     return [getattr(import_module(module), name) for module, _, name in (each.partition(":") for each in names)]
 
 
-def when(info: dict[str, Any]) -> float | None:
+def get_modified_time(info: dict[str, Any]) -> float | None:
     value = next((info[key] for key in ("mtime", "LastModified", "last_modified", "updated") if key in info), None)
     return value.timestamp() if isinstance(value, datetime) else value if isinstance(value, float) else None
 
 
-def link(path: str, data: bytes) -> bool:
+def create_local_file(path: str, data: bytes) -> bool:
     """A local object appears whole: written beside, under a name that readers pass over, then linked to its own."""
-    beside = written_beside(path, data)
+    beside = write_temp_file(path, data)
     try:
         os.link(beside, path)
     except FileExistsError:
@@ -192,16 +203,16 @@ def link(path: str, data: bytes) -> bool:
     return True
 
 
-def put_in_place(path: str, data: bytes) -> None:
-    os.replace(written_beside(path, data), path)
+def replace_local_file(path: str, data: bytes) -> None:
+    os.replace(write_temp_file(path, data), path)
 
 
-def copy_in_place(source: Path, path: str) -> None:
+def copy_to_local_file(source: Path, path: str) -> None:
     with open(source, "rb") as data:
-        os.replace(written_beside(path, data), path)
+        os.replace(write_temp_file(path, data), path)
 
 
-def written_beside(path: str, data: bytes | IO[bytes]) -> str:
+def write_temp_file(path: str, data: bytes | IO[bytes]) -> str:
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     beside = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"

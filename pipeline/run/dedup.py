@@ -14,60 +14,62 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BUCKETS = 256
-IN_MEMORY_BYTES = 2**16  # of each bucket, before it goes to disk
-TOGETHER = 2**18  # rows parted in one go
-ROW = np.dtype([("id", "<u8"), ("high", "<u8"), ("low", "<u8"), ("at", "<u8")])  # `high`, `low`: of (id, question)
+BUCKET_COUNT = 256
+SPOOL_BYTES = 2**16  # of each bucket, before it goes to disk
+MAX_BUFFERED_ROWS = 2**18  # rows parted in one go
+HASHED_ROW_DTYPE = np.dtype(
+    [("id", "<u8"), ("high", "<u8"), ("low", "<u8"), ("at", "<u8")]
+)  # `high`, `low`: of (id, question)
 
-Rows = NDArray[np.void]
+HashedRows = NDArray[np.void]
 
 
-class Buckets:
+class HashBuckets:
     def __init__(self) -> None:
         self.stack = ExitStack()
         spool = tempfile.SpooledTemporaryFile
-        self.files: list[Any] = [self.stack.enter_context(spool(IN_MEMORY_BYTES)) for _ in range(BUCKETS)]
-        self.waiting: list[Rows] = []
-        self.waits = 0
-        self.rows = 0
+        self.bucket_files: list[Any] = [self.stack.enter_context(spool(SPOOL_BYTES)) for _ in range(BUCKET_COUNT)]
+        self.buffered_arrays: list[HashedRows] = []
+        self.buffered_rows = 0
+        self.row_count = 0
 
-    def __enter__(self) -> Buckets:
+    def __enter__(self) -> HashBuckets:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stack.close()
 
-    def add(self, hashes: NDArray[np.uint64]) -> None:
+    def add_hashes(self, hashes: NDArray[np.uint64]) -> None:
         """Rows of three hashes each; `at` counts them as they come."""
-        rows = np.empty(len(hashes), ROW)
+        rows = np.empty(len(hashes), HASHED_ROW_DTYPE)
         rows["id"], rows["high"], rows["low"] = hashes.T
-        rows["at"] = np.arange(self.rows, self.rows + len(rows))
-        self.rows += len(rows)
-        self.waiting.append(rows)
-        self.waits += len(rows)
-        if self.waits >= TOGETHER:
-            self.part()
+        rows["at"] = np.arange(self.row_count, self.row_count + len(rows))
+        self.row_count += len(rows)
+        self.buffered_arrays.append(rows)
+        self.buffered_rows += len(rows)
+        if self.buffered_rows >= MAX_BUFFERED_ROWS:
+            self.flush()
 
-    def part(self) -> None:
-        if not self.waiting:
+    def flush(self) -> None:
+        if not self.buffered_arrays:
             return
-        rows = np.concatenate(self.waiting)
-        self.waiting, self.waits = [], 0
-        bucket = rows["id"] % BUCKETS
+        rows = np.concatenate(self.buffered_arrays)
+        self.buffered_arrays, self.buffered_rows = [], 0
+        bucket = rows["id"] % BUCKET_COUNT
         order = np.argsort(bucket, kind="stable")
-        ends = np.searchsorted(bucket[order], np.arange(BUCKETS), side="right")
-        for file, some in zip(self.files, np.split(rows[order], ends[:-1]), strict=True):
+        ends = np.searchsorted(bucket[order], np.arange(BUCKET_COUNT), side="right")
+        for file, some in zip(self.bucket_files, np.split(rows[order], ends[:-1]), strict=True):
             file.write(some.tobytes())
 
-    def __iter__(self) -> Iterator[Rows]:
+    def __iter__(self) -> Iterator[HashedRows]:
         """Bucket after bucket, always in the same order."""
-        self.part()
-        for file in self.files:
+        self.flush()
+        for file in self.bucket_files:
             file.seek(0)
-            yield np.frombuffer(file.read(), ROW)
+            yield np.frombuffer(file.read(), HASHED_ROW_DTYPE)
 
 
-def repeated(rows: Rows) -> tuple[NDArray[np.uint64], list[tuple[int, int]]]:
+def find_duplicates(rows: HashedRows) -> tuple[NDArray[np.uint64], list[tuple[int, int]]]:
     """Of one bucket: `at` of rows that an earlier one equals, and pairs that share an id and ask different things."""
     rows = rows[np.lexsort((rows["at"], rows["low"], rows["high"], rows["id"]))]
     before, after = rows[:-1], rows[1:]
@@ -77,7 +79,7 @@ def repeated(rows: Rows) -> tuple[NDArray[np.uint64], list[tuple[int, int]]]:
     return after["at"][same], [(int(before["at"][n]), int(after["at"][n])) for n in torn]
 
 
-def common(rows: Rows, others: Rows) -> NDArray[np.bool_]:
+def find_common(rows: HashedRows, others: HashedRows) -> NDArray[np.bool_]:
     """Of one bucket: which of `rows` stand among `others`, too."""
     both = np.concatenate([rows, others])
     order = np.lexsort((both["low"], both["high"]))

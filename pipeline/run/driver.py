@@ -14,196 +14,243 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 
-from pipeline.context import Work
+from pipeline.context import RunContext
 from pipeline.errors import JobError, OutputError, StoppedError
 from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk
-from pipeline.manifest.files import File, files
-from pipeline.output.commit import Receipt, found
-from pipeline.output.store import Store
+from pipeline.manifest.files import ManifestFile, list_manifest_files
+from pipeline.output.commit import CommitReceipt, read_receipt
+from pipeline.output.store import OutputStore
 from pipeline.run import local, log, preflight, resume, retry_errors
 from pipeline.run.lease import Lease
 from pipeline.run.progress import Progress, Say
-from pipeline.run.signals import Signals
+from pipeline.run.signals import StopSignals
 
-ANSWERED, INTERNAL, FAILED_ROWS, MISSING = 0, 1, 3, 4  # exit codes; 2 is a job that cannot run
+EXIT_ALL_ANSWERED, EXIT_INTERNAL_ERROR, EXIT_FAILED_ROWS, EXIT_MISSING_ROWS = (
+    0,
+    1,
+    3,
+    4,
+)  # exit codes; 2 is a job that cannot run
 
-Runner = Callable[[Work, Sequence[Chunk]], Generator[Receipt, None, None]]
-Pool = Callable[[Work, Sequence[Chunk], Signals], Iterator[Receipt]]
+LeasedRunner = Callable[[RunContext, Sequence[Chunk]], Generator[CommitReceipt, None, None]]
+ChunkRunner = Callable[[RunContext, Sequence[Chunk], StopSignals], Iterator[CommitReceipt]]
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class RunOptions:
     """What a person asks of one run, beside the job."""
 
-    limit: int | None = None  # only so many rows of the manifest
-    here: bool = False  # in this process, else on Ray
-    add: bool = False  # another question may be put to the same output
+    row_limit: int | None = None  # only so many rows of the manifest
+    in_process: bool = False  # in this process, else on Ray
+    allow_other_questions: bool = False  # another question may be put to the same output
     take_over: bool = False  # from a run that holds the output
-    retry: str | None = None  # failed rows of this kind once more; empty: of any kind
-    loud: bool = False  # Ray's own log, too
+    retry_kind: str | None = None  # failed rows of this kind once more; empty: of any kind
+    show_ray_log: bool = False  # Ray's own log, too
 
 
-def run(job: Job, options: Options = Options(), *, say: Say | None = None) -> int:
+def run_job(job: Job, options: RunOptions = RunOptions(), *, say: Say | None = None) -> int:
     """Run a job to its end. Returns the exit code. `say` takes the lines that otherwise go to the terminal."""
-    with Progress(job.name, say=say, still=options.loud) as progress:
-        return start(job, options, progress)
+    with Progress(job.name, say=say, live_disabled=options.show_ray_log) as progress:
+        return run_with_progress(job, options, progress)
 
 
-def start(job: Job, options: Options, progress: Progress) -> int:
-    manifest = files(job)
-    work = preflight.work(job, manifest)
-    log.belong(work)
-    if problems := preflight.problems(work, manifest[:1]):  # before anything is started
+def run_with_progress(job: Job, options: RunOptions, progress: Progress) -> int:
+    manifest = list_manifest_files(job)
+    work = preflight.build_run_context(job, manifest)
+    log.set_run_labels(work)
+    if problems := preflight.find_job_problems(work, manifest[:1]):  # before anything is started
         raise JobError("\n".join(problems))
-    if caution := preflight.caution(work):
+    if caution := preflight.format_warnings(work):
         progress.say(f"careful: {caution}")
-    store = preflight.open_output(work, add=options.add)
-    lease = Lease(store, work.fingerprint, work.run, say=progress.say, take_over=options.take_over)
-    with Signals(progress.say) as signals, lease:
-        work = replace(work, epoch=lease.epoch)
-        store.create(f"runs/{work.run}/job.json", work.job.model_dump_json(indent=2, by_alias=True).encode())
-        lease.settle()
-        plan = partial(planned, work, manifest, store, options)
-        if options.here:
-            todo = plan(resume.cut_here, progress.say)
-            return finish(work, todo, store, held(local.run, lease, signals), progress)
+    store = preflight.open_output_store(work, allow_other_questions=options.allow_other_questions)
+    lease = Lease(store, work.fingerprint, work.run_id, say=progress.say, take_over=options.take_over)
+    with StopSignals(progress.say) as signals, lease:
+        work = replace(work, lease_epoch=lease.epoch)
+        store.create_object(f"runs/{work.run_id}/job.json", work.job.model_dump_json(indent=2, by_alias=True).encode())
+        lease.wait_for_late_commits()
+        plan = partial(plan_run, work, manifest, store, options)
+        if options.in_process:
+            todo = plan(resume.split_in_process, progress.say)
+            return run_to_completion(work, todo, store, guard_with_lease(local.run, lease, signals), progress)
         from pipeline.cluster import metrics, ray_runner  # Ray takes seconds to import; a plain loop does not need it
 
         # signals again, for Ray's native code installs a handler of its own
-        with ray_runner.joined(loud=options.loud), Signals(progress.say) as signals:
-            metrics.watch_lease(work, lease)
-            cutter = ray_runner.cut_there if options.limit is None else resume.cut_here  # a trial cuts what it needs
+        with ray_runner.connect_to_ray(show_ray_log=options.show_ray_log), StopSignals(progress.say) as signals:
+            metrics.export_lease_age(work, lease)
+            cutter = (
+                ray_runner.split_on_cluster if options.row_limit is None else resume.split_in_process
+            )  # a trial cuts what it needs
             todo = plan(cutter, progress.say)
-            return finish(
-                work, todo, store, held(partial(ray_runner.run, watch=progress.watch), lease, signals), progress
+            return run_to_completion(
+                work,
+                todo,
+                store,
+                guard_with_lease(
+                    partial(ray_runner.run, on_rows_in_flight=progress.set_rows_in_flight), lease, signals
+                ),
+                progress,
             )
 
 
-def planned(
-    work: Work, manifest: Sequence[File], store: Store, options: Options, cutter: resume.Cutter, say: Say
-) -> resume.Plan:
+def plan_run(
+    context: RunContext,
+    manifest_files: Sequence[ManifestFile],
+    store: OutputStore,
+    options: RunOptions,
+    splitter: resume.ManifestSplitter,
+    say: Say,
+) -> resume.ResumePlan:
     """What there is to do; told to whoever asks how far it is, also where this run dies."""
-    todo = resume.plan(work, manifest, store, cutter=cutter, limit=options.limit)
-    where = retry_errors.scope(todo, work, store)
-    said = {"fingerprint": work.fingerprint, "rows": todo.rows, "rows_left": todo.rows_left}
-    if options.limit is None:  # of a part of the manifest nothing follows for the rest
-        said |= {"gone": where.gone, "since": where.since}
-    store.create(f"runs/{work.run}/plan.json", json.dumps(said).encode())
-    if options.retry is None:
+    todo = resume.build_resume_plan(context, manifest_files, store, splitter=splitter, row_limit=options.row_limit)
+    where = retry_errors.find_retry_scope(todo, context, store)
+    said = {"fingerprint": context.fingerprint, "rows": todo.rows, "rows_left": todo.rows_left}
+    if options.row_limit is None:  # of a part of the manifest nothing follows for the rest
+        said |= {"gone": where.removed_chunks, "since": where.later_parts}
+    store.create_object(f"runs/{context.run_id}/plan.json", json.dumps(said).encode())
+    if options.retry_kind is None:
         return todo
-    return retry_errors.with_retries(
-        todo, where, list(retry_errors.wrong(where, store, work.fingerprint)), options.retry, say
+    return retry_errors.add_retries(
+        todo, where, list(retry_errors.read_failed_rows(where, store, context.fingerprint)), options.retry_kind, say
     )
 
 
-def held(pool: Pool, lease: Lease, signals: Signals) -> Runner:
+def guard_with_lease(runner: ChunkRunner, lease: Lease, signals: StopSignals) -> LeasedRunner:
     """A runner that ends when its output is another's."""
 
-    def run(work: Work, chunks: Sequence[Chunk]) -> Generator[Receipt, None, None]:
-        for receipt in pool(work, chunks, signals):
-            lease.check()
+    def run(work: RunContext, chunks: Sequence[Chunk]) -> Generator[CommitReceipt, None, None]:
+        for receipt in runner(work, chunks, signals):
+            lease.raise_if_taken_over()
             yield receipt
 
     return run
 
 
-def finish(work: Work, todo: resume.Plan, store: Store, runner: Runner, progress: Progress) -> int:
-    duplicates = f", {todo.duplicates:,} asked twice and answered once" if todo.duplicates else ""
-    before = f", {todo.rows - todo.rows_left:,} done before" if todo.rows > todo.rows_left else ""
-    left_over = f"{todo.rows_left:,} to do in {len(todo.left):,} chunk{'s' * (len(todo.left) != 1)}"
-    progress.say(f"{work.job.name}: {todo.rows:,} rows{duplicates}{before}; {left_over}")
-    progress.begin(todo.rows_left)
+def run_to_completion(
+    context: RunContext, resume_plan: resume.ResumePlan, store: OutputStore, runner: LeasedRunner, progress: Progress
+) -> int:
+    duplicates = f", {resume_plan.duplicate_rows:,} asked twice and answered once" if resume_plan.duplicate_rows else ""
+    before = (
+        f", {resume_plan.rows - resume_plan.rows_left:,} done before"
+        if resume_plan.rows > resume_plan.rows_left
+        else ""
+    )
+    left_over = f"{resume_plan.rows_left:,} to do in {len(resume_plan.remaining_chunks):,} chunk{'s' * (len(resume_plan.remaining_chunks) != 1)}"
+    progress.say(f"{context.job.name}: {resume_plan.rows:,} rows{duplicates}{before}; {left_over}")
+    progress.start(resume_plan.rows_left)
     status = "stopped"
     try:
-        left: Sequence[Chunk] = todo.left
+        left: Sequence[Chunk] = resume_plan.remaining_chunks
         for _ in range(2):  # whatever was lost on the way gets a second chance
             if left:
-                follow(work, left, runner, progress)
-                left = missing(work, left, store)
-                unheard(work, todo, left, store, progress)
+                run_chunks(context, left, runner, progress)
+                left = find_missing_chunks(context, left, store)
+                count_lost_receipts(context, resume_plan, left, store, progress)
         status = "missing" if left else "done"
     except OutputError as error:
-        store.patient = False  # whoever could not commit has waited long enough
+        store.retries_enabled = False  # whoever could not commit has waited long enough
         raise StoppedError(f"stopped: {error}") from error
     finally:
-        report(work, todo, progress, status, store)
-    retry_errors.sweep(todo.left, work, store)
-    dead = any(True for _ in retry_errors.wrong(retry_errors.scope(todo, work, store), store, work.fingerprint))
-    return conclude(work, progress, sum(chunk.asked for chunk in left), dead)
+        write_run_report(context, resume_plan, progress, status, store)
+    retry_errors.delete_uncommitted_letters(resume_plan.remaining_chunks, context, store)
+    dead = any(
+        True
+        for _ in retry_errors.read_failed_rows(
+            retry_errors.find_retry_scope(resume_plan, context, store), store, context.fingerprint
+        )
+    )
+    return print_summary(context, progress, sum(chunk.asked_row_count for chunk in left), dead)
 
 
-def follow(work: Work, left: Sequence[Chunk], runner: Runner, progress: Progress) -> None:
-    with closing(runner(work, left)) as receipts:  # what ends it ends what it opened, before Ray ends
+def run_chunks(context: RunContext, chunks: Sequence[Chunk], runner: LeasedRunner, progress: Progress) -> None:
+    with closing(runner(context, chunks)) as receipts:  # what ends it ends what it opened, before Ray ends
         for receipt in receipts:
-            progress.add(receipt)
-            log.committed(receipt)
-            progress.tally.stop_if_hopeless(work.job.limits.error_rate)
+            progress.add_receipt(receipt)
+            log.write_commit_event(receipt)
+            progress.totals.raise_if_error_rate_exceeded(context.job.limits.error_rate)
 
 
-def missing(work: Work, chunks: Sequence[Chunk], store: Store) -> list[Chunk]:
-    there = store.names(f"data/fp={work.fingerprint}")
-    return [chunk for chunk in chunks if f"{chunk.part}.parquet" not in there]
+def find_missing_chunks(context: RunContext, chunks: Sequence[Chunk], store: OutputStore) -> list[Chunk]:
+    there = store.list_names(f"data/fp={context.fingerprint}")
+    return [chunk for chunk in chunks if f"{chunk.part_name}.parquet" not in there]
 
 
-def unheard(work: Work, todo: resume.Plan, left: Sequence[Chunk], store: Store, progress: Progress) -> None:
+def count_lost_receipts(
+    context: RunContext,
+    resume_plan: resume.ResumePlan,
+    missing_chunks: Sequence[Chunk],
+    store: OutputStore,
+    progress: Progress,
+) -> None:
     """Count chunks whose receipt was lost on the way: what they hold is read from them."""
-    there = {chunk.part for chunk in todo.left} - {chunk.part for chunk in left} - progress.tally.names
+    there = (
+        {chunk.part_name for chunk in resume_plan.remaining_chunks}
+        - {chunk.part_name for chunk in missing_chunks}
+        - progress.totals.reported_parts
+    )
     for name in sorted(there):
-        progress.add(found(store, work.fingerprint, name))
+        progress.add_receipt(read_receipt(store, context.fingerprint, name))
 
 
-def conclude(work: Work, progress: Progress, lost: int, dead: bool) -> int:
+def print_summary(context: RunContext, progress: Progress, missing_rows: int, has_dead_letters: bool) -> int:
     """The last lines of a run, and its exit code."""
-    path, tally = work.job.output.path, progress.tally
-    last = progress.last_line() if tally.done else ""
-    progress.end()
+    path, tally = context.job.output.path, progress.totals
+    last = progress.format_summary() if tally.done_rows else ""
+    progress.stop_display()
     if last:
         progress.say(last)
-    if cost := work.job.cost(tally.prompt_tokens, tally.output_tokens):
+    if cost := context.job.compute_cost(tally.prompt_tokens, tally.output_tokens):
         progress.say(f"cost: {cost:,.4g} for the answers that came; what was asked again comes on top")
     if tally.cut_off:
-        most = f"answer.max_new_tokens ({work.job.answer.max_new_tokens:,})"
+        most = f"answer.max_new_tokens ({context.job.answer.max_new_tokens:,})"
         progress.say(f"cut off by {most}: {tally.cut_off:,} of these answers, whose column finish says length")
     if tally.failed:
-        progress.say(tally.reasons())
-    progress.say(f"answers: {path}/data/fp={work.fingerprint}/*.parquet; see them: python -m pipeline report {path}")
-    if dead:
+        progress.say(tally.format_failure_reasons())
+    progress.say(f"answers: {path}/data/fp={context.fingerprint}/*.parquet; see them: python -m pipeline report {path}")
+    if has_dead_letters:
         why = "" if tally.failed else f"python -m pipeline status {path} says why; "
-        letters = f"{path}/errors/fp={work.fingerprint}/*.parquet"
+        letters = f"{path}/errors/fp={context.fingerprint}/*.parquet"
         progress.say(f"dead letters{' of earlier runs' if why else ''}: {letters}; {why}--retry-errors asks them again")
-    if lost:
-        progress.say(f"{lost:,} rows are neither answered nor failed; run the same command again")
-        return MISSING
-    return INTERNAL if tally.kinds["internal/internal"] else FAILED_ROWS if dead else ANSWERED
+    if missing_rows:
+        progress.say(f"{missing_rows:,} rows are neither answered nor failed; run the same command again")
+        return EXIT_MISSING_ROWS
+    return (
+        EXIT_INTERNAL_ERROR
+        if tally.failure_counts["internal/internal"]
+        else EXIT_FAILED_ROWS
+        if has_dead_letters
+        else EXIT_ALL_ANSWERED
+    )
 
 
-def report(work: Work, todo: resume.Plan, progress: Progress, status: str, store: Store) -> None:
+def write_run_report(
+    context: RunContext, resume_plan: resume.ResumePlan, progress: Progress, status: str, store: OutputStore
+) -> None:
     """`runs/<id>/`: what was asked, and what came of it: rows = rows_before + answered + failed + missing."""
-    tally = progress.tally
+    tally = progress.totals
     counts = {
-        "run": work.run,
+        "run": context.run_id,
         "status": status,
-        "fingerprint": work.fingerprint,
-        "rows": todo.rows,
-        "rows_before": todo.rows - todo.rows_left,
-        "duplicates": todo.duplicates,
-        "orphans": len(todo.orphans),  # parts of chunks that an earlier form of the manifest had
+        "fingerprint": context.fingerprint,
+        "rows": resume_plan.rows,
+        "rows_before": resume_plan.rows - resume_plan.rows_left,
+        "duplicates": resume_plan.duplicate_rows,
+        "orphans": len(resume_plan.orphan_parts),  # parts of chunks that an earlier form of the manifest had
         "answered": tally.answered,
         "failed": tally.failed,
-        "missing": todo.rows_left - tally.done,
-        "kinds": dict(tally.kinds),
+        "missing": resume_plan.rows_left - tally.done_rows,
+        "kinds": dict(tally.failure_counts),
         "vision_tokens": tally.vision_tokens,
         "prompt_tokens": tally.prompt_tokens,
         "output_tokens": tally.output_tokens,
         "cut_off": tally.cut_off,
-        "cost": work.job.cost(tally.prompt_tokens, tally.output_tokens),
-        "seconds": round(progress.seconds, 3),
-        "workers_seconds": {name: round(each, 3) for name, each in tally.seconds.items()},
+        "cost": context.job.compute_cost(tally.prompt_tokens, tally.output_tokens),
+        "seconds": round(progress.elapsed_s, 3),
+        "workers_seconds": {name: round(each, 3) for name, each in tally.worker_seconds.items()},
         "versions": {name: version(name) for name in ("ray", "torch", "transformers", "pyarrow")}
         | {"python": platform.python_version()},
     }
     try:
-        store.create(f"runs/{work.run}/report.json", json.dumps(counts, indent=2).encode())
+        store.create_object(f"runs/{context.run_id}/report.json", json.dumps(counts, indent=2).encode())
     except OutputError as error:
         progress.say(f"this run has no report: {error}")

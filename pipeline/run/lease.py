@@ -23,13 +23,13 @@ from typing import Any
 import psutil
 
 from pipeline.errors import OutputError, StoppedError
-from pipeline.output.store import Store
+from pipeline.output.store import OutputStore
 
-PATIENCE_S = 60.0  # without a beat for so long, a holder counts as gone; VLBATCH_LEASE_S says otherwise
-BEATS = 6  # in that time
-LOOK_S = 2.0  # how often a waiting run looks
-SETTLE_S = 2.0  # for one commit, once it was allowed
-BOOT = Path("/proc/sys/kernel/random/boot_id")
+LEASE_TIMEOUT_S = 60.0  # without a beat for so long, a holder counts as gone; VLBATCH_LEASE_S says otherwise
+HEARTBEATS_PER_TIMEOUT = 6  # in that time
+POLL_INTERVAL_S = 2.0  # how often a waiting run looks
+COMMIT_GRACE_S = 2.0  # for one commit, once it was allowed
+BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 
 Say = Callable[[str], None]
 
@@ -37,55 +37,64 @@ Say = Callable[[str], None]
 class Lease:
     """Opened around a run: `epoch` is set, and given back at the end."""
 
-    def __init__(self, store: Store, fingerprint: str, run: str, *, say: Say, take_over: bool = False):
+    def __init__(self, store: OutputStore, fingerprint: str, run: str, *, say: Say, take_over: bool = False):
         self.store, self.folder, self.say, self.take_over = store, f"lease/fp={fingerprint}", say, take_over
-        self.patience_s = float(os.environ.get("VLBATCH_LEASE_S") or PATIENCE_S)
-        self.card = {"run": run, **place(), "since": said(datetime.now(UTC)), "patience_s": self.patience_s}
+        self.timeout_s = float(os.environ.get("VLBATCH_LEASE_S") or LEASE_TIMEOUT_S)
+        self.holder_record = {
+            "run": run,
+            **describe_process(),
+            "since": format_time(datetime.now(UTC)),
+            "patience_s": self.timeout_s,
+        }
         self.epoch = 0
-        self.wrested = False
-        self.beats = 0
-        self.renewed = time.monotonic()
-        self.over = threading.Event()
-        self.taken: str | None = None  # who took it
-        self.heart = threading.Thread(target=self.beat, daemon=True, name="lease")
+        self.predecessor_unreleased = False
+        self.heartbeat_count = 0
+        self.renewed_at = time.monotonic()
+        self.ended = threading.Event()
+        self.taken_over_by: str | None = None  # who took it
+        self.heartbeat_thread = threading.Thread(target=self.send_heartbeats, daemon=True, name="lease")
 
     def __enter__(self) -> Lease:
-        while not self.claim():
+        while not self.try_claim():
             pass
-        self.heart.start()
+        self.heartbeat_thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.heart.join()
-        if not self.taken:
+        self.ended.set()
+        self.heartbeat_thread.join()
+        if not self.taken_over_by:
             with suppress(OutputError):  # then the next run waits until it may doubt us
-                self.mark("over")
+                self.write_heartbeat("over")
 
-    def claim(self) -> bool:
+    def try_claim(self) -> bool:
         """Wait until the newest epoch is free, then try to be the next."""
-        newest = holders(self.store, self.folder)
+        newest = list_epochs(self.store, self.folder)
         if newest and not self.take_over:
-            self.wait(max(newest))
+            self.wait_until_free(max(newest))
         self.epoch = max(newest, default=0) + 1
-        self.wrested = bool(newest) and not beat_of(self.store, self.folder, max(newest)).startswith("over")
-        if not self.store.create(f"{self.folder}/{self.epoch:08d}.json", json.dumps(self.card).encode()):
+        self.predecessor_unreleased = bool(newest) and not read_heartbeat(
+            self.store, self.folder, max(newest)
+        ).startswith("over")
+        if not self.store.create_object(
+            f"{self.folder}/{self.epoch:08d}.json", json.dumps(self.holder_record).encode()
+        ):
             return False
-        self.mark("held")
+        self.write_heartbeat("held")
         return True
 
-    def settle(self) -> None:
+    def wait_for_late_commits(self) -> None:
         """After who did not give it back: what was allowed before and is being written is there when this ends."""
-        if self.wrested:
-            time.sleep(SETTLE_S)
+        if self.predecessor_unreleased:
+            time.sleep(COMMIT_GRACE_S)
 
-    def wait(self, epoch: int) -> None:
-        card = json.loads(self.store.read(f"{self.folder}/{epoch:08d}.json"))
+    def wait_until_free(self, epoch: int) -> None:
+        card = json.loads(self.store.read_object(f"{self.folder}/{epoch:08d}.json"))
         who = f"run {card['run']} on {card['host']}, process {card['process']}, at work since {card['since']}"
         last, seen, told = "", time.monotonic(), False
-        while not gone(card):
-            beat = beat_of(self.store, self.folder, epoch)
-            if beat.startswith("over") or max(holders(self.store, self.folder)) > epoch:
+        while not has_holder_exited(card):
+            beat = read_heartbeat(self.store, self.folder, epoch)
+            if beat.startswith("over") or max(list_epochs(self.store, self.folder)) > epoch:
                 return
             if beat != last:
                 last, seen = beat, time.monotonic()
@@ -95,41 +104,43 @@ class Lease:
             if not told:
                 told = True
                 self.say(f"{self.store.path}: {who}; waiting for it to end (--take-over does not wait)")
-            time.sleep(min(LOOK_S, card["patience_s"] / BEATS))
+            time.sleep(min(POLL_INTERVAL_S, card["patience_s"] / HEARTBEATS_PER_TIMEOUT))
 
-    def beat(self) -> None:
-        while not self.over.wait(self.patience_s / BEATS):
+    def send_heartbeats(self) -> None:
+        while not self.ended.wait(self.timeout_s / HEARTBEATS_PER_TIMEOUT):
             try:
-                self.mark("held")
-                self.look()
+                self.write_heartbeat("held")
+                self.detect_takeover()
             except OutputError:
                 continue  # the storage may be back at the next beat; whoever takes over in between is seen then
 
-    def look(self) -> None:
-        newest = max(holders(self.store, self.folder))
+    def detect_takeover(self) -> None:
+        newest = max(list_epochs(self.store, self.folder))
         if newest > self.epoch:
-            self.taken = json.loads(self.store.read(f"{self.folder}/{newest:08d}.json"))["run"]
-            self.over.set()
+            self.taken_over_by = json.loads(self.store.read_object(f"{self.folder}/{newest:08d}.json"))["run"]
+            self.ended.set()
 
-    def mark(self, state: str) -> None:
-        self.beats += 1
-        self.store.replace(f"{self.folder}/{self.epoch:08d}.beat", f"{state} {self.beats}".encode())
-        self.renewed = time.monotonic()
+    def write_heartbeat(self, state: str) -> None:
+        self.heartbeat_count += 1
+        self.store.overwrite(f"{self.folder}/{self.epoch:08d}.beat", f"{state} {self.heartbeat_count}".encode())
+        self.renewed_at = time.monotonic()
 
-    def check(self) -> None:
+    def raise_if_taken_over(self) -> None:
         """Between two receipts: is the output still ours?"""
-        if self.taken:
-            raise StoppedError(f"stopped: run {self.taken} has taken over {self.store.path}; it does what was left")
+        if self.taken_over_by:
+            raise StoppedError(
+                f"stopped: run {self.taken_over_by} has taken over {self.store.path}; it does what was left"
+            )
 
 
-def refuse_if_taken(store: Store, fingerprint: str, epoch: int) -> None:
+def raise_if_taken_over(store: OutputStore, fingerprint: str, epoch: int) -> None:
     """What a worker asks just before it commits: it may work for a driver that slept while another took over."""
-    if epoch and max(holders(store, f"lease/fp={fingerprint}"), default=0) > epoch:
+    if epoch and max(list_epochs(store, f"lease/fp={fingerprint}"), default=0) > epoch:
         raise StoppedError(f"stopped: another run has taken over {store.path}; it does what was left")
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class LeaseHolder:
     """The newest lease, as `status` shows it. Who was killed on another machine holds it still: `seen` tells."""
 
     run: str
@@ -139,50 +150,50 @@ class Holder:
     seen: str  # when it beat last, by the store's clock
 
 
-def newest(store: Store, fingerprint: str) -> Holder | None:
+def read_newest_holder(store: OutputStore, fingerprint: str) -> LeaseHolder | None:
     folder = f"lease/fp={fingerprint}"
-    epoch = max(holders(store, folder), default=None)
+    epoch = max(list_epochs(store, folder), default=None)
     if epoch is None:
         return None
-    card = json.loads(store.read(f"{folder}/{epoch:08d}.json"))
-    held = not beat_of(store, folder, epoch).startswith("over") and not gone(card)
-    beat = store.listing(folder).get(f"{epoch:08d}.beat")
-    seen = said(datetime.fromtimestamp(beat.modified, UTC)) if beat and beat.modified else card["since"]
-    return Holder(card["run"], card["host"], card["since"], held, seen)
+    card = json.loads(store.read_object(f"{folder}/{epoch:08d}.json"))
+    held = not read_heartbeat(store, folder, epoch).startswith("over") and not has_holder_exited(card)
+    beat = store.list_objects(folder).get(f"{epoch:08d}.beat")
+    seen = format_time(datetime.fromtimestamp(beat.modified_at, UTC)) if beat and beat.modified_at else card["since"]
+    return LeaseHolder(card["run"], card["host"], card["since"], held, seen)
 
 
-def holders(store: Store, folder: str) -> list[int]:
-    return [int(name.removesuffix(".json")) for name in store.names(folder) if name.endswith(".json")]
+def list_epochs(store: OutputStore, folder: str) -> list[int]:
+    return [int(name.removesuffix(".json")) for name in store.list_names(folder) if name.endswith(".json")]
 
 
-def said(moment: datetime) -> str:
+def format_time(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def beat_of(store: Store, folder: str, epoch: int) -> str:
+def read_heartbeat(store: OutputStore, folder: str, epoch: int) -> str:
     name = f"{epoch:08d}.beat"
-    return store.read(f"{folder}/{name}").decode() if name in store.names(folder) else ""
+    return store.read_object(f"{folder}/{name}").decode() if name in store.list_names(folder) else ""
 
 
-def place() -> dict[str, Any]:
+def describe_process() -> dict[str, Any]:
     """Where this process is: enough to tell, on the same machine, that it is no more."""
     me = psutil.Process()  # its hash is of the moment it began, by a clock that nobody sets
-    return {"host": socket.gethostname(), "machine": machine(), "process": me.pid, "started": hash(me)}
+    return {"host": socket.gethostname(), "machine": identify_machine(), "process": me.pid, "started": hash(me)}
 
 
-def machine() -> str:
+def identify_machine() -> str:
     """The space in which a process number means something; containers have their own, and hosts may share a name."""
     try:
-        return f"{BOOT.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        return f"{BOOT_ID_FILE.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
 
 
-def gone(card: dict[str, Any]) -> bool:
+def has_holder_exited(holder_record: dict[str, Any]) -> bool:
     """Whether the holder was a process here that runs no more."""
-    if card["machine"] != machine():
+    if holder_record["machine"] != identify_machine():
         return False
     try:
-        return bool(hash(psutil.Process(card["process"])) != card["started"])
+        return bool(hash(psutil.Process(holder_record["process"])) != holder_record["started"])
     except psutil.NoSuchProcess:
         return True

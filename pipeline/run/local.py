@@ -7,33 +7,41 @@ from contextlib import closing
 from dataclasses import replace
 
 from pipeline.answer import Answerer
-from pipeline.context import Work
+from pipeline.context import RunContext
 from pipeline.manifest.chunks import Chunk
-from pipeline.output.commit import Receipt, write
-from pipeline.output.store import Store
+from pipeline.output.commit import CommitReceipt, commit_chunk
+from pipeline.output.store import OutputStore
 from pipeline.prepare import Preparer
 from pipeline.run import log
-from pipeline.run.lease import refuse_if_taken
-from pipeline.run.signals import Signals
+from pipeline.run.lease import raise_if_taken_over
+from pipeline.run.signals import StopSignals
 from pipeline.types import Outcome
 
 
-def run(work: Work, chunks: Sequence[Chunk], signals: Signals) -> Iterator[Receipt]:
-    store = Store(work.job.output.path)
-    with closing(Preparer(work)) as preparer, closing(Answerer(work)) as answerer, signals.grace() as stopping:
+def run(context: RunContext, chunks: Sequence[Chunk], signals: StopSignals) -> Iterator[CommitReceipt]:
+    store = OutputStore(context.job.output.path)
+    with (
+        closing(Preparer(context)) as preparer,
+        closing(Answerer(context)) as answerer,
+        signals.stop_gracefully() as stopping,
+    ):
         for chunk in chunks:
             if stopping.is_set():
                 return
-            outcomes = answerer.answer(preparer.prepare(chunk))
-            yield commit(chunk.part, outcomes, preparer.meter.take(), answerer, store)
+            outcomes = answerer.answer_items(preparer.prepare_chunk(chunk))
+            yield commit_outcomes(chunk.part_name, outcomes, preparer.timer.take_seconds(), answerer, store)
 
 
-def commit(
-    key: str, outcomes: Sequence[Outcome], spent: Mapping[str, float], answerer: Answerer, store: Store
-) -> Receipt:
+def commit_outcomes(
+    part_name: str,
+    outcomes: Sequence[Outcome],
+    prepare_seconds: Mapping[str, float],
+    answerer: Answerer,
+    store: OutputStore,
+) -> CommitReceipt:
     """Commit an answered chunk; `spent` are the seconds that preparing it took."""
-    refuse_if_taken(store, answerer.work.fingerprint, answerer.work.epoch)
-    log.failures(outcomes)
-    with answerer.meter.on("commit"):
-        receipt = write(key, outcomes, answerer.work, store)
-    return replace(receipt, seconds={**spent, **answerer.meter.take()})
+    raise_if_taken_over(store, answerer.context.fingerprint, answerer.context.lease_epoch)
+    log.write_failure_events(outcomes)
+    with answerer.timer.measure("commit"):
+        receipt = commit_chunk(part_name, outcomes, answerer.context, store)
+    return replace(receipt, worker_seconds={**prepare_seconds, **answerer.timer.take_seconds()})

@@ -18,33 +18,33 @@ from pipeline.errors import JobError
 from pipeline.types import Failure
 
 if TYPE_CHECKING:
-    from pipeline.context import Work
-    from pipeline.output.commit import Receipt
+    from pipeline.context import RunContext
+    from pipeline.output.commit import CommitReceipt
     from pipeline.types import Outcome
 
-MODES = ("json", "text")
-QUIET_STAGES = ("answer", "internal")  # whose messages quote the model, or what a row holds
-LONGEST = 300  # of a row's message
-about: dict[str, str] = {}  # of this process: the job and the run that every event belongs to
+LOG_FORMATS = ("json", "text")
+CONFIDENTIAL_STAGES = ("answer", "internal")  # whose messages quote the model, or what a row holds
+MAX_MESSAGE_LENGTH = 300  # of a row's message
+run_labels: dict[str, str] = {}  # of this process: the job and the run that every event belongs to
 
 
-def as_json() -> bool:
+def is_json_format() -> bool:
     return (os.environ.get("VLBATCH_LOG") or ("json" if "KUBERNETES_SERVICE_HOST" in os.environ else "text")) == "json"
 
 
-def belong(work: Work) -> None:
+def set_run_labels(context: RunContext) -> None:
     """Whatever this process logs from now on is of this run."""
-    about.update(job=work.job.name, run=work.run)
+    run_labels.update(job=context.job.name, run=context.run_id)
 
 
-def event(name: str, *, level: str = "info", **fields: Any) -> None:
+def write_event(name: str, *, level: str = "info", **fields: Any) -> None:
     """One JSON line, where these are wanted."""
-    if as_json():
+    if is_json_format():
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        write(json.dumps({"time": now, "level": level, "event": name, **about, **fields}, ensure_ascii=False))
+        write_line(json.dumps({"time": now, "level": level, "event": name, **run_labels, **fields}, ensure_ascii=False))
 
 
-def write(line: str) -> None:
+def write_line(line: str) -> None:
     """In one piece, whichever thread says it; where nobody reads any more, a run goes on all the same."""
     try:
         sys.stderr.write(f"{line}\n")
@@ -53,35 +53,37 @@ def write(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-def taker() -> Callable[[str], None] | None:
+def get_line_sink() -> Callable[[str], None] | None:
     """Who takes the lines that are meant for people, where no person reads."""
-    if (mode := os.environ.get("VLBATCH_LOG", "text")) not in MODES:
+    if (mode := os.environ.get("VLBATCH_LOG", "text")) not in LOG_FORMATS:
         raise JobError(f"VLBATCH_LOG={mode}: set it to json or text, or leave it out")
-    return (lambda line: event("said", message=line)) if as_json() else None
+    return (lambda line: write_event("said", message=line)) if is_json_format() else None
 
 
-def tell(message: str) -> None:
+def write_message(message: str) -> None:
     """A line from a thread that has nobody to say it for it."""
-    event("said", message=message)
-    if not as_json():
-        write(message)
+    write_event("said", message=message)
+    if not is_json_format():
+        write_line(message)
 
 
-def last(message: str, *, level: str = "error") -> None:
+def write_exit_reason(message: str, *, level: str = "error") -> None:
     """Why a command ends, in whichever form is wanted."""
-    if as_json():
-        event("ended", level=level, message=message)
+    if is_json_format():
+        write_event("ended", level=level, message=message)
     else:
-        tell(message)
+        write_message(message)
 
 
-def committed(receipt: Receipt) -> None:
-    event("chunk", chunk=receipt.key, won=receipt.won, answered=receipt.answered, failed=receipt.failed)
+def write_commit_event(receipt: CommitReceipt) -> None:
+    write_event(
+        "chunk", chunk=receipt.part_name, won=receipt.committed_first, answered=receipt.answered, failed=receipt.failed
+    )
 
 
-def failures(outcomes: Iterable[Outcome]) -> None:
+def write_failure_events(outcomes: Iterable[Outcome]) -> None:
     """One event for each row that failed."""
     for _, row in outcomes:
         if isinstance(row, Failure):
-            words = "" if row.stage in QUIET_STAGES else row.message[:LONGEST]
-            event("row_failed", level="warning", row=row.id, stage=row.stage, kind=row.kind, message=words)
+            words = "" if row.stage in CONFIDENTIAL_STAGES else row.message[:MAX_MESSAGE_LENGTH]
+            write_event("row_failed", level="warning", row=row.id, stage=row.stage, kind=row.kind, message=words)

@@ -17,114 +17,126 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.context import Work
+from pipeline.context import RunContext
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
-from pipeline.manifest.chunks import Chunk, cut, hashes_of, rows_of
-from pipeline.manifest.files import File, store_errors, unreadable
-from pipeline.output.dead_letters import READERS, split
-from pipeline.output.store import Store
-from pipeline.run.dedup import Buckets, common, repeated
+from pipeline.manifest.chunks import Chunk, hash_row_keys, read_chunk_rows, split_file
+from pipeline.manifest.files import ManifestFile, build_unreadable_error, get_store_error_types
+from pipeline.output.dead_letters import READER_THREADS, split_part_name
+from pipeline.output.store import OutputStore
+from pipeline.run.dedup import HashBuckets, find_common, find_duplicates
 
-Cut = tuple[Chunk, NDArray[np.uint64]]
-Cutter = Callable[[Job, Sequence[File], str | None], Iterable[Cut]]
+HashedChunk = tuple[Chunk, NDArray[np.uint64]]
+ManifestSplitter = Callable[[Job, Sequence[ManifestFile], str | None], Iterable[HashedChunk]]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ResumePlan:
     """What a manifest asks, and what of it is left."""
 
     chunks: tuple[Chunk, ...]  # all of them, in order
-    left: tuple[Chunk, ...]
-    orphans: tuple[str, ...]  # names of parts that no chunk has any more
+    remaining_chunks: tuple[Chunk, ...]
+    orphan_parts: tuple[str, ...]  # names of parts that no chunk has any more
     rows: int
-    duplicates: int
+    duplicate_rows: int
 
     @property
     def rows_left(self) -> int:
-        return sum(chunk.asked for chunk in self.left)
+        return sum(chunk.asked_row_count for chunk in self.remaining_chunks)
 
 
-def cut_here(job: Job, found: Sequence[File], user: str | None) -> Iterator[Cut]:
+def split_in_process(job: Job, manifest_files: Sequence[ManifestFile], user: str | None) -> Iterator[HashedChunk]:
     """Files cut in this process, one after another."""
-    for file in found:
+    for file in manifest_files:
         try:
-            yield from cut(job, file, user)
-        except store_errors(file.url) as error:
-            raise unreadable(file, error) from error
+            yield from split_file(job, file, user)
+        except get_store_error_types(file.url) as error:
+            raise build_unreadable_error(file, error) from error
 
 
-def plan(
-    work: Work, found: Sequence[File], store: Store, *, cutter: Cutter = cut_here, limit: int | None = None
-) -> Plan:
+def build_resume_plan(
+    context: RunContext,
+    manifest_files: Sequence[ManifestFile],
+    store: OutputStore,
+    *,
+    splitter: ManifestSplitter = split_in_process,
+    row_limit: int | None = None,
+) -> ResumePlan:
     """Which chunks there are and which are left to do."""
-    existing = {name.removesuffix(".parquet") for name in store.names(f"data/fp={work.fingerprint}")}
-    with Buckets() as rows:
+    existing = {name.removesuffix(".parquet") for name in store.list_names(f"data/fp={context.fingerprint}")}
+    with HashBuckets() as rows:
         chunks = []
-        for chunk, hashes in limited(cutter(work.job, found, work.user), limit):
-            rows.add(hashes)
+        for chunk, hashes in limit_rows(splitter(context.job, manifest_files, context.schema_prompt), row_limit):
+            rows.add_hashes(hashes)
             chunks.append(chunk)
-        starts = np.cumsum([0, *(chunk.rows for chunk in chunks)])
-        again = repeats(rows, chunks, starts, work)
-        for at, offsets in by_chunk(again, starts):
-            chunks[at] = replace(chunks[at], without=(*offsets, *chunks[at].without))
+        starts = np.cumsum([0, *(chunk.row_count for chunk in chunks)])
+        again = find_duplicate_rows(rows, chunks, starts, context)
+        for at, offsets in group_by_chunk(again, starts):
+            chunks[at] = replace(chunks[at], excluded_offsets=(*offsets, *chunks[at].excluded_offsets))
         done = {chunk.name for chunk in chunks} & existing  # later parts of what is asked anew are orphans, too
-        orphans = sorted(part for part in existing if split(part)[0] not in done)
-        left = {at: chunk for at, chunk in enumerate(chunks) if chunk.name not in existing and chunk.asked}
+        orphans = sorted(part for part in existing if split_part_name(part)[0] not in done)
+        left = {at: chunk for at, chunk in enumerate(chunks) if chunk.name not in existing and chunk.asked_row_count}
         if left and orphans:
-            for at, offsets in by_chunk(answered_in(orphans, rows, store, work.fingerprint), starts):
+            for at, offsets in group_by_chunk(find_answered_rows(orphans, rows, store, context.fingerprint), starts):
                 if at in left:
-                    left[at] = replace(left[at], skip=offsets)
-    return Plan(
+                    left[at] = replace(left[at], answered_offsets=offsets)
+    return ResumePlan(
         chunks=tuple(chunks),
-        left=tuple(chunk for chunk in left.values() if chunk.asked),
-        orphans=tuple(orphans),
-        rows=sum(chunk.asked for chunk in chunks),
-        duplicates=len(again),
+        remaining_chunks=tuple(chunk for chunk in left.values() if chunk.asked_row_count),
+        orphan_parts=tuple(orphans),
+        rows=sum(chunk.asked_row_count for chunk in chunks),
+        duplicate_rows=len(again),
     )
 
 
-def limited(cuts: Iterable[Cut], limit: int | None) -> Iterator[Cut]:
+def limit_rows(hashed_chunks: Iterable[HashedChunk], row_limit: int | None) -> Iterator[HashedChunk]:
     """The first rows only. What lies beyond in the last chunk is not its own, which gives it another name."""
-    left = limit
-    for chunk, hashes in cuts:
-        if left is not None and chunk.rows > left:
-            chunk, hashes = replace(chunk, without=tuple(range(left, chunk.rows))), hashes[:left]
+    left = row_limit
+    for chunk, hashes in hashed_chunks:
+        if left is not None and chunk.row_count > left:
+            chunk, hashes = replace(chunk, excluded_offsets=tuple(range(left, chunk.row_count))), hashes[:left]
         yield chunk, hashes
         left = None if left is None else left - len(hashes)
         if left == 0:
             return
 
 
-def repeats(rows: Buckets, chunks: Sequence[Chunk], starts: NDArray[np.int64], work: Work) -> NDArray[np.uint64]:
+def find_duplicate_rows(
+    rows: HashBuckets, chunks: Sequence[Chunk], chunk_starts: NDArray[np.int64], context: RunContext
+) -> NDArray[np.uint64]:
     """The rows that ask what an earlier row asks. The same id with another question is refused."""
     again = [np.empty(0, np.uint64)]
     for bucket in rows:
-        later, torn = repeated(bucket)
+        later, torn = find_duplicates(bucket)
         for pair in torn:
-            refuse([place(at, chunks, starts) for at in pair], work)
+            raise_if_same_id([locate_row(at, chunks, chunk_starts) for at in pair], context)
         again.append(later)
     return np.concatenate(again)
 
 
-def place(at: int, chunks: Sequence[Chunk], starts: NDArray[np.int64]) -> tuple[Chunk, int]:
-    number = int(np.searchsorted(starts, at, side="right")) - 1
-    return chunks[number], at - int(starts[number])
+def locate_row(row_number: int, chunks: Sequence[Chunk], chunk_starts: NDArray[np.int64]) -> tuple[Chunk, int]:
+    number = int(np.searchsorted(chunk_starts, row_number, side="right")) - 1
+    return chunks[number], row_number - int(chunk_starts[number])
 
 
-def by_chunk(rows: NDArray[np.uint64], starts: NDArray[np.int64]) -> Iterator[tuple[int, tuple[int, ...]]]:
+def group_by_chunk(
+    row_numbers: NDArray[np.uint64], chunk_starts: NDArray[np.int64]
+) -> Iterator[tuple[int, tuple[int, ...]]]:
     """(number of a chunk, offsets in it), both in order."""
-    rows = np.sort(rows.astype(np.int64))
-    numbers = np.searchsorted(starts, rows, side="right") - 1
-    for some in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(numbers)) + 1) if len(rows) else ():
+    row_numbers = np.sort(row_numbers.astype(np.int64))
+    numbers = np.searchsorted(chunk_starts, row_numbers, side="right") - 1
+    for some in np.split(np.arange(len(row_numbers)), np.flatnonzero(np.diff(numbers)) + 1) if len(row_numbers) else ():
         number = int(numbers[some[0]])
-        yield number, tuple((rows[some] - starts[number]).tolist())
+        yield number, tuple((row_numbers[some] - chunk_starts[number]).tolist())
 
 
-def refuse(places: Sequence[tuple[Chunk, int]], work: Work) -> None:
+def raise_if_same_id(places: Sequence[tuple[Chunk, int]], context: RunContext) -> None:
     """Name an id that asks two things. Equal hashes of unequal ids are no reason to refuse."""
     name, again = (
-        rows_of(replace(chunk, without=(), skip=()), work.job, work.user)[1][offset][1] for chunk, offset in places
+        read_chunk_rows(replace(chunk, excluded_offsets=(), answered_offsets=()), context.job, context.schema_prompt)[
+            1
+        ][offset][1]
+        for chunk, offset in places
     )
     if name == again:
         where = " and ".join(dict.fromkeys(chunk.file.url for chunk, _ in places))
@@ -134,22 +146,26 @@ def refuse(places: Sequence[tuple[Chunk, int]], work: Work) -> None:
         )
 
 
-def answered_in(parts: Sequence[str], rows: Buckets, store: Store, fingerprint: str) -> NDArray[np.uint64]:
+def find_answered_rows(
+    parts: Sequence[str], manifest_rows: HashBuckets, store: OutputStore, fingerprint: str
+) -> NDArray[np.uint64]:
     """The rows of the manifest that those parts answer."""
-    with Buckets() as there:
-        for hashes in hashes_in(parts, store, fingerprint):
-            there.add(hashes)
-        return np.concatenate([ours["at"][common(ours, theirs)] for ours, theirs in zip(rows, there, strict=True)])
+    with HashBuckets() as there:
+        for hashes in read_row_hashes(parts, store, fingerprint):
+            there.add_hashes(hashes)
+        return np.concatenate(
+            [ours["at"][find_common(ours, theirs)] for ours, theirs in zip(manifest_rows, there, strict=True)]
+        )
 
 
-def hashes_in(parts: Sequence[str], store: Store, fingerprint: str) -> Iterator[NDArray[np.uint64]]:
+def read_row_hashes(parts: Sequence[str], store: OutputStore, fingerprint: str) -> Iterator[NDArray[np.uint64]]:
     """Of the rows of each part, in order."""
 
     def hashes(name: str) -> NDArray[np.uint64]:
-        part = io.BytesIO(store.read(f"data/fp={fingerprint}/{name}.parquet"))
+        part = io.BytesIO(store.read_object(f"data/fp={fingerprint}/{name}.parquet"))
         table = pq.read_table(part, columns=["id", "question"])
-        return hashes_of(list(zip(table["id"].to_pylist(), table["question"].to_pylist(), strict=True)))
+        return hash_row_keys(list(zip(table["id"].to_pylist(), table["question"].to_pylist(), strict=True)))
 
-    with ThreadPoolExecutor(READERS) as readers:
-        for start in range(0, len(parts), 4 * READERS):  # not all at once: there may be a million
-            yield from readers.map(hashes, parts[start : start + 4 * READERS])
+    with ThreadPoolExecutor(READER_THREADS) as readers:
+        for start in range(0, len(parts), 4 * READER_THREADS):  # not all at once: there may be a million
+            yield from readers.map(hashes, parts[start : start + 4 * READER_THREADS])

@@ -16,51 +16,53 @@ from typing import Any, NoReturn
 
 from pipeline.errors import Terminated
 
-GRACE_S = 25.0  # Kubernetes gives 30
-SAID = "stopping: what is under way is committed first; once more to stop at once"
-SHARE = 0.8  # of the grace is for what is under way; the rest is for leaving
+DEFAULT_GRACE_S = 25.0  # Kubernetes gives 30
+STOPPING_MESSAGE = "stopping: what is under way is committed first; once more to stop at once"
+GRACE_SHARE = 0.8  # of the grace is for what is under way; the rest is for leaving
 
 
-class Signals:
+class StopSignals:
     """Open while a run can be stopped, and again inside of Ray, whose native code installs a handler of its own."""
 
     def __init__(self, say: Callable[[str], None]):
         self.say = say
-        self.stopping: Event | None = None  # while there is something to end in good order
-        self.number = signal.SIGTERM
+        self.stop_event: Event | None = None  # while there is something to end in good order
+        self.signal_number = signal.SIGTERM
 
-    def __enter__(self) -> Signals:
-        self.before: dict[int, Any] = {n: signal.signal(n, self.heard) for n in (signal.SIGTERM, signal.SIGINT)}
+    def __enter__(self) -> StopSignals:
+        self.previous_handlers: dict[int, Any] = {
+            n: signal.signal(n, self.handle_signal) for n in (signal.SIGTERM, signal.SIGINT)
+        }
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
+        for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
 
     @contextmanager
-    def grace(self, then: Callable[[], object] = lambda: None) -> Iterator[Event]:
+    def stop_gracefully(self, on_stop: Callable[[], object] = lambda: None) -> Iterator[Event]:
         """Set, and `then` called, when nothing new is to be begun; who then leaves in good order is ended by it."""
-        grace_s = SHARE * float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S") or GRACE_S)
-        self.timer = Timer(grace_s, lambda: os.kill(os.getpid(), self.number))
-        self.timer.daemon = True
-        self.then = then
-        self.stopping = stopping = Event()
+        grace_s = GRACE_SHARE * float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S") or DEFAULT_GRACE_S)
+        self.grace_timer = Timer(grace_s, lambda: os.kill(os.getpid(), self.signal_number))
+        self.grace_timer.daemon = True
+        self.on_stop = on_stop
+        self.stop_event = stopping = Event()
         try:
             yield stopping
         finally:
-            self.timer.cancel()
-            self.stopping = None
+            self.grace_timer.cancel()
+            self.stop_event = None
         if stopping.is_set():
-            self.end()
+            self.raise_termination()
 
-    def heard(self, number: int, frame: FrameType | None) -> None:
-        self.number = signal.Signals(number)
-        if self.stopping is None or self.stopping.is_set():
-            self.end()
-        self.stopping.set()
-        self.timer.start()
+    def handle_signal(self, signal_number: int, frame: FrameType | None) -> None:
+        self.signal_number = signal.Signals(signal_number)
+        if self.stop_event is None or self.stop_event.is_set():
+            self.raise_termination()
+        self.stop_event.set()
+        self.grace_timer.start()
         # from a thread, for whoever was interrupted may hold the display's lock, or one of Ray's
-        Thread(target=lambda: (self.then(), self.say(SAID)), daemon=True).start()
+        Thread(target=lambda: (self.on_stop(), self.say(STOPPING_MESSAGE)), daemon=True).start()
 
-    def end(self) -> NoReturn:
-        raise KeyboardInterrupt if self.number == signal.SIGINT else Terminated
+    def raise_termination(self) -> NoReturn:
+        raise KeyboardInterrupt if self.signal_number == signal.SIGINT else Terminated

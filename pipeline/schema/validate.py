@@ -21,57 +21,61 @@ from pipeline.schema import columns
 if TYPE_CHECKING:
     from pipeline.schema.schema import Schema
 
-MOST = 20  # complaints about one answer that are written out
+MAX_LISTED_ERRORS = 20  # complaints about one answer that are written out
 
 
-def validate(value: Any, schema: Schema) -> tuple[Any, tuple[str, ...]]:
+def validate_answer(value: Any, schema: Schema) -> tuple[Any, tuple[str, ...]]:
     """The answer in its columns' Python types, and the violations that its schema lists."""
-    plain, violations = checked(value, schema)
-    return typed(plain, schema), violations
+    plain, violations = check_answer(value, schema)
+    return to_typed_answer(plain, schema), violations
 
 
-def checked(value: Any, schema: Schema) -> tuple[Any, tuple[str, ...]]:
+def check_answer(value: Any, schema: Schema) -> tuple[Any, tuple[str, ...]]:
     """The answer as plain JSON values, and the violations."""
-    return _by_model(value, schema.model) if schema.model else (_by_json_schema(value, schema.text), ())
+    return _check_with_model(value, schema.model) if schema.model else (_check_with_json_schema(value, schema.text), ())
 
 
-def typed(plain: Any, schema: Schema) -> Any:
+def to_typed_answer(plain_answer: Any, schema: Schema) -> Any:
     try:
-        return columns.exact(plain, schema.field)
+        return columns.to_column_value(plain_answer, schema.answer_field)
     except (ValueError, ArithmeticError, TypeError, AttributeError, KeyError) as error:
         raise AnswerError("invalid_answer", f"the answer does not fit its columns: {error}") from error
 
 
-def _by_model(value: Any, model: type[BaseModel]) -> tuple[Any, tuple[str, ...]]:
+def _check_with_model(value: Any, model: type[BaseModel]) -> tuple[Any, tuple[str, ...]]:
     try:
         answer = model.model_validate_json(json.dumps(value))  # as JSON, so that strict models take its dates as text
         doubts = getattr(model, "violations", None)
         violations = tuple(str(line) for line in doubts(answer)) if doubts else ()
         return answer.model_dump(mode="json", by_alias=True), violations
     except ValidationError as error:
-        raise _invalid(
-            [f"{_place(e['loc'])}{e['msg']}" for e in error.errors(include_url=False, include_context=False)]
+        raise _build_invalid_answer_error(
+            [f"{_format_location(e['loc'])}{e['msg']}" for e in error.errors(include_url=False, include_context=False)]
         ) from error
     except Exception as error:  # a user's own code may raise anything
         raise AnswerError("schema_code", f"{model.__name__} raised {type(error).__name__}: {error}") from error
 
 
-def _by_json_schema(value: Any, text: str) -> Any:
-    found = sorted(_validator(text).iter_errors(value), key=lambda error: list(map(str, error.absolute_path)))
+def _check_with_json_schema(value: Any, schema_text: str) -> Any:
+    found = sorted(
+        _build_validator(schema_text).iter_errors(value), key=lambda error: list(map(str, error.absolute_path))
+    )
     if found:
-        raise _invalid([f"{_place(tuple(error.absolute_path))}{error.message[:200]}" for error in found])
+        raise _build_invalid_answer_error(
+            [f"{_format_location(tuple(error.absolute_path))}{error.message[:200]}" for error in found]
+        )
     return value
 
 
-def _invalid(lines: list[str]) -> AnswerError:
-    more = f"; and {len(lines) - MOST} more" if len(lines) > MOST else ""
-    return AnswerError("invalid_answer", "; ".join(lines[:MOST]) + more)
+def _build_invalid_answer_error(messages: list[str]) -> AnswerError:
+    more = f"; and {len(messages) - MAX_LISTED_ERRORS} more" if len(messages) > MAX_LISTED_ERRORS else ""
+    return AnswerError("invalid_answer", "; ".join(messages[:MAX_LISTED_ERRORS]) + more)
 
 
-def _place(steps: tuple[int | str, ...]) -> str:
-    return ".".join(map(str, steps)) + ": " if steps else ""
+def _format_location(path: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, path)) + ": " if path else ""
 
 
 @functools.lru_cache(maxsize=64)
-def _validator(text: str) -> Validator:
-    return Draft202012Validator(json.loads(text), format_checker=FormatChecker())
+def _build_validator(schema_text: str) -> Validator:
+    return Draft202012Validator(json.loads(schema_text), format_checker=FormatChecker())

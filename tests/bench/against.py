@@ -28,7 +28,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.builtin.scenes import scene
+from pipeline.builtin.scenes import create_scene
 from tests.bench import harness
 
 PEERS = Path(__file__).with_name("peers.py")
@@ -52,7 +52,7 @@ def draw(place: Path, rows: int, most: int) -> Path:
     for number in range(rows):
         name = f"{number:05}.jpg"
         width, height = (int(side) for side in np.exp(rng.uniform(math.log(100), math.log(most), 2)))
-        picture = scene("evaluate", "caption", 200_000 + number).draw(0).convert("RGB")
+        picture = create_scene("evaluate", "caption", 200_000 + number).draw_frame(0).convert("RGB")
         picture.resize((width, height)).save(place / name, quality=92)
         listed.append({"id": name, "media": name})
         if broken(number):

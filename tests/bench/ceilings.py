@@ -11,7 +11,7 @@ import time
 import numpy as np
 import torch
 
-from pipeline.model.engines.torch import Torch
+from pipeline.model.engines.torch import TorchEngine
 from pipeline.types import Request, Sampling
 
 
@@ -43,34 +43,34 @@ def copy_bytes(device: torch.device) -> float:
     return 2 * source.numel() / best(lambda: target.copy_(source), device)
 
 
-def text(engine: Torch, count: int, prompt: int, new: int) -> list[Request]:
+def text(engine: TorchEngine, count: int, prompt: int, new: int) -> list[Request]:
     ids = np.random.default_rng(0).integers(0, 200, (count, prompt), dtype=np.int32)
     positions = np.tile(np.arange(prompt, dtype=np.int32), (3, 1))
     return [Request(str(row), (), ids[row], positions, sampling=Sampling(new)) for row in range(count)]
 
 
-def shares(engine: Torch, *, prompt: int = 1024, new: int = 64) -> dict[str, float]:
-    loaded, rows = engine.forward.loaded, engine.size.slots
-    config = loaded.language.config
-    layers = sum(part.numel() for part in loaded.language.layers.parameters())
+def shares(engine: TorchEngine, *, prompt: int = 1024, new: int = 64) -> dict[str, float]:
+    loaded, rows = engine.step_runner.loaded, engine.sizes.slots
+    config = loaded.language_model.config
+    layers = sum(part.numel() for part in loaded.language_model.layers.parameters())
     for request in text(engine, rows, prompt, new):
         engine.submit(request)
     start = wait(loaded.device)
-    while engine.waiting or any(row.done < row.prompt for row in engine.rows):
+    while engine.waiting or any(row.computed_tokens < row.prompt_tokens for row in engine.sequences):
         engine.step()
     reading = wait(loaded.device) - start
     attention = 4 * config.num_hidden_layers * config.num_attention_heads * loaded.cache_shape[2] * prompt / 2
     flops = rows * prompt * (2 * layers + attention) / reading
     engine.step()  # the first replay of a graph is its making
     bytes_read, start, steps = 0.0, wait(loaded.device), 0
-    weights_bytes = (layers + loaded.head.weight.numel()) * loaded.dtype.itemsize
+    weights_bytes = (layers + loaded.lm_head.weight.numel()) * loaded.dtype.itemsize
     token_bytes = 2 * np.prod(loaded.cache_shape) * loaded.dtype.itemsize
-    while len(engine.rows) == rows and steps < new // 2:
-        bytes_read += weights_bytes + token_bytes * sum(row.done for row in engine.rows)
+    while len(engine.sequences) == rows and steps < new // 2:
+        bytes_read += weights_bytes + token_bytes * sum(row.computed_tokens for row in engine.sequences)
         engine.step()
         steps += 1
     decoding = wait(loaded.device) - start
-    while engine.rows:
+    while engine.sequences:
         engine.step()
     return {
         "prefill_mfu": flops / matmul_flops(loaded.device, loaded.dtype),

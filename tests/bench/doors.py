@@ -22,9 +22,9 @@ from typing import Any
 import pyarrow.dataset as ds
 
 from pipeline.builtin import scene_files
-from pipeline.builtin.evaluate import JOBS, TASKS, compared
-from pipeline.builtin.scores import score
-from pipeline.job import load_job
+from pipeline.builtin.evaluate import JOBS_FOLDER, TASKS, read_answers_and_truths
+from pipeline.builtin.scores import score_answers
+from pipeline.job import job_loader
 from pipeline.model import weights
 from tests.bench import harness
 from tests.model.engines.vllm_server import KEY, serving
@@ -58,10 +58,10 @@ def main() -> None:
 
 def answers(task: str, scenes: int) -> dict[str, dict[str, Any]]:
     """By engine: rows by id, marks, rate."""
-    model = weights.locate(load_job.load(JOBS / f"{task}.yaml").model.weights)
+    model = weights.locate_checkpoint(job_loader.load_job(JOBS_FOLDER / f"{task}.yaml").model.weights)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        manifest = scene_files.write(folder / task, task, scenes)
+        manifest = scene_files.write_scene_files(folder / task, task, scenes)
         with serving(model, folder / "server.log", longest=4096, slots=SLOTS) as url:
             http = {"url": url, "api_key": "${DOORS_KEY}"} | ({"video": "native"} if task == "video" else {})
             engines = {"torch": {"slots": SLOTS}, "vllm": VLLM, "http": http}
@@ -72,7 +72,7 @@ def run(task: str, manifest: Path, out: Path, kind: str, more: Mapping[str, obje
     """The job with one line changed."""
     changes = [f"engine={json.dumps({'kind': kind, **more})}", f"input.manifest={manifest}", f"output.path={out}"]
     changes += ["model.context.max_length=4096", "limits.error_rate=1"]
-    command = [sys.executable, "-m", "pipeline", "run", str(JOBS / f"{task}.yaml"), "--local"]
+    command = [sys.executable, "-m", "pipeline", "run", str(JOBS_FOLDER / f"{task}.yaml"), "--local"]
     done = subprocess.run([*command, *(f"--set={change}" for change in changes)], capture_output=True, text=True)
     if done.returncode not in (0, 3):
         sys.exit(f"{kind}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
@@ -80,7 +80,11 @@ def run(task: str, manifest: Path, out: Path, kind: str, more: Mapping[str, obje
     print(f"  {task}, {kind}: {report['answered']} answered, {report['failed']} failed", file=sys.stderr)
     rows = ds.dataset(out / "data").to_table(["id", "text", "answer"]).to_pylist()
     rate = report["answered"] / report["workers_seconds"]["worked"]
-    return {"rows": {row["id"]: row for row in rows}, "marks": score(task, compared(manifest, out)), "rate": rate}
+    return {
+        "rows": {row["id"]: row for row in rows},
+        "marks": score_answers(task, read_answers_and_truths(manifest, out)),
+        "rate": rate,
+    }
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> int:

@@ -27,13 +27,13 @@ import psutil
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from pipeline.builtin.random_checkpoint import make
+from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.model import hf_models, weights
-from pipeline.model.engine_thread import run
-from pipeline.model.engines.torch import Torch
-from pipeline.model.engines.torch.vision import Slice, patchify
+from pipeline.model.engine_thread import generate_replies
+from pipeline.model.engines.torch import TorchEngine
+from pipeline.model.engines.torch.vision import ClipSlice, patchify
 from pipeline.model.families.base import Family
-from pipeline.types import Ask, Clip, Request, Sampling, Turn
+from pipeline.types import Clip, MediaOptions, Request, Sampling, Turn
 from tests.bench import ceilings, harness
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -89,28 +89,28 @@ def workload(family: Family, kind: str, count: int) -> list[Request]:
         width, height = (
             int(side) for side in np.exp(rng.uniform(math.log(100), math.log(most / (3 if clip else 1)), 2))
         )
-        width, height = family.image_size((width, height), Ask(max_pixels=1280 * 28 * 28))
+        width, height = family.fit_image_size((width, height), MediaOptions(max_pixels=1280 * 28 * 28))
         pixels = rng.integers(0, 256, (8 if clip else 1, 3, height, width), dtype=np.uint8)
         times = tuple(frame / 2 for frame in range(8)) if clip else ()
         seen = Clip("video" if clip else "image", pixels, (width, height), times=times, fps=2.0 if clip else 0.0)
         length = 32 if kind == "short" else int(np.exp(rng.uniform(math.log(4), math.log(256))))
         turns = (Turn("user", (seen, "Say what you see.")),)
-        encoded = family.encode(turns)
+        encoded = family.encode_turns(turns)
         said = Sampling(max_new_tokens=length)
         requests.append(Request(str(number), turns, encoded.input_ids, encoded.positions, encoded.vision_tokens, said))
     return requests
 
 
-def ours(engine: Torch, requests: Sequence[Request]) -> None:
-    replies = list(run(engine, requests))
-    assert sum(reply.tokens for reply in replies) == sum(request.sampling.max_new_tokens for request in requests)  # type: ignore[union-attr]
+def ours(engine: TorchEngine, requests: Sequence[Request]) -> None:
+    replies = list(generate_replies(engine, requests))
+    assert sum(reply.output_tokens for reply in replies) == sum(request.sampling.max_new_tokens for request in requests)  # type: ignore[union-attr]
 
 
 class Peer:
     """`generate` on left-padded batches, with pixels normalised and positions computed beforehand."""
 
     def __init__(self, folder: Path, family: Family, device: str):
-        kind = hf_models.model_class(weights.config(folder)["model_type"])
+        kind = hf_models.get_model_class(weights.load_config(folder)["model_type"])
         self.model = kind.from_pretrained(folder, dtype="auto").eval().to(device)
         self.model.generation_config.eos_token_id = None
         self.family, self.device = family, device
@@ -140,7 +140,7 @@ class Peer:
         ):
             clips = [clip for request in requests for clip in request.clips if clip.kind == kind]
             if clips:
-                slices = [Slice("", clip.pixels, grid(clip, self.family)) for clip in clips]
+                slices = [ClipSlice("", clip.pixels, grid(clip, self.family)) for clip in clips]
                 cut = [patchify(torch.from_numpy(part.pixels), part.grid, self.family) for part in slices]
                 given[values] = torch.cat(cut).to(self.model.dtype)
                 given[grids] = torch.tensor([part.grid for part in slices])
@@ -157,9 +157,9 @@ def grid(clip: Clip, family: Family) -> tuple[int, int, int]:
 
 
 def compare(
-    engine: Torch, peer: Peer, kind: str, *, rows: int, rounds: int
+    engine: TorchEngine, peer: Peer, kind: str, *, rows: int, rounds: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    requests = workload(engine.intake.family, kind, rows)
+    requests = workload(engine.sequence_builder.family, kind, rows)
     before = dict(engine.metrics())
     ours(engine, requests)
     after = dict(engine.metrics())
@@ -186,12 +186,12 @@ def compare(
     return ratios, figures
 
 
-def soak(engine: Torch, count: int) -> dict[str, float]:
+def soak(engine: TorchEngine, count: int) -> dict[str, float]:
     """Resident MiB after a tenth of the rows and after all of them."""
-    requests = workload(engine.intake.family, "short", 200)
+    requests = workload(engine.sequence_builder.family, "short", 200)
     seen: dict[int, float] = {}
     asked = (replace(requests[row % 200], id=str(row), sampling=Sampling(1 + row % 16)) for row in range(count))
-    for number, _ in enumerate(run(engine, asked), 1):
+    for number, _ in enumerate(generate_replies(engine, asked), 1):
         if number in (count // 10, count):
             seen[number] = psutil.Process().memory_info().rss / 2**20
     return {"rss_mib_after_a_tenth": seen[count // 10], "rss_mib_after_all": seen[count]}
@@ -213,13 +213,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         with torch.device(said.device):
             torch.set_default_dtype(torch.float32 if said.shape == "builtin" else torch.bfloat16)
-            make(Path(folder), "qwen2_5_vl", **SHAPES[said.shape])
+            write_random_checkpoint(Path(folder), "qwen2_5_vl", **SHAPES[said.shape])
             torch.set_default_dtype(torch.float32)
-        family = weights.family(Path(folder))
-        engine = Torch(Path(folder), family, device=said.device, compiled=said.compile)
-        engine.ahead = engine.ahead and not said.in_turn
+        family = weights.load_family(Path(folder))
+        engine = TorchEngine(Path(folder), family, device=said.device, compiled=said.compile)
+        engine.can_launch_ahead = engine.can_launch_ahead and not said.in_turn
         peer = Peer(Path(folder), family, said.device)
-    engine.vocabulary = type(engine.vocabulary)(family.tokenizer, frozenset(), None, frozenset())
+    engine.detokenizer = type(engine.detokenizer)(family.tokenizer, frozenset(), None, frozenset())
     print(f"{sum(part.numel() for part in peer.model.parameters()) / 1e6:.1f} M weights, {said.device}, {where}")
     ratios: dict[str, float] = {}
     figures: dict[str, float] = {}

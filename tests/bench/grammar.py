@@ -26,14 +26,14 @@ from tokenizers import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from pipeline import registry
-from pipeline.builtin.random_checkpoint import make
+from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.model import weights
-from pipeline.model.engine_thread import run
-from pipeline.model.engines.torch import Torch
-from pipeline.model.engines.torch.sampler import constrain
+from pipeline.model.engine_thread import generate_replies
+from pipeline.model.engines.torch import TorchEngine
+from pipeline.model.engines.torch.sampler import apply_grammar_masks
 from pipeline.model.families.base import Family
-from pipeline.model.guidance.grammar import Grammars, Matcher
-from pipeline.schema import load_schema
+from pipeline.model.guidance.grammar import AnswerMatcher, GrammarCompiler
+from pipeline.schema import schema_loader
 from pipeline.types import Reply, Request, Sampling, Turn
 from tests import qwen_vocabulary
 from tests.bench import harness
@@ -41,31 +41,31 @@ from tests.bench import harness
 STEP_MS = 20.0
 BUDGET = 512  # of a guided row; free decoding makes FREE
 FREE = 32
-SCHEMAS = [found for name in registry.SCHEMAS if (found := load_schema.load(name, base=Path()))]
+SCHEMAS = [found for name in registry.SCHEMAS if (found := schema_loader.load_schema(name, base_folder=Path()))]
 
 
 def requests(family: Family, count: int) -> list[Request]:
     """Free ones, greedy."""
     turns = (Turn("user", ("What is there to see?",)),)
-    prompt = family.encode(turns)
+    prompt = family.encode_turns(turns)
     return [
         Request(str(index), turns, prompt.input_ids, prompt.positions, sampling=Sampling(FREE))
         for index in range(count)
     ]
 
 
-def speed(engine: Torch, asked: Sequence[Request]) -> float:
+def speed(engine: TorchEngine, asked: Sequence[Request]) -> float:
     """Output tokens a second."""
     start = time.perf_counter()
-    replies = [reply for reply in run(engine, iter(asked)) if isinstance(reply, Reply)]
+    replies = [reply for reply in generate_replies(engine, iter(asked)) if isinstance(reply, Reply)]
     assert len(replies) == len(asked)
-    return sum(reply.tokens for reply in replies) / (time.perf_counter() - start)
+    return sum(reply.output_tokens for reply in replies) / (time.perf_counter() - start)
 
 
 def decoding(folder: Path, slots: int, rounds: int) -> tuple[float, float]:
     """Median tokens a second, free and guided."""
-    family = weights.family(folder)
-    engine = Torch(folder, family, slots=slots)
+    family = weights.load_family(folder)
+    engine = TorchEngine(folder, family, slots=slots)
     free = requests(family, 2 * slots)
     guided = [replace(request, schema=SCHEMAS[index % len(SCHEMAS)].text) for index, request in enumerate(free)]
     speed(engine, guided)
@@ -93,7 +93,7 @@ def written(tokenizer: Tokenizer, index: int) -> tuple[str, list[int]]:
     return chosen.text, tokenizer.encode(answer, add_special_tokens=False).ids
 
 
-def host(grammars: Grammars, rows: int) -> dict[str, float]:
+def host(grammars: GrammarCompiler, rows: int) -> dict[str, float]:
     """Milliseconds of one step with so many rows, and tokens that each sampled token brings."""
     answers = [written(qwen_vocabulary.tokenizer(), index) for index in range(max(rows, 48) // rows * rows)]
     logits = torch.zeros(rows, qwen_vocabulary.MODEL_VOCABULARY)
@@ -102,15 +102,15 @@ def host(grammars: Grammars, rows: int) -> dict[str, float]:
     steps = sampled = total = 0
     for first in range(0, len(answers), rows):
         group = answers[first : first + rows]
-        live: list[tuple[Matcher, list[int]]] = [
-            (grammars.matcher(text, budget=BUDGET), list(tokens)) for text, tokens in group
+        live: list[tuple[AnswerMatcher, list[int]]] = [
+            (grammars.create_matcher(text, budget=BUDGET), list(tokens)) for text, tokens in group
         ]
-        while live := [(matcher, rest) for matcher, rest in live if rest and not matcher.done]:
+        while live := [(matcher, rest) for matcher, rest in live if rest and not matcher.is_done]:
             start = time.perf_counter()
             for line, (matcher, _) in enumerate(live):
-                matcher.fill(words[line])
+                matcher.fill_mask(words[line])
             filled = time.perf_counter()
-            constrain(logits[: len(live)], [matcher for matcher, _ in live])
+            apply_grammar_masks(logits[: len(live)], [matcher for matcher, _ in live])
             applied = time.perf_counter()
             for matcher, rest in live:
                 total += follow(matcher, rest)
@@ -122,11 +122,11 @@ def host(grammars: Grammars, rows: int) -> dict[str, float]:
     return {key: 1000 * seconds / steps for key, seconds in spent.items()} | {"tokens": total / sampled}
 
 
-def follow(matcher: Matcher, rest: list[int]) -> int:
+def follow(matcher: AnswerMatcher, rest: list[int]) -> int:
     """The next token of a known answer, and all that the grammar forces after it; how many those are."""
     count = 0
-    while rest and not matcher.done and (count == 0 or matcher.forced()):
-        if matcher.accept(rest[0]):
+    while rest and not matcher.is_done and (count == 0 or matcher.get_forced_tokens()):
+        if matcher.accept_token(rest[0]):
             rest.pop(0)
             count += 1
     return count
@@ -139,9 +139,11 @@ def main() -> None:
     torch.set_num_threads(2)
     tokenizer = qwen_vocabulary.tokenizer()
     stop = [tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")]
-    grammars = Grammars(tokenizer, vocab_size=qwen_vocabulary.MODEL_VOCABULARY, stop=stop)
+    grammars = GrammarCompiler(tokenizer, vocab_size=qwen_vocabulary.MODEL_VOCABULARY, stop_tokens=stop)
     folder = Path(tempfile.mkdtemp())
-    make(folder, "qwen2_5_vl", vocabulary=tokenizer, text_config={"vocab_size": qwen_vocabulary.MODEL_VOCABULARY})
+    write_random_checkpoint(
+        folder, "qwen2_5_vl", vocabulary=tokenizer, text_config={"vocab_size": qwen_vocabulary.MODEL_VOCABULARY}
+    )
     figures, ratios, speeds, costs = {}, {}, [], []
     for rows in (1, 16) if quick else (1, 16, 64):
         free, guided = decoding(folder, rows, rounds=1 if quick else 5)

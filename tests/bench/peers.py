@@ -78,7 +78,7 @@ class Captioner:
 
 def ours(manifest: Path, out: Path) -> None:
     """The job a user writes, and nothing else."""
-    from pipeline.cluster.ray_runner import joined
+    from pipeline.cluster.ray_runner import connect_to_ray
     from pipeline.job.spec import Job
     from pipeline.run import driver
 
@@ -90,10 +90,10 @@ def ours(manifest: Path, out: Path) -> None:
         "answer": {"max_new_tokens": MAX_NEW_TOKENS},
         "output": {"path": str(out), "chunk_rows": 2 * BATCH},
     }
-    with joined():
-        code = driver.run(Job.model_validate(said))
+    with connect_to_ray():
+        code = driver.run_job(Job.model_validate(said))
         note_store(out)
-    assert code in (driver.ANSWERED, driver.FAILED_ROWS)
+    assert code in (driver.EXIT_ALL_ANSWERED, driver.EXIT_FAILED_ROWS)
 
 
 def one_by_one(manifest: Path, out: Path) -> None:

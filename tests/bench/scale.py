@@ -26,12 +26,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.cluster import ray_runner
-from pipeline.context import Work
-from pipeline.job import load_job
-from pipeline.manifest.files import files
-from pipeline.output.store import Store
+from pipeline.context import RunContext
+from pipeline.job import job_loader
+from pipeline.manifest.files import list_manifest_files
+from pipeline.output.store import OutputStore
 from pipeline.run import preflight, resume
-from pipeline.run.signals import Signals
+from pipeline.run.signals import StopSignals
 from tests.bench import harness
 
 JOB = """
@@ -45,15 +45,19 @@ output: {path: PLACE/out, chunk_rows: CHUNK}
 CHUNK, LIGHT, HEAVY = 256, (320, 240), (2240, 1680)  # chunk_rows of the text rows; the sizes of two pictures
 
 
-def planned(place: Path, columns: dict[str, list[str]], **said: str) -> tuple[Work, resume.Plan, float]:
+def planned(place: Path, columns: dict[str, list[str]], **said: str) -> tuple[RunContext, resume.ResumePlan, float]:
     place.mkdir()
     pq.write_table(pa.table(columns), place / "manifest.parquet")
     text = JOB.replace("PLACE", str(place))
     for name, value in {"MEDIA": "messages: chat", "PROMPT": "", "DELAY": "0", "CHUNK": str(CHUNK), **said}.items():
         text = text.replace(name, value)
-    job = load_job.parse(text)
-    work, started = preflight.work(job, files(job)), time.monotonic()
-    return work, resume.plan(work, files(job), Store(job.output.path)), time.monotonic() - started
+    job = job_loader.parse_job(text)
+    work, started = preflight.build_run_context(job, list_manifest_files(job)), time.monotonic()
+    return (
+        work,
+        resume.build_resume_plan(work, list_manifest_files(job), OutputStore(job.output.path)),
+        time.monotonic() - started,
+    )
 
 
 @contextmanager
@@ -74,11 +78,11 @@ def store_peak() -> Iterator[list[float]]:
         thread.join()
 
 
-def drive(work: Work, plan: resume.Plan) -> dict[str, float]:
+def drive(work: RunContext, plan: resume.ResumePlan) -> dict[str, float]:
     """Rows/s from the first chunk to the last, and what they cost the driver."""
     driver, marks = psutil.Process(), []
     with store_peak() as peak:
-        for receipt in ray_runner.run(work, plan.left, Signals(print)):
+        for receipt in ray_runner.run(work, plan.remaining_chunks, StopSignals(print)):
             assert receipt.failed == 0
             marks.append((time.monotonic(), sum(driver.cpu_times()[:2]), receipt.answered))
     (first, cpu, rows), (last, cpu_end, _) = marks[0], marks[-1]
@@ -102,7 +106,7 @@ def growing(place: Path, most_driven: int, most_planned: int) -> tuple[list[list
         driven = drive(work, plan) if count <= most_driven else {}
         mib = psutil.Process().memory_info().rss / 2**20
         costs = [driven.get(name, "-") for name in ("rows_s", "driver_ms_chunk", "store_mib")]
-        lines.append([f"{count:,}", len(plan.left), seconds, driven.get("driver_mib", mib), *costs])
+        lines.append([f"{count:,}", len(plan.remaining_chunks), seconds, driven.get("driver_mib", mib), *costs])
         figures |= {f"plan_s, {count}": seconds, f"driver_mib, {count}": mib}
         figures |= {f"{name}, {count}": value for name, value in driven.items()}
         print(f"  {count:,} rows: planned in {seconds:.1f} s, {driven}", file=sys.stderr)
@@ -137,7 +141,7 @@ def main() -> None:
     parser.add_argument("--planned", type=int, default=1_000_000)
     options = parser.parse_args()
     driven, tail = (10_000, 1000) if options.quick else (options.driven, 3000)
-    with ray_runner.joined(), tempfile.TemporaryDirectory() as folder:
+    with ray_runner.connect_to_ray(), tempfile.TemporaryDirectory() as folder:
         lines, figures = growing(Path(folder), driven, options.planned)
         rates = tailed(Path(folder), tail)
     header = ["rows", "chunks", "planned in s", "driver MiB", "rows/s", "driver CPU ms a chunk", "store peak MiB"]

@@ -100,7 +100,7 @@ def main() -> None:
     floors, firsts, wholes = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        scene_files.write(place, "caption", 8, start=100_000)
+        scene_files.write_scene_files(place, "caption", 8, first_scene=100_000)
         (place / "job.yaml").write_text(JOB.replace("PLACE", folder))
         pieces = json.loads(python("-c", PIECES, str(place / "job.yaml")).splitlines()[-1])
         for turn in range(2 if options.quick else options.rounds):

@@ -22,16 +22,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.answer import Answerer
-from pipeline.builtin.scenes import scene
+from pipeline.builtin.scenes import create_scene
 from pipeline.cluster import pools, ray_runner
-from pipeline.context import Work
-from pipeline.job import load_job
+from pipeline.context import RunContext
+from pipeline.job import job_loader
 from pipeline.manifest.chunks import Chunk
-from pipeline.manifest.files import files
-from pipeline.output.store import Store
+from pipeline.manifest.files import list_manifest_files
+from pipeline.output.store import OutputStore
 from pipeline.prepare import Preparer
 from pipeline.run import preflight, resume
-from pipeline.run.signals import Signals
+from pipeline.run.signals import StopSignals
 from tests.bench import harness
 
 JOB = """
@@ -53,40 +53,42 @@ def draw(place: Path, rows: int) -> None:
     names = []
     for number in range(rows):
         names.append(f"{number:05}.jpg")
-        picture = scene("evaluate", "caption", 300_000 + number).draw(0).convert("RGB")
+        picture = create_scene("evaluate", "caption", 300_000 + number).draw_frame(0).convert("RGB")
         picture.resize((640, 480)).save(place / names[-1], quality=92)
     pq.write_table(pa.table({"id": names, "image": names}), place / "manifest.parquet")
 
 
-def planned(place: Path, engine: str, rows: int) -> tuple[Work, tuple[Chunk, ...]]:
-    job = load_job.parse(JOB.replace("PLACE", str(place)).replace("ENGINE", engine))
-    work = preflight.work(job, files(job))
+def planned(place: Path, engine: str, rows: int) -> tuple[RunContext, tuple[Chunk, ...]]:
+    job = job_loader.parse_job(JOB.replace("PLACE", str(place)).replace("ENGINE", engine))
+    work = preflight.build_run_context(job, list_manifest_files(job))
     path = f"{work.job.output.path}/{time.monotonic_ns()}"
     fresh = work.job.model_copy(update={"output": work.job.output.model_copy(update={"path": path})})
-    return replace(work, job=fresh), resume.plan(work, files(job), Store(path), limit=rows).left
+    return replace(work, job=fresh), resume.build_resume_plan(
+        work, list_manifest_files(job), OutputStore(path), row_limit=rows
+    ).remaining_chunks
 
 
-def alone(work: Work, chunks: tuple[Chunk, ...]) -> tuple[float, float]:
+def alone(work: RunContext, chunks: tuple[Chunk, ...]) -> tuple[float, float]:
     """Rows/s of the engine fed from memory, and CPU milliseconds that preparing a row takes."""
     with closing(Preparer(work)) as preparer, closing(Answerer(work)) as answerer:
-        preparer.prepare(chunks[0])
+        preparer.prepare_chunk(chunks[0])
         before = time.process_time()
-        prepared = [preparer.prepare(chunk) for chunk in chunks]
+        prepared = [preparer.prepare_chunk(chunk) for chunk in chunks]
         spent = time.process_time() - before
-        answerer.answer(prepared[0][:1])
-        with ThreadPoolExecutor(pools.calls(work.job)) as several:
-            begun = [several.submit(answerer.answer, entries) for entries in prepared]
+        answerer.answer_items(prepared[0][:1])
+        with ThreadPoolExecutor(pools.count_concurrent_calls(work.job)) as several:
+            begun = [several.submit(answerer.answer_items, entries) for entries in prepared]
             rate = steady((time.monotonic(), len(done.result())) for done in as_completed(begun))
     return rate, 1000 * spent / sum(map(len, prepared))
 
 
-def through_ray(work: Work, chunks: tuple[Chunk, ...]) -> tuple[float, float, Counter[str]]:
+def through_ray(work: RunContext, chunks: tuple[Chunk, ...]) -> tuple[float, float, Counter[str]]:
     """Rows/s, seconds to the first answer, and what the workers' seconds went to."""
     marks, spent, started = [], Counter[str](), time.monotonic()
-    for receipt in ray_runner.run(work, chunks, Signals(print)):
+    for receipt in ray_runner.run(work, chunks, StopSignals(print)):
         assert receipt.failed == 0
         marks.append((time.monotonic(), receipt.answered))
-        spent.update(receipt.seconds if len(marks) > 1 else {})
+        spent.update(receipt.worker_seconds if len(marks) > 1 else {})
     return steady(marks), marks[0][0] - started, spent
 
 
@@ -105,7 +107,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = 768 if options.quick else options.rows
     lines, ratios, figures = [], {}, {}
-    with ray_runner.joined(), tempfile.TemporaryDirectory() as folder:
+    with ray_runner.connect_to_ray(), tempfile.TemporaryDirectory() as folder:
         draw(Path(folder), rows)
         for name, engine in ENGINES.items():
             work, chunks = planned(Path(folder), engine.replace("DELAY", str(options.delay_ms)), rows)

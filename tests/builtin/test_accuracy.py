@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline import prepare
-from pipeline.builtin.evaluate import evaluate
+from pipeline.builtin.evaluate import evaluate_task
 from pipeline.model.families import qwen
 from pipeline.output.answer import build_row
 
@@ -32,24 +32,24 @@ def misses(figures, least):
 
 @pytest.mark.parametrize("task", LEAST)
 def test_unseen_scenes_are_answered_rightly(task, tmp_path):
-    assert misses(evaluate(tmp_path, task, SCENES), LEAST[task]) == set()
+    assert misses(evaluate_task(tmp_path, task, SCENES), LEAST[task]) == set()
 
 
 @pytest.mark.parametrize(
     ("task", "least"), [("detect", {"IoU": 0.8, "label": 0.95}), ("video", {"kind": 0.95, "time": 0.75})]
 )
 def test_a_family_of_other_conventions_is_as_right(task, least, tmp_path):
-    found = evaluate(tmp_path, task, FEW, changes=["model.weights=builtin:tiny-qwen3"])
+    found = evaluate_task(tmp_path, task, FEW, changes=["model.weights=builtin:tiny-qwen3"])
     assert misses(found, least) == set()
 
 
 def test_boxes_that_are_not_mapped_back_are_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(build_row, "to_source", lambda value, schema, **where: (value, ()))
-    assert "IoU" in misses(evaluate(tmp_path, "detect", FEW), LEAST["detect"])
+    assert "IoU" in misses(evaluate_task(tmp_path, "detect", FEW), LEAST["detect"])
 
 
 def test_frames_in_another_order_are_noticed(tmp_path, monkeypatch):
-    look = prepare.look
+    look = prepare.load_clips
 
     def shuffled(*given, **how):
         clips = look(*given, **how)
@@ -57,12 +57,12 @@ def test_frames_in_another_order_are_noticed(tmp_path, monkeypatch):
         return [replace(clip, pixels=clip.pixels[at]) for clip, at in zip(clips, order, strict=True)]
 
     monkeypatch.setattr(prepare, "look", shuffled)
-    assert "kind" in misses(evaluate(tmp_path, "video", FEW), LEAST["video"])
+    assert "kind" in misses(evaluate_task(tmp_path, "video", FEW), LEAST["video"])
 
 
 @pytest.mark.parametrize("axis", [1, 2])
 def test_positions_that_are_off_by_one_are_noticed(tmp_path, monkeypatch, axis):
-    places = qwen.grid_positions
+    places = qwen.compute_grid_positions
 
     def shifted(grid):
         found = places(grid)
@@ -70,4 +70,4 @@ def test_positions_that_are_off_by_one_are_noticed(tmp_path, monkeypatch, axis):
         return found
 
     monkeypatch.setattr(qwen, "grid_positions", shifted)
-    assert "IoU" in misses(evaluate(tmp_path, "detect", FEW), LEAST["detect"])
+    assert "IoU" in misses(evaluate_task(tmp_path, "detect", FEW), LEAST["detect"])

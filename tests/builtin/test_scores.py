@@ -7,34 +7,34 @@ from decimal import Decimal
 
 import pytest
 
-from pipeline.builtin.scores import score
+from pipeline.builtin.scores import score_answers
 
 TRUTH = {"boxes": [{"bbox_2d": [0, 0, 10, 10], "label": "dog"}, {"bbox_2d": [20, 20, 30, 30], "label": "cat"}]}
 
 
 def test_a_perfect_answer_scores_one():
-    assert score("detect", [(TRUTH, TRUTH)]) == {"valid": 1.0, "IoU": 1.0, "label": 1.0}
+    assert score_answers("detect", [(TRUTH, TRUTH)]) == {"valid": 1.0, "IoU": 1.0, "label": 1.0}
 
 
 def test_a_box_too_many_and_one_too_few_both_cost():
     more = {"boxes": [*TRUTH["boxes"], {"bbox_2d": [50, 50, 60, 60], "label": "dog"}]}
     less = {"boxes": TRUTH["boxes"][:1]}
-    assert score("detect", [(more, TRUTH)])["IoU"] == pytest.approx(2 / 3)
-    assert score("detect", [(less, TRUTH)])["label"] == pytest.approx(1 / 2)
+    assert score_answers("detect", [(more, TRUTH)])["IoU"] == pytest.approx(2 / 3)
+    assert score_answers("detect", [(less, TRUTH)])["label"] == pytest.approx(1 / 2)
 
 
 def test_an_answer_that_is_not_there_is_not_valid_and_scores_nothing():
-    assert score("detect", [(None, TRUTH)]) == {"valid": 0.0, "IoU": 0.0, "label": 0.0}
+    assert score_answers("detect", [(None, TRUTH)]) == {"valid": 0.0, "IoU": 0.0, "label": 0.0}
 
 
 def test_half_of_the_time_is_half_right():
     said, true = ({"events": [{"what": "A red cross appears.", "start": 0.0, "end": end}]} for end in (1.0, 2.0))
-    assert score("video", [(said, true)]) == {"valid": 1.0, "kind": 1.0, "what": 1.0, "time": 0.5}
+    assert score_answers("video", [(said, true)]) == {"valid": 1.0, "kind": 1.0, "what": 1.0, "time": 0.5}
 
 
 def test_an_event_that_did_not_happen_costs():
     said = {"events": [{"what": "A red cross appears.", "start": 0.0, "end": 1.0}]}
-    assert score("video", [(said, {"events": []})])["kind"] == 0.0
+    assert score_answers("video", [(said, {"events": []})])["kind"] == 0.0
 
 
 def test_typed_columns_are_compared_with_what_was_printed():
@@ -43,5 +43,5 @@ def test_typed_columns_are_compared_with_what_was_printed():
     typed = truth | {"issued": date(2026, 3, 2), "total": Decimal("10.0000")}
     typed |= {"seller": {"name": "Ibis", "tax_id": None}}
     typed |= {"lines": [{"description": "Ink", "quantity": None, "amount": Decimal("10.0000")}]}
-    assert score("invoice", [(typed, truth)])["all fields"] == 1.0
-    assert score("invoice", [(typed | {"number": "420"}, truth)])["number"] == 0.0
+    assert score_answers("invoice", [(typed, truth)])["all fields"] == 1.0
+    assert score_answers("invoice", [(typed | {"number": "420"}, truth)])["number"] == 0.0

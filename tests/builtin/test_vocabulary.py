@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.builtin.scenes import scene
+from pipeline.builtin.scenes import create_scene
 from pipeline.builtin.training import vocabulary
 
-TOKENIZER = vocabulary.tokenizer()
+TOKENIZER = vocabulary.build_tokenizer()
 TOKENIZER.encode_special_tokens = True
 
 
@@ -35,5 +35,5 @@ def test_numbers_are_one_token_alone_and_digits_in_words():
 @pytest.mark.parametrize(("task", "most"), [("caption", 40), ("detect", 40), ("invoice", 80), ("video", 30)])
 def test_an_answer_is_a_few_dozen_tokens(task, most):
     for number in range(50):
-        text = json.dumps(scene("train", task, number).answer, separators=(",", ":"))
+        text = json.dumps(create_scene("train", task, number).answer, separators=(",", ":"))
         assert len(tokens(text)) <= most

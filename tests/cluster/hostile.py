@@ -10,7 +10,7 @@ import time
 from pipeline import prepare, registry
 from pipeline.cluster import workers
 from pipeline.errors import PipelineError
-from pipeline.model.engines.scripted import Scripted
+from pipeline.model.engines.scripted import ScriptedEngine
 from pipeline.types import Request
 from pipeline.watchdog import Watchdog
 
@@ -27,7 +27,7 @@ def harm(name: str) -> None:
         time.sleep(600)
 
 
-class Hostile(Scripted):
+class Hostile(ScriptedEngine):
     """The scripted engine with the watchdog of the real one; rows named engine-... do harm; so may a start."""
 
     @classmethod
@@ -41,22 +41,22 @@ class Hostile(Scripted):
         with self.watchdog:
             return super().step()
 
-    def reply(self, request: Request):
+    def build_reply(self, request: Request):
         if request.id.startswith("engine-"):
             harm(request.id)
-        return super().reply(request)
+        return super().build_reply(request)
 
 
 def install() -> None:
     registry.ENGINES["scripted"] = "tests.cluster.hostile:Hostile"
-    ask = prepare.Preparer.ask
+    ask = prepare.Preparer.build_request
 
     def hostile(self, item):
         if item.id.startswith("prepare-"):
             harm(item.id)
         return ask(self, item)
 
-    prepare.Preparer.ask = hostile
+    prepare.Preparer.build_request = hostile
     start = prepare.Preparer.__init__
 
     def starting(self, work):
@@ -65,4 +65,4 @@ def install() -> None:
         start(self, work)
 
     prepare.Preparer.__init__ = starting
-    workers.longest_s = lambda job: ROW_S - workers.HANG_S
+    workers.compute_row_timeout_s = lambda job: ROW_S - workers.HANG_MARGIN_S

@@ -13,14 +13,21 @@ def test_a_chunk_is_one_row_and_arrives_as_it_left():
     turns = (Turn("user", (Clip("video", pixels, (9, 9), times=(0.0, 1.0)), "what?")),)
     request = Request("a", turns, np.arange(7, dtype=np.int32), np.zeros((3, 7), np.int32), 4)
     failure = Failure("b", "fetch", "not_found", "no such object")
-    table = chunk_codec.pack("key", [(Item("a", "q", ()), request), (Item("b", "q", ()), failure)], {"fetch": 1.5})
-    assert (table.num_rows, chunk_codec.rows(table), chunk_codec.key(table), chunk_codec.spent(table)) == (
+    table = chunk_codec.encode_chunk(
+        "key", [(Item("a", "q", ()), request), (Item("b", "q", ()), failure)], {"fetch": 1.5}
+    )
+    assert (
+        table.num_rows,
+        chunk_codec.count_rows(table),
+        chunk_codec.read_part_name(table),
+        chunk_codec.read_prepare_seconds(table),
+    ) == (
         1,
         2,
         "key",
         {"fetch": 1.5},
     )
-    (one, asked), (other, failed) = chunk_codec.unpack(table)
+    (one, asked), (other, failed) = chunk_codec.decode_chunk(table)
     assert (one.id, other.id, failed) == ("a", "b", failure)
     assert isinstance(asked, Request)
     assert np.array_equal(asked.clips[0].pixels, pixels)
@@ -29,8 +36,13 @@ def test_a_chunk_is_one_row_and_arrives_as_it_left():
 
 
 def test_a_chunk_without_rows_still_has_a_key():
-    table = chunk_codec.pack("key", [], {})
-    assert (table.num_rows, chunk_codec.rows(table), chunk_codec.key(table), chunk_codec.unpack(table)) == (
+    table = chunk_codec.encode_chunk("key", [], {})
+    assert (
+        table.num_rows,
+        chunk_codec.count_rows(table),
+        chunk_codec.read_part_name(table),
+        chunk_codec.decode_chunk(table),
+    ) == (
         1,
         0,
         "key",

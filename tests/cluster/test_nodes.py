@@ -23,7 +23,7 @@ import pytest
 import s3fs
 from ray.job_submission import JobSubmissionClient
 
-from pipeline.cluster.metrics import METRICS, exported
+from pipeline.cluster.metrics import METRICS, to_prometheus_name
 from tests.run.test_s3 import picture, read
 from tests.seaweed import KEY, SECRET, free_ports
 from tests.workspace import wait_for
@@ -163,7 +163,9 @@ def test_a_night_on_nodes_that_share_only_object_storage_waits_for_its_gpu(nodes
     assert {row["id"] for row in answered} == ids - {"2026-11-20-0"}
     assert {row["answer"]["caption"] for row in answered} == {"a thing"}
     assert [row["id"] for row in read(store, "night/labels/2026/errors")] == ["2026-11-20-0"]
-    assert scraped == {exported(name) for name in METRICS if not name.startswith("kv_")}  # a script has no cache
+    assert scraped == {
+        to_prometheus_name(name) for name in METRICS if not name.startswith("kv_")
+    }  # a script has no cache
 
 
 def test_the_next_night_does_only_what_is_new_and_goes_on_after_a_stop(nodes, store):

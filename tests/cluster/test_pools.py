@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.cluster.pools import Pools, calls, pools
+from pipeline.cluster.pools import PoolSizes, compute_pool_sizes, count_concurrent_calls
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
 
@@ -17,13 +17,15 @@ def job(**workers) -> Job:
 
 
 def test_a_laptop_squeezes_both_pools_in():
-    assert pools(job(), [{"CPU": 1.0}]) == Pools(prepare_max=1, prepare_cpus=0.5, generate_max=1, generate_cpus=0.5)
+    assert compute_pool_sizes(job(), [{"CPU": 1.0}]) == PoolSizes(
+        prepare_max=1, prepare_cpus=0.5, generate_max=1, generate_cpus=0.5
+    )
 
 
 def test_a_fixed_cluster_is_filled_and_no_more():
-    found = pools(job(generate={"gpus": 1}), [{"CPU": 32.0, "GPU": 4.0}])
-    assert found == Pools(prepare_max=28, prepare_cpus=1.0, generate_max=4, generate_cpus=1.0)
-    assert pools(job(generate={"gpus": 1, "max": 3}), [{"CPU": 32.0, "GPU": 4.0}]).generate_max == 3
+    found = compute_pool_sizes(job(generate={"gpus": 1}), [{"CPU": 32.0, "GPU": 4.0}])
+    assert found == PoolSizes(prepare_max=28, prepare_cpus=1.0, generate_max=4, generate_cpus=1.0)
+    assert compute_pool_sizes(job(generate={"gpus": 1, "max": 3}), [{"CPU": 32.0, "GPU": 4.0}]).generate_max == 3
 
 
 @pytest.mark.parametrize(
@@ -39,18 +41,18 @@ def test_a_fixed_cluster_is_filled_and_no_more():
 )
 def test_the_fewer_rows_a_chunk_has_the_more_chunks_an_engine_is_given(rows, engine, at_once):
     said = job().model_dump(by_alias=True) | {"engine": engine, "output": {"path": "o", "chunk_rows": rows}}
-    assert calls(Job.model_validate(said)) == at_once
+    assert count_concurrent_calls(Job.model_validate(said)) == at_once
 
 
 def test_gpus_that_a_fixed_cluster_has_not_are_refused():
     with pytest.raises(JobError, match="asks for 2 x 1 GPUs, each time on one node, and the nodes have 1; lower it"):
-        pools(job(generate={"gpus": 1, "min": 2}), [{"CPU": 4.0, "GPU": 1.0}])
+        compute_pool_sizes(job(generate={"gpus": 1, "min": 2}), [{"CPU": 4.0, "GPU": 1.0}])
 
 
 def test_gpus_that_a_growing_cluster_has_not_yet_are_waited_for():
-    found = pools(job(generate={"gpus": 1, "min": 2}, prepare={"max": 64}), [{"CPU": 2.0}], grows=True)
-    assert found == Pools(prepare_max=64, prepare_cpus=1.0, generate_max=None, generate_cpus=1.0)
-    assert pools(job(), [{"CPU": 2.0}], grows=True).generate_max == 1
+    found = compute_pool_sizes(job(generate={"gpus": 1, "min": 2}, prepare={"max": 64}), [{"CPU": 2.0}], can_grow=True)
+    assert found == PoolSizes(prepare_max=64, prepare_cpus=1.0, generate_max=None, generate_cpus=1.0)
+    assert compute_pool_sizes(job(), [{"CPU": 2.0}], can_grow=True).generate_max == 1
 
 
 @pytest.mark.parametrize(
@@ -67,9 +69,9 @@ def test_memory_that_a_fixed_cluster_has_not_is_refused(workers, nodes):
     with pytest.raises(
         JobError, match=r"ask for [\d.]+ GiB to start with, .* and the nodes have 8\.0.* GiB; lower them"
     ):
-        pools(job(**workers), have)
-    assert pools(job(**workers), have, grows=True)
-    assert pools(job(**workers), [*have, {"CPU": 4.0, "memory": 16 * 2.0**30}])
+        compute_pool_sizes(job(**workers), have)
+    assert compute_pool_sizes(job(**workers), have, can_grow=True)
+    assert compute_pool_sizes(job(**workers), [*have, {"CPU": 4.0, "memory": 16 * 2.0**30}])
 
 
 def node(cpus: int, gpus: int = 0, kind: str | None = None) -> dict[str, float]:
@@ -77,9 +79,9 @@ def node(cpus: int, gpus: int = 0, kind: str | None = None) -> dict[str, float]:
 
 
 def test_a_replica_is_on_one_node():
-    assert pools(job(generate={"gpus": 2}), [node(8, 2), node(8, 5)]).generate_max == 3
-    assert pools(job(generate={"gpus": 0.25}), [node(8, 1)]).generate_max == 4
-    assert pools(job(generate={"gpus": 0, "cpus": 8}), [node(4), node(4)]).generate_cpus <= 4
+    assert compute_pool_sizes(job(generate={"gpus": 2}), [node(8, 2), node(8, 5)]).generate_max == 3
+    assert compute_pool_sizes(job(generate={"gpus": 0.25}), [node(8, 1)]).generate_max == 4
+    assert compute_pool_sizes(job(generate={"gpus": 0, "cpus": 8}), [node(4), node(4)]).generate_cpus <= 4
 
 
 @pytest.mark.parametrize(
@@ -92,4 +94,4 @@ def test_a_replica_is_on_one_node():
 )
 def test_what_would_wait_for_ever_is_refused(generate, nodes, found):
     with pytest.raises(JobError, match=found):
-        pools(job(generate=generate), nodes)
+        compute_pool_sizes(job(generate=generate), nodes)

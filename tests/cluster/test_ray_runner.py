@@ -62,7 +62,7 @@ def test_a_cluster_writes_what_one_process_writes(desk):
 
 @pytest.mark.usefixtures("session")
 def test_what_one_process_began_a_cluster_finishes_in_waves(desk, monkeypatch):
-    waves, receipts = [], ray_runner.receipts
+    waves, receipts = [], ray_runner.build_dataset
 
     def noting(work, chunks, ledger):
         waves.append(len(chunks))
@@ -148,7 +148,7 @@ def test_a_run_that_ends_early_leaves_nobody_who_would_ask_ray_after_its_end(des
     with pytest.raises(StoppedError) as stopped:
         desk.run(here=False, limits={"error_rate": 0.5})
     assert "more than limits.error_rate" in str(stopped.value)
-    assert not [thread for thread in threading.enumerate() if thread.name == ray_runner.READER]
+    assert not [thread for thread in threading.enumerate() if thread.name == ray_runner.READER_THREAD_NAME]
 
 
 def test_a_run_says_nothing_but_its_own_lines_and_what_ray_logs_where_that_is_asked_for(desk, surroundings):

@@ -17,7 +17,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from pipeline.builtin.random_checkpoint import make
+from pipeline.builtin.random_checkpoint import write_random_checkpoint
 
 log = logging.getLogger(__name__)
 BY_HAND = pytest.mark.skipif(not os.environ.get("VLBATCH_CHAOS"), reason="takes minutes: VLBATCH_CHAOS=1 runs it")
@@ -71,7 +71,7 @@ def test_rows_are_answered_once_while_ranks_and_a_node_are_killed(desk, nodes, t
     striker.start()
     code = desk.run(
         here=False,
-        model={"weights": str(make(tmp_path / "model", "qwen3_vl")), "tensor_parallel": 2},
+        model={"weights": str(write_random_checkpoint(tmp_path / "model", "qwen3_vl")), "tensor_parallel": 2},
         engine={"kind": "torch", "slots": 4, "kv_tokens": 2000, "hang_s": 60},
         answer={"max_new_tokens": 16},
         media={"min_pixels": 4096, "max_pixels": 8192},

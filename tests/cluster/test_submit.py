@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from pipeline.builtin import scene_files
-from pipeline.cluster.metrics import METRICS, exported
+from pipeline.cluster.metrics import METRICS, to_prometheus_name
 from tests.seaweed import free_ports
 from tests.workspace import wait_for
 
@@ -27,7 +27,7 @@ JOB = "jobs/demo/caption.yaml"
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    scene_files.write(folder / "caption", "caption", 24, start=100_000)
+    scene_files.write_scene_files(folder / "caption", "caption", 24, first_scene=100_000)
     return folder
 
 
@@ -77,7 +77,7 @@ def test_the_demo_job_is_submitted_as_it_is(submit, place, words):
     answers = ds.dataset(place / "answers/caption/data").to_table().to_pylist()
     assert sorted(row["id"] for row in answers) == [f"caption-{n}" for n in range(100_000, 100_024)]
     assert all(row["truth"] for row in answers)
-    assert scraped == {exported(name) for name in METRICS if name not in ("gpu_seconds", "errors")}
+    assert scraped == {to_prometheus_name(name) for name in METRICS if name not in ("gpu_seconds", "errors")}
 
 
 def test_a_broken_job_fails_with_the_line_that_is_wrong(submit, tmp_path):

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.builtin.random_checkpoint import make
+from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.job.spec import Job
 from pipeline.model import weights
-from pipeline.model.engine_thread import Desk, run
+from pipeline.model.engine_thread import EngineThread, generate_replies
 from pipeline.model.engines.base import Engine
-from pipeline.registry import ENGINES, find
+from pipeline.registry import ENGINES, load_registered
 from pipeline.types import Clip, Failure, Reply, Request, Sampling, Turn
 from tests.model.engines.chat_server import Act, Heard, Talker, said, wrong
 
@@ -49,12 +49,14 @@ def script(heard: Heard) -> Act:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("w"), "qwen2_5_vl", text_config=WIDE, vision_config={"out_hidden_size": 128})
+    return write_random_checkpoint(
+        tmp_path_factory.mktemp("w"), "qwen2_5_vl", text_config=WIDE, vision_config={"out_hidden_size": 128}
+    )
 
 
 @pytest.fixture(scope="module")
 def family(folder: Path) -> Any:
-    return weights.family(folder)
+    return weights.load_family(folder)
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +89,13 @@ def start(kind: str, folder: Path, server: Talker) -> Engine:
         "engine": {"kind": kind, **SETTINGS[kind], **({"url": server.url} if kind == "http" else {})},
         "output": {"path": "out"},
     }
-    engine: Engine = find(ENGINES, kind, "engine").open(Job.model_validate(said))
+    engine: Engine = load_registered(ENGINES, kind, "engine").open(Job.model_validate(said))
     return engine
 
 
 def ask(family: Any, name: str, *parts: str | Clip, schema: str | None = None, **how: Any) -> Request:
     turns = (Turn("user", parts),)
-    encoded = family.encode(turns)
+    encoded = family.encode_turns(turns)
     sampling = Sampling(**{"max_new_tokens": 6, **how})
     return Request(name, turns, encoded.input_ids, encoded.positions, encoded.vision_tokens, sampling, schema)
 
@@ -104,39 +106,39 @@ def requests(family: Any) -> list[Request]:
 
 
 def test_an_idle_engine_has_room_and_nothing_to_do(opened):
-    assert opened.room()
+    assert opened.has_room()
     assert opened.step() == []
 
 
 def test_every_request_comes_back_exactly_once(opened, requests):
-    answers = list(run(opened, requests))
+    answers = list(generate_replies(opened, requests))
     assert sorted(answer.id for answer in answers) == [request.id for request in requests]
     assert all(isinstance(answer, Reply) for answer in answers)
     assert opened.step() == []
 
 
 def test_asked_again_it_says_the_same(opened, requests):
-    first, second = ({answer.id: answer.text for answer in run(opened, requests)} for _ in range(2))
+    first, second = ({answer.id: answer.text for answer in generate_replies(opened, requests)} for _ in range(2))
     assert first == second
 
 
 def test_pictures_are_looked_at(opened, family):
     pixels = np.random.default_rng(0).integers(0, 256, (1, 3, 56, 84), dtype=np.uint8)
-    (answer,) = run(opened, [ask(family, "p", Clip("image", pixels, (84, 56)), "what is it?")])
+    (answer,) = generate_replies(opened, [ask(family, "p", Clip("image", pixels, (84, 56)), "what is it?")])
     assert isinstance(answer, Reply)
 
 
 def test_a_reply_says_how_it_ended_and_what_it_took(opened, family):
-    (reply,) = run(opened, [ask(family, "r", "words", max_new_tokens=5)])
+    (reply,) = generate_replies(opened, [ask(family, "r", "words", max_new_tokens=5)])
     assert reply.finish in ("stop", "length")
-    assert 0 < reply.tokens <= 5
+    assert 0 < reply.output_tokens <= 5
 
 
 def test_a_row_that_never_fits_is_an_error_and_its_neighbours_are_answered(opened, kind, family):
     if kind == "scripted":
         pytest.skip("nothing is too long for it")
     rows = [ask(family, "a", "short"), ask(family, "long", "word " * 200), ask(family, "b", "short")]
-    answers = {answer.id: answer for answer in run(opened, rows)}
+    answers = {answer.id: answer for answer in generate_replies(opened, rows)}
     assert isinstance(answers["a"], Reply)
     assert isinstance(answers["b"], Reply)
     assert isinstance(answers["long"], Failure)
@@ -147,19 +149,19 @@ def test_a_guided_answer_fits_its_schema_however_small_the_budget(opened, kind, 
     if kind not in GUIDED:
         pytest.skip("what it says is up to others; it is checked all the same")
     rows = [ask(family, str(budget), "say", schema=SCHEMA, max_new_tokens=budget) for budget in (12, 15, 20, 30)]
-    for answer in run(opened, rows):
+    for answer in generate_replies(opened, rows):
         assert json.loads(answer.text).keys() == {"a", "b"}
 
 
 def test_it_refuses_nobody_for_ever(opened, requests):
-    """Where there is no room, steps make some."""
+    """Where there is no has_room, steps make some."""
     left = len(requests)
     for request in requests:
         for _ in range(1000):
-            if opened.room():
+            if opened.has_room():
                 break
             left -= len(opened.step())
-        assert opened.room()
+        assert opened.has_room()
         opened.submit(request)
     while left:
         left -= len(opened.step())
@@ -167,7 +169,7 @@ def test_it_refuses_nobody_for_ever(opened, requests):
 
 def test_metrics_are_numbers_by_name(opened, requests):
     before = opened.metrics()["rows"]
-    list(run(opened, requests))
+    list(generate_replies(opened, requests))
     metrics = opened.metrics()
     assert metrics["rows"] == before + len(requests)
     assert all(isinstance(value, int | float) for value in metrics.values())
@@ -176,12 +178,12 @@ def test_metrics_are_numbers_by_name(opened, requests):
 def test_several_callers_get_their_own_answers_in_order_and_who_waits_at_the_end_is_told(
     kind, folder, server, family, requests
 ):
-    with closing(Desk(start(kind, folder, server))) as desk:
-        first, second = desk.answer(requests[:4]), desk.answer(requests[2:])
+    with closing(EngineThread(start(kind, folder, server))) as desk:
+        first, second = desk.answer_requests(requests[:4]), desk.answer_requests(requests[2:])
         assert [answer.id for answer in first] == ["0", "1", "2", "3"]
         assert [answer.id for answer in second] == ["2", "3", "4", "5", "6"]
         long = ask(family, "", "a long one", max_new_tokens=400)
-        waiting = [desk.ask(replace(long, id=f"late {number}")) for number in range(200)]
+        waiting = [desk.submit_request(replace(long, id=f"late {number}")) for number in range(200)]
     assert isinstance(waiting[-1].exception(timeout=20), RuntimeError)
     assert all(future.done() for future in waiting)
-    assert isinstance(desk.ask(requests[0]).exception(timeout=20), RuntimeError)
+    assert isinstance(desk.submit_request(requests[0]).exception(timeout=20), RuntimeError)

@@ -11,9 +11,9 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.errors import OutputError
-from pipeline.export.table import export
+from pipeline.export.table import export_table
 from pipeline.job.spec import Job
-from pipeline.output.store import Store
+from pipeline.output.store import OutputStore
 
 
 class Shelf:
@@ -25,7 +25,9 @@ class Shelf:
     def export(self, *, rows_per_file=1000, partition_by=(), **sections):
         self.said.clear()
         job = Job.model_validate(self.desk.described(**sections))
-        export(job, str(self.target), rows_per_file=rows_per_file, partition_by=partition_by, say=self.said.append)
+        export_table(
+            job, str(self.target), rows_per_file=rows_per_file, partition_by=partition_by, say=self.said.append
+        )
 
     def files(self):
         return sorted(self.target.rglob("*.parquet"))
@@ -114,17 +116,17 @@ def test_partitions_are_hives(desk, shelf):
 def test_an_interrupted_export_goes_on_and_does_not_do_files_again(desk, shelf, monkeypatch):
     desk.manifest(desk.draw(8))
     desk.run(output={"chunk_rows": 2})
-    upload = Store.upload
+    upload = OutputStore.upload_file
 
     def die(store, name, source):
         if shelf.files():
             raise KeyboardInterrupt
         upload(store, name, source)
 
-    monkeypatch.setattr(Store, "upload", die)
+    monkeypatch.setattr(OutputStore, "upload", die)
     with pytest.raises(KeyboardInterrupt):
         shelf.export(rows_per_file=4, output={"chunk_rows": 2})
-    monkeypatch.setattr(Store, "upload", upload)
+    monkeypatch.setattr(OutputStore, "upload", upload)
     (first,) = shelf.files()
     before = first.stat().st_mtime_ns
     assert not (shelf.target / "_SUCCESS").exists()

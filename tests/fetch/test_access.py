@@ -9,10 +9,17 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import FetchError
-from pipeline.fetch.access import is_public, listed, local, named, scheme, shown
+from pipeline.fetch.access import (
+    is_allowed_host,
+    is_named_host,
+    is_public_address,
+    parse_scheme,
+    redact_source,
+    resolve_local_path,
+)
 from pipeline.fetch.fetcher import Fetcher
 from pipeline.job.spec import Job
-from pipeline.manifest.sources.folder import Folder
+from pipeline.manifest.sources.folder import FolderSource
 
 PRIVATE_NAMES = {
     "inside.example": "10.0.0.7",
@@ -157,11 +164,11 @@ def test_a_file_is_found_whatever_signs_are_in_its_name_and_however_its_uri_writ
 def test_a_folder_with_a_name_that_is_not_utf8_is_read(tmp_path):
     path = tmp_path / os.fsdecode(b"caf\xe9 1.jpg")
     path.write_bytes(b"\xff\xd8picture")
-    source = Folder(str(tmp_path))
-    (span,) = source.spans(9)
-    (row,) = source.read(span).to_pylist()
+    source = FolderSource(str(tmp_path))
+    (span,) = source.list_spans(9)
+    (row,) = source.read_span(span).to_pylist()
     assert row == {"path": "caf%E9 1.jpg", "uri": f"file://{tmp_path}/caf%E9 1.jpg"}
-    assert local(row["uri"], [str(tmp_path)]) == path
+    assert resolve_local_path(row["uri"], [str(tmp_path)]) == path
 
 
 def test_a_path_may_go_up_as_long_as_it_stays_under_a_root(fetcher, tmp_path):
@@ -175,36 +182,39 @@ def test_a_link_between_roots_is_followed(tmp_path):
     (tmp_path / "two" / "a.png").write_bytes(b"x")
     (tmp_path / "one" / "link.png").symlink_to(tmp_path / "two" / "a.png")
     roots = [str(tmp_path / "one"), str(tmp_path / "two")]
-    assert local("link.png", roots) == tmp_path / "two" / "a.png"
+    assert resolve_local_path("link.png", roots) == tmp_path / "two" / "a.png"
     with pytest.raises(FetchError, match="outside"):
-        local("link.png", roots[:1])
+        resolve_local_path("link.png", roots[:1])
 
 
 def test_without_roots_local_files_are_refused_with_advice():
     with pytest.raises(FetchError, match=r"input\.roots"):
-        local("/data/a.png", [])
+        resolve_local_path("/data/a.png", [])
 
 
 def test_a_listed_host_lets_in_only_itself():
     hosts = ("cdn.acme.com", "minio:9000", "*.images.example", "[::1]:80")
-    assert listed("CDN.acme.com.", 443, hosts)
-    assert listed("a.images.example", 443, hosts)
-    assert not listed("images.example", 443, hosts)
-    assert not listed("evilimages.example", 443, hosts)
-    assert not listed("cdn.acme.com.evil.org", 443, hosts)
-    assert named("minio", 9000, hosts)
-    assert not listed("minio", 22, hosts)
-    assert named("::1", 80, hosts)
+    assert is_allowed_host("CDN.acme.com.", 443, hosts)
+    assert is_allowed_host("a.images.example", 443, hosts)
+    assert not is_allowed_host("images.example", 443, hosts)
+    assert not is_allowed_host("evilimages.example", 443, hosts)
+    assert not is_allowed_host("cdn.acme.com.evil.org", 443, hosts)
+    assert is_named_host("minio", 9000, hosts)
+    assert not is_allowed_host("minio", 22, hosts)
+    assert is_named_host("::1", 80, hosts)
 
 
 def test_a_host_matched_only_by_its_ending_still_needs_a_public_address():
-    assert not named("a.images.example", 443, ("*.images.example",))
+    assert not is_named_host("a.images.example", 443, ("*.images.example",))
 
 
 def test_open_internet_is_told_from_everything_else():
-    assert all(map(is_public, ("1.1.1.1", "2606:4700:4700::1111", "64:ff9b::101:101")))
+    assert all(map(is_public_address, ("1.1.1.1", "2606:4700:4700::1111", "64:ff9b::101:101")))
     assert not any(
-        map(is_public, ("::1%lo", "fe80::1%eth0", "ff02::1", "192.0.2.1", "198.18.0.1", "240.0.0.1", "100.64.0.1"))
+        map(
+            is_public_address,
+            ("::1%lo", "fe80::1%eth0", "ff02::1", "192.0.2.1", "198.18.0.1", "240.0.0.1", "100.64.0.1"),
+        )
     )
 
 
@@ -212,7 +222,7 @@ def test_open_internet_is_told_from_everything_else():
     "uri", ["s3://b/k", "gs://b/k", "az://c/k", "abfs://c@a.dfs.core.windows.net/k", "hf://datasets/a/b/c.png"]
 )
 def test_object_stores_are_known(uri):
-    assert scheme(uri) == uri.partition(":")[0]
+    assert parse_scheme(uri) == uri.partition(":")[0]
 
 
 def test_credentials_and_signatures_are_never_shown():
@@ -228,13 +238,13 @@ def test_credentials_and_signatures_are_never_shown():
         "s3://bucket/scan.pdf#page=3": "s3://bucket/scan.pdf#page=3",
         "/data/a b.png": "/data/a b.png",
     }
-    assert {uri: shown(uri) for uri in cases} == cases
+    assert {uri: redact_source(uri) for uri in cases} == cases
 
 
 def test_a_data_uri_is_shown_short():
-    assert shown("data:image/png;base64," + "A" * 10_000) == "data:image/png;base64,... (10,022 letters)"
+    assert redact_source("data:image/png;base64," + "A" * 10_000) == "data:image/png;base64,... (10,022 letters)"
 
 
 def test_every_other_root_spelling_works(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
-    assert local("a.png", [f"file://{tmp_path}"]) == Path(tmp_path / "a.png").resolve()
+    assert resolve_local_path("a.png", [f"file://{tmp_path}"]) == Path(tmp_path / "a.png").resolve()

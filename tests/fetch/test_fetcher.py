@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import FetchError
-from pipeline.fetch.fetcher import Fetcher, unpack
+from pipeline.fetch.fetcher import Fetcher, decode_data_uri
 from pipeline.job.spec import Job
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(1000)
@@ -257,7 +257,7 @@ def test_no_message_carries_a_signature(fetcher, server):
 
 def test_what_is_announced_is_fetched_ahead_and_only_once(fetcher, server):
     sources = [f"http://{server}/good/{number}" for number in range(40)]
-    fetcher.ahead(sources)
+    fetcher.prefetch(sources)
     time.sleep(0.5)
     assert 2 <= len(Behaviour.seen) <= 16
     assert [fetcher.fetch(source).data for source in sources] == [PNG] * 40
@@ -265,13 +265,13 @@ def test_what_is_announced_is_fetched_ahead_and_only_once(fetcher, server):
 
 
 def test_an_announced_source_that_fails_fails_when_its_turn_comes(fetcher, server):
-    fetcher.ahead([f"http://{server}/gone", f"http://{server}/good"])
+    fetcher.prefetch([f"http://{server}/gone", f"http://{server}/good"])
     assert refused(fetcher, f"http://{server}/gone").kind == "not_found"
     assert fetcher.fetch(f"http://{server}/good").data == PNG
 
 
 def test_announced_videos_that_nobody_takes_leave_no_files(fetcher, server):
-    fetcher.ahead([f"http://{server}/video/{number}" for number in range(4)])
+    fetcher.prefetch([f"http://{server}/video/{number}" for number in range(4)])
     time.sleep(0.5)
     fetcher.ahead([])
     assert [path.name for path in fetcher.scratch.path.iterdir()] == [".lock"]
@@ -306,13 +306,13 @@ def test_bytes_and_data_uris_are_taken_as_they_are(fetcher):
     ],
 )
 def test_odd_data_uris_are_understood(uri):
-    assert unpack(uri) == b"\xfb\xff"
+    assert decode_data_uri(uri) == b"\xfb\xff"
 
 
 @pytest.mark.parametrize("uri", ["data:image/png;base64", "data:image/png;base64,A", "data:image/png;base64,A*=="])
 def test_broken_data_uris_are_refused(uri):
     with pytest.raises(FetchError) as refusal:
-        unpack(uri)
+        decode_data_uri(uri)
     assert refusal.value.kind == "data_uri"
 
 
@@ -331,4 +331,4 @@ def test_a_full_disk_is_named_and_not_taken_for_the_network(fetcher, server, mon
     error = refused(fetcher, f"http://{server}/video")
     assert (error.kind, Behaviour.seen["/video"]) == ("disk", 1)
     assert refused(fetcher, MP4).kind == "disk"
-    assert [path.name for path in fetcher.scratch.path.iterdir()] == [".lock"]
+    assert [path.name for path in fetcher.scratch_folder.path.iterdir()] == [".lock"]

@@ -14,14 +14,14 @@ import pytest
 
 from pipeline.fetch import object_store
 from pipeline.fetch.fetcher import Fetcher
-from pipeline.fetch.header_fetcher import HEAD_BYTES, Heads
-from pipeline.media.decoder_client import Decoder
-from pipeline.media.header import Header
-from pipeline.media.kinds.base import Bounds
+from pipeline.fetch.header_fetcher import PREFIX_BYTES, HeaderFetcher
+from pipeline.media.decoder_client import DecoderClient
+from pipeline.media.header import HeaderDecoder
+from pipeline.media.kinds.base import DecodeLimits
 from tests.fetch.conftest import scans
 from tests.media.sample_media import a_job
 
-BOUNDS = Bounds(image_pixels=10_000_000, frame_pixels=10_000_000, duration_s=60)
+BOUNDS = DecodeLimits(image_pixels=10_000_000, frame_pixels=10_000_000, duration_s=60)
 
 
 def drawn(kind, mode="RGB", size=(700, 300), **how):
@@ -29,7 +29,7 @@ def drawn(kind, mode="RGB", size=(700, 300), **how):
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], len(mode)), np.uint8)
     sink = io.BytesIO()
     PIL.Image.fromarray(pixels, mode).save(sink, kind, **how)
-    assert len(sink.getvalue()) > HEAD_BYTES
+    assert len(sink.getvalue()) > PREFIX_BYTES
     return sink.getvalue()
 
 
@@ -110,7 +110,7 @@ def places():
 
 @pytest.fixture(scope="module")
 def eyes():
-    whole, header = Decoder(BOUNDS), Header(BOUNDS)
+    whole, header = DecoderClient(BOUNDS), HeaderDecoder(BOUNDS)
     yield whole, header
     whole.close()
     header.close()
@@ -118,14 +118,14 @@ def eyes():
 
 def probed(fetcher, decoder, uri):
     with fetcher.fetch(uri) as blob:
-        return decoder.open(blob, blob.kind, moving=False, ends=time.monotonic() + 60)
+        return decoder.open(blob, blob.kind, moving=False, deadline=time.monotonic() + 60)
 
 
 @pytest.mark.parametrize("place", ["web", "plain", "s3"])
 def test_the_beginning_of_a_picture_says_what_all_of_it_says(place, places, eyes, monkeypatch):
     where, job = places
-    with Fetcher(job) as whole, Heads(job) as heads:
-        monkeypatch.setattr(heads, "_whole", lambda source: pytest.fail(f"{source} is read whole"))
+    with Fetcher(job) as whole, HeaderFetcher(job) as heads:
+        monkeypatch.setattr(heads, "_fetch_whole", lambda source: pytest.fail(f"{source} is read whole"))
         for name in PICTURES:
             found = probed(heads, eyes[1], f"{where[place]}/{name}")
             assert found == probed(whole, eyes[0], f"{where[place]}/{name}"), name
@@ -135,46 +135,46 @@ def test_the_beginning_of_a_picture_says_what_all_of_it_says(place, places, eyes
 @pytest.mark.parametrize("place", ["web", "s3"])
 def test_what_the_beginning_does_not_say_comes_whole(place, places, eyes):
     where, job = places
-    with Heads(job) as heads:
+    with HeaderFetcher(job) as heads:
         assert probed(heads, eyes[1], f"{where[place]}/turned.webp").sizes == ((300, 700),)
 
 
 @pytest.mark.parametrize("place", ["web", "plain", "s3"])
 def test_of_a_tiff_the_places_are_read_where_its_pages_are_listed(place, places, eyes, monkeypatch):
     where, job = places
-    with Heads(job) as heads:
+    with HeaderFetcher(job) as heads:
         if place != "plain":  # which has no ranges
-            monkeypatch.setattr(heads, "_whole", lambda source: pytest.fail(f"{source} is read whole"))
+            monkeypatch.setattr(heads, "_fetch_whole", lambda source: pytest.fail(f"{source} is read whole"))
         assert probed(heads, eyes[1], f"{where[place]}/pages.tiff").sizes == ((300, 200), (300, 300), (300, 400))
 
 
 def test_jpegs_and_pngs_are_looked_at_without_a_decoders_process(places):
     where, job = places
-    header = Header(BOUNDS)
-    with Heads(job) as heads:
+    header = HeaderDecoder(BOUNDS)
+    with HeaderFetcher(job) as heads:
         for name in ("a.jpg", "turned.jpg", "a.png", "turned.png", "lossy.webp"):
             probed(heads, header, f"{where['s3']}/{name}")
-        assert header.behind is None
+        assert header.client is None
 
 
 def test_an_object_in_s3_is_one_request_and_none_of_the_client(places, eyes, monkeypatch):
     where, job = places
-    monkeypatch.setattr(object_store.Store, "read", lambda *_, **__: pytest.fail("asked the client"))
-    with Heads(job) as heads:
+    monkeypatch.setattr(object_store.ObjectStore, "download", lambda *_, **__: pytest.fail("asked the client"))
+    with HeaderFetcher(job) as heads:
         assert probed(heads, eyes[1], f"{where['s3']}/a.jpg").sizes == ((700, 300),)
 
 
 def test_where_signed_urls_do_not_work_the_client_is_asked_from_then_on(places, eyes, monkeypatch):
     where, job = places
     asked = []
-    real = object_store.Store.signed
+    real = object_store.ObjectStore.sign_url
 
     async def elsewhere(self, uri):
         asked.append(uri)
         return (await real(self, uri)).replace("/scans/", "/nowhere/")
 
-    monkeypatch.setattr(object_store.Store, "signed", elsewhere)
-    with Heads(job) as heads:
+    monkeypatch.setattr(object_store.ObjectStore, "sign_url", elsewhere)
+    with HeaderFetcher(job) as heads:
         for name in ("a.jpg", "a.png", "a.gif"):
             assert probed(heads, eyes[1], f"{where['s3']}/{name}").sizes == ((700, 300),)
     assert asked == ["s3://scans/a.jpg"]
@@ -185,7 +185,7 @@ def test_what_is_wrong_is_said_as_a_run_says_it(place, places, eyes):
     where, job = places
     for name in ("large.png", "empty.png", "gone.png"):
         said = []
-        for kind, decoder in ((Fetcher, eyes[0]), (Heads, eyes[1])):
+        for kind, decoder in ((Fetcher, eyes[0]), (HeaderFetcher, eyes[1])):
             with kind(job) as fetcher:
                 try:
                     said.append(probed(fetcher, decoder, f"{where[place]}/{name}"))
@@ -199,7 +199,7 @@ def test_a_file_on_this_machine_is_opened_where_it_lies(tmp_path, eyes):
     path = tmp_path / "a.tiff"
     pages = [PIL.Image.new("RGB", (200, 300 + 50 * at)) for at in range(3)]
     pages[0].save(path, save_all=True, append_images=pages[1:])
-    with Heads(a_job()) as heads, heads.fetch(f"file://{path}") as blob:
-        assert (blob.data, blob.path, blob.temporary) == (None, path, False)
-        found = eyes[1].open(blob, "image", moving=False, ends=time.monotonic() + 60)
+    with HeaderFetcher(a_job()) as heads, heads.fetch(f"file://{path}") as blob:
+        assert (blob.data, blob.path, blob.is_temporary) == (None, path, False)
+        found = eyes[1].open(blob, "image", moving=False, deadline=time.monotonic() + 60)
     assert found.sizes == ((200, 300), (200, 350), (200, 400))

@@ -8,9 +8,9 @@ import pytest
 
 from pipeline.errors import FetchError
 from pipeline.fetch import object_store
-from pipeline.fetch.blob import Sink
+from pipeline.fetch.blob import BlobWriter
 from pipeline.fetch.fetcher import Fetcher
-from pipeline.job.spec import Job, Limits
+from pipeline.job.spec import Job, LimitsSection
 from tests.fetch.conftest import scans
 
 JPEG = b"\xff\xd8" + bytes(range(256)) * 8
@@ -74,7 +74,7 @@ def test_an_object_over_the_limit_is_refused_by_its_size(bucket):
 @pytest.mark.parametrize(("scheme", "package"), [("gs", "vlbatch[gcs]"), ("az", "vlbatch[azure]"), ("oss", "ossfs")])
 def test_a_store_whose_package_is_missing_is_named(scheme, package):
     with pytest.raises(FetchError) as refusal:
-        object_store.Store(scheme)
+        object_store.ObjectStore(scheme)
     assert refusal.value.kind == "package"
     assert f"pip install '{package}'" in refusal.value.message
 
@@ -96,8 +96,8 @@ class Ends:
 
 
 def test_an_empty_object_is_empty_in_every_store(tmp_path):
-    opened = object.__new__(object_store.Store)
-    opened.kind, opened.files, opened.errors = "gs", Ends(), (OSError, LibraryError)
-    sink = Sink("gs://b/k", limits=Limits(), folder=tmp_path, name="0")
-    assert asyncio.run(opened.read("gs://b/k", sink)) is None
-    assert sink.blob().data == b""
+    opened = object.__new__(object_store.ObjectStore)
+    opened.provider, opened.filesystem, opened.error_types = "gs", Ends(), (OSError, LibraryError)
+    sink = BlobWriter("gs://b/k", limits=LimitsSection(), folder=tmp_path, file_name="0")
+    assert asyncio.run(opened.download("gs://b/k", sink)) is None
+    assert sink.to_blob().data == b""

@@ -13,12 +13,12 @@ import pytest
 from pipeline.errors import FetchError
 from pipeline.fetch import range_download, sparse_video
 from pipeline.fetch.fetcher import Fetcher
-from pipeline.fetch.header_fetcher import Heads
+from pipeline.fetch.header_fetcher import HeaderFetcher
 from pipeline.media import clips as looking
-from pipeline.media.clips import look
-from pipeline.media.decode import Eyes
-from pipeline.media.header import Header
-from pipeline.types import Ask, Medium
+from pipeline.media.clips import load_clips
+from pipeline.media.decode import ClipDecoder
+from pipeline.media.header import HeaderDecoder
+from pipeline.types import MediaOptions, MediaRef
 from tests.media.sample_media import Plain, a_job, film, repeated
 
 MIB = 1 << 20
@@ -94,7 +94,7 @@ def server(films):
 def opened(server):
     job = a_job(limits={"deadline_s": 60})
     job = job.model_copy(update={"input": job.input.model_copy(update={"hosts": (server,)})})
-    with Fetcher(job) as fetcher, Eyes(job, Plain()) as eyes:
+    with Fetcher(job) as fetcher, ClipDecoder(job, Plain()) as eyes:
         yield fetcher, eyes, job
 
 
@@ -110,7 +110,7 @@ def see(server, opened, hurry, monkeypatch):
 
     def at(name: str, **ask):
         uri = name if "/" in name else f"http://{server}/{name.replace(' ', '-')}"
-        (clip,) = look(Medium(uri, None, Ask(**ask)), fetcher=opened[0], eyes=opened[1])
+        (clip,) = load_clips(MediaRef(uri, None, MediaOptions(**ask)), fetcher=opened[0], clip_decoder=opened[1])
         return clip
 
     return at
@@ -146,10 +146,10 @@ def test_where_frames_are_wanted_closely_the_video_is_fetched_ahead_whole(see, o
 
 @pytest.mark.parametrize("name", ["moov at the beginning", "moov at the end"])
 def test_to_plan_a_video_its_table_is_read_and_no_frame(name, see, opened, films, server):
-    ask, uri = Ask(frames=700), f"http://{server}/{name.replace(' ', '-')}"
+    ask, uri = MediaOptions(frames=700), f"http://{server}/{name.replace(' ', '-')}"
     Files.sent = 0
-    with Heads(opened[2]) as heads, Eyes(opened[2], Plain(), Header) as eyes:
-        (clip,) = look(Medium(uri, None, ask), fetcher=heads, eyes=eyes)
+    with HeaderFetcher(opened[2]) as heads, ClipDecoder(opened[2], Plain(), HeaderDecoder) as eyes:
+        (clip,) = load_clips(MediaRef(uri, None, ask), fetcher=heads, clip_decoder=eyes)
     assert Files.sent < films[name].stat().st_size / 4
     local = see(str(films[name]), frames=700)
     assert (clip.times, clip.fps, clip.source_size) == (local.times, local.fps, local.source_size)
@@ -213,7 +213,7 @@ def test_where_a_decoder_lacks_bytes_the_video_is_read_whole(see, opened, films,
     local = see(str(films["moov at the end"]), frames=8)
     real = opened[1].decoder.ranges
     monkeypatch.setattr(opened[1].decoder, "ranges", lambda batches, ends: [r[:1] for r in real(batches, ends=ends)])
-    assert "frames" in looking.UNSURE
+    assert "frames" in looking.WHOLE_FILE_RETRY_KINDS
     assert np.array_equal(see("moov at the end", frames=8).pixels, local.pixels)
     assert Files.sent >= films["moov at the end"].stat().st_size
 
@@ -226,14 +226,14 @@ def test_nothing_is_left_on_disk(see, opened):
 def test_the_rest_of_an_object_is_read_in_parts(monkeypatch, tmp_path):
     import asyncio
 
-    from pipeline.fetch.blob import Sink
-    from pipeline.job.spec import Limits
+    from pipeline.fetch.blob import BlobWriter
+    from pipeline.job.spec import LimitsSection
 
     async def get(start: int, end: int) -> bytes:
         return bytes(range(start, end))
 
-    monkeypatch.setattr(range_download, "PART", 3)
-    sink = Sink("s3://b/k", limits=Limits(), folder=tmp_path, name="0")
-    sink.feed(b"\0\1")
-    asyncio.run(range_download.download(range_download.Rest(10, get), sink))
-    assert sink.blob().data == bytes(range(10))
+    monkeypatch.setattr(range_download, "RANGE_BYTES", 3)
+    sink = BlobWriter("s3://b/k", limits=LimitsSection(), folder=tmp_path, file_name="0")
+    sink.write(b"\0\1")
+    asyncio.run(range_download.download_rest(range_download.RemoteObject(10, get), sink))
+    assert sink.to_blob().data == bytes(range(10))

@@ -82,7 +82,7 @@ def test_trouble_that_passes_costs_one_request_each_time_and_no_row(fault, fetch
 def test_a_hundred_rows_come_through_a_storm_of_everything(fetcher, proxy):
     proxy.rule = storm(0.3, BUSY, DOWN, CUT, LOST, Fault(keep=700), Fault(short=700), Fault(delay_s=0.2))
     sources = [f"s3://scans/{number}.jpg" for number in range(100)]
-    fetcher.ahead(sources)
+    fetcher.prefetch(sources)
     assert [fetcher.fetch(source).data for source in sources] == [JPEG] * 100
     assert 120 < len(proxy.seen) < 200
 
@@ -98,7 +98,7 @@ def test_a_part_that_is_cut_is_asked_for_again_alone(fetcher, proxy):
 def test_a_store_that_stays_busy_is_given_up_and_said_to_be_busy(fetcher, proxy, monkeypatch):
     proxy.rule = storm(1.0, BUSY)
     error = refused(fetcher, "s3://scans/1.jpg")
-    assert (error.kind, len(proxy.seen)) == ("unavailable", retry_policy.MEDIA["unavailable"].attempts)
+    assert (error.kind, len(proxy.seen)) == ("unavailable", retry_policy.MEDIA_POLICIES["unavailable"].max_attempts)
 
 
 def test_credentials_that_were_rotated_are_picked_up(fetcher, proxy, tmp_path):
@@ -113,7 +113,7 @@ def test_credentials_that_were_rotated_are_picked_up(fetcher, proxy, tmp_path):
 def test_credentials_that_stay_bad_are_said_to_be(code, fetcher, proxy, monkeypatch):
     proxy.rule = storm(1.0, Fault(status=403, code=code))
     error = refused(fetcher, "s3://scans/1.jpg")
-    assert (error.kind, len(proxy.seen)) == ("credentials", retry_policy.MEDIA["credentials"].attempts)
+    assert (error.kind, len(proxy.seen)) == ("credentials", retry_policy.MEDIA_POLICIES["credentials"].max_attempts)
     assert "renew them" in error.message
 
 

@@ -15,7 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from pipeline.job.load_job import parse
+from pipeline.job.job_loader import parse_job
 from tests.infra import strict
 
 KUBERAY = Path(__file__).parents[2] / "infra/kuberay"
@@ -170,7 +170,7 @@ def test_no_manifest_holds_a_secret_and_credentials_come_by_reference():
 @pytest.mark.parametrize("overlay", ["nightly", "acme"])
 def test_the_job_in_the_config_map_is_one_that_can_run_with_its_settings(overlay):
     maps = {each["metadata"]["name"]: each["data"] for each in rendered(overlay) if each["kind"] == "ConfigMap"}
-    job = parse(maps["vlbatch-jobs"]["nightly.yaml"], environment=maps["vlbatch-settings"])
+    job = parse_job(maps["vlbatch-jobs"]["nightly.yaml"], environment=maps["vlbatch-settings"])
     assert job.output.path.startswith("s3://acme/labels/")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.cluster.metrics import METRICS, exported
+from pipeline.cluster.metrics import METRICS, to_prometheus_name
 
 FOLDER = Path(__file__).parents[2] / "infra/observability"
 CASES = """
@@ -68,7 +68,7 @@ def test_the_files_are_those_that_the_table_makes(made):
 
 def test_every_metric_is_on_the_dashboard_and_nothing_else_is(made):
     used = set(re.findall(r"ray_vlbatch_\w+", json.dumps(json.loads(made["dashboard.json"])["panels"])))
-    assert used == {exported(name) for name in METRICS}
+    assert used == {to_prometheus_name(name) for name in METRICS}
     assert set(re.findall(r"ray_vlbatch_\w+", made["rules.yaml"])) <= used
 
 

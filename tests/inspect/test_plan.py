@@ -10,9 +10,9 @@ import PIL.Image
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.fetch.header_fetcher import HEAD_BYTES, Heads
-from pipeline.inspect.plan import format, plan
-from pipeline.inspect.plan.gpus import GPUS, Load, offer
+from pipeline.fetch.header_fetcher import PREFIX_BYTES, HeaderFetcher
+from pipeline.inspect.plan import format, plan_job
+from pipeline.inspect.plan.gpus import GPUS, TokenLoad, estimate_gpu
 from pipeline.job.spec import Job
 
 HUGE = 20_000_000
@@ -68,7 +68,7 @@ def mixed(desk):
 
 
 def test_predicted_tokens_and_failures_are_those_of_the_run(desk, mixed):
-    said = plan(Job.model_validate(desk.described(**mixed)), rows=None)
+    said = plan_job(Job.model_validate(desk.described(**mixed)), sample_rows=None)
     assert desk.run(**mixed) == 3
     data, errors = desk.data(), desk.errors()
     assert sum(tokens * rows for tokens, rows in said.survey.vision.items()) == sum(r["tokens"]["vision"] for r in data)
@@ -88,12 +88,12 @@ def test_predicted_tokens_and_failures_are_those_of_the_run(desk, mixed):
 
 def test_of_a_large_picture_only_the_beginning_is_read(desk, mixed, monkeypatch):
     wholes = []
-    monkeypatch.setattr(Heads, "_whole", lambda self, source: wholes.append(source))
+    monkeypatch.setattr(HeaderFetcher, "_whole", lambda self, source: wholes.append(source))
     job = Job.model_validate(desk.described(**mixed))
     big = [desk.folder / f"pics/{name}" for name in ("large.jpg", "large.png")]
-    assert all(path.stat().st_size > 3 * HEAD_BYTES for path in big)
+    assert all(path.stat().st_size > 3 * PREFIX_BYTES for path in big)
     desk.manifest([{"id": path.name, "image": str(path), "hint": ""} for path in big])
-    assert plan(job, rows=None).survey.good == 2
+    assert plan_job(job, sample_rows=None).survey.answerable_rows == 2
     assert wholes == []
 
 
@@ -104,13 +104,13 @@ def test_a_beginning_that_is_not_enough_is_completed(desk):
     icc = b"\0" * 120_000  # two markers of colour profile before the size
     noise(700, 500, "JPEG", desk.folder / "pics/late.jpg", exif=exif, icc_profile=icc)
     desk.manifest([{"id": "late", "image": "pics/late.jpg", "hint": ""}])
-    said = plan(Job.model_validate(desk.described()), rows=None)
+    said = plan_job(Job.model_validate(desk.described()), sample_rows=None)
     assert said.survey.largest == {"image": (700, 500)}
 
 
 def test_a_sample_stands_for_the_rows_it_was_taken_from(desk):
     desk.manifest(desk.draw(60))
-    said = plan(Job.model_validate(desk.described()), rows=20)
+    said = plan_job(Job.model_validate(desk.described()), sample_rows=20)
     assert said.survey.rows == 30  # two of each of fifteen chunks
     assert said.rows_left == 60
     assert said.load.rows == 60
@@ -120,12 +120,12 @@ def test_a_sample_stands_for_the_rows_it_was_taken_from(desk):
 def test_what_was_answered_before_is_not_planned_and_tells_how_long_answers_are(desk):
     desk.manifest(desk.draw(12))
     desk.run(limit=8, engine={"default": "one two three"})
-    said = plan(Job.model_validate(desk.described(engine={"default": "one two three"})), rows=None)
+    said = plan_job(Job.model_validate(desk.described(engine={"default": "one two three"})), sample_rows=None)
     assert (said.rows, said.rows_left, said.survey.rows) == (12, 4, 4)
     assert (said.answers_known, said.answer_tokens) == (8, 3.0)
     desk.run(engine={"default": "one two three"})
-    said = plan(Job.model_validate(desk.described(engine={"default": "one two three"})), rows=None)
-    assert list(format.lines(said)) == ["t: 12 rows, 12 done before, 0 to do", "nothing is left to plan"]
+    said = plan_job(Job.model_validate(desk.described(engine={"default": "one two three"})), sample_rows=None)
+    assert list(format.format_plan(said)) == ["t: 12 rows, 12 done before, 0 to do", "nothing is left to plan"]
 
 
 def test_smaller_pictures_are_advised_with_what_they_save(desk):
@@ -133,22 +133,24 @@ def test_smaller_pictures_are_advised_with_what_they_save(desk):
     for at in range(4):
         noise(*((1600, 1600) if at else (200, 200)), "JPEG", desk.folder / f"pics/{at}.jpg")
     desk.manifest([{"id": str(at), "image": f"pics/{at}.jpg", "hint": ""} for at in range(4)])
-    said = plan(Job.model_validate(desk.described(media={"max_pixels": 1_000_000})), rows=None)
+    said = plan_job(Job.model_validate(desk.described(media={"max_pixels": 1_000_000})), sample_rows=None)
     first = said.advice[0]
     assert first.key == "media.max_pixels"
     assert first.changes == 0.75
-    smaller = plan(Job.model_validate(desk.described(media={"max_pixels": first.value})), rows=None)
+    smaller = plan_job(Job.model_validate(desk.described(media={"max_pixels": first.value})), sample_rows=None)
     assert 1 - smaller.load.vision / said.load.vision == pytest.approx(first.saves)
 
 
 def test_a_model_that_has_no_room_for_the_longest_row_is_said_not_to_fit():
-    from pipeline.model.engines.torch.model_size import Extent
+    from pipeline.model.engines.torch.model_size import ModelSize
 
-    seven = Extent(700_000_000, 7_600_000_000, 7_600_000_000, 16_600_000_000, 15_200_000_000, 57344, 2_700_000_000, 4)
-    load = Load(rows=1000, vision=1e6, prompt=1.1e6, output=1e5, longest=60_000)
-    assert offer("L4", load, seven).gpu_hours is None
-    assert offer("L4", load, seven, gpus=2).gpu_hours is not None
-    costs = [offer(name, load, seven, price=2.0) for name in GPUS]
+    seven = ModelSize(
+        700_000_000, 7_600_000_000, 7_600_000_000, 16_600_000_000, 15_200_000_000, 57344, 2_700_000_000, 4
+    )
+    load = TokenLoad(rows=1000, vision=1e6, prompt=1.1e6, output=1e5, longest=60_000)
+    assert estimate_gpu("L4", load, seven).gpu_hours is None
+    assert estimate_gpu("L4", load, seven, gpu_count=2).gpu_hours is not None
+    costs = [estimate_gpu(name, load, seven, price_per_hour=2.0) for name in GPUS]
     assert all(each.cost == 2 * each.gpu_hours for each in costs if each.gpu_hours)
     assert not any(each.measured for each in costs)
 
@@ -171,7 +173,7 @@ def test_the_command_prints_a_plan_for_people_and_for_programs(desk, mixed, caps
 
 def test_of_rows_that_all_fail_a_plan_says_why_and_nothing_about_gpus(desk):
     desk.manifest(desk.spoil(2))
-    said = list(format.lines(plan(Job.model_validate(desk.described()))))
+    said = list(format.format_plan(plan_job(Job.model_validate(desk.described()))))
     assert said[:3] == ["t: 2 rows, 2 to do", "headers read: all of them", ""]
     assert said[3] == "rows that will fail: 2, 100.0%"
     assert len(said) == 5

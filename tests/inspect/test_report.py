@@ -16,14 +16,14 @@ from PIL import Image, ImageDraw
 
 from pipeline.__main__ import main
 from pipeline.builtin import scene_files as drawn
-from pipeline.builtin.evaluate import JOBS
+from pipeline.builtin.evaluate import JOBS_FOLDER
 from pipeline.errors import OutputError
-from pipeline.inspect.report import report
-from pipeline.inspect.report.charts import Palette, event, shown, tag
-from pipeline.inspect.report.marks import Mark, marks
-from pipeline.inspect.report.page import plain
-from pipeline.inspect.report.pictures import Picture, fitted
-from pipeline.job import load_job
+from pipeline.inspect.report import write_report
+from pipeline.inspect.report.charts import Palette, annotate_media, place_event, place_label
+from pipeline.inspect.report.marks import Annotation, find_annotations
+from pipeline.inspect.report.page import escape_control_characters
+from pipeline.inspect.report.pictures import MediaPreview, fit_size
+from pipeline.job import job_loader
 from pipeline.job.spec import Job
 from pipeline.run import driver
 from tests.inspect.browser import Browser
@@ -67,7 +67,7 @@ def answered(place: Path, name: str, rows: list[tuple[str, str, object]], schema
         "limits": {"error_rate": 1},
         "output": {"path": str(place / name)},
     }
-    driver.run(Job.model_validate(job), driver.Options(here=True), say=lambda line: None)
+    driver.run_job(Job.model_validate(job), driver.RunOptions(in_process=True), say=lambda line: None)
     return place / name
 
 
@@ -231,10 +231,10 @@ def test_the_page_is_whole_without_a_browser(page):
 
 
 def test_the_least_confident_answers_of_a_real_model_come_first(tmp_path):
-    drawn.write(tmp_path / "detect", "detect", 6, start=100_000)
+    drawn.write_scene_files(tmp_path / "detect", "detect", 6, first_scene=100_000)
     where = [f"input.manifest={tmp_path}/detect/manifest.parquet", f"output.path={tmp_path}/out"]
-    job = load_job.load(JOBS / "detect.yaml", changes=where)
-    assert driver.run(job, driver.Options(here=True), say=lambda line: None) == 0
+    job = job_loader.load_job(JOBS_FOLDER / "detect.yaml", changes=where)
+    assert driver.run_job(job, driver.RunOptions(in_process=True), say=lambda line: None) == 0
     rows = [row for path in (tmp_path / "out").glob("data/*/*.parquet") for row in pq.read_table(path).to_pylist()]
     assert all(row["logprob"] < 0 < row["latency_s"] for row in rows)
     doubtful = [row["id"] for row in sorted(rows, key=lambda row: row["logprob"])[:2]]
@@ -265,42 +265,42 @@ def test_places_are_found_wherever_an_answer_holds_them():
         "many": {"bbox_2d": [[0, 0, 1, 1], [2, 2, 3, 3]]},
         "broken": {"bbox_2d": [1, 2]},
     }
-    assert marks(answer, means) == [
-        Mark("box", (1, 2, 3, 4), "a", 1),
-        Mark("point", (5, 6), "b"),
-        Mark("event", (1, 2.5), "c"),
-        Mark("box", (0, 0, 1, 1), "bbox_2d"),
-        Mark("box", (2, 2, 3, 3), "bbox_2d"),
+    assert find_annotations(answer, means) == [
+        Annotation("box", (1, 2, 3, 4), "a", 1),
+        Annotation("point", (5, 6), "b"),
+        Annotation("event", (1, 2.5), "c"),
+        Annotation("box", (0, 0, 1, 1), "bbox_2d"),
+        Annotation("box", (2, 2, 3, 3), "bbox_2d"),
     ]
-    assert marks("text", means) == []
+    assert find_annotations("text", means) == []
 
 
 def test_labels_stay_inside_the_picture():
     for box in ((0, 0, 5, 5), (990, 590, 1000, 600), (500, 3, 600, 40)):
-        where = tag(Mark("box", box, "a rather long label"), (1000, 600), 20.0)
+        where = place_label(Annotation("box", box, "a rather long label"), (1000, 600), 20.0)
         assert 0 <= where["x"] <= 1000 - where["width"]
         assert 0 <= where["y"] <= 600 - where["height"]
 
 
 def test_the_words_of_an_event_are_cut_to_the_room_there_is():
-    assert event(Mark("event", (0, 10), "short"), 10)["side"] == "inside"
-    long = event(Mark("event", (4, 5), "w" * 200), 10)
+    assert place_event(Annotation("event", (0, 10), "short"), 10)["side"] == "inside"
+    long = place_event(Annotation("event", (4, 5), "w" * 200), 10)
     assert (long["side"], len(long["label"])) == ("after", 54)
-    assert event(Mark("event", (9.5, 10), "it leaves"), 10)["side"] == "before"
+    assert place_event(Annotation("event", (9.5, 10), "it leaves"), 10)["side"] == "before"
 
 
 def test_a_medium_that_is_gone_leaves_a_frame_of_its_size():
-    gone = Picture("image", "s3://b/x.png", (200, 100), missing="not_found: no such object")
-    drawn = shown(gone, [Mark("box", (10, 10, 20, 20), "a")], Palette())
+    gone = MediaPreview("image", "s3://b/x.png", (200, 100), missing="not_found: no such object")
+    drawn = annotate_media(gone, [Annotation("box", (10, 10, 20, 20), "a")], Palette())
     assert (drawn.size, drawn.stills, len(drawn.boxes)) == ((200, 100), (), 1)
-    assert fitted((200, 100), 50) == (50, 25)
+    assert fit_size((200, 100), 50) == (50, 25)
 
 
 def test_characters_that_change_their_neighbours_are_made_visible():
-    assert plain("a\u202eb\x00\u200f") == "a[U+202E]b[U+0000][U+200F]"
-    assert plain("👩‍👧 ok\n") == "👩‍👧 ok\n"
+    assert escape_control_characters("a\u202eb\x00\u200f") == "a[U+202E]b[U+0000][U+200F]"
+    assert escape_control_characters("👩‍👧 ok\n") == "👩‍👧 ok\n"
 
 
 def test_a_folder_that_is_no_output_is_refused(tmp_path):
     with pytest.raises(OutputError, match="there is no output of a run here"):
-        report(str(tmp_path), tmp_path / "r.html")
+        write_report(str(tmp_path), tmp_path / "r.html")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from pipeline.__main__ import main
 from pipeline.errors import JobError
-from pipeline.job.load_job import is_secret, parse
+from pipeline.job.job_loader import is_secret_key, parse_job
 from pipeline.job.spec import Job
-from pipeline.job.variables import DAYS, credentials, fill, today, variables
+from pipeline.job.variables import DATE_FORMATS, fill_variables, find_credentials, find_variables, resolve_date
 
 LEAST = """\
 name: nightly
@@ -24,7 +24,7 @@ output: {path: "s3://labels/${week}"}
 
 
 def job(text: str = LEAST, **more: object) -> Job:
-    return parse(text, name="job.yaml", **{"environment": {}, "date": "2026-11-21", **more})
+    return parse_job(text, source_name="job.yaml", **{"environment": {}, "date": "2026-11-21", **more})
 
 
 def wrong(text: str, **more: object) -> str:
@@ -71,7 +71,7 @@ def test_today_is_the_day_of_the_clock_that_the_zone_names(monkeypatch):
     for zone in ("UTC-14", "UTC+12"):  # POSIX: hours to add to reach UTC; 26 hours apart is never one day
         monkeypatch.setenv("TZ", zone)
         time.tzset()
-        days.append(today(None, {}))
+        days.append(resolve_date(None, {}))
     monkeypatch.delenv("TZ")
     time.tzset()
     assert days[0] > days[1]
@@ -86,7 +86,10 @@ def test_a_typo_in_a_day_is_told_the_nearest():
 def test_a_week_and_its_days_agree_at_every_turn_of_the_year(day):
     year, week, _ = day.isocalendar()
     found: list[object] = []
-    assert fill("${week}|${date}", {}, day, found) == f"{year:04}-W{week:02}|{day.isoformat()}" or day.year < 1000
+    assert (
+        fill_variables("${week}|${date}", {}, day, found) == f"{year:04}-W{week:02}|{day.isoformat()}"
+        or day.year < 1000
+    )
     assert not found
 
 
@@ -119,7 +122,7 @@ def test_a_secret_key_takes_a_reference_only():
     assert "hunter2secret" not in wrong(LEAST, changes=["engine.kind=http", "engine.api_key=hunter2secret"])
     given = {"engine": {"kind": "http", "api_key": "${KEY}"}}
     filled = {"engine": {"kind": "http", "api_key": "sk-hunter2secrethunter2secret"}}
-    assert not list(credentials(given, filled, is_secret))
+    assert not list(find_credentials(given, filled, is_secret_key))
 
 
 def test_what_only_looks_like_a_credential_passes():
@@ -132,11 +135,11 @@ def test_what_only_looks_like_a_credential_passes():
 
 
 def test_the_variables_of_a_job_are_known_without_their_values():
-    assert variables({"a": "${X} ${date} $${Y}", "b": ["${X:-1}"]}) == {"X": {("a",), ("b", 0)}}
+    assert find_variables({"a": "${X} ${date} $${Y}", "b": ["${X:-1}"]}) == {"X": {("a",), ("b", 0)}}
 
 
 def test_explain_says_what_every_day_is(capsys):
     assert main(["check", "--explain"]) == 0
     said = capsys.readouterr().out
-    assert all(f"${{{name}}}" in said for name in DAYS)
+    assert all(f"${{{name}}}" in said for name in DATE_FORMATS)
     assert "VLBATCH_DATE" in said

@@ -7,13 +7,13 @@ import gzip
 import pytest
 
 from pipeline.errors import JobError
-from pipeline.manifest.sources.csv import Csv
+from pipeline.manifest.sources.csv import CsvSource
 
 
 def rows(path, data: bytes, columns=None):
     path.write_bytes(data)
-    source = Csv(str(path))
-    return [row for span in source.spans(2) for row in source.read(span, columns).to_pylist()]
+    source = CsvSource(str(path))
+    return [row for span in source.list_spans(2) for row in source.read_span(span, columns).to_pylist()]
 
 
 def test_cells_are_text_as_it_stands_and_empty_ones_are_nothing(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.errors import JobError, ReadError
 from pipeline.job.spec import Job
-from pipeline.manifest.items import columns, read
-from pipeline.types import Ask, Item, Medium, Turn
+from pipeline.manifest.items import build_item, select_columns
+from pipeline.types import Item, MediaOptions, MediaRef, Turn
 
 
 def make(prompt: dict[str, str] | None = None, **wanted: Any) -> Job:
@@ -26,13 +26,13 @@ def make(prompt: dict[str, str] | None = None, **wanted: Any) -> Job:
 
 
 def item(row: dict[str, Any], job: Job, *, base: str = "", default: str | None = None) -> Item:
-    chosen = columns(job, list(row), default_user=default)
+    chosen = select_columns(job, list(row), schema_prompt=default)
     user = job.prompt.user if job.prompt.user is not None else default
-    return read(row, id="1", question="q", columns=chosen, job=job, user=user, base=base)
+    return build_item(row, item_id="1", question="q", columns=chosen, job=job, user_prompt=user, base_folder=base)
 
 
 def sources(row: dict[str, Any], job: Job, **more: Any) -> list[Any]:
-    return [part.source for turn in item(row, job, **more).turns for part in turn.parts if isinstance(part, Medium)]
+    return [part.source for turn in item(row, job, **more).turns for part in turn.parts if isinstance(part, MediaRef)]
 
 
 def chat(content: Any, media: Any = None, **row: Any) -> Item:
@@ -49,14 +49,16 @@ def refused(kind: str, row: dict[str, Any], job: Job) -> str:
 
 def test_columns_of_a_job_in_a_fixed_order():
     job = make({"system": "{a}", "user": "{b} {{c}} {a}"}, media=["u", "v"], id="k", keep=["z"])
-    found = columns(job, ["fps", "max_pixels", "z", "k", "a", "b", "v", "u", "max_new_tokens"], default_user=None)
+    found = select_columns(
+        job, ["fps", "max_pixels", "z", "k", "a", "b", "v", "u", "max_new_tokens"], schema_prompt=None
+    )
     assert found.media == ("u", "v")
     assert found.prompt == ("a", "b")
     assert found.messages is None
-    assert found.ask == ("max_pixels", "fps", "max_new_tokens")
+    assert found.options == ("max_pixels", "fps", "max_new_tokens")
     assert found.id == "k"
-    assert found.keep == ("z",)
-    assert found.asked == ("u", "v", "a", "b", "max_pixels", "fps", "max_new_tokens")
+    assert found.kept == ("z",)
+    assert found.question_columns == ("u", "v", "a", "b", "max_pixels", "fps", "max_new_tokens")
 
 
 @pytest.mark.parametrize(
@@ -72,36 +74,36 @@ def test_columns_of_a_job_in_a_fixed_order():
 )
 def test_a_missing_column_is_named_with_the_nearest(job, key):
     with pytest.raises(JobError) as caught:
-        columns(job, ["uri", "other"], default_user=None)
+        select_columns(job, ["uri", "other"], schema_prompt=None)
     assert str(caught.value).startswith(f"{key}: the manifest has no column 'ury'")
     assert "'uri'?" in str(caught.value)
 
 
 def test_something_must_be_asked_and_by_one_only():
     with pytest.raises(JobError, match="nothing to ask"):
-        columns(make({}, media="uri"), ["uri"], default_user=None)
+        select_columns(make({}, media="uri"), ["uri"], schema_prompt=None)
     with pytest.raises(JobError, match="leave one of them out"):
-        columns(make(messages="m"), ["m"], default_user=None)
-    assert columns(make({}, media="uri"), ["uri"], default_user="Describe.").messages is None
-    assert columns(make({}), ["messages"], default_user="Describe.").messages == "messages"
-    assert columns(make(media="uri"), ["uri", "messages"], default_user=None).messages is None
+        select_columns(make(messages="m"), ["m"], schema_prompt=None)
+    assert select_columns(make({}, media="uri"), ["uri"], schema_prompt="Describe.").messages is None
+    assert select_columns(make({}), ["messages"], schema_prompt="Describe.").messages == "messages"
+    assert select_columns(make(media="uri"), ["uri", "messages"], schema_prompt=None).messages is None
 
 
 def test_a_job_that_names_no_column_of_media_is_refused_with_those_there_are():
     with pytest.raises(JobError, match=r"input\.media names no column.*there are: id, picture"):
-        columns(make(), ["id", "picture"], default_user=None)
+        select_columns(make(), ["id", "picture"], schema_prompt=None)
 
 
 def test_a_folder_of_media_needs_no_column():
-    assert columns(make(), ["path", "uri"], default_user=None).media == ("uri",)
+    assert select_columns(make(), ["path", "uri"], schema_prompt=None).media == ("uri",)
 
 
 def test_media_come_before_the_question_and_a_system_turn_only_if_given():
-    assert item({"uri": "/a.png"}, make(media="uri")).turns == (Turn("user", (Medium("/a.png"), "What?")),)
+    assert item({"uri": "/a.png"}, make(media="uri")).turns == (Turn("user", (MediaRef("/a.png"), "What?")),)
     job = make({"system": "You see.", "user": "What?"}, media="uri", keep="uri")
     got = item({"uri": "/a.png"}, job)
     assert got.turns[0] == Turn("system", ("You see.",))
-    assert got.keep == {"uri": "/a.png"}
+    assert got.kept_values == {"uri": "/a.png"}
     assert (got.id, got.question) == ("1", "q")
 
 
@@ -136,7 +138,7 @@ def test_a_wrong_medium_names_its_column(value):
 
 def test_a_row_fills_the_prompt_once():
     job = make({"system": "{a}{n}", "user": "{{a}} {a}: {n}"}, media="u")
-    picture = Medium("/a.png")
+    picture = MediaRef("/a.png")
     got = item({"u": "/a.png", "a": "{n}", "n": None}, job)
     assert got.turns == (Turn("system", ("{n}",)), Turn("user", (picture, "{a} {n}: ")))
     assert item({"u": "/a.png", "a": 1.5, "n": True}, job).turns[1].parts == (picture, "{a} 1.5: True")
@@ -152,8 +154,8 @@ def test_settings_of_a_row():
     row = {"uri": "/a", "max_pixels": 100.0, "fps": 1, "nframes": 8, "video_start": 0, "video_end": float("nan")}
     got = item({**row, "min_pixels": None, "max_new_tokens": 7}, make(media="uri"))
     medium = got.turns[0].parts[0]
-    assert isinstance(medium, Medium)
-    assert medium.ask == Ask(max_pixels=100, fps=1.0, frames=8, video_start=0.0)
+    assert isinstance(medium, MediaRef)
+    assert medium.options == MediaOptions(max_pixels=100, fps=1.0, frames=8, video_start=0.0)
     assert got.max_new_tokens == 7
 
 
@@ -166,18 +168,24 @@ def test_a_wrong_setting_names_its_column(name, value):
 @pytest.mark.parametrize(
     ("part", "medium"),
     [
-        ({"type": "image", "image": "/a"}, Medium("/a", "image")),
-        ({"type": "image", "url": "http://h/a"}, Medium("http://h/a", "image")),
-        ({"type": "image", "path": "/a"}, Medium("/a", "image")),
-        ({"type": "image", "image": b"x"}, Medium(b"x", "image")),
-        ({"type": "image_url", "image_url": {"url": "data:,x", "detail": "low"}}, Medium("data:,x", "image")),
-        ({"type": "input_image", "image_url": "http://h/a"}, Medium("http://h/a", "image")),
-        ({"image": "/a"}, Medium("/a", "image")),
-        ({"type": "video", "video": "/v", "fps": 1, "nframes": None}, Medium("/v", "video", Ask(fps=1.0))),
-        ({"type": "video_url", "video_url": {"url": "/v"}, "max_frames": 9}, Medium("/v", "video", Ask(max_frames=9))),
-        ({"type": "video", "video": ["/1", "/2"]}, Medium(("/1", "/2"), "video")),
-        ({"type": "image", "image": "/a", "video": None, "text": None, "fps": None}, Medium("/a", "image")),
-        ({"type": "image", "image": "/a", "resized_width": 56}, Medium("/a", "image", Ask(resized_width=56))),
+        ({"type": "image", "image": "/a"}, MediaRef("/a", "image")),
+        ({"type": "image", "url": "http://h/a"}, MediaRef("http://h/a", "image")),
+        ({"type": "image", "path": "/a"}, MediaRef("/a", "image")),
+        ({"type": "image", "image": b"x"}, MediaRef(b"x", "image")),
+        ({"type": "image_url", "image_url": {"url": "data:,x", "detail": "low"}}, MediaRef("data:,x", "image")),
+        ({"type": "input_image", "image_url": "http://h/a"}, MediaRef("http://h/a", "image")),
+        ({"image": "/a"}, MediaRef("/a", "image")),
+        ({"type": "video", "video": "/v", "fps": 1, "nframes": None}, MediaRef("/v", "video", MediaOptions(fps=1.0))),
+        (
+            {"type": "video_url", "video_url": {"url": "/v"}, "max_frames": 9},
+            MediaRef("/v", "video", MediaOptions(max_frames=9)),
+        ),
+        ({"type": "video", "video": ["/1", "/2"]}, MediaRef(("/1", "/2"), "video")),
+        ({"type": "image", "image": "/a", "video": None, "text": None, "fps": None}, MediaRef("/a", "image")),
+        (
+            {"type": "image", "image": "/a", "resized_width": 56},
+            MediaRef("/a", "image", MediaOptions(resized_width=56)),
+        ),
     ],
 )
 def test_parts_of_a_chat(part, medium):
@@ -187,8 +195,8 @@ def test_parts_of_a_chat(part, medium):
 def test_parts_without_a_source_take_the_media_columns_in_order_and_go_over_the_row():
     content = [{"type": "video", "fps": 4}, "then", {"type": "image", "image": None}]
     first, _, second = chat(content, ["/v", "/a"], fps=1.0, max_pixels=9).turns[0].parts
-    assert first == Medium("/v", "video", Ask(fps=4.0, max_pixels=9))
-    assert second == Medium("/a", "image", Ask(fps=1.0, max_pixels=9))
+    assert first == MediaRef("/v", "video", MediaOptions(fps=4.0, max_pixels=9))
+    assert second == MediaRef("/a", "image", MediaOptions(fps=1.0, max_pixels=9))
 
 
 def test_a_chat_as_json_text_keeps_its_roles():

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import JobError
-from pipeline.manifest.chat import turns
-from pipeline.manifest.media_cells import media_of, number
+from pipeline.manifest.chat import parse_turns
+from pipeline.manifest.media_cells import parse_media_cell, parse_number
 from pipeline.manifest.sources import jsonl
-from pipeline.manifest.sources.jsonl import Jsonl, kind_of
-from pipeline.types import Ask, Medium, Turn
+from pipeline.manifest.sources.jsonl import JsonlSource, infer_type
+from pipeline.types import MediaOptions, MediaRef, Turn
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def read(tmp_path):
     def at(*rows, raw: bytes = b"") -> pa.Table:
         path = tmp_path / "m.jsonl"
         path.write_bytes(raw or b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-        source = Jsonl(str(path))
-        return pa.concat_tables([source.read(span) for span in source.spans(2)])
+        source = JsonlSource(str(path))
+        return pa.concat_tables([source.read_span(span) for span in source.list_spans(2)])
 
     return at
 
@@ -51,8 +51,8 @@ def test_what_is_empty_in_the_first_lines_may_be_anything_later(read, monkeypatc
     monkeypatch.setattr(jsonl, "SAMPLE_BYTES", 20)
     late = [{"fps": None, "image": None}] * 3 + [{"fps": 0.5, "image": ["a.png", {"url": "b.png"}]}]
     row = read(*late).to_pylist()[-1]
-    assert number("fps", row["fps"], float, "row", "") == 0.5
-    assert media_of(row["image"], "/in", "row", "image") == [Medium("/in/a.png"), Medium("/in/b.png")]
+    assert parse_number("fps", row["fps"], float, "row", "") == 0.5
+    assert parse_media_cell(row["image"], "/in", "row", "image") == [MediaRef("/in/a.png"), MediaRef("/in/b.png")]
 
 
 def test_a_chat_may_be_text_here_and_parts_there(read):
@@ -61,16 +61,16 @@ def test_a_chat_may_be_text_here_and_parts_there(read):
         [{"role": "user", "content": "Hi"}],
     ]
     cells = read(*({"messages": chat} for chat in chats))["messages"].to_pylist()
-    found = [turns(cell, [], ask=Ask(), base="", column="messages") for cell in cells]
+    found = [parse_turns(cell, [], row_options=MediaOptions(), base_folder="", column="messages") for cell in cells]
     assert found == [(Turn("system", ("Be brief.",)), Turn("user", ("Hi",))), (Turn("user", ("Hi",)),)]
 
 
 def test_a_column_that_nobody_asks_for_may_change_its_type(tmp_path, monkeypatch):
     monkeypatch.setattr(jsonl, "SAMPLE_BYTES", 40)
     (tmp_path / "m.jsonl").write_text("".join(f'{{"id": {n}, "score": {n if n < 9 else "[]"}}}\n' for n in range(10)))
-    source = Jsonl(str(tmp_path / "m.jsonl"))
-    (span,) = source.spans(100)
-    assert source.read(span, ["id"]).to_pylist() == [{"id": n} for n in range(10)]
+    source = JsonlSource(str(tmp_path / "m.jsonl"))
+    (span,) = source.list_spans(100)
+    assert source.read_span(span, ["id"]).to_pylist() == [{"id": n} for n in range(10)]
 
 
 @pytest.mark.parametrize(
@@ -92,20 +92,20 @@ def test_a_line_that_does_not_fit_is_named_with_what_is_wrong(line, said, read, 
 def test_a_file_without_rows_is_refused(tmp_path):
     (tmp_path / "m.jsonl").write_text("\n")
     with pytest.raises(JobError, match=r"m\.jsonl:1: the file holds no rows"):
-        Jsonl(str(tmp_path / "m.jsonl")).schema()
+        JsonlSource(str(tmp_path / "m.jsonl")).read_schema()
 
 
 def test_types_are_settled_once(tmp_path, monkeypatch):
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps({"id": str(n), "uri": "a.png"}) + "\n" for n in range(50)))
-    source = Jsonl(str(path))
+    source = JsonlSource(str(path))
     times = []
-    monkeypatch.setattr(jsonl, "kind_of", lambda values: times.append(1) or kind_of(values))
-    for span in source.spans(10):
-        assert source.read(span).num_rows == 10
-    source.schema()
+    monkeypatch.setattr(jsonl, "infer_type", lambda values: times.append(1) or infer_type(values))
+    for span in source.list_spans(10):
+        assert source.read_span(span).num_rows == 10
+    source.read_schema()
     assert len(times) == 2  # columns
 
 
 def test_a_path_that_begins_like_a_list_is_a_path():
-    assert media_of("[1] scan.png", "/in", "row", "image") == [Medium("/in/[1] scan.png")]
+    assert parse_media_cell("[1] scan.png", "/in", "row", "image") == [MediaRef("/in/[1] scan.png")]

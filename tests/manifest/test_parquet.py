@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.manifest.sources.parquet import Parquet
+from pipeline.manifest.sources.parquet import ParquetSource
 
 TABLE = pa.table({"a": list(range(1000)), "b": [f"x{n}" for n in range(1000)], "c": [[n, n] for n in range(1000)]})
 span = st.tuples(st.integers(0, 999), st.integers(1, 400)).map(lambda pair: (pair[0], min(1000, sum(pair))))
@@ -25,19 +25,19 @@ def url(tmp_path_factory):
 @settings(max_examples=50, deadline=None)
 @given(asked=st.lists(st.tuples(span, columns), max_size=12))
 def test_any_span_of_any_columns_in_any_order_is_what_the_file_holds(url, asked):
-    source = Parquet(url)
+    source = ParquetSource(url)
     for (start, stop), wanted in asked:
         table = TABLE.slice(start, stop - start)
-        assert source.read((start, stop), wanted).equals(table if wanted is None else table.select(wanted))
+        assert source.read_span((start, stop), wanted).equals(table if wanted is None else table.select(wanted))
 
 
 def test_spans_in_order_enter_each_row_group_once(url, monkeypatch):
     entered = []
-    enter = Parquet.enter
+    enter = ParquetSource.open_row_group
     monkeypatch.setattr(
-        Parquet, "enter", lambda self, group, wanted: (entered.append(group), enter(self, group, wanted))
+        ParquetSource, "open_row_group", lambda self, group, wanted: (entered.append(group), open_row_group(self, group, wanted))
     )
-    source = Parquet(url)
-    for each in source.spans(17):
-        source.read(each, ["a"])
+    source = ParquetSource(url)
+    for each in source.list_spans(17):
+        source.read_span(each, ["a"])
     assert entered == list(range(8))

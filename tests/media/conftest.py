@@ -9,9 +9,9 @@ import pytest
 
 from pipeline.fetch.fetcher import Fetcher
 from pipeline.job.spec import Job
-from pipeline.media.clips import look
-from pipeline.media.decode import Eyes
-from pipeline.types import Ask, Clip, Medium
+from pipeline.media.clips import load_clips
+from pipeline.media.decode import ClipDecoder
+from pipeline.types import Clip, MediaOptions, MediaRef
 from tests.media.sample_media import Look, Plain, a_job
 
 
@@ -19,10 +19,10 @@ from tests.media.sample_media import Look, Plain, a_job
 def see() -> Iterator[Look]:
     """Look at something with default settings."""
     job = a_job()
-    with Fetcher(job) as fetcher, Eyes(job, Plain()) as eyes:
+    with Fetcher(job) as fetcher, ClipDecoder(job, Plain()) as eyes:
 
         def at(source: Any, kind: Any = None, **ask: Any) -> list[Clip]:
-            return look(Medium(source, kind, Ask(**ask)), fetcher=fetcher, eyes=eyes)
+            return load_clips(MediaRef(source, kind, MediaOptions(**ask)), fetcher=fetcher, clip_decoder=eyes)
 
         at.eyes = eyes
         yield at
@@ -34,9 +34,11 @@ def see_with() -> Iterator[Callable[[Job], Look]]:
     opened: list[Any] = []
 
     def build(job: Job) -> Look:
-        fetcher, eyes = Fetcher(job), Eyes(job, Plain())
+        fetcher, eyes = Fetcher(job), ClipDecoder(job, Plain())
         opened.extend((fetcher, eyes))
-        at = lambda source, kind=None, **ask: look(Medium(source, kind, Ask(**ask)), fetcher=fetcher, eyes=eyes)  # noqa: E731
+        at = lambda source, kind=None, **ask: load_clips(
+            MediaRef(source, kind, MediaOptions(**ask)), fetcher=fetcher, clip_decoder=eyes
+        )
         at.eyes = eyes
         return at
 

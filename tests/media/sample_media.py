@@ -14,25 +14,29 @@ import numpy as np
 import PIL.Image
 
 from pipeline.job.spec import Job
-from pipeline.types import Ask, Clip, Size
+from pipeline.types import Clip, MediaOptions, Size
 
 
 class Plain:
     """A family that takes what it is asked for: sizes to the next 28, frames evenly spread."""
 
-    def image_size(self, source: Size, ask: Ask) -> Size:
-        if ask.resized_width and ask.resized_height:
-            return ask.resized_width, ask.resized_height
-        shrink = min(1.0, ((ask.max_pixels or 448 * 448) / (source[0] * source[1])) ** 0.5)
+    def fit_image_size(self, source: Size, options: MediaOptions) -> Size:
+        if options.resized_width and options.resized_height:
+            return options.resized_width, options.resized_height
+        shrink = min(1.0, ((options.max_pixels or 448 * 448) / (source[0] * source[1])) ** 0.5)
         width, height = (max(28, round(side * shrink / 28) * 28) for side in source)
         return width, height
 
-    def video_size(self, source: Size, frames: int, ask: Ask) -> Size:
-        return self.image_size(source, ask)
+    def fit_video_size(self, source: Size, frame_count: int, options: MediaOptions) -> Size:
+        return self.fit_image_size(source, options)
 
-    def frames(self, part: range, fps: float, ask: Ask) -> list[int]:
-        wish = min(ask.frames or max(1, int(len(part) / fps * (ask.fps or 2))), ask.max_frames or 8, len(part))
-        return [int(place) for place in np.linspace(part[0], part[-1], wish).round()]
+    def select_frames(self, frame_range: range, fps: float, options: MediaOptions) -> list[int]:
+        wish = min(
+            options.frames or max(1, int(len(frame_range) / fps * (options.fps or 2))),
+            options.max_frames or 8,
+            len(frame_range),
+        )
+        return [int(place) for place in np.linspace(frame_range[0], frame_range[-1], wish).round()]
 
 
 def a_job(roots: tuple[str, ...] = ("/",), limits: dict[str, Any] | None = None, **media: Any) -> Job:

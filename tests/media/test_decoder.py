@@ -20,7 +20,7 @@ import pipeline.registry
 
 class Hostile:
     def __init__(self, source, bounds, *, moving=False):
-        from pipeline.media.kinds.image import Image
+        from pipeline.media.kinds.image import ImageKind
         if source == b"\\xff\\xd8 crash":
             ctypes.string_at(0)
         if source == b"\\xff\\xd8 abort":
@@ -41,11 +41,11 @@ class Hostile:
             self.hog = [__import__("numpy").empty(256 << 20, "u1") for _ in range(400)]
         if source == b"\\xff\\xd8 raise":
             raise RuntimeError("what a library throws")
-        self.inner = Image(source, bounds, moving=moving)
+        self.inner = ImageKind(source, bounds, moving=moving)
         self.probe, self.read, self.close = self.inner.probe, self.inner.read, self.inner.close
 
 
-pipeline.registry.KINDS["image"] = "sitecustomize:Hostile"
+pipeline.registry.MEDIA_KINDS["image"] = "sitecustomize:Hostile"
 """
 
 
@@ -95,7 +95,7 @@ def test_a_decoder_that_was_killed_between_two_files_is_nobodys_error(hostile):
 def test_a_decoder_that_is_killed_as_it_starts_is_started_again(hostile):
     decoder = hostile.eyes.decoder
     decoder.close()
-    decoder._start()
+    decoder._start_process()
     os.kill(decoder.process.pid, signal.SIGKILL)
     assert hostile(encoded(picture(56, 56)))[0].source_size == (56, 56)
 
@@ -126,12 +126,12 @@ import os, sys, threading, time
 sys.path[:0] = sys.argv[1].split(":")
 from tests.media.sample_media import a_job, Plain
 from pipeline.fetch.blob import Blob
-from pipeline.media.decode import Eyes
-from pipeline.types import Medium
-eyes = Eyes(a_job(), Plain())
+from pipeline.media.decode import ClipDecoder
+from pipeline.types import MediaRef
+eyes = ClipDecoder(a_job(), Plain())
 blob = Blob("x", "image", b"\\xff\\xd8 hang")
-threading.Thread(target=lambda: eyes.look(Medium(b""), [blob], deadline_s=2), daemon=True).start()
-while not eyes.decoder.ready:
+threading.Thread(target=lambda: eyes.decode_clips(MediaRef(b""), [blob], deadline_s=2), daemon=True).start()
+while not eyes.decoder.is_ready:
     time.sleep(0.01)
 print(eyes.decoder.process.pid, flush=True)
 time.sleep(0.5)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipeline.errors import DecodeError
-from pipeline.media.kinds.image import ORIENTATION
+from pipeline.media.kinds.image import ORIENTATION_TAG
 from tests.media.sample_media import a_job, encoded, picture, shipped
 
 torch.set_num_threads(1)
@@ -80,7 +80,7 @@ def test_a_picture_stands_upright_by_its_exif_mark(orientation, see):
 
 def test_a_mark_among_broken_exif_turns_the_picture_all_the_same(see):
     """A resolution that is text, as some editors write it: `exif_transpose` cannot write that anew."""
-    entries = struct.pack("<HHHIIHHI4s", 2, ORIENTATION, 3, 1, 6, 0x011A, 2, 4, b"abc\0")
+    entries = struct.pack("<HHHIIHHI4s", 2, ORIENTATION_TAG, 3, 1, 6, 0x011A, 2, 4, b"abc\0")
     upright = picture(60, 90)
     (clip,) = see(encoded(np.rot90(upright), exif=b"Exif\0\0II*\0\x08\0\0\0" + entries + b"\0\0\0\0"))
     (expected,) = see(encoded(upright))
@@ -206,4 +206,4 @@ def test_a_picture_knows_whether_its_uri_was_shortened_to_be_shown(see, tmp_path
     (tmp_path / "a.png").write_bytes(encoded(picture()))
     (open_to_all,) = see(str(tmp_path / "a.png"))
     (carried,) = see("data:image/png;base64," + base64.b64encode(encoded(picture())).decode())
-    assert (open_to_all.whole_uri, carried.whole_uri) == (True, False)
+    assert (open_to_all.has_complete_uri, carried.has_complete_uri) == (True, False)

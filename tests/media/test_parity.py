@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.builtin.random_checkpoint import make
+from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.media.kinds.base import Probe
 from pipeline.media.resize import resize
-from pipeline.media.sample import image_ask, part, video_ask
+from pipeline.media.sample import merge_image_options, merge_video_options, select_span
 from pipeline.model import weights
-from pipeline.types import Ask
+from pipeline.types import MediaOptions
 from tests.media.oracle import digest, noise
 from tests.media.sample_media import a_job, encoded
 
@@ -28,7 +28,10 @@ CASES = 300
 
 @pytest.fixture(scope="module")
 def families(tmp_path_factory):
-    return {name: weights.family(make(tmp_path_factory.mktemp(name) / "model", name)) for name in FAMILIES}
+    return {
+        name: weights.load_family(write_random_checkpoint(tmp_path_factory.mktemp(name) / "model", name))
+        for name in FAMILIES
+    }
 
 
 def patchified(pixels, family):
@@ -73,13 +76,13 @@ def test_three_hundred_pictures_equal_the_references(name, families, tmp_path, s
     eyes.family = family
     try:
         for case, (values, grid) in zip(cases, answers(cases, tmp_path), strict=True):
-            asked = Ask(min_pixels=case["budget"][0], max_pixels=case["budget"][1])
+            asked = MediaOptions(min_pixels=case["budget"][0], max_pixels=case["budget"][1])
             data = encoded(noise(case["seed"], *case["size"])[0], compress_level=0)
             (clip,) = see(data, min_pixels=asked.min_pixels, max_pixels=asked.max_pixels)
-            assert clip.size == family.image_size(tuple(case["size"]), image_ask(media, asked)), case
+            assert clip.size == family.fit_image_size(tuple(case["size"]), merge_image_options(media, asked)), case
             ours, ours_grid = patchified(np.repeat(clip.pixels, 2, axis=0), family)
             assert digest(ours, ours_grid) == [values, grid], case
-            assert family.vision_tokens(clip.size) == np.prod(grid) // family.merge**2
+            assert family.count_vision_tokens(clip.size) == np.prod(grid) // family.merge**2
     finally:
         eyes.family = plain
 
@@ -88,14 +91,14 @@ def test_three_hundred_pictures_equal_the_references(name, families, tmp_path, s
 def test_three_hundred_clips_equal_the_references(name, families, tmp_path):
     """Qwen2-VL's clips are Qwen2.5-VL's."""
     family, chance = families[name], random.Random(name)
-    ask = video_ask(a_job(video={"max_frames": 768}).media, Ask())
+    ask = merge_video_options(a_job(video={"max_frames": 768}).media, MediaOptions())
     cases = []
     for seed in range(CASES):
         size = (chance.randint(20, 90), chance.randint(20, 90))
         count, fps = chance.randint(2, 40), chance.choice([24.0, 25.0, 29.97, 30.0, 15.0])
         probe = Probe("video", (size,), count, fps)
-        indices = family.frames(part(probe, ask), probe.fps, ask)
-        target = family.video_size(size, len(indices), ask)
+        indices = family.select_frames(select_span(probe, ask), probe.fps, ask)
+        target = family.fit_video_size(size, len(indices), ask)
         cases.append(
             {
                 "family": name,

@@ -36,7 +36,7 @@ def test_rows_stripes_and_planes_give_the_same_bits():
 
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 def test_a_very_large_picture_is_taken_in_stripes(monkeypatch):
-    monkeypatch.setattr(image, "LARGE", 1000)
-    monkeypatch.setattr(image, "STRIPE", 700)
+    monkeypatch.setattr(image, "STRIPE_ABOVE_PIXELS", 1000)
+    monkeypatch.setattr(image, "STRIPE_PIXELS", 700)
     pixels = np.random.default_rng(0).integers(0, 256, (120, 90, 3), np.uint8)
-    assert np.array_equal(image.fitted(PIL.Image.fromarray(pixels), (56, 84)), plane_by_plane(pixels, (56, 84)))
+    assert np.array_equal(image.resize_image(PIL.Image.fromarray(pixels), (56, 84)), plane_by_plane(pixels, (56, 84)))

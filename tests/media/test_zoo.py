@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ItemError
-from pipeline.fetch.access import STORES, WEB, scheme, shown
+from pipeline.fetch.access import STORE_SCHEMES, WEB_SCHEMES, parse_scheme, redact_source
 from pipeline.fetch.fetcher import Fetcher
-from pipeline.fetch.sniff import sniff
+from pipeline.fetch.sniff import sniff_kind
 from pipeline.media import clips as media_look
-from pipeline.media.decode import Eyes, choose
-from pipeline.media.sample import pages
-from pipeline.types import Medium
+from pipeline.media.decode import ClipDecoder, resolve_kind
+from pipeline.media.sample import parse_pages
+from pipeline.types import MediaRef
 from tests.media.sample_media import Plain, a_job, encoded, film, picture, shipped
 
 KINDS_OF_DEATH = {"decoder_died", "deadline", "memory"}  # not wanted for any file here
@@ -56,10 +56,10 @@ def harmless(found) -> bool:
 @pytest.fixture(scope="module")
 def look():
     job = a_job(limits={"deadline_s": 10, "image": {"pixels": 20_000_000}})
-    with Fetcher(job) as fetcher, Eyes(job, Plain()) as eyes:
+    with Fetcher(job) as fetcher, ClipDecoder(job, Plain()) as eyes:
 
         def at(source, kind=None):
-            return outcome(partial(media_look.look, Medium(source, kind), fetcher=fetcher, eyes=eyes))
+            return outcome(partial(media_look.load_clips, MediaRef(source, kind), fetcher=fetcher, clip_decoder=eyes))
 
         at.eyes = eyes
         yield at
@@ -269,15 +269,15 @@ def test_a_picture_with_any_bytes_overwritten_is_clips_or_one_error(data, look):
 @settings(RELAXED, max_examples=300)
 @given(st.text(max_size=200))
 def test_any_text_is_a_uri_or_refused(text):
-    found = outcome(scheme, text)
-    assert found in {"file", "data", *WEB, *STORES} or found.kind in {"uri", "scheme", "path"}
-    assert len(shown(text)) <= 1100
+    found = outcome(parse_scheme, text)
+    assert found in {"file", "data", *WEB_SCHEMES, *STORE_SCHEMES} or found.kind in {"uri", "scheme", "path"}
+    assert len(redact_source(text)) <= 1100
 
 
 @settings(RELAXED, max_examples=200)
 @given(st.text("0123456789-, ", max_size=12), st.integers(1, 50))
 def test_any_choice_of_pages_is_pages_or_refused(wish, count):
-    found = outcome(pages, wish, count, 100)
+    found = outcome(parse_pages, wish, count, 100)
     if isinstance(found, ItemError):
         assert found.kind == "page"
     else:
@@ -288,9 +288,9 @@ def test_any_choice_of_pages_is_pages_or_refused(wish, count):
 @settings(RELAXED, max_examples=200)
 @given(st.binary(max_size=600), st.sampled_from([None, "image", "video"]))
 def test_any_head_is_told_or_not(head, claim):
-    found = sniff(head)
+    found = sniff_kind(head)
     assert found in {"image", "video", "pdf", None}
-    chosen = outcome(choose, claim, found)
+    chosen = outcome(resolve_kind, claim, found)
     assert chosen.kind == "kind" if isinstance(chosen, ItemError) else chosen[0] in {"image", "video", "pdf"}
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.builtin.random_checkpoint import make
+from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.media.resize import resize
 from pipeline.model import weights
 from pipeline.model.engines.torch.vision import patchify
-from pipeline.model.prompt import read_style
-from pipeline.types import Ask, Clip, Turn
+from pipeline.model.prompt import parse_chat_template
+from pipeline.types import Clip, MediaOptions, Turn
 from tests import qwen_vocabulary
 from tests.model import chat_templates, oracle, reference
 
@@ -89,7 +89,7 @@ CONVERSATIONS = {
 
 def folder_of(kind, vocabulary, root):
     """A checkpoint's small files."""
-    folder = make(root / f"{kind}-{vocabulary}", "qwen3_vl" if kind == "thinking" else kind)
+    folder = write_random_checkpoint(root / f"{kind}-{vocabulary}", "qwen3_vl" if kind == "thinking" else kind)
     (folder / "model.safetensors").unlink()
     if vocabulary == "real":
         qwen_vocabulary.tokenizer().save(str(folder / "tokenizer.json"), pretty=False)
@@ -110,12 +110,12 @@ def prepared(family, question):
         for part in message["content"]:
             if part["type"] == "image":
                 spec = next(images)
-                pixels = resize(oracle.picture(*spec)[None], family.image_size((spec[1], spec[2]), Ask()))
+                pixels = resize(oracle.picture(*spec)[None], family.image_size((spec[1], spec[2]), MediaOptions()))
                 parts.append(Clip("image", pixels, (spec[1], spec[2])))
             elif part["type"] == "video":
                 spec = next(videos)
-                indices = family.frames(range(spec["count"]), spec["fps"], Ask())
-                size = family.video_size(spec["size"], len(indices), Ask())
+                indices = family.frames(range(spec["count"]), spec["fps"], MediaOptions())
+                size = family.video_size(spec["size"], len(indices), MediaOptions())
                 pixels = resize(oracle.picture(spec["seed"], *spec["size"], spec["count"])[indices], size)
                 fps = len(indices) / spec["count"] * spec["fps"]
                 times = tuple(index / spec["fps"] for index in indices)
@@ -135,7 +135,7 @@ def compared(tmp_path_factory):
     for kind in KINDS:
         for vocabulary in VOCABULARIES:
             folder = folder_of(kind, vocabulary, root)
-            plain = weights.family(folder)
+            plain = weights.load_family(folder)
             labelled = copy.copy(plain)
             labelled.add_vision_id = True
             for name, question in CONVERSATIONS.items():
@@ -143,7 +143,7 @@ def compared(tmp_path_factory):
                 turns, chosen = prepared(family, question)
                 videos = [spec | {"indices": at} for spec, at in zip(question.get("videos", []), chosen, strict=True)]
                 questions.append(question | {"folder": str(folder), "videos": videos, "pixels": vocabulary == "tiny"})
-                ours[kind, vocabulary, name] = family, turns, family.encode(turns)
+                ours[kind, vocabulary, name] = family, turns, family.encode_turns(turns)
     asked, answered = root / "questions.json", root / "answers.pickle"
     asked.write_text(json.dumps(questions))
     subprocess.run([sys.executable, str(Path(oracle.__file__)), str(asked), str(answered)], check=True)
@@ -216,4 +216,4 @@ def test_a_template_that_marks_what_was_trained_is_read_like_any_other():
         "{%- set said", "{%- if message.role == 'tool' -%}{%- continue -%}{%- endif -%}{%- generation -%}{%- set said"
     ).replace("{%- endfor -%}{%- if add", "{%- endgeneration -%}{%- endfor -%}{%- if add")
     assert marked.count("generation -%}") == 2
-    assert read_style(marked) == read_style(chat_templates.QWEN3)
+    assert parse_chat_template(marked) == parse_chat_template(chat_templates.QWEN3)

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.builtin.random_checkpoint import make
+from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.errors import JobError, PromptError
-from pipeline.job.spec import Context, Model, Rope
+from pipeline.job.spec import ContextSection, ModelSection, RopeSection
 from pipeline.media.kinds.base import Probe
-from pipeline.media.sample import part
+from pipeline.media.sample import select_span
 from pipeline.model import hf_models, weights
-from pipeline.model.families.qwen import fit
-from pipeline.model.families.qwen3_vl import fit_clip
-from pipeline.output.answer.geometry import to_source
-from pipeline.types import Ask, Clip, Turn
+from pipeline.model.families.qwen import fit_size
+from pipeline.model.families.qwen3_vl import fit_clip_size
+from pipeline.output.answer.geometry import map_to_source
+from pipeline.types import Clip, MediaOptions, Turn
 from tests.model import reference
 
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
@@ -27,12 +27,12 @@ BUDGETS = ((3136, 12845056), (3136, 1003520), (65536, 16777216), (200704, 401408
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    return {kind: make(tmp_path_factory.mktemp(kind) / "model", kind) for kind in KINDS}
+    return {kind: write_random_checkpoint(tmp_path_factory.mktemp(kind) / "model", kind) for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
 def families(folders):
-    return {kind: weights.family(folder) for kind, folder in folders.items()}
+    return {kind: weights.load_family(folder) for kind, folder in folders.items()}
 
 
 def random_sizes(count):
@@ -56,41 +56,41 @@ def outcome(compute):
 
 @pytest.mark.parametrize("factor", [28, 32])
 def test_two_thousand_pictures_get_the_size_that_transformers_gives_them(factor):
-    hf_models.transformers()
+    hf_models.import_transformers()
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
     for number, (width, height) in enumerate(random_sizes(2000)):
         least, most = BUDGETS[number % len(BUDGETS)]
-        ours = outcome(lambda: fit((width, height), factor=factor, least=least, most=most))  # noqa: B023
+        ours = outcome(lambda: fit_size((width, height), factor=factor, min_area=least, max_area=most))  # noqa: B023
         theirs = outcome(lambda: smart_resize(height, width, factor, least, most)[::-1])  # noqa: B023
         assert ours == theirs, (width, height, least, most)
 
 
 def test_two_thousand_clips_get_the_size_that_transformers_gives_them():
-    hf_models.transformers()
+    hf_models.import_transformers()
     from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
     chance = random.Random(1)
     for width, height in random_sizes(2000):
         frames = chance.choice((2, 3, 4, 5, 7, 8, 64, 767, 768))
         least, most = chance.choice(((4096, 25165824), (131072, 786432)))
-        ours = outcome(lambda: fit_clip((width, height), frames, factor=32, least=least, most=most))  # noqa: B023
+        ours = outcome(lambda: fit_clip_size((width, height), frames, factor=32, min_volume=least, max_volume=most))  # noqa: B023
         theirs = outcome(lambda: smart_resize(frames, height, width, 2, 32, least, most)[::-1])  # noqa: B023
         assert ours == theirs, (width, height, frames, least, most)
 
 
 def test_a_picture_of_less_than_half_a_token_is_one_token_where_nothing_is_asked():
-    assert fit((5, 5), factor=28, least=0, most=12845056) == (28, 28)
+    assert fit_size((5, 5), factor=28, min_area=0, max_area=12845056) == (28, 28)
 
 
 def test_a_side_under_half_a_token_rounds_to_nothing_and_is_enlarged():
-    assert fit((1900, 10), factor=28, least=3136, most=12845056) == (784, 28)
+    assert fit_size((1900, 10), factor=28, min_area=3136, max_area=12845056) == (784, 28)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_2000_media_cost_is_known_before_they_are_decoded(families, kind):
     family = families[kind]
-    family_ask = Ask(max_pixels=40 * family.factor**2)
+    family_ask = MediaOptions(max_pixels=40 * family.factor**2)
     chance = random.Random(2)
     empty = len(family.encode([Turn("user", ("\n",))]).input_ids)
     for source in random_sizes(2000):
@@ -111,54 +111,54 @@ def test_what_2000_media_cost_is_known_before_they_are_decoded(families, kind):
 @pytest.mark.parametrize(
     ("count", "fps", "ask", "frames"),
     [
-        (100, 25.0, Ask(), [0, 14, 28, 42, 57, 71, 85, 99]),  # 8 = 4 s at 2 a second
-        (100, 25.0, Ask(fps=1.0), [0, 33, 66, 99]),
-        (100, 25.0, Ask(fps=1.5), [0, 20, 40, 59, 79, 99]),
-        (100, 25.0, Ask(frames=5), [0, 33, 66, 99]),  # round(2.5) pairs are two
-        (100, 25.0, Ask(fps=9.0, frames=6), [0, 20, 40, 59, 79, 99]),
-        (100, 25.0, Ask(fps=0.1, min_frames=5), [0, 20, 40, 59, 79, 99]),
-        (100, 25.0, Ask(fps=25.0, max_frames=3), [0, 99]),
-        (5, 25.0, Ask(), [0, 1, 3, 4]),
-        (3, 25.0, Ask(), [0, 2]),
-        (1, 25.0, Ask(), [0]),
-        (3, 25.0, Ask(frames=8), [0, 2]),
-        (100, 25.0, Ask(video_start=1.0, video_end=2.0), [25, 33, 42, 50]),
-        (100, 25.0, Ask(video_end=99.0, frames=2), [0, 99]),
+        (100, 25.0, MediaOptions(), [0, 14, 28, 42, 57, 71, 85, 99]),  # 8 = 4 s at 2 a second
+        (100, 25.0, MediaOptions(fps=1.0), [0, 33, 66, 99]),
+        (100, 25.0, MediaOptions(fps=1.5), [0, 20, 40, 59, 79, 99]),
+        (100, 25.0, MediaOptions(frames=5), [0, 33, 66, 99]),  # round(2.5) pairs are two
+        (100, 25.0, MediaOptions(fps=9.0, frames=6), [0, 20, 40, 59, 79, 99]),
+        (100, 25.0, MediaOptions(fps=0.1, min_frames=5), [0, 20, 40, 59, 79, 99]),
+        (100, 25.0, MediaOptions(fps=25.0, max_frames=3), [0, 99]),
+        (5, 25.0, MediaOptions(), [0, 1, 3, 4]),
+        (3, 25.0, MediaOptions(), [0, 2]),
+        (1, 25.0, MediaOptions(), [0]),
+        (3, 25.0, MediaOptions(frames=8), [0, 2]),
+        (100, 25.0, MediaOptions(video_start=1.0, video_end=2.0), [25, 33, 42, 50]),
+        (100, 25.0, MediaOptions(video_end=99.0, frames=2), [0, 99]),
     ],
 )
 def test_frames_of_qwen2_are_even_in_number_and_evenly_spread(families, kind, count, fps, ask, frames):
-    assert families[kind].frames(part(Probe("video", (), count, fps), ask), fps, ask) == frames
+    assert families[kind].frames(select_span(Probe("video", (), count, fps), ask), fps, ask) == frames
 
 
 @pytest.mark.parametrize(
     ("count", "fps", "ask", "frames"),
     [
-        (100, 25.0, Ask(), [0, 14, 28, 42, 57, 71, 85, 99]),
-        (120, 25.0, Ask(fps=1.5), [0, 20, 40, 60, 79, 99, 119]),  # seven: int(4.8 s * 1.5)
-        (100, 25.0, Ask(frames=5), [0, 25, 50, 74, 99]),
-        (3, 25.0, Ask(), [0, 1, 2]),
-        (1, 25.0, Ask(), [0]),
-        (100, 25.0, Ask(video_start=2.0, video_end=3.0), [50, 58, 67, 75]),
+        (100, 25.0, MediaOptions(), [0, 14, 28, 42, 57, 71, 85, 99]),
+        (120, 25.0, MediaOptions(fps=1.5), [0, 20, 40, 60, 79, 99, 119]),  # seven: int(4.8 s * 1.5)
+        (100, 25.0, MediaOptions(frames=5), [0, 25, 50, 74, 99]),
+        (3, 25.0, MediaOptions(), [0, 1, 2]),
+        (1, 25.0, MediaOptions(), [0]),
+        (100, 25.0, MediaOptions(video_start=2.0, video_end=3.0), [50, 58, 67, 75]),
     ],
 )
 def test_frames_of_qwen3_may_be_odd_in_number(families, count, fps, ask, frames):
-    assert families["qwen3_vl"].frames(part(Probe("video", (), count, fps), ask), fps, ask) == frames
+    assert families["qwen3_vl"].frames(select_span(Probe("video", (), count, fps), ask), fps, ask) == frames
 
 
 def test_no_video_gives_more_than_768_frames_unless_asked(families):
     for family in families.values():
-        assert len(family.frames(range(100_000), 25.0, Ask())) == 768
+        assert len(family.frames(range(100_000), 25.0, MediaOptions())) == 768
 
 
 @pytest.mark.parametrize(
     ("ask", "size"),
     [
-        (Ask(), (644, 476)),
-        (Ask(max_pixels=100 * 784), (308, 224)),
-        (Ask(min_pixels=1000 * 784), (1036, 784)),
-        (Ask(min_pixels=20000 * 784), (4592, 3444)),  # above the default largest: it gives way
-        (Ask(resized_width=100, resized_height=200), (112, 196)),
-        (Ask(resized_width=2, resized_height=2), (56, 56)),
+        (MediaOptions(), (644, 476)),
+        (MediaOptions(max_pixels=100 * 784), (308, 224)),
+        (MediaOptions(min_pixels=1000 * 784), (1036, 784)),
+        (MediaOptions(min_pixels=20000 * 784), (4592, 3444)),  # above the default largest: it gives way
+        (MediaOptions(resized_width=100, resized_height=200), (112, 196)),
+        (MediaOptions(resized_width=2, resized_height=2), (56, 56)),
     ],
 )
 def test_a_picture_of_640x480_as_asked(families, ask, size):
@@ -168,11 +168,11 @@ def test_a_picture_of_640x480_as_asked(families, ask, size):
 @pytest.mark.parametrize(
     ("frames", "ask", "size"),
     [
-        (8, Ask(), (1008, 560)),  # 768 tokens a frame at most
-        (768, Ask(), (644, 336)),  # 0.9 * 128000 tokens for all, in pairs
-        (8, Ask(total_pixels=1000 * 784), (588, 308)),
-        (8, Ask(max_pixels=64 * 784), (280, 168)),
-        (768, Ask(total_pixels=100 * 784), (420, 224)),  # never less than 1.05 of the smallest
+        (8, MediaOptions(), (1008, 560)),  # 768 tokens a frame at most
+        (768, MediaOptions(), (644, 336)),  # 0.9 * 128000 tokens for all, in pairs
+        (8, MediaOptions(total_pixels=1000 * 784), (588, 308)),
+        (8, MediaOptions(max_pixels=64 * 784), (280, 168)),
+        (768, MediaOptions(total_pixels=100 * 784), (420, 224)),  # never less than 1.05 of the smallest
     ],
 )
 def test_a_frame_of_1920x1080_as_asked_of_qwen2(families, frames, ask, size):
@@ -180,23 +180,26 @@ def test_a_frame_of_1920x1080_as_asked_of_qwen2(families, frames, ask, size):
 
 
 def test_frames_of_qwen2_are_never_squeezed_below_a_little_over_the_smallest(families):
-    assert families["qwen2_vl"].video_size((620, 1080), 768, Ask(total_pixels=784)) == (224, 420)  # 1.0: (224, 392)
+    assert families["qwen2_vl"].video_size((620, 1080), 768, MediaOptions(total_pixels=784)) == (
+        224,
+        420,
+    )  # 1.0: (224, 392)
 
 
 def test_a_single_frame_of_qwen3_is_sized_as_the_pair_that_it_becomes(families):
     family = families["qwen3_vl"]
     for source in ((640, 480), (90, 70), (1920, 1080)):
-        assert family.video_size(source, 1, Ask()) == family.video_size(source, 2, Ask())
+        assert family.video_size(source, 1, MediaOptions()) == family.video_size(source, 2, MediaOptions())
 
 
 @pytest.mark.parametrize(
     ("ask", "size"),
     [
-        (Ask(), (416, 224)),
-        (Ask(total_pixels=24576 * 1024), (1920, 1088)),
-        (Ask(total_pixels=24576 * 1024, max_pixels=256 * 1024), (672, 384)),
-        (Ask(total_pixels=24576 * 1024, min_pixels=2500 * 1024), (2144, 1216)),
-        (Ask(resized_width=320, resized_height=640), (320, 640)),
+        (MediaOptions(), (416, 224)),
+        (MediaOptions(total_pixels=24576 * 1024), (1920, 1088)),
+        (MediaOptions(total_pixels=24576 * 1024, max_pixels=256 * 1024), (672, 384)),
+        (MediaOptions(total_pixels=24576 * 1024, min_pixels=2500 * 1024), (2144, 1216)),
+        (MediaOptions(resized_width=320, resized_height=640), (320, 640)),
     ],
 )
 def test_eight_frames_of_1920x1080_as_asked_of_qwen3(families, ask, size):
@@ -207,10 +210,10 @@ def test_eight_frames_of_1920x1080_as_asked_of_qwen3(families, ask, size):
 @pytest.mark.parametrize(
     ("source", "ask", "word"),
     [
-        ((2010, 10), Ask(), "200 times"),
-        ((10, 2010), Ask(), "200 times"),
-        ((640, 480), Ask(resized_width=100), "both"),
-        ((640, 480), Ask(min_pixels=1000, max_pixels=999), "above"),
+        ((2010, 10), MediaOptions(), "200 times"),
+        ((10, 2010), MediaOptions(), "200 times"),
+        ((640, 480), MediaOptions(resized_width=100), "both"),
+        ((640, 480), MediaOptions(min_pixels=1000, max_pixels=999), "above"),
     ],
 )
 def test_what_no_size_fits_is_refused(families, kind, source, ask, word):
@@ -253,30 +256,32 @@ def test_text_after_a_long_video_continues_after_all_of_it(families):
 
 
 def test_a_row_longer_than_the_context_says_by_how_much(folders):
-    model = Model(weights="x", context=Context(max_length=100))
-    family = weights.family(folders["qwen2_vl"], model=model)
+    model = ModelSection(weights="x", context=ContextSection(max_length=100))
+    family = weights.load_family(folders["qwen2_vl"], model=model)
     clip = Clip("image", np.zeros((1, 3, 280, 196), np.uint8), (9, 9))
-    encoded = family.encode([Turn("user", (clip, "go"))])
+    encoded = family.encode_turns([Turn("user", (clip, "go"))])
     room = 100 - len(encoded.input_ids)
-    family.check(encoded, room)
+    family.check_length(encoded, room)
     with pytest.raises(
         PromptError, match=rf"{100 + 7} tokens, 7 more than the context of 100: .*70 of media"
     ) as caught:
-        family.check(encoded, room + 7)
+        family.check_length(encoded, room + 7)
     assert caught.value.kind == "context"
 
 
 @pytest.mark.parametrize(("kind", "trained"), [("qwen2_5_vl", 32768), ("qwen3_vl", 262144)])
 def test_yarn_stretches_the_context_from_what_was_trained(folders, tmp_path, kind, trained):
-    folder = make(tmp_path / "model", kind, text_config={"max_position_embeddings": 262144 if "3" in kind else 128000})
-    model = Model(weights="x", context=Context(rope=Rope(factor=4)))
-    said = weights.config(folder, model)["text_config"]
+    folder = write_random_checkpoint(
+        tmp_path / "model", kind, text_config={"max_position_embeddings": 262144 if "3" in kind else 128000}
+    )
+    model = ModelSection(weights="x", context=ContextSection(rope=RopeSection(factor=4)))
+    said = weights.load_config(folder, model)["text_config"]
     rope = said["rope_parameters"]
     assert (rope["rope_type"], rope["factor"], rope["original_max_position_embeddings"]) == ("yarn", 4, trained)
     assert rope["mrope_section"] == [2, 3, 3]
-    assert weights.family(folder, model=model).context == 4 * trained
-    config = hf_models.config_class(kind).from_dict(weights.config(folder, model))
-    built = hf_models.model_class(kind)(config).model.language_model.rotary_emb
+    assert weights.load_family(folder, model=model).context_length == 4 * trained
+    config = hf_models.get_config_class(kind).from_dict(weights.load_config(folder, model))
+    built = hf_models.get_model_class(kind)(config).model.language_model.rotary_emb
     assert built.attention_scaling == pytest.approx(1.1386, abs=1e-3)
 
 
@@ -285,10 +290,10 @@ def test_a_checkpoint_s_own_budget_and_colours_are_used(folders, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     said = {"min_pixels": 100 * 784, "max_pixels": 200 * 784, "image_mean": [0.1, 0.2, 0.3]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
-    family = weights.family(tmp_path)
+    family = weights.load_family(tmp_path)
     assert family.mean == (0.1, 0.2, 0.3)
-    assert family.vision_tokens(family.image_size((10, 10), Ask())) >= 100
-    assert family.vision_tokens(family.image_size((3000, 3000), Ask())) <= 200
+    assert family.count_vision_tokens(family.fit_image_size((10, 10), MediaOptions())) >= 100
+    assert family.count_vision_tokens(family.fit_image_size((3000, 3000), MediaOptions())) <= 200
 
 
 def test_a_tokenizer_without_the_markers_is_refused(folders, tmp_path):
@@ -297,14 +302,14 @@ def test_a_tokenizer_without_the_markers_is_refused(folders, tmp_path):
     said = (tmp_path / "tokenizer.json").read_text().replace("<|image_pad|>", "<|other_pad|>")
     (tmp_path / "tokenizer.json").write_text(said)
     with pytest.raises(JobError, match="image_pad"):
-        weights.family(tmp_path)
+        weights.load_family(tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("source", [(640, 480), (61, 47), (3000, 200), (33, 400), (1920, 1080)])
 def test_a_box_drawn_in_the_family_s_convention_comes_back_within_the_rounding(families, kind, source):
     family = families[kind]
-    size = family.image_size(source, Ask())
+    size = family.image_size(source, MediaOptions())
     clip = Clip("image", np.broadcast_to(np.uint8(0), (1, 3, size[1], size[0])), source)
     scale = size if family.coordinates == "pixels" else (1000, 1000)
     chance = random.Random(3)
@@ -314,7 +319,7 @@ def test_a_box_drawn_in_the_family_s_convention_comes_back_within_the_rounding(f
         top, bottom = sorted(chance.sample(range(source[1] + 1), 2))
         drawn = [left, top, right, bottom]
         spoken = [round(number * scale[axis % 2] / source[axis % 2]) for axis, number in enumerate(drawn)]
-        back, _ = to_source({"bbox_2d": spoken}, schema, coordinates=family.coordinates, clips=[clip])
+        back, _ = map_to_source({"bbox_2d": spoken}, schema, coordinate_system=family.coordinates, clips=[clip])
         if back is None:  # a box so thin that the convention cannot write it
             assert min(right - left, bottom - top) <= max(source[0] / scale[0], source[1] / scale[1]) + 1
             continue

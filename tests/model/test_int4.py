@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.builtin.random_checkpoint import make
+from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.errors import JobError
 from pipeline.model import hf_models, weights
-from pipeline.model.engine_thread import run
-from pipeline.model.engines.torch import Torch, int4, int4_linear
-from pipeline.model.engines.torch.checkpoint import model_name
-from pipeline.model.engines.torch.model_loader import build, there, without_weights
+from pipeline.model.engine_thread import generate_replies
+from pipeline.model.engines.torch import TorchEngine, int4, int4_linear
+from pipeline.model.engines.torch.checkpoint import to_parameter_name
+from pipeline.model.engines.torch.model_loader import build_model, has_weight, without_weights
 from pipeline.types import Clip, Request, Sampling, Turn
 
 torch.set_num_threads(1)
@@ -82,7 +82,7 @@ def awq_checkpoint(folder, dense):
 
 
 def loaded(folder, **how):
-    return build(folder, weights.config(folder), **how)
+    return build_model(folder, weights.load_config(folder), **how)
 
 
 def logits(model, tokens=40):
@@ -97,7 +97,7 @@ def error(ours, reference):
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("dense") / "model", "qwen2_5_vl", text_config=WIDE)
+    return write_random_checkpoint(tmp_path_factory.mktemp("dense") / "model", "qwen2_5_vl", text_config=WIDE)
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +115,8 @@ DEVICES = pytest.mark.parametrize(
 @pytest.mark.parametrize("shape", [(64, 128), (192, 256), (512, 3584), (128, 96)])
 def test_what_was_packed_is_unpacked_again(device, shape):
     nibbles = torch.randint(0, 16, shape, generator=torch.Generator().manual_seed(0)).to(device)
-    tiles = shape[0] // (8 if device == "cuda" else int4_linear.cpu_tile())
-    back = int4_linear.unpack(int4_linear.pack(nibbles), shape[1], 0, tiles)
+    tiles = shape[0] // (8 if device == "cuda" else int4_linear.measure_cpu_tile())
+    back = int4_linear.unpack_nibbles(int4_linear.pack_nibbles(nibbles), shape[1], 0, tiles)
     assert torch.equal(back.long(), nibbles)
 
 
@@ -124,46 +124,51 @@ def test_what_was_packed_is_unpacked_again(device, shape):
 @pytest.mark.parametrize("rows", [1, 3, 60])
 def test_the_kernel_and_the_dense_copy_are_the_same_layer(device, rows):
     torch.manual_seed(rows)
-    layer = int4.rounded(torch.nn.Linear(256, 192).bfloat16(), device=torch.device(device))
+    layer = int4.quantize_linear(torch.nn.Linear(256, 192).bfloat16(), device=torch.device(device))
     inputs = torch.randn(rows, 256).bfloat16().to(device)
     by_kernel = layer(inputs).float()
-    by_copy = torch.nn.functional.linear(inputs.float(), layer.dense(torch.float32), layer.bias.float())
+    by_copy = torch.nn.functional.linear(inputs.float(), layer.dequantize(torch.float32), layer.bias.float())
     assert error(by_kernel, by_copy) < 0.01
 
 
 def test_many_rows_do_not_go_through_the_kernel(monkeypatch):
-    layer = int4.rounded(torch.nn.Linear(128, 64).bfloat16(), device=CPU)
+    layer = int4.quantize_linear(torch.nn.Linear(128, 64).bfloat16(), device=CPU)
     inputs = torch.randn(33, 128).bfloat16()
     by_kernel = layer(inputs)
-    monkeypatch.setitem(int4_linear.KERNEL_ROWS, "cpu", 32)
+    monkeypatch.setitem(int4_linear.MAX_KERNEL_ROWS, "cpu", 32)
     monkeypatch.setattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
     assert error(layer(inputs).float(), by_kernel.float()) < 0.01
 
 
 def test_a_weight_made_dense_in_several_steps_is_the_same(monkeypatch):
-    layer = int4.rounded(torch.nn.Linear(128, 320), device=CPU)
-    whole = layer.dense(torch.float32)
-    monkeypatch.setattr(int4_linear, "CHUNK", 128 * int4_linear.cpu_tile())
-    assert torch.equal(layer.dense(torch.float32), whole)
+    layer = int4.quantize_linear(torch.nn.Linear(128, 320), device=CPU)
+    whole = layer.dequantize(torch.float32)
+    monkeypatch.setattr(int4_linear, "CHUNK", 128 * int4_linear.measure_cpu_tile())
+    assert torch.equal(layer.dequantize(torch.float32), whole)
 
 
 def test_rounding_moves_no_weight_by_more_than_half_a_step():
     linear = torch.nn.Linear(256, 128)
     steps = linear.weight.detach().view(128, 2, 128)
     step = (steps.amax(-1) - steps.amin(-1)) / 15
-    moved = (int4.rounded(linear, device=CPU).dense(torch.float32) - linear.weight).abs().view(128, 2, 128).amax(-1)
+    moved = (
+        (int4.quantize_linear(linear, device=CPU).dequantize(torch.float32) - linear.weight)
+        .abs()
+        .view(128, 2, 128)
+        .amax(-1)
+    )
     assert (moved <= 0.5001 * step).all()
 
 
 def test_a_group_of_equal_weights_keeps_them():
     linear = torch.nn.Linear(128, 64, bias=False)
     torch.nn.init.constant_(linear.weight, 0.25)
-    assert torch.allclose(int4.rounded(linear, device=CPU).dense(torch.float32), linear.weight, atol=1e-4)
+    assert torch.allclose(int4.quantize_linear(linear, device=CPU).dequantize(torch.float32), linear.weight, atol=1e-4)
 
 
 def test_an_awq_checkpoint_is_kept_in_four_bits_and_answers_as_its_dequantised_self(awq, dense):
     folder, rounded = awq
-    reference = hf_models.model_class("qwen2_5_vl").from_pretrained(dense, dtype=torch.float32).eval()
+    reference = hf_models.get_model_class("qwen2_5_vl").from_pretrained(dense, dtype=torch.float32).eval()
     before = logits(reference)
     own = dict(reference.named_parameters())
     for name, value in rounded.items():
@@ -181,7 +186,7 @@ def test_both_paths_of_an_awq_checkpoint_lie_within_rounding(awq, monkeypatch):
     model = loaded(folder, dtype="auto")
     exact = logits(loaded(folder, dtype="float32"))
     by_kernel = logits(model)
-    monkeypatch.setitem(int4_linear.KERNEL_ROWS, "cpu", 0)
+    monkeypatch.setitem(int4_linear.MAX_KERNEL_ROWS, "cpu", 0)
     by_copy = logits(model)
     assert model.dtype == torch.bfloat16
     assert error(by_kernel, exact) < 0.05
@@ -189,7 +194,7 @@ def test_both_paths_of_an_awq_checkpoint_lie_within_rounding(awq, monkeypatch):
 
 
 def test_an_awq_layer_that_the_kernel_cannot_take_becomes_dense(tmp_path):
-    folder = make(tmp_path / "dense", "qwen2_5_vl", text_config=NARROW)
+    folder = write_random_checkpoint(tmp_path / "dense", "qwen2_5_vl", text_config=NARROW)
     (tmp_path / "awq").mkdir()
     awq_checkpoint(tmp_path / "awq", folder)
     model = loaded(tmp_path / "awq", dtype="float32")
@@ -209,7 +214,7 @@ def test_quantize_rounds_the_language_model_and_nothing_else(dense):
 
 def test_four_bits_take_less_than_a_third_of_the_memory_of_sixteen():
     linear = torch.nn.Linear(1024, 1024, bias=False).bfloat16()
-    layer = int4.rounded(linear, device=CPU)
+    layer = int4.quantize_linear(linear, device=CPU)
     held = sum(buffer.numel() * buffer.element_size() for buffer in layer.buffers())
     assert held < 0.3 * linear.weight.numel() * 2
 
@@ -224,7 +229,7 @@ def test_four_bits_take_less_than_a_third_of_the_memory_of_sixteen():
 )
 def test_other_quantisations_are_refused_by_name(dense, said, message):
     with pytest.raises(JobError, match=message):
-        build(dense, weights.config(dense) | {"quantization_config": said})
+        build_model(dense, weights.load_config(dense) | {"quantization_config": said})
 
 
 def test_a_quantised_checkpoint_is_not_rounded_again(awq):
@@ -303,10 +308,10 @@ def test_the_real_7b_checkpoint_s_config_and_tensor_names_are_understood(dense, 
     for file in dense.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "config.json").write_text(json.dumps(REAL))
-    family = weights.family(tmp_path)
-    assert (family.context, family.tokens_per_second, family.factor) == (128000, 2, 28)
+    family = weights.load_family(tmp_path)
+    assert (family.context_length, family.tokens_per_second, family.factor) == (128000, 2, 28)
     with without_weights():
-        model = hf_models.model_class("qwen2_5_vl")(hf_models.config_class("qwen2_5_vl").from_dict(REAL))
+        model = hf_models.get_model_class("qwen2_5_vl")(hf_models.get_config_class("qwen2_5_vl").from_dict(REAL))
     linears = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     hub = {
         f"model.layers.{layer}.{'mlp' if name[0] in 'gud' else 'self_attn'}.{name}.{kind}"
@@ -314,8 +319,8 @@ def test_the_real_7b_checkpoint_s_config_and_tensor_names_are_understood(dense, 
         for name in linears
         for kind in ("qweight", "qzeros", "scales")
     }
-    names = {model_name(name) for name in hub}
-    lacking = {name for name, _ in model.named_parameters() if not there(name, names)}
+    names = {to_parameter_name(name) for name in hub}
+    lacking = {name for name, _ in model.named_parameters() if not has_weight(name, names)}
     assert {name.rpartition(".")[0].rpartition(".")[2] for name in lacking if "language_model.layers" in name} == {
         "input_layernorm",
         "post_attention_layernorm",
@@ -324,7 +329,8 @@ def test_the_real_7b_checkpoint_s_config_and_tensor_names_are_understood(dense, 
     assert not any(name.endswith("proj.weight") for name in lacking if "language_model" in name)
     assert all(param.is_meta for param in model.parameters())
     assert all(
-        int4_linear.fits(torch.empty(out, inn, device="meta"), "cpu") for out, inn in [(512, 3584), (3584, 18944)]
+        int4_linear.can_use_kernel(torch.empty(out, inn, device="meta"), "cpu")
+        for out, inn in [(512, 3584), (3584, 18944)]
     )
 
 
@@ -335,20 +341,20 @@ def test_awq_answers_of_a_mixed_batch_are_those_of_its_dense_self(awq, dense, tm
     for file in dense.iterdir():
         if file.suffix == ".json":
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    family = weights.family(dense)
+    family = weights.load_family(dense)
     picture = Clip("image", np.arange(3 * 56 * 84, dtype=np.uint8).reshape(1, 3, 56, 84), (9, 9))
     film = Clip("video", np.arange(5 * 3 * 28 * 56, dtype=np.uint8).reshape(5, 3, 28, 56), (9, 9), fps=2.0)
     chat = [Turn("system", ("Be brief",)), Turn("user", (picture,)), Turn("assistant", ("A",)), Turn("user", ("B?",))]
     asked = [[Turn("user", parts)] for parts in (("Hi",), (picture, "?"), (picture, picture), (film, "then"))]
     requests = []
     for name, turns in enumerate([*asked, chat]):
-        encoded = family.encode(turns)
+        encoded = family.encode_turns(turns)
         sampling = Sampling(max_new_tokens=9)
         requests.append(Request(str(name), tuple(turns), encoded.input_ids, encoded.positions, sampling=sampling))
 
     def answers(place):
-        engine = Torch(place, family, dtype="float32", slots=3, device="cpu")
-        said = {reply.id: reply.text for reply in run(engine, requests)}
+        engine = TorchEngine(place, family, dtype="float32", slots=3, device="cpu")
+        said = {reply.id: reply.text for reply in generate_replies(engine, requests)}
         engine.close()
         return said
 
@@ -358,7 +364,7 @@ def test_awq_answers_of_a_mixed_batch_are_those_of_its_dense_self(awq, dense, tm
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory):
     sizes = {"hidden_size": 128, "moe_intermediate_size": 96, "head_dim": 16}
-    return make(tmp_path_factory.mktemp("moe") / "model", "qwen3_vl_moe", text_config=sizes)
+    return write_random_checkpoint(tmp_path_factory.mktemp("moe") / "model", "qwen3_vl_moe", text_config=sizes)
 
 
 def test_experts_are_rounded_too(mixture):

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.schema.columns import column
-from pipeline.schema.load_schema import load
+from pipeline.schema.columns import to_arrow_array
+from pipeline.schema.schema_loader import load_schema
 
 LINE = {"description": "Paper", "amount": "45.00"}
 INVOICE = {"number": "7", "issued": "2026-03-02", "seller": {"name": "Acme"}, "currency": "EUR", "taxes": []}
@@ -20,12 +20,12 @@ INVOICE = {"number": "7", "issued": "2026-03-02", "seller": {"name": "Acme"}, "c
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two parts: answers in one, nothing but a null in the other."""
-    schema = load("invoice", base=Path())
+    schema = load_schema("invoice", base_folder=Path())
     assert schema is not None
-    euro = schema.check(INVOICE | {"lines": [LINE, LINE], "total": "90.00"})
-    dollar = schema.check(INVOICE | {"currency": "USD", "lines": [LINE], "total": "45"})
+    euro = schema.to_typed_answer(INVOICE | {"lines": [LINE, LINE], "total": "90.00"})
+    dollar = schema.to_typed_answer(INVOICE | {"currency": "USD", "lines": [LINE], "total": "45"})
     for name, ids, answers in (("a", ["1", "2"], [euro, dollar]), ("b", ["3"], [None])):
-        table = pa.table({"id": ids, "answer": column(answers, schema.field)})
+        table = pa.table({"id": ids, "answer": to_arrow_array(answers, schema.answer_field)})
         (tmp_path / "data" / name).mkdir(parents=True)
         pq.write_table(table, tmp_path / "data" / name / "part.parquet")
     return tmp_path / "data"

@@ -6,28 +6,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from pipeline.output.dead_letters import Letter, fold
+from pipeline.output.dead_letters import DeadLetter, fold_generations
 
 ROWS = [f"r{number}" for number in range(6)]
 
 
-def letter(name: str, *, attempts: int = 1, stage: str = "fetch", kind: str = "timeout") -> Letter:
-    return Letter(name, "q", stage, kind, "the server is silent", attempts, "run", "key")
+def letter(name: str, *, attempts: int = 1, stage: str = "fetch", kind: str = "timeout") -> DeadLetter:
+    return DeadLetter(name, "q", stage, kind, "the server is silent", attempts, "run", "key")
 
 
 def test_a_row_is_wrong_until_a_generation_answers_it():
     first = [letter("a"), letter("b")], []
-    assert [each.id for each in fold([first])] == ["a", "b"]
-    assert [each.id for each in fold([first, ([], [("a", "q")])])] == ["b"]
+    assert [each.id for each in fold_generations([first])] == ["a", "b"]
+    assert [each.id for each in fold_generations([first, ([], [("a", "q")])])] == ["b"]
 
 
 def test_what_a_generation_did_not_ask_stays_as_it_was_and_what_fails_again_has_its_newest_letter():
-    found = fold([([letter("a"), letter("b")], []), ([letter("a", attempts=2, kind="dns")], [])])
+    found = fold_generations([([letter("a"), letter("b")], []), ([letter("a", attempts=2, kind="dns")], [])])
     assert [(each.id, each.attempts, each.kind) for each in found] == [("a", 2, "dns"), ("b", 1, "timeout")]
 
 
 def test_another_question_under_the_same_id_answers_nothing():
-    assert [each.id for each in fold([([letter("a")], []), ([], [("a", "another")])])] == ["a"]
+    assert [each.id for each in fold_generations([([letter("a")], []), ([], [("a", "another")])])] == ["a"]
 
 
 @settings(deadline=None)
@@ -40,7 +40,7 @@ def test_a_row_is_wrong_when_it_was_asked_and_never_answered(generations):
         answered = [(row, "q") for row in asked if asked[row]]
         written.append(([letter(row) for row in asked if not asked[row]], answered))
         wrong -= {row for row, _ in answered}
-    assert {each.id for each in fold(written)} == wrong
+    assert {each.id for each in fold_generations(written)} == wrong
 
 
 @pytest.mark.parametrize(
@@ -48,4 +48,4 @@ def test_a_row_is_wrong_when_it_was_asked_and_never_answered(generations):
     [("", True), ("fetch", True), ("timeout", True), ("fetch/timeout", True), ("fetch/dns", False), ("decode", False)],
 )
 def test_a_kind_is_a_stage_or_a_kind_or_both(kind, matches):
-    assert letter("a").matches(kind) is matches
+    assert letter("a").is_of_kind(kind) is matches

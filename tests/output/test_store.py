@@ -16,11 +16,11 @@ from moto.server import ThreadedMotoServer
 
 from pipeline import retry_policy
 from pipeline.errors import OutputError
-from pipeline.output.commit import note_of, parquet
-from pipeline.output.store import Store
+from pipeline.output.commit import encode_part, read_commit_note
+from pipeline.output.store import OutputStore
 from tests.faults import BUSY, CUT, DOWN, EXPIRED, LOST, Fault, Proxy, first, only, storm
 
-PART = parquet(pa.table({"id": [str(number) for number in range(500)]}), {"errors": "e"})
+PART = encode_part(pa.table({"id": [str(number) for number in range(500)]}), {"errors": "e"})
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def store(proxy, hurry, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     bucket = f"b{os.urandom(4).hex()}"
     proxy.client.create_bucket(Bucket=bucket)
-    opened = Store(f"s3://{bucket}/out")
+    opened = OutputStore(f"s3://{bucket}/out")
     proxy.rule = None
     proxy.seen.clear()
     return opened
@@ -64,7 +64,7 @@ def bucket_of(store):
 @pytest.mark.parametrize("fault", [BUSY, DOWN, CUT, Fault(status=429, code="TooManyRequests")])
 def test_trouble_that_passes_costs_one_request_each_time_and_no_object(fault, store, proxy):
     proxy.rule = first(3, fault)
-    assert store.create("data/a.parquet", PART)
+    assert store.create_object("data/a.parquet", PART)
     proxy.rule = first(3, fault)
     assert store.names("data") == {"a.parquet"}
     proxy.rule = first(3, fault)
@@ -74,7 +74,7 @@ def test_trouble_that_passes_costs_one_request_each_time_and_no_object(fault, st
 @pytest.mark.parametrize("lost", [1, 3])
 def test_an_object_whose_reply_was_lost_is_known_as_ones_own(lost, store, proxy):
     proxy.rule = only(first(lost, LOST), method="PUT")
-    assert store.create("data/a.parquet", PART) is True
+    assert store.create_object("data/a.parquet", PART) is True
     assert store.create("data/a.parquet", PART[::-1]) is False
     assert store.read("data/a.parquet") == PART
 
@@ -82,15 +82,15 @@ def test_an_object_whose_reply_was_lost_is_known_as_ones_own(lost, store, proxy)
 def test_an_own_object_that_is_read_back_cut_short_is_read_again(store, proxy):
     lost, short = only(first(1, LOST), method="PUT"), only(first(2, Fault(short=100)), method="GET")
     proxy.rule = lambda seen: lost(seen) or short(seen)
-    assert store.create("data/a.parquet", PART) is True
+    assert store.create_object("data/a.parquet", PART) is True
 
 
 @pytest.mark.parametrize("fault", [Fault(short=100), Fault(keep=100)])
 def test_a_part_that_arrives_cut_short_is_read_again(fault, store, proxy):
-    store.create("data/a.parquet", PART)
+    store.create_object("data/a.parquet", PART)
     store.create("questions/q.json", b'{"a": 1}' * 100)
     proxy.rule = only(first(2, fault), method="GET")
-    assert note_of(store.read("data/a.parquet")) == {"errors": "e"}
+    assert read_commit_note(store.read("data/a.parquet")) == {"errors": "e"}
     proxy.rule = only(first(2, fault), method="GET")
     assert store.read("questions/q.json") == b'{"a": 1}' * 100
 
@@ -105,7 +105,7 @@ def test_a_part_that_is_cut_short_in_the_store_is_named(store, proxy):
 
 def test_a_hundred_objects_come_through_a_storm_of_everything(store, proxy):
     proxy.rule = storm(0.3, BUSY, DOWN, CUT, LOST, Fault(delay_s=0.1))
-    assert all(store.create(f"data/{number}.parquet", PART) for number in range(100))
+    assert all(store.create_object(f"data/{number}.parquet", PART) for number in range(100))
     assert not any(store.create(f"data/{number}.parquet", PART + PART) for number in range(0, 100, 10))
     assert store.names("data") == {f"{number}.parquet" for number in range(100)}
     assert all(store.read(f"data/{number}.parquet") == PART for number in range(0, 100, 10))
@@ -116,17 +116,17 @@ def test_a_store_that_stays_busy_is_given_up_after_a_while_and_not_waited_for_tw
     with pytest.raises(
         OutputError, match=r"out/data/a: the store is too busy \(.*after 16 attempts\)\. What was commit"
     ):
-        store.create("data/a", b"x")
-    assert len(proxy.seen) == retry_policy.OUTPUT["unavailable"].attempts
+        store.create_object("data/a", b"x")
+    assert len(proxy.seen) == retry_policy.OUTPUT_POLICIES["unavailable"].max_attempts
     with pytest.raises(OutputError, match="too busy"):
         store.create("data/a", b"x")
-    assert len(proxy.seen) == retry_policy.OUTPUT["unavailable"].attempts + 1
+    assert len(proxy.seen) == retry_policy.OUTPUT_POLICIES["unavailable"].max_attempts + 1
     proxy.rule = None
     assert store.create("data/a", b"x")
 
 
 def test_credentials_that_were_rotated_are_picked_up(store, proxy, tmp_path):
-    assert store.create("data/a", b"x")
+    assert store.create_object("data/a", b"x")
     proxy.rule = lambda seen: EXPIRED if seen.key == "OLDKEY" else None
     credentials(tmp_path, "NEWKEY")
     assert store.create("data/b", b"x")
@@ -137,22 +137,22 @@ def test_credentials_that_were_rotated_are_picked_up(store, proxy, tmp_path):
 def test_credentials_that_stay_bad_stop_the_run_and_are_not_shown(code, store, proxy):
     proxy.rule = storm(1.0, Fault(status=403, code=code))
     with pytest.raises(OutputError, match="the credentials have expired or are not valid; renew them") as refusal:
-        store.create("data/a", b"x")
-    assert len(proxy.seen) == retry_policy.OUTPUT["credentials"].attempts
+        store.create_object("data/a", b"x")
+    assert len(proxy.seen) == retry_policy.OUTPUT_POLICIES["credentials"].max_attempts
     assert "OLDKEY" not in str(refusal.value)
 
 
 def test_what_is_denied_is_asked_for_once(store, proxy):
     proxy.rule = storm(1.0, Fault(status=403, code="AccessDenied"))
     with pytest.raises(OutputError, match=r"access denied; check output\.path and the credentials"):
-        store.create("data/a", b"x")
+        store.create_object("data/a", b"x")
     assert len(proxy.seen) == 1
 
 
 def test_a_bucket_that_vanishes_stops_the_run_at_the_next_commit(store, proxy):
     proxy.client.delete_bucket(Bucket=bucket_of(store))
     with pytest.raises(OutputError, match=r"is not there \(any more\): a bucket or a file was deleted"):
-        store.create("data/a", b"x")
+        store.create_object("data/a", b"x")
     assert len(proxy.seen) == 1
 
 
@@ -164,18 +164,18 @@ def test_a_store_that_cannot_be_reached_is_said_to_be(hurry, monkeypatch):
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
     with pytest.raises(OutputError, match=r"the store cannot be reached \(.*after 16 attempts\)"):
-        Store("s3://nowhere/out").create("data/a", b"x")
+        OutputStore("s3://nowhere/out").create_object("data/a", b"x")
 
 
 def test_a_full_disk_stops_at_once_and_leaves_nothing_half(tmp_path):
     """A limit on the size of files stands for it: the kernel refuses the same way, in the middle of a write."""
     program = (
         "import resource, sys\n"
-        "from pipeline.output.store import Store\n"
+        "from pipeline.output.store import OutputStore\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "store = Store(sys.argv[1])\n"
-        "assert store.create('data/small', b'x' * 900)\n"
-        "store.create('data/large', b'x' * 100_000)\n"
+        "store = OutputStore(sys.argv[1])\n"
+        "assert store.create_object('data/small', b'x' * 900)\n"
+        "store.create_object('data/large', b'x' * 100_000)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
     assert "OutputError" in done.stderr
@@ -191,7 +191,7 @@ def test_a_full_disk_or_quota_is_said_to_be_full(number, tmp_path, monkeypatch):
 
     monkeypatch.setattr("pipeline.output.store.os.fsync", full)
     with pytest.raises(OutputError, match="no space is left"):
-        Store(str(tmp_path)).create("data/a", b"x")
+        OutputStore(str(tmp_path)).create_object("data/a", b"x")
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -204,25 +204,25 @@ def test_a_disk_that_stumbles_is_tried_again(tmp_path, monkeypatch, hurry):
         fsync(file)
 
     monkeypatch.setattr("pipeline.output.store.os.fsync", stumble)
-    assert Store(str(tmp_path)).create("data/a", b"x")
+    assert OutputStore(str(tmp_path)).create_object("data/a", b"x")
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["a"]
 
 
 def test_a_file_is_handed_over_whole(tmp_path, store, proxy):
     (tmp_path / "large").write_bytes(PART * 100)
     proxy.rule = only(first(2, LOST), method="PUT")
-    for each in (Store(str(tmp_path / "out")), store):
-        each.upload("currency=EUR/a.parquet", tmp_path / "large")
-        assert each.read("currency=EUR/a.parquet") == PART * 100
+    for each in (OutputStore(str(tmp_path / "out")), store):
+        each.upload_file("currency=EUR/a.parquet", tmp_path / "large")
+        assert each.read_object("currency=EUR/a.parquet") == PART * 100
     assert [path.name for path in (tmp_path / "out/currency=EUR").iterdir()] == ["a.parquet"]
 
 
 def test_an_object_is_replaced_and_removed(tmp_path, store):
-    for each in (Store(str(tmp_path)), store):
-        assert each.create("lease/1.beat", b"held 1")
-        each.replace("lease/1.beat", b"held 2")
-        assert each.read("lease/1.beat") == b"held 2"
-        each.remove("lease/1.beat")
-        each.remove("lease/1.beat")
-        assert each.names("lease") == set()
-        assert each.names("never") == set()
+    for each in (OutputStore(str(tmp_path)), store):
+        assert each.create_object("lease/1.beat", b"held 1")
+        each.overwrite("lease/1.beat", b"held 2")
+        assert each.read_object("lease/1.beat") == b"held 2"
+        each.delete_object("lease/1.beat")
+        each.delete_object("lease/1.beat")
+        assert each.list_names("lease") == set()
+        assert each.list_names("never") == set()

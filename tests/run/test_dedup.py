@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.run import dedup
-from pipeline.run.dedup import Buckets, common, repeated
+from pipeline.run.dedup import HashBuckets, find_common, find_duplicates
 
 row = st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(0, 2))
 
 
 def filled(rows, size=7):
-    held = Buckets()
+    held = HashBuckets()
     for start in range(0, len(rows), size):
-        held.add(np.array(rows[start : start + size], np.uint64).reshape(-1, 3))
+        held.add_hashes(np.array(rows[start : start + size], np.uint64).reshape(-1, 3))
     return held
 
 
@@ -23,7 +23,7 @@ def filled(rows, size=7):
 @given(st.lists(row, max_size=60))
 def test_of_equal_rows_all_but_the_first_are_found(rows):
     with filled(rows) as held:
-        found = sorted(int(at) for bucket in held for at in repeated(bucket)[0])
+        found = sorted(int(at) for bucket in held for at in find_duplicates(bucket)[0])
     assert found == [at for at, one in enumerate(rows) if one in rows[:at]]
 
 
@@ -31,7 +31,7 @@ def test_of_equal_rows_all_but_the_first_are_found(rows):
 @given(st.lists(row, max_size=60))
 def test_an_id_with_two_questions_is_found(rows):
     with filled(rows) as held:
-        torn = {rows[at][0] for bucket in held for pair in repeated(bucket)[1] for at in pair}
+        torn = {rows[at][0] for bucket in held for pair in find_duplicates(bucket)[1] for at in pair}
     asked = {}
     for one in rows:
         asked.setdefault(one[0], set()).add(one)
@@ -42,7 +42,9 @@ def test_an_id_with_two_questions_is_found(rows):
 @given(st.lists(row, max_size=60), st.lists(row, max_size=60))
 def test_rows_that_stand_elsewhere_are_found(rows, others):
     with filled(rows) as ours, filled(others) as theirs:
-        found = sorted(int(at) for one, other in zip(ours, theirs, strict=True) for at in one["at"][common(one, other)])
+        found = sorted(
+            int(at) for one, other in zip(ours, theirs, strict=True) for at in one["at"][find_common(one, other)]
+        )
     assert found == [at for at, one in enumerate(rows) if one in others]
 
 

@@ -17,15 +17,15 @@ from moto.server import ThreadedMotoServer
 
 from pipeline.errors import StoppedError
 from pipeline.job.spec import Job
-from pipeline.output.store import Store
+from pipeline.output.store import OutputStore
 from pipeline.run import driver, lease
-from pipeline.run.lease import Lease, newest, refuse_if_taken
+from pipeline.run.lease import Lease, raise_if_taken_over, read_newest_holder
 
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "LOOK_S", 0.05)
-    return Store(str(tmp_path / "out"))
+    return OutputStore(str(tmp_path / "out"))
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def bucket(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     boto3.client("s3").create_bucket(Bucket="leases")
-    yield Store("s3://leases/out")
+    yield OutputStore("s3://leases/out")
     server.stop()
 
 
@@ -49,8 +49,8 @@ def opened(store, run, said=None, **more):
 def elsewhere(store, *, patience_s):
     """A lease as another machine holds it."""
     held = opened(store, "theirs")
-    held.card |= {"host": "far", "machine": "far", "patience_s": patience_s}
-    held.claim()
+    held.holder_record |= {"host": "far", "machine": "far", "patience_s": patience_s}
+    held.try_claim()
     return held
 
 
@@ -80,14 +80,14 @@ def test_in_a_bucket_too_one_at_a_time_is_at_work_and_a_silent_holder_is_replace
     said = []
     with opened(bucket, "late", said) as late:
         assert late.epoch == 10
-        assert newest(bucket, "f").run == "late"
+        assert read_newest_holder(bucket, "f").run == "late"
     assert "no sign of life for 0.5 s" in said[1]
 
 
 def test_a_run_that_ended_leaves_the_way_free(store):
     with opened(store, "one") as first:
-        assert newest(store, "f").held
-    assert not newest(store, "f").held
+        assert read_newest_holder(store, "f").held
+    assert not read_newest_holder(store, "f").held
     said = []
     with opened(store, "two", said) as second:
         assert (first.epoch, second.epoch) == (1, 2)
@@ -112,17 +112,17 @@ def test_a_holder_that_died_on_this_machine_is_not_waited_for(store):
 def test_a_clock_that_is_set_while_a_run_works_makes_it_no_dead_one(store, monkeypatch):
     with opened(store, "one"):
         monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: 1_000_000_000.0)  # as Linux then says
-        assert newest(store, "f").held
+        assert read_newest_holder(store, "f").held
 
 
 def test_of_machines_of_one_name_the_processes_are_told_apart(store, monkeypatch, tmp_path):
     dead = opened(store, "one")
-    dead.card["process"] = 2**22 + 1  # a number that no process has
-    dead.claim()
-    assert not newest(store, "f").held
+    dead.holder_record["process"] = 2**22 + 1  # a number that no process has
+    dead.try_claim()
+    assert not read_newest_holder(store, "f").held
     (tmp_path / "boot_id").write_text("another")
     monkeypatch.setattr(lease, "BOOT", tmp_path / "boot_id")
-    assert newest(store, "f").held
+    assert read_newest_holder(store, "f").held
 
 
 def test_a_holder_elsewhere_without_a_sign_of_life_is_replaced_after_its_own_patience(store):
@@ -137,7 +137,10 @@ def test_a_holder_elsewhere_without_a_sign_of_life_is_replaced_after_its_own_pat
 def test_of_a_holder_that_was_killed_elsewhere_it_is_said_when_it_was_seen_last(store):
     held = elsewhere(store, patience_s=0.3)
     os.utime(f"{store.root}/{held.folder}/00000001.beat", (0, 1_800_000_000))
-    assert (newest(store, "f").held, newest(store, "f").seen) == (True, "2027-01-15 08:00:00 UTC")
+    assert (read_newest_holder(store, "f").held, read_newest_holder(store, "f").seen) == (
+        True,
+        "2027-01-15 08:00:00 UTC",
+    )
 
 
 def test_a_holder_elsewhere_that_beats_is_waited_for(store):
@@ -151,9 +154,9 @@ def test_a_holder_elsewhere_that_beats_is_waited_for(store):
     waiting = threading.Thread(target=second)
     waiting.start()
     for _ in range(20):
-        held.mark("held")
+        held.write_heartbeat("held")
         assert not entered.wait(0.05)
-    held.mark("over")
+    held.write_heartbeat("over")
     waiting.join()
     assert entered.is_set()
 
@@ -161,17 +164,17 @@ def test_a_holder_elsewhere_that_beats_is_waited_for(store):
 def test_who_is_taken_over_notices_and_cannot_commit(store, monkeypatch):
     monkeypatch.setenv("VLBATCH_LEASE_S", "0.3")
     with opened(store, "one") as first:
-        refuse_if_taken(store, "f", first.epoch)
+        raise_if_taken_over(store, "f", first.epoch)
         with opened(store, "two", take_over=True) as second:
             with pytest.raises(StoppedError, match="another run has taken over"):
-                refuse_if_taken(store, "f", first.epoch)
-            refuse_if_taken(store, "f", second.epoch)
-            while not first.taken:
+                raise_if_taken_over(store, "f", first.epoch)
+            raise_if_taken_over(store, "f", second.epoch)
+            while not first.taken_over_by:
                 time.sleep(0.01)
             with pytest.raises(StoppedError, match="run two has taken over"):
-                first.check()
-            second.check()
-    assert not newest(store, "f").held
+                first.raise_if_taken_over()
+            second.raise_if_taken_over()
+    assert not read_newest_holder(store, "f").held
 
 
 def test_of_many_that_start_at_once_one_at_a_time_is_at_work(store):
@@ -194,7 +197,7 @@ def test_of_many_that_start_at_once_one_at_a_time_is_at_work(store):
 
 def test_what_a_killed_runs_workers_were_writing_is_seen_by_the_next_however_it_cuts_the_manifest(desk, monkeypatch):
     desk.manifest(desk.draw(4))
-    create, began = Store.create, threading.Event()
+    create, began = OutputStore.create_object, threading.Event()
 
     def slow(store, name, data):
         if name.startswith("data/") and not began.is_set():  # of the first run: asked whether it may, and at it
@@ -202,7 +205,7 @@ def test_what_a_killed_runs_workers_were_writing_is_seen_by_the_next_however_it_
             time.sleep(1)
         return create(store, name, data)
 
-    monkeypatch.setattr(Store, "create", slow)
+    monkeypatch.setattr(OutputStore, "create", slow)
 
     def run():
         with suppress(StoppedError):  # where it notices before it has ended
@@ -213,7 +216,7 @@ def test_what_a_killed_runs_workers_were_writing_is_seen_by_the_next_however_it_
     first.start()
     began.wait()
     job = Job.model_validate(desk.described(output={"chunk_rows": 3}))
-    assert driver.run(job, driver.Options(here=True, take_over=True), say=lambda line: None) == 0
+    assert driver.run_job(job, driver.RunOptions(in_process=True, take_over=True), say=lambda line: None) == 0
     first.join()
     assert desk.ids() == ["r0", "r1", "r2", "r3"]
 

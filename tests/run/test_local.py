@@ -18,8 +18,8 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.errors import JobError, OutputError, StoppedError
-from pipeline.output.commit import write
-from pipeline.output.store import Store
+from pipeline.output.commit import commit_chunk
+from pipeline.output.store import OutputStore
 from pipeline.run import local
 
 
@@ -70,8 +70,10 @@ def test_a_run_with_nothing_to_do_does_not_list_its_output_over_and_over(desk, m
     """Each listing of a million parts takes a minute."""
     desk.manifest([*desk.draw(5), *desk.spoil(1)])
     assert desk.run() == 3
-    listing, listed = Store.listing, Counter()
-    monkeypatch.setattr(Store, "listing", lambda store, name: (listed.update([name[:4]]), listing(store, name))[1])
+    listing, listed = OutputStore.list_objects, Counter()
+    monkeypatch.setattr(
+        OutputStore, "listing", lambda store, name: (listed.update([name[:4]]), listing(store, name))[1]
+    )
     assert desk.run() == 3
     assert listed["data"] == 3
     assert listed["erro"] == 2
@@ -143,11 +145,11 @@ def test_another_question_is_added_beside_the_first_when_that_is_asked_for(desk)
 
 
 def test_an_object_is_created_once(desk):
-    store = Store(str(desk.folder / "out"))
-    assert store.create("data/a.json", b"first")
-    assert not store.create("data/a.json", b"second")
-    assert store.read("data/a.json") == b"first"
-    assert store.names("data") == {"a.json"}
+    store = OutputStore(str(desk.folder / "out"))
+    assert store.create_object("data/a.json", b"first")
+    assert not store.create_object("data/a.json", b"second")
+    assert store.read_object("data/a.json") == b"first"
+    assert store.list_names("data") == {"a.json"}
 
 
 def test_a_write_that_is_killed_leaves_nothing_that_a_reader_or_the_next_run_sees(desk):
@@ -222,7 +224,7 @@ def test_the_command_exits_with_4_when_too_much_fails_and_with_2_for_a_job_that_
 def test_what_another_has_committed_counts_with_its_reasons(desk, monkeypatch):
     """As where a worker dies between its commit and its word of it, and the next one finds the chunk done."""
     desk.manifest([*desk.draw(2), *desk.spoil(1)])
-    monkeypatch.setattr(local, "write", lambda *chunk: (write(*chunk), write(*chunk))[1])
+    monkeypatch.setattr(local, "write", lambda *chunk: (commit_chunk(*chunk), commit_chunk(*chunk))[1])
     assert desk.run() == 3
     assert desk.said[1].startswith("2 answered, 1 failed")
     assert desk.said[2] == "       1  decode/unknown_format"
@@ -233,7 +235,7 @@ def test_of_a_manifest_of_many_files_one_is_open_at_a_time(desk, monkeypatch):
     for number, row in enumerate(desk.draw(20)):
         one = pa.Table.from_pylist([{**row, "image": str(desk.folder / row["image"])}])
         pq.write_table(one, desk.folder / f"m/{number:02}.parquet")
-    counts, commit = [], local.commit
+    counts, commit = [], local.commit_outcomes
     monkeypatch.setattr(local, "commit", lambda *chunk: (counts.append(psutil.Process().num_fds()), commit(*chunk))[1])
     assert desk.run(input={"manifest": str(desk.folder / "m"), "roots": [str(desk.folder)]}) == 0
     assert len(counts) == 20

@@ -68,7 +68,9 @@ def test_lines_of_several_threads_do_not_run_into_each_other(monkeypatch, capfd)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        threads = [Thread(target=lambda: [log.event("row_failed", row="r1") for _ in range(2000)]) for _ in range(4)]
+        threads = [
+            Thread(target=lambda: [log.write_event("row_failed", row="r1") for _ in range(2000)]) for _ in range(4)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -101,7 +103,9 @@ def test_who_no_longer_reads_ends_no_run_and_is_told_that_an_export_is_not_whole
 @pytest.mark.parametrize("stage", ["answer", "internal"])
 def test_what_a_model_said_is_not_logged(stage, monkeypatch, capfd):
     monkeypatch.setenv("VLBATCH_LOG", "json")
-    log.failures([(Item("r1", "q", ()), Failure("r1", stage, "invalid", "given: 4111 1111", text="4111 1111"))])
+    log.write_failure_events(
+        [(Item("r1", "q", ()), Failure("r1", stage, "invalid", "given: 4111 1111", text="4111 1111"))]
+    )
     said = capfd.readouterr().err
     assert json.loads(said)["row"] == "r1"
     assert "4111" not in said

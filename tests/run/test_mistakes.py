@@ -15,7 +15,7 @@ import pytest
 
 from pipeline import builtin
 from pipeline.__main__ import main
-from pipeline.cluster.pools import pools
+from pipeline.cluster.pools import compute_pool_sizes
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
 
@@ -426,7 +426,7 @@ def test_gpus_that_are_not_there_are_refused_with_what_to_do():
     with pytest.raises(
         JobError, match=r"the nodes have none; lower it, set workers\.generate\.gpus to 0 to run on CPU"
     ):
-        pools(asked, [{"CPU": 2.0}])
+        compute_pool_sizes(asked, [{"CPU": 2.0}])
 
 
 def test_a_gpu_asked_for_where_torch_sees_none_is_told_without_ray_too(here, capsys, monkeypatch):

@@ -8,18 +8,20 @@ import re
 import pytest
 from rich.console import Console
 
-from pipeline.meter import Meter
-from pipeline.output.commit import Receipt
+from pipeline.meter import StepTimer
+from pipeline.output.commit import CommitReceipt
 from pipeline.run import progress
-from pipeline.run.progress import Progress, clock
-from pipeline.run.tally import Tally
+from pipeline.run.progress import Progress, format_duration
+from pipeline.run.tally import RunTotals
 
 HALF_IDLE = {"worked": 6.0, "waited": 2.0, "decode": 9.0, "fetch": 3.0, "commit": 0.01}
 
 
 def receipt(answered, failed=0, **more):
     kinds = {"decode/truncated": failed} if failed else {}
-    return Receipt("k", True, answered, failed, kinds=kinds, examples=dict.fromkeys(kinds, "half a file"), **more)
+    return CommitReceipt(
+        "k", True, answered, failed, failure_counts=kinds, failure_examples=dict.fromkeys(kinds, "half a file"), **more
+    )
 
 
 @pytest.fixture
@@ -33,60 +35,65 @@ def now(monkeypatch):
 def test_a_log_gets_lines_at_growing_distances(now):
     said = []
     with Progress("job", say=said.append) as shown:
-        shown.begin(1000)
+        shown.start(1000)
         for second in range(1, 101):
             now[0] = 100.0 + second
-            shown.add(receipt(5, vision_tokens=100))
+            shown.add_receipt(receipt(5, vision_tokens=100))
     assert [line.split(" of ")[0] for line in said] == ["25", "75", "175", "375"]
     assert said[0] == "25 of 1,000 rows, 0 failed, 5.0 rows/s, 100 vision tokens/s, 3:15 left"
 
 
 def test_the_time_left_follows_from_what_was_done_lately(now):
     with Progress("job", say=lambda line: None) as shown:
-        shown.begin(3000)
+        shown.start(3000)
         now[0] = 600.0
-        shown.add(receipt(0))  # five hundred seconds of starting
+        shown.add_receipt(receipt(0))  # five hundred seconds of starting
         for second in range(1, 201):
             now[0] = 600.0 + second
-            shown.add(receipt(10))
-        assert shown.rate() == 10.0
-        assert shown.left_s() == 100.0
+            shown.add_receipt(receipt(10))
+        assert shown.compute_rate() == 10.0
+        assert shown.estimate_remaining_s() == 100.0
 
 
 def test_a_log_has_one_line_about_the_end(now):
     said = []
     with Progress("job", say=said.append) as shown:
-        shown.begin(10)
+        shown.start(10)
         now[0] = 200.0
-        shown.add(receipt(10))
+        shown.add_receipt(receipt(10))
     assert said == []
 
 
 def test_reasons_say_how_many_rows_failed_for_others(now):
-    tally = Tally()
+    tally = RunTotals()
     kinds = {f"fetch/{letter}": 6 - number for number, letter in enumerate("abcde")}
-    tally.add(Receipt("k", True, 0, 20, kinds=kinds, examples=dict.fromkeys(kinds, "r1: gone")))
-    assert tally.reasons().splitlines()[2:] == ["       4  fetch/c, such as r1: gone", "       5  of 2 other kinds"]
+    tally.add_receipt(
+        CommitReceipt("k", True, 0, 20, failure_counts=kinds, failure_examples=dict.fromkeys(kinds, "r1: gone"))
+    )
+    assert tally.format_failure_reasons().splitlines()[2:] == [
+        "       4  fetch/c, such as r1: gone",
+        "       5  of 2 other kinds",
+    ]
 
 
 def test_the_last_line_says_what_the_engines_waited_for(now):
     shown = Progress("job", say=lambda line: None)
-    shown.begin(10)
+    shown.start(10)
     now[0] = 105.0
-    shown.add(receipt(9, 1, vision_tokens=1000, output_tokens=50, seconds=HALF_IDLE))
-    assert shown.last_line() == (
+    shown.add_receipt(receipt(9, 1, vision_tokens=1000, output_tokens=50, seconds=HALF_IDLE))
+    assert shown.format_summary() == (
         "9 answered, 1 failed in 5.0 s: 2.0 rows/s, 200 vision and 10 output tokens/s, "
         "75% of engine speed (waited 19% on decode, 6% on fetch)"
     )
 
 
 def test_shares_are_of_all_receipts_together():
-    tally = Tally()
-    tally.add(receipt(1, seconds={"worked": 1.0, "waited": 3.0, "decode": 1.0}))
-    tally.add(receipt(1, seconds={"worked": 2.0, "waited": 0.0, "fetch": 2.0}))
-    assert tally.working == 0.5
-    assert tally.waits == {"fetch": pytest.approx(1 / 3), "decode": pytest.approx(1 / 6)}
-    assert Tally().working is None
+    tally = RunTotals()
+    tally.add_receipt(receipt(1, seconds={"worked": 1.0, "waited": 3.0, "decode": 1.0}))
+    tally.add_receipt(receipt(1, seconds={"worked": 2.0, "waited": 0.0, "fetch": 2.0}))
+    assert tally.busy_share == 0.5
+    assert tally.wait_shares == {"fetch": pytest.approx(1 / 3), "decode": pytest.approx(1 / 6)}
+    assert RunTotals().busy_share is None
 
 
 def screen(width=100):
@@ -97,9 +104,9 @@ def test_a_terminal_gets_one_display_that_is_gone_at_the_end_with_lines_above_it
     console = screen()
     with Progress("captions", console=console) as shown:
         shown.say("captions: 40 rows")
-        shown.begin(40)
+        shown.start(40)
         now[0] = 110.0
-        shown.add(receipt(9, 1, vision_tokens=2000, seconds=HALF_IDLE))
+        shown.add_receipt(receipt(9, 1, vision_tokens=2000, seconds=HALF_IDLE))
         shown.say("[not markup]")
         shown.live.refresh()
     text = console.file.getvalue()
@@ -115,11 +122,11 @@ def test_what_is_under_way_in_each_stage_is_said_on_a_terminal_and_in_a_log(now)
     console, said = screen(), []
     with Progress("captions", console=console) as shown, Progress("captions", say=said.append) as log:
         for each in (shown, log):
-            each.begin(400)
-            each.watch({"prepare": 64, "generate": 128})
+            each.start(400)
+            each.set_rows_in_flight({"prepare": 64, "generate": 128})
         now[0] = 110.0
-        shown.add(receipt(9))
-        log.add(receipt(9))
+        shown.add_receipt(receipt(9))
+        log.add_receipt(receipt(9))
         shown.live.refresh()
     assert "now 64 rows preparing, 128 answering" in console.file.getvalue()
     assert "now 64 rows preparing, 128 answering" in said[0]
@@ -127,8 +134,8 @@ def test_what_is_under_way_in_each_stage_is_said_on_a_terminal_and_in_a_log(now)
 
 def test_where_others_write_too_there_are_lines_in_place_of_the_live_display(now):
     console = screen()
-    with Progress("captions", console=console, still=True) as shown:
-        shown.begin(40)
+    with Progress("captions", console=console, live_disabled=True) as shown:
+        shown.start(40)
         assert shown.live is None
     assert console.file.getvalue() == ""
 
@@ -136,27 +143,27 @@ def test_where_others_write_too_there_are_lines_in_place_of_the_live_display(now
 def test_a_narrow_terminal_keeps_every_line_of_the_display_on_one_line(now):
     console = screen(width=40)
     shown = Progress("a-name-that-is-long", console=console)
-    shown.rows = 1_000_000
-    shown.marks.append((now[0], 0))
+    shown.total_rows = 1_000_000
+    shown.rate_samples.append((now[0], 0))
     now[0] = 107.0
-    shown.add(receipt(9, 1, seconds=HALF_IDLE))
-    lines = console.render_lines(shown.picture(), pad=False)
+    shown.add_receipt(receipt(9, 1, seconds=HALF_IDLE))
+    lines = console.render_lines(shown.render_display(), pad=False)
     assert len(lines) == 4
     assert all(sum(segment.cell_length for segment in line) <= 40 for line in lines)
 
 
 def test_durations_read_as_people_say_them():
-    assert [clock(s) for s in (0.04, 59.9, 60, 3599, 3600)] == ["0.0 s", "59.9 s", "1:00", "59:59", "1:00:00"]
+    assert [format_duration(s) for s in (0.04, 59.9, 60, 3599, 3600)] == ["0.0 s", "59.9 s", "1:00", "59:59", "1:00:00"]
 
 
 def test_a_meter_gives_each_second_once():
-    meter = Meter()
-    with meter.on("decode"):
+    meter = StepTimer()
+    with meter.measure("decode"):
         pass
-    with pytest.raises(KeyError), meter.on("fetch"):
+    with pytest.raises(KeyError), meter.measure("fetch"):
         raise KeyError
-    assert meter.take().keys() == {"decode", "fetch"}
-    assert meter.take() == {}
+    assert meter.take_seconds().keys() == {"decode", "fetch"}
+    assert meter.take_seconds() == {}
 
 
 def test_a_run_ends_with_its_figures_and_where_the_answers_are(desk):

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.errors import StoppedError
-from pipeline.manifest.sources.parquet import Parquet
+from pipeline.manifest.sources.parquet import ParquetSource
 from pipeline.prepare import Preparer
 
 
@@ -69,7 +69,7 @@ def test_a_limit_counts_what_is_repeated_before_it_and_nothing_after(desk):
 def test_a_manifest_that_changes_under_a_run_stops_it(desk, monkeypatch):
     rows = desk.draw(6)
     desk.manifest(rows)
-    prepare = Preparer.prepare
+    prepare = Preparer.prepare_chunk
 
     def rewritten(self, chunk, *more):
         desk.manifest(rows[::-1])
@@ -83,7 +83,7 @@ def test_a_manifest_that_changes_under_a_run_stops_it(desk, monkeypatch):
 
 @pytest.mark.usefixtures("hurry")
 def test_a_store_that_stumbles_while_a_run_reads_its_manifest_is_waited_for(desk, monkeypatch):
-    read, calls = Parquet.read, count()
+    read, calls = ParquetSource.read_span, count()
 
     def stumble(source, span, columns=None):
         table = read(source, span, columns)
@@ -91,7 +91,7 @@ def test_a_store_that_stumbles_while_a_run_reads_its_manifest_is_waited_for(desk
             raise ConnectionResetError
         return table
 
-    monkeypatch.setattr(Parquet, "read", stumble)
+    monkeypatch.setattr(ParquetSource, "read", stumble)
     desk.manifest(desk.draw(8))
     assert desk.run() == 0
     assert desk.ids() == [f"r{number}" for number in range(8)]
@@ -102,14 +102,14 @@ def test_a_store_that_is_gone_while_a_run_plans_is_told_in_a_sentence(desk, monk
     def lost(source, span, columns=None):
         raise ConnectionResetError
 
-    monkeypatch.setattr(Parquet, "read", lost)
+    monkeypatch.setattr(ParquetSource, "read", lost)
     desk.manifest(desk.draw(2))
     with pytest.raises(StoppedError, match=r"m\.parquet cannot be read \(ConnectionResetError\); what was committed"):
         desk.run()
 
 
 def test_a_manifest_that_is_taken_away_under_a_run_stops_it(desk, monkeypatch):
-    prepare = Preparer.prepare
+    prepare = Preparer.prepare_chunk
 
     def gone(self, chunk):
         (desk.folder / "m.parquet").unlink()

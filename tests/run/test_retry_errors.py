@@ -10,11 +10,11 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.errors import OutputError
-from pipeline.inspect.status import status
+from pipeline.inspect.status import read_status
 from pipeline.job.spec import Job
-from pipeline.output.store import Store
+from pipeline.output.store import OutputStore
 from pipeline.run import preflight, resume, retry_errors
-from pipeline.run.driver import files
+from pipeline.run.driver import list_manifest_files
 
 
 def mend(desk, name):
@@ -25,9 +25,11 @@ def mend(desk, name):
 
 def wrong(desk):
     job = Job.model_validate(desk.described())
-    work, store = preflight.work(job, files(job)), Store(str(desk.folder / "out"))
-    found = retry_errors.wrong(
-        retry_errors.scope(resume.plan(work, files(job), store), work, store), store, work.fingerprint
+    work, store = preflight.build_run_context(job, list_manifest_files(job)), OutputStore(str(desk.folder / "out"))
+    found = retry_errors.read_failed_rows(
+        retry_errors.find_retry_scope(resume.build_resume_plan(work, list_manifest_files(job), store), work, store),
+        store,
+        work.fingerprint,
     )
     return {letter.id: (letter.stage, letter.attempts) for letter in found}
 
@@ -72,7 +74,7 @@ def test_of_a_kind_only_those_rows_are_asked_again(desk):
     assert desk.run(retry="fetch") == 3
     assert desk.ids() == ["gone", "r0", "r1", "r2", "r3", "r4"]
     assert wrong(desk) == {"bad0": ("decode", 1)}
-    assert status(str(desk.folder / "out")).wrong == {"decode/unknown_format": 1}
+    assert read_status(str(desk.folder / "out")).wrong == {"decode/unknown_format": 1}
     assert desk.run(retry="fetch/timeout") == 3
     assert "no failed row is of 'fetch/timeout'; there are: 1 decode/unknown_format" in desk.said
     assert desk.run(retry="unknown_format") == 0
@@ -136,7 +138,7 @@ def test_rows_that_fail_again_do_not_stop_the_run(desk):
 
 def test_an_answer_that_did_not_fit_is_asked_for_another_way(desk, tmp_path):
     """The scripted engine says the same again; the sampling that it is asked with is what changes."""
-    from pipeline.output.answer.reask import again as later
+    from pipeline.output.answer.reask import build_retry_request as later
     from pipeline.types import Sampling
 
     desk.manifest(desk.draw(2))

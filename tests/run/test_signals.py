@@ -12,14 +12,14 @@ import psutil
 import pytest
 
 from pipeline.errors import Terminated
-from pipeline.run.signals import Signals
+from pipeline.run.signals import StopSignals
 
 SLOW = {"kind": "scripted", "default": "seen {id}", "slots": 4, "delay_ms": 1000}
 
 
 def work(*signals: int, said: list[str], wait_s: float = 0) -> None:
     """Something that is under way while signals come."""
-    with Signals(said.append) as handlers, handlers.grace() as stopping:
+    with StopSignals(said.append) as handlers, handlers.stop_gracefully() as stopping:
         for number in signals:
             os.kill(os.getpid(), number)
         time.sleep(wait_s)
@@ -52,14 +52,14 @@ def test_the_grace_is_what_ray_gives_and_ends_the_run_when_it_is_over(said, monk
 
 
 def test_with_nothing_under_way_the_first_signal_ends_at_once(said):
-    with Signals(said.append), pytest.raises(Terminated):
+    with StopSignals(said.append), pytest.raises(Terminated):
         os.kill(os.getpid(), signal.SIGTERM)
     assert said == []
 
 
 def test_handlers_of_before_are_back_afterwards(said):
     before = signal.getsignal(signal.SIGTERM)
-    with Signals(said.append):
+    with StopSignals(said.append):
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
 

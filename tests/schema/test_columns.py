@@ -8,17 +8,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.schema.columns import JSON_TEXT, column, exact, field
-from pipeline.schema.json_schema import canonical
+from pipeline.schema.columns import JSON_TEXT_METADATA, to_arrow_array, to_arrow_field, to_column_value
+from pipeline.schema.json_schema import canonicalize_schema
 from tests.awkward_schemas import AWKWARD, NONE, TEXT, WHOLE, either, listed, recursive, struct
 
 
 def kind(node: dict[str, Any]) -> pa.DataType:
-    return field(canonical(struct(x=node))).type.field("x").type
+    return to_arrow_field(canonicalize_schema(struct(x=node))).type.field("x").type
 
 
 def is_json(node: dict[str, Any]) -> bool:
-    return bool(field(canonical(struct(x=node))).type.field("x").metadata == JSON_TEXT)
+    return bool(to_arrow_field(canonicalize_schema(struct(x=node))).type.field("x").metadata == JSON_TEXT_METADATA)
 
 
 @pytest.mark.parametrize(
@@ -61,16 +61,16 @@ def test_a_schema_gives_its_arrow_type(node: dict[str, Any], expected: pa.DataTy
     ],
 )
 def test_what_has_no_fixed_shape_is_json_text(node: dict[str, Any]) -> None:
-    found = field(canonical(struct(x=node))).type.field("x")
+    found = to_arrow_field(canonicalize_schema(struct(x=node))).type.field("x")
     inner = found.type.value_field if pa.types.is_list(found.type) else found
     assert inner.type == pa.string()
-    assert inner.metadata == JSON_TEXT
+    assert inner.metadata == JSON_TEXT_METADATA
 
 
 def test_recursion_is_typed_down_to_where_it_begins_again() -> None:
-    tree = field(canonical(recursive(struct(value=WHOLE, kids=listed({"$ref": "#/$defs/Node"})))))
+    tree = to_arrow_field(canonicalize_schema(recursive(struct(value=WHOLE, kids=listed({"$ref": "#/$defs/Node"})))))
     assert tree.type == pa.struct({"value": pa.int64(), "kids": pa.list_(pa.string())})
-    value = exact({"value": 1, "kids": [{"value": 2, "kids": []}]}, tree)
+    value = to_column_value({"value": 1, "kids": [{"value": 2, "kids": []}]}, tree)
     assert json.loads(value["kids"][0]) == {"value": 2, "kids": []}
 
 
@@ -88,17 +88,17 @@ def test_recursion_is_typed_down_to_where_it_begins_again() -> None:
     ],
 )
 def test_json_values_become_what_the_column_holds(value: object, kind: pa.DataType, expected: object) -> None:
-    found = exact(value, pa.field("x", kind))
+    found = to_column_value(value, pa.field("x", kind))
     assert found == expected
     assert type(found) is type(expected)
 
 
 @pytest.mark.parametrize("name", AWKWARD)
 def test_empty_all_null_and_full_parts_have_the_same_types_in_parquet(name: str) -> None:
-    answer = field(canonical(AWKWARD[name]))
+    answer = to_arrow_field(canonicalize_schema(AWKWARD[name]))
     types = []
     for values in ([], [None, None]):
         buffer = io.BytesIO()
-        pq.write_table(pa.table([column(values, answer)], pa.schema([answer])), buffer)
+        pq.write_table(pa.table([to_arrow_array(values, answer)], pa.schema([answer])), buffer)
         types.append(pq.read_table(buffer).schema.field("answer").type)
     assert types[0] == types[1] == answer.type

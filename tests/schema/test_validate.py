@@ -6,23 +6,23 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import AnswerError
-from pipeline.schema.columns import exact
-from pipeline.schema.load_schema import load
+from pipeline.schema.columns import to_column_value
 from pipeline.schema.schema import Schema
-from pipeline.schema.validate import MOST, validate
+from pipeline.schema.schema_loader import load_schema
+from pipeline.schema.validate import MAX_LISTED_ERRORS, validate_answer
 
 
 def model(tmp_path: Path, body: str) -> Schema:
     head = "from pydantic import BaseModel, Field, field_validator\nclass A(BaseModel):\n    n: int = 0\n"
     (tmp_path / "a.py").write_text(head + body)
-    found = load("a.py:A", base=tmp_path)
+    found = load_schema("a.py:A", base_folder=tmp_path)
     assert found is not None
     return found
 
 
 def test_what_a_schema_doubts_is_listed_beside_the_answer(tmp_path: Path) -> None:
     schema = model(tmp_path, "    def violations(self):\n        yield f'{self.n} is odd'\n")
-    assert validate({"n": 3}, schema) == ({"n": 3}, ("3 is odd",))
+    assert validate_answer({"n": 3}, schema) == ({"n": 3}, ("3 is odd",))
 
 
 def test_a_validator_that_raises_makes_the_answer_invalid(tmp_path: Path) -> None:
@@ -30,27 +30,27 @@ def test_a_validator_that_raises_makes_the_answer_invalid(tmp_path: Path) -> Non
         "    @field_validator('n')\n    def even(cls, n):\n        if n % 2:\n            raise ValueError('is odd')\n"
     )
     with pytest.raises(AnswerError, match="n: Value error, is odd") as caught:
-        validate({"n": 3}, model(tmp_path, rule))
+        validate_answer({"n": 3}, model(tmp_path, rule))
     assert caught.value.kind == "invalid_answer"
 
 
 @pytest.mark.parametrize("method", ["violations(self)", "model_post_init(self, context)"])
 def test_a_bug_in_a_users_schema_costs_the_row_and_not_the_run(tmp_path: Path, method: str) -> None:
     with pytest.raises(AnswerError, match="A raised ZeroDivisionError") as caught:
-        validate({"n": 0}, model(tmp_path, f"    def {method}:\n        return [1 / self.n]\n"))
+        validate_answer({"n": 0}, model(tmp_path, f"    def {method}:\n        return [1 / self.n]\n"))
     assert caught.value.kind == "schema_code"
 
 
 def test_a_long_list_of_complaints_is_cut(tmp_path: Path) -> None:
     schema = model(tmp_path, "    many: list[int]\n")
     with pytest.raises(AnswerError) as caught:
-        validate({"many": ["x"] * (MOST + 5)}, schema)
+        validate_answer({"many": ["x"] * (MAX_LISTED_ERRORS + 5)}, schema)
     assert caught.value.message.endswith("; and 5 more")
 
 
 def test_a_field_may_be_called_violations(tmp_path: Path) -> None:
     schema = model(tmp_path, "    violations: list[str] = Field(default=['x'])\n")
-    assert validate({"n": 1}, schema) == ({"n": 1, "violations": ["x"]}, ())
+    assert validate_answer({"n": 1}, schema) == ({"n": 1, "violations": ["x"]}, ())
 
 
 @pytest.mark.parametrize(
@@ -60,19 +60,19 @@ def test_a_field_may_be_called_violations(tmp_path: Path) -> None:
 def test_a_number_that_no_column_holds_is_an_invalid_answer(tmp_path: Path, field: str, value: object) -> None:
     head = "from decimal import Decimal\nfrom pydantic import BaseModel\n"
     (tmp_path / "a.py").write_text(f"{head}class A(BaseModel):\n    n: {field}\n")
-    schema = load("a.py:A", base=tmp_path)
+    schema = load_schema("a.py:A", base_folder=tmp_path)
     assert schema is not None
     with pytest.raises(AnswerError) as caught:
-        validate({"n": value}, schema)
+        validate_answer({"n": value}, schema)
     assert caught.value.kind == "invalid_answer"
 
 
 def test_decimals_of_as_many_digits_as_a_column_has_are_exact(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"type":"object","properties":{"n":{"type":"string","format":"decimal"}}}')
-    schema = load("a.json", base=tmp_path)
+    schema = load_schema("a.json", base_folder=tmp_path)
     assert schema is not None
-    assert validate({"n": "123456789012345678.123456"}, schema)[0] == {"n": Decimal("123456789012345678.123456")}
-    wide = exact("12345678901234567890123456789012.5", pa.field("n", pa.decimal128(38, 4)))
+    assert validate_answer({"n": "123456789012345678.123456"}, schema)[0] == {"n": Decimal("123456789012345678.123456")}
+    wide = to_column_value("12345678901234567890123456789012.5", pa.field("n", pa.decimal128(38, 4)))
     assert wide == Decimal("12345678901234567890123456789012.5000")
 
 
@@ -83,9 +83,9 @@ def test_a_strict_model_takes_dates_and_choices_as_json_writes_them(tmp_path: Pa
         "class A(BaseModel):\n    model_config = ConfigDict(strict=True)\n"
         "    day: date\n    colour: Colour\n    place: tuple[int, int]\n    n: int\n"
     )
-    schema = load("a.py:A", base=tmp_path)
+    schema = load_schema("a.py:A", base_folder=tmp_path)
     assert schema is not None
     said = {"day": "2026-03-02", "colour": "red", "place": [1, 2], "n": 1}
-    assert validate(said, schema)[0] == said | {"day": date(2026, 3, 2)}
+    assert validate_answer(said, schema)[0] == said | {"day": date(2026, 3, 2)}
     with pytest.raises(AnswerError, match="n: Input should be a valid integer"):
-        validate(said | {"n": "1"}, schema)
+        validate_answer(said | {"n": "1"}, schema)

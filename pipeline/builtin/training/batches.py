@@ -18,24 +18,29 @@ from torch import Tensor
 
 from pipeline.builtin import invoices
 from pipeline.builtin.drawing import COLORS, SHAPES, Scene, Split
-from pipeline.builtin.scenes import scene
+from pipeline.builtin.scenes import create_scene
 from pipeline.media.resize import resize
 from pipeline.model.families.base import Family
-from pipeline.types import Ask, Clip, Turn
+from pipeline.types import Clip, MediaOptions, Turn
 
-LETTERS = " ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-."
-SLOTS = 4  # characters of a cell, at most
-SPANS = 10  # where a thing's sides are, seen from a cell, in its first and its last frame; and how much is there
-VIDEO = {"min_pixels": 4 * 28 * 28, "max_pixels": 12 * 28 * 28}  # of a frame; jobs/demo/video.yaml says the same
-IGNORED = -100
+CHARACTERS = " ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-."
+LABELS_PER_CELL = 4  # characters of a cell, at most
+SPAN_VALUES_PER_CELL = (
+    10  # where a thing's sides are, seen from a cell, in its first and its last frame; and how much is there
+)
+VIDEO_OPTIONS = {
+    "min_pixels": 4 * 28 * 28,
+    "max_pixels": 12 * 28 * 28,
+}  # of a frame; jobs/demo/video.yaml says the same
+IGNORED_LABEL = -100
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class TrainingExample:
     task: str
-    ids: NDArray[np.int64]  # prompt and answer
+    token_ids: NDArray[np.int64]  # prompt and answer
     positions: NDArray[np.int64]  # [3, tokens]
-    prompt: int  # tokens of it
+    prompt_tokens: int  # tokens of it
     clip: Clip
     near: NDArray[np.int64]  # [cells, SLOTS] what is in a cell: characters, or color and shape
     spans: NDArray[np.float32]  # [cells, SPANS]; not a number where nothing is
@@ -44,10 +49,10 @@ class Lesson:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    ids: Tensor  # [rows, tokens], padded at the end
+class TrainingBatch:
+    token_ids: Tensor  # [rows, tokens], padded at the end
     positions: Tensor  # [3, rows, tokens]
-    prompt: int
+    prompt_tokens: int
     lengths: Sequence[int]
     clips: Sequence[Clip]
     near: Tensor
@@ -56,48 +61,54 @@ class Batch:
     sought: Tensor  # [rows, tokens, 3]
 
     @property
-    def answers(self) -> Tensor:
+    def answer_mask(self) -> Tensor:
         """[rows, tokens] of the mask: where the next token is one of the answer."""
-        at = torch.arange(self.ids.shape[1] - 1)
-        return (at >= self.prompt - 1) & (at < torch.tensor(self.lengths)[:, None] - 1)
+        at = torch.arange(self.token_ids.shape[1] - 1)
+        return (at >= self.prompt_tokens - 1) & (at < torch.tensor(self.lengths)[:, None] - 1)
 
 
-def lessons(split: Split, task: str, family: Family, question: str, *, start: int = 0) -> Iterator[Lesson]:
-    number = start
+def stream_examples(
+    split: Split, task: str, family: Family, question: str, *, first_scene: int = 0
+) -> Iterator[TrainingExample]:
+    number = first_scene
     while True:
-        yield lesson(scene(split, task, number), family, question)
+        yield build_example(create_scene(split, task, number), family, question)
         number += 1
 
 
-def batches(source: Iterator[Lesson], cells: int) -> Iterator[Batch]:
+def group_batches(examples: Iterator[TrainingExample], cells_per_batch: int) -> Iterator[TrainingBatch]:
     """Lessons of one grid and one prompt together, as soon as there are enough for so many cells."""
-    waiting: dict[Any, list[Lesson]] = {}
-    for each in source:
-        rows = waiting.setdefault((each.task, each.clip.pixels.shape, each.prompt), [])
+    waiting: dict[Any, list[TrainingExample]] = {}
+    for each in examples:
+        rows = waiting.setdefault((each.task, each.clip.pixels.shape, each.prompt_tokens), [])
         rows.append(each)
-        if len(rows) * len(each.near) >= cells:
-            del waiting[each.task, each.clip.pixels.shape, each.prompt]
-            yield batch(rows)
+        if len(rows) * len(each.near) >= cells_per_batch:
+            del waiting[each.task, each.clip.pixels.shape, each.prompt_tokens]
+            yield collate_examples(rows)
 
 
-def batch(rows: Sequence[Lesson]) -> Batch:
-    most = max(len(row.ids) for row in rows)
-    ids = np.zeros((len(rows), most), np.int64)
-    positions = np.zeros((3, len(rows), most), np.int64)
-    sought = np.full((len(rows), most, 3), IGNORED)
-    for index, row in enumerate(rows):
-        length = len(row.ids)
-        ids[index, :length], positions[:, index, :length], sought[index, :length] = row.ids, row.positions, row.sought
+def collate_examples(examples: Sequence[TrainingExample]) -> TrainingBatch:
+    most = max(len(row.token_ids) for row in examples)
+    ids = np.zeros((len(examples), most), np.int64)
+    positions = np.zeros((3, len(examples), most), np.int64)
+    sought = np.full((len(examples), most, 3), IGNORED_LABEL)
+    for index, row in enumerate(examples):
+        length = len(row.token_ids)
+        ids[index, :length], positions[:, index, :length], sought[index, :length] = (
+            row.token_ids,
+            row.positions,
+            row.sought,
+        )
     near, spans, far = (
         torch.from_numpy(np.stack(parts))
-        for parts in zip(*((row.near, row.spans, row.far) for row in rows), strict=True)
+        for parts in zip(*((row.near, row.spans, row.far) for row in examples), strict=True)
     )
-    return Batch(
-        ids=torch.from_numpy(ids),
+    return TrainingBatch(
+        token_ids=torch.from_numpy(ids),
         positions=torch.from_numpy(positions),
-        prompt=rows[0].prompt,
-        lengths=[len(row.ids) for row in rows],
-        clips=[row.clip for row in rows],
+        prompt_tokens=examples[0].prompt_tokens,
+        lengths=[len(row.token_ids) for row in examples],
+        clips=[row.clip for row in examples],
         near=near,
         spans=spans,
         far=far,
@@ -105,45 +116,45 @@ def batch(rows: Sequence[Lesson]) -> Batch:
     )
 
 
-def lesson(scene: Scene, family: Family, question: str) -> Lesson:
-    clip, frames = seen(scene, family)
-    encoded = family.encode((Turn("user", (clip, question)),))
-    text = json.dumps(spoken(scene.answer, clip, family), separators=(",", ":"))
+def build_example(scene: Scene, family: Family, question: str) -> TrainingExample:
+    clip, frames = render_clip(scene, family)
+    encoded = family.encode_turns((Turn("user", (clip, question)),))
+    text = json.dumps(to_model_coordinates(scene.answer, clip, family), separators=(",", ":"))
     said = family.tokenizer.encode(text, add_special_tokens=False)
     answer = [*said.ids, family.tokenizer.token_to_id("<|im_end|>")]
-    sought = np.full((len(encoded.input_ids) + len(answer), 3), IGNORED)
+    sought = np.full((len(encoded.input_ids) + len(answer), 3), IGNORED_LABEL)
     if scene.task == "invoice":
-        sought[len(encoded.input_ids) - 1 : -2, :2] = read_next(
+        sought[len(encoded.input_ids) - 1 : -2, :2] = label_next_characters(
             scene.answer, text, [start for start, _ in said.offsets]
         )
     after = encoded.positions.max() + 1 + np.arange(len(answer))
-    return Lesson(
+    return TrainingExample(
         task=scene.task,
-        ids=np.concatenate([encoded.input_ids, answer]).astype(np.int64),
+        token_ids=np.concatenate([encoded.input_ids, answer]).astype(np.int64),
         positions=np.concatenate([encoded.positions, np.broadcast_to(after, (3, len(answer)))], 1).astype(np.int64),
-        prompt=len(encoded.input_ids),
+        prompt_tokens=len(encoded.input_ids),
         clip=clip,
         sought=sought,
-        **hints(scene, clip, frames, family.patch * family.merge),
+        **build_hints(scene, clip, frames, family.patch * family.merge),
     )
 
 
-def seen(scene: Scene, family: Family) -> tuple[Clip, list[int]]:
+def render_clip(scene: Scene, family: Family) -> tuple[Clip, list[int]]:
     """The scene as the pipeline would show it, and which of its frames those are."""
     if not scene.fps:
-        size, frames = family.image_size(scene.size, Ask()), [0]
+        size, frames = family.fit_image_size(scene.size, MediaOptions()), [0]
     else:
-        ask = Ask(**VIDEO)
-        frames = family.frames(range(scene.count), scene.fps, ask)
-        size = family.video_size(scene.size, len(frames), ask)
-    pixels = resize(np.stack([np.asarray(scene.draw(frame)) for frame in frames]), size)
+        ask = MediaOptions(**VIDEO_OPTIONS)
+        frames = family.select_frames(range(scene.frame_count), scene.fps, ask)
+        size = family.fit_video_size(scene.size, len(frames), ask)
+    pixels = resize(np.stack([np.asarray(scene.draw_frame(frame)) for frame in frames]), size)
     if not scene.fps:
         return Clip("image", pixels, scene.size), frames
     times = tuple(frame / scene.fps for frame in frames)
-    return Clip("video", pixels, scene.size, times=times, fps=len(frames) / scene.count * scene.fps), frames
+    return Clip("video", pixels, scene.size, times=times, fps=len(frames) / scene.frame_count * scene.fps), frames
 
 
-def spoken(answer: dict[str, Any], clip: Clip, family: Family) -> dict[str, Any]:
+def to_model_coordinates(answer: dict[str, Any], clip: Clip, family: Family) -> dict[str, Any]:
     """The answer with its boxes in the numbers that the family speaks."""
     if "boxes" not in answer:
         return answer
@@ -156,61 +167,64 @@ def spoken(answer: dict[str, Any], clip: Clip, family: Family) -> dict[str, Any]
     return {"boxes": boxes}
 
 
-def hints(scene: Scene, clip: Clip, frames: Sequence[int], cell: int) -> dict[str, Any]:
+def build_hints(scene: Scene, clip: Clip, frames: Sequence[int], cell_size: int) -> dict[str, Any]:
     """What is in each cell of each layer, row by row."""
-    columns, rows = (side // cell for side in clip.size)
+    columns, rows = (side // cell_size for side in clip.size)
     scale = np.array([clip.size[0] / clip.source_size[0], clip.size[1] / clip.source_size[1]])
     where = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1).reshape(-1, 2)
-    if scene.letters:
-        near, far = lettered(scene, scale / cell, columns, rows)
-        return {"near": near, "spans": np.full((len(where), SPANS), np.nan, np.float32), "far": far}
+    if scene.characters:
+        near, far = label_characters(scene, scale / cell_size, columns, rows)
+        return {"near": near, "spans": np.full((len(where), SPAN_VALUES_PER_CELL), np.nan, np.float32), "far": far}
     layers = [(frames[at], frames[min(at + 1, len(frames) - 1)]) for at in range(0, len(frames), 2)]
-    parts = [peopled(scene, layer, where, np.tile(scale, 2) / cell) for layer in layers]
+    parts = [label_shapes(scene, layer, where, np.tile(scale, 2) / cell_size) for layer in layers]
     near, spans = (np.concatenate(part) for part in zip(*parts, strict=True))
-    far = np.tile(np.concatenate([where, np.full((len(where), 1), IGNORED)], 1), (len(layers), 1))
+    far = np.tile(np.concatenate([where, np.full((len(where), 1), IGNORED_LABEL)], 1), (len(layers), 1))
     return {"near": near, "spans": spans, "far": far}
 
 
-def lettered(scene: Scene, scale: Any, columns: int, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    near, far = np.zeros((columns * rows, SLOTS), np.int64), np.zeros((columns * rows, 3), np.int64)
+def label_characters(scene: Scene, scale: Any, columns: int, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    near, far = np.zeros((columns * rows, LABELS_PER_CELL), np.int64), np.zeros((columns * rows, 3), np.int64)
     used = np.zeros(columns * rows, np.int64)
-    for letter in scene.letters:
+    for letter in scene.characters:
         column, row = min(int(letter.x * scale[0]), columns - 1), min(int(letter.y * scale[1]), rows - 1)
         cell = row * columns + column
         if used[cell] == 0:
             far[cell] = letter.field, letter.index + 1, 0
-        if used[cell] < SLOTS:
-            near[cell, used[cell]] = LETTERS.index(letter.text)
+        if used[cell] < LABELS_PER_CELL:
+            near[cell, used[cell]] = CHARACTERS.index(letter.text)
         used[cell] += 1
     far[:, 2] = np.repeat(np.arange(rows), columns)
     return near, far
 
 
-def read_next(answer: dict[str, Any], text: str, starts: Sequence[int]) -> NDArray[np.int64]:
+def label_next_characters(answer: dict[str, Any], text: str, token_starts: Sequence[int]) -> NDArray[np.int64]:
     """[tokens, 2] the field and the index of the character with which each token begins."""
-    found, at = np.full((len(starts), 2), IGNORED), 0
-    for field, value in invoices.printed_fields(answer):
+    found, at = np.full((len(token_starts), 2), IGNORED_LABEL), 0
+    for field, value in invoices.list_printed_fields(answer):
         at = text.index(f'"{value}"', at) + 1
-        for token, start in enumerate(starts):
+        for token, start in enumerate(token_starts):
             if at <= start < at + len(value):
                 found[token] = field, start - at + 1
         at += len(value) + 1
     return found
 
 
-def peopled(
-    scene: Scene, layer: tuple[int, int], where: NDArray[np.int64], scale: Any
+def label_shapes(
+    scene: Scene, frame_pair: tuple[int, int], cell_positions: NDArray[np.int64], scale: Any
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The thing that covers most of each cell, if any does: its color, its shape, its sides as seen from there."""
-    near = np.zeros((len(where), SLOTS), np.int64)
-    near[:, 2:] = IGNORED
-    spans, most = np.full((len(where), SPANS), np.nan, np.float32), np.full(len(where), 0.02)
-    middle = np.tile(where + 0.5, 2)
-    for thing in scene.things:
-        ends = [np.array(thing.boxes[frame]) * scale for frame in layer]
-        alphas = [thing.alphas[frame] for frame in layer]
+    near = np.zeros((len(cell_positions), LABELS_PER_CELL), np.int64)
+    near[:, 2:] = IGNORED_LABEL
+    spans, most = (
+        np.full((len(cell_positions), SPAN_VALUES_PER_CELL), np.nan, np.float32),
+        np.full(len(cell_positions), 0.02),
+    )
+    middle = np.tile(cell_positions + 0.5, 2)
+    for thing in scene.shapes:
+        ends = [np.array(thing.boxes[frame]) * scale for frame in frame_pair]
+        alphas = [thing.alphas[frame] for frame in frame_pair]
         mean = (ends[0] + ends[1]) / 2
-        overlap = np.minimum(where + 1, mean[2:]) - np.maximum(where, mean[:2])
+        overlap = np.minimum(cell_positions + 1, mean[2:]) - np.maximum(cell_positions, mean[:2])
         cover = np.prod(np.maximum(overlap, 0), 1) * (max(alphas) > 0.04)
         chosen = cover > most
         most[chosen] = cover[chosen]

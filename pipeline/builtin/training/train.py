@@ -22,30 +22,30 @@ from torch import nn
 
 from pipeline.builtin import random_checkpoint
 from pipeline.builtin.training import vocabulary
-from pipeline.builtin.training.batches import Batch, Lesson, batches, lessons
-from pipeline.builtin.training.model import Pupil, smooth_numbers
+from pipeline.builtin.training.batches import TrainingBatch, TrainingExample, group_batches, stream_examples
+from pipeline.builtin.training.model import TrainingModel, smooth_number_embeddings
 from pipeline.model import weights
 from pipeline.model.families.base import Family
 
-EVERY = 50  # batches between lines of the log
-SAVED_S = 120.0
+LOG_INTERVAL = 50  # batches between lines of the log
+SAVE_INTERVAL_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     model_type: str
-    tasks: dict[str, float]  # and how often each comes
+    task_shares: dict[str, float]  # and how often each comes
     pictures: int
     max_pixels: int
-    reading: int = 0  # pictures that the tower sees alone, at first
-    cells: int = 1200  # of a batch
-    rate: float = 2e-3
+    tower_only_pictures: int = 0  # pictures that the tower sees alone, at first
+    cells_per_batch: int = 1200  # of a batch
+    learning_rate: float = 2e-3
     seed: int = 1
-    text: dict[str, Any] = field(default_factory=dict)
-    vision: dict[str, Any] = field(default_factory=dict)
+    text_config: dict[str, Any] = field(default_factory=dict)
+    vision_config: dict[str, Any] = field(default_factory=dict)
 
 
-TEXT: dict[str, Any] = {
+TEXT_CONFIG: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 320,
     "num_hidden_layers": 4,
@@ -56,119 +56,138 @@ TEXT: dict[str, Any] = {
     "tie_word_embeddings": True,
     "rope_parameters": {"rope_type": "default", "rope_theta": 20.0, "mrope_section": [4, 6, 6]},
 }
-VISION: dict[str, Any] = {
+VISION_CONFIG: dict[str, Any] = {
     "hidden_size": 96,
     "intermediate_size": 192,
     "out_hidden_size": 128,
     "depth": 4,
     "num_heads": 3,
 }
-VISION |= {"initializer_range": 0.05}
-WINDOWED = {"fullatt_block_indexes": [1, 3]}
-QWEN3_TEXT = {"head_dim": 32}
-QWEN3_TEXT |= {"rope_parameters": TEXT["rope_parameters"] | {"mrope_section": [6, 5, 5], "mrope_interleaved": True}}
-QWEN3_VISION = {"patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [1]}
-SHAPES = {"caption": 1.0, "detect": 2.0, "video": 3.0}
+VISION_CONFIG |= {"initializer_range": 0.05}
+WINDOW_CONFIG = {"fullatt_block_indexes": [1, 3]}
+QWEN3_TEXT_CONFIG = {"head_dim": 32}
+QWEN3_TEXT_CONFIG |= {
+    "rope_parameters": TEXT_CONFIG["rope_parameters"] | {"mrope_section": [6, 5, 5], "mrope_interleaved": True}
+}
+QWEN3_VISION_CONFIG = {"patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [1]}
+SHAPE_TASKS = {"caption": 1.0, "detect": 2.0, "video": 3.0}
 RECIPES = {
-    "tiny": Recipe("qwen2_5_vl", SHAPES, 160_000, 36 * 28 * 28, vision=WINDOWED),
-    "tiny-invoice": Recipe("qwen2_5_vl", {"invoice": 1}, 40_000, 80 * 28 * 28, reading=6_000, seed=2, vision=WINDOWED),
-    "tiny-qwen3": Recipe("qwen3_vl", SHAPES, 120_000, 36 * 32 * 32, text=QWEN3_TEXT, vision=QWEN3_VISION),
+    "tiny": Recipe("qwen2_5_vl", SHAPE_TASKS, 160_000, 36 * 28 * 28, vision_config=WINDOW_CONFIG),
+    "tiny-invoice": Recipe(
+        "qwen2_5_vl",
+        {"invoice": 1},
+        40_000,
+        80 * 28 * 28,
+        tower_only_pictures=6_000,
+        seed=2,
+        vision_config=WINDOW_CONFIG,
+    ),
+    "tiny-qwen3": Recipe(
+        "qwen3_vl", SHAPE_TASKS, 120_000, 36 * 32 * 32, text_config=QWEN3_TEXT_CONFIG, vision_config=QWEN3_VISION_CONFIG
+    ),
 }
 
 
-def optimizers(pupil: Pupil, rate: float) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: TrainingModel, learning_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside, AdamW for the rest."""
-    inner = [p for n, p in pupil.named_parameters() if p.ndim == 2 and ("layers" in n or "blocks" in n or "mlp" in n)]
+    inner = [p for n, p in model.named_parameters() if p.ndim == 2 and ("layers" in n or "blocks" in n or "mlp" in n)]
     known = {id(p) for p in inner}
-    rest = [p for p in pupil.parameters() if id(p) not in known]
+    rest = [p for p in model.parameters() if id(p) not in known]
     return [
-        torch.optim.Muon(inner, lr=rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw", ns_steps=4),
-        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.01),
+        torch.optim.Muon(inner, lr=learning_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw", ns_steps=4),
+        torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 
 
-def mixed(recipe: Recipe, family: Family, start: dict[str, int]) -> Iterator[Lesson]:
+def mix_examples(recipe: Recipe, family: Family, next_scenes: dict[str, int]) -> Iterator[TrainingExample]:
     """The tasks in turn, as often as the recipe says."""
-    questions = vocabulary.questions()
-    streams = {task: lessons("train", task, family, questions[task], start=start[task]) for task in recipe.tasks}
-    owed = dict.fromkeys(recipe.tasks, 0.0)
+    questions = vocabulary.load_questions()
+    streams = {
+        task: stream_examples("train", task, family, questions[task], first_scene=next_scenes[task])
+        for task in recipe.task_shares
+    }
+    owed = dict.fromkeys(recipe.task_shares, 0.0)
     while True:
-        for task, share in recipe.tasks.items():
+        for task, share in recipe.task_shares.items():
             owed[task] += share
             while owed[task] >= 1:
                 owed[task] -= 1
-                start[task] += 1
+                next_scenes[task] += 1
                 yield next(streams[task])
 
 
 @dataclass
-class Course:
+class TrainingRun:
     """A model under way, all that is needed to go on with it, and its curve."""
 
     folder: Path
     recipe: Recipe
-    pupil: Pupil
-    tools: list[torch.optim.Optimizer]
+    model: TrainingModel
+    optimizers: list[torch.optim.Optimizer]
     pictures: int = 0
     seconds: float = 0.0
-    start: dict[str, int] = field(default_factory=dict)  # the next scene of each task
+    next_scenes: dict[str, int] = field(default_factory=dict)  # the next scene of each task
 
     def save(self) -> None:
-        state = {"pictures": self.pictures, "seconds": self.seconds, "start": self.start}
-        tools = [tool.state_dict() for tool in self.tools]
-        torch.save({"pupil": self.pupil.state_dict(), "tools": tools, "state": state}, self.folder / "state.part")
+        state = {"pictures": self.pictures, "seconds": self.seconds, "start": self.next_scenes}
+        tools = [tool.state_dict() for tool in self.optimizers]
+        torch.save({"pupil": self.model.state_dict(), "tools": tools, "state": state}, self.folder / "state.part")
         (self.folder / "state.part").replace(self.folder / "state.pt")
 
-    def load(self) -> None:
+    def resume(self) -> None:
         """From where it stopped, if it ever began."""
-        self.start = dict.fromkeys(self.recipe.tasks, 0)
+        self.next_scenes = dict.fromkeys(self.recipe.task_shares, 0)
         if (self.folder / "state.pt").exists():
             saved = torch.load(self.folder / "state.pt", weights_only=True)
-            self.pupil.load_state_dict(saved["pupil"])
-            for tool, state in zip(self.tools, saved["tools"], strict=True):
+            self.model.load_state_dict(saved["pupil"])
+            for tool, state in zip(self.optimizers, saved["tools"], strict=True):
                 tool.load_state_dict(state)
-            self.pictures, self.seconds, self.start = (saved["state"][key] for key in ("pictures", "seconds", "start"))
+            self.pictures, self.seconds, self.next_scenes = (
+                saved["state"][key] for key in ("pictures", "seconds", "start")
+            )
 
     def export(self) -> None:
         """What a user loads: half precision, no heads, no optimizer. Nothing is learned after it."""
-        self.pupil.model.half().save_pretrained(self.folder / "model")
+        self.model.model.half().save_pretrained(self.folder / "model")
 
-    def step(self, batch: Batch, warm: float) -> dict[str, float]:
+    def step(self, batch: TrainingBatch, warmup: float) -> dict[str, float]:
         """One batch. The rate, and what the hints count, fade over the last third."""
         fading = max(0.01, min(1.0, 3 * (1 - self.pictures / self.recipe.pictures)))
-        for tool in self.tools:
+        for tool in self.optimizers:
             for group in tool.param_groups:
-                group["lr"] = self.recipe.rate * warm * fading
-        losses = self.pupil.losses(batch, reading=self.pictures < self.recipe.reading)
+                group["lr"] = self.recipe.learning_rate * warmup * fading
+        losses = self.model.compute_losses(batch, tower_only=self.pictures < self.recipe.tower_only_pictures)
         parts = [losses[name] * (1.0 if name == "answer" else 0.5 * fading) for name in losses if name != "right"]
-        self.pupil.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.pupil.parameters(), 1.0)
-        for tool in self.tools:
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for tool in self.optimizers:
             tool.step()
         self.pictures += len(batch.clips)
         return {name: value.item() for name, value in losses.items()}
 
 
-def learn(recipe: Recipe, folder: Path, *, minutes: float) -> None:
+def train_model(recipe: Recipe, folder: Path, *, minutes: float) -> None:
     """To the end of the recipe or of the time, saving as it goes."""
     torch.manual_seed(recipe.seed)
-    family = weights.family(begin(recipe, folder / "model"))
-    pupil = Pupil(folder / "model", family)
-    smooth_numbers(pupil, recipe.seed)
-    course = Course(folder, recipe, pupil, optimizers(pupil, recipe.rate))
-    course.load()
+    family = weights.load_family(write_initial_checkpoint(recipe, folder / "model"))
+    pupil = TrainingModel(folder / "model", family)
+    smooth_number_embeddings(pupil, recipe.seed)
+    course = TrainingRun(folder, recipe, pupil, build_optimizers(pupil, recipe.learning_rate))
+    course.resume()
     began = spoke = saved = time.monotonic()
     lines: list[dict[str, float]] = []
-    for count, batch in enumerate(batches(mixed(recipe, family, course.start), recipe.cells), 1):
+    for count, batch in enumerate(
+        group_batches(mix_examples(recipe, family, course.next_scenes), recipe.cells_per_batch), 1
+    ):
         lines.append(course.step(batch, min(1.0, count / 100)))
         now = time.monotonic()
-        if count % EVERY == 0:
+        if count % LOG_INTERVAL == 0:
             course.seconds += now - spoke
             spoke = now
-            record(folder / "curve.jsonl", course, lines)
+            append_curve(folder / "curve.jsonl", course, lines)
             lines = []
-        if now - saved > SAVED_S:
+        if now - saved > SAVE_INTERVAL_S:
             course.save()
             saved = now
         if course.pictures >= recipe.pictures or now - began > minutes * 60:
@@ -177,24 +196,24 @@ def learn(recipe: Recipe, folder: Path, *, minutes: float) -> None:
     course.export()
 
 
-def record(curve: Path, course: Course, lines: Sequence[dict[str, float]]) -> None:
-    means = {name: fmean(line[name] for line in lines if name in line) for name in lines[-1]}
-    said = {"pictures": course.pictures, "seconds": round(course.seconds)}
+def append_curve(curve: Path, training_run: TrainingRun, losses: Sequence[dict[str, float]]) -> None:
+    means = {name: fmean(line[name] for line in losses if name in line) for name in losses[-1]}
+    said = {"pictures": training_run.pictures, "seconds": round(training_run.seconds)}
     with curve.open("a", encoding="utf-8") as file:
         file.write(json.dumps(said | {name: round(mean, 4) for name, mean in means.items()}) + "\n")
 
 
-def begin(recipe: Recipe, folder: Path) -> Path:
+def write_initial_checkpoint(recipe: Recipe, folder: Path) -> Path:
     """A checkpoint of random weights, of the recipe's shape and with its budget of pixels."""
     if (folder / "config.json").exists():
         return folder
-    random_checkpoint.make(
+    random_checkpoint.write_random_checkpoint(
         folder,
         recipe.model_type,
-        vocabulary=vocabulary.tokenizer(),
+        vocabulary=vocabulary.build_tokenizer(),
         seed=recipe.seed,
-        text_config=TEXT | recipe.text,
-        vision_config=VISION | recipe.vision,
+        text_config=TEXT_CONFIG | recipe.text_config,
+        vision_config=VISION_CONFIG | recipe.vision_config,
         tie_word_embeddings=True,
     )
     for name, change in (
@@ -219,7 +238,7 @@ def main() -> None:
     recipe = RECIPES[options.name]
     if options.pictures:
         recipe = replace(recipe, pictures=options.pictures)
-    learn(recipe, options.out / options.name, minutes=options.minutes)
+    train_model(recipe, options.out / options.name, minutes=options.minutes)
 
 
 if __name__ == "__main__":

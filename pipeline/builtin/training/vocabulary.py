@@ -15,17 +15,17 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from pipeline.builtin.clip_scenes import KINDS
+from pipeline.builtin.clip_scenes import EVENT_KINDS
 from pipeline.builtin.drawing import COLORS, SHAPES
 from pipeline.builtin.invoices import CURRENCIES, GOODS, SELLERS
-from pipeline.builtin.random_checkpoint import ADDED, SPECIAL
-from pipeline.schema import load_schema as schemas
+from pipeline.builtin.random_checkpoint import ADDED_TOKENS, SPECIAL_TOKENS
+from pipeline.schema import schema_loader
 
-SCHEMAS = {"caption": "caption", "detect": "boxes", "invoice": "invoice", "video": "events"}
+TASK_SCHEMAS = {"caption": "caption", "detect": "boxes", "invoice": "invoice", "video": "events"}
 NUMBERS = [str(number) for number in range(1001)]
-MOMENTS = [f"{tenth / 10:.1f}" for tenth in range(100)]
-STAMPS = [f"<{moment} seconds>" for moment in MOMENTS]
-JSON = [
+SECOND_VALUES = [f"{tenth / 10:.1f}" for tenth in range(100)]
+TIMESTAMPS = [f"<{moment} seconds>" for moment in SECOND_VALUES]
+JSON_PIECES = [
     '{"caption":"',
     '.","tags":["',
     '","',
@@ -53,35 +53,35 @@ JSON = [
     '"}],"taxes":[],"total":"',
     '"}',
 ]
-FRAME = ["system\n", "You are a helpful assistant.", "user\n", "assistant\n"]
-ALONE = r"(?<=[\[,])\d{1,4}(?=[,\]])|(?<=:)\d\.\d(?=[,}])"
+CHAT_PIECES = ["system\n", "You are a helpful assistant.", "user\n", "assistant\n"]
+STANDALONE_NUMBER = r"(?<=[\[,])\d{1,4}(?=[,\]])|(?<=:)\d\.\d(?=[,}])"
 
 
-def questions() -> dict[str, str]:
+def load_questions() -> dict[str, str]:
     """What is asked about each task: the shipped schemas' own words."""
-    loaded = {task: schemas.load(name, base=Path()) for task, name in SCHEMAS.items()}
-    return {task: schemas.prompt(schema) for task, schema in loaded.items() if schema}
+    loaded = {task: schema_loader.load_schema(name, base_folder=Path()) for task, name in TASK_SCHEMAS.items()}
+    return {task: schema_loader.build_default_prompt(schema) for task, schema in loaded.items() if schema}
 
 
-def phrases() -> Iterator[str]:
-    for question in questions().values():
+def list_phrases() -> Iterator[str]:
+    for question in load_questions().values():
         yield from question.splitlines(keepends=True)
-    yield from (*FRAME, *JSON, *STAMPS, ", a", " and a", "A")
+    yield from (*CHAT_PIECES, *JSON_PIECES, *TIMESTAMPS, ", a", " and a", "A")
     for color in COLORS:
         yield from (color, f" {color}")
-    yield from (f" {word}" for word in (*SHAPES, *KINDS))
+    yield from (f" {word}" for word in (*SHAPES, *EVENT_KINDS))
     yield from (*SELLERS, *GOODS, *CURRENCIES)
 
 
-def tokenizer() -> Tokenizer:
-    whole = list(dict.fromkeys(phrases()))
-    words = dict.fromkeys([*NUMBERS, *MOMENTS, *whole])
-    pieces = list(dict.fromkeys([*sorted(pre_tokenizers.ByteLevel.alphabet()), *map(spelled, words)]))
+def build_tokenizer() -> Tokenizer:
+    whole = list(dict.fromkeys(list_phrases()))
+    words = dict.fromkeys([*NUMBERS, *SECOND_VALUES, *whole])
+    pieces = list(dict.fromkeys([*sorted(pre_tokenizers.ByteLevel.alphabet()), *map(to_byte_letters, words)]))
     made = Tokenizer(
         models.BPE(vocab={piece: number for number, piece in enumerate(pieces)}, merges=[], ignore_merges=True)
     )
     longest = sorted(whole, key=len, reverse=True)
-    split = "|".join([ALONE, *map(re.escape, longest), r"\d", r"[^\d]"])
+    split = "|".join([STANDALONE_NUMBER, *map(re.escape, longest), r"\d", r"[^\d]"])
     made.normalizer = normalizers.NFC()
     made.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -90,11 +90,11 @@ def tokenizer() -> Tokenizer:
         ]
     )
     made.decoder = decoders.ByteLevel()
-    made.add_tokens([AddedToken(token, special=token in SPECIAL, normalized=False) for token in ADDED])
+    made.add_tokens([AddedToken(token, special=token in SPECIAL_TOKENS, normalized=False) for token in ADDED_TOKENS])
     return made
 
 
-def spelled(word: str) -> str:
+def to_byte_letters(word: str) -> str:
     """A word in the letters that stand for bytes."""
     [(piece, _)] = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(word)
     return piece

@@ -18,26 +18,26 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import track
 
-from pipeline.context import Work, open_family
+from pipeline.context import RunContext, open_family
 from pipeline.errors import JobError
-from pipeline.inspect.plan.gpus import GPUS, Load, Offer, offer
-from pipeline.inspect.plan.survey import Shown, Survey, sample, survey
+from pipeline.inspect.plan.gpus import GPUS, GpuEstimate, TokenLoad, estimate_gpu
+from pipeline.inspect.plan.survey import Survey, SurveyedMedia, sample_chunks, survey_chunks
 from pipeline.job.spec import Job
-from pipeline.manifest.files import files
-from pipeline.media.sample import image_ask, video_ask
+from pipeline.manifest.files import list_manifest_files
+from pipeline.media.sample import merge_image_options, merge_video_options
 from pipeline.model import weights
-from pipeline.model.engines.torch.model_size import Extent, extent
+from pipeline.model.engines.torch.model_size import ModelSize, measure_model
 from pipeline.model.families.base import Family
-from pipeline.output.store import Store
-from pipeline.registry import nearest
+from pipeline.output.store import OutputStore
+from pipeline.registry import format_suggestion
 from pipeline.run import preflight, resume
-from pipeline.types import Ask, Size
+from pipeline.types import MediaOptions, Size
 
 SAMPLE_ROWS = 2000
-ANSWER_TOKENS = 128  # of an answer, where nothing better is known
-PARTS = 8  # of earlier answers, whose mean length is taken
-BUDGETS = (2560, 1280, 640, 320, 160)  # tokens a picture, for advice
-WORTH = 0.2  # of all vision tokens: what advice must save at least
+DEFAULT_ANSWER_TOKENS = 128  # of an answer, where nothing better is known
+MAX_PARTS_READ = 8  # of earlier answers, whose mean length is taken
+IMAGE_TOKEN_BUDGETS = (2560, 1280, 640, 320, 160)  # tokens a picture, for advice
+MIN_SAVED_SHARE = 0.2  # of all vision tokens: what advice must save at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Advice:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class JobPlan:
     name: str
     rows: int
     rows_left: int
@@ -57,47 +57,47 @@ class Plan:
     answer_tokens: float
     answers_known: int  # earlier answers that this is the mean of
     max_new_tokens: int
-    load: Load
-    model: Extent | None
-    offers: tuple[Offer, ...]
+    load: TokenLoad
+    model: ModelSize | None
+    offers: tuple[GpuEstimate, ...]
     advice: tuple[Advice, ...]
     cost: float | None = None  # where tokens have a price
 
     @property
-    def scale(self) -> float:
+    def rows_per_surveyed_row(self) -> float:
         """Rows that each surveyed row stands for."""
         return self.rows_left / self.survey.rows if self.survey.rows else 0.0
 
 
-def plan(
+def plan_job(
     job: Job,
     *,
-    rows: int | None = SAMPLE_ROWS,
-    limit: int | None = None,
+    sample_rows: int | None = SAMPLE_ROWS,
+    row_limit: int | None = None,
     answer_tokens: int | None = None,
-    gpus: Sequence[str] = (),
-    price: float | None = None,
-) -> Plan:
+    gpu_names: Sequence[str] = (),
+    price_per_hour: float | None = None,
+) -> JobPlan:
     """`rows` is how many to look at; None looks at all."""
-    if unknown := [name for name in gpus if name not in GPUS]:
-        raise JobError(f"--gpu {unknown[0]}: known are {', '.join(GPUS)}{nearest(unknown[0], GPUS)}")
-    found = files(job)
-    work = preflight.work(job, found)
-    if problems := preflight.problems(work, found):
+    if unknown := [name for name in gpu_names if name not in GPUS]:
+        raise JobError(f"--gpu {unknown[0]}: known are {', '.join(GPUS)}{format_suggestion(unknown[0], GPUS)}")
+    found = list_manifest_files(job)
+    work = preflight.build_run_context(job, found)
+    if problems := preflight.find_job_problems(work, found):
         raise JobError("\n".join(problems))
-    store = Store(work.job.output.path)
-    todo = resume.plan(work, found, store, limit=limit)
-    chunks = list(todo.left if rows is None else sample(todo.left, rows))
+    store = OutputStore(work.job.output.path)
+    todo = resume.build_resume_plan(work, found, store, row_limit=row_limit)
+    chunks = list(todo.remaining_chunks if sample_rows is None else sample_chunks(todo.remaining_chunks, sample_rows))
     console = Console(stderr=True)
     bar = track(chunks, "headers", console=console, transient=True, disable=not console.is_terminal)
-    seen = survey(work, bar) if chunks else Survey()
-    known, mean = answered_tokens(store, work)
-    each = answer_tokens or (mean if known else min(ANSWER_TOKENS, job.answer.max_new_tokens))
-    load = load_of(seen, todo.rows_left, each)
-    model = extent_of(job)
-    names = gpus or tuple(GPUS)
+    seen = survey_chunks(work, bar) if chunks else Survey()
+    known, mean = read_answer_lengths(store, work)
+    each = answer_tokens or (mean if known else min(DEFAULT_ANSWER_TOKENS, job.answer.max_new_tokens))
+    load = estimate_load(seen, todo.rows_left, each)
+    model = find_model_size(job)
+    names = gpu_names or tuple(GPUS)
     many = max(1, math.ceil(job.workers.generate.gpus), job.model.tensor_parallel)
-    return Plan(
+    return JobPlan(
         name=job.name,
         rows=todo.rows,
         rows_left=todo.rows_left,
@@ -107,50 +107,55 @@ def plan(
         max_new_tokens=job.answer.max_new_tokens,
         load=load,
         model=model,
-        offers=tuple(offer(name, load, model, gpus=many, price=price) for name in names) if model else (),
-        advice=tuple(advice(seen, job, open_family(work))),
-        cost=job.cost(load.prompt, load.output),
+        offers=tuple(estimate_gpu(name, load, model, gpu_count=many, price_per_hour=price_per_hour) for name in names)
+        if model
+        else (),
+        advice=tuple(suggest_settings(seen, job, open_family(work))),
+        cost=job.compute_cost(load.prompt, load.output),
     )
 
 
-def load_of(seen: Survey, rows: int, answer_tokens: float) -> Load:
-    scale = rows / seen.rows if seen.rows else 0.0
-    vision, text = (sum(tokens * count for tokens, count in each.items()) for each in (seen.vision, seen.text))
-    good = seen.good * scale
-    return Load(good, vision * scale, (vision + text) * scale, answer_tokens * good, seen.longest)
+def estimate_load(survey: Survey, rows: int, answer_tokens: float) -> TokenLoad:
+    scale = rows / survey.rows if survey.rows else 0.0
+    vision, text = (sum(tokens * count for tokens, count in each.items()) for each in (survey.vision, survey.text))
+    good = survey.answerable_rows * scale
+    return TokenLoad(good, vision * scale, (vision + text) * scale, answer_tokens * good, survey.longest)
 
 
-def extent_of(job: Job) -> Extent | None:
+def find_model_size(job: Job) -> ModelSize | None:
     """None where the model is not run here."""
     if job.engine.kind == "http":
         return None
-    folder = weights.locate_small(job.model.weights, job.model.revision)
-    return extent(weights.config(folder, job.model), dtype=job.model.dtype, quantize=job.model.quantize)
+    folder = weights.locate_small_files(job.model.weights, job.model.revision)
+    return measure_model(weights.load_config(folder, job.model), dtype=job.model.dtype, quantize=job.model.quantize)
 
 
-def answered_tokens(store: Store, work: Work) -> tuple[int, float]:
+def read_answer_lengths(store: OutputStore, context: RunContext) -> tuple[int, float]:
     """How many earlier answers to the same question were read, and their mean length."""
-    folder = f"data/fp={work.fingerprint}"
+    folder = f"data/fp={context.fingerprint}"
     lengths: list[int] = []
-    for name in sorted(store.names(folder))[:PARTS]:
-        part = pq.read_table(io.BytesIO(store.read(f"{folder}/{name}")), columns=["tokens"])
+    for name in sorted(store.list_names(folder))[:MAX_PARTS_READ]:
+        part = pq.read_table(io.BytesIO(store.read_object(f"{folder}/{name}")), columns=["tokens"])
         lengths += [row["output"] for row in part["tokens"].to_pylist()]
     return len(lengths), sum(lengths) / len(lengths) if lengths else 0.0
 
 
-def advice(seen: Survey, job: Job, family: Family) -> list[Advice]:
+def suggest_settings(survey: Survey, job: Job, family: Family) -> list[Advice]:
     """Smaller pictures that save much: reckoned by the family on the sizes that were seen."""
     out = []
-    whole = sum(count * tokens_of(shown, shown.size, family) for shown, count in seen.clips.items())
+    whole = sum(count * count_media_tokens(shown, shown.model_size, family) for shown, count in survey.clips.items())
     for key, kind in (("media.max_pixels", "image"), ("media.video.max_pixels", "video")):
-        clips = {shown: count for shown, count in seen.clips.items() if shown.kind == kind}
-        now = sum(count * tokens_of(shown, shown.size, family) for shown, count in clips.items())
-        for budget in BUDGETS:
+        clips = {shown: count for shown, count in survey.clips.items() if shown.kind == kind}
+        now = sum(count * count_media_tokens(shown, shown.model_size, family) for shown, count in clips.items())
+        for budget in IMAGE_TOKEN_BUDGETS:
             pixels = budget * (family.patch * family.merge) ** 2
-            sizes = {shown: min(resized(shown, pixels, job, family), shown.size, key=math.prod) for shown in clips}
-            then = sum(count * tokens_of(shown, sizes[shown], family) for shown, count in clips.items())
-            changed = sum(count for shown, count in clips.items() if sizes[shown] != shown.size)
-            if whole and (now - then) / whole >= WORTH:
+            sizes = {
+                shown: min(compute_reduced_size(shown, pixels, job, family), shown.model_size, key=math.prod)
+                for shown in clips
+            }
+            then = sum(count * count_media_tokens(shown, sizes[shown], family) for shown, count in clips.items())
+            changed = sum(count for shown, count in clips.items() if sizes[shown] != shown.model_size)
+            if whole and (now - then) / whole >= MIN_SAVED_SHARE:
                 out.append(Advice(key, pixels, (now - then) / whole, changed / sum(clips.values())))
     return [
         each
@@ -159,18 +164,21 @@ def advice(seen: Survey, job: Job, family: Family) -> list[Advice]:
     ]
 
 
-def resized(shown: Shown, pixels: int, job: Job, family: Family) -> Size:
-    if shown.kind == "image":
-        return family.image_size(shown.source, replace(image_ask(job.media, Ask()), max_pixels=pixels, min_pixels=None))
-    ask = replace(video_ask(job.media, Ask()), max_pixels=pixels, min_pixels=None)
-    return family.video_size(shown.source, shown.frames, ask)
+def compute_reduced_size(media: SurveyedMedia, max_pixels: int, job: Job, family: Family) -> Size:
+    if media.kind == "image":
+        return family.fit_image_size(
+            media.source_size,
+            replace(merge_image_options(job.media, MediaOptions()), max_pixels=max_pixels, min_pixels=None),
+        )
+    ask = replace(merge_video_options(job.media, MediaOptions()), max_pixels=max_pixels, min_pixels=None)
+    return family.fit_video_size(media.source_size, media.frame_count, ask)
 
 
-def tokens_of(shown: Shown, size: Size, family: Family) -> int:
-    return family.vision_tokens(size, shown.frames)
+def count_media_tokens(media: SurveyedMedia, size: Size, family: Family) -> int:
+    return family.count_vision_tokens(size, media.frame_count)
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
+def to_json_dict(plan: JobPlan) -> dict[str, Any]:
     """All of it as plain values; `survey` is of the rows looked at, `load` of all that are left."""
     seen = {name: value for name, value in vars(plan.survey).items() if name not in ("vision", "text", "clips")}
     for name in ("vision", "text"):

@@ -6,17 +6,17 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from pipeline.inspect.plan import Plan
+from pipeline.inspect.plan import JobPlan
 from pipeline.inspect.plan.survey import Survey
 
-BARS = " ▏▎▍▌▋▊▉█"
-WIDTH, BINS = 32, 10
+BAR_CHARACTERS = " ▏▎▍▌▋▊▉█"
+BAR_WIDTH, HISTOGRAM_BINS = 32, 10
 GIB = 2**30
-NAMES = {"picture": "with one picture", "pictures": "with several pictures", "video": "with a video"}
-NAMES |= {"mixed": "with pictures and video", "text": "of text alone"}
+ROW_KIND_LABELS = {"picture": "with one picture", "pictures": "with several pictures", "video": "with a video"}
+ROW_KIND_LABELS |= {"mixed": "with pictures and video", "text": "of text alone"}
 
 
-def lines(plan: Plan) -> Iterator[str]:
+def format_plan(plan: JobPlan) -> Iterator[str]:
     seen = plan.survey
     before = f", {plan.rows - plan.rows_left:,} done before" if plan.rows > plan.rows_left else ""
     yield f"{plan.name}: {plan.rows:,} rows{before}, {plan.rows_left:,} to do"
@@ -25,17 +25,17 @@ def lines(plan: Plan) -> Iterator[str]:
         return
     part = f"a sample of {seen.rows:,} rows; --all looks at every one" if seen.rows < plan.rows_left else "all of them"
     yield f"headers read: {part}"
-    if seen.good:
+    if seen.answerable_rows:
         yield ""
-        yield from content(plan)
+        yield from format_content(plan)
         yield ""
-        yield from histogram(seen.vision)
+        yield from format_histogram(seen.vision)
     if seen.failures:
         yield ""
-        yield from failures(plan)
-    if plan.model and seen.good:
+        yield from format_failures(plan)
+    if plan.model and seen.answerable_rows:
         yield ""
-        yield from prices(plan)
+        yield from format_gpu_table(plan)
     if plan.advice:
         yield ""
         yield "less would do?"
@@ -45,28 +45,28 @@ def lines(plan: Plan) -> Iterator[str]:
             yield f"  --set {each.key}={each.value:<9}  {each.saves:.0%} fewer vision tokens; {share}"
 
 
-def content(plan: Plan) -> Iterator[str]:
-    seen, scale = plan.survey, plan.scale
+def format_content(plan: JobPlan) -> Iterator[str]:
+    seen, scale = plan.survey, plan.rows_per_surveyed_row
     yield "rows            " + ", ".join(
-        f"{count * scale:,.0f} {NAMES[kind]}" for kind, count in seen.kinds.most_common()
+        f"{count * scale:,.0f} {ROW_KIND_LABELS[kind]}" for kind, count in seen.kinds.most_common()
     )
     for kind, name in (("image", "pictures"), ("video", "videos")):
         if count := seen.media[kind]:
-            yield f"{name:<16}{count * scale:,.0f}, {sizes(seen, kind, count)}"
+            yield f"{name:<16}{count * scale:,.0f}, {format_sizes(seen, kind, count)}"
     if seen.frames:
         yield f"frames          {seen.frames * scale:,.0f}, {seen.frames / seen.media['video']:.0f} a video"
-    yield f"vision tokens   {plan.load.vision:,.0f}, {spread(seen.vision, exact=scale == 1)}"
-    yield f"prompt text     {plan.load.prompt - plan.load.vision:,.0f} tokens, {spread(seen.text, exact=scale == 1)}"
+    yield f"vision tokens   {plan.load.vision:,.0f}, {format_distribution(seen.vision, exact=scale == 1)}"
+    yield f"prompt text     {plan.load.prompt - plan.load.vision:,.0f} tokens, {format_distribution(seen.text, exact=scale == 1)}"
     why = f"as in {plan.answers_known:,} answers given before" if plan.answers_known else "--answer-tokens to change"
     yield (
         f"answers         {plan.load.output:,.0f} tokens, reckoned at {plan.answer_tokens:.0f} a row ({why}); "
         f"at most {plan.max_new_tokens:,}"
     )
     if plan.cost is not None:
-        yield f"cost            {amount(plan.cost)} at engine.price, for tokens as model.weights counts them"
+        yield f"cost            {format_amount(plan.cost)} at engine.price, for tokens as model.weights counts them"
 
 
-def sizes(seen: Survey, kind: str, count: int) -> str:
+def format_sizes(seen: Survey, kind: str, count: int) -> str:
     mean = seen.source_pixels[kind] / count / 1e6
     width, height = seen.largest[kind]
     kept = seen.model_pixels[kind] / seen.source_pixels[kind]
@@ -76,7 +76,7 @@ def sizes(seen: Survey, kind: str, count: int) -> str:
     )
 
 
-def spread(counts: Counter[int], *, exact: bool) -> str:
+def format_distribution(counts: Counter[int], *, exact: bool) -> str:
     """Mean with what a sample leaves open, median, longest."""
     rows = counts.total()
     if not rows:
@@ -85,10 +85,10 @@ def spread(counts: Counter[int], *, exact: bool) -> str:
     variance = sum(count * (value - mean) ** 2 for value, count in counts.items()) / max(rows - 1, 1)
     error = 2 * math.sqrt(variance / rows) / mean if mean else 0.0
     near = "" if exact or error < 0.005 else f" ± {error:.0%}"
-    return f"{mean:,.0f}{near} a row, median {quantile(counts, 0.5):,}, most {max(counts):,}"
+    return f"{mean:,.0f}{near} a row, median {find_quantile(counts, 0.5):,}, most {max(counts):,}"
 
 
-def quantile(counts: Counter[int], share: float) -> int:
+def find_quantile(counts: Counter[int], share: float) -> int:
     """
     >>> quantile(Counter({1: 5, 9: 4, 100: 1}), 0.9)
     9
@@ -101,45 +101,45 @@ def quantile(counts: Counter[int], share: float) -> int:
     return max(counts)
 
 
-def histogram(counts: Counter[int]) -> Iterator[str]:
+def format_histogram(counts: Counter[int]) -> Iterator[str]:
     """Rows by vision tokens, as bars."""
     if not counts:
         return
-    bins = binned(counts, BINS)
+    bins = count_by_bin(counts, HISTOGRAM_BINS)
     most, widest = max(count for _, _, count in bins), len(f"{max(counts):,}")
     yield "vision tokens of a row"
     for first, last, count in bins:
         share = count / counts.total()
-        yield f"  {first:>{widest},} to {last:>{widest},}  {bar(count / most)}  {share:.0%}"
+        yield f"  {first:>{widest},} to {last:>{widest},}  {format_bar(count / most)}  {share:.0%}"
 
 
-def binned(counts: Counter[int], bins: int) -> list[tuple[int, int, int]]:
+def count_by_bin(counts: Counter[int], bin_count: int) -> list[tuple[int, int, int]]:
     """(first, last, how many) in equal steps between the least and the most.
 
     >>> binned(Counter({1: 2, 4: 1, 5: 1}), 2)
     [(1, 3, 2), (4, 5, 2)]
     """
     low, high = min(counts), max(counts)
-    step = math.ceil((high - low + 1) / bins)
+    step = math.ceil((high - low + 1) / bin_count)
     firsts = range(low, high + 1, step)
     return [(at, min(at + step - 1, high), sum(counts[n] for n in range(at, at + step))) for at in firsts]
 
 
-def bar(share: float) -> str:
-    eighths = max(round(share * WIDTH * 8), 1 if share else 0)
-    text = BARS[8] * (eighths // 8) + (BARS[eighths % 8] if eighths % 8 else "")
-    return f"{text:<{WIDTH}}"
+def format_bar(share: float) -> str:
+    eighths = max(round(share * BAR_WIDTH * 8), 1 if share else 0)
+    text = BAR_CHARACTERS[8] * (eighths // 8) + (BAR_CHARACTERS[eighths % 8] if eighths % 8 else "")
+    return f"{text:<{BAR_WIDTH}}"
 
 
-def failures(plan: Plan) -> Iterator[str]:
+def format_failures(plan: JobPlan) -> Iterator[str]:
     seen = plan.survey
     share = seen.failures.total() / seen.rows
-    yield f"rows that will fail: {seen.failures.total() * plan.scale:,.0f}, {share:.1%}"
+    yield f"rows that will fail: {seen.failures.total() * plan.rows_per_surveyed_row:,.0f}, {share:.1%}"
     for name, count in seen.failures.most_common():
-        yield f"  {count * plan.scale:>8,.0f}  {name}: {seen.examples[name].strip().splitlines()[-1]}"
+        yield f"  {count * plan.rows_per_surveyed_row:>8,.0f}  {name}: {seen.examples[name].strip().splitlines()[-1]}"
 
 
-def prices(plan: Plan) -> Iterator[str]:
+def format_gpu_table(plan: JobPlan) -> Iterator[str]:
     assert plan.model
     parameters = (plan.model.vision_parameters + plan.model.text_parameters) / 1e6
     size = f"{parameters / 1000:.1f} billion" if parameters >= 1000 else f"{parameters:.1f} million"
@@ -160,8 +160,8 @@ def prices(plan: Plan) -> Iterator[str]:
                     name,
                     f"{each.kv_tokens:,}",
                     f"{each.rows_at_once:,}",
-                    f"{amount(each.gpu_hours)}{star}",
-                    f"{amount(each.cost)}{star}",
+                    f"{format_amount(each.gpu_hours)}{star}",
+                    f"{format_amount(each.cost)}{star}",
                 )
             )
     widths = [max(len(row[at]) for row in rows) for at in range(len(head))]
@@ -176,7 +176,7 @@ def prices(plan: Plan) -> Iterator[str]:
         yield "  does not fit: no room for the longest row beside the weights; try model.quantize=int4 or smaller media"
 
 
-def amount(value: float) -> str:
+def format_amount(value: float) -> str:
     """
     >>> amount(0.00012), amount(0.123), amount(12.34), amount(1234.5)
     ('<0.01', '0.12', '12.3', '1,234')

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.model.engines.torch.model_size import SLOTS, Extent
+from pipeline.model.engines.torch.model_size import DEFAULT_SLOTS, ModelSize
 
 GIB = 2**30
 PEAK_SHARE, BANDWIDTH_SHARE = 0.5, 0.6
-MEASURED: dict[str, tuple[float, float]] = {}  # by GPU: the two shares that this engine reached
+MEASURED_SHARES: dict[str, tuple[float, float]] = {}  # by GPU: the two shares that this engine reached
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
     memory_gib: float
     tflops: float  # dense, bf16
-    gb_s: float
-    price: float  # USD an hour
+    bandwidth_gb_s: float
+    price_per_hour: float  # USD an hour
 
 
 GPUS = {
@@ -37,7 +37,7 @@ GPUS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class TokenLoad:
     """What is to be done, in tokens."""
 
     rows: float
@@ -48,7 +48,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class GpuEstimate:
     """One kind of GPU for one load."""
 
     gpu: str
@@ -60,21 +60,31 @@ class Offer:
     measured: bool
 
 
-def offer(name: str, load: Load, model: Extent, *, gpus: int = 1, price: float | None = None) -> Offer:
-    gpu = GPUS[name]
-    peak, bandwidth = MEASURED.get(name, (PEAK_SHARE, BANDWIDTH_SHARE))
-    kv_tokens = max(model.kv_tokens(gpu.memory_gib * GIB, gpus), 0)
+def estimate_gpu(
+    gpu_name: str, load: TokenLoad, model: ModelSize, *, gpu_count: int = 1, price_per_hour: float | None = None
+) -> GpuEstimate:
+    gpu = GPUS[gpu_name]
+    peak, bandwidth = MEASURED_SHARES.get(gpu_name, (PEAK_SHARE, BANDWIDTH_SHARE))
+    kv_tokens = max(model.count_kv_tokens(gpu.memory_gib * GIB, gpu_count), 0)
     if kv_tokens < load.longest or not load.rows:
-        return Offer(name, gpus, kv_tokens, 0, None, None, name in MEASURED)
+        return GpuEstimate(gpu_name, gpu_count, kv_tokens, 0, None, None, gpu_name in MEASURED_SHARES)
     row_tokens = (load.prompt + load.output) / load.rows
-    at_once = max(1, min(SLOTS, int(kv_tokens / row_tokens), int(load.rows)))
+    at_once = max(1, min(DEFAULT_SLOTS, int(kv_tokens / row_tokens), int(load.rows)))
     reading = 2.0 * (
         model.active_parameters * load.prompt + model.vision_parameters * load.vision * model.patches_per_token
     )
     step_bytes = model.text_bytes + at_once * row_tokens * model.token_bytes
     writing = step_bytes * load.output / at_once
-    seconds = reading / (gpu.tflops * 1e12 * peak) + writing / (gpu.gb_s * 1e9 * bandwidth)  # of one GPU's work
+    seconds = reading / (gpu.tflops * 1e12 * peak) + writing / (
+        gpu.bandwidth_gb_s * 1e9 * bandwidth
+    )  # of one GPU's work
     hours = seconds / 3600
-    return Offer(
-        name, gpus, kv_tokens, at_once, hours, hours * (gpu.price if price is None else price), name in MEASURED
+    return GpuEstimate(
+        gpu_name,
+        gpu_count,
+        kv_tokens,
+        at_once,
+        hours,
+        hours * (gpu.price_per_hour if price_per_hour is None else price_per_hour),
+        gpu_name in MEASURED_SHARES,
     )

@@ -12,26 +12,28 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
-from pipeline.context import Work
-from pipeline.fetch.header_fetcher import Heads
+from pipeline.context import RunContext
+from pipeline.fetch.header_fetcher import HeaderFetcher
 from pipeline.manifest.chunks import Chunk
-from pipeline.media.header import Header
+from pipeline.media.header import HeaderDecoder
 from pipeline.prepare import Preparer
-from pipeline.types import Asked, Clip, Failure, Request, Size
+from pipeline.types import Clip, Failure, ReadItem, Request, Size
 
-CLUSTERS = 100  # chunks that a sample is spread over: each costs reading a part of the manifest
-TOGETHER = 300  # rows, from as many chunks as that takes; media that a manifest holds as bytes are in memory with them
-MOST_CLIPS = 20_000  # kinds of them, by their sizes, that advice is reckoned on
+MAX_SAMPLED_CHUNKS = 100  # chunks that a sample is spread over: each costs reading a part of the manifest
+BATCH_ROWS = (
+    300  # rows, from as many chunks as that takes; media that a manifest holds as bytes are in memory with them
+)
+MAX_DISTINCT_CLIPS = 20_000  # kinds of them, by their sizes, that advice is reckoned on
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class SurveyedMedia:
     """One medium, as it is and as the model would see it."""
 
     kind: str
-    source: Size
-    size: Size
-    frames: int
+    source_size: Size
+    model_size: Size
+    frame_count: int
 
 
 @dataclass
@@ -49,41 +51,41 @@ class Survey:
     longest: int = 0  # prompt and the budget of the answer
     failures: Counter[str] = field(default_factory=Counter)  # "stage/kind"
     examples: dict[str, str] = field(default_factory=dict)
-    clips: Counter[Shown] = field(default_factory=Counter)
+    clips: Counter[SurveyedMedia] = field(default_factory=Counter)
 
-    def add(self, outcome: Request | Failure) -> None:
+    def add_outcome(self, outcome: Request | Failure) -> None:
         self.rows += 1
         if isinstance(outcome, Failure):
             name = f"{outcome.stage}/{outcome.kind}"
             self.failures[name] += 1
             self.examples.setdefault(name, outcome.message)
             return
-        self.kinds[kind_of(outcome.clips)] += 1
+        self.kinds[classify_row(outcome.clips)] += 1
         self.vision[outcome.vision_tokens] += 1
         self.text[len(outcome.input_ids) - outcome.vision_tokens] += 1
-        budget = outcome.sampling.max_new_tokens + (outcome.sampling.thinking_tokens or 0)
+        budget = outcome.sampling.max_new_tokens + (outcome.sampling.max_thinking_tokens or 0)
         self.longest = max(self.longest, len(outcome.input_ids) + budget)
         for clip in outcome.clips:
-            self.see(Shown(clip.kind, clip.source_size, clip.size, len(clip.pixels)))
+            self.add_media(SurveyedMedia(clip.kind, clip.source_size, clip.size, len(clip.pixels)))
 
-    def see(self, shown: Shown) -> None:
-        kind, pixels = shown.kind, shown.source[0] * shown.source[1]
+    def add_media(self, media: SurveyedMedia) -> None:
+        kind, pixels = media.kind, media.source_size[0] * media.source_size[1]
         self.media[kind] += 1
-        self.resized[kind] += shown.source != shown.size
+        self.resized[kind] += media.source_size != media.model_size
         self.source_pixels[kind] += pixels
-        self.model_pixels[kind] += shown.size[0] * shown.size[1]
+        self.model_pixels[kind] += media.model_size[0] * media.model_size[1]
         largest = self.largest.get(kind, (0, 0))
-        self.largest[kind] = shown.source if pixels > largest[0] * largest[1] else largest
-        self.frames += shown.frames if kind == "video" else 0
-        if shown in self.clips or len(self.clips) < MOST_CLIPS:
-            self.clips[shown] += 1
+        self.largest[kind] = media.source_size if pixels > largest[0] * largest[1] else largest
+        self.frames += media.frame_count if kind == "video" else 0
+        if media in self.clips or len(self.clips) < MAX_DISTINCT_CLIPS:
+            self.clips[media] += 1
 
     @property
-    def good(self) -> int:
+    def answerable_rows(self) -> int:
         return self.rows - self.failures.total()
 
 
-def kind_of(clips: Sequence[Clip]) -> str:
+def classify_row(clips: Sequence[Clip]) -> str:
     kinds = {clip.kind for clip in clips}
     if len(kinds) > 1:
         return "mixed"
@@ -92,43 +94,49 @@ def kind_of(clips: Sequence[Clip]) -> str:
     return "video" if kinds else "text"
 
 
-def survey(work: Work, chunks: Iterable[Chunk]) -> Survey:
+def survey_chunks(context: RunContext, chunks: Iterable[Chunk]) -> Survey:
     found = Survey()
-    with closing(Preparer(work, fetcher=Heads, decoder=Header)) as preparer:
-        for rows in together(preparer.read(chunk) for chunk in chunks):
-            for _, outcome in preparer.requests(rows):
-                found.add(outcome)
+    with closing(Preparer(context, fetcher_class=HeaderFetcher, decoder_class=HeaderDecoder)) as preparer:
+        for rows in batch_items(preparer.read_items(chunk) for chunk in chunks):
+            for _, outcome in preparer.prepare_items(rows):
+                found.add_outcome(outcome)
     return found
 
 
-def together(lists: Iterable[list[Asked]]) -> Iterator[list[Asked]]:
+def batch_items(item_lists: Iterable[list[ReadItem]]) -> Iterator[list[ReadItem]]:
     """So many that fetching ahead of them is seldom at its end."""
-    some: list[Asked] = []
-    for each in lists:
+    some: list[ReadItem] = []
+    for each in item_lists:
         some += each
-        if len(some) >= TOGETHER:
+        if len(some) >= BATCH_ROWS:
             yield some
             some = []
     yield some
 
 
-def sample(chunks: Sequence[Chunk], rows: int) -> Iterator[Chunk]:
+def sample_chunks(chunks: Sequence[Chunk], row_count: int) -> Iterator[Chunk]:
     """About so many rows, evenly spread over evenly spread chunks; all of them where there are no more."""
-    if sum(chunk.asked for chunk in chunks) <= rows:
+    if sum(chunk.asked_row_count for chunk in chunks) <= row_count:
         yield from chunks
         return
-    chosen = [chunks[at] for at in evenly(len(chunks), CLUSTERS)]
-    each = -(-rows // len(chosen))
+    chosen = [chunks[at] for at in pick_evenly(len(chunks), MAX_SAMPLED_CHUNKS)]
+    each = -(-row_count // len(chosen))
     for chunk in chosen:
-        left_out = {*chunk.without, *chunk.skip}
-        asked = [offset for offset in range(chunk.rows) if offset not in left_out]
-        kept = {asked[at] for at in evenly(len(asked), each)}
-        yield replace(chunk, skip=tuple(offset for offset in asked if offset not in kept) + chunk.skip)
+        left_out = {*chunk.excluded_offsets, *chunk.answered_offsets}
+        asked = [offset for offset in range(chunk.row_count) if offset not in left_out]
+        kept = {asked[at] for at in pick_evenly(len(asked), each)}
+        yield replace(
+            chunk, answered_offsets=tuple(offset for offset in asked if offset not in kept) + chunk.answered_offsets
+        )
 
 
-def evenly(count: int, wanted: int) -> list[int]:
+def pick_evenly(count: int, wanted_count: int) -> list[int]:
     """
     >>> evenly(10, 3), evenly(2, 3)
     ([1, 5, 8], [0, 1])
     """
-    return [*range(count)] if wanted >= count else [int((at + 0.5) * count / wanted) for at in range(wanted)]
+    return (
+        [*range(count)]
+        if wanted_count >= count
+        else [int((at + 0.5) * count / wanted_count) for at in range(wanted_count)]
+    )

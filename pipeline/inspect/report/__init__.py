@@ -15,56 +15,58 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.errors import JobError, OutputError
-from pipeline.inspect.report.cards import card, content, is_wide
+from pipeline.inspect.report.cards import build_card, build_page_values, needs_wide_card
 from pipeline.inspect.report.charts import Palette
-from pipeline.inspect.report.gather import Wish, gather, groups
-from pipeline.inspect.report.page import render
-from pipeline.inspect.report.pictures import Album
-from pipeline.inspect.status import Folder, open_output
+from pipeline.inspect.report.gather import ReportOptions, gather_answers, group_failures
+from pipeline.inspect.report.page import render_page
+from pipeline.inspect.report.pictures import PreviewLoader
+from pipeline.inspect.status import OutputReader, open_output_reader
 from pipeline.job.spec import Job
-from pipeline.output.answer.geometry import meanings
+from pipeline.output.answer.geometry import find_field_meanings
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class ReportFile:
     path: Path
-    rows: int
-    bytes: int
+    card_count: int
+    size_bytes: int
 
 
-def report(path: str, to: Path, *, wish: Wish | None = None, question: str | None = None) -> Written:
+def write_report(
+    output_path: str, target: Path, *, options: ReportOptions | None = None, question: str | None = None
+) -> ReportFile:
     """Write the page for one question of an output: the one named, or the one asked last."""
-    wish = wish or Wish()
-    folder = open_output(path, question)
-    figures, chosen = gather(folder.store, folder.fingerprint, wish)
-    if missing := set(wish.ids) - {each.row["id"] for each in chosen}:
-        raise JobError(f"--id {min(missing)}: no row of that id is answered in {path}")
-    found = groups(folder.wrong())
-    means = meanings(schema_of(folder.question))
+    options = options or ReportOptions()
+    folder = open_output_reader(output_path, question)
+    figures, chosen = gather_answers(folder.store, folder.fingerprint, options)
+    if missing := set(options.row_ids) - {each.row["id"] for each in chosen}:
+        raise JobError(f"--id {min(missing)}: no row of that id is answered in {output_path}")
+    found = group_failures(folder.read_failed_rows())
+    means = find_field_meanings(read_answer_schema(folder.question))
     palette = Palette()
-    with closing(Album(job_of(folder))) as album:
-        wide = any(is_wide(each.row) for each in chosen)  # all alike: a page that is easy to scan
-        cards = [card(each, means, album.picture, palette, wide=wide) for each in chosen]
-    html = render(content(folder, figures, found, cards))
+    with closing(PreviewLoader(load_original_job(folder))) as album:
+        wide = any(needs_wide_card(each.row) for each in chosen)  # all alike: a page that is easy to scan
+        cards = [build_card(each, means, album.load_preview, palette, wide=wide) for each in chosen]
+    html = render_page(build_page_values(folder, figures, found, cards))
     try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        to.write_text(html, encoding="utf-8")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(html, encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"{to}: cannot be written: {error.strerror}; name another place with --to") from error
-    return Written(to, len(cards), len(html.encode()))
+        raise OutputError(f"{target}: cannot be written: {error.strerror}; name another place with --to") from error
+    return ReportFile(target, len(cards), len(html.encode()))
 
 
-def schema_of(question: Mapping[str, Any]) -> dict[str, Any]:
+def read_answer_schema(question: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON Schema that the answers fit; empty where they are text."""
     text = str(question.get("answer", {}).get("schema", "")).rpartition("\n")[2]
     found: dict[str, Any] = json.loads(text) if text.startswith("{") else {}
     return found
 
 
-def job_of(folder: Folder) -> Job:
+def load_original_job(reader: OutputReader) -> Job:
     """The job that asked, for where its media may be looked for."""
     nowhere = {"name": "-", "input": {"manifest": "-"}, "model": {"weights": "-"}, "output": {"path": "-"}}
     try:
-        return Job.model_validate(folder.job or nowhere)
+        return Job.model_validate(reader.job or nowhere)
     except ValidationError:  # of another version
         return Job.model_validate(nowhere)

@@ -9,18 +9,27 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.inspect.report.charts import Bar, Palette, Shown, bars, durations, histogram, leaves, shown
-from pipeline.inspect.report.gather import Chosen, Figures, Group, confidence
-from pipeline.inspect.report.marks import marks
-from pipeline.inspect.report.pictures import Picture
-from pipeline.inspect.status import Folder, versions, when
-from pipeline.output.arrow_tables import OURS
-from pipeline.run.progress import clock
+from pipeline.inspect.report.charts import (
+    AnnotatedMedia,
+    ChartBar,
+    Palette,
+    annotate_media,
+    build_bars,
+    build_histogram,
+    build_latency_histogram,
+    count_values,
+)
+from pipeline.inspect.report.gather import AnswerStatistics, FailureGroup, SampledRow, to_percent
+from pipeline.inspect.report.marks import find_annotations
+from pipeline.inspect.report.pictures import MediaPreview
+from pipeline.inspect.status import OutputReader, format_run_time, format_versions
+from pipeline.output.arrow_tables import RESERVED_COLUMNS
+from pipeline.run.progress import format_duration
 
-WIDE = 9  # values in an answer that need the room beside the picture
-WHY = {"chosen": "chosen", "doubtful": "least confident", "random": "random"}
-STEPS = {"worked": "answering", "waited": "waiting", "read": "reading rows"}
-STEPS |= {"fetch": "fetching", "decode": "decoding", "prompt": "prompts", "commit": "committing"}
+MIN_WIDE_VALUES = 9  # values in an answer that need the room beside the picture
+REASON_LABELS = {"chosen": "chosen", "doubtful": "least confident", "random": "random"}
+STEP_LABELS = {"worked": "answering", "waited": "waiting", "read": "reading rows"}
+STEP_LABELS |= {"fetch": "fetching", "decode": "decoding", "prompt": "prompts", "commit": "committing"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +39,7 @@ class Card:
     because: str  # the same in words
     answer: Any
     kept: Mapping[str, Any]
-    media: Sequence[Shown]
+    media: Sequence[AnnotatedMedia]
     violations: Sequence[str]
     facts: Sequence[str]
     said: str  # the model's own words, where they differ
@@ -38,37 +47,46 @@ class Card:
     tags: str  # what the filter may ask for
 
 
-Look = Callable[[Mapping[str, Any]], Picture]
+PreviewLoaderFunction = Callable[[Mapping[str, Any]], MediaPreview]
 
 
-def is_wide(row: Mapping[str, Any]) -> bool:
-    return leaves(said(row)) > WIDE or any(seen["kind"] == "video" for seen in row["media"] or ())
+def needs_wide_card(row: Mapping[str, Any]) -> bool:
+    return count_values(get_answer_or_text(row)) > MIN_WIDE_VALUES or any(
+        seen["kind"] == "video" for seen in row["media"] or ()
+    )
 
 
-def said(row: Mapping[str, Any]) -> Any:
+def get_answer_or_text(row: Mapping[str, Any]) -> Any:
     return row.get("answer") if row.get("answer") is not None else row["text"]
 
 
-def card(chosen: Chosen, means: Mapping[str, str], look: Look, palette: Palette, *, wide: bool) -> Card:
-    row = chosen.row
-    answer = said(row)
-    found = marks(row.get("answer"), means)
+def build_card(
+    sampled_row: SampledRow,
+    field_meanings: Mapping[str, str],
+    load_preview: PreviewLoaderFunction,
+    palette: Palette,
+    *,
+    wide: bool,
+) -> Card:
+    row = sampled_row.row
+    answer = get_answer_or_text(row)
+    found = find_annotations(row.get("answer"), field_meanings)
     media = [
-        shown(look(seen), [mark for mark in found if mark.medium == at], palette, wide=wide)
+        annotate_media(load_preview(seen), [mark for mark in found if mark.media_index == at], palette, wide=wide)
         for at, seen in enumerate(row["media"] or ())
     ]
     tokens = row["tokens"]
     facts = [f"{tokens['vision']:,} vision tokens", f"{tokens['output']:,} output tokens", row["finish"]]
-    facts += [f"confidence {confidence(row['logprob'])} %"] if row["logprob"] is not None else []
+    facts += [f"confidence {to_percent(row['logprob'])} %"] if row["logprob"] is not None else []
     facts += [f"{row['latency_s']:.3g} s"] if row.get("latency_s") is not None else []
     facts += [f"{row['attempts']} attempts"] if row["attempts"] > 1 else []
     tags = ["marks"] * bool(found) + ["doubts"] * bool(row["violations"] or row["flags"])
     return Card(
         id=row["id"],
-        why=chosen.why,
-        because=WHY[chosen.why],
+        why=sampled_row.reason,
+        because=REASON_LABELS[sampled_row.reason],
         answer=answer,
-        kept={name: value for name, value in row.items() if name not in OURS},
+        kept={name: value for name, value in row.items() if name not in RESERVED_COLUMNS},
         media=media,
         violations=row["violations"] or (),
         facts=[*facts, *(row["flags"] or ())],
@@ -78,66 +96,83 @@ def card(chosen: Chosen, means: Mapping[str, str], look: Look, palette: Palette,
     )
 
 
-def content(folder: Folder, figures: Figures, found: Sequence[Group], cards: Sequence[Card]) -> dict[str, Any]:
+def build_page_values(
+    reader: OutputReader, statistics: AnswerStatistics, failure_groups: Sequence[FailureGroup], cards: Sequence[Card]
+) -> dict[str, Any]:
     return {
-        "name": folder.job.get("name", "answers"),
-        "path": folder.store.path,
-        "fingerprint": folder.fingerprint,
-        "model": folder.job.get("model", {}).get("weights", ""),
+        "name": reader.job.get("name", "answers"),
+        "path": reader.store.path,
+        "fingerprint": reader.fingerprint,
+        "model": reader.job.get("model", {}).get("weights", ""),
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "figures": figures,
-        "tiles": tiles(figures, found, folder.runs),
-        "charts": charts(figures, found, folder.runs),
-        "note": note(figures),
-        "segments": segments(cards),
+        "figures": statistics,
+        "tiles": build_tiles(statistics, failure_groups, reader.run_reports),
+        "charts": build_charts(statistics, failure_groups, reader.run_reports),
+        "note": format_sampling_note(statistics),
+        "segments": list_filters(cards),
         "cards": cards,
-        "groups": found,
-        "runs": [line(run) for run in folder.runs],
-        "question": json.dumps(folder.question, indent=2, ensure_ascii=False),
+        "groups": failure_groups,
+        "runs": [build_run_row(run) for run in reader.run_reports],
+        "question": json.dumps(reader.question, indent=2, ensure_ascii=False),
     }
 
 
-def tiles(figures: Figures, found: Sequence[Group], runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    whole = [("answered", figures.rows), ("in errors/", sum(group.count for group in found))]
-    whole += [("vision tokens", total(figures.vision)), ("output tokens", total(figures.output))]
-    whole += [("cut off", figures.finish["length"]), ("with violations", figures.violations)]
-    whole += [("clamped or repaired", figures.flags.total())]
-    cost = sum(run.get("cost") or 0.0 for run in runs)
+def build_tiles(
+    statistics: AnswerStatistics, failure_groups: Sequence[FailureGroup], run_reports: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    whole = [("answered", statistics.rows), ("in errors/", sum(group.count for group in failure_groups))]
+    whole += [
+        ("vision tokens", sum_values(statistics.vision_tokens)),
+        ("output tokens", sum_values(statistics.output_tokens)),
+    ]
+    whole += [("cut off", statistics.finish_reasons["length"]), ("with violations", statistics.rows_with_violations)]
+    whole += [("clamped or repaired", statistics.flags.total())]
+    cost = sum(run.get("cost") or 0.0 for run in run_reports)
     return [(name, f"{value:,}") for name, value in whole] + ([("cost", f"{cost:,.4g}")] if cost else [])
 
 
-def total(counts: Counter[int]) -> int:
+def sum_values(counts: Counter[int]) -> int:
     return sum(value * count for value, count in counts.items())
 
 
-def charts(figures: Figures, found: Sequence[Group], runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Bar]]:
+def build_charts(
+    statistics: AnswerStatistics, failure_groups: Sequence[FailureGroup], run_reports: Sequence[Mapping[str, Any]]
+) -> dict[str, list[ChartBar]]:
     spent: Counter[str] = Counter()
-    for run in runs:
-        spent.update({STEPS[name]: each for name, each in run.get("workers_seconds", {}).items() if name in STEPS})
+    for run in run_reports:
+        spent.update(
+            {STEP_LABELS[name]: each for name, each in run.get("workers_seconds", {}).items() if name in STEP_LABELS}
+        )
     return {
-        "vision": histogram(figures.vision),
-        "output": histogram(figures.output),
-        "confidence": histogram(figures.confidence, " %"),
-        "latency": durations(figures.latency),
-        "seconds": bars({name: each for name, each in spent.items() if each >= 0.05}, "{:,.1f} s"),
-        "errors": bars({group.name: group.count for group in found}),
+        "vision": build_histogram(statistics.vision_tokens),
+        "output": build_histogram(statistics.output_tokens),
+        "confidence": build_histogram(statistics.confidence_percents, " %"),
+        "latency": build_latency_histogram(statistics.latency_bins),
+        "seconds": build_bars({name: each for name, each in spent.items() if each >= 0.05}, "{:,.1f} s"),
+        "errors": build_bars({group.name: group.count for group in failure_groups}),
     }
 
 
-def note(figures: Figures) -> str:
-    if figures.parts_read == figures.parts:
+def format_sampling_note(statistics: AnswerStatistics) -> str:
+    if statistics.parts_read == statistics.parts:
         return ""
-    return f"Figures are of {figures.parts_read:,} of {figures.parts:,} parts, evenly spread."
+    return f"Figures are of {statistics.parts_read:,} of {statistics.parts:,} parts, evenly spread."
 
 
-def segments(cards: Iterable[Card]) -> list[tuple[str, str, int]]:
+def list_filters(cards: Iterable[Card]) -> list[tuple[str, str, int]]:
     """What the filter offers: only what there is."""
     counts = Counter(name for each in cards for name in ("all", each.why, *each.tags.split()))
-    named = {"all": "all", **WHY, "marks": "with places or times", "doubts": "with doubts"}
+    named = {"all": "all", **REASON_LABELS, "marks": "with places or times", "doubts": "with doubts"}
     return [(key, said, counts[key]) for key, said in named.items() if counts[key] or key == "all"]
 
 
-def line(run: Mapping[str, Any]) -> dict[str, Any]:
-    done = run["answered"] + run["failed"]
-    rate = f"{done / run['seconds']:.1f}" if run["seconds"] else ""
-    return {**run, "run": when(run["run"]), "took": clock(run["seconds"]), "rate": rate, "versions": versions(run)}
+def build_run_row(run_report: Mapping[str, Any]) -> dict[str, Any]:
+    done = run_report["answered"] + run_report["failed"]
+    rate = f"{done / run_report['seconds']:.1f}" if run_report["seconds"] else ""
+    return {
+        **run_report,
+        "run": format_run_time(run_report["run"]),
+        "took": format_duration(run_report["seconds"]),
+        "rate": rate,
+        "versions": format_versions(run_report),
+    }

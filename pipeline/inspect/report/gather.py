@@ -18,46 +18,48 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.inspect.plan.survey import evenly
-from pipeline.output.dead_letters import Letter
-from pipeline.output.store import Store
+from pipeline.inspect.plan.survey import pick_evenly
+from pipeline.output.dead_letters import DeadLetter
+from pipeline.output.store import OutputStore
 
-MOST_PARTS, READERS = 2000, 16
-STEPS_OF_TEN = 20  # of a latency, from one power of ten to the next
-EXAMPLES = 5  # of one kind of error
-LIGHT = ["id", "tokens", "logprob", "latency_s", "finish", "flags", "violations"]
-Place = tuple[str, int]  # a part and the row in it
+MAX_PARTS_READ, READER_THREADS = 2000, 16
+LATENCY_BINS_PER_DECADE = 20  # of a latency, from one power of ten to the next
+EXAMPLES_PER_GROUP = 5  # of one kind of error
+STATISTICS_COLUMNS = ["id", "tokens", "logprob", "latency_s", "finish", "flags", "violations"]
+RowLocation = tuple[str, int]  # a part and the row in it
 
 
 @dataclass
-class Figures:
+class AnswerStatistics:
     """What all the rows that were read add up to."""
 
     parts: int = 0
     parts_read: int = 0
     rows: int = 0
-    vision: Counter[int] = field(default_factory=Counter)
-    output: Counter[int] = field(default_factory=Counter)
-    confidence: Counter[int] = field(default_factory=Counter)  # percent
-    latency: Counter[int] = field(default_factory=Counter)  # by the twentieth of a power of ten of its milliseconds
-    finish: Counter[str] = field(default_factory=Counter)
+    vision_tokens: Counter[int] = field(default_factory=Counter)
+    output_tokens: Counter[int] = field(default_factory=Counter)
+    confidence_percents: Counter[int] = field(default_factory=Counter)  # percent
+    latency_bins: Counter[int] = field(
+        default_factory=Counter
+    )  # by the twentieth of a power of ten of its milliseconds
+    finish_reasons: Counter[str] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
-    violations: int = 0  # rows with some
+    rows_with_violations: int = 0  # rows with some
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add_row(self, row: Mapping[str, Any]) -> None:
         self.rows += 1
-        self.vision[row["tokens"]["vision"]] += 1
-        self.output[row["tokens"]["output"]] += 1
-        self.finish[row["finish"]] += 1
+        self.vision_tokens[row["tokens"]["vision"]] += 1
+        self.output_tokens[row["tokens"]["output"]] += 1
+        self.finish_reasons[row["finish"]] += 1
         self.flags.update(row["flags"] or ())
-        self.violations += bool(row["violations"])
+        self.rows_with_violations += bool(row["violations"])
         if row["logprob"] is not None:
-            self.confidence[confidence(row["logprob"])] += 1
+            self.confidence_percents[to_percent(row["logprob"])] += 1
         if row.get("latency_s") is not None:  # parts of earlier versions have none
-            self.latency[magnitude(row["latency_s"])] += 1
+            self.latency_bins[to_latency_bin(row["latency_s"])] += 1
 
 
-def confidence(logprob: float) -> int:
+def to_percent(logprob: float) -> int:
     """The mean probability of a token, in percent.
 
     >>> confidence(0.0), confidence(-0.6931)
@@ -66,118 +68,122 @@ def confidence(logprob: float) -> int:
     return round(100 * math.exp(logprob))
 
 
-def magnitude(seconds: float) -> int:
+def to_latency_bin(seconds: float) -> int:
     """Latencies lie orders of magnitude apart: equal steps of their logarithm keep both ends to be seen.
 
     >>> magnitude(0.001), magnitude(1.0), magnitude(2.0)
     (0, 60, 66)
     """
-    return max(0, math.floor(STEPS_OF_TEN * math.log10(max(seconds, 1e-3) * 1000)))
+    return max(0, math.floor(LATENCY_BINS_PER_DECADE * math.log10(max(seconds, 1e-3) * 1000)))
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ReportOptions:
     """Which rows are shown."""
 
-    random: int = 24
-    worst: int = 12
-    ids: tuple[str, ...] = ()
+    random_rows: int = 24
+    least_confident_rows: int = 12
+    row_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    why: str  # chosen, doubtful or random
+class SampledRow:
+    reason: str  # chosen, doubtful or random
     row: Mapping[str, Any]
 
 
-def gather(store: Store, fingerprint: str, wish: Wish) -> tuple[Figures, list[Chosen]]:
+def gather_answers(
+    store: OutputStore, fingerprint: str, options: ReportOptions
+) -> tuple[AnswerStatistics, list[SampledRow]]:
     folder = f"data/fp={fingerprint}"
-    names = sorted(store.names(folder))
-    read = names if wish.ids else [names[at] for at in evenly(len(names), MOST_PARTS)]
-    figures = Figures(parts=len(names), parts_read=len(read))
-    choice = Choice(wish)
-    for name, rows in _parts(store, folder, read):
+    names = sorted(store.list_names(folder))
+    read = names if options.row_ids else [names[at] for at in pick_evenly(len(names), MAX_PARTS_READ)]
+    figures = AnswerStatistics(parts=len(names), parts_read=len(read))
+    choice = RowSampler(options)
+    for name, rows in _read_statistics_rows(store, folder, read):
         for at, row in enumerate(rows):
-            figures.add(row)
-            choice.offer((name, at), row)
-    return figures, list(_whole(store, folder, choice.places()))
+            figures.add_row(row)
+            choice.offer_row((name, at), row)
+    return figures, list(_read_sampled_rows(store, folder, choice.list_reasons()))
 
 
-class Choice:
+class RowSampler:
     """Rows drawn as they pass: some at random, the least confident, those with an id that was asked for."""
 
-    def __init__(self, wish: Wish):
-        self.wish, self.passed, self.chance = wish, 0, random.Random(0)
-        self.drawn: list[Place] = []
-        self.worst: list[tuple[float, Place]] = []  # a heap with the most confident on top
-        self.named: list[Place] = []
+    def __init__(self, options: ReportOptions):
+        self.options, self.seen_rows, self.rng = options, 0, random.Random(0)
+        self.random_locations: list[RowLocation] = []
+        self.least_confident: list[tuple[float, RowLocation]] = []  # a heap with the most confident on top
+        self.named_locations: list[RowLocation] = []
 
-    def offer(self, place: Place, row: Mapping[str, Any]) -> None:
-        self.passed += 1
-        if row["id"] in self.wish.ids:
-            self.named.append(place)
-        if len(self.drawn) < self.wish.random:
-            self.drawn.append(place)
-        elif (at := self.chance.randrange(self.passed)) < self.wish.random:
-            self.drawn[at] = place
-        if row["logprob"] is not None and self.wish.worst:
-            entry = (-row["logprob"], place)
-            if len(self.worst) < self.wish.worst:
-                heapq.heappush(self.worst, entry)
+    def offer_row(self, location: RowLocation, row: Mapping[str, Any]) -> None:
+        self.seen_rows += 1
+        if row["id"] in self.options.row_ids:
+            self.named_locations.append(location)
+        if len(self.random_locations) < self.options.random_rows:
+            self.random_locations.append(location)
+        elif (at := self.rng.randrange(self.seen_rows)) < self.options.random_rows:
+            self.random_locations[at] = location
+        if row["logprob"] is not None and self.options.least_confident_rows:
+            entry = (-row["logprob"], location)
+            if len(self.least_confident) < self.options.least_confident_rows:
+                heapq.heappush(self.least_confident, entry)
             else:
-                heapq.heappushpop(self.worst, entry)
+                heapq.heappushpop(self.least_confident, entry)
 
-    def places(self) -> dict[Place, str]:
+    def list_reasons(self) -> dict[RowLocation, str]:
         """Why each is shown; a row is shown once."""
-        doubtful = [place for _, place in sorted(self.worst, reverse=True)]
-        reasons = [("chosen", self.named), ("doubtful", doubtful), ("random", sorted(self.drawn))]
-        out: dict[Place, str] = {}
+        doubtful = [place for _, place in sorted(self.least_confident, reverse=True)]
+        reasons = [("chosen", self.named_locations), ("doubtful", doubtful), ("random", sorted(self.random_locations))]
+        out: dict[RowLocation, str] = {}
         for why, places in reasons:
             for place in places:
                 out.setdefault(place, why)
         return out
 
 
-def _parts(store: Store, folder: str, names: Sequence[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _read_statistics_rows(
+    store: OutputStore, folder: str, names: Sequence[str]
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     def light(name: str) -> list[dict[str, Any]]:
-        part = pq.ParquetFile(io.BytesIO(store.read(f"{folder}/{name}")))
-        there = [column for column in LIGHT if column in part.schema_arrow.names]
+        part = pq.ParquetFile(io.BytesIO(store.read_object(f"{folder}/{name}")))
+        there = [column for column in STATISTICS_COLUMNS if column in part.schema_arrow.names]
         rows: list[dict[str, Any]] = part.read(columns=there).to_pylist()
         return rows
 
-    with ThreadPoolExecutor(READERS) as readers:
-        for start in range(0, len(names), 4 * READERS):
-            some = names[start : start + 4 * READERS]
+    with ThreadPoolExecutor(READER_THREADS) as readers:
+        for start in range(0, len(names), 4 * READER_THREADS):
+            some = names[start : start + 4 * READER_THREADS]
             yield from zip(some, readers.map(light, some), strict=True)
 
 
-def _whole(store: Store, folder: str, places: Mapping[Place, str]) -> Iterator[Chosen]:
+def _read_sampled_rows(store: OutputStore, folder: str, reasons: Mapping[RowLocation, str]) -> Iterator[SampledRow]:
     by_part: dict[str, list[int]] = {}
-    for name, at in places:
+    for name, at in reasons:
         by_part.setdefault(name, []).append(at)
-    rows: dict[Place, dict[str, Any]] = {}
+    rows: dict[RowLocation, dict[str, Any]] = {}
     for name, numbers in by_part.items():
-        table = pq.read_table(io.BytesIO(store.read(f"{folder}/{name}")))
+        table = pq.read_table(io.BytesIO(store.read_object(f"{folder}/{name}")))
         rows |= {(name, at): table.slice(at, 1).to_pylist()[0] for at in numbers}
-    return (Chosen(why, rows[place]) for place, why in places.items())
+    return (SampledRow(why, rows[place]) for place, why in reasons.items())
 
 
 @dataclass
-class Group:
+class FailureGroup:
     """The rows that failed for one reason."""
 
     name: str  # stage/kind
     count: int = 0
-    examples: list[Letter] = field(default_factory=list)
+    examples: list[DeadLetter] = field(default_factory=list)
 
 
-def groups(letters: Iterable[Letter]) -> list[Group]:
+def group_failures(letters: Iterable[DeadLetter]) -> list[FailureGroup]:
     """Letters by reason, the commonest first; of each a few examples."""
-    found: dict[str, Group] = {}
+    found: dict[str, FailureGroup] = {}
     for letter in letters:
         name = f"{letter.stage}/{letter.kind}"
-        group = found.setdefault(name, Group(name))
+        group = found.setdefault(name, FailureGroup(name))
         group.count += 1
-        if len(group.examples) < EXAMPLES:
+        if len(group.examples) < EXAMPLES_PER_GROUP:
             group.examples.append(letter)
     return sorted(found.values(), key=lambda group: -group.count)

@@ -18,26 +18,26 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-MOST_COLUMNS = 9  # of a table; wider lists are shown one by one
-KEPT = "\n\t\u200c\u200d"  # line ends, and the joiners that scripts and emoji need
+MAX_TABLE_COLUMNS = 9  # of a table; wider lists are shown one by one
+KEPT_CHARACTERS = "\n\t\u200c\u200d"  # line ends, and the joiners that scripts and emoji need
 
 
-def render(content: Mapping[str, Any]) -> str:
+def render_page(content: Mapping[str, Any]) -> str:
     style, script = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     room = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    room.filters |= {"plain": plain, "keys": keys}
+    room.filters |= {"plain": escape_control_characters, "keys": list_columns}
     room.tests["table"] = is_table
     template = room.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
-    hashes = {"style_hash": hashed(style), "script_hash": hashed(script)}
+    hashes = {"style_hash": hash_source(style), "script_hash": hash_source(script)}
     return template.render(**content, **hashes, style=Markup(style), script=Markup(script))
 
 
-def hashed(text: str) -> str:
+def hash_source(text: str) -> str:
     """A source's hash as a content policy names it."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def plain(value: Any) -> str:
+def escape_control_characters(value: Any) -> str:
     """Text without characters that change how their neighbours are shown.
 
     >>> plain("a\\u202eb\\x07\\n"), plain(1.5)
@@ -47,7 +47,7 @@ def plain(value: Any) -> str:
         value = f"{value:.2f}" if value == round(value, 2) else f"{value.normalize():f}"
     return "".join(
         f"[U+{ord(letter):04X}]"
-        if unicodedata.category(letter) in ("Cc", "Cf", "Cs") and letter not in KEPT
+        if unicodedata.category(letter) in ("Cc", "Cf", "Cs") and letter not in KEPT_CHARACTERS
         else letter
         for letter in str(value)
     )
@@ -56,9 +56,9 @@ def plain(value: Any) -> str:
 def is_table(value: Any) -> bool:
     """A list of objects that are narrow enough to be rows."""
     rows = isinstance(value, (list, tuple)) and bool(value) and all(isinstance(row, Mapping) for row in value)
-    return rows and 0 < len(keys(value)) <= MOST_COLUMNS
+    return rows and 0 < len(list_columns(value)) <= MAX_TABLE_COLUMNS
 
 
-def keys(rows: Any) -> list[str]:
+def list_columns(rows: Any) -> list[str]:
     """The columns that some row fills, in order."""
     return list(dict.fromkeys(name for row in rows for name, cell in row.items() if cell is not None))

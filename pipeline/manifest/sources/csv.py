@@ -17,7 +17,7 @@ from pipeline.errors import JobError
 from pipeline.manifest.sources import Span
 
 
-class Csv:
+class CsvSource:
     def __init__(self, url: str):
         self.url = url
 
@@ -43,13 +43,13 @@ class Csv:
         except (pa.ArrowInvalid, UnicodeDecodeError) as error:
             raise JobError(f"{self.url}: is not CSV in UTF-8 ({error})") from error
 
-    def schema(self) -> pa.Schema:
+    def read_schema(self) -> pa.Schema:
         return self.table.schema
 
-    def spans(self, rows: int) -> Iterator[Span]:
-        for start in range(0, self.table.num_rows, rows):
-            yield start, min(start + rows, self.table.num_rows)
+    def list_spans(self, rows_per_span: int) -> Iterator[Span]:
+        for start in range(0, self.table.num_rows, rows_per_span):
+            yield start, min(start + rows_per_span, self.table.num_rows)
 
-    def read(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
+    def read_span(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
         rows = self.table.slice(span[0], span[1] - span[0])
         return rows if columns is None else rows.select(list(columns))

@@ -16,42 +16,48 @@ import pyarrow as pa
 from pipeline.errors import JobError
 from pipeline.manifest.sources import Span
 
-ENDINGS = (
+MEDIA_ENDINGS = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".jp2", ".avif", ".heic", ".heif"),
     *(".pdf", ".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".mts", ".m2ts"),
     *(".wmv", ".flv", ".3gp", ".ogv"),
 )
-SCHEMA = pa.schema([("path", pa.string()), ("uri", pa.string())])
+FOLDER_SCHEMA = pa.schema([("path", pa.string()), ("uri", pa.string())])
 
 
-class Folder:
+class FolderSource:
     def __init__(self, url: str):
         self.url = url
 
     @cached_property
-    def files(self) -> list[tuple[str, str]]:
+    def media_files(self) -> list[tuple[str, str]]:
         filesystem, root = fsspec.core.url_to_fs(self.url)
-        media = (path for path in filesystem.find(root) if path.lower().endswith(ENDINGS))
+        media = (path for path in filesystem.find(root) if path.lower().endswith(MEDIA_ENDINGS))
         found = sorted(path for path in media if "/." not in path[len(root) :])  # `._a.jpg`, .thumbnails
         if not found:
-            kinds = ", ".join(ENDINGS)
+            kinds = ", ".join(MEDIA_ENDINGS)
             raise JobError(f"input.manifest: {self.url} holds no picture, video or document; these end in {kinds}")
-        return [(spelt(path[len(root) :].lstrip("/")), spelt(filesystem.unstrip_protocol(path))) for path in found]
+        return [
+            (
+                encode_non_utf8_name(path[len(root) :].lstrip("/")),
+                encode_non_utf8_name(filesystem.unstrip_protocol(path)),
+            )
+            for path in found
+        ]
 
-    def schema(self) -> pa.Schema:
-        return SCHEMA
+    def read_schema(self) -> pa.Schema:
+        return FOLDER_SCHEMA
 
-    def spans(self, rows: int) -> Iterator[Span]:
-        for start in range(0, len(self.files), rows):
-            yield start, min(start + rows, len(self.files))
+    def list_spans(self, rows_per_span: int) -> Iterator[Span]:
+        for start in range(0, len(self.media_files), rows_per_span):
+            yield start, min(start + rows_per_span, len(self.media_files))
 
-    def read(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
-        paths, uris = zip(*self.files[span[0] : span[1]], strict=True)
-        table = pa.table([paths, uris], schema=SCHEMA)
+    def read_span(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
+        paths, uris = zip(*self.media_files[span[0] : span[1]], strict=True)
+        table = pa.table([paths, uris], schema=FOLDER_SCHEMA)
         return table if columns is None else table.select(columns)
 
 
-def spelt(name: str) -> str:
+def encode_non_utf8_name(name: str) -> str:
     """As it is; a name that is not UTF-8, from an old archive say, percent-encoded."""
     try:
         name.encode()

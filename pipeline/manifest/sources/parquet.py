@@ -20,17 +20,17 @@ from pipeline.manifest.sources import Span
 
 BATCH_BYTES = 8 * 2**20  # decoded at a time: a row may hold whole pictures
 BATCH_ROWS = 8192
-AHEAD_BYTES = 64 * 2**20  # row groups up to this size are fetched in one go
+MAX_PREBUFFER_BYTES = 64 * 2**20  # row groups up to this size are fetched in one go
 
 
-class Parquet:
+class ParquetSource:
     def __init__(self, url: str):
         self.url = url
         self.columns: list[str] | None = None  # what `batches` has of row group `group`
-        self.group = -1
+        self.row_group = -1
         self.batches: Iterator[pa.RecordBatch] = iter(())
         self.batch: pa.RecordBatch | None = None  # the one that starts at row `at`
-        self.at = 0
+        self.batch_start = 0
 
     @cached_property
     def footer(self) -> pq.FileMetaData:
@@ -41,52 +41,52 @@ class Parquet:
             raise JobError(f"{self.url}: is not a Parquet file ({error})") from error
 
     @cached_property
-    def starts(self) -> list[int]:
+    def row_group_starts(self) -> list[int]:
         """The first row of each row group, and the end."""
         groups = range(self.footer.num_row_groups)
         return [0, *accumulate(self.footer.row_group(group).num_rows for group in groups)]
 
-    def schema(self) -> pa.Schema:
+    def read_schema(self) -> pa.Schema:
         return self.footer.schema.to_arrow_schema().remove_metadata()
 
-    def spans(self, rows: int) -> Iterator[Span]:
-        for start in range(0, self.footer.num_rows, rows):
-            yield start, min(start + rows, self.footer.num_rows)
+    def list_spans(self, rows_per_span: int) -> Iterator[Span]:
+        for start in range(0, self.footer.num_rows, rows_per_span):
+            yield start, min(start + rows_per_span, self.footer.num_rows)
 
-    def read(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
+    def read_span(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
         start, stop = span
         wanted = None if columns is None else list(columns)
-        group = bisect_right(self.starts, start) - 1
-        if wanted != self.columns or group != self.group or start < self.at:
-            self.enter(group, wanted)
+        group = bisect_right(self.row_group_starts, start) - 1
+        if wanted != self.columns or group != self.row_group or start < self.batch_start:
+            self.open_row_group(group, wanted)
         pieces = []
         while start < stop:
             if self.batch is None:
-                self.enter(self.group + 1, wanted)
-            elif self.at + self.batch.num_rows > start:
-                pieces.append(self.batch.slice(start - self.at, stop - start))
+                self.open_row_group(self.row_group + 1, wanted)
+            elif self.batch_start + self.batch.num_rows > start:
+                pieces.append(self.batch.slice(start - self.batch_start, stop - start))
                 start += pieces[-1].num_rows
             else:
-                self.at += self.batch.num_rows
+                self.batch_start += self.batch.num_rows
                 self.batch = next(self.batches, None)
         return pa.Table.from_batches(pieces).replace_schema_metadata(None)
 
-    def enter(self, group: int, columns: list[str] | None) -> None:
-        weight = self.weight(group, columns)
+    def open_row_group(self, row_group: int, columns: list[str] | None) -> None:
+        weight = self.compute_decoded_bytes(row_group, columns)
         file = pq.ParquetFile(
             fsspec.open(self.url, "rb").open(),
             metadata=self.footer,
-            pre_buffer=weight <= AHEAD_BYTES,
+            pre_buffer=weight <= MAX_PREBUFFER_BYTES,
             buffer_size=2**20,
         )
-        rows = BATCH_BYTES * self.footer.row_group(group).num_rows // max(weight, 1)
-        self.batches = file.iter_batches(max(1, min(BATCH_ROWS, rows)), row_groups=[group], columns=columns)
-        self.columns, self.group, self.at = columns, group, self.starts[group]
+        rows = BATCH_BYTES * self.footer.row_group(row_group).num_rows // max(weight, 1)
+        self.batches = file.iter_batches(max(1, min(BATCH_ROWS, rows)), row_groups=[row_group], columns=columns)
+        self.columns, self.row_group, self.batch_start = columns, row_group, self.row_group_starts[row_group]
         self.batch = next(self.batches, None)
 
-    def weight(self, group: int, columns: list[str] | None) -> int:
+    def compute_decoded_bytes(self, row_group: int, columns: list[str] | None) -> int:
         """Bytes of the wanted columns of a row group, decompressed."""
-        metadata = self.footer.row_group(group)
+        metadata = self.footer.row_group(row_group)
         every = (metadata.column(number) for number in range(metadata.num_columns))
         return sum(
             one.total_uncompressed_size

@@ -21,25 +21,28 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError
-from pipeline.media.kinds.base import Bounds, too_long
-from pipeline.media.kinds.packets import Packet, Run, Table
+from pipeline.media.kinds.base import DecodeLimits, build_too_long_error
+from pipeline.media.kinds.packets import Packet, PacketIndex, PacketRun
 
 Frame = NDArray[np.uint8]
-FORMATS = "mov,matroska,webm,avi,flv,asf,mpegts,mpeg,mpegvideo,h264,hevc,yuv4mpegpipe,ogg,ivf,gif"
-OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
-UNPARSED = {**OPTIONS, "fflags": "noparse"}  # packets as the container lists them, whatever is in them
+ALLOWED_FORMATS = "mov,matroska,webm,avi,flv,asf,mpegts,mpeg,mpegvideo,h264,hevc,yuv4mpegpipe,ogg,ivf,gif"
+CONTAINER_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ALLOWED_FORMATS}
+UNPARSED_OPTIONS = {
+    **CONTAINER_OPTIONS,
+    "fflags": "noparse",
+}  # packets as the container lists them, whatever is in them
 
 
 @dataclass(frozen=True, slots=True)
-class Pose:
+class Orientation:
     """How a telephone was held, or that a film is mirrored: axes swapped first, then flipped."""
 
-    sideways: bool = False
-    across: bool = False  # left is right
-    down: bool = False  # up is down
+    swap_axes: bool = False
+    flip_horizontal: bool = False  # left is right
+    flip_vertical: bool = False  # up is down
 
     @classmethod
-    def of(cls, frame: VideoFrame) -> Pose:
+    def from_frame(cls, frame: VideoFrame) -> Orientation:
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
         if matrix is None:
             return cls()
@@ -48,32 +51,32 @@ class Pose:
             return cls(True, left < 0, down < 0)
         return cls(False, right < 0, below < 0)
 
-    def upright(self, frame: Frame) -> Frame:
-        frame = frame.transpose(1, 0, 2) if self.sideways else frame
-        return np.ascontiguousarray(frame[:: -1 if self.down else 1, :: -1 if self.across else 1])
+    def apply(self, frame: Frame) -> Frame:
+        frame = frame.transpose(1, 0, 2) if self.swap_axes else frame
+        return np.ascontiguousarray(frame[:: -1 if self.flip_vertical else 1, :: -1 if self.flip_horizontal else 1])
 
 
-class Av:
-    def __init__(self, path: Path, bounds: Bounds):
-        self.path, self.bounds = path, bounds
-        self._open(UNPARSED if bounds.holes else OPTIONS)
-        bounds.check((self.codec.width, self.codec.height), moving=True)
+class PyAvReader:
+    def __init__(self, path: Path, limits: DecodeLimits):
+        self.path, self.limits = path, limits
+        self._open_container(UNPARSED_OPTIONS if limits.holes else CONTAINER_OPTIONS)
+        limits.check_size((self.codec.width, self.codec.height), moving=True)
         length_s = (self.container.duration or 0) / av.time_base
-        if length_s > bounds.duration_s:
-            raise too_long(length_s, bounds)
-        self._index()
+        if length_s > limits.duration_s:
+            raise build_too_long_error(length_s, limits)
+        self._index_packets()
         rate = self.stream.average_rate or self.stream.guessed_rate
         self.fps = float(rate) if rate else 0.0
-        if bounds.holes:
-            self._reopen()
-        first = next((frame for _, frame in self._walk([0], leap=bounds.holes)), None) if self.times else None
-        if first is None and bounds.holes:
+        if limits.holes:
+            self._reopen_container()
+        first = next((frame for _, frame in self._iterate_frames([0], seek=limits.holes)), None) if self.times else None
+        if first is None and limits.holes:
             raise DecodeError("holes", "its first frame is not among the bytes that were read")
-        self.pose = Pose.of(first) if first else Pose()
+        self.orientation = Orientation.from_frame(first) if first else Orientation()
         size = (first.width, first.height) if first else (self.codec.width, self.codec.height)
-        self.size = (size[1], size[0]) if self.pose.sideways else size
+        self.size = (size[1], size[0]) if self.orientation.swap_axes else size
 
-    def _open(self, options: dict[str, str] = OPTIONS) -> None:
+    def _open_container(self, options: dict[str, str] = CONTAINER_OPTIONS) -> None:
         self.container = av.open(str(self.path), options=options, metadata_errors="replace")
         found = [each for each in self.container.streams.video if "attached_pic" not in str(each.disposition)]
         if not found:
@@ -82,12 +85,12 @@ class Av:
         self.codec = self.stream.codec_context
         if self.codec is None:
             raise DecodeError("codec", "no decoder for this kind of video")
-        self.codec.thread_count = self.bounds.threads
-        self.codec.thread_type = "AUTO" if self.bounds.threads > 1 else "SLICE"
+        self.codec.thread_count = self.limits.threads
+        self.codec.thread_type = "AUTO" if self.limits.threads > 1 else "SLICE"
 
-    def _index(self) -> None:
+    def _index_packets(self) -> None:
         """Where every frame is in time. Streams that do not say are read in order, evenly spaced."""
-        self.table = Table(
+        self.packet_index = PacketIndex(
             [
                 Packet(each.pts, each.is_keyframe, not each.is_discard, -1 if each.pos is None else each.pos, each.size)
                 for each in self.container.demux(self.stream)
@@ -96,50 +99,52 @@ class Av:
         )
         base = float(self.stream.time_base or 1)
         rate = float(self.stream.average_rate or 25)
-        self.times = [stamp * base if self.table.ordered else stamp / rate for stamp in self.table.stamps]
+        self.times = [
+            stamp * base if self.packet_index.has_usable_pts else stamp / rate for stamp in self.packet_index.frame_pts
+        ]
 
-    def ranges(self, indices: Sequence[int]) -> list[tuple[int, int]] | None:
-        return self.table.ranges(indices)
+    def find_byte_ranges(self, indices: Sequence[int]) -> list[tuple[int, int]] | None:
+        return self.packet_index.find_byte_ranges(indices)
 
-    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Frame]]:
-        wanted = {self.table.stamps[index]: index for index in indices}
-        if self.bounds.holes:
-            self._reopen()  # forgets what it read where there was nothing yet
-        for leap in (True, False) if self.table.ordered else (False,):
-            for stamp, frame in self._walk(sorted(wanted.values()), leap=leap):
+    def decode_frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Frame]]:
+        wanted = {self.packet_index.frame_pts[index]: index for index in indices}
+        if self.limits.holes:
+            self._reopen_container()  # forgets what it read where there was nothing yet
+        for leap in (True, False) if self.packet_index.has_usable_pts else (False,):
+            for stamp, frame in self._iterate_frames(sorted(wanted.values()), seek=leap):
                 if stamp in wanted:
-                    yield wanted.pop(stamp), self._pixels(frame)
-            if not wanted or self.bounds.holes:
+                    yield wanted.pop(stamp), self._to_rgb_array(frame)
+            if not wanted or self.limits.holes:
                 return
 
-    def _pixels(self, frame: VideoFrame) -> Frame:
+    def _to_rgb_array(self, frame: VideoFrame) -> Frame:
         pixels: Any = frame.to_ndarray(format="rgb24")
-        return self.pose.upright(pixels)
+        return self.orientation.apply(pixels)
 
-    def _walk(self, indices: Sequence[int], *, leap: bool) -> Iterator[tuple[int, VideoFrame]]:
+    def _iterate_frames(self, indices: Sequence[int], *, seek: bool) -> Iterator[tuple[int, VideoFrame]]:
         """Frames, those wanted among them: of all there is, or, leaping, of the runs alone."""
-        ordered = self.table.ordered
-        wanted = {self.table.stamps[index] for index in indices} if ordered else None
-        if leap and ordered:
-            for run in self.table.runs(indices):
-                self.container.seek(self.table.packets[run.first].stamp or 0, stream=self.stream)
-                yield from ((frame.pts, frame) for frame in self._decoded(wanted, run) if frame.pts is not None)
+        ordered = self.packet_index.has_usable_pts
+        wanted = {self.packet_index.frame_pts[index] for index in indices} if ordered else None
+        if seek and ordered:
+            for run in self.packet_index.find_runs(indices):
+                self.container.seek(self.packet_index.packets[run.first_packet].pts or 0, stream=self.stream)
+                yield from ((frame.pts, frame) for frame in self._decode_packets(wanted, run) if frame.pts is not None)
             return
-        self._reopen()
-        for number, frame in enumerate(self._decoded(wanted, None)):
+        self._reopen_container()
+        for number, frame in enumerate(self._decode_packets(wanted, None)):
             yield (frame.pts if ordered and frame.pts is not None else number), frame
 
-    def _reopen(self) -> None:
+    def _reopen_container(self) -> None:
         self.container.close()
-        self._open()
+        self._open_container()
 
-    def _decoded(self, wanted: set[int] | None, run: Run | None) -> Iterator[VideoFrame]:
+    def _decode_packets(self, wanted_pts: set[int] | None, run: PacketRun | None) -> Iterator[VideoFrame]:
         """Decodes on from where the file stands. Broken packets are passed over."""
         skip: Literal["DEFAULT", "NONREF"] = "DEFAULT"
         self.codec.skip_frame = skip
-        for packet in self._packets(run):
-            if wanted is not None and packet is not None and packet.pts is not None:
-                need: Literal["DEFAULT", "NONREF"] = "DEFAULT" if packet.pts in wanted else "NONREF"
+        for packet in self._iterate_packets(run):
+            if wanted_pts is not None and packet is not None and packet.pts is not None:
+                need: Literal["DEFAULT", "NONREF"] = "DEFAULT" if packet.pts in wanted_pts else "NONREF"
                 if need != skip:
                     self.codec.skip_frame = skip = need
             try:
@@ -147,12 +152,12 @@ class Av:
             except av.error.InvalidDataError:
                 continue
 
-    def _packets(self, run: Run | None) -> Iterator[AvPacket[Any] | None]:
+    def _iterate_packets(self, run: PacketRun | None) -> Iterator[AvPacket[Any] | None]:
         """Those of the run, or all that follow; None, which has the decoder give what it holds back."""
-        following = run.first if run else 0
+        following = run.first_packet if run else 0
         for packet in self.container.demux(self.stream):
             if run and packet.size:
-                number = -1 if packet.pts is None else self.table.number.get(packet.pts, -1)
+                number = -1 if packet.pts is None else self.packet_index.number_by_pts.get(packet.pts, -1)
                 if number < following:
                     continue
                 if number > following:  # landed too late
@@ -161,7 +166,7 @@ class Av:
             yield packet if packet.size else None
             if not packet.size:
                 return
-            if run and following > run.last:
+            if run and following > run.last_packet:
                 break
         yield None
 
@@ -169,8 +174,8 @@ class Av:
         self.container.close()
 
 
-def open_video(path: Path, bounds: Bounds) -> Av:
+def open_video(path: Path, limits: DecodeLimits) -> PyAvReader:
     try:
-        return Av(path, bounds)
+        return PyAvReader(path, limits)
     except av.error.FFmpegError as error:
         raise DecodeError("undecodable", f"video: {error.strerror}") from error

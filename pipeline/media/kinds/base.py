@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class DecodeLimits:
     """What may be spent on one file."""
 
     image_pixels: int
@@ -30,7 +30,7 @@ class Bounds:
     tolerate: bool = False  # cut-off pictures: what there is of them
     holes: bool = False  # of a video only part of the bytes is there yet
 
-    def check(self, size: Size, *, moving: bool) -> None:
+    def check_size(self, size: Size, *, moving: bool) -> None:
         most = self.frame_pixels if moving else self.image_pixels
         if size[0] * size[1] > most:
             name = "video.pixels_per_frame" if moving else "image.pixels"
@@ -39,9 +39,9 @@ class Bounds:
             raise DecodeError("empty", f"a picture of {size[0]}x{size[1]} pixels")
 
 
-def too_long(seconds: float, bounds: Bounds) -> DecodeError:
+def build_too_long_error(seconds: float, limits: DecodeLimits) -> DecodeError:
     return DecodeError(
-        "too_long", f"{seconds:.0f} s; raise limits.video.duration_s ({bounds.duration_s:g}) to allow it"
+        "too_long", f"{seconds:.0f} s; raise limits.video.duration_s ({limits.duration_s:g}) to allow it"
     )
 
 
@@ -56,7 +56,7 @@ class Probe:
     times: tuple[float, ...] = ()  # of every frame, where they are not evenly spaced
 
 
-class Opened(Protocol):
+class Kind(Protocol):
     probe: Probe
 
     def read(self, indices: Sequence[int], size: Size) -> NDArray[np.uint8]:

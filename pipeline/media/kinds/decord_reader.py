@@ -11,35 +11,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError
-from pipeline.media.kinds.base import Bounds
+from pipeline.media.kinds.base import DecodeLimits
 
 
-class Decord:
+class DecordReader:
     """Frames one by one: a batch of them at full size would be the largest thing in memory."""
 
-    def __init__(self, path: Path, bounds: Bounds):
-        if bounds.holes:
+    def __init__(self, path: Path, limits: DecodeLimits):
+        if limits.holes:
             raise DecodeError("holes", "decord reads a file whole")
-        self.video: Any = decord.VideoReader(str(path), num_threads=bounds.threads)
+        self.video: Any = decord.VideoReader(str(path), num_threads=limits.threads)
         self.fps = float(self.video.get_avg_fps())
         count = len(self.video)
         self.times = [float(stamp) for stamp in self.video.get_frame_timestamp(range(count))[:, 0]] if count else []
         height, width = self.video[0].shape[:2] if count else (1, 1)
         self.size = (int(width), int(height))
 
-    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    def decode_frames(self, indices: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         for index in indices:
             yield index, self.video[index].asnumpy()
 
-    def ranges(self, indices: Sequence[int]) -> None:
+    def find_byte_ranges(self, indices: Sequence[int]) -> None:
         return None
 
     def close(self) -> None:
         del self.video
 
 
-def open_video(path: Path, bounds: Bounds) -> Decord:
+def open_video(path: Path, limits: DecodeLimits) -> DecordReader:
     try:
-        return Decord(path, bounds)
+        return DecordReader(path, limits)
     except decord.DECORDError as error:
         raise DecodeError("undecodable", f"video: {str(error).splitlines()[0][:200]}") from error

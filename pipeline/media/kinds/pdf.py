@@ -14,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError
-from pipeline.media.kinds.base import Bounds, Probe
+from pipeline.media.kinds.base import DecodeLimits, Probe
 from pipeline.media.resize import resize
 from pipeline.types import Size
 
 PIXELS_PER_POINT = 2
-MOST_PAGES = 10_000  # whose sizes are read
+MAX_PAGES = 10_000  # whose sizes are read
 
 
-class Pdf:
-    def __init__(self, source: bytes | Path, bounds: Bounds, *, moving: bool = False):
+class PdfKind:
+    def __init__(self, source: bytes | Path, limits: DecodeLimits, *, moving: bool = False):
         try:
             import pypdfium2
         except ImportError as error:
@@ -31,30 +31,30 @@ class Pdf:
         try:
             self.document = pypdfium2.PdfDocument(source)
             self.document.init_forms()  # or what people filled in would not be drawn
-            count = min(len(self.document), MOST_PAGES)
-            sizes = tuple(self._size(page) for page in range(count))
+            count = min(len(self.document), MAX_PAGES)
+            sizes = tuple(self._compute_page_size(page) for page in range(count))
         except pypdfium2.PdfiumError as error:
             kind = "encrypted" if "assword" in str(error) else "undecodable"
             raise DecodeError(kind, f"PDF: {error}") from error
         if not sizes:
             raise DecodeError("empty", "a PDF without pages")
-        self.bounds = bounds
+        self.limits = limits
         self.probe = Probe("image", sizes, count)
 
-    def _size(self, page: int) -> Size:
+    def _compute_page_size(self, page: int) -> Size:
         width, height = self.document.get_page_size(page)
         return math.ceil(width * PIXELS_PER_POINT), math.ceil(height * PIXELS_PER_POINT)
 
     def read(self, indices: Sequence[int], size: Size) -> NDArray[np.uint8]:
-        return np.concatenate([resize(self._drawn(index, size)[None], size) for index in indices])
+        return np.concatenate([resize(self._render_page(index, size)[None], size) for index in indices])
 
-    def _drawn(self, index: int, size: Size) -> NDArray[np.uint8]:
+    def _render_page(self, index: int, size: Size) -> NDArray[np.uint8]:
         """Never smaller than `size`, so that what is left to do is at most to shrink it a little."""
-        self.bounds.check(self.probe.sizes[index], moving=False)
+        self.limits.check_size(self.probe.sizes[index], moving=False)
         page = self.document[index]
         width, height = page.get_size()
         scale = max(size[0] / width, size[1] / height)
-        self.bounds.check((math.ceil(width * scale), math.ceil(height * scale)), moving=False)
+        self.limits.check_size((math.ceil(width * scale), math.ceil(height * scale)), moving=False)
         drawn = page.render(scale=scale, rev_byteorder=True, prefer_bgrx=False).to_numpy()
         page.close()
         pixels: NDArray[np.uint8] = np.ascontiguousarray(drawn[:, :, :3] if drawn.shape[2] > 3 else drawn)

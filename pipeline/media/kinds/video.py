@@ -18,87 +18,89 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError
-from pipeline.media.kinds.base import Bounds, Probe, too_long
+from pipeline.media.kinds.base import DecodeLimits, Probe, build_too_long_error
 from pipeline.media.resize import resize
 from pipeline.types import Size
 
 Frame = NDArray[np.uint8]  # [height, width, 3]
-EVEN = 0.25  # of a frame's time: frames nearer than this to an even grid are on it
+EVEN_TOLERANCE = 0.25  # of a frame's time: frames nearer than this to an even grid are on it
 
 
-class Reader(Protocol):
+class VideoReader(Protocol):
     size: Size  # upright
     times: Sequence[float]  # of every frame, seconds
     fps: float  # as the header says; 0 where it does not
 
-    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Frame]]:
+    def decode_frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Frame]]:
         """Ascending; those that cannot be decoded are left out."""
         ...
 
-    def ranges(self, indices: Sequence[int]) -> list[tuple[int, int]] | None:
+    def find_byte_ranges(self, indices: Sequence[int]) -> list[tuple[int, int]] | None:
         """Where in the file they and what they lean on are; None where that is not known."""
         ...
 
     def close(self) -> None: ...
 
 
-class Video:
-    def __init__(self, source: bytes | Path, bounds: Bounds, *, moving: bool = True):
+class VideoKind:
+    def __init__(self, source: bytes | Path, limits: DecodeLimits, *, moving: bool = True):
         assert isinstance(source, Path)
-        self.bounds = bounds
-        self.reader = open_reader(source, bounds)
-        self.probe = probe(self.reader, bounds)
+        self.limits = limits
+        self.reader = open_reader(source, limits)
+        self.probe = build_probe(self.reader, limits)
 
     def read(self, indices: Sequence[int], size: Size) -> NDArray[np.uint8]:
         order = sorted(set(indices))
         place = {index: at for at, index in enumerate(order)}
         pixels = np.empty((len(order), 3, size[1], size[0]), np.uint8)
         done = set()
-        for index, frame in self.reader.frames(order):
+        for index, frame in self.reader.decode_frames(order):
             pixels[place[index]] = resize(frame[None], size)[0]
             done.add(index)
         if missing := [index for index in order if index not in done]:
-            self._fill(pixels, order, missing)
+            self._replace_broken_frames(pixels, order, missing)
         return pixels if [*indices] == order else pixels[[place[index] for index in indices]]
 
     def ranges(self, indices: Sequence[int]) -> list[tuple[int, int]] | None:
-        return self.reader.ranges(sorted(set(indices)))
+        return self.reader.find_byte_ranges(sorted(set(indices)))
 
-    def _fill(self, pixels: NDArray[np.uint8], order: list[int], missing: list[int]) -> None:
+    def _replace_broken_frames(
+        self, pixels: NDArray[np.uint8], wanted_indices: list[int], broken_indices: list[int]
+    ) -> None:
         """With `tolerate_truncated`, the nearest frame stands in for one that is broken."""
-        good = [at for at, index in enumerate(order) if index not in set(missing)]
-        if not good or not self.bounds.tolerate or self.bounds.holes:
+        good = [at for at, index in enumerate(wanted_indices) if index not in set(broken_indices)]
+        if not good or not self.limits.tolerate or self.limits.holes:
             raise DecodeError(
                 "frames",
-                f"{len(missing)} of {len(order)} frames are broken, the first is number {missing[0]}; "
+                f"{len(broken_indices)} of {len(wanted_indices)} frames are broken, the first is number {broken_indices[0]}; "
                 "set media.tolerate_truncated to use the nearest in their place",
             )
-        for index in missing:
-            at = order.index(index)
+        for index in broken_indices:
+            at = wanted_indices.index(index)
             pixels[at] = pixels[min(good, key=lambda other: abs(other - at))]
 
     def close(self) -> None:
         self.reader.close()
 
 
-def open_reader(path: Path, bounds: Bounds) -> Reader:
+def open_reader(path: Path, limits: DecodeLimits) -> VideoReader:
     name = next((name for name in ("av", "decord") if find_spec(name)), None)
     if name is None:
         raise DecodeError("package", "videos need PyAV or decord on the workers: pip install av")
-    reader: Reader = import_module(f"pipeline.media.kinds.{name}_reader").open_video(path, bounds)
+    reader: VideoReader = import_module(f"pipeline.media.kinds.{name}_reader").open_video(path, limits)
     return reader
 
 
-def probe(reader: Reader, bounds: Bounds) -> Probe:
-    bounds.check(reader.size, moving=True)
+def build_probe(reader: VideoReader, limits: DecodeLimits) -> Probe:
+    limits.check_size(reader.size, moving=True)
     count = len(reader.times)
     if not count:
         raise DecodeError("empty", "a video without frames")
     times = tuple(time - reader.times[0] for time in reader.times)
     span = times[-1]
-    if span > bounds.duration_s:
-        raise too_long(span, bounds)
+    if span > limits.duration_s:
+        raise build_too_long_error(span, limits)
     fps = reader.fps if reader.fps > 0 else (count - 1) / span if span > 0 else 1.0
-    if all(abs(time * fps - index) < EVEN for index, time in enumerate(times)):
+    if all(abs(time * fps - index) < EVEN_TOLERANCE for index, time in enumerate(times)):
         return Probe("video", (reader.size,), count, fps)
     return Probe("video", (reader.size,), count, (count - 1) / span if span > 0 else fps, times)

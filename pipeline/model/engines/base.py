@@ -13,7 +13,7 @@ from pipeline.types import Failure, Reply, Request
 
 
 class Engine(Protocol):
-    def room(self) -> bool:
+    def has_room(self) -> bool:
         """Whether another request would be of use now. Always true for an idle engine."""
         ...
 

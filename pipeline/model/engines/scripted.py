@@ -12,25 +12,25 @@ import time
 from collections import deque
 from collections.abc import Mapping
 
-from pipeline.job.spec import Job, ScriptedEngine
+from pipeline.job.spec import Job, ScriptedSettings
 from pipeline.types import Failure, Reply, Request
 
 STEP_S = 0.01  # as long as a step of decoding may take
 
 
-class Scripted:
-    def __init__(self, settings: ScriptedEngine):
+class ScriptedEngine:
+    def __init__(self, settings: ScriptedSettings):
         self.settings = settings
         self.waiting: deque[Request] = deque()
         self.busy: deque[tuple[float, Request]] = deque()  # with the time each is due, earliest first
-        self.done = 0
+        self.answered_count = 0
 
     @classmethod
-    def open(cls, job: Job) -> Scripted:
-        assert isinstance(job.engine, ScriptedEngine)
+    def open(cls, job: Job) -> ScriptedEngine:
+        assert isinstance(job.engine, ScriptedSettings)
         return cls(job.engine)
 
-    def room(self) -> bool:
+    def has_room(self) -> bool:
         return len(self.waiting) < self.settings.slots
 
     def submit(self, request: Request) -> None:
@@ -44,19 +44,24 @@ class Scripted:
             time.sleep(min(longest, max(0.0, self.busy[0][0] - time.monotonic())))
         replies: list[Reply | Failure] = []
         while self.busy and self.busy[0][0] <= time.monotonic():
-            replies.append(self.reply(self.busy.popleft()[1]))
-        self.done += len(replies)
+            replies.append(self.build_reply(self.busy.popleft()[1]))
+        self.answered_count += len(replies)
         return replies
 
-    def reply(self, request: Request) -> Reply:
+    def build_reply(self, request: Request) -> Reply:
         prompt = "\n".join(part for turn in request.turns for part in turn.parts if isinstance(part, str))
         rules = (reply for text, reply in self.settings.replies.items() if text in prompt)
         # not str.format: a reply is often JSON, and its braces are its own
         text = next(rules, self.settings.default).replace("{id}", request.id).replace("{prompt}", prompt)
-        return Reply(request.id, text, tokens=len(text.split()))
+        return Reply(request.id, text, output_tokens=len(text.split()))
 
     def metrics(self) -> Mapping[str, float]:
-        return {"rows": self.done, "slots": self.settings.slots, "busy": len(self.busy), "waiting": len(self.waiting)}
+        return {
+            "rows": self.answered_count,
+            "slots": self.settings.slots,
+            "busy": len(self.busy),
+            "waiting": len(self.waiting),
+        }
 
     def close(self) -> None:
         self.waiting.clear()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from pipeline.types import Ask, Size, Turn
+from pipeline.types import MediaOptions, Size, Turn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Files:
+class CheckpointFiles:
     """What a checkpoint's small files say. A missing file says nothing."""
 
     config: Mapping[str, Any]  # config.json, with the job's overrides
-    image: Mapping[str, Any] = field(default_factory=dict)  # preprocessor_config.json
-    video: Mapping[str, Any] = field(default_factory=dict)  # video_preprocessor_config.json
-    template: str | None = None  # the chat template
+    image_processor: Mapping[str, Any] = field(default_factory=dict)  # preprocessor_config.json
+    video_processor: Mapping[str, Any] = field(default_factory=dict)  # video_preprocessor_config.json
+    chat_template: str | None = None  # the chat template
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedPrompt:
     """A conversation as the model reads it."""
 
     input_ids: NDArray[np.int32]  # [tokens]
@@ -46,35 +46,35 @@ class Family(Protocol):
     mean: tuple[float, float, float]  # of pixels in 0..1
     std: tuple[float, float, float]
     coordinates: Literal["pixels", "thousandths"]  # of the resized picture, or 0..1000 of any
-    times: Literal["clip", "source"]  # seconds since the first frame shown, or into the file
+    time_origin: Literal["clip", "source"]  # seconds since the first frame shown, or into the file
     tokenizer: Tokenizer
     thinking: bool  # an answer begins inside <think>
-    context: int  # the longest row in tokens, answer included
+    context_length: int  # the longest row in tokens, answer included
     image_token: int  # the pad token that stands for a piece of a picture
     video_token: int
 
-    def image_size(self, source: Size, ask: Ask) -> Size:
+    def fit_image_size(self, source: Size, options: MediaOptions) -> Size:
         """The size to resize to; PromptError of kind `size` where no size fits."""
         ...
 
-    def frames(self, part: range, fps: float, ask: Ask) -> list[int]:
+    def select_frames(self, frame_range: range, fps: float, options: MediaOptions) -> list[int]:
         """Which frames of a part of a video to look at, in order."""
         ...
 
-    def video_size(self, source: Size, frames: int, ask: Ask) -> Size: ...
+    def fit_video_size(self, source: Size, frame_count: int, options: MediaOptions) -> Size: ...
 
-    def vision_tokens(self, size: Size, frames: int = 1) -> int:
+    def count_vision_tokens(self, size: Size, frame_count: int = 1) -> int:
         """Pad tokens of a picture, or of so many sampled frames, at the size it is resized to."""
         ...
 
-    def medium_tokens(self, size: Size, times: Sequence[float] = ()) -> int:
+    def count_media_tokens(self, size: Size, times: Sequence[float] = ()) -> int:
         """All tokens of a picture, or of a video with its frames' times: pads, markers, timestamps."""
         ...
 
-    def encode(self, turns: Sequence[Turn]) -> Encoded:
+    def encode_turns(self, turns: Sequence[Turn]) -> EncodedPrompt:
         """Prompt ids and positions of turns whose media are Clips. Text is text: `<|im_end|>` in it too."""
         ...
 
-    def check(self, encoded: Encoded, max_new_tokens: int) -> None:
+    def check_length(self, encoded: EncodedPrompt, max_new_tokens: int) -> None:
         """PromptError of kind `context` where prompt and answer do not fit together."""
         ...

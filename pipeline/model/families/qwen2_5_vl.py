@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from pipeline.model.families.base import Files
+from pipeline.model.families.base import CheckpointFiles
 from pipeline.model.families.qwen2_vl import Qwen2VL
 from pipeline.types import Clip
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 class Qwen25VL(Qwen2VL):
     coordinates: Literal["pixels", "thousandths"] = "pixels"
 
-    def __init__(self, files: Files, tokenizer: Tokenizer, *, add_vision_id: bool = False):
+    def __init__(self, files: CheckpointFiles, tokenizer: Tokenizer, *, add_vision_id: bool = False):
         super().__init__(files, tokenizer, add_vision_id=add_vision_id)
         self.tokens_per_second = files.config.get("vision_config", {}).get("tokens_per_second", 4)
 
-    def layer_times(self, layers: int, clip: Clip) -> Sequence[int] | NDArray[np.int64]:
+    def compute_layer_positions(self, layers: int, clip: Clip) -> Sequence[int] | NDArray[np.int64]:
         seconds = np.float32(self.temporal_patch / clip.fps)  # of a layer, truncated as single precision
         return (np.arange(layers, dtype=np.float32) * seconds * np.float32(self.tokens_per_second)).astype(np.int64)

@@ -9,41 +9,43 @@ from __future__ import annotations
 
 import math
 
-from pipeline.model.families.qwen import Qwen, bounds, fit, wanted
-from pipeline.types import Ask, Size
+from pipeline.model.families.qwen import QwenFamily, compute_area_bounds, fit_size, get_requested_size
+from pipeline.types import MediaOptions, Size
 
-MIN_TOKENS, MAX_TOKENS, TOTAL_TOKENS = 128, 768, 0.9 * 128000  # of a frame, of a frame, of a video
+MIN_FRAME_TOKENS, MAX_FRAME_TOKENS, MAX_VIDEO_TOKENS = 128, 768, 0.9 * 128000  # of a frame, of a frame, of a video
 
 
-class Qwen2VL(Qwen):
+class Qwen2VL(QwenFamily):
     trained_context = 32768
 
-    def frames(self, part: range, fps: float, ask: Ask) -> list[int]:
+    def select_frames(self, frame_range: range, fps: float, options: MediaOptions) -> list[int]:
         import torch  # its own float32 linspace decides the ties, as in the reference
 
-        wish = even_frames(len(part), fps, ask)
-        places: list[int] = torch.linspace(part[0], part[-1], wish).round().long().tolist()
+        wish = count_even_frames(len(frame_range), fps, options)
+        places: list[int] = torch.linspace(frame_range[0], frame_range[-1], wish).round().long().tolist()
         return places
 
-    def video_size(self, source: Size, frames: int, ask: Ask) -> Size:
+    def fit_video_size(self, source: Size, frame_count: int, options: MediaOptions) -> Size:
         area = self.factor**2
-        if fixed := wanted(ask):
-            return fit(fixed, factor=self.factor, least=4 * area, most=16384 * area)
-        least, _ = bounds(ask, MIN_TOKENS * area, MAX_TOKENS * area)
-        share = (ask.total_pixels or TOTAL_TOKENS * area) / frames * 2
-        most = max(min(MAX_TOKENS * area, share), int(least * 1.05))
-        return fit(source, factor=self.factor, least=least, most=math.floor(min(most, ask.max_pixels or most)))
+        if fixed := get_requested_size(options):
+            return fit_size(fixed, factor=self.factor, min_area=4 * area, max_area=16384 * area)
+        least, _ = compute_area_bounds(options, MIN_FRAME_TOKENS * area, MAX_FRAME_TOKENS * area)
+        share = (options.total_pixels or MAX_VIDEO_TOKENS * area) / frame_count * 2
+        most = max(min(MAX_FRAME_TOKENS * area, share), int(least * 1.05))
+        return fit_size(
+            source, factor=self.factor, min_area=least, max_area=math.floor(min(most, options.max_pixels or most))
+        )
 
 
-def even_frames(count: int, fps: float, ask: Ask) -> int:
+def count_even_frames(frame_count: int, fps: float, options: MediaOptions) -> int:
     """How many of `count` frames: even, where there are two.
 
     >>> even_frames(100, 25.0, Ask(fps=2.0)), even_frames(7, 25.0, Ask(frames=99)), even_frames(1, 25.0, Ask())
     (8, 6, 1)
     """
-    if ask.frames is not None:
-        wish = float(round(ask.frames / 2) * 2)
+    if options.frames is not None:
+        wish = float(round(options.frames / 2) * 2)
     else:
-        most = (ask.max_frames or min(768, count)) // 2 * 2
-        wish = min(max(count / fps * (ask.fps or 2.0), math.ceil((ask.min_frames or 4) / 2) * 2), most)
-    return max(math.floor(min(wish, count) / 2) * 2, min(2, count))
+        most = (options.max_frames or min(768, frame_count)) // 2 * 2
+        wish = min(max(frame_count / fps * (options.fps or 2.0), math.ceil((options.min_frames or 4) / 2) * 2), most)
+    return max(math.floor(min(wish, frame_count) / 2) * 2, min(2, frame_count))

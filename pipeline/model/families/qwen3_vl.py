@@ -13,93 +13,104 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from pipeline.errors import PromptError
-from pipeline.model.families.base import Files
-from pipeline.model.families.qwen import Colour, Grid, Qwen, bounds, budget, fit, shaped, wanted
-from pipeline.model.prompt import Style
-from pipeline.types import Ask, Clip, Size
+from pipeline.model.families.base import CheckpointFiles
+from pipeline.model.families.qwen import (
+    Colour,
+    QwenFamily,
+    VisionGrid,
+    check_aspect_ratio,
+    compute_area_bounds,
+    fit_size,
+    get_requested_size,
+    parse_area_bounds,
+)
+from pipeline.model.prompt import ChatFormat
+from pipeline.types import Clip, MediaOptions, Size
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-class Qwen3VL(Qwen):
+class Qwen3VL(QwenFamily):
     patch = 16
-    times: Literal["clip", "source"] = "source"  # as the timestamps of its prompts
+    time_origin: Literal["clip", "source"] = "source"  # as the timestamps of its prompts
     mean: Colour = (0.5, 0.5, 0.5)
     std: Colour = (0.5, 0.5, 0.5)
-    style = Style()
+    chat_format = ChatFormat()
 
-    def __init__(self, files: Files, tokenizer: Tokenizer, *, add_vision_id: bool = False):
+    def __init__(self, files: CheckpointFiles, tokenizer: Tokenizer, *, add_vision_id: bool = False):
         super().__init__(files, tokenizer, add_vision_id=add_vision_id)
-        self.video_pixels = budget(files.video, (128 * 32 * 32, 768 * 32 * 32))
+        self.video_area_bounds = parse_area_bounds(files.video_processor, (128 * 32 * 32, 768 * 32 * 32))
 
-    def frames(self, part: range, fps: float, ask: Ask) -> list[int]:
-        least, most = ask.min_frames or 4, ask.max_frames or 768
-        wish = ask.frames or min(max(int(len(part) / fps * (ask.fps or 2.0)), least), most)
-        places: list[int] = np.linspace(part[0], part[-1], min(wish, len(part))).round().astype(int).tolist()
+    def select_frames(self, frame_range: range, fps: float, options: MediaOptions) -> list[int]:
+        least, most = options.min_frames or 4, options.max_frames or 768
+        wish = options.frames or min(max(int(len(frame_range) / fps * (options.fps or 2.0)), least), most)
+        places: list[int] = (
+            np.linspace(frame_range[0], frame_range[-1], min(wish, len(frame_range))).round().astype(int).tolist()
+        )
         return places
 
-    def video_size(self, source: Size, frames: int, ask: Ask) -> Size:
-        if fixed := wanted(ask):
-            return fit(fixed, factor=self.factor, least=4 * self.factor**2, most=16384 * self.factor**2)
-        least, most = bounds(ask, self.video_pixels[0], self.video_pixels[1])
-        if ask.min_pixels:
-            least = ask.min_pixels * frames
-        most = ask.total_pixels or self.video_pixels[1]
-        if ask.max_pixels:
-            most = min(most, ask.max_pixels * frames)
-        return fit_clip(source, frames, factor=self.factor, least=min(least, most), most=most)
+    def fit_video_size(self, source: Size, frame_count: int, options: MediaOptions) -> Size:
+        if fixed := get_requested_size(options):
+            return fit_size(fixed, factor=self.factor, min_area=4 * self.factor**2, max_area=16384 * self.factor**2)
+        least, most = compute_area_bounds(options, self.video_area_bounds[0], self.video_area_bounds[1])
+        if options.min_pixels:
+            least = options.min_pixels * frame_count
+        most = options.total_pixels or self.video_area_bounds[1]
+        if options.max_pixels:
+            most = min(most, options.max_pixels * frame_count)
+        return fit_clip_size(source, frame_count, factor=self.factor, min_volume=min(least, most), max_volume=most)
 
-    def medium_tokens(self, size: Size, times: Sequence[float] = ()) -> int:
+    def count_media_tokens(self, size: Size, times: Sequence[float] = ()) -> int:
         if not times:
-            return super().medium_tokens(size)
-        layer = self.vision_tokens(size) + 2
+            return super().count_media_tokens(size)
+        layer = self.count_vision_tokens(size) + 2
         return sum(
             layer + len(self.tokenizer.encode(stamp, add_special_tokens=False).ids)
-            for stamp in stamps(times, self.temporal_patch)
+            for stamp in format_timestamps(times, self.temporal_patch)
         )
 
-    def see(self, clip: Clip) -> Iterator[str | int | Grid]:
+    def build_clip_pieces(self, clip: Clip) -> Iterator[str | int | VisionGrid]:
         if clip.kind == "image":
-            yield from super().see(clip)
+            yield from super().build_clip_pieces(clip)
             return
         if len(clip.times) != len(clip.pixels):
             raise PromptError(
                 "times", f"{len(clip.pixels)} frames but {len(clip.times)} times in {clip.uri or 'a video'}"
             )
         width, height = (side // self.factor for side in clip.size)
-        for stamp in stamps(clip.times, self.temporal_patch):
+        for stamp in format_timestamps(clip.times, self.temporal_patch):
             yield stamp
             yield self.vision_start
-            yield Grid(self.video_token, [0], height, width)
+            yield VisionGrid(self.video_token, [0], height, width)
             yield self.vision_end
 
 
-def stamps(times: Sequence[float], every: int) -> list[str]:
+def format_timestamps(times: Sequence[float], frames_per_layer: int) -> list[str]:
     """The timestamp of each layer: the middle between its first and last frame.
 
     >>> stamps([0.0, 0.5, 1.0], 2)
     ['<0.2 seconds>', '<1.0 seconds>']
     """
     last = len(times) - 1
-    ends = [(times[at], times[min(at + every - 1, last)]) for at in range(0, len(times), every)]
+    ends = [(times[at], times[min(at + frames_per_layer - 1, last)]) for at in range(0, len(times), frames_per_layer)]
     return [f"<{(first + second) / 2:.1f} seconds>" for first, second in ends]
 
 
-def fit_clip(source: Size, frames: int, *, factor: int, least: int, most: int) -> Size:
+def fit_clip_size(source: Size, frame_count: int, *, factor: int, min_volume: int, max_volume: int) -> Size:
     """As `fit`, for the pixels of all frames together. A side under one token is enlarged first."""
     width, height = source
-    frames = max(frames, 2)
+    frame_count = max(frame_count, 2)
     if min(source) < factor:
         grow = max(factor / height, factor / width)
         width, height = int(width * grow), int(height * grow)
-    shaped((width, height))
-    wide, high, deep = round(width / factor) * factor, round(height / factor) * factor, round(frames / 2) * 2
-    if deep * wide * high > most:
-        shrink = math.sqrt(frames * width * height / most)
+    check_aspect_ratio((width, height))
+    wide, high, deep = round(width / factor) * factor, round(height / factor) * factor, round(frame_count / 2) * 2
+    if deep * wide * high > max_volume:
+        shrink = math.sqrt(frame_count * width * height / max_volume)
         wide = max(factor, math.floor(width / shrink / factor) * factor)
         high = max(factor, math.floor(height / shrink / factor) * factor)
-    elif deep * wide * high < least:
-        grow = math.sqrt(least / (frames * width * height))
+    elif deep * wide * high < min_volume:
+        grow = math.sqrt(min_volume / (frame_count * width * height))
         wide, high = math.ceil(width * grow / factor) * factor, math.ceil(height * grow / factor) * factor
     return wide, high

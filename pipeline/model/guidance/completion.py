@@ -16,108 +16,119 @@ from dataclasses import dataclass
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-LONGEST = 8192  # bytes of an ending that is still looked for
-PATIENCE = (1 << 30, 4)  # how often the same way is taken where things look the same, by pass
-TRIALS = 100  # other choices tried when the shortest of all is wanted
-WORK = 30_000  # bytes walked in doing so
-FAMILIAR = 24  # options that are looked into; of more, those that tend to be short
+MAX_ENDING_BYTES = 8192  # bytes of an ending that is still looked for
+MAX_REPEATS = (1 << 30, 4)  # how often the same way is taken where things look the same, by pass
+MAX_TRIALS = 100  # other choices tried when the shortest of all is wanted
+MAX_TRIAL_BYTES = 30_000  # bytes walked in doing so
+MAX_OPTIONS = 24  # options that are looked into; of more, those that tend to be short
 
 
-def bits(letters: bytes) -> int:
-    return sum(1 << letter for letter in letters)
+def to_bits(characters: bytes) -> int:
+    return sum(1 << letter for letter in characters)
 
 
-CLOSERS, OPENERS = bits(b'}]"'), bits(b"{[,:")
-BRACKETS, COMMA, QUOTE = bits(b"}]"), 0x2C, 0x22
-MANY = 64  # options
-AFTER_TEXT = bits(b",}]:")
-AROUND = bits(b',}]"0123456789.eE+-')  # what may stand where a bracket closes, and is no letter of a string
-ENDING = bits(b'"}],')
-BYTES = (1 << 256) - 1
-PLAIN = BYTES ^ bits(bytes([0x5C, *range(0x80, 0x100)]))  # an escape or half a letter only where nothing else will do
-FIRST = b'}]"0123456789-ntfaA[{,'
+CLOSERS, OPENERS = to_bits(b'}]"'), to_bits(b"{[,:")
+BRACKETS, COMMA, QUOTE = to_bits(b"}]"), 0x2C, 0x22
+MIN_STRING_OPTIONS = 64  # options
+AFTER_STRING = to_bits(b",}]:")
+OUTSIDE_STRING = to_bits(b',}]"0123456789.eE+-')  # what may stand where a bracket closes, and is no letter of a string
+ENDING_BYTES = to_bits(b'"}],')
+ALL_BYTES = (1 << 256) - 1
+PLAIN_BYTES = ALL_BYTES ^ to_bits(
+    bytes([0x5C, *range(0x80, 0x100)])
+)  # an escape or half a letter only where nothing else will do
+PREFERRED_BYTES = b'}]"0123456789-ntfaA[{,'
 
 
-class Closer:
+class EndingSearch:
     """Looks for endings in one schema, for one thread. Matchers that it is given must be of its `tokenizer`."""
 
     def __init__(self, hints: Sequence[bytes]):
         self.steps = [*(bytes([byte]) for byte in range(256)), *hints]
-        self.tokenizer = LLTokenizer(TokenizerWrapper(_Vocabulary([*self.steps, b"<end>"])))
+        self.tokenizer = LLTokenizer(TokenizerWrapper(_StepTokenizer([*self.steps, b"<end>"])))
         self.mask = np.zeros((len(self.steps) + 32) // 32, np.int32)
-        self.known = (1 << len(self.steps)) - 1
-        self.order = [*range(256, len(self.steps)), *FIRST, *(byte for byte in range(256) if byte not in FIRST)]
+        self.step_bits = (1 << len(self.steps)) - 1
+        self.option_order = [
+            *range(256, len(self.steps)),
+            *PREFERRED_BYTES,
+            *(byte for byte in range(256) if byte not in PREFERRED_BYTES),
+        ]
 
-    def shortest(self, matcher: LLMatcher, *, most: int = LONGEST) -> bytes | None:
+    def find_shortest(self, matcher: LLMatcher, *, max_bytes: int = MAX_ENDING_BYTES) -> bytes | None:
         """A short ending from where the matcher stands, which stays there; None if there is none in `most` bytes."""
-        for patience in PATIENCE:
-            found = self._follow(matcher.deep_copy(), b"", most, patience)
+        for patience in MAX_REPEATS:
+            found = self._search_greedily(matcher.deep_copy(), b"", max_bytes, patience)
             if found is not None:
                 return found
         return None
 
-    def tail(self, matcher: LLMatcher, texts: Sequence[bytes]) -> bytes | None:
+    def find_tail(self, matcher: LLMatcher, known_endings: Sequence[bytes]) -> bytes | None:
         """The least that ends the answer from where the matcher stands, of the first of the texts whose end does."""
-        state = self._look(matcher)
-        for text in texts:
+        state = self._inspect(matcher)
+        for text in known_endings:
             for start in range(len(text), -1, -1):  # the least: more might lengthen a number that stands there
-                if _may_follow(state, text, start) and self._ends(matcher, text[start:]):
+                if _can_follow(state, text, start) and self._can_end_with(matcher, text[start:]):
                     return text[start:]
         return None
 
-    def _ends(self, matcher: LLMatcher, text: bytes) -> bool:
+    def _can_end_with(self, matcher: LLMatcher, text: bytes) -> bool:
         walker = matcher.deep_copy()
         return bool(walker.try_consume_tokens(list(text)) == len(text) and walker.is_accepting())
 
-    def improve(self, matcher: LLMatcher, ending: bytes) -> bytes:
+    def shorten(self, matcher: LLMatcher, ending: bytes) -> bytes:
         """The same ending, or a shorter one that a single other choice leads to."""
         walker, best, at, trials = matcher.deep_copy(), ending, 0, 0
-        while at < len(best) and trials < min(TRIALS, WORK // len(best)):
+        while at < len(best) and trials < min(MAX_TRIALS, MAX_TRIAL_BYTES // len(best)):
             known = set()
-            for option in self._options(self._look(walker).options):
+            for option in self._list_options(self._inspect(walker).option_bits):
                 after = walker.deep_copy()
                 after.consume_token(option)
-                state = self._look(after)
-                if (state.options, state.forced) in known:
+                state = self._inspect(after)
+                if (state.option_bits, state.forced_bytes) in known:
                     continue
-                known.add((state.options, state.forced))
+                known.add((state.option_bits, state.forced_bytes))
                 trials += 1
                 head = best[:at] + self.steps[option]
-                best = self._follow(after, head, len(best) - 1, PATIENCE[0]) or best
+                best = self._search_greedily(after, head, len(best) - 1, MAX_REPEATS[0]) or best
             walker.consume_token(best[at])
             at += 1
         return best
 
-    def _follow(self, matcher: LLMatcher, head: bytes, most: int, patience: int) -> bytes | None:
-        taken, visits, habits = bytearray(head), Counter[tuple[int, int]](), dict[int, int]()
-        while len(taken) <= most:
-            state = self._look(matcher)
-            if state.over:
+    def _search_greedily(self, matcher: LLMatcher, prefix: bytes, max_bytes: int, max_repeats: int) -> bytes | None:
+        taken, visits, habits = bytearray(prefix), Counter[tuple[int, int]](), dict[int, int]()
+        while len(taken) <= max_bytes:
+            state = self._inspect(matcher)
+            if state.can_end:
                 return bytes(taken)
-            if not state.forced and not state.options:
+            if not state.forced_bytes and not state.option_bits:
                 return None
-            step = state.forced or self.steps[self._choose(matcher, state, visits, habits, patience)]
+            step = state.forced_bytes or self.steps[self._choose_step(matcher, state, visits, habits, max_repeats)]
             if not matcher.consume_tokens(list(step)):
                 return None
             taken += step
         return None
 
-    def _choose(
-        self, matcher: LLMatcher, state: _State, visits: Counter[tuple[int, int]], habits: dict[int, int], patience: int
+    def _choose_step(
+        self,
+        matcher: LLMatcher,
+        state: _SearchState,
+        visits: Counter[tuple[int, int]],
+        habitual_steps: dict[int, int],
+        max_repeats: int,
     ) -> int:
         """The option whose consequences look shortest; a closing one at once. What stays the same becomes a habit."""
         best: tuple[tuple[int, ...], int] | None = None
-        habit = habits.get(state.options)
-        for rank, option in enumerate(self._options(state.options)):
-            if rank == FAMILIAR:
+        habit = habitual_steps.get(state.option_bits)
+        for rank, option in enumerate(self._list_options(state.option_bits)):
+            if rank == MAX_OPTIONS:
                 break
             if habit is not None and option < 256 and not CLOSERS >> option & 1:
                 continue
             matcher.consume_token(option)
-            after = self._look(matcher)
+            after = self._inspect(matcher)
             matcher.rollback(1)
-            tired = visits[state.options, option] // patience
-            key = (tired, *self._merit(option, state, after), rank)
+            tired = visits[state.option_bits, option] // max_repeats
+            key = (tired, *self._score_option(option, state, after), rank)
             best = min(best or (key, option), (key, option))
             if key[:2] == (0, 0) and key[4] <= 1:
                 break
@@ -126,62 +137,66 @@ class Closer:
         else:
             assert best is not None
             choice = best[1]
-            if best[0][1] > 0 and patience == PATIENCE[0]:
-                habits[state.options] = choice
-        visits[state.options, choice] += 1
+            if best[0][1] > 0 and max_repeats == MAX_REPEATS[0]:
+                habitual_steps[state.option_bits] = choice
+        visits[state.option_bits, choice] += 1
         return choice
 
-    def _merit(self, option: int, state: _State, after: _State) -> tuple[int, int, int, int]:
+    def _score_option(self, option: int, state: _SearchState, next_state: _SearchState) -> tuple[int, int, int, int]:
         """How good an option looks, smaller is better: it closes, changes anything, opens nothing, can be closed."""
         step = self.steps[option]
-        following = 1 << after.forced[0] if after.forced else after.options & BYTES
-        moved = after.over or bool(after.forced) or after.options != state.options
-        if not state.options & BYTES & ~AROUND and (BRACKETS >> option & 1 or self._only_comma(option, state)):
+        following = 1 << next_state.forced_bytes[0] if next_state.forced_bytes else next_state.option_bits & ALL_BYTES
+        moved = next_state.can_end or bool(next_state.forced_bytes) or next_state.option_bits != state.option_bits
+        if not state.option_bits & ALL_BYTES & ~OUTSIDE_STRING and (
+            BRACKETS >> option & 1 or self._is_only_comma(option, state)
+        ):
             return 0, 0, 0, 0
         if moved and step.endswith(b'":'):
             return 0, 0, 0, 0
-        if moved and step.endswith(b'"') and (after.over or not following & ~AFTER_TEXT):
+        if moved and step.endswith(b'"') and (next_state.can_end or not following & ~AFTER_STRING):
             return 0, 0, 0, len(step)
         structural = (CLOSERS | OPENERS) >> option & 1
-        ends = after.over or bool(following & ENDING)
-        return 1 if moved else 2, structural, int(not ends), len(step) + len(after.forced)
+        ends = next_state.can_end or bool(following & ENDING_BYTES)
+        return 1 if moved else 2, structural, int(not ends), len(step) + len(next_state.forced_bytes)
 
-    def _only_comma(self, option: int, state: _State) -> bool:
+    def _is_only_comma(self, option: int, state: _SearchState) -> bool:
         """After a number that nothing else can end: one more digit would change it and bring nothing nearer."""
-        return option == COMMA and not state.options & BRACKETS
+        return option == COMMA and not state.option_bits & BRACKETS
 
-    def _options(self, options: int) -> Iterator[int]:
-        return (option for option in self.order if options >> option & 1)
+    def _list_options(self, option_bits: int) -> Iterator[int]:
+        return (option for option in self.option_order if option_bits >> option & 1)
 
-    def _look(self, matcher: LLMatcher) -> _State:
+    def _inspect(self, matcher: LLMatcher) -> _SearchState:
         over = matcher.is_accepting()
         forced = b"" if over else matcher.compute_ff_bytes()
         if over or forced:
-            return _State(over, forced, 0)
+            return _SearchState(over, forced, 0)
         matcher.unsafe_compute_mask_ptr(self.mask.ctypes.data, self.mask.nbytes)
-        allowed = int.from_bytes(self.mask.tobytes(), "little") & self.known
-        return _State(over, forced, (allowed & ~BYTES | allowed & PLAIN) or allowed)
+        allowed = int.from_bytes(self.mask.tobytes(), "little") & self.step_bits
+        return _SearchState(over, forced, (allowed & ~ALL_BYTES | allowed & PLAIN_BYTES) or allowed)
 
 
 @dataclass(slots=True)
-class _State:
+class _SearchState:
     """What may come next: forced bytes, or options, as bits; `over` where the answer may end."""
 
-    over: bool
-    forced: bytes
-    options: int
+    can_end: bool
+    forced_bytes: bytes
+    option_bits: int
 
 
-def _may_follow(state: _State, text: bytes, start: int) -> bool:
+def _can_follow(state: _SearchState, text: bytes, start: int) -> bool:
     """As far as the next byte tells. Where nearly all may come it is a string, which only a quote ends."""
-    if state.over or start == len(text):
-        return state.over
-    if state.forced:
-        return text.startswith(state.forced, start)
-    return bool(state.options >> text[start] & 1) and (text[start] == QUOTE or state.options.bit_count() < MANY)
+    if state.can_end or start == len(text):
+        return state.can_end
+    if state.forced_bytes:
+        return text.startswith(state.forced_bytes, start)
+    return bool(state.option_bits >> text[start] & 1) and (
+        text[start] == QUOTE or state.option_bits.bit_count() < MIN_STRING_OPTIONS
+    )
 
 
-class _Vocabulary:
+class _StepTokenizer:
     """Steps as tokens, as llguidance wants to be told."""
 
     bos_token_id = None

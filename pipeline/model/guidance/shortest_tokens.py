@@ -7,44 +7,46 @@ from dataclasses import dataclass, field
 
 from llguidance import LLTokenizer
 
-KNOWN = 10_000  # spellings that are remembered
-LONGEST = 16  # bytes of a token that an ending is spelt with
+MAX_CACHED_ENCODINGS = 10_000  # spellings that are remembered
+MAX_TOKEN_BYTES = 16  # bytes of a token that an ending is spelt with
 
 
 @dataclass(frozen=True, slots=True)
-class Spelling:
-    texts: Sequence[bytes]  # of each token
-    ids: Mapping[bytes, int]  # of each short text
-    known: dict[bytes, list[int]] = field(default_factory=dict)  # what was spelt before: endings come again and again
+class ShortestEncoder:
+    token_bytes: Sequence[bytes]  # of each token
+    token_ids: Mapping[bytes, int]  # of each short text
+    cache: dict[bytes, list[int]] = field(default_factory=dict)  # what was spelt before: endings come again and again
 
     @classmethod
-    def of(cls, tokenizer: LLTokenizer, vocab_size: int) -> Spelling:
+    def from_tokenizer(cls, tokenizer: LLTokenizer, vocab_size: int) -> ShortestEncoder:
         texts = [
             b"" if tokenizer.is_special_token(token) else tokenizer.decode_bytes([token]) for token in range(vocab_size)
         ]
-        return cls(texts, {text: token for token, text in reversed(list(enumerate(texts))) if 0 < len(text) <= LONGEST})
+        return cls(
+            texts, {text: token for token, text in reversed(list(enumerate(texts))) if 0 < len(text) <= MAX_TOKEN_BYTES}
+        )
 
-    def tokens(self, text: bytes) -> list[int]:
+    def encode(self, text: bytes) -> list[int]:
         """The fewest tokens.
 
         >>> Spelling((), {b"a": 0, b"b": 1, b"ab": 2}).tokens(b"aab")
         [0, 2]
         """
-        if text not in self.known:
-            if len(self.known) > KNOWN:
-                self.known.clear()
-            self.known[text] = self._spell(text)
-        return self.known[text]
+        if text not in self.cache:
+            if len(self.cache) > MAX_CACHED_ENCODINGS:
+                self.cache.clear()
+            self.cache[text] = self._find_shortest(text)
+        return self.cache[text]
 
-    def _spell(self, text: bytes) -> list[int]:
+    def _find_shortest(self, text: bytes) -> list[int]:
         fewest = [(0, 0)] + [(len(text) + 1, 0)] * len(text)  # tokens up to here, and where the last begins
         for end in range(1, len(text) + 1):
-            for start in range(max(0, end - LONGEST), end):
-                if fewest[start][0] + 1 < fewest[end][0] and text[start:end] in self.ids:
+            for start in range(max(0, end - MAX_TOKEN_BYTES), end):
+                if fewest[start][0] + 1 < fewest[end][0] and text[start:end] in self.token_ids:
                     fewest[end] = (fewest[start][0] + 1, start)
         tokens, end = [], len(text)
         while end:
             start = fewest[end][1]
-            tokens.append(self.ids[text[start:end]])
+            tokens.append(self.token_ids[text[start:end]])
             end = start
         return tokens[::-1]

@@ -18,51 +18,51 @@ from pipeline.errors import GenerateError
 from pipeline.types import Reply, Request
 
 STRING_OR_SPACE = re.compile(r'("(?:[^"\\]|\\.)*"?)|\s+', re.DOTALL)
-UNFINISHED = re.compile(r"(?<!\\)((?:\\\\)*)\\(?:u[0-9a-fA-F]{0,3})?$")  # an escape
-ROOM = 4096  # tokens for an ending where the budget was another tokenizer's
+UNFINISHED_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\(?:u[0-9a-fA-F]{0,3})?$")  # an escape
+MAX_ENDING_TOKENS = 4096  # tokens for an ending where the budget was another tokenizer's
 
 
-class Endings:
+class ReplyCompleter:
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.grammars: object = None
+        self.compiler: object = None
 
-    def ended(self, reply: Reply, request: Request, tokens: Sequence[int] | None = None) -> Reply:
+    def complete_reply(self, reply: Reply, request: Request, answer_tokens: Sequence[int] | None = None) -> Reply:
         """`tokens`: those of the answer, where they are known; then the ending keeps to the budget.
 
         Where nothing was said (a budget spent on thinking), an ending would be an answer of our own making.
         """
-        if reply.finish != "length" or request.schema is None or not reply.text.strip():
+        if reply.finish != "length" or request.schema_text is None or not reply.text.strip():
             return reply
         try:
-            text = self.text(reply.text, request.schema, request.sampling.max_new_tokens, tokens)
+            text = self.complete_text(reply.text, request.schema_text, request.sampling.max_new_tokens, answer_tokens)
         except GenerateError:
             return reply
         return replace(reply, text=text)
 
-    def text(self, said: str, schema: str, budget: int, tokens: Sequence[int] | None) -> str:
-        from pipeline.model.guidance.grammar import Grammars
+    def complete_text(self, text: str, schema: str, budget: int, tokens: Sequence[int] | None) -> str:
+        from pipeline.model.guidance.grammar import GrammarCompiler
 
-        if not isinstance(self.grammars, Grammars):
+        if not isinstance(self.compiler, GrammarCompiler):
             size = self.tokenizer.get_vocab_size()
-            self.grammars = Grammars(self.tokenizer, vocab_size=size, stop=[0])
+            self.compiler = GrammarCompiler(self.tokenizer, vocab_size=size, stop_tokens=[0])
         if tokens is None:
-            tokens = self.tokenizer.encode(compact(said), add_special_tokens=False).ids
-            budget = len(tokens) + ROOM
-        matcher = self.grammars.matcher(schema, budget=budget)
+            tokens = self.tokenizer.encode(compact_json(text), add_special_tokens=False).ids
+            budget = len(tokens) + MAX_ENDING_TOKENS
+        matcher = self.compiler.create_matcher(schema, budget=budget)
         kept: list[int] = []
         for token in tokens:
-            if matcher.done or matcher.cut or not matcher.accept(token):
+            if matcher.is_done or matcher.is_truncated or not matcher.accept_token(token):
                 break
             kept.append(token)
-        matcher.end()
-        return str(self.tokenizer.decode(kept + matcher.forced(), skip_special_tokens=False))
+        matcher.truncate()
+        return str(self.tokenizer.decode(kept + matcher.get_forced_tokens(), skip_special_tokens=False))
 
 
-def compact(text: str) -> str:
+def compact_json(text: str) -> str:
     """Without the white space between JSON's pieces, and without a character that was cut in half.
 
     >>> compact('{"a b": [1,\\n "x y'), compact('["caf\\\\u00e')
     ('{"a b":[1,"x y', '["caf')
     """
-    return UNFINISHED.sub(r"\1", STRING_OR_SPACE.sub(lambda match: match[1] or "", text).rstrip("\ufffd"))
+    return UNFINISHED_ESCAPE.sub(r"\1", STRING_OR_SPACE.sub(lambda match: match[1] or "", text).rstrip("\ufffd"))

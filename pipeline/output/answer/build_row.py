@@ -11,57 +11,59 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import AnswerError
-from pipeline.json_values import parse
-from pipeline.output.answer.geometry import Coordinates, Times, to_source
+from pipeline.json_values import parse_answer
+from pipeline.output.answer.geometry import CoordinateSystem, TimeOrigin, map_to_source
 from pipeline.schema import validate
 from pipeline.schema.schema import Schema
-from pipeline.types import Clip, Item, Reply, Request, Row, Seen
+from pipeline.types import Clip, Item, MediaInfo, Reply, Request, Row
 
 
-def finish(
+def build_row(
     item: Item,
     request: Request,
     reply: Reply,
     *,
     schema: Schema | None,
-    family_coordinates: Coordinates,
-    family_times: Times = "clip",
+    coordinate_system: CoordinateSystem,
+    time_origin: TimeOrigin = "clip",
     attempts: int = 1,
 ) -> Row:
     """The row of one answered item; AnswerError where the answer cannot be used."""
-    answered = _answer(request, reply, schema, family_coordinates, family_times) if schema else {}
+    answered = _build_answer(request, reply, schema, coordinate_system, time_origin) if schema else {}
     return Row(
         id=item.id,
         question=item.question,
-        keep=item.keep,
+        kept_values=item.kept_values,
         text=reply.text,
         answer=answered.get("answer"),
         finish=reply.finish,
-        media=tuple(_seen(clip) for clip in request.clips),
+        media=tuple(_to_media_info(clip) for clip in request.clips),
         vision_tokens=request.vision_tokens,
         prompt_tokens=reply.prompt_tokens or len(request.input_ids),
-        output_tokens=reply.tokens,
+        output_tokens=reply.output_tokens,
         attempts=attempts,
         thinking=reply.thinking,
         logprob=reply.logprob,
-        latency_s=reply.seconds,
+        latency_s=reply.latency_s,
         raw=answered.get("raw"),
         flags=(*reply.flags, *answered.get("flags", ())),
         violations=answered.get("violations", ()),
     )
 
 
-def _answer(
-    request: Request, reply: Reply, schema: Schema, coordinates: Coordinates, times: Times
+def _build_answer(
+    request: Request, reply: Reply, schema: Schema, coordinate_system: CoordinateSystem, time_origin: TimeOrigin
 ) -> Mapping[str, Any]:
     try:
-        said, repaired = parse(reply.text)
-        value, wrapped = _wrapped(said, schema.json_schema)
-        plain, violations = validate.checked(value, schema)
-        mapped, flags = to_source(plain, schema.json_schema, coordinates=coordinates, clips=request.clips, times=times)
+        said, repaired = parse_answer(reply.text)
+        value, wrapped = _wrap_bare_list(said, schema.json_schema)
+        plain, violations = validate.check_answer(value, schema)
+        mapped, flags = map_to_source(
+            plain, schema.json_schema, coordinate_system=coordinate_system, clips=request.clips, time_origin=time_origin
+        )
         if mapped is None and plain is not None:
             raise AnswerError("no_place", "the answer has no area in the picture, or speaks of one that was not shown")
-        typed = validate.typed(mapped, schema)
+        typed = validate.to_typed_answer(mapped, schema)
     except RecursionError as error:
         raise AnswerError("invalid_answer", "the answer is nested too deeply", text=reply.text) from error
     except AnswerError as error:
@@ -78,7 +80,7 @@ def _answer(
     return {"answer": typed, "raw": raw, "flags": flags, "violations": violations}
 
 
-def _wrapped(value: Any, schema: Mapping[str, Any]) -> tuple[Any, bool]:
+def _wrap_bare_list(value: Any, schema: Mapping[str, Any]) -> tuple[Any, bool]:
     """A bare list, as Qwen likes to answer, where the schema is an object around one list."""
     properties = schema.get("properties", {})
     if isinstance(value, list) and len(properties) == 1:
@@ -86,6 +88,6 @@ def _wrapped(value: Any, schema: Mapping[str, Any]) -> tuple[Any, bool]:
     return value, False
 
 
-def _seen(clip: Clip) -> Seen:
+def _to_media_info(clip: Clip) -> MediaInfo:
     (width, height), (model_width, model_height) = clip.source_size, clip.size
-    return Seen(clip.kind, clip.uri, width, height, model_width, model_height, len(clip.pixels), clip.times)
+    return MediaInfo(clip.kind, clip.uri, width, height, model_width, model_height, len(clip.pixels), clip.times)

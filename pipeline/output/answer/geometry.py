@@ -13,36 +13,41 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.schema.json_schema import Node, children, resolve
+from pipeline.schema.json_schema import SchemaNode, iterate_subschemas, resolve_ref
 from pipeline.types import Clip
 
-Coordinates = Literal["pixels", "thousandths"]  # of the resized picture, or 0..1000 of any
-Times = Literal["clip", "source"]  # seconds since the first frame shown, or into the file
-NAMES = {"bbox_2d": "box", "point_2d": "point"}
+CoordinateSystem = Literal["pixels", "thousandths"]  # of the resized picture, or 0..1000 of any
+TimeOrigin = Literal["clip", "source"]  # seconds since the first frame shown, or into the file
+MEANING_BY_FIELD_NAME = {"bbox_2d": "box", "point_2d": "point"}
 
 
 @dataclass(frozen=True, slots=True)
-class Map:
+class GeometryMapping:
     """How the answer of one row is mapped; `flags` collects what had to be done, in order."""
 
-    means: Mapping[str, str]
-    coordinates: Coordinates
-    times: Times
+    meanings: Mapping[str, str]
+    coordinate_system: CoordinateSystem
+    time_origin: TimeOrigin
     clips: Sequence[Clip]
     flags: dict[str, None] = field(default_factory=dict)
 
 
-def to_source(
-    value: Any, schema: Node, *, coordinates: Coordinates, clips: Sequence[Clip], times: Times = "clip"
+def map_to_source(
+    value: Any,
+    schema: SchemaNode,
+    *,
+    coordinate_system: CoordinateSystem,
+    clips: Sequence[Clip],
+    time_origin: TimeOrigin = "clip",
 ) -> tuple[Any, tuple[str, ...]]:
     """The answer in the original's numbers, and the flags: reordered, clamped, dropped."""
-    where = Map(meanings(schema), coordinates, times, clips)
-    if not clips or not set(where.means.values()) - {"image"}:
+    where = GeometryMapping(find_field_meanings(schema), coordinate_system, time_origin, clips)
+    if not clips or not set(where.meanings.values()) - {"image"}:
         return value, ()
-    return _walk(value, where), tuple(where.flags)
+    return _map_value(value, where), tuple(where.flags)
 
 
-def meanings(schema: Node, root: Node | None = None) -> dict[str, str]:
+def find_field_meanings(schema: SchemaNode, root: SchemaNode | None = None) -> dict[str, str]:
     """Field name -> box, point, seconds or image, for the fields of a schema that say where or when.
 
     >>> meanings({"type": "object", "properties": {"bbox_2d": {"type": "array"}, "label": {"type": "string"}}})
@@ -51,90 +56,92 @@ def meanings(schema: Node, root: Node | None = None) -> dict[str, str]:
     root = schema if root is None else root
     found: dict[str, str] = {}
     for name, part in schema.get("properties", {}).items():
-        means = _meant(part, root, ()) or NAMES.get(name)
+        means = _find_meaning(part, root, ()) or MEANING_BY_FIELD_NAME.get(name)
         found |= {name: means} if means else {}
-    for _, part in children(schema):
-        found |= meanings(part, root) if isinstance(part, dict) else {}
+    for _, part in iterate_subschemas(schema):
+        found |= find_field_meanings(part, root) if isinstance(part, dict) else {}
     return found
 
 
-def _meant(node: Any, root: Node, above: tuple[str, ...]) -> str | None:
+def _find_meaning(node: Any, root: SchemaNode, parent_refs: tuple[str, ...]) -> str | None:
     """What a field is said to mean, also where it may be null or is a list."""
-    if not isinstance(node, dict) or node.get("$ref") in above:
+    if not isinstance(node, dict) or node.get("$ref") in parent_refs:
         return None
-    above = (*above, node["$ref"]) if "$ref" in node else above
-    node = resolve(node, root)
+    parent_refs = (*parent_refs, node["$ref"]) if "$ref" in node else parent_refs
+    node = resolve_ref(node, root)
     inner = (*node.get("anyOf", ()), *node.get("oneOf", ()), node.get("items"))
-    return node.get("x-means") or next((means for part in inner if (means := _meant(part, root, above))), None)
+    return node.get("x-means") or next(
+        (means for part in inner if (means := _find_meaning(part, root, parent_refs))), None
+    )
 
 
-def _walk(value: Any, where: Map) -> Any:
+def _map_value(value: Any, mapping: GeometryMapping) -> Any:
     """The value with its places mapped; None in place of an object that lies nowhere."""
     if isinstance(value, dict):
-        return _object(value, where)
+        return _map_object(value, mapping)
     if isinstance(value, list):
-        parts = [(part, _walk(part, where)) for part in value]
+        parts = [(part, _map_value(part, mapping)) for part in value]
         return [after for before, after in parts if after is not None or before is None]
     return value
 
 
-def _object(value: dict[str, Any], where: Map) -> dict[str, Any] | None:
-    clip = _clip(value, where)
+def _map_object(value: dict[str, Any], mapping: GeometryMapping) -> dict[str, Any] | None:
+    clip = _find_clip(value, mapping)
     result = {}
     for name, part in value.items():
-        means = where.means.get(name, "image")
+        means = mapping.meanings.get(name, "image")
         if part is None or means == "image":
-            result[name] = _walk(part, where)
+            result[name] = _map_value(part, mapping)
             continue
-        result[name] = None if clip is None else _place(part, means, clip, where)
+        result[name] = None if clip is None else _map_location(part, means, clip, mapping)
         if result[name] is None:
-            where.flags["dropped"] = None
+            mapping.flags["dropped"] = None
             return None
     return result
 
 
-def _clip(value: dict[str, Any], where: Map) -> Clip | None:
+def _find_clip(value: dict[str, Any], mapping: GeometryMapping) -> Clip | None:
     """The picture or video that an object speaks of; None if it names one that was not shown."""
-    names = [name for name, means in where.means.items() if means == "image"]
+    names = [name for name, means in mapping.meanings.items() if means == "image"]
     said = int(next((value[name] for name in names if value.get(name) is not None), 1))
-    return where.clips[said - 1] if 1 <= said <= len(where.clips) else None
+    return mapping.clips[said - 1] if 1 <= said <= len(mapping.clips) else None
 
 
-def _place(value: Any, means: str, clip: Clip, where: Map) -> Any:
-    if isinstance(value, list) and (means == "seconds" or not value or isinstance(value[0], list)):
-        places = [_place(part, means, clip, where) for part in value]
-        where.flags.update({"dropped": None} if None in places else {})
+def _map_location(value: Any, meaning: str, clip: Clip, mapping: GeometryMapping) -> Any:
+    if isinstance(value, list) and (meaning == "seconds" or not value or isinstance(value[0], list)):
+        places = [_map_location(part, meaning, clip, mapping) for part in value]
+        mapping.flags.update({"dropped": None} if None in places else {})
         return [place for place in places if place is not None]
-    if means == "seconds":
-        return _seconds(float(value), clip, where)
+    if meaning == "seconds":
+        return _map_seconds(float(value), clip, mapping)
     if isinstance(value, dict):
-        return _walk(value, where)
-    return _inside(value, means, clip, where)
+        return _map_value(value, mapping)
+    return _map_box_or_point(value, meaning, clip, mapping)
 
 
-def _inside(value: list[Any], means: str, clip: Clip, where: Map) -> list[Any] | None:
+def _map_box_or_point(value: list[Any], meaning: str, clip: Clip, mapping: GeometryMapping) -> list[Any] | None:
     """One box or point in the original; None where nothing is left of it."""
-    if len(value) != {"box": 4, "point": 2}[means] or None in value:
+    if len(value) != {"box": 4, "point": 2}[meaning] or None in value:
         return None
-    scale = clip.size if where.coordinates == "pixels" else (1000, 1000)
+    scale = clip.size if mapping.coordinate_system == "pixels" else (1000, 1000)
     ends = [float(number) * clip.source_size[axis % 2] / scale[axis % 2] for axis, number in enumerate(value)]
-    if means == "box":
+    if meaning == "box":
         ordered = [min(ends[0], ends[2]), min(ends[1], ends[3]), max(ends[0], ends[2]), max(ends[1], ends[3])]
-        where.flags.update({} if ordered == ends else {"reordered": None})
+        mapping.flags.update({} if ordered == ends else {"reordered": None})
         ends = ordered
     inside = [min(max(number, 0), clip.source_size[axis % 2]) for axis, number in enumerate(ends)]
-    where.flags.update({} if inside == ends else {"clamped": None})
+    mapping.flags.update({} if inside == ends else {"clamped": None})
     result = [round(number) if isinstance(said, int) else number for said, number in zip(value, inside, strict=True)]
-    empty = means == "box" and (result[0] == result[2] or result[1] == result[3])
+    empty = meaning == "box" and (result[0] == result[2] or result[1] == result[3])
     return None if empty else result
 
 
-def _seconds(value: float, clip: Clip, where: Map) -> float:
+def _map_seconds(value: float, clip: Clip, mapping: GeometryMapping) -> float:
     """A moment of the file, no later than the last frame shown lasts."""
     if not clip.times:
         return value
-    moment = value + (clip.times[0] if where.times == "clip" else 0)
+    moment = value + (clip.times[0] if mapping.time_origin == "clip" else 0)
     last = clip.times[-1] + (1 / clip.fps if clip.fps else 0)
     inside = min(max(moment, 0), last)
-    where.flags.update({} if inside == moment else {"clamped": None})
+    mapping.flags.update({} if inside == moment else {"clamped": None})
     return value if inside == value else round(inside, 3)

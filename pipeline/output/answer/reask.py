@@ -12,55 +12,64 @@ from dataclasses import replace
 from pipeline.errors import AnswerError
 from pipeline.types import Failure, Item, Reply, Request, Row
 
-LADDER = (0.0, 0.3, 0.6, 0.8, 1.0)  # at least so warm, by attempt
+RETRY_TEMPERATURES = (0.0, 0.3, 0.6, 0.8, 1.0)  # at least so warm, by attempt
 
-Answer = Callable[[Sequence[Request]], Sequence[Reply | Failure]]
-Finish = Callable[[Item, Request, Reply, int], Row | Failure]
+AnswerRequests = Callable[[Sequence[Request]], Sequence[Reply | Failure]]
+BuildRow = Callable[[Item, Request, Reply, int], Row | Failure]
 
 
-def settle(
-    asked: Sequence[tuple[Item, Request]], *, answer: Answer, finish: Finish, retries: int
+def answer_with_retries(
+    item_requests: Sequence[tuple[Item, Request]],
+    *,
+    answer_requests: AnswerRequests,
+    build_row: BuildRow,
+    max_retries: int,
 ) -> list[Row | Failure]:
     """One row or failure for each, in order; `answer` replies to requests in order."""
     best: dict[int, Row | Failure] = {}
-    still = list(range(len(asked)))
-    for attempt in range(1, retries + 2):
-        requests = [again(request, item.past.answers + attempt) for item, request in (asked[index] for index in still)]
-        for index, request, reply in zip(still, requests, answer(requests), strict=True):
-            outcome = _outcome(asked[index][0], request, reply, finish, attempt)
-            if index not in best or _faults(outcome) < _faults(best[index]):
+    still = list(range(len(item_requests)))
+    for attempt in range(1, max_retries + 2):
+        requests = [
+            build_retry_request(request, item.history.rejected_answers + attempt)
+            for item, request in (item_requests[index] for index in still)
+        ]
+        for index, request, reply in zip(still, requests, answer_requests(requests), strict=True):
+            outcome = _build_outcome(item_requests[index][0], request, reply, build_row, attempt)
+            if index not in best or _count_faults(outcome) < _count_faults(best[index]):
                 best[index] = outcome
             best[index] = replace(best[index], attempts=attempt)
-        still = [index for index in still if _worth_asking(best[index])]
+        still = [index for index in still if _is_worth_retrying(best[index])]
         if not still:
             break
-    return [best[index] for index in range(len(asked))]
+    return [best[index] for index in range(len(item_requests))]
 
 
-def again(request: Request, attempt: int) -> Request:
+def build_retry_request(request: Request, attempt: int) -> Request:
     """The request of a later attempt: warmer, and with another seed. The first is the request itself."""
     if attempt == 1:
         return request
     sampling = request.sampling
-    warmth = max(sampling.temperature, LADDER[min(attempt, len(LADDER)) - 1])
+    warmth = max(sampling.temperature, RETRY_TEMPERATURES[min(attempt, len(RETRY_TEMPERATURES)) - 1])
     return replace(
         request, sampling=replace(sampling, temperature=warmth, seed=sampling.seed + (attempt - 1) * 1_000_003)
     )
 
 
-def _outcome(item: Item, request: Request, reply: Reply | Failure, finish: Finish, attempt: int) -> Row | Failure:
+def _build_outcome(
+    item: Item, request: Request, reply: Reply | Failure, build_row: BuildRow, attempt: int
+) -> Row | Failure:
     if isinstance(reply, Failure):
         return reply
     try:
-        return finish(item, request, reply, attempt)
+        return build_row(item, request, reply, attempt)
     except AnswerError as error:
-        return error.failure(item.id, attempt)
+        return error.to_failure(item.id, attempt)
 
 
-def _faults(outcome: Row | Failure) -> float:
+def _count_faults(outcome: Row | Failure) -> float:
     return float("inf") if isinstance(outcome, Failure) else len(outcome.violations)
 
 
-def _worth_asking(outcome: Row | Failure) -> bool:
+def _is_worth_retrying(outcome: Row | Failure) -> bool:
     """Another try may help an answer; it does not help a row that the engine cannot answer."""
     return outcome.stage == "answer" if isinstance(outcome, Failure) else bool(outcome.violations)

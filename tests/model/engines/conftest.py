@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.builtin.random_checkpoint import make
+from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.model import hf_models, weights
 from pipeline.types import Clip, Request, Sampling, Turn
 
 torch.set_num_threads(1)
-hf_models.transformers().utils.logging.disable_progress_bar()
+hf_models.import_transformers().utils.logging.disable_progress_bar()
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 GAP = 1e-3  # closer than this, the two best tokens of the reference are a draw
 
@@ -21,8 +21,8 @@ class Lab:
     """One checkpoint, with its family and the reference model."""
 
     def __init__(self, folder: Path, model_type: str, **config: object):
-        self.folder = make(folder, model_type, **config)
-        self.family = weights.family(self.folder)
+        self.folder = write_random_checkpoint(folder, model_type, **config)
+        self.family = weights.load_family(self.folder)
         self.rng = np.random.default_rng(7)
 
     def picture(self, width: int, height: int) -> Clip:
@@ -39,14 +39,14 @@ class Lab:
 
     def ask(self, name: str, *parts: str | Clip, **sampling: object) -> Request:
         turns = (Turn("user", parts),)
-        encoded = self.family.encode(turns)
+        encoded = self.family.encode_turns(turns)
         said = Sampling(**{"max_new_tokens": 12, **sampling})
         return Request(name, turns, encoded.input_ids, encoded.positions, encoded.vision_tokens, said)
 
     @cache  # noqa: B019
     def reference(self):
-        kind = weights.config(self.folder)["model_type"]
-        return hf_models.model_class(kind).from_pretrained(self.folder).eval()
+        kind = weights.load_config(self.folder)["model_type"]
+        return hf_models.get_model_class(kind).from_pretrained(self.folder).eval()
 
     @torch.inference_mode()
     def generate(self, request: Request) -> tuple[list[int], list[float]]:

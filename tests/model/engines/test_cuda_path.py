@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pipeline.model.engine_thread import run
-from pipeline.model.engines.torch import Torch, attention, cuda_graphs, model_runner
-from pipeline.model.engines.torch.forward import decode
+from pipeline.model.engine_thread import generate_replies
+from pipeline.model.engines.torch import TorchEngine, attention, cuda_graphs, model_runner
+from pipeline.model.engines.torch.forward import build_decode_function
 from tests.model.engines.conftest import Lab
 
 
@@ -38,7 +38,7 @@ def again(work):
 def stand_ins(monkeypatch):
     monkeypatch.setattr(attention, "varlen", by_definition)
     monkeypatch.setattr(model_runner, "has_flash", lambda device, dtype: True)
-    monkeypatch.setattr(cuda_graphs.Graphs.__init__, "__kwdefaults__", {"capture": again})
+    monkeypatch.setattr(cuda_graphs.DecodeGraphs.__init__, "__kwdefaults__", {"capture": again})
 
 
 def test_flash_and_graphs_say_what_generate_says(lab: Lab, stand_ins):
@@ -49,20 +49,20 @@ def test_flash_and_graphs_say_what_generate_says(lab: Lab, stand_ins):
         lab.ask("two", lab.picture(2, 2), "or", lab.picture(4, 2), max_new_tokens=3),
         lab.ask("late", lab.picture(3, 3), "?"),
     ]
-    engine = Torch(lab.folder, lab.family, device="cpu", slots=3, prefill_tokens=25)
-    assert engine.ahead
-    texts = {answer.id: answer.text for answer in run(engine, rows)}
-    assert texts == {row.id: engine.vocabulary.text(lab.generate(row)[0]) for row in rows}
-    assert engine.forward.graphs.made.keys() <= {1, 2, 3}
-    assert engine.forward.graphs.made
+    engine = TorchEngine(lab.folder, lab.family, device="cpu", slots=3, prefill_tokens=25)
+    assert engine.can_launch_ahead
+    texts = {answer.id: answer.text for answer in generate_replies(engine, rows)}
+    assert texts == {row.id: engine.detokenizer.decode(lab.generate(row)[0]) for row in rows}
+    assert engine.step_runner.graphs.captured_graphs.keys() <= {1, 2, 3}
+    assert engine.step_runner.graphs.captured_graphs
     engine.close()
 
 
 def test_a_graph_with_rows_to_spare_leaves_the_others_alone(one_lab: Lab, stand_ins):
-    engine = Torch(one_lab.folder, one_lab.family, device="cpu", slots=7)
+    engine = TorchEngine(one_lab.folder, one_lab.family, device="cpu", slots=7)
     rows = [one_lab.ask(str(number), "x" * number, max_new_tokens=40 - 6 * number) for number in range(6)]
-    texts = {answer.id: answer.text for answer in run(engine, rows)}
-    assert texts == {row.id: engine.vocabulary.text(one_lab.generate(row)[0]) for row in rows}
+    texts = {answer.id: answer.text for answer in generate_replies(engine, rows)}
+    assert texts == {row.id: engine.detokenizer.decode(one_lab.generate(row)[0]) for row in rows}
     engine.close()
 
 
@@ -83,17 +83,17 @@ def test_the_decoding_pass_compiles_without_a_break(lab: Lab, monkeypatch):
         lambda q, k, v, bounds, most, **how: varlen(q, k, v, bounds[1], how["seqused_k"], how["scale"]),
     )
     monkeypatch.setattr(model_runner, "has_flash", lambda device, dtype: True)
-    engine = Torch(lab.folder, lab.family, device="cpu", slots=4, kv_tokens=64)
-    eager = decode(engine.forward.loaded)
+    engine = TorchEngine(lab.folder, lab.family, device="cpu", slots=4, kv_tokens=64)
+    eager = build_decode_function(engine.step_runner.loaded)
     compiled = torch.compile(eager, dynamic=True, fullgraph=True, backend="eager")
-    cache = engine.forward.cache
+    cache = engine.step_runner.cache
     cache.keys.normal_(generator=torch.Generator().manual_seed(0))
     cache.values.normal_(generator=torch.Generator().manual_seed(1))
     for size in (3, 2):
         ids, positions = torch.arange(size) + 5, torch.arange(3 * size).view(3, size)
         starts, used = torch.arange(size + 1, dtype=torch.int32) * 10, torch.arange(size, dtype=torch.int32) + 4
-        runs = attention.Runs(torch.arange(size + 1, dtype=torch.int32), starts, used, (1, 64))
-        packed = attention.Packed(cache, (starts[:size] + used - 1).long(), runs=runs)
+        runs = attention.FlashLayout(torch.arange(size + 1, dtype=torch.int32), starts, used, (1, 64))
+        packed = attention.PackedBatch(cache, (starts[:size] + used - 1).long(), flash_layout=runs)
         with torch.inference_mode():
             torch.testing.assert_close(compiled(ids, positions, packed), eager(ids, positions, packed))
     engine.close()

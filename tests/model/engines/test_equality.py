@@ -5,8 +5,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.model.engine_thread import run
-from pipeline.model.engines.torch import Torch
+from pipeline.model.engine_thread import generate_replies
+from pipeline.model.engines.torch import TorchEngine
 from tests.model.engines.conftest import GAP, Lab
 
 MIXES = st.permutations(range(10)).flatmap(lambda order: st.integers(1, 10).map(lambda count: order[:count]))
@@ -46,10 +46,10 @@ def expected(lab: Lab, rows):
 def test_answers_equal_generate_for_any_mix_order_and_size(
     lab: Lab, rows, expected, mix, slots, prefill, patches, ahead
 ):
-    engine = Torch(
+    engine = TorchEngine(
         lab.folder, lab.family, device="cpu", slots=slots, prefill_tokens=prefill, patches=patches, kv_tokens=900
     )
-    engine.ahead = ahead  # as on a GPU
+    engine.can_launch_ahead = ahead  # as on a GPU
     said = tokens_of(engine, [rows[index] for index in mix])
     engine.close()
     for name, tokens in said.items():
@@ -58,25 +58,33 @@ def test_answers_equal_generate_for_any_mix_order_and_size(
         assert (not differ and len(tokens) == len(reference)) or gaps[differ[0]] < GAP, name
 
 
-def tokens_of(engine: Torch, requests) -> dict[str, list[int]]:
+def tokens_of(engine: TorchEngine, requests) -> dict[str, list[int]]:
     """The tokens themselves: text can hide a difference."""
     said = {}
-    retire = engine.retire
+    retire = engine.retire_finished
 
     def noting():
-        said.update({row.request.id: row.ids[row.prompt : row.known].tolist() for row in engine.rows if row.finish})
+        said.update(
+            {
+                row.request.id: row.token_ids[row.prompt_tokens : row.known_tokens].tolist()
+                for row in engine.sequences
+                if row.finish
+            }
+        )
         retire()
 
-    engine.retire = noting
-    assert sorted(reply.id for reply in run(engine, requests)) == sorted(request.id for request in requests)
+    engine.retire_finished = noting
+    assert sorted(reply.id for reply in generate_replies(engine, requests)) == sorted(
+        request.id for request in requests
+    )
     return said
 
 
 def test_logits_are_the_reference_models_logits(lab: Lab, rows):
     """Closer than tokens can tell: deepstack, windows and positions all count."""
-    engine = Torch(lab.folder, lab.family, device="cpu", slots=8)
+    engine = TorchEngine(lab.folder, lab.family, device="cpu", slots=8)
     seen = {}
-    forward = engine.forward
+    forward = engine.step_runner
 
     def noting(work, *fed):
         logits = forward(work, *fed)
@@ -84,9 +92,9 @@ def test_logits_are_the_reference_models_logits(lab: Lab, rows):
         seen.update({row.request.id: line for row, line in zip(complete, logits, strict=True) if row.new == 0})
         return logits
 
-    engine.forward = noting
+    engine.step_runner = noting
     asked = [row for row in rows if row.id in ("text", "two", "film")]
-    list(run(engine, asked))
+    list(generate_replies(engine, asked))
     engine.close()
     for row in asked:
         ids = torch.from_numpy(row.input_ids).long()[None]

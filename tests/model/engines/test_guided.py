@@ -7,50 +7,50 @@ from pathlib import Path
 import pytest
 
 from pipeline import registry
-from pipeline.builtin.random_checkpoint import make, tiny_tokenizer
-from pipeline.json_values import parse
+from pipeline.builtin.random_checkpoint import build_tiny_tokenizer, write_random_checkpoint
+from pipeline.json_values import parse_answer
 from pipeline.model import weights
-from pipeline.model.engine_thread import run
-from pipeline.model.engines.torch import Torch
+from pipeline.model.engine_thread import generate_replies
+from pipeline.model.engines.torch import TorchEngine
 from pipeline.model.families.base import Family
-from pipeline.model.guidance.grammar import minimum
-from pipeline.schema import load_schema
-from pipeline.schema.validate import validate
+from pipeline.model.guidance.grammar import count_min_tokens
+from pipeline.schema import schema_loader
+from pipeline.schema.validate import validate_answer
 from pipeline.types import Failure, Reply, Request, Sampling, Turn
 
-SCHEMAS = [found for name in registry.SCHEMAS if (found := load_schema.load(name, base=Path()))]
+SCHEMAS = [found for name in registry.SCHEMAS if (found := schema_loader.load_schema(name, base_folder=Path()))]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("guided"), "qwen2_5_vl")
+    return write_random_checkpoint(tmp_path_factory.mktemp("guided"), "qwen2_5_vl")
 
 
 @pytest.fixture(scope="module")
 def family(folder: Path) -> Family:
-    return weights.family(folder)
+    return weights.load_family(folder)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["", "ahead"])
-def engine(folder: Path, family: Family, request: pytest.FixtureRequest) -> Iterator[Torch]:
-    opened = Torch(folder, family, slots=8)
-    opened.ahead = request.param  # as on a GPU
+def engine(folder: Path, family: Family, request: pytest.FixtureRequest) -> Iterator[TorchEngine]:
+    opened = TorchEngine(folder, family, slots=8)
+    opened.can_launch_ahead = request.param  # as on a GPU
     yield opened
     opened.close()
 
 
 def ask(family: Family, name: str, **sampling: object) -> Request:
     turns = (Turn("user", (f"What is {name}?",)),)
-    prompt = family.encode(turns)
+    prompt = family.encode_turns(turns)
     return Request(name, turns, prompt.input_ids, prompt.positions, sampling=Sampling(**sampling))  # type: ignore[arg-type]
 
 
-def replies(engine: Torch, requests: list[Request]) -> dict[str, Reply | Failure]:
-    return {reply.id: reply for reply in run(engine, iter(requests))}
+def replies(engine: TorchEngine, requests: list[Request]) -> dict[str, Reply | Failure]:
+    return {reply.id: reply for reply in generate_replies(engine, iter(requests))}
 
 
-def test_a_mixed_batch_gives_answers_that_fit_their_schemas_and_budgets(engine: Torch, family: Family) -> None:
-    least = [minimum(found.text, tiny_tokenizer()) for found in SCHEMAS]
+def test_a_mixed_batch_gives_answers_that_fit_their_schemas_and_budgets(engine: TorchEngine, family: Family) -> None:
+    least = [count_min_tokens(found.text, build_tiny_tokenizer()) for found in SCHEMAS]
     requests, wanted = [], {}
     for index in range(48):
         chosen = index % len(SCHEMAS)
@@ -64,11 +64,11 @@ def test_a_mixed_batch_gives_answers_that_fit_their_schemas_and_budgets(engine: 
     for request in requests:
         reply = found[request.id]
         assert isinstance(reply, Reply), reply
-        assert reply.tokens <= request.sampling.max_new_tokens
+        assert reply.output_tokens <= request.sampling.max_new_tokens
         if request.schema:
-            value, repaired = parse(reply.text)
+            value, repaired = parse_answer(reply.text)
             assert not repaired
-            validate(value, wanted[request.id])
+            validate_answer(value, wanted[request.id])
     assert {reply.finish for reply in found.values() if isinstance(reply, Reply)} == {"stop", "length"}
 
 
@@ -77,13 +77,13 @@ def test_tokens_fed_before_the_grammar_has_seen_them_change_no_answer(folder: Pa
     requests = []
     for index in range(36):
         chosen = SCHEMAS[index % len(SCHEMAS)]
-        budget = minimum(chosen.text, tiny_tokenizer()) + (0, 4, 9, 30)[index % 4]
+        budget = count_min_tokens(chosen.text, build_tiny_tokenizer()) + (0, 4, 9, 30)[index % 4]
         request = ask(family, str(index), max_new_tokens=budget, temperature=(0.0, 1.5)[index % 2], seed=index)
         requests.append(replace(request, schema=chosen.text) if index % 7 else request)
     said = []
     for ahead in (False, True):
-        engine = Torch(folder, family, slots=5)
-        engine.ahead = ahead
+        engine = TorchEngine(folder, family, slots=5)
+        engine.can_launch_ahead = ahead
         answers = [(name, reply) for name, reply in replies(engine, requests).items() if isinstance(reply, Reply)]
         said.append(
             {name: replace(answer, logprob=None) if isinstance(answer, Reply) else answer for name, answer in answers}
@@ -93,16 +93,16 @@ def test_tokens_fed_before_the_grammar_has_seen_them_change_no_answer(folder: Pa
     assert len(said[0]) == 36
 
 
-def test_a_row_without_a_schema_is_not_touched_by_its_neighbours(engine: Torch, family: Family) -> None:
+def test_a_row_without_a_schema_is_not_touched_by_its_neighbours(engine: TorchEngine, family: Family) -> None:
     free = ask(family, "free", max_new_tokens=24)
     guided = replace(ask(family, "guided", max_new_tokens=30), schema=SCHEMAS[1].text)
     alone, beside = replies(engine, [free])["free"], replies(engine, [guided, free])["free"]
     assert isinstance(alone, Reply)
     assert isinstance(beside, Reply)
-    assert (beside.text, beside.tokens) == (alone.text, alone.tokens)
+    assert (beside.text, beside.output_tokens) == (alone.text, alone.output_tokens)
 
 
-def test_what_the_model_likes_best_can_be_forbidden(engine: Torch, family: Family) -> None:
+def test_what_the_model_likes_best_can_be_forbidden(engine: TorchEngine, family: Family) -> None:
     free = replies(engine, [ask(family, "free", max_new_tokens=1)])["free"]
     assert isinstance(free, Reply)
     text = '{"type":"string","enum":["never said","nor this"]}'
@@ -112,9 +112,11 @@ def test_what_the_model_likes_best_can_be_forbidden(engine: Torch, family: Famil
     assert free.text not in ('"', "never", "nor")
 
 
-def test_a_budget_that_is_too_small_is_an_error_row_that_says_what_is_needed(engine: Torch, family: Family) -> None:
+def test_a_budget_that_is_too_small_is_an_error_row_that_says_what_is_needed(
+    engine: TorchEngine, family: Family
+) -> None:
     request = replace(ask(family, "a", max_new_tokens=3), schema=SCHEMAS[0].text)
     reply = replies(engine, [request])["a"]
     assert isinstance(reply, Failure)
     assert reply.kind == "no_close"
-    assert f"raise max_new_tokens to {minimum(SCHEMAS[0].text, tiny_tokenizer())}" in reply.message
+    assert f"raise max_new_tokens to {count_min_tokens(SCHEMAS[0].text, build_tiny_tokenizer())}" in reply.message

@@ -18,9 +18,9 @@ from PIL import Image
 
 from pipeline.errors import JobError, PipelineError, StoppedError
 from pipeline.job.spec import Job
-from pipeline.model.engine_thread import Desk, run
-from pipeline.model.engines.http import Http, client, request_body
-from pipeline.model.engines.http.responses import after_s, judge
+from pipeline.model.engine_thread import EngineThread, generate_replies
+from pipeline.model.engines.http import HttpEngine, client, request_body
+from pipeline.model.engines.http.responses import parse_response, parse_retry_after
 from pipeline.types import Clip, Failure, Reply, Request, Sampling, Turn
 from tests.model.engines.chat_server import Act, Talker, echo, said, wrong
 
@@ -56,9 +56,9 @@ def ask(name: str, *parts: str | Clip, schema: str | None = None, **sampling: ob
 
 
 def answers(talker: Talker, *requests: Request, **engine: object) -> dict[str, Reply | Failure]:
-    opened = Http.open(job(talker.url, **engine))
+    opened = HttpEngine.open(job(talker.url, **engine))
     try:
-        found = list(run(opened, requests))
+        found = list(generate_replies(opened, requests))
     finally:
         opened.close()
     assert Counter(answer.id for answer in found) == Counter(request.id for request in requests)
@@ -88,7 +88,7 @@ def test_a_question_and_its_settings_arrive():
         "max_tokens": 20,
         "n": 1,
     }
-    assert found["1"] == Reply("1", "you said who?", tokens=3, prompt_tokens=7)
+    assert found["1"] == Reply("1", "you said who?", output_tokens=3, prompt_tokens=7)
 
 
 def test_pixels_arrive_bit_for_bit():
@@ -167,7 +167,7 @@ def test_no_text_of_a_row_closes_its_turn():
 
 
 def test_media_are_labelled_as_the_job_says():
-    said = request_body.message(Turn("user", (picture(), "and", picture())), job("http://a/v1").engine, Counter())
+    said = request_body.build_message(Turn("user", (picture(), "and", picture())), job("http://a/v1").engine, Counter())
     assert [part["text"] for part in said["content"] if "text" in part] == ["Picture 1: ", "and", "Picture 2: "]
 
 
@@ -217,7 +217,7 @@ def test_an_odd_answer_is_a_reply_or_an_error_of_its_row(name):
         assert found["1"].kind == expected
     else:
         assert (found["1"].text, found["1"].logprob) == (expected, -2.0)
-        assert {type(found["1"].tokens), type(found["1"].prompt_tokens)} <= {int, type(None)}
+        assert {type(found["1"].output_tokens), type(found["1"].prompt_tokens)} <= {int, type(None)}
 
 
 def test_half_of_a_character_is_none():
@@ -441,7 +441,7 @@ def test_a_server_that_is_not_there_is_waited_for_and_then_named():
     with Talker() as talker:
         pass
     with pytest.raises(StoppedError, match=r"engine\.url: .*cannot be reached.*the same command goes on"):
-        Http.open(job(talker.url, patience_s=0.05))
+        HttpEngine.open(job(talker.url, patience_s=0.05))
 
 
 def test_a_server_that_wants_to_be_left_alone_for_longer_than_we_wait_stops_the_run():
@@ -453,18 +453,18 @@ def test_a_server_that_wants_to_be_left_alone_for_longer_than_we_wait_stops_the_
         return echo(heard) if len(heard_of) < 3 else wrong(429, "tokens per day", **{"Retry-After": "3600"})
 
     with Talker(script) as talker:
-        desk = Desk(Http.open(job(talker.url, concurrency=1)))
-        assert [isinstance(each, Reply) for each in desk.answer([ask("1"), ask("2")])] == [True, True]
+        desk = EngineThread(HttpEngine.open(job(talker.url, concurrency=1)))
+        assert [isinstance(each, Reply) for each in desk.answer_requests([ask("1"), ask("2")])] == [True, True]
         with pytest.raises(StoppedError, match=r"tokens per day.*left alone for 3,600 s.*the same command goes on"):
-            desk.answer([ask("3"), ask("4")])
+            desk.answer_requests([ask("3"), ask("4")])
         desk.close()
 
 
 def test_a_row_that_is_told_to_wait_again_and_again_has_its_turn_as_long_as_others_are_answered():
     with Talker(moody(wrong(429, "slow down"), 30)) as talker:
-        engine = Http.open(job(talker.url, patience_s=0.05))
-        engine.caller.heard = math.inf  # others, all the time
-        assert [answer.text for answer in run(engine, [ask("1")])] == ["you said question 1"]
+        engine = HttpEngine.open(job(talker.url, patience_s=0.05))
+        engine.client.last_response_at = math.inf  # others, all the time
+        assert [answer.text for answer in generate_replies(engine, [ask("1")])] == ["you said question 1"]
         engine.close()
 
 
@@ -475,12 +475,12 @@ def test_a_server_that_goes_away_stops_the_run_instead_of_failing_its_rows():
         return wrong(503, "shutting down") if gone.is_set() else echo(heard)
 
     with Talker(script) as talker:
-        desk = Desk(Http.open(job(talker.url, patience_s=0.1)))
-        assert isinstance(desk.answer([ask("1")])[0], Reply)
+        desk = EngineThread(HttpEngine.open(job(talker.url, patience_s=0.1)))
+        assert isinstance(desk.answer_requests([ask("1")])[0], Reply)
         gone.set()
         time.sleep(0.15)
         with pytest.raises(StoppedError, match=r"answers 503: shutting down"):
-            desk.answer([ask("2"), ask("3")])
+            desk.answer_requests([ask("2"), ask("3")])
         desk.close()
 
 
@@ -499,25 +499,25 @@ def test_a_server_that_goes_away_stops_the_run_instead_of_failing_its_rows():
 )
 def test_what_is_wrong_with_every_row_stops_the_run_and_names_the_key_of_the_job(monkeypatch, act, words):
     with Talker(lambda heard: act) as talker:
-        desk = Desk(Http.open(job(talker.url, model={}, api_key=KEY)))
+        desk = EngineThread(HttpEngine.open(job(talker.url, model={}, api_key=KEY)))
         with pytest.raises(PipelineError, match=f"(?i){words}") as caught:
-            desk.answer([ask("1"), ask("2")])
+            desk.answer_requests([ask("1"), ask("2")])
         desk.close()
     assert KEY not in str(caught.value)
 
 
 def test_a_wrong_key_or_name_is_found_before_the_first_row():
     with Talker(models=wrong(401, "no")) as talker, pytest.raises(JobError, match=r"engine\.api_key"):
-        Http.open(job(talker.url, api_key=KEY))
+        HttpEngine.open(job(talker.url, api_key=KEY))
     with (
         Talker(models=("a", "b")) as talker,
         pytest.raises(JobError, match=r"engine\.model: c is named, and .* serves a, b"),
     ):
-        Http.open(
+        HttpEngine.open(
             job(talker.url).model_copy(update={"engine": job(talker.url).engine.model_copy(update={"model": "c"})})
         )
     with Talker(models=("a", "b")) as talker, pytest.raises(JobError, match=r"engine\.model: nothing is named"):
-        Http.open(job(talker.url))
+        HttpEngine.open(job(talker.url))
 
 
 @pytest.mark.parametrize(
@@ -527,21 +527,21 @@ def test_a_server_without_a_list_of_models_answers_where_the_job_names_one(model
     with Talker(models=models) as talker:
         named = job(talker.url)
         named = named.model_copy(update={"engine": named.engine.model_copy(update={"model": "m"})})
-        Http.open(named).close()
+        HttpEngine.open(named).close()
         with pytest.raises(JobError, match=r"engine\.(model|url): "):
-            Http.open(job(talker.url))
+            HttpEngine.open(job(talker.url))
 
 
 def test_what_only_the_server_can_do_is_refused():
     asked = job("http://a/v1", model={"quantize": "int4", "dtype": "bfloat16"})
-    assert [line.partition(":")[0] for line in Http.problems(asked)] == ["model.dtype", "model.quantize"]
-    assert Http.problems(job("http://a/v1")) == []
+    assert [line.partition(":")[0] for line in HttpEngine.problems(asked)] == ["model.dtype", "model.quantize"]
+    assert HttpEngine.problems(job("http://a/v1")) == []
 
 
 def test_closing_gives_up_what_is_under_way():
     with Talker(lambda heard: Act(200, "x", hang_s=60.0)) as talker:
-        desk = Desk(Http.open(job(talker.url)))
-        waiting = [desk.ask(ask(str(number))) for number in range(3)]
+        desk = EngineThread(HttpEngine.open(job(talker.url)))
+        waiting = [desk.submit_request(ask(str(number))) for number in range(3)]
         while len(talker.heard) < 3:
             time.sleep(0.01)
         started = time.monotonic()
@@ -568,14 +568,14 @@ def test_never_more_under_way_than_the_job_allows():
 
 
 def test_retry_after_in_seconds_and_as_a_date():
-    assert after_s({"Retry-After": "1.5"}) == 1.5
-    assert 50 < after_s({"Retry-After": formatdate(time.time() + 60, usegmt=True)}) <= 60
-    assert after_s({"Retry-After": "soon"}) == after_s({}) == 0.0
+    assert parse_retry_after({"Retry-After": "1.5"}) == 1.5
+    assert 50 < parse_retry_after({"Retry-After": formatdate(time.time() + 60, usegmt=True)}) <= 60
+    assert parse_retry_after({"Retry-After": "soon"}) == parse_retry_after({}) == 0.0
 
 
 def test_no_message_repeats_the_key():
     with pytest.raises(JobError) as caught:
-        judge(401, {}, json.dumps({"error": {"message": f"bad key {KEY}"}}), url="http://a/v1", secret=KEY)
+        parse_response(401, {}, json.dumps({"error": {"message": f"bad key {KEY}"}}), url="http://a/v1", api_key=KEY)
     assert "***" in str(caught.value)
     assert KEY not in str(caught.value)
 
@@ -583,8 +583,8 @@ def test_no_message_repeats_the_key():
 @pytest.mark.parametrize("end", ["", "\n"])  # as a secret in a file often has it
 def test_the_key_travels_in_a_header_and_nowhere_else(end):
     with Talker() as talker:
-        engine = Http.open(job(talker.url, api_key=KEY + end))
-        list(run(engine, [ask("1")]))
+        engine = HttpEngine.open(job(talker.url, api_key=KEY + end))
+        list(generate_replies(engine, [ask("1")]))
         engine.close()
     heard = talker.heard[0]
     assert heard.headers["Authorization"] == f"Bearer {KEY}"

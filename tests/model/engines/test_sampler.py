@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from pipeline.errors import GenerateError
-from pipeline.model.engines.torch.sampler import choose, constrain
+from pipeline.model.engines.torch.sampler import apply_grammar_masks, sample_tokens
 from pipeline.types import Sampling
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0, 3.0]])
 
 
 def said(*given):
-    tokens, logprobs = choose(*given)
+    tokens, logprobs = sample_tokens(*given)
     return tokens.tolist(), logprobs.tolist()
 
 
@@ -37,7 +37,7 @@ def test_samples_follow_the_distribution_at_a_temperature():
 def test_top_k_and_top_p_cut_the_tail_as_transformers_does():
     from pipeline.model import hf_models
 
-    hf_models.transformers()
+    hf_models.import_transformers()
     from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     how = Sampling(temperature=1.5, top_k=4, top_p=0.8)
@@ -88,7 +88,7 @@ def test_a_grammar_puts_everything_else_out_of_reach_and_one_without_any_ending_
 
     logits = torch.randn(4, 70, generator=torch.Generator().manual_seed(2))
     free = logits[1].argmax().item()
-    errors = constrain(logits, [Only(66), None, Stuck(), Only(3)])
+    errors = apply_grammar_masks(logits, [Only(66), None, Stuck(), Only(3)])
     tokens, logprobs = said(logits, [Sampling()] * 4, [Random(0)] * 4)
     assert [tokens[0], tokens[1], tokens[3]] == [66, free, 3]
     assert logprobs[0] == 0.0

@@ -10,20 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from pipeline.builtin.random_checkpoint import make
+from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.errors import JobError
 from pipeline.model import hf_models, weights
 from pipeline.model.engines.torch import memory, model_loader, shard
-from pipeline.model.engines.torch.loaded_model import Form
-from pipeline.model.engines.torch.model_loader import build, without_weights
-from pipeline.model.engines.torch.shard import Place
-from pipeline.model.engines.torch.vision import Slice, divide
+from pipeline.model.engines.torch.loaded_model import WeightLayout
+from pipeline.model.engines.torch.model_loader import build_model, without_weights
+from pipeline.model.engines.torch.shard import TensorParallel
+from pipeline.model.engines.torch.vision import ClipSlice, assign_slices
 
 WHOLE = ("norm", "layernorm", "q_norm", "k_norm", "gate")  # owners of what every rank has all of
 
 
 def ranks(folder, size, **how):
-    return [build(folder, weights.config(folder), place=Place(rank, size), **how) for rank in range(size)]
+    return [
+        build_model(folder, weights.load_config(folder), tp=TensorParallel(rank, size), **how) for rank in range(size)
+    ]
 
 
 def joined(name, parts, whole):
@@ -40,7 +42,7 @@ def joined(name, parts, whole):
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_shares_are_the_model_cut_and_only_what_is_small_is_whole(lab, size):
-    model = build(lab.folder, weights.config(lab.folder))
+    model = build_model(lab.folder, weights.load_config(lab.folder))
     shares = [dict(share.named_parameters()) for share in ranks(lab.folder, size)]
     replicated = set()
     for name, whole in model.named_parameters():
@@ -60,17 +62,17 @@ def test_shares_are_the_model_cut_and_only_what_is_small_is_whole(lab, size):
 
 
 def test_a_rank_reads_no_more_of_a_file_than_it_holds(lab, monkeypatch):
-    from pipeline.model.engines.torch.checkpoint import Weights
+    from pipeline.model.engines.torch.checkpoint import Checkpoint
 
-    taken, read = [], Weights.read
+    taken, read = [], Checkpoint.read_weight
 
     def noting(self, name, *arguments, **named):
         weight = read(self, name, *arguments, **named)
         taken.append(weight.numel())
         return weight
 
-    monkeypatch.setattr(Weights, "read", noting)
-    share = build(lab.folder, weights.config(lab.folder), place=Place(1, 2))
+    monkeypatch.setattr(Checkpoint, "read", noting)
+    share = build_model(lab.folder, weights.load_config(lab.folder), tp=TensorParallel(1, 2))
     assert sum(taken) == sum(param.numel() for param in share.parameters())
 
 
@@ -87,23 +89,23 @@ WIDE = {
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_four_bit_shares_have_the_very_weights_of_the_whole(tmp_path, size):
     sizes = WIDE | ({"num_attention_heads": 6, "num_key_value_heads": 3, "vocab_size": 384} if size == 3 else {})
-    folder = make(tmp_path, "qwen3_vl", text_config=sizes)
+    folder = write_random_checkpoint(tmp_path, "qwen3_vl", text_config=sizes)
     how = {"dtype": "float32", "quantize": "int4"}
-    whole = build(folder, weights.config(folder), **how).model.language_model.layers[0]
+    whole = build_model(folder, weights.load_config(folder), **how).model.language_model.layers[0]
     shares = [share.model.language_model.layers[0] for share in ranks(folder, size, **how)]
     for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
         of = "mlp" if name[0] in "gud" else "self_attn"
         dense = [getattr(getattr(layer, of), name).dense(torch.float32) for layer in (whole, *shares)]
-        assert torch.equal(torch.cat(dense[1:], 1 if name in shard.ROWS else 0), dense[0]), name
+        assert torch.equal(torch.cat(dense[1:], 1 if name in shard.ROW_SHARDED else 0), dense[0]), name
         assert dense[1].numel() <= dense[0].numel() * 0.5
 
 
 def test_what_cannot_be_divided_is_refused_with_what_can(tmp_path):
-    folder = make(tmp_path, "qwen2_5_vl")
+    folder = write_random_checkpoint(tmp_path, "qwen2_5_vl")
     with pytest.raises(
         JobError, match=r"tensor_parallel: 3 .*4 attention heads are not divisible by 3.*Possible: 1, 2, 4$"
     ):
-        build(folder, weights.config(folder), place=Place(0, 3))
+        build_model(folder, weights.load_config(folder), tp=TensorParallel(0, 3))
 
 
 REAL = {  # heads, key heads, head_dim, width, vocabulary, experts
@@ -123,13 +125,13 @@ def test_the_real_models_divide_as_their_shapes_allow(name):
     if experts:
         text.num_experts = experts
     for groups in ((), (128,)):
-        assert shard.possible(text, groups=groups) == expected
-    assert {shard.key_heads(text, Place(rank, 8))[0] for rank in range(8)} == set(range(min(keys, 8)))
+        assert shard.list_tp_sizes(text, group_sizes=groups) == expected
+    assert {shard.assign_key_heads(text, TensorParallel(rank, 8))[0] for rank in range(8)} == set(range(min(keys, 8)))
 
 
 @given(st.integers(1, 500), st.integers(1, 9), st.sampled_from([1, 8, 128]))
 def test_spans_cover_everything_once_in_whole_units(units, size, unit):
-    spans = [shard.span(units * unit, Place(rank, size), unit=unit) for rank in range(size)]
+    spans = [shard.compute_span(units * unit, TensorParallel(rank, size), unit_size=unit) for rank in range(size)]
     assert (spans[0][0], spans[-1][1]) == (0, units * unit)
     assert all(one[1] == other[0] for one, other in pairwise(spans))
     assert max(b - a for a, b in spans) - min(b - a for a, b in spans) <= unit
@@ -137,8 +139,8 @@ def test_spans_cover_everything_once_in_whole_units(units, size, unit):
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 9), st.integers(1, 9)), min_size=1), st.integers(1, 8))
 def test_pictures_are_divided_evenly_and_stay_in_order(grids, size):
-    pieces = [Slice(str(key), torch.arange(2 * grid[0]), grid) for key, grid in enumerate(grids)]
-    parts, owners = divide(pieces, size, 2)
+    pieces = [ClipSlice(str(key), torch.arange(2 * grid[0]), grid) for key, grid in enumerate(grids)]
+    parts, owners = assign_slices(pieces, size, 2)
     for piece in pieces:
         mine = [part for part in parts if part.key == piece.key]
         assert torch.equal(torch.cat([part.pixels for part in mine]), piece.pixels)
@@ -151,7 +153,7 @@ def test_pictures_are_divided_evenly_and_stay_in_order(grids, size):
 
 
 def test_weights_of_eight_bits_are_made_whole_as_they_are_read(tmp_path):
-    folder = make(tmp_path / "dense", "qwen3_vl", text_config=WIDE)
+    folder = write_random_checkpoint(tmp_path / "dense", "qwen3_vl", text_config=WIDE)
     tensors, rounded = load_file(folder / "model.safetensors"), {}
     for name in [name for name in tensors if ".layers." in name and tensors[name].dim() == 2]:
         weight = tensors[name]
@@ -161,11 +163,13 @@ def test_weights_of_eight_bits_are_made_whole_as_they_are_read(tmp_path):
         tensors[f"{name}_scale_inv"] = scale
         rounded[name] = (tensors[name].float() * spread).bfloat16().float()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    said = weights.config(folder) | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
-    for place in (Place(), Place(1, 2)):
-        model = dict(build(folder, said, dtype="float32", place=place).named_parameters())
+    said = weights.load_config(folder) | {
+        "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    }
+    for place in (TensorParallel(), TensorParallel(1, 2)):
+        model = dict(build_model(folder, said, dtype="float32", tp=place).named_parameters())
         for name, weight in rounded.items():
-            part = shard.part(name, hf_models.config_class("qwen3_vl").from_dict(said).text_config, place)
+            part = shard.assign_shard(name, hf_models.get_config_class("qwen3_vl").from_dict(said).text_config, place)
             expected = weight.narrow(part.dim, part.span[0], part.span[1] - part.span[0]) if part else weight
             assert torch.equal(model[name], expected), name
 
@@ -174,13 +178,15 @@ def test_a_model_too_large_says_how_many_gpus_would_hold_it(monkeypatch):
     text = {"hidden_size": 8192, "intermediate_size": 29568, "num_attention_heads": 64, "num_key_value_heads": 8}
     text |= {"num_hidden_layers": 80, "vocab_size": 152064, "tie_word_embeddings": False}
     vision = {"hidden_size": 1280, "out_hidden_size": 8192, "intermediate_size": 3456, "depth": 32}
-    config = hf_models.config_class("qwen2_5_vl").from_dict({"text_config": text, "vision_config": vision})
+    config = hf_models.get_config_class("qwen2_5_vl").from_dict({"text_config": text, "vision_config": vision})
     with without_weights():
-        model = hf_models.model_class("qwen2_5_vl")(config)
+        model = hf_models.get_model_class("qwen2_5_vl")(config)
 
     def refuse(free, size=1, groups=()):
         monkeypatch.setattr(memory, "cuda_bytes", lambda device: free)
-        model_loader.refuse_too_large(model, Form(Place(0, size), torch.bfloat16, torch.device("cuda"), groups))
+        model_loader.refuse_too_large(
+            model, WeightLayout(TensorParallel(0, size), torch.bfloat16, torch.device("cuda"), groups)
+        )
 
     with pytest.raises(JobError, match=r"needs 14\d\.\d GB .* 75\.0 are free; with model.tensor_parallel: 2 and"):
         refuse(75 * 10**9)
@@ -192,11 +198,11 @@ def test_a_model_too_large_says_how_many_gpus_would_hold_it(monkeypatch):
     refuse(45 * 10**9, groups=(128,))  # in four bits
     monkeypatch.setattr(memory.os, "sysconf", lambda name: 1000)
     with pytest.raises(JobError, match="this machine has"):
-        model_loader.refuse_too_large(model, Form(Place(), torch.bfloat16, torch.device("cpu")))
+        model_loader.refuse_too_large(model, WeightLayout(TensorParallel(), torch.bfloat16, torch.device("cpu")))
 
 
 def test_a_folder_with_its_weights_twice_is_read_by_its_index(tmp_path):
-    folder = make(tmp_path, "qwen2_vl")
+    folder = write_random_checkpoint(tmp_path, "qwen2_vl")
     tensors = load_file(folder / "model.safetensors")
     save_file(
         {name: torch.full_like(weight, 7) for name, weight in tensors.items()}, folder / "consolidated.safetensors"
@@ -204,18 +210,18 @@ def test_a_folder_with_its_weights_twice_is_read_by_its_index(tmp_path):
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": dict.fromkeys(tensors, "model.safetensors")})
     )
-    model = build(folder, weights.config(folder))
+    model = build_model(folder, weights.load_config(folder))
     assert torch.equal(model.lm_head.weight, tensors["lm_head.weight"])
 
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_head_that_is_its_embeddings_is_held_once(tmp_path, kept):
-    folder = make(tmp_path, "qwen3_vl", tie_word_embeddings=True)
+    folder = write_random_checkpoint(tmp_path, "qwen3_vl", tie_word_embeddings=True)
     tensors = load_file(folder / "model.safetensors")
     embeddings = tensors["model.language_model.embed_tokens.weight"]
     if kept:  # some checkpoints hold it all the same
         save_file(tensors | {"lm_head.weight": embeddings.clone()}, folder / "model.safetensors")
     for rank in range(2):
-        share = build(folder, weights.config(folder), place=Place(rank, 2))
+        share = build_model(folder, weights.load_config(folder), tp=TensorParallel(rank, 2))
         assert share.lm_head.weight is share.model.language_model.embed_tokens.weight
         assert torch.equal(share.lm_head.weight, embeddings.chunk(2)[rank])

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipeline.errors import PipelineError
-from pipeline.model.engine_thread import run
-from pipeline.model.engines.torch import Torch, forward, memory
+from pipeline.model.engine_thread import generate_replies
+from pipeline.model.engines.torch import TorchEngine, forward, memory
 from pipeline.types import Failure, Reply, Request
 from tests.model.engines.conftest import GAP, Lab
 from tests.model.engines.test_shard import WIDE
@@ -17,16 +17,16 @@ from tests.model.test_int4 import awq_checkpoint
 RANKS = (2, 4)  # four: two key heads, and of a mixture an expert for each
 
 
-def opened(lab: Lab, ranks: int, **how) -> Torch:
+def opened(lab: Lab, ranks: int, **how) -> TorchEngine:
     sizes = {"slots": 4, "kv_tokens": 700, "prefill_tokens": 60, "patches": 64}
-    return Torch(lab.folder, lab.family, device="cpu", tensor_parallel=ranks, hang_s=60, **sizes | how)
+    return TorchEngine(lab.folder, lab.family, device="cpu", tensor_parallel=ranks, hang_s=60, **sizes | how)
 
 
-def said(engine: Torch, requests) -> dict[str, tuple[list[int], torch.Tensor]]:
+def said(engine: TorchEngine, requests) -> dict[str, tuple[list[int], torch.Tensor]]:
     """Tokens, and the logits that each was chosen by."""
     logits: dict[str, list[torch.Tensor]] = {row.id: [] for row in requests}
     tokens: dict[str, list[int]] = {}
-    compute, retire = engine.forward, engine.retire
+    compute, retire = engine.step_runner, engine.retire_finished
 
     def noting(work, *fed):
         made = compute(work, *fed)
@@ -36,12 +36,18 @@ def said(engine: Torch, requests) -> dict[str, tuple[list[int], torch.Tensor]]:
         return made
 
     def ending():
-        tokens.update({row.request.id: row.ids[row.prompt : row.known].tolist() for row in engine.rows if row.finish})
+        tokens.update(
+            {
+                row.request.id: row.token_ids[row.prompt_tokens : row.known_tokens].tolist()
+                for row in engine.sequences
+                if row.finish
+            }
+        )
         retire()
 
-    engine.forward, engine.retire = noting, ending
-    answers = list(run(engine, requests))
-    engine.forward, engine.retire = compute, retire
+    engine.step_runner, engine.retire_finished = noting, ending
+    answers = list(generate_replies(engine, requests))
+    engine.step_runner, engine.retire_finished = compute, retire
     assert not [answer for answer in answers if not isinstance(answer, Reply)]
     return {name: (tokens[name], torch.stack(logits[name])) for name in tokens}
 
@@ -63,7 +69,7 @@ def the_same_divided(lab: Lab, ranks: int, rows: list[Request], expected, **how)
     """Holds answers and logits to those of one process; returns the bytes of text weights that rank 0 has."""
     together = opened(lab, ranks, **how)
     found = said(together, rows)
-    assert not together.gallery.made
+    assert not together.vision_cache.features_by_clip
     together.close()
     for name, (tokens, logits) in expected.items():
         close = [at for at, line in enumerate(logits.topk(2).values) if line[0] - line[1] < GAP]
@@ -73,8 +79,8 @@ def the_same_divided(lab: Lab, ranks: int, rows: list[Request], expected, **how)
     return held(together)
 
 
-def held(engine: Torch) -> int:
-    layers = engine.forward.loaded.language.layers
+def held(engine: TorchEngine) -> int:
+    layers = engine.step_runner.loaded.language_model.layers
     return sum(each.nbytes for each in (*layers.parameters(), *layers.buffers()) if each.dim() > 1)
 
 
@@ -106,15 +112,18 @@ def pair(one_lab: Lab):
 
 
 def test_what_fails_for_every_rank_at_the_same_place_fails_one_row(pair, one_lab, monkeypatch):
-    describe = forward.describe
+    describe = forward.build_step_inputs
 
     def spoiled(work):
         step = describe(work)
         bad = any(row.request.id == "bad" for row, _ in work)
-        return replace(step, lengths=[length + 1 for length in step.lengths]) if bad else step
+        return replace(step, lengths=[length + 1 for length in step.query_lengths]) if bad else step
 
     monkeypatch.setattr(forward, "describe", spoiled)
-    answers = {answer.id: answer for answer in run(pair, [one_lab.ask(name, "hello") for name in ("a", "bad", "c")])}
+    answers = {
+        answer.id: answer
+        for answer in generate_replies(pair, [one_lab.ask(name, "hello") for name in ("a", "bad", "c")])
+    }
     assert answers["bad"].kind == "model"
     assert isinstance(answers["a"], Reply)
     assert isinstance(answers["c"], Reply)
@@ -136,8 +145,8 @@ def test_a_picture_that_breaks_another_ranks_tower_fails_its_row_alone(pair, one
 
 
 def test_the_least_room_is_everybodys():
-    rooms = [memory.Room(4, 900, 64, 60), memory.Room(4, 700, 64, 60)]
-    assert memory.Room.least(rooms) == memory.Room(4, 700, 64, 60)
+    rooms = [memory.EngineSizes(4, 900, 64, 60), memory.EngineSizes(4, 700, 64, 60)]
+    assert memory.EngineSizes.take_smallest(rooms) == memory.EngineSizes(4, 700, 64, 60)
 
 
 def test_a_rank_that_cannot_start_is_an_error_in_words(one_lab, monkeypatch):

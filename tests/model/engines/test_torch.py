@@ -12,29 +12,29 @@ import torch
 
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
-from pipeline.model.engine_thread import Desk, run
-from pipeline.model.engines.torch import Torch
-from pipeline.model.engines.torch.sampler import choose
+from pipeline.model.engine_thread import EngineThread, generate_replies
+from pipeline.model.engines.torch import TorchEngine
+from pipeline.model.engines.torch.sampler import sample_tokens
 from pipeline.types import Failure, Reply
-from pipeline.watchdog import EXIT_CODE
+from pipeline.watchdog import HANG_EXIT_CODE
 from tests.model.engines.conftest import Lab
 
 
 @pytest.fixture(params=[False, True], ids=["", "ahead"])
 def engine(one_lab: Lab, request):
-    made = Torch(one_lab.folder, one_lab.family, device="cpu", slots=4, kv_tokens=1200)
-    made.ahead = request.param  # as on a GPU
+    made = TorchEngine(one_lab.folder, one_lab.family, device="cpu", slots=4, kv_tokens=1200)
+    made.can_launch_ahead = request.param  # as on a GPU
     yield made
     made.close()
 
 
-def answered(engine: Torch, requests) -> dict[str, Reply | Failure]:
-    return {reply.id: reply for reply in run(engine, requests)}
+def answered(engine: TorchEngine, requests) -> dict[str, Reply | Failure]:
+    return {reply.id: reply for reply in generate_replies(engine, requests)}
 
 
-def idle(engine: Torch) -> bool:
+def idle(engine: TorchEngine) -> bool:
     """Every run of the cache came back, and no picture is kept."""
-    return engine.holes == ((0, engine.size.kv_tokens),) and not engine.gallery.clips and not engine.rows
+    return engine.free_runs == ((0, engine.sizes.kv_tokens),) and not engine.vision_cache.clips and not engine.sequences
 
 
 def test_the_same_seed_gives_the_same_answer_whoever_else_is_there(engine, one_lab):
@@ -61,7 +61,7 @@ def test_the_log_probability_is_the_mean_over_the_answers_tokens(engine, one_lab
         logits = one_lab.reference()(ids, position_ids=positions, mm_token_type_ids=kinds, **one_lab.vision(row)).logits
     said = logits[0, -len(tokens) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])
     assert reply.logprob == pytest.approx(said.mean().item(), abs=1e-4)
-    assert reply.tokens == len(tokens)
+    assert reply.output_tokens == len(tokens)
 
 
 def test_a_stop_token_ends_the_answer_and_is_not_in_the_text(engine, one_lab):
@@ -69,7 +69,7 @@ def test_a_stop_token_ends_the_answer_and_is_not_in_the_text(engine, one_lab):
     tokens, _ = one_lab.generate(row)
     engine.vocabulary = replace(engine.vocabulary, stop=frozenset({tokens[3]}))
     reply = answered(engine, [row])["a"]
-    assert (reply.finish, reply.tokens) == ("stop", 4)
+    assert (reply.finish, reply.output_tokens) == ("stop", 4)
     assert reply.text == engine.vocabulary.text(tokens[:3])
     assert answered(engine, [one_lab.ask("b", "hello", max_new_tokens=3)])["b"].finish == "length"
 
@@ -104,7 +104,7 @@ def test_a_row_that_ends_early_takes_nobody_with_it(engine, one_lab):
     for other in others:
         expected, _ = one_lab.generate(other)
         cut = expected.index(tokens[4]) + 1 if tokens[4] in expected else len(expected)
-        assert answers[other.id].tokens == cut
+        assert answers[other.id].output_tokens == cut
         assert answers[other.id].text == engine.vocabulary.text(expected[:cut])
     assert idle(engine)
 
@@ -117,7 +117,7 @@ def test_thinking_is_kept_apart_and_ended_when_its_budget_is_spent(engine, one_l
     plain, _ = one_lab.generate(replace(row, sampling=replace(row.sampling, max_new_tokens=5)))
     reply = answered(engine, [row])["a"]
     assert reply.thinking == engine.vocabulary.text(plain).strip()
-    assert reply.tokens == 11
+    assert reply.output_tokens == 11
     assert reply.text
 
 
@@ -163,16 +163,16 @@ def test_a_prompt_longer_than_the_cache_says_so_and_a_long_answer_is_cut_to_the_
     assert answers["cut"].finish in ("length", "stop")
 
 
-def poison(engine: Torch, name: str) -> None:
+def poison(engine: TorchEngine, name: str) -> None:
     """The model fails whenever this row is in a batch."""
-    forward = engine.forward
+    forward = engine.step_runner
 
     def failing(work, *fed):
         if any(row.request.id == name for row, _ in work):
             raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
         return forward(work, *fed)
 
-    engine.forward = failing
+    engine.step_runner = failing
 
 
 def test_a_poisonous_row_fails_alone_and_everyone_else_is_answered_as_ever(engine, one_lab):
@@ -191,12 +191,12 @@ def test_a_poisonous_row_fails_alone_and_everyone_else_is_answered_as_ever(engin
 def test_a_row_whose_logits_are_of_no_use_fails_alone_though_its_pass_is_over(engine, one_lab, monkeypatch):
     rows = [one_lab.ask(str(number), "x" * number, max_new_tokens=12 + number, seed=number) for number in range(9)]
     expected = answered(engine, rows)
-    module, seen = sys.modules[Torch.__module__], count()
+    module, seen = sys.modules[TorchEngine.__module__], count()
 
     def failing(logits, sampling, randoms):
         if any(how.seed == 5 for how in sampling) and next(seen) > 4:  # some tokens later
             raise RuntimeError("probability tensor contains nan")
-        return choose(logits, sampling, randoms)
+        return sample_tokens(logits, sampling, randoms)
 
     monkeypatch.setattr(module, "choose", failing)
     answers = answered(engine, rows)
@@ -231,10 +231,10 @@ def test_a_picture_that_breaks_the_tower_fails_the_rows_that_show_it(engine, one
     assert idle(engine)
 
 
-def engine_patches(engine: Torch, clip) -> torch.Tensor:
+def engine_patches(engine: TorchEngine, clip) -> torch.Tensor:
     from pipeline.model.engines.torch.vision import patchify
 
-    return patchify(torch.from_numpy(clip.pixels), (1, 6, 6), engine.gallery.sight)
+    return patchify(torch.from_numpy(clip.pixels), (1, 6, 6), engine.vision_cache.vision_config)
 
 
 def test_running_out_of_memory_halves_the_budgets_and_loses_no_row(engine, one_lab, caplog):
@@ -278,8 +278,8 @@ def test_a_row_that_fits_in_no_memory_fails_alone(engine, one_lab):
 def test_a_desk_shares_the_engine_between_callers(engine, one_lab):
     rows = [one_lab.ask(str(number), one_lab.picture(2, 2), "?") for number in range(6)]
     expected = answered(engine, rows)
-    desk = Desk(engine)
-    futures = [desk.ask(row) for row in rows]
+    desk = EngineThread(engine)
+    futures = [desk.submit_request(row) for row in rows]
     assert [future.result(30).text for future in futures] == [expected[row.id].text for row in rows]
     desk.close()
 
@@ -292,10 +292,10 @@ def test_a_job_opens_the_engine_with_its_settings(one_lab):
         "engine": {"kind": "torch", "slots": 3, "prefill_tokens": 40},
         "output": {"path": "out"},
     }
-    engine = Torch.open(Job.model_validate(said))
-    assert (engine.size.slots, engine.limits.prefill_tokens) == (3, 40)
-    assert engine.forward.cache.keys.dtype == torch.bfloat16
-    assert engine.intake.family.context == 700
+    engine = TorchEngine.open(Job.model_validate(said))
+    assert (engine.sizes.slots, engine.limits.prefill_tokens) == (3, 40)
+    assert engine.step_runner.cache.keys.dtype == torch.bfloat16
+    assert engine.sequence_builder.family.context_length == 700
     assert isinstance(answered(engine, [one_lab.ask("a", one_lab.picture(2, 2), "?")])["a"], Reply)
     engine.close()
 
@@ -304,14 +304,14 @@ def test_float16_weights_are_computed_in_float32_where_there_is_no_gpu(one_lab):
     said = {"name": "a", "input": {"manifest": "x.parquet"}, "output": {"path": "out"}}
     weights = {"weights": str(one_lab.folder), "overrides": {"dtype": "float16"}}
     for asked, used in ({}, torch.float32), ({"dtype": "float16"}, torch.float16):
-        engine = Torch.open(Job.model_validate({**said, "model": weights | asked}))
-        assert engine.forward.cache.keys.dtype == used
+        engine = TorchEngine.open(Job.model_validate({**said, "model": weights | asked}))
+        assert engine.step_runner.cache.keys.dtype == used
         engine.close()
 
 
 def test_an_attention_that_is_not_there_is_refused_by_name(one_lab):
     with pytest.raises(JobError, match="flash_attention_2"):
-        Torch(one_lab.folder, one_lab.family, device="cpu", attention="flash_attention_2")
+        TorchEngine(one_lab.folder, one_lab.family, device="cpu", attention="flash_attention_2")
 
 
 HANG = """
@@ -330,7 +330,7 @@ with dog:
 def test_a_step_that_hangs_ends_the_process_and_says_where():
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", HANG], capture_output=True, text=True, timeout=50, check=False)
-    assert done.returncode == EXIT_CODE
+    assert done.returncode == HANG_EXIT_CODE
     assert time.monotonic() - start < 50
     assert "idle is not hanging" in done.stdout
     assert "took more than 0.2 s" in done.stderr

@@ -19,14 +19,14 @@ import pyarrow.dataset as ds
 import pytest
 
 from pipeline.builtin import evaluate, scene_files, scores
-from pipeline.builtin.random_checkpoint import make
+from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
 from pipeline.model import weights
-from pipeline.model.engine_thread import run
-from pipeline.registry import ENGINES, find
+from pipeline.model.engine_thread import generate_replies
+from pipeline.registry import ENGINES, load_registered
 from pipeline.types import Clip, Failure, Reply, Request, Sampling, Turn
-from pipeline.watchdog import EXIT_CODE
+from pipeline.watchdog import HANG_EXIT_CODE
 from tests.model.engines.vllm_server import KEY, serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="make test-vllm")]
@@ -63,7 +63,9 @@ SCHEMA = json.dumps(
 
 def tiny(folder: Path, kind: str) -> Path:
     rope = ROPE | ({"mrope_interleaved": True} if kind == "qwen3_vl" else {})  # as the hub's checkpoints say
-    return make(folder, kind, text_config=WIDE | {"rope_parameters": rope}, vision_config=VISION[kind])
+    return write_random_checkpoint(
+        folder, kind, text_config=WIDE | {"rope_parameters": rope}, vision_config=VISION[kind]
+    )
 
 
 def job(folder: Path, **engine: Any) -> Job:
@@ -104,9 +106,9 @@ def asked(family: Any) -> list[Request]:
 
 
 def answers(asking: Job, requests: list[Request]) -> dict[str, Reply | Failure]:
-    engine = find(ENGINES, asking.engine.kind, "engine").open(asking)
+    engine = load_registered(ENGINES, asking.engine.kind, "engine").open(asking)
     try:
-        return {answer.id: answer for answer in run(engine, requests)}
+        return {answer.id: answer for answer in generate_replies(engine, requests)}
     finally:
         engine.close()
 
@@ -129,7 +131,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_vllm_inside_says_what_our_engine_says(folder):
-    requests = asked(weights.family(folder))
+    requests = asked(weights.load_family(folder))
     theirs = answers(job(folder, kind="vllm", **SMALL), requests)
     assert said(theirs) == said(answers(job(folder, kind="torch"), requests))
 
@@ -150,7 +152,7 @@ def test_vllms_server_says_what_our_engine_says(server):
         "whole",
         "film",
     )  # one video a row; what is special in a row's text is broken up
-    requests = [request for request in asked(weights.family(folder)) if request.id in alike]
+    requests = [request for request in asked(weights.load_family(folder)) if request.id in alike]
     theirs = answers(job(folder, kind="http", url=url, api_key=KEY, video="native"), requests)
     ours = answers(job(folder, kind="torch"), requests)
     assert plain(theirs, "picture", "words", "whole", "film") == plain(ours, "picture", "words", "whole", "film")
@@ -195,12 +197,14 @@ def test_an_engine_that_does_not_start_or_dies_ends_its_process_and_says_so(tmp_
     """As a crash, which Ray answers with another process; an exception would be held against the rows."""
     command = [sys.executable, "-c", SCRIPT, str(tiny(tmp_path, "qwen2_5_vl")), what]
     done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=300)
-    assert done.returncode == EXIT_CODE
+    assert done.returncode == HANG_EXIT_CODE
     assert f"vlbatch: {words}" in done.stderr
 
 
 def test_an_argument_that_vllm_does_not_know_is_refused_with_the_nearest_it_knows():
-    found = find(ENGINES, "vllm", "engine").problems(job(Path("w"), kind="vllm", max_num_seq=4, dtype="float16"))
+    found = load_registered(ENGINES, "vllm", "engine").problems(
+        job(Path("w"), kind="vllm", max_num_seq=4, dtype="float16")
+    )
     assert found == [
         "engine.dtype: say it as model.dtype",
         "engine.max_num_seq: vLLM's engine has no such argument. Did you mean 'max_num_seqs'?",
@@ -211,7 +215,9 @@ def test_an_argument_that_vllm_does_not_know_is_refused_with_the_nearest_it_know
 def taught(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[str]]]:
     """A built-in model, served; and what it was taught."""
     name, tasks = request.param
-    with serving(weights.locate(name), tmp_path_factory.mktemp("t") / "server.log", longest=4096, slots=32) as url:
+    with serving(
+        weights.locate_checkpoint(name), tmp_path_factory.mktemp("t") / "server.log", longest=4096, slots=32
+    ) as url:
         yield url, tasks.split()
 
 
@@ -223,19 +229,19 @@ def test_the_built_in_models_answer_and_score_the_same_through_every_door(taught
     for task in tasks:
         native = {"video": "native"} if task == "video" else {}  # which makes it another question, so to speak
         engines = {"torch": {}, "vllm": {**SMALL, "max_num_seqs": 32}, "http": http | native}
-        manifest = scene_files.write(tmp_path / task, task, 24)
+        manifest = scene_files.write_scene_files(tmp_path / task, task, 24)
         found, marks = {}, {}
         for kind, more in engines.items():
             out = tmp_path / task / kind
             line = json.dumps({"kind": kind, **more})
             changes = [f"engine={line}", f"output.path={out}", "model.context.max_length=4096", "limits.error_rate=1"]
-            assert evaluate.run(task, tmp_path, changes, here=True) == 0
+            assert evaluate.run_task(task, tmp_path, changes, local=True) == 0
             columns = ["id", "text", "answer", "finish", "tokens", "flags", "question", "fingerprint"]
             rows = ds.dataset(out / "data").to_table(columns).to_pylist()
             for row in rows:
                 del row["tokens"]["output"]  # forced words may be spelled in fewer tokens than a model takes
             found[kind] = {row["id"]: row for row in rows}
-            marks[kind] = scores.score(task, evaluate.compared(manifest, out))
+            marks[kind] = scores.score_answers(task, evaluate.read_answers_and_truths(manifest, out))
         assert len(found["torch"]) == 24
         for name, row in found["torch"].items():
             assert found["vllm"][name] == row

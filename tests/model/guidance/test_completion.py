@@ -6,18 +6,23 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher
 
-from pipeline.model.guidance.completion import Closer
-from pipeline.model.guidance.completion_hints import hints, least, sample, shortest_match
-from pipeline.schema.json_schema import canonical, text
+from pipeline.model.guidance.completion import EndingSearch
+from pipeline.model.guidance.completion_hints import (
+    build_sample,
+    collect_hints,
+    estimate_largest_instance,
+    find_shortest_match,
+)
+from pipeline.schema.json_schema import canonicalize_schema, format_schema
 from tests.awkward_schemas import AWKWARD, NODE, NONE, TEXT, WHOLE, either, listed, pattern, recursive, struct
 
 OPTIONAL = struct(z=WHOLE) | {"properties": {"a": TEXT, "b": listed(TEXT), "z": WHOLE}}
 
 
-def standing(schema: dict[str, Any], written: str) -> tuple[Closer, LLMatcher]:
-    narrowed = canonical(schema)
-    closer = Closer(hints(narrowed))
-    grammar = LLMatcher.grammar_from_json_schema(text(narrowed), overrides={"whitespace_flexible": False})
+def standing(schema: dict[str, Any], written: str) -> tuple[EndingSearch, LLMatcher]:
+    narrowed = canonicalize_schema(schema)
+    closer = EndingSearch(collect_hints(narrowed))
+    grammar = LLMatcher.grammar_from_json_schema(format_schema(narrowed), overrides={"whitespace_flexible": False})
     matcher = LLMatcher(closer.tokenizer, grammar)
     assert matcher.consume_tokens(list(written.encode()))
     return closer, matcher
@@ -25,8 +30,8 @@ def standing(schema: dict[str, Any], written: str) -> tuple[Closer, LLMatcher]:
 
 def ending(schema: dict[str, Any], written: str) -> str | None:
     closer, matcher = standing(schema, written)
-    found = closer.shortest(matcher)
-    again = closer.shortest(matcher)
+    found = closer.find_shortest(matcher)
+    again = closer.find_shortest(matcher)
     assert found == again, "the search moved its matcher"
     return None if found is None else found.decode()
 
@@ -78,13 +83,16 @@ def test_most_endings_are_the_end_of_a_sample(written: str, expected: str) -> No
     box = struct(at=listed(WHOLE, minItems=3, maxItems=3), name=TEXT, kind={"enum": ["doggy", "dog", "cat"]})
     schema = struct(boxes=listed(box)) | {"properties": {"boxes": listed(box), "note": either(TEXT, NONE)}}
     closer, matcher = standing(schema, written)
-    samples = [sample(canonical(schema), optional=optional) for optional in (False, True)]
-    assert closer.tail(matcher, samples) == expected.encode()
+    samples = [build_sample(canonicalize_schema(schema), with_optional=optional) for optional in (False, True)]
+    assert closer.find_tail(matcher, samples) == expected.encode()
 
 
 @pytest.mark.parametrize("name", AWKWARD)
 def test_every_schema_has_samples(name: str) -> None:
-    lean, full = (json.loads(sample(canonical(AWKWARD[name]), optional=optional)) for optional in (False, True))
+    lean, full = (
+        json.loads(build_sample(canonicalize_schema(AWKWARD[name]), with_optional=optional))
+        for optional in (False, True)
+    )
     assert type(lean) is type(full)
 
 
@@ -93,13 +101,13 @@ def test_a_schema_that_cannot_end_has_no_ending() -> None:
 
 
 def test_a_better_start_is_found_by_taking_a_choice_the_other_way() -> None:
-    narrowed = canonical(pattern("^(a.{30}|b.{2})x$"))
-    closer = Closer(hints(narrowed))
-    grammar = LLMatcher.grammar_from_json_schema(text(narrowed), overrides={"whitespace_flexible": False})
+    narrowed = canonicalize_schema(pattern("^(a.{30}|b.{2})x$"))
+    closer = EndingSearch(collect_hints(narrowed))
+    grammar = LLMatcher.grammar_from_json_schema(format_schema(narrowed), overrides={"whitespace_flexible": False})
     matcher = LLMatcher(closer.tokenizer, grammar)
-    found = closer.shortest(matcher)
+    found = closer.find_shortest(matcher)
     assert found is not None
-    assert len(closer.improve(matcher, found)) == len('{"a":"b..x"}')
+    assert len(closer.shorten(matcher, found)) == len('{"a":"b..x"}')
 
 
 @pytest.mark.parametrize(
@@ -114,13 +122,13 @@ def test_a_better_start_is_found_by_taking_a_choice_the_other_way() -> None:
     ],
 )
 def test_the_shortest_match_of_a_pattern(expression: str, expected: str | None) -> None:
-    assert shortest_match(expression) == expected
+    assert find_shortest_match(expression) == expected
 
 
 def test_hints_are_the_keys_that_must_come_and_the_endings_of_patterns() -> None:
-    assert hints(canonical(struct(key=pattern("^ab$")))) == [b'key":', b'a":', b'ab"', b'b"']
+    assert collect_hints(canonicalize_schema(struct(key=pattern("^ab$")))) == [b'key":', b'a":', b'ab"', b'b"']
 
 
 @pytest.mark.parametrize("name", AWKWARD)
 def test_the_largest_part_of_every_schema_has_a_size(name: str) -> None:
-    assert 2 <= least(canonical(AWKWARD[name])) < 1000
+    assert 2 <= estimate_largest_instance(canonicalize_schema(AWKWARD[name])) < 1000

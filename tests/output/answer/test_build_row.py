@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from pipeline.errors import AnswerError
-from pipeline.output.answer.build_row import finish
-from pipeline.schema.load_schema import load
+from pipeline.output.answer.build_row import build_row
 from pipeline.schema.schema import Schema
-from pipeline.types import Clip, Item, Reply, Request, Row, Sampling, Seen
+from pipeline.schema.schema_loader import load_schema
+from pipeline.types import Clip, Item, MediaInfo, Reply, Request, Row, Sampling
 
 CLIP = Clip("image", np.zeros((1, 3, 100, 200), np.uint8), (400, 200), uri="s3://a/b.jpg")
-ITEM = Item("a", "hash", (), keep={"k": 1})
-BOXES = load("boxes", base=Path())
-CAPTION = load("caption", base=Path())
+ITEM = Item("a", "hash", (), kept_values={"k": 1})
+BOXES = load_schema("boxes", base_folder=Path())
+CAPTION = load_schema("caption", base_folder=Path())
 
 
 def request(*clips: Clip) -> Request:
@@ -24,12 +24,12 @@ def request(*clips: Clip) -> Request:
 
 def row(text: str, schema: Schema | None, **reply: object) -> Row:
     said = Reply("a", text, **reply)  # type: ignore[arg-type]
-    return finish(ITEM, request(CLIP), said, schema=schema, family_coordinates="pixels", attempts=2)
+    return build_row(ITEM, request(CLIP), said, schema=schema, coordinate_system="pixels", attempts=2)
 
 
 def test_text_without_a_schema_is_the_row() -> None:
-    found = row("a dog", None, tokens=2, logprob=-0.5, thinking="hm")
-    seen = Seen("image", "s3://a/b.jpg", 400, 200, 200, 100, 1)
+    found = row("a dog", None, output_tokens=2, logprob=-0.5, thinking="hm")
+    seen = MediaInfo("image", "s3://a/b.jpg", 400, 200, 200, 100, 1)
     assert found == Row("a", "hash", {"k": 1}, "a dog", None, "stop", (seen,), 3, 7, 2, 2, "hm", -0.5)
 
 
@@ -87,7 +87,7 @@ def test_places_in_a_column_of_json_text_are_in_pixels_of_the_file_too(tmp_path:
         "class Page(BaseModel):\n    blocks: list[Block]\n"
     )
     said = '{"blocks":[{"bbox_2d":[0,0,100,50],"inside":[{"bbox_2d":[10,20,30,40],"inside":[]}]}]}'
-    found = row(said, load("tree.py:Page", base=tmp_path))
+    found = row(said, load_schema("tree.py:Page", base_folder=tmp_path))
     inner = '{"bbox_2d":[20,40,60,80],"inside":[]}'
     assert found.answer == {"blocks": [{"bbox_2d": [0, 0, 200, 100], "inside": [inner]}]}
     assert found.raw == said
@@ -96,12 +96,12 @@ def test_places_in_a_column_of_json_text_are_in_pixels_of_the_file_too(tmp_path:
 def test_an_answer_that_is_nowhere_is_an_error_and_not_an_empty_cell(tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text("from pydantic import BaseModel\nclass One(BaseModel):\n    bbox_2d: list[int]\n")
     with pytest.raises(AnswerError) as caught:
-        row('{"bbox_2d":[9,9,9,9]}', load("one.py:One", base=tmp_path))
+        row('{"bbox_2d":[9,9,9,9]}', load_schema("one.py:One", base_folder=tmp_path))
     assert (caught.value.kind, caught.value.text) == ("no_place", '{"bbox_2d":[9,9,9,9]}')
 
 
 def test_an_answer_nested_deeper_than_can_be_checked_is_an_error_of_its_row(tmp_path: Path) -> None:
     (tmp_path / "any.json").write_text('{"type":"object","properties":{"x":{}},"required":["x"]}')
     with pytest.raises(AnswerError) as caught:
-        row('{"x":' + "[" * 300 + "]" * 300 + "}", load("any.json", base=tmp_path))
+        row('{"x":' + "[" * 300 + "]" * 300 + "}", load_schema("any.json", base_folder=tmp_path))
     assert (caught.value.kind, caught.value.message) == ("invalid_answer", "the answer is nested too deeply")

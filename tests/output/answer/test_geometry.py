@@ -3,14 +3,18 @@
 import numpy as np
 import pytest
 
-from pipeline.output.answer.geometry import meanings, to_source
-from pipeline.schema.json_schema import canonical
+from pipeline.output.answer.geometry import find_field_meanings, map_to_source
+from pipeline.schema.json_schema import canonicalize_schema
 from pipeline.types import Clip, Size
 from tests.awkward_schemas import TEXT, WHOLE, either, listed, struct
 
-BOXES = canonical(struct(boxes=listed(struct(bbox_2d=listed(WHOLE), label=TEXT, image=WHOLE | {"x-means": "image"}))))
-POINT = canonical(struct(point_2d=listed({"type": "number"})))
-EVENTS = canonical(struct(start={"type": "number", "x-means": "seconds"}, end={"type": "number", "x-means": "seconds"}))
+BOXES = canonicalize_schema(
+    struct(boxes=listed(struct(bbox_2d=listed(WHOLE), label=TEXT, image=WHOLE | {"x-means": "image"})))
+)
+POINT = canonicalize_schema(struct(point_2d=listed({"type": "number"})))
+EVENTS = canonicalize_schema(
+    struct(start={"type": "number", "x-means": "seconds"}, end={"type": "number", "x-means": "seconds"})
+)
 SIZES = [(1, 1), (7, 5), (28, 28), (100, 30), (333, 777), (640, 480), (1000, 1000), (1001, 999), (1920, 1080)]
 SIZES += [(4032, 3024), (3024, 4032), (12_000, 200)]
 
@@ -28,7 +32,7 @@ def box(*numbers: int, **more: object) -> dict[str, object]:
 def test_pixels_of_the_resized_picture_become_pixels_of_the_file(source: Size, size: Size) -> None:
     true = [source[0] * 0.25, source[1] * 0.125, source[0], source[1] * 0.75]
     spoken = [round(true[axis] * size[axis % 2] / source[axis % 2]) for axis in range(4)]
-    mapped, flags = to_source(box(*spoken), BOXES, coordinates="pixels", clips=[clip(source, size)])
+    mapped, flags = map_to_source(box(*spoken), BOXES, coordinate_system="pixels", clips=[clip(source, size)])
     step = max(source[0] / size[0], source[1] / size[1])
     if "dropped" not in flags:  # a picture of a few pixels: a part of it may be less than one
         assert np.abs(np.array(mapped["boxes"][0]["bbox_2d"]) - true).max() <= step / 2 + 0.5
@@ -38,8 +42,8 @@ def test_pixels_of_the_resized_picture_become_pixels_of_the_file(source: Size, s
 
 @pytest.mark.parametrize("source", SIZES)
 def test_thousandths_become_pixels_of_the_file_whatever_the_resized_size(source: Size) -> None:
-    mapped, flags = to_source(
-        box(250, 125, 1000, 750), BOXES, coordinates="thousandths", clips=[clip(source, (28, 56))]
+    mapped, flags = map_to_source(
+        box(250, 125, 1000, 750), BOXES, coordinate_system="thousandths", clips=[clip(source, (28, 56))]
     )
     if "dropped" not in flags:
         true = [source[0] * 0.25, source[1] * 0.125, source[0], source[1] * 0.75]
@@ -48,42 +52,46 @@ def test_thousandths_become_pixels_of_the_file_whatever_the_resized_size(source:
 
 
 def test_a_point_keeps_its_fraction_where_the_schema_has_fractions() -> None:
-    found = to_source({"point_2d": [500.5, 1.0]}, POINT, coordinates="thousandths", clips=[clip((300, 200), (28, 28))])
+    found = map_to_source(
+        {"point_2d": [500.5, 1.0]}, POINT, coordinate_system="thousandths", clips=[clip((300, 200), (28, 28))]
+    )
     assert found == ({"point_2d": [150.15, 0.2]}, ())
 
 
 def test_corners_in_the_wrong_order_are_put_in_order() -> None:
-    found = to_source(box(30, 40, 10, 20), BOXES, coordinates="pixels", clips=[clip((100, 100), (100, 100))])
+    found = map_to_source(box(30, 40, 10, 20), BOXES, coordinate_system="pixels", clips=[clip((100, 100), (100, 100))])
     assert found == (box(10, 20, 30, 40), ("reordered",))
 
 
 def test_what_lies_outside_is_clamped() -> None:
-    found = to_source(box(50, 50, 130, 130), BOXES, coordinates="pixels", clips=[clip((200, 100), (100, 100))])
+    found = map_to_source(
+        box(50, 50, 130, 130), BOXES, coordinate_system="pixels", clips=[clip((200, 100), (100, 100))]
+    )
     assert found == (box(100, 50, 200, 100), ("clamped",))
 
 
 def test_a_box_without_area_is_dropped_and_the_others_stay() -> None:
     answer = {"boxes": [*box(5, 5, 5, 9)["boxes"], *box(1, 2, 3, 4)["boxes"], *box(300, 0, 400, 9)["boxes"]]}  # type: ignore[misc]
-    mapped, flags = to_source(answer, BOXES, coordinates="pixels", clips=[clip((10, 10), (10, 10))])
+    mapped, flags = map_to_source(answer, BOXES, coordinate_system="pixels", clips=[clip((10, 10), (10, 10))])
     assert mapped == box(1, 2, 3, 4)
     assert flags == ("dropped", "clamped")
 
 
 def test_a_box_that_lacks_a_number_is_dropped() -> None:
     answer = {"boxes": [{"bbox_2d": [1, None, 3, 4]}, {"bbox_2d": [1, 2, 3]}, {"bbox_2d": None}]}
-    found = to_source(answer, BOXES, coordinates="pixels", clips=[clip((10, 10), (10, 10))])
+    found = map_to_source(answer, BOXES, coordinate_system="pixels", clips=[clip((10, 10), (10, 10))])
     assert found == ({"boxes": [{"bbox_2d": None}]}, ("dropped",))
 
 
 def test_several_pictures_are_told_apart_by_their_number() -> None:
     clips = [clip((1000, 1000), (100, 100)), clip((50, 20), (100, 100))]
-    assert to_source(box(10, 10, 20, 20, image=2), BOXES, coordinates="pixels", clips=clips)[0] == box(
+    assert map_to_source(box(10, 10, 20, 20, image=2), BOXES, coordinate_system="pixels", clips=clips)[0] == box(
         5, 2, 10, 4, image=2
     )
-    assert to_source(box(10, 10, 20, 20, image=None), BOXES, coordinates="pixels", clips=clips)[0]["boxes"][0][
-        "bbox_2d"
-    ] == [100, 100, 200, 200]
-    assert to_source(box(10, 10, 20, 20, image=3), BOXES, coordinates="pixels", clips=clips) == (
+    assert map_to_source(box(10, 10, 20, 20, image=None), BOXES, coordinate_system="pixels", clips=clips)[0]["boxes"][
+        0
+    ]["bbox_2d"] == [100, 100, 200, 200]
+    assert map_to_source(box(10, 10, 20, 20, image=3), BOXES, coordinate_system="pixels", clips=clips) == (
         {"boxes": []},
         ("dropped",),
     )
@@ -92,42 +100,42 @@ def test_several_pictures_are_told_apart_by_their_number() -> None:
 def test_seconds_of_a_part_become_seconds_of_the_file() -> None:
     part = clip((10, 10), (28, 28), times=(30.0, 30.5, 31.0, 31.5), fps=2.0)
     spoken = {"start": 0.5, "end": 1.5}
-    assert to_source(spoken, EVENTS, coordinates="pixels", clips=[part], times="clip") == (
+    assert map_to_source(spoken, EVENTS, coordinate_system="pixels", clips=[part], time_origin="clip") == (
         {"start": 30.5, "end": 31.5},
         (),
     )
     spoken = {"start": 30.5, "end": 99.0}
     mapped = ({"start": 30.5, "end": 32.0}, ("clamped",))
-    assert to_source(spoken, EVENTS, coordinates="thousandths", clips=[part], times="source") == mapped
+    assert map_to_source(spoken, EVENTS, coordinate_system="thousandths", clips=[part], time_origin="source") == mapped
 
 
 def test_seconds_that_are_mapped_are_rounded_to_milliseconds_and_others_stay() -> None:
     part = clip((10, 10), (28, 28), times=(0.1, 4.6716667), fps=2.0)
     spoken = {"start": 0.2, "end": 9.0}
     mapped = ({"start": 0.3, "end": 5.172}, ("clamped",))
-    assert to_source(spoken, EVENTS, coordinates="pixels", clips=[part], times="clip") == mapped
+    assert map_to_source(spoken, EVENTS, coordinate_system="pixels", clips=[part], time_origin="clip") == mapped
     said = {"start": 0.12345, "end": 0.2}
-    assert to_source(said, EVENTS, coordinates="pixels", clips=[part], times="source") == (said, ())
+    assert map_to_source(said, EVENTS, coordinate_system="pixels", clips=[part], time_origin="source") == (said, ())
 
 
 def test_places_are_found_wherever_the_schema_has_them() -> None:
-    schema = canonical(
+    schema = canonicalize_schema(
         struct(a=either(struct(region=listed(WHOLE) | {"x-means": "box"}), struct(none={"type": "null"})))
     )
-    assert meanings(schema) == {"region": "box"}
-    found, _ = to_source(
-        {"a": {"region": [0, 0, 500, 500]}}, schema, coordinates="thousandths", clips=[clip((10, 20), (28, 28))]
+    assert find_field_meanings(schema) == {"region": "box"}
+    found, _ = map_to_source(
+        {"a": {"region": [0, 0, 500, 500]}}, schema, coordinate_system="thousandths", clips=[clip((10, 20), (28, 28))]
     )
     assert found == {"a": {"region": [0, 0, 5, 10]}}
 
 
 def test_a_row_without_pictures_is_left_alone() -> None:
-    assert to_source(box(1, 2, 3, 4), BOXES, coordinates="pixels", clips=[]) == (box(1, 2, 3, 4), ())
+    assert map_to_source(box(1, 2, 3, 4), BOXES, coordinate_system="pixels", clips=[]) == (box(1, 2, 3, 4), ())
 
 
 def test_a_schema_without_places_is_left_alone() -> None:
-    schema = canonical(struct(a=listed(WHOLE)))
-    assert to_source({"a": [1, 2]}, schema, coordinates="pixels", clips=[clip((10, 10), (28, 28))]) == (
+    schema = canonicalize_schema(struct(a=listed(WHOLE)))
+    assert map_to_source({"a": [1, 2]}, schema, coordinate_system="pixels", clips=[clip((10, 10), (28, 28))]) == (
         {"a": [1, 2]},
         (),
     )
@@ -135,16 +143,20 @@ def test_a_schema_without_places_is_left_alone() -> None:
 
 def test_places_that_may_be_null_or_are_many_are_mapped() -> None:
     second = {"type": "number", "x-means": "seconds"}
-    schema = canonical(struct(start=either(second, {"type": "null"}), cuts=listed(second), hit={"$ref": "#/$defs/hit"}))
+    schema = canonicalize_schema(
+        struct(start=either(second, {"type": "null"}), cuts=listed(second), hit={"$ref": "#/$defs/hit"})
+    )
     schema["$defs"] = {"hit": second}
     part = clip((10, 10), (28, 28), times=(30.0, 31.0), fps=1.0)
-    found, _ = to_source({"start": 0.5, "cuts": [0.0, 1.0], "hit": 1.5}, schema, coordinates="pixels", clips=[part])
+    found, _ = map_to_source(
+        {"start": 0.5, "cuts": [0.0, 1.0], "hit": 1.5}, schema, coordinate_system="pixels", clips=[part]
+    )
     assert found == {"start": 30.5, "cuts": [30.0, 31.0], "hit": 31.5}
 
 
 def test_a_list_of_boxes_may_be_empty_and_loses_only_those_that_lie_nowhere() -> None:
-    schema = canonical(struct(areas=listed(listed(WHOLE)) | {"x-means": "box"}))
-    where = {"coordinates": "thousandths", "clips": [clip((2000, 1000), (28, 28))]}
-    assert to_source({"areas": []}, schema, **where) == ({"areas": []}, ())  # type: ignore[arg-type]
-    found = to_source({"areas": [[0, 0, 100, 100], [1200, 0, 1300, 5]]}, schema, **where)  # type: ignore[arg-type]
+    schema = canonicalize_schema(struct(areas=listed(listed(WHOLE)) | {"x-means": "box"}))
+    where = {"coordinate_system": "thousandths", "clips": [clip((2000, 1000), (28, 28))]}
+    assert map_to_source({"areas": []}, schema, **where) == ({"areas": []}, ())  # type: ignore[arg-type]
+    found = map_to_source({"areas": [[0, 0, 100, 100], [1200, 0, 1300, 5]]}, schema, **where)  # type: ignore[arg-type]
     assert found == ({"areas": [[0, 0, 200, 100]]}, ("clamped", "dropped"))

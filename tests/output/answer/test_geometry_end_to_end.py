@@ -10,14 +10,14 @@ import PIL.Image
 import pytest
 from PIL.Image import Transpose
 
-from pipeline.builtin.random_checkpoint import make
+from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.fetch.blob import Blob
-from pipeline.media.decode import Eyes
+from pipeline.media.decode import ClipDecoder
 from pipeline.model import weights
 from pipeline.model.families.base import Family
-from pipeline.output.answer.build_row import finish
-from pipeline.schema.load_schema import load
-from pipeline.types import Clip, Item, Medium, Reply, Request, Row, Size, Turn
+from pipeline.output.answer.build_row import build_row
+from pipeline.schema.schema_loader import load_schema
+from pipeline.types import Clip, Item, MediaRef, Reply, Request, Row, Size, Turn
 from tests.media.sample_media import a_job
 
 SIZES = [(40, 40), (64, 48), (57, 113), (200, 100), (100, 200), (333, 251), (512, 512), (640, 480)]
@@ -32,18 +32,18 @@ STORED = {  # how a camera held this way writes what stands upright
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_270,
 }
-BOXES = load("boxes", base=Path())
+BOXES = load_schema("boxes", base_folder=Path())
 assert BOXES is not None
 
 
 @pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return weights.family(make(tmp_path_factory.mktemp(request.param), request.param))
+    return weights.load_family(write_random_checkpoint(tmp_path_factory.mktemp(request.param), request.param))
 
 
 @pytest.fixture(scope="module")
-def eyes(family: Family) -> Iterator[Eyes]:
-    with Eyes(a_job(), family) as opened:
+def eyes(family: Family) -> Iterator[ClipDecoder]:
+    with ClipDecoder(a_job(), family) as opened:
         yield opened
 
 
@@ -72,17 +72,19 @@ def speak(clip: Clip, family: Family) -> str:
 
 def answered(clips: list[Clip], text: str, family: Family) -> Row:
     turns = (Turn("user", tuple(clips)),)
-    prompt = family.encode(turns)
+    prompt = family.encode_turns(turns)
     request = Request("a", turns, prompt.input_ids, prompt.positions, prompt.vision_tokens)
     item, reply = Item("a", "a", turns), Reply("a", text)
-    return finish(item, request, reply, schema=BOXES, family_coordinates=family.coordinates, family_times=family.times)
+    return build_row(
+        item, request, reply, schema=BOXES, coordinate_system=family.coordinates, time_origin=family.time_origin
+    )
 
 
 @pytest.mark.parametrize("orientation", STORED)
-def test_boxes_are_in_pixels_of_the_upright_original(family: Family, eyes: Eyes, orientation: int) -> None:
+def test_boxes_are_in_pixels_of_the_upright_original(family: Family, eyes: ClipDecoder, orientation: int) -> None:
     for size in SIZES if orientation == 1 else SIZES[orientation % 3 :: 3]:
         data, place = photograph(size, orientation)
-        clips = eyes.look(Medium(data), [Blob("a.jpg", "image", data)])
+        clips = eyes.decode(MediaRef(data), [Blob("a.jpg", "image", data)])
         assert clips[0].source_size == size
         row = answered(clips, speak(clips[0], family), family)
         assert row.answer is not None

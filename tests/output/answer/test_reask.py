@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.errors import AnswerError
-from pipeline.output.answer.reask import again, settle
+from pipeline.output.answer.reask import answer_with_retries, build_retry_request
 from pipeline.types import Failure, Item, Reply, Request, Row, Sampling
 
 
@@ -38,7 +38,7 @@ def finish(item: Item, request: Request, reply: Reply, attempts: int) -> Row:
 
 
 def outcomes(model: Model, *ids: str, retries: int) -> list[tuple[str, int]]:
-    found = settle(asked(*ids), answer=model, finish=finish, retries=retries)
+    found = answer_with_retries(asked(*ids), answer_requests=model, build_row=finish, max_retries=retries)
     return [(entry.kind if isinstance(entry, Failure) else entry.text, entry.attempts) for entry in found]
 
 
@@ -54,7 +54,7 @@ def test_the_best_attempt_is_kept_and_all_are_counted() -> None:
 
 
 def test_what_never_validates_is_a_failure_with_its_text() -> None:
-    found = settle(asked("a"), answer=Model(a="xy"), finish=finish, retries=1)[0]
+    found = answer_with_retries(asked("a"), answer_requests=Model(a="xy"), build_row=finish, max_retries=1)[0]
     assert isinstance(found, Failure)
     assert (found.kind, found.text, found.attempts) == ("invalid_answer", "x", 2)
 
@@ -78,4 +78,4 @@ def test_later_attempts_are_warmer_and_have_other_seeds() -> None:
 
 def test_the_first_attempt_is_the_request_itself() -> None:
     request = asked("a")[0][1]
-    assert again(request, 1) is request
+    assert build_retry_request(request, 1) is request

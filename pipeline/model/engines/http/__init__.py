@@ -20,43 +20,50 @@ from threading import Thread
 from typing import Any
 
 from pipeline.errors import GenerateError, ItemError, JobError
-from pipeline.job.spec import HttpEngine, Job
+from pipeline.job.spec import HttpSettings, Job
 from pipeline.model import weights
-from pipeline.model.engines.http.client import FAULTS, Caller
-from pipeline.model.engines.http.request_body import GUIDES, Dialect, body
-from pipeline.model.engines.http.responses import Passing, Refused, reply, shrunk
-from pipeline.model.guidance.truncated import Endings
+from pipeline.model.engines.http.client import MAX_FAULTS, HttpClient
+from pipeline.model.engines.http.request_body import GUIDE_MODES, Dialect, build_body
+from pipeline.model.engines.http.responses import (
+    RequestRefusedError,
+    TransientServerError,
+    has_shrunk_images,
+    parse_reply,
+)
+from pipeline.model.guidance.truncated import ReplyCompleter
 from pipeline.types import Failure, Reply, Request
 
-TICK_S = 0.1  # so long `step` waits at most, so that closing need not wait for a server
-LOCAL = ("dtype", "attention", "quantize", "tensor_parallel")
+POLL_S = 0.1  # so long `step` waits at most, so that closing need not wait for a server
+LOCAL_ONLY_KEYS = ("dtype", "attention", "quantize", "tensor_parallel")
 
 
-class Http:
-    def __init__(self, settings: HttpEngine, *, endings: Endings, label: bool = False):
+class HttpEngine:
+    def __init__(self, settings: HttpSettings, *, reply_completer: ReplyCompleter, add_vision_id: bool = False):
         self.settings = settings
-        self.endings = endings
-        self.label = label
-        self.dialect = Dialect(settings.model or "", GUIDES[0] if settings.guide == "auto" else settings.guide)
-        self.guided = settings.guide != "auto"  # how the schema is sent is settled
-        self.done: queue.SimpleQueue[Future[Reply | Failure]] = queue.SimpleQueue()
-        self.underway = 0
+        self.reply_completer = reply_completer
+        self.add_vision_id = add_vision_id
+        self.dialect = Dialect(settings.model or "", GUIDE_MODES[0] if settings.guide == "auto" else settings.guide)
+        self.is_guide_settled = settings.guide != "auto"  # how the schema is sent is settled
+        self.finished: queue.SimpleQueue[Future[Reply | Failure]] = queue.SimpleQueue()
+        self.in_flight = 0
         self.counts = {"rows": 0, "prompt_tokens": 0, "output_tokens": 0}
         self.loop = asyncio.new_event_loop()
         self.thread = Thread(target=self.loop.run_forever, name="http", daemon=True)
         self.thread.start()
-        self.caller: Caller = self.wait_for(self.open_caller())
+        self.client: HttpClient = self.run_in_loop(self.open_client())
 
     @classmethod
-    def open(cls, job: Job) -> Http:
-        assert isinstance(job.engine, HttpEngine)
+    def open(cls, job: Job) -> HttpEngine:
+        assert isinstance(job.engine, HttpSettings)
         for problem in cls.problems(job):
             raise JobError(problem)
-        folder = weights.locate_small(job.model.weights, job.model.revision)
-        family = weights.family(folder, model=job.model)
-        engine = cls(job.engine, endings=Endings(family.tokenizer), label=job.media.add_vision_id)
+        folder = weights.locate_small_files(job.model.weights, job.model.revision)
+        family = weights.load_family(folder, model=job.model)
+        engine = cls(
+            job.engine, reply_completer=ReplyCompleter(family.tokenizer), add_vision_id=job.media.add_vision_id
+        )
         try:
-            engine.wait_for(engine.meet())
+            engine.run_in_loop(engine.check_server())
         except BaseException:
             engine.close()
             raise
@@ -65,21 +72,23 @@ class Http:
     @staticmethod
     def problems(job: Job) -> list[str]:
         """What a job asks that only whoever runs the model can do."""
-        said = [name for name in LOCAL if getattr(job.model, name) != type(job.model).model_fields[name].default]
+        said = [
+            name for name in LOCAL_ONLY_KEYS if getattr(job.model, name) != type(job.model).model_fields[name].default
+        ]
         said += ["context.rope"] if job.model.context.rope else []
         found = [f"model.{name}: the server decides that; leave it out with engine http" for name in said]
         if job.workers.generate.gpus:
             found.append("workers.generate.gpus: engine http needs no GPU; leave it out")
         return found
 
-    async def open_caller(self) -> Caller:
-        return Caller(self.settings)
+    async def open_client(self) -> HttpClient:
+        return HttpClient(self.settings)
 
-    async def meet(self) -> None:
+    async def check_server(self) -> None:
         """Who is there: a wrong key or name is found before the first row. A server may have no list of models."""
         named = self.settings.model
         try:
-            listed = (await self.caller.ask("models")).get("data")
+            listed = (await self.client.send_request("models")).get("data")
         except (JobError, GenerateError) as error:
             if named is None and isinstance(error, GenerateError):
                 raise JobError(f"engine.model: nothing is named, and there is no list: {error.message}") from error
@@ -94,94 +103,98 @@ class Http:
             shown = ", ".join(names[:20]) or "no list of models"
             raise JobError(f"engine.model: {named or 'nothing'} is named, and {self.settings.url} serves {shown}")
         self.dialect = replace(
-            self.dialect, model=named, unresized=any(each.get("owned_by") == "vllm" for each in models)
+            self.dialect, model=named, can_skip_resize=any(each.get("owned_by") == "vllm" for each in models)
         )
 
-    def room(self) -> bool:
-        return self.underway < self.settings.concurrency
+    def has_room(self) -> bool:
+        return self.in_flight < self.settings.concurrency
 
     def submit(self, request: Request) -> None:
-        self.underway += 1
-        asyncio.run_coroutine_threadsafe(self.answer(request), self.loop).add_done_callback(self.done.put)
+        self.in_flight += 1
+        asyncio.run_coroutine_threadsafe(self.answer_request(request), self.loop).add_done_callback(self.finished.put)
 
     def step(self) -> list[Reply | Failure]:
         answers: list[Reply | Failure] = []
         try:
-            while self.underway:
-                answers.append(self.done.get(timeout=0 if answers else TICK_S).result())
-                self.underway -= 1
+            while self.in_flight:
+                answers.append(self.finished.get(timeout=0 if answers else POLL_S).result())
+                self.in_flight -= 1
         except queue.Empty:
             pass
         return answers
 
-    async def answer(self, request: Request) -> Reply | Failure:
+    async def answer_request(self, request: Request) -> Reply | Failure:
         try:
-            found = await self.converse(request)
+            found = await self.ask_until_valid(request)
         except ItemError as error:
-            return error.failure(request.id)
-        if self.settings.send == "pixels" and self.settings.coordinates is None and shrunk(request, found):
+            return error.to_failure(request.id)
+        if self.settings.send == "pixels" and self.settings.coordinates is None and has_shrunk_images(request, found):
             found = replace(found, flags=("shrunk",))
         self.counts["rows"] += 1
         self.counts["prompt_tokens"] += found.prompt_tokens or 0
-        self.counts["output_tokens"] += found.tokens
-        return self.endings.ended(found, request)
+        self.counts["output_tokens"] += found.output_tokens
+        return self.reply_completer.complete_reply(found, request)
 
-    async def converse(self, request: Request) -> Reply:
+    async def ask_until_valid(self, request: Request) -> Reply:
         """Ask, spelled as the server wants it; a broken answer is asked for again."""
-        for number in range(FAULTS):
+        for number in range(MAX_FAULTS):
             try:
-                return reply(request, await self.send(request))
-            except Passing as trouble:
-                if number == FAULTS - 1:
-                    raise Refused(trouble.kind, trouble.message) from trouble
+                return parse_reply(request, await self.send_in_dialect(request))
+            except TransientServerError as trouble:
+                if number == MAX_FAULTS - 1:
+                    raise RequestRefusedError(trouble.kind, trouble.message) from trouble
         raise AssertionError
 
-    async def send(self, request: Request) -> dict[str, Any]:
+    async def send_in_dialect(self, request: Request) -> dict[str, Any]:
         """In other words where the server wants others; what was taken once is kept for all rows."""
         began = dialect = self.dialect
         while True:
-            guidable = request.schema is not None and not self.guided
-            said = await asyncio.to_thread(body, request, self.settings, dialect, label=self.label)
+            guidable = request.schema_text is not None and not self.is_guide_settled
+            said = await asyncio.to_thread(
+                build_body, request, self.settings, dialect, add_vision_id=self.add_vision_id
+            )
             try:
-                answer = await self.caller.ask("chat/completions", said, key=name(request, said))
-            except Refused as error:
-                other = dialect.after(error.message, guidable=guidable)
+                answer = await self.client.send_request(
+                    "chat/completions", said, idempotency_key=compute_idempotency_key(request, said)
+                )
+            except RequestRefusedError as error:
+                other = dialect.adapt_to(error.message, can_change_guide=guidable)
                 if other is None:
                     raise
                 dialect = other
                 continue
-            self.guided |= request.schema is not None
+            self.is_guide_settled |= request.schema_text is not None
             if dialect != began:
                 self.dialect = dialect
             return answer
 
-    def wait_for(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+    def run_in_loop(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
 
     def metrics(self) -> Mapping[str, float]:
         now = {
-            "busy": self.underway,
-            "slots": int(self.caller.gate.limit),
+            "busy": self.in_flight,
+            "slots": int(self.client.limiter.limit),
             "waiting": 0,
-            "retries": self.caller.retries,
+            "retries": self.client.retries,
         }
         return {**self.counts, **now}
 
     def close(self) -> None:
         """What is under way is given up: the connections are closed, and a good server stops computing."""
-        self.wait_for(self.end())
+        self.run_in_loop(self.cancel_requests())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
 
-    async def end(self) -> None:
+    async def cancel_requests(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        await self.caller.close()
+        await self.client.close()
 
 
-def name(request: Request, said: bytes) -> str:
+def compute_idempotency_key(request: Request, body: bytes) -> str:
     """The same for every attempt at the same question, another for any other: servers may answer from memory."""
-    return hashlib.blake2b(request.id.encode() + b"\0" + said, digest_size=16).hexdigest()
+    return hashlib.blake2b(request.id.encode() + b"\0" + body, digest_size=16).hexdigest()

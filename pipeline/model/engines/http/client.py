@@ -21,80 +21,82 @@ import aiohttp
 from yarl import URL
 
 from pipeline.errors import GenerateError, JobError, StoppedError
-from pipeline.job.spec import HttpEngine
-from pipeline.model.engines.http.concurrency import Gate
-from pipeline.model.engines.http.responses import Passing, judge
-from pipeline.retry_policy import wait_s
+from pipeline.job.spec import HttpSettings
+from pipeline.model.engines.http.concurrency import ConcurrencyLimiter
+from pipeline.model.engines.http.responses import TransientServerError, parse_response
+from pipeline.retry_policy import compute_wait_s
 
-FAULTS = 6
-CONNECT_S = 15.0
-LARGEST_ANSWER = 64 * 2**20
-CHUNK = 1 << 16
+MAX_FAULTS = 6
+CONNECT_TIMEOUT_S = 15.0
+MAX_RESPONSE_BYTES = 64 * 2**20
+READ_BYTES = 1 << 16
 
 
-class Caller:
+class HttpClient:
     """Opened and used inside one event loop."""
 
-    def __init__(self, settings: HttpEngine):
+    def __init__(self, settings: HttpSettings):
         self.settings = settings
         self.url = URL(settings.url)
-        self.secret = settings.api_key.get_secret_value().strip() if settings.api_key else ""
+        self.api_key = settings.api_key.get_secret_value().strip() if settings.api_key else ""
         self.proxy = None if proxy_bypass(self.url.host or "") else getproxies().get(self.url.scheme)
-        self.gate = Gate(settings.concurrency)
-        self.heard = -math.inf  # when the server last answered anybody
+        self.limiter = ConcurrencyLimiter(settings.concurrency)
+        self.last_response_at = -math.inf  # when the server last answered anybody
         self.retries = 0
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=settings.timeout_s, sock_connect=CONNECT_S),
-            headers={"User-Agent": "vlbatch"} | ({"Authorization": f"Bearer {self.secret}"} if self.secret else {}),
+            timeout=aiohttp.ClientTimeout(total=settings.timeout_s, sock_connect=CONNECT_TIMEOUT_S),
+            headers={"User-Agent": "vlbatch"} | ({"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}),
         )
 
-    async def ask(self, path: str, body: bytes | None = None, *, key: str = "") -> dict[str, Any]:
+    async def send_request(self, path: str, body: bytes | None = None, *, idempotency_key: str = "") -> dict[str, Any]:
         faults, waited_s = 0, 0.0
         for number in count(1):
             started = time.monotonic()
             try:
-                async with self.gate:
+                async with self.limiter:
                     started = time.monotonic()
-                    answer = await self.attempt(path, body, key)
-                self.heard = time.monotonic()
-                self.gate.faster()
+                    answer = await self.try_request(path, body, idempotency_key)
+                self.last_response_at = time.monotonic()
+                self.limiter.speed_up()
                 return answer
-            except Passing as trouble:
-                others = self.heard > started  # somebody was answered meanwhile
-                faults += others if trouble.fault is None else trouble.fault
-                pause_s = max(wait_s(number, random.random()), trouble.after_s)
-                if trouble.fault is False:
-                    self.gate.slower(pause_s)
+            except TransientServerError as trouble:
+                others = self.last_response_at > started  # somebody was answered meanwhile
+                faults += others if trouble.is_row_fault is None else trouble.is_row_fault
+                pause_s = max(compute_wait_s(number, random.random()), trouble.retry_after_s)
+                if trouble.is_row_fault is False:
+                    self.limiter.slow_down(pause_s)
                 waited_s += pause_s
-                if faults >= FAULTS:
+                if faults >= MAX_FAULTS:
                     raise GenerateError(
                         trouble.kind, f"{trouble.message}; gave up after {number} attempts"
                     ) from trouble
                 if waited_s > self.settings.patience_s:
-                    self.stop_if_deaf(trouble)
+                    self.stop_if_unresponsive(trouble)
             self.retries += 1
             await asyncio.sleep(pause_s)
         raise AssertionError("count() ends")
 
-    def stop_if_deaf(self, trouble: Passing) -> None:
+    def stop_if_unresponsive(self, error: TransientServerError) -> None:
         """While others are answered, a row that met a busy server so far will have its turn."""
         patience_s = self.settings.patience_s
-        if trouble.after_s > patience_s:
-            why = f"it asks to be left alone for {trouble.after_s:,.0f} s, which is more than engine.patience_s"
-        elif self.heard < time.monotonic() - patience_s:
+        if error.retry_after_s > patience_s:
+            why = f"it asks to be left alone for {error.retry_after_s:,.0f} s, which is more than engine.patience_s"
+        elif self.last_response_at < time.monotonic() - patience_s:
             why = f"nobody was answered for {patience_s:g} s"
         else:
             return
         raise StoppedError(
-            f"stopped: engine.url: {trouble.message}; {why}. "
+            f"stopped: engine.url: {error.message}; {why}. "
             "Nothing is lost: when the server is back, the same command goes on from here"
         )
 
-    async def attempt(self, path: str, body: bytes | None, key: str) -> dict[str, Any]:
+    async def try_request(self, path: str, body: bytes | None, idempotency_key: str) -> dict[str, Any]:
         url = self.url.with_path(f"{self.url.path.rstrip('/')}/{path}").with_query(self.url.query)
-        headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": key, "X-Request-Id": key} if key else {})
+        headers = {"Content-Type": "application/json"} | (
+            {"Idempotency-Key": idempotency_key, "X-Request-Id": idempotency_key} if idempotency_key else {}
+        )
         shown = str(self.url.with_query(None))
         try:
             async with self.session.request(
@@ -105,8 +107,8 @@ class Caller:
                 allow_redirects=False,
                 proxy=self.proxy,
             ) as response:
-                text = await read(response)
-                return judge(response.status, response.headers, text, url=shown, secret=self.secret)
+                text = await read_body(response)
+                return parse_response(response.status, response.headers, text, url=shown, api_key=self.api_key)
         except aiohttp.InvalidURL as error:
             raise JobError(f"engine.url: {shown} is not a URL") from error
         except aiohttp.ClientSSLError as error:
@@ -114,27 +116,27 @@ class Caller:
                 f"engine.url: the certificate of {shown} is not accepted; SSL_CERT_FILE names yours"
             ) from error
         except aiohttp.ClientConnectorDNSError as error:
-            if error.errno == socket.EAI_NONAME and self.heard < 0:
+            if error.errno == socket.EAI_NONAME and self.last_response_at < 0:
                 raise JobError(f"engine.url: {self.url.host} has no address") from error
-            raise Passing("away", f"{self.url.host} has no address", fault=None) from error
+            raise TransientServerError("away", f"{self.url.host} has no address", is_row_fault=None) from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise Passing("away", f"{shown} cannot be reached", fault=None) from error
+            raise TransientServerError("away", f"{shown} cannot be reached", is_row_fault=None) from error
         except TimeoutError as error:
             limit = f"{self.settings.timeout_s:g} s (engine.timeout_s)"
-            raise Passing("timeout", f"{shown} did not answer within {limit}") from error
+            raise TransientServerError("timeout", f"{shown} did not answer within {limit}") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise Passing("cut", f"{shown}: the connection was cut ({type(error).__name__})") from error
+            raise TransientServerError("cut", f"{shown}: the connection was cut ({type(error).__name__})") from error
 
     async def close(self) -> None:
         await self.session.close()
 
 
-async def read(response: aiohttp.ClientResponse) -> str:
+async def read_body(response: aiohttp.ClientResponse) -> str:
     """The body, as far as any answer may reach."""
     parts, size = [], 0
-    async for chunk in response.content.iter_chunked(CHUNK):
+    async for chunk in response.content.iter_chunked(READ_BYTES):
         parts.append(chunk)
         size += len(chunk)
-        if size > LARGEST_ANSWER:
-            raise Passing("protocol", f"an answer of more than {LARGEST_ANSWER:,} bytes")
+        if size > MAX_RESPONSE_BYTES:
+            raise TransientServerError("protocol", f"an answer of more than {MAX_RESPONSE_BYTES:,} bytes")
     return b"".join(parts).decode("utf-8", "replace")

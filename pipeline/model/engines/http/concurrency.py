@@ -11,35 +11,35 @@ import random
 import time
 
 
-class Gate:
-    def __init__(self, most: int):
-        self.most = most
-        self.limit = float(most)
-        self.underway = 0
-        self.shut_until = 0.0
+class ConcurrencyLimiter:
+    def __init__(self, max_concurrency: int):
+        self.max_concurrency = max_concurrency
+        self.limit = float(max_concurrency)
+        self.in_flight = 0
+        self.paused_until = 0.0
         self.changed = asyncio.Condition()
 
     async def __aenter__(self) -> None:
         while True:
             async with self.changed:
-                await self.changed.wait_for(lambda: self.underway < int(self.limit))
-                shut_s = self.shut_until - time.monotonic()
+                await self.changed.wait_for(lambda: self.in_flight < int(self.limit))
+                shut_s = self.paused_until - time.monotonic()
                 if shut_s <= 0:
-                    self.underway += 1
+                    self.in_flight += 1
                     return
             await asyncio.sleep(shut_s * (1 + random.random() / 4))
 
     async def __aexit__(self, *_: object) -> None:
         async with self.changed:
-            self.underway -= 1
+            self.in_flight -= 1
             self.changed.notify_all()
 
-    def slower(self, pause_s: float) -> None:
+    def slow_down(self, pause_s: float) -> None:
         """Too much. Those that hear it at the same moment are one sign, not many."""
         now = time.monotonic()
-        if now >= self.shut_until:
+        if now >= self.paused_until:
             self.limit = max(1.0, self.limit / 2)
-        self.shut_until = max(self.shut_until, now + pause_s)
+        self.paused_until = max(self.paused_until, now + pause_s)
 
-    def faster(self) -> None:
-        self.limit = min(float(self.most), self.limit + 1 / self.limit)
+    def speed_up(self) -> None:
+        self.limit = min(float(self.max_concurrency), self.limit + 1 / self.limit)

@@ -20,27 +20,33 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ItemError, JobError
-from pipeline.job.spec import Job, TorchEngine
+from pipeline.job.spec import Job, TorchSettings
 from pipeline.model import weights
-from pipeline.model.engines.torch.forward import Work
-from pipeline.model.engines.torch.model_runner import Task, lead
-from pipeline.model.engines.torch.oom_backoff import attempt
-from pipeline.model.engines.torch.pending_step import Flight, bring
-from pipeline.model.engines.torch.request_checks import Intake
-from pipeline.model.engines.torch.sampler import choose, constrain
-from pipeline.model.engines.torch.scheduler import Holes, Need, admit, chunks, give
-from pipeline.model.engines.torch.sequence import Row, Vocabulary
-from pipeline.model.engines.torch.vision import Sight, Slice
+from pipeline.model.engines.torch.forward import ScheduledBatch
+from pipeline.model.engines.torch.model_runner import RankConfig, start_replica
+from pipeline.model.engines.torch.oom_backoff import run_or_split
+from pipeline.model.engines.torch.pending_step import PendingStep, start_copy_to_host
+from pipeline.model.engines.torch.request_checks import SequenceBuilder
+from pipeline.model.engines.torch.sampler import apply_grammar_masks, sample_tokens
+from pipeline.model.engines.torch.scheduler import (
+    CacheRequest,
+    FreeRuns,
+    choose_admissions,
+    release_run,
+    split_token_budget,
+)
+from pipeline.model.engines.torch.sequence import Detokenizer, SequenceState
+from pipeline.model.engines.torch.vision import ClipSlice, VisionConfig
 from pipeline.model.families.base import Family
 from pipeline.types import Failure, Reply, Request
 from pipeline.watchdog import Watchdog
 
-PATIENCE = 64  # rows that may overtake one whose run does not fit yet
-AHEAD_BYTES = 512 * 2**20  # of pixels that may wait
-COUNTS = ("rows", "steps", "prompt_tokens", "output_tokens", "tokens_computed", "slot_steps", "busy_steps")
+MAX_OVERTAKES = 64  # rows that may overtake one whose run does not fit yet
+MAX_WAITING_PIXEL_BYTES = 512 * 2**20  # of pixels that may wait
+COUNTER_NAMES = ("rows", "steps", "prompt_tokens", "output_tokens", "tokens_computed", "slot_steps", "busy_steps")
 
 
-class Torch:
+class TorchEngine:
     """`pipeline.model.engine_thread.run(Torch(folder, family), requests)` answers from a notebook."""
 
     def __init__(
@@ -64,37 +70,41 @@ class Torch:
         """
         if attention not in ("auto", "sdpa"):
             raise JobError(f"model.attention: engine torch has its own, for `auto`, and `sdpa`; {attention} it has not")
-        task = Task(
+        task = RankConfig(
             folder=folder,
-            sight=Sight.of(family),
-            context=family.context,
+            vision_config=VisionConfig.from_family(family),
+            context_length=family.context_length,
             device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
             dtype=dtype,
             attention=attention,
-            config=config,
+            model_config=config,
             quantize=quantize,
             compiled=compiled,
             hang_s=hang_s,
             threads=torch.get_num_threads(),
-            sizes=sizes,
+            requested_sizes=sizes,
             size=tensor_parallel,
         )
-        loaded, self.size, self.gallery, self.forward = lead(task)
-        self.limits = self.size.limits()
-        self.vocabulary = Vocabulary.of(family.tokenizer, loaded.stop, thinking=family.thinking)
-        self.intake = Intake(family, self.gallery, self.vocabulary, self.size, loaded.vocabulary)
-        self.holes: Holes = ((0, self.size.kv_tokens),)
-        self.waiting: deque[Row] = deque()
-        self.rows: list[Row] = []  # admitted, in order
-        self.answers: list[Reply | Failure] = []
-        self.flight: Flight | None = None
-        self.ahead = self.forward.graphs is not None and tensor_parallel == 1  # elsewhere nothing is computed meanwhile
-        self.counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
+        loaded, self.sizes, self.vision_cache, self.step_runner = start_replica(task)
+        self.limits = self.sizes.to_step_limits()
+        self.detokenizer = Detokenizer.from_tokenizer(family.tokenizer, loaded.stop_tokens, thinking=family.thinking)
+        self.sequence_builder = SequenceBuilder(
+            family, self.vision_cache, self.detokenizer, self.sizes, loaded.vocabulary_size
+        )
+        self.free_runs: FreeRuns = ((0, self.sizes.kv_tokens),)
+        self.waiting: deque[SequenceState] = deque()
+        self.sequences: list[SequenceState] = []  # admitted, in order
+        self.finished: list[Reply | Failure] = []
+        self.pending_step: PendingStep | None = None
+        self.can_launch_ahead = (
+            self.step_runner.graphs is not None and tensor_parallel == 1
+        )  # elsewhere nothing is computed meanwhile
+        self.counters: Counter[str] = Counter(dict.fromkeys(COUNTER_NAMES, 0))
         self.watchdog = Watchdog(hang_s)
 
     @classmethod
-    def open(cls, job: Job) -> Torch:
-        assert isinstance(job.engine, TorchEngine)
+    def open(cls, job: Job) -> TorchEngine:
+        assert isinstance(job.engine, TorchSettings)
         pool = job.workers.generate
         if pool.gpus and (there := torch.cuda.device_count()) < job.model.tensor_parallel:
             raise JobError(
@@ -103,159 +113,176 @@ class Torch:
             )
         if not pool.gpus:  # Ray sets OMP_NUM_THREADS, not always to what the pool may use
             torch.set_num_threads(max(1, min(int(pool.cpus), os.cpu_count() or 1) // job.model.tensor_parallel))
-        folder = weights.locate(job.model.weights, job.model.revision)
+        folder = weights.locate_checkpoint(job.model.weights, job.model.revision)
         return cls(
             folder,
-            weights.family(folder, model=job.model, add_vision_id=job.media.add_vision_id),
+            weights.load_family(folder, model=job.model, add_vision_id=job.media.add_vision_id),
             dtype=job.model.dtype,
             attention=job.model.attention,
             device="cuda" if pool.gpus else "cpu",
-            config=weights.config(folder, job.model),
+            config=weights.load_config(folder, job.model),
             quantize=job.model.quantize,
             tensor_parallel=job.model.tensor_parallel,
             **job.engine.model_dump(exclude={"kind"}),
         )
 
-    def room(self) -> bool:
+    def has_room(self) -> bool:
         ahead = sum(clip.pixels.nbytes for row in self.waiting for clip in row.request.clips)
-        return not self.waiting or (len(self.waiting) < 2 * self.size.slots and ahead < AHEAD_BYTES)
+        return not self.waiting or (len(self.waiting) < 2 * self.sizes.slots and ahead < MAX_WAITING_PIXEL_BYTES)
 
     def submit(self, request: Request) -> None:
         try:
-            self.waiting.append(self.intake.row(request))
+            self.waiting.append(self.sequence_builder.build_sequence(request))
         except ItemError as error:
-            self.answers.append(error.failure(request.id))
+            self.finished.append(error.to_failure(request.id))
 
     def step(self) -> list[Reply | Failure]:
-        if self.waiting or self.rows:
+        if self.waiting or self.sequences:
             with self.watchdog:
-                self.admit()
-                self.look()
-                self.compute()
-        answers, self.answers = self.answers, []
+                self.admit_waiting()
+                self.encode_vision()
+                self.compute_step()
+        answers, self.finished = self.finished, []
         return answers
 
-    def admit(self) -> None:
+    def admit_waiting(self) -> None:
         """A few slots at a time: a pass over one short prompt costs almost what one over four does."""
-        free = self.size.slots - len(self.rows)
-        if not self.waiting or (self.rows and free < max(1, self.size.slots // 16)):
+        free = self.sizes.slots - len(self.sequences)
+        if not self.waiting or (self.sequences and free < max(1, self.sizes.slots // 16)):
             return
-        needs = [Need(row.need, row.overtaken) for row in self.waiting]
-        chosen, self.holes = admit(needs, self.holes, slots=free, patience=PATIENCE)
+        needs = [CacheRequest(row.max_tokens, row.overtaken_count) for row in self.waiting]
+        chosen, self.free_runs = choose_admissions(needs, self.free_runs, slots=free, max_overtakes=MAX_OVERTAKES)
         for index, row in enumerate(self.waiting):
             if index in chosen:
-                row.start = chosen[index]
-                self.rows.append(row)
+                row.run_start = chosen[index]
+                self.sequences.append(row)
             else:
-                row.overtaken += sum(index < other for other in chosen)
+                row.overtaken_count += sum(index < other for other in chosen)
         self.waiting = deque(row for index, row in enumerate(self.waiting) if index not in chosen)
 
-    def look(self) -> None:
+    def encode_vision(self) -> None:
         """One call of the vision tower where a row needs it, filled up with what waiting rows will need."""
-        blind = [row for row in self.rows if not self.gallery.ready(row.clips)]
+        blind = [row for row in self.sequences if not self.vision_cache.is_encoded(row.clip_keys)]
         if blind:
-            keys = chain.from_iterable(row.clips for row in chain(blind, self.waiting))
-            attempt(self.gallery.next(keys, self.limits.patches), self.gallery.encode, self.fail_clip, self.limits)
-
-    def compute(self) -> None:
-        flight, self.flight, most = self.flight, None, self.limits.rows
-        work = flight.landed() if flight else []
-        if not work or len(work) > most:
-            flight, work = None, self.work({})
-        for group in (work[first : first + most] for first in range(0, len(work), most)):
-            attempt(
-                group,
-                lambda some: self.advance(some, flight, ahead=self.ahead and len(some) == len(work)),
-                lambda item, error: self.fail(item[0], error),
+            keys = chain.from_iterable(row.clip_keys for row in chain(blind, self.waiting))
+            run_or_split(
+                self.vision_cache.select_slices(keys, self.limits.patches),
+                self.vision_cache.encode_slices,
+                self.fail_clip,
                 self.limits,
             )
-        self.counts["steps"] += 1
-        if self.waiting:  # the tail, when there is nothing left to fill a slot with, is not counted
-            self.counts["slot_steps"] += self.size.slots
-            self.counts["busy_steps"] += len(self.rows)
-        self.retire()
 
-    def work(self, fed: Mapping[Row, int]) -> list[tuple[Row, int]]:
+    def compute_step(self) -> None:
+        flight, self.pending_step, most = self.pending_step, None, self.limits.max_sequences
+        work = flight.select_unfinished() if flight else []
+        if not work or len(work) > most:
+            flight, work = None, self.plan_batch({})
+        for group in (work[first : first + most] for first in range(0, len(work), most)):
+            run_or_split(
+                group,
+                lambda some: self.advance_sequences(
+                    some, flight, launch_next=self.can_launch_ahead and len(some) == len(work)
+                ),
+                lambda item, error: self.fail_sequence(item[0], error),
+                self.limits,
+            )
+        self.counters["steps"] += 1
+        if self.waiting:  # the tail, when there is nothing left to fill a slot with, is not counted
+            self.counters["slot_steps"] += self.sizes.slots
+            self.counters["busy_steps"] += len(self.sequences)
+        self.retire_finished()
+
+    def plan_batch(self, device_token_rows: Mapping[SequenceState, int]) -> list[tuple[SequenceState, int]]:
         """What there is to compute, within the limits, when those in `fed` have one token more."""
-        ready = [row for row in self.rows if self.gallery.ready(row.clips) and row.failure is None]
-        counts = chunks([1 if row in fed else row.todo for row in ready], self.limits.prefill_tokens)
+        ready = [row for row in self.sequences if self.vision_cache.is_encoded(row.clip_keys) and row.failure is None]
+        counts = split_token_budget(
+            [1 if row in device_token_rows else row.pending_tokens for row in ready], self.limits.prefill_tokens
+        )
         return [(row, count) for row, count in zip(ready, counts, strict=True) if count]
 
-    def launch(self, work: Work, fed: Mapping[Row, int], tokens: Tensor | None = None) -> Flight:
+    def launch_step(
+        self, batch: ScheduledBatch, device_token_rows: Mapping[SequenceState, int], device_tokens: Tensor | None = None
+    ) -> PendingStep:
         """`fed`: rows whose token only the device knows, and which of `tokens` it is."""
-        logits = self.forward(work, fed, tokens)
-        self.counts["tokens_computed"] += sum(count for _, count in work)
-        return Flight(work, logits, [row for row, count in work if row in fed or count == row.todo])
+        logits = self.step_runner(batch, device_token_rows, device_tokens)
+        self.counters["tokens_computed"] += sum(count for _, count in batch)
+        return PendingStep(
+            batch, logits, [row for row, count in batch if row in device_token_rows or count == row.pending_tokens]
+        )
 
-    def advance(self, work: Work, flight: Flight | None, *, ahead: bool) -> None:
+    def advance_sequences(self, batch: ScheduledBatch, pending_step: PendingStep | None, *, launch_next: bool) -> None:
         """`flight` has computed it already."""
-        chosen = [row for row, count in work if count == row.todo]
-        logits = (flight or self.launch(work, {})).of(chosen)
-        for index, error in constrain(logits, [row.matcher for row in chosen]).items():
-            self.fail(chosen[index], error)
-        picked, likely = choose(logits, [row.request.sampling for row in chosen], [row.random for row in chosen])
-        said = bring(picked, likely)
-        for row, count in work:  # from here on nothing fails
-            row.done += count
-            if row.clips and row.done >= row.prompt:
-                self.forget(row)
-        if ahead:
-            self.go_on(chosen, picked)
+        chosen = [row for row, count in batch if count == row.pending_tokens]
+        logits = (pending_step or self.launch_step(batch, {})).select_logits(chosen)
+        for index, error in apply_grammar_masks(logits, [row.matcher for row in chosen]).items():
+            self.fail_sequence(chosen[index], error)
+        picked, likely = sample_tokens(logits, [row.request.sampling for row in chosen], [row.random for row in chosen])
+        said = start_copy_to_host(picked, likely)
+        for row, count in batch:  # from here on nothing fails
+            row.computed_tokens += count
+            if row.clip_keys and row.computed_tokens >= row.prompt_tokens:
+                self.release_clips(row)
+        if launch_next:
+            self.launch_next_step(chosen, picked)
         for row, token, logprob in zip(chosen, *said(), strict=True):
             if row.failure:
                 continue
             try:
-                row.choose(token, logprob, self.vocabulary)
+                row.append_chosen_token(token, logprob, self.detokenizer)
             except ItemError as error:
-                self.fail(row, error)
+                self.fail_sequence(row, error)
 
-    def go_on(self, chosen: Sequence[Row], picked: Tensor) -> None:
+    def launch_next_step(self, sampling_sequences: Sequence[SequenceState], sampled_tokens: Tensor) -> None:
         """The next pass, with tokens that the host has not read."""
-        fed = {row: line for line, row in enumerate(chosen) if row.known + 1 < row.need and not row.failure}
-        work = self.work(fed)
-        if not work or len(work) > self.limits.rows:
+        fed = {
+            row: line
+            for line, row in enumerate(sampling_sequences)
+            if row.known_tokens + 1 < row.max_tokens and not row.failure
+        }
+        work = self.plan_batch(fed)
+        if not work or len(work) > self.limits.max_sequences:
             return
         try:
-            self.flight = self.launch(work, fed, picked)
+            self.pending_step = self.launch_step(work, fed, sampled_tokens)
         except torch.AcceleratorError:
             raise
         except (RuntimeError, ValueError, IndexError):
-            self.flight = None  # tried again, and answered for, when it is known what was said
+            self.pending_step = None  # tried again, and answered for, when it is known what was said
 
-    def fail(self, row: Row, error: ItemError) -> None:
-        row.failure = error.failure(row.request.id)
+    def fail_sequence(self, sequence: SequenceState, error: ItemError) -> None:
+        sequence.failure = error.to_failure(sequence.request.id)
 
-    def fail_clip(self, piece: Slice, error: ItemError) -> None:
-        for row in chain(self.rows, self.waiting):
-            if piece.key in row.clips:
-                self.fail(row, error)
+    def fail_clip(self, clip_slice: ClipSlice, error: ItemError) -> None:
+        for row in chain(self.sequences, self.waiting):
+            if clip_slice.key in row.clip_keys:
+                self.fail_sequence(row, error)
 
-    def retire(self) -> None:
+    def retire_finished(self) -> None:
         """Answers out, runs and pictures given back."""
-        for row in [row for row in chain(self.rows, self.waiting) if row.failure or row.finish]:
-            if row.start >= 0:
-                self.holes = give(self.holes, row.start, row.need)
-                self.rows.remove(row)
+        for row in [row for row in chain(self.sequences, self.waiting) if row.failure or row.finish]:
+            if row.run_start >= 0:
+                self.free_runs = release_run(self.free_runs, row.run_start, row.max_tokens)
+                self.sequences.remove(row)
             else:
                 self.waiting.remove(row)
-            self.forget(row)
-            self.counts["rows"] += 1
-            self.counts["prompt_tokens"] += row.prompt
-            self.counts["output_tokens"] += row.new
-            self.answers.append(row.failure or row.reply(self.vocabulary))
+            self.release_clips(row)
+            self.counters["rows"] += 1
+            self.counters["prompt_tokens"] += row.prompt_tokens
+            self.counters["output_tokens"] += row.output_tokens
+            self.finished.append(row.failure or row.build_reply(self.detokenizer))
 
-    def forget(self, row: Row) -> None:
-        for key in row.clips:
-            self.gallery.leave(key)
-        row.clips = ()
+    def release_clips(self, sequence: SequenceState) -> None:
+        for key in sequence.clip_keys:
+            self.vision_cache.release_clip(key)
+        sequence.clip_keys = ()
 
     def metrics(self) -> Mapping[str, float]:
-        used = sum(row.done for row in self.rows)
-        now = {"waiting": len(self.waiting), "busy": len(self.rows), "slots": self.size.slots, "kv_used": used}
-        return {**self.counts, **now, "kv_tokens": self.size.kv_tokens, "patches": self.gallery.patches}
+        used = sum(row.computed_tokens for row in self.sequences)
+        now = {"waiting": len(self.waiting), "busy": len(self.sequences), "slots": self.sizes.slots, "kv_used": used}
+        return {**self.counters, **now, "kv_tokens": self.sizes.kv_tokens, "patches": self.vision_cache.encoded_patches}
 
     def close(self) -> None:
         self.watchdog.close()
-        self.gallery.ranks.close()
+        self.vision_cache.collectives.close()
         self.waiting.clear()
-        self.rows.clear()
+        self.sequences.clear()

@@ -19,14 +19,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-NAME = "packed_flash"  # with `flash` in it, transformers hands a whole packed batch over at once
+ATTENTION_NAME = "packed_flash"  # with `flash` in it, transformers hands a whole packed batch over at once
 
 
-def varlen(q: Tensor, k: Tensor, v: Tensor, bounds: tuple[Tensor, Tensor], most: tuple[int, int], **how: Any) -> Tensor:
+def flash_attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cumulative_lengths: tuple[Tensor, Tensor],
+    max_lengths: tuple[int, int],
+    **options: Any,
+) -> Tensor:
     """[tokens, heads, dim] each. `torch.nn.attention.varlen` wraps this operator; only since 2.12 does it take
     `seqused_k`, and fewer heads of keys than of queries."""
-    causal = how.pop("causal", False)
-    out: Tensor = torch.ops.aten._flash_attention_forward(q, k, v, *bounds, *most, 0.0, causal, False, **how)[0]
+    causal = options.pop("causal", False)
+    out: Tensor = torch.ops.aten._flash_attention_forward(
+        q, k, v, *cumulative_lengths, *max_lengths, 0.0, causal, False, **options
+    )[0]
     return out
 
 
@@ -35,57 +44,59 @@ def has_flash(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 @dataclass(slots=True)
-class Cache:
+class KVCache:
     """Keys and values of all rows. The last token is nobody's: padding is written there."""
 
     keys: Tensor  # [layers, tokens + 1, heads, dim]
     values: Tensor
 
     @classmethod
-    def empty(cls, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> Cache:
+    def allocate(cls, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> KVCache:
         layers, tokens, heads, dim = shape
         pair = torch.empty(2, layers, tokens + 1, heads, dim, dtype=dtype, device=device)
         return cls(pair[0], pair[1])
 
 
 @dataclass(slots=True)
-class Runs:
+class FlashLayout:
     """Where rows are, for the flash kernel: int32 on its device."""
 
-    ends: Tensor  # [rows + 1] of each row's queries, from 0
-    starts: Tensor  # [rows + 1] of their runs; the kernel reads one past the last
-    used: Tensor  # [rows] tokens in the run after this step
-    most: tuple[int, int]  # queries of a row, tokens of a run
+    query_ends: Tensor  # [rows + 1] of each row's queries, from 0
+    run_starts: Tensor  # [rows + 1] of their runs; the kernel reads one past the last
+    run_lengths: Tensor  # [rows] tokens in the run after this step
+    max_lengths: tuple[int, int]  # queries of a row, tokens of a run
 
     @classmethod
-    def of(cls, lengths: Sequence[int], starts: Sequence[int], used: Sequence[int], device: torch.device) -> Runs:
-        ends = np.concatenate([[0], np.cumsum(lengths)])
-        host = [torch.from_numpy(np.asarray(part, np.int32)) for part in (ends, [*starts, 0], used)]
+    def from_lengths(
+        cls, query_lengths: Sequence[int], run_starts: Sequence[int], run_lengths: Sequence[int], device: torch.device
+    ) -> FlashLayout:
+        ends = np.concatenate([[0], np.cumsum(query_lengths)])
+        host = [torch.from_numpy(np.asarray(part, np.int32)) for part in (ends, [*run_starts, 0], run_lengths)]
         sent = [part.to(device, non_blocking=True) for part in host]
-        return cls(sent[0], sent[1], sent[2], (max(lengths), max(used)))
+        return cls(sent[0], sent[1], sent[2], (max(query_lengths), max(run_lengths)))
 
 
 @dataclass(slots=True)
-class Packed:
+class PackedBatch:
     """Which rows the tokens of a step belong to, and where those rows' runs are."""
 
-    cache: Cache
-    index: Tensor  # [tokens] where in the cache each goes
-    lengths: Sequence[int] = ()  # [rows] tokens of each row in this step
-    starts: Sequence[int] = ()  # [rows] of their runs
-    used: Sequence[int] = ()  # [rows] tokens in the run after this step
-    runs: Runs | None = None  # the same for the flash kernel, where there is one
+    cache: KVCache
+    cache_indices: Tensor  # [tokens] where in the cache each goes
+    query_lengths: Sequence[int] = ()  # [rows] tokens of each row in this step
+    run_starts: Sequence[int] = ()  # [rows] of their runs
+    run_lengths: Sequence[int] = ()  # [rows] tokens in the run after this step
+    flash_layout: FlashLayout | None = None  # the same for the flash kernel, where there is one
 
 
 @dataclass(slots=True)
-class Group:
+class SegmentGroup:
     """Segments of one length: which tokens they are, and how many segments."""
 
     tokens: Tensor | slice
     count: int
 
 
-def groups(lengths: Sequence[int], device: torch.device) -> list[Group]:
+def group_segments(lengths: Sequence[int], device: torch.device) -> list[SegmentGroup]:
     """Segments by length, so that a picture's many windows are a few batched calls."""
     sizes = np.asarray(lengths)
     starts = np.cumsum(sizes) - sizes
@@ -95,7 +106,7 @@ def groups(lengths: Sequence[int], device: torch.device) -> list[Group]:
         tokens: Tensor | slice = slice(int(at[0]), int(at[0] + length * len(at)))
         if at[-1] - at[0] != length * (len(at) - 1):
             tokens = torch.from_numpy((at[:, None] + np.arange(length)).ravel()).to(device)
-        made.append(Group(tokens, len(at)))
+        made.append(SegmentGroup(tokens, len(at)))
     return made
 
 
@@ -106,27 +117,29 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    packed: Packed | None = None,
+    packed: PackedBatch | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: [1, heads, tokens, dim] -> [1, tokens, heads, dim]."""
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
     if packed is None:
-        return see(q, k, v, scaling, rest)[None], None
+        return attend_within_segments(q, k, v, scaling, rest)[None], None
     keys, values = packed.cache.keys[module.layer_idx], packed.cache.values[module.layer_idx]
-    keys.index_copy_(0, packed.index, k)
-    values.index_copy_(0, packed.index, v)
-    if (runs := packed.runs) is not None:
-        how = {"causal": True, "scale": scaling, "seqused_k": runs.used}
-        return varlen(q.contiguous(), keys, values, (runs.ends, runs.starts), runs.most, **how)[None], None
-    return read(query, keys, values, packed, scaling)[None], None
+    keys.index_copy_(0, packed.cache_indices, k)
+    values.index_copy_(0, packed.cache_indices, v)
+    if (runs := packed.flash_layout) is not None:
+        how = {"causal": True, "scale": scaling, "seqused_k": runs.run_lengths}
+        return flash_attention_varlen(
+            q.contiguous(), keys, values, (runs.query_ends, runs.run_starts), runs.max_lengths, **how
+        )[None], None
+    return attend_to_cache(query, keys, values, packed, scaling)[None], None
 
 
-def read(query: Tensor, keys: Tensor, values: Tensor, packed: Packed, scaling: float | None) -> Tensor:
+def attend_to_cache(query: Tensor, keys: Tensor, values: Tensor, packed: PackedBatch, scaling: float | None) -> Tensor:
     """Each row's new tokens against its run, row by row."""
     heads, dim = keys.shape[1:]
     keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
-    rows = zip(torch.split(query, list(packed.lengths), 2), packed.starts, packed.used, strict=True)
+    rows = zip(torch.split(query, list(packed.query_lengths), 2), packed.run_starts, packed.run_lengths, strict=True)
     out = []
     for q, start, used in rows:
         k, v, new = keys.narrow(2, start, used), values.narrow(2, start, used), q.shape[2]
@@ -139,13 +152,17 @@ def read(query: Tensor, keys: Tensor, values: Tensor, packed: Packed, scaling: f
     return torch.cat(out)
 
 
-def see(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, rest: dict[str, Any]) -> Tensor:
+def attend_within_segments(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, vision_arguments: dict[str, Any]
+) -> Tensor:
     """Each frame or window of pictures against itself."""
-    ends, most = rest["cu_seq_lens_q"], rest["max_length_q"]
-    if id(ends) not in rest["segments"]:
-        return varlen(q, k, v.contiguous(), (ends, ends), (most, most), scale=scaling)
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    for group in rest["segments"][id(ends)]:
-        a, b, c = (part[group.tokens].view(group.count, -1, *part.shape[1:]).transpose(1, 2) for part in (q, k, v))
+    ends, most = vision_arguments["cu_seq_lens_q"], vision_arguments["max_length_q"]
+    if id(ends) not in vision_arguments["segments"]:
+        return flash_attention_varlen(query, key, value.contiguous(), (ends, ends), (most, most), scale=scaling)
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    for group in vision_arguments["segments"][id(ends)]:
+        a, b, c = (
+            part[group.tokens].view(group.count, -1, *part.shape[1:]).transpose(1, 2) for part in (query, key, value)
+        )
         out[group.tokens] = sdpa(a, b, c, scale=scaling).transpose(1, 2).flatten(0, 1)
     return out

@@ -18,136 +18,142 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from pipeline.model.engines.torch import shard
-from pipeline.model.engines.torch.shard import ALONE, Place
+from pipeline.model.engines.torch.shard import SINGLE_RANK, TensorParallel
 
 if TYPE_CHECKING:
-    from pipeline.model.engines.torch.loaded_model import Loaded
-    from pipeline.model.engines.torch.worker_group import Crew
+    from pipeline.model.engines.torch.loaded_model import LoadedModel
+    from pipeline.model.engines.torch.worker_group import WorkerGroup
 
 HOST = "127.0.0.1"  # a replica is on one machine
-ERRORS = (RuntimeError, ValueError, IndexError)  # of the model; `limits` tells them apart
-FINE, FAILED, FULL = 0, 1, 2
+MODEL_ERRORS = (RuntimeError, ValueError, IndexError)  # of the model; `limits` tells them apart
+SUCCEEDED, FAILED, OUT_OF_MEMORY = 0, 1, 2
 TCPStore: Any = dist.TCPStore  # type: ignore[attr-defined]
 T = TypeVar("T")
-all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
+all_gather_into: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
 
 
-class Ranks:
-    def __init__(self, place: Place = ALONE, crew: Crew | None = None):
-        self.place = place
-        self.crew = crew  # the others, for rank 0
-        self.calls = 0
+class Collectives:
+    def __init__(self, tp: TensorParallel = SINGLE_RANK, worker_group: WorkerGroup | None = None):
+        self.tp = tp
+        self.worker_group = worker_group  # the others, for rank 0
+        self.call_count = 0
 
-    def listen(self) -> Any:
+    def open_store(self) -> Any:
         """Where the others meet rank 0: a port that the system chose."""
-        return TCPStore(HOST, 0, self.place.size, is_master=True, wait_for_workers=False)
+        return TCPStore(HOST, 0, self.tp.size, is_master=True, wait_for_workers=False)
 
-    def join(self, store: Any, *, device: torch.device, limit_s: float) -> None:
+    def join_process_group(self, store: Any, *, device: torch.device, timeout_s: float) -> None:
         """Returns when all are there. `store` is what `listen` gave, or its port.
 
         Collectives give up later than the watchdog does: it says where it hung.
         """
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         if isinstance(store, int):
-            store = TCPStore(HOST, store, self.place.size, is_master=False)
+            store = TCPStore(HOST, store, self.tp.size, is_master=False)
         cuda = device.type == "cuda"
         dist.init_process_group(
             "nccl" if cuda else "gloo",
             store=store,
-            rank=self.place.rank,
-            world_size=self.place.size,
-            timeout=timedelta(seconds=1.5 * limit_s),
+            rank=self.tp.rank,
+            world_size=self.tp.size,
+            timeout=timedelta(seconds=1.5 * timeout_s),
             device_id=device if cuda else None,
         )
 
     @contextmanager
-    def together(self, do: str, *arguments: tuple[Any, ...]) -> Iterator[None]:
+    def run_on_all_ranks(self, command: str, *arguments: tuple[Any, ...]) -> Iterator[None]:
         """The others do it as well, each with arguments of its own or all with the same; or it failed for all."""
-        if self.crew is None:
+        if self.worker_group is None:
             yield
             return
-        before = self.calls
-        self.crew.tell(do, *arguments)
+        before = self.call_count
+        self.worker_group.send_command(command, *arguments)
         try:
             yield
-        except ERRORS as error:
-            self.crew.agree(self.calls - before, error)
+        except MODEL_ERRORS as error:
+            self.worker_group.confirm_shared_failure(self.call_count - before, error)
             raise
 
-    def sum(self, summand: Tensor) -> Tensor:
+    def all_reduce_sum(self, summand: Tensor) -> Tensor:
         """In place."""
-        self.calls += 1
+        self.call_count += 1
         dist.all_reduce(summand)
         return summand
 
-    def gather(self, columns: Tensor) -> Tensor:
+    def all_gather_columns(self, columns: Tensor) -> Tensor:
         """[rows, columns of this rank] -> [rows, columns of all]."""
         if not len(columns):
-            return columns.new_empty(0, columns.shape[1] * self.place.size)
-        self.calls += 1
+            return columns.new_empty(0, columns.shape[1] * self.tp.size)
+        self.call_count += 1
         rows, width = columns.shape
-        parts = columns.new_empty(self.place.size * rows, width)
-        all_gather(parts, columns.contiguous())
+        parts = columns.new_empty(self.tp.size * rows, width)
+        all_gather_into(parts, columns.contiguous())
         return parts.view(-1, rows, width).transpose(0, 1).flatten(1)
 
-    def share(self, block: Tensor, owner: int) -> None:
+    def broadcast(self, block: Tensor, owner: int) -> None:
         """What the owner has, in every rank's block."""
-        self.calls += 1
+        self.call_count += 1
         dist.broadcast(block, owner)
 
-    def all_or_none(self, work: Callable[[], T], device: torch.device) -> T:
+    def succeed_or_fail_together(self, run: Callable[[], T], device: torch.device) -> T:
         """Work without collectives, that fails for every rank where it fails for one."""
-        if self.place.size == 1:
-            return work()
+        if self.tp.size == 1:
+            return run()
         failure: Exception | None = None
         try:
-            made = work()
-        except ERRORS as error:
+            made = run()
+        except MODEL_ERRORS as error:
             failure = error
-        state = FINE if failure is None else FULL if isinstance(failure, torch.OutOfMemoryError) else FAILED
+        state = (
+            SUCCEEDED if failure is None else OUT_OF_MEMORY if isinstance(failure, torch.OutOfMemoryError) else FAILED
+        )
         worst = torch.tensor(state, device=device)
-        self.calls += 1
+        self.call_count += 1
         dist.all_reduce(worst, dist.ReduceOp.MAX)
-        if (found := worst.item()) == FULL and state != FULL:
+        if (found := worst.item()) == OUT_OF_MEMORY and state != OUT_OF_MEMORY:
             raise torch.OutOfMemoryError("out of memory on another rank") from failure
         if failure is not None:
             raise failure
-        if found != FINE:
+        if found != SUCCEEDED:
             raise RuntimeError("it failed on another rank")
         return made
 
     def close(self) -> None:
-        if self.crew is not None:
-            self.crew.close()
-        if self.place.size > 1 and dist.is_initialized():
+        if self.worker_group is not None:
+            self.worker_group.close()
+        if self.tp.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
 
-def connect(loaded: Loaded, ranks: Ranks) -> None:
+def connect_shards(loaded: LoadedModel, collectives: Collectives) -> None:
     """Make the shares of a model one, where they meet."""
-    if ranks.place.size == 1:
+    if collectives.tp.size == 1:
         return
-    text = loaded.language.config
-    embed = loaded.language.embed_tokens
-    embed.forward = divided_embedding(embed, shard.span(text.vocab_size, ranks.place)[0], ranks)
-    loaded.head.register_forward_hook(lambda module, given, made: ranks.gather(made))
-    for layer in loaded.language.layers:
-        layer.self_attn.o_proj.register_forward_hook(lambda module, given, made: ranks.sum(made))
+    text = loaded.language_model.config
+    embed = loaded.language_model.embed_tokens
+    embed.forward = shard_embedding(embed, shard.compute_span(text.vocab_size, collectives.tp)[0], collectives)
+    loaded.lm_head.register_forward_hook(lambda module, given, made: collectives.all_gather_columns(made))
+    for layer in loaded.language_model.layers:
+        layer.self_attn.o_proj.register_forward_hook(lambda module, given, made: collectives.all_reduce_sum(made))
         if experts := getattr(layer.mlp, "experts", None):
-            divide_experts(experts, shard.span(text.num_experts, ranks.place))
-        (experts or layer.mlp.down_proj).register_forward_hook(lambda module, given, made: ranks.sum(made))
+            shard_experts(experts, shard.compute_span(text.num_experts, collectives.tp))
+        (experts or layer.mlp.down_proj).register_forward_hook(
+            lambda module, given, made: collectives.all_reduce_sum(made)
+        )
 
 
-def divided_embedding(embed: Any, first: int, ranks: Ranks) -> Callable[[Tensor], Tensor]:
+def shard_embedding(embedding_layer: Any, first_token: int, collectives: Collectives) -> Callable[[Tensor], Tensor]:
     def forward(ids: Tensor) -> Tensor:
-        own = ids - first
-        others = (own < 0) | (own >= len(embed.weight))
-        return ranks.sum(embedding(own.masked_fill(others, 0), embed.weight).masked_fill_(others[..., None], 0))
+        own = ids - first_token
+        others = (own < 0) | (own >= len(embedding_layer.weight))
+        return collectives.all_reduce_sum(
+            embedding(own.masked_fill(others, 0), embedding_layer.weight).masked_fill_(others[..., None], 0)
+        )
 
     return forward
 
 
-def divide_experts(experts: nn.Module, span: shard.Span) -> None:
+def shard_experts(experts: nn.Module, span: shard.Span) -> None:
     """A token that asks for another rank's expert gets nothing here: transformers skips the number after the last."""
     first, count = span[0], span[1] - span[0]
     experts.num_experts = count  # type: ignore[assignment]

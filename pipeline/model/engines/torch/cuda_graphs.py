@@ -16,75 +16,89 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.model.engines.torch.attention import Cache, Packed, Runs
+from pipeline.model.engines.torch.attention import FlashLayout, KVCache, PackedBatch
 
-Pass = Callable[[Tensor, Tensor, Packed], Tensor]  # ids, positions, where they go -> logits of each token
-Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], object], Tensor]]
+DecodeFunction = Callable[
+    [Tensor, Tensor, PackedBatch], Tensor
+]  # ids, positions, where they go -> logits of each token
+CaptureFunction = Callable[[Callable[[], Tensor]], tuple[Callable[[], object], Tensor]]
 
 
-def capture(work: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+def capture_cuda_graph(compute: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
     """How to do it again, and where the result will be."""
     aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):  # libraries set themselves up outside the graph
-        work()
+        compute()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # NCCL's own thread asks how it goes
-        made = work()
+        made = compute()
     return graph.replay, made
 
 
 @dataclass(frozen=True, slots=True)
-class Graph:
+class CapturedGraph:
     """Buffers that are written before a replay, and the logits that it leaves."""
 
-    ids: Tensor
+    token_ids: Tensor
     positions: Tensor
-    packed: Packed
+    packed_batch: PackedBatch
     replay: Callable[[], object]
     logits: Tensor
 
 
-class Graphs:
-    def __init__(self, run: Pass, cache: Cache, *, slots: int, context: int, capture: Capture = capture):
-        self.run = run
+class DecodeGraphs:
+    def __init__(
+        self,
+        decode: DecodeFunction,
+        cache: KVCache,
+        *,
+        slots: int,
+        context_length: int,
+        capture: CaptureFunction = capture_cuda_graph,
+    ):
+        self.decode = decode
         self.cache = cache
-        self.nobody = cache.keys.shape[1] - 1
-        self.most = min(context, self.nobody)
-        self.sizes = [*(size for size in (1, 2, 4, 8, *range(16, slots, 16)) if size < slots), slots]
+        self.padding_index = cache.keys.shape[1] - 1
+        self.max_run_length = min(context_length, self.padding_index)
+        self.batch_sizes = [*(size for size in (1, 2, 4, 8, *range(16, slots, 16)) if size < slots), slots]
         self.capture = capture
-        self.made: dict[int, Graph] = {}
+        self.captured_graphs: dict[int, CapturedGraph] = {}
 
-    def __call__(self, ids: Tensor, positions: NDArray[np.int64], starts: list[int], used: list[int]) -> Tensor:
+    def __call__(
+        self, token_ids: Tensor, positions: NDArray[np.int64], run_starts: list[int], run_lengths: list[int]
+    ) -> Tensor:
         """Logits [rows, vocabulary], overwritten by the next call."""
-        rows = len(ids)
-        size = self.sizes[bisect_left(self.sizes, rows)]
-        if size not in self.made:
-            self.made[size] = self.make(size)
-        graph, spare = self.made[size], size - rows
-        runs = graph.packed.runs
+        rows = len(token_ids)
+        size = self.batch_sizes[bisect_left(self.batch_sizes, rows)]
+        if size not in self.captured_graphs:
+            self.captured_graphs[size] = self.capture_batch_size(size)
+        graph, spare = self.captured_graphs[size], size - rows
+        runs = graph.packed_batch.flash_layout
         assert runs is not None
-        last = np.asarray(starts) + np.asarray(used) - 1
-        graph.ids[:rows].copy_(ids)
-        write(graph.positions, np.pad(positions, ((0, 0), (0, spare))))
-        write(graph.packed.index, np.pad(last, (0, spare), constant_values=self.nobody))
-        write(runs.starts, np.pad(starts, (0, spare + 1), constant_values=self.nobody))
-        write(runs.used, np.pad(used, (0, spare), constant_values=1))
+        last = np.asarray(run_starts) + np.asarray(run_lengths) - 1
+        graph.token_ids[:rows].copy_(token_ids)
+        copy_to_buffer(graph.positions, np.pad(positions, ((0, 0), (0, spare))))
+        copy_to_buffer(graph.packed_batch.cache_indices, np.pad(last, (0, spare), constant_values=self.padding_index))
+        copy_to_buffer(runs.run_starts, np.pad(run_starts, (0, spare + 1), constant_values=self.padding_index))
+        copy_to_buffer(runs.run_lengths, np.pad(run_lengths, (0, spare), constant_values=1))
         graph.replay()
         return graph.logits[:rows]
 
-    def make(self, size: int) -> Graph:
+    def capture_batch_size(self, batch_size: int) -> CapturedGraph:
         device = self.cache.keys.device
-        ids = torch.zeros(size, dtype=torch.long, device=device)
-        positions = torch.zeros(3, size, dtype=torch.long, device=device)
-        nobody = torch.full((size + 1,), self.nobody, dtype=torch.int32, device=device)
-        ends = torch.arange(size + 1, dtype=torch.int32, device=device)
-        runs = Runs(ends, nobody, torch.ones(size, dtype=torch.int32, device=device), (1, self.most))
-        packed = Packed(self.cache, nobody[:size].long(), runs=runs)
-        replay, logits = self.capture(lambda: self.run(ids, positions, packed))
-        return Graph(ids, positions, packed, replay, logits)
+        ids = torch.zeros(batch_size, dtype=torch.long, device=device)
+        positions = torch.zeros(3, batch_size, dtype=torch.long, device=device)
+        nobody = torch.full((batch_size + 1,), self.padding_index, dtype=torch.int32, device=device)
+        ends = torch.arange(batch_size + 1, dtype=torch.int32, device=device)
+        runs = FlashLayout(
+            ends, nobody, torch.ones(batch_size, dtype=torch.int32, device=device), (1, self.max_run_length)
+        )
+        packed = PackedBatch(self.cache, nobody[:batch_size].long(), flash_layout=runs)
+        replay, logits = self.capture(lambda: self.decode(ids, positions, packed))
+        return CapturedGraph(ids, positions, packed, replay, logits)
 
 
-def write(buffer: Tensor, values: NDArray[np.int64]) -> None:
+def copy_to_buffer(buffer: Tensor, values: NDArray[np.int64]) -> None:
     buffer.copy_(torch.from_numpy(values), non_blocking=True)

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import JobError
-from pipeline.model.engines.torch.checkpoint import FP8_BLOCK, Weights
-from pipeline.model.engines.torch.int4_linear import GROUPS, Int4Linear, fits
-from pipeline.model.engines.torch.shard import Part, unit
+from pipeline.model.engines.torch.checkpoint import FP8_BLOCK_SIZE, Checkpoint
+from pipeline.model.engines.torch.int4_linear import GROUP_SIZES, Int4Linear, can_use_kernel
+from pipeline.model.engines.torch.shard import WeightShard, find_group_size
 
-AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where the GEMM layout keeps the eight nibbles of an int32
-LAYERS = ".language_model.layers."
+AWQ_NIBBLE_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where the GEMM layout keeps the eight nibbles of an int32
+TEXT_LAYERS = ".language_model.layers."
 
 
-def groups(said: Mapping[str, Any], quantize: str | None) -> tuple[int, ...]:
+def find_group_sizes(config_json: Mapping[str, Any], quantize: str | None) -> tuple[int, ...]:
     """The sizes that groups of weights may have, by a config.json and what the job wants; dense weights have none."""
-    found = said.get("quantization_config") or {}
+    found = config_json.get("quantization_config") or {}
     method = found.get("quant_method")
     if method not in (None, "awq", "fp8"):
         raise JobError(f"model.weights: they are quantised by {method!r}; awq and fp8 are read, and dense weights")
@@ -31,37 +31,39 @@ def groups(said: Mapping[str, Any], quantize: str | None) -> tuple[int, ...]:
         raise JobError(f"model.quantize: the weights are quantised already, by {method}; remove the key")
     if method == "awq":
         group = found.get("group_size", 128)
-        if (found.get("bits"), found.get("version", "gemm").lower()) != (4, "gemm") or group not in GROUPS:
-            raise JobError(f"model.weights: of AWQ, 4 bits in groups of {GROUPS} in GEMM layout are read, not {found}")
+        if (found.get("bits"), found.get("version", "gemm").lower()) != (4, "gemm") or group not in GROUP_SIZES:
+            raise JobError(
+                f"model.weights: of AWQ, 4 bits in groups of {GROUP_SIZES} in GEMM layout are read, not {found}"
+            )
         return (group,)
-    blocks = found.get("weight_block_size") or (FP8_BLOCK, FP8_BLOCK)
-    if method == "fp8" and tuple(blocks) != (FP8_BLOCK, FP8_BLOCK):
-        raise JobError(f"model.weights: of fp8, blocks of {FP8_BLOCK} x {FP8_BLOCK} are read, not {blocks}")
-    return GROUPS if quantize else ()
+    blocks = found.get("weight_block_size") or (FP8_BLOCK_SIZE, FP8_BLOCK_SIZE)
+    if method == "fp8" and tuple(blocks) != (FP8_BLOCK_SIZE, FP8_BLOCK_SIZE):
+        raise JobError(f"model.weights: of fp8, blocks of {FP8_BLOCK_SIZE} x {FP8_BLOCK_SIZE} are read, not {blocks}")
+    return GROUP_SIZES if quantize else ()
 
 
-def round_layer(name: str, module: nn.Module, *, group: int, device: torch.device) -> nn.Module | None:
+def quantize_layer(name: str, layer: nn.Module, *, group_size: int, device: torch.device) -> nn.Module | None:
     """What takes a dense layer's place; None where the kernel cannot take it."""
-    if LAYERS not in f".{name}":
+    if TEXT_LAYERS not in f".{name}":
         return None
-    if isinstance(module, nn.Linear) and fits(module.weight, device.type):
-        return rounded(module, device=device, group=group)
-    experts = getattr(module, "gate_up_proj", None)
-    if isinstance(experts, Tensor) and fits(experts[0], device.type):
-        return Int4Experts(module, device=device)
+    if isinstance(layer, nn.Linear) and can_use_kernel(layer.weight, device.type):
+        return quantize_linear(layer, device=device, group_size=group_size)
+    experts = getattr(layer, "gate_up_proj", None)
+    if isinstance(experts, Tensor) and can_use_kernel(experts[0], device.type):
+        return Int4Experts(layer, device=device)
     return None
 
 
-def rounded(linear: nn.Linear, *, device: torch.device, group: int | None = None) -> Int4Linear:
+def quantize_linear(dense: nn.Linear, *, device: torch.device, group_size: int | None = None) -> Int4Linear:
     """The nearest four-bit layer: each group's range is cut into fifteen equal steps."""
-    out_features, in_features = linear.weight.shape
-    group = group or unit(in_features, GROUPS)
-    weight = linear.weight.detach().to(device, torch.float32).view(out_features, -1, group)
+    out_features, in_features = dense.weight.shape
+    group_size = group_size or find_group_size(in_features, GROUP_SIZES)
+    weight = dense.weight.detach().to(device, torch.float32).view(out_features, -1, group_size)
     low, high = weight.aminmax(dim=-1, keepdim=True)
     scale = ((high - low) / 15).clamp(min=1e-6)
     nibbles = ((weight - low) / scale).round().clamp(0, 15).to(torch.int32).view(out_features, in_features)
-    scales, zeros = (value.squeeze(-1).to(linear.weight.dtype) for value in (scale, low + 8 * scale))
-    return Int4Linear(nibbles, scales, zeros, None if linear.bias is None else linear.bias.to(device))
+    scales, zeros = (value.squeeze(-1).to(dense.weight.dtype) for value in (scale, low + 8 * scale))
+    return Int4Linear(nibbles, scales, zeros, None if dense.bias is None else dense.bias.to(device))
 
 
 class Int4Experts(nn.Module):
@@ -70,8 +72,12 @@ class Int4Experts(nn.Module):
     def __init__(self, dense: Any, *, device: torch.device):
         super().__init__()
         self.act_fn = dense.act_fn
-        self.gate_up = nn.ModuleList(rounded(linear(weight), device=device) for weight in dense.gate_up_proj)
-        self.down = nn.ModuleList(rounded(linear(weight), device=device) for weight in dense.down_proj)
+        self.gate_up = nn.ModuleList(
+            quantize_linear(build_dense_linear(weight), device=device) for weight in dense.gate_up_proj
+        )
+        self.down = nn.ModuleList(
+            quantize_linear(build_dense_linear(weight), device=device) for weight in dense.down_proj
+        )
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         mixed = torch.zeros_like(hidden_states)
@@ -83,36 +89,46 @@ class Int4Experts(nn.Module):
         return mixed
 
 
-def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+def build_dense_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     """A dense layer of weights that exist already."""
     made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     made.weight, made.bias = nn.Parameter(weight, requires_grad=False), bias  # type: ignore[assignment]
     return made
 
 
-def awq(
-    files: Weights, name: str, part: Part | None, bias: Tensor | None, *, dtype: torch.dtype, device: torch.device
+def load_awq_layer(
+    checkpoint: Checkpoint,
+    name: str,
+    weight_shard: WeightShard | None,
+    bias: Tensor | None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> nn.Module:
     """An AWQ checkpoint's layer, or the part of it that a rank holds. Its files have [in, out], eight to a word."""
-    whole, held = files.shape(f"{name}.qweight"), []
+    whole, held = checkpoint.get_shape(f"{name}.qweight"), []
     for kind, per_word in (("qweight", 8), ("qzeros", 8), ("scales", 1)):
-        per_row = whole[0] // files.shape(f"{name}.{kind}")[0]
-        held.append(files.read(f"{name}.{kind}", part and turned(part, per_row, per_word)).to(device))
-    nibbles, zeros, scales = awq_nibbles(held[0]).T, awq_nibbles(held[1]).T, held[2].T.to(dtype)
-    if fits(nibbles, device.type):
+        per_row = whole[0] // checkpoint.get_shape(f"{name}.{kind}")[0]
+        held.append(
+            checkpoint.read_weight(f"{name}.{kind}", weight_shard and to_awq_shard(weight_shard, per_row, per_word)).to(
+                device
+            )
+        )
+    nibbles, zeros, scales = unpack_awq_nibbles(held[0]).T, unpack_awq_nibbles(held[1]).T, held[2].T.to(dtype)
+    if can_use_kernel(nibbles, device.type):
         return Int4Linear(nibbles, scales, (8 - zeros) * scales, bias)
     group = nibbles.shape[1] // scales.shape[1]
     weight = (nibbles - zeros.repeat_interleave(group, 1)) * scales.repeat_interleave(group, 1)
-    return linear(weight, bias)
+    return build_dense_linear(weight, bias)
 
 
-def turned(part: Part, per_row: int, per_word: int) -> Part:
+def to_awq_shard(weight_shard: WeightShard, inputs_per_row: int, outputs_per_word: int) -> WeightShard:
     """The same part of [out, in] where it lies as [in / per_row, out / per_word]."""
-    each = per_row if part.dim else per_word
-    return Part(1 - part.dim, (part.span[0] // each, part.span[1] // each))
+    each = inputs_per_row if weight_shard.dim else outputs_per_word
+    return WeightShard(1 - weight_shard.dim, (weight_shard.span[0] // each, weight_shard.span[1] // each))
 
 
-def awq_nibbles(words: Tensor) -> Tensor:
+def unpack_awq_nibbles(words: Tensor) -> Tensor:
     """[rows, words] of int32 -> [rows, 8 * words] in 0..15, in the order of the weights."""
-    shifts = torch.tensor([4 * place for place in AWQ_ORDER], device=words.device)
+    shifts = torch.tensor([4 * place for place in AWQ_NIBBLE_ORDER], device=words.device)
     return (words.unsqueeze(-1) >> shifts & 15).flatten(1)

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-DTYPE = torch.bfloat16  # of activations that the kernel takes; the best choice where the job leaves it open
-KERNEL_ROWS = {"cpu": 1024, "cuda": 64}  # above it a dense copy pays: measured on CPU, estimated on CUDA
-GROUPS = (128, 64, 32)
-CHUNK = 2**24  # weights made dense at a time: bounds what is held beside the result
+KERNEL_DTYPE = torch.bfloat16  # of activations that the kernel takes; the best choice where the job leaves it open
+MAX_KERNEL_ROWS = {"cpu": 1024, "cuda": 64}  # above it a dense copy pays: measured on CPU, estimated on CUDA
+GROUP_SIZES = (128, 64, 32)
+MAX_DENSE_WEIGHTS = 2**24  # weights made dense at a time: bounds what is held beside the result
 
 
 class Int4Linear(nn.Module):
@@ -35,82 +35,82 @@ class Int4Linear(nn.Module):
         """`nibbles` [out, in] in 0..15; `scales` and `zeros` [out, in / group] in the dtype to compute in."""
         super().__init__()
         self.out_features, self.in_features = nibbles.shape
-        self.group = self.in_features // scales.shape[1]
-        self.register_buffer("packed", pack(nibbles))
+        self.group_size = self.in_features // scales.shape[1]
+        self.register_buffer("packed", pack_nibbles(nibbles))
         self.register_buffer("scales_zeros", torch.stack([scales, zeros], -1).transpose(0, 1).contiguous())
         self.register_buffer("bias", None if bias is None else bias.detach().to(scales.dtype))
 
     def forward(self, rows: Tensor) -> Tensor:
         flat = rows.reshape(-1, self.in_features)
-        if flat.shape[0] <= KERNEL_ROWS[flat.device.type] and flat.dtype == DTYPE:
+        if flat.shape[0] <= MAX_KERNEL_ROWS[flat.device.type] and flat.dtype == KERNEL_DTYPE:
             kernel = torch._weight_int4pack_mm if flat.is_cuda else torch.ops.aten._weight_int4pack_mm_for_cpu
-            out = kernel(flat, self.packed, self.group, self.scales_zeros)
+            out = kernel(flat, self.packed, self.group_size, self.scales_zeros)
             out = out if self.bias is None else out + self.bias
         else:
-            out = functional.linear(flat, self.dense(flat.dtype), self.bias)
+            out = functional.linear(flat, self.dequantize(flat.dtype), self.bias)
         return out.reshape(*rows.shape[:-1], self.out_features)
 
-    def dense(self, dtype: torch.dtype) -> Tensor:
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The weight as [out, in]."""
         weight = torch.empty(self.out_features, self.in_features, dtype=dtype, device=self.packed.device)
         scales, zeros = self.scales_zeros.to(dtype).transpose(0, 1).unsqueeze(2).unbind(-1)
-        height, _, _ = layout(weight.device, self.in_features)
-        step = max(height, CHUNK // self.in_features // height * height)
+        height, _, _ = learn_tile_layout(weight.device, self.in_features)
+        step = max(height, MAX_DENSE_WEIGHTS // self.in_features // height * height)
         for start in range(0, self.out_features, step):
             part = slice(start, start + step)
-            grouped = unpack(self.packed, self.in_features, start // height, (start + step) // height).to(dtype)
-            grouped = grouped.view(-1, self.in_features // self.group, self.group)
+            grouped = unpack_nibbles(self.packed, self.in_features, start // height, (start + step) // height).to(dtype)
+            grouped = grouped.view(-1, self.in_features // self.group_size, self.group_size)
             weight[part] = torch.addcmul(zeros[part], grouped.sub_(8), scales[part]).flatten(1)
         return weight
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, group={self.group}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, group={self.group_size}"
 
 
-def pack(nibbles: Tensor) -> Tensor:
+def pack_nibbles(nibbles: Tensor) -> Tensor:
     """[out, in] in 0..15 -> as the kernel of this device wants it."""
     if nibbles.is_cuda:
         pairs = (nibbles[:, ::2] << 4 | nibbles[:, 1::2]).to(torch.uint8)
-        return torch._convert_weight_to_int4pack(pairs.contiguous(), inner_tiles(nibbles.shape[1]))
+        return torch._convert_weight_to_int4pack(pairs.contiguous(), choose_inner_tiles(nibbles.shape[1]))
     packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(nibbles.to(torch.int32).contiguous(), 1)
     return packed
 
 
-def unpack(packed: Tensor, width: int, first: int, last: int) -> Tensor:
+def unpack_nibbles(packed: Tensor, in_features: int, first_tile: int, end_tile: int) -> Tensor:
     """Rows of tiles `first` to `last` of a packed weight -> [out, in] in 0..15."""
-    height, deep, places = layout(packed.device, width)
-    tiles = packed.view(torch.uint8).view(-1, width // deep, height * deep // 2)[first:last]
+    height, deep, places = learn_tile_layout(packed.device, in_features)
+    tiles = packed.view(torch.uint8).view(-1, in_features // deep, height * deep // 2)[first_tile:end_tile]
     nibbles = torch.stack([tiles & 15, tiles >> 4], -1).flatten(2)[:, :, places]
-    return nibbles.view(-1, width // deep, height, deep).transpose(1, 2).reshape(-1, width)
+    return nibbles.view(-1, in_features // deep, height, deep).transpose(1, 2).reshape(-1, in_features)
 
 
-def inner_tiles(width: int) -> int:
-    return next(tiles for tiles in (8, 4, 2) if width % (16 * tiles) == 0)
+def choose_inner_tiles(in_features: int) -> int:
+    return next(tiles for tiles in (8, 4, 2) if in_features % (16 * tiles) == 0)
 
 
 @lru_cache
-def layout(device: torch.device, width: int) -> tuple[int, int, Tensor]:
+def learn_tile_layout(device: torch.device, in_features: int) -> tuple[int, int, Tensor]:
     """Outputs and inputs of one tile, and where in its nibbles each weight is, row by row."""
-    deep = 16 * inner_tiles(width) if device.type == "cuda" else 1
-    height = 8 if device.type == "cuda" else cpu_tile()
+    deep = 16 * choose_inner_tiles(in_features) if device.type == "cuda" else 1
+    height = 8 if device.type == "cuda" else measure_cpu_tile()
     number = torch.arange(height * deep, device=device).view(height, deep).repeat(1, 32 if deep == 1 else 1)
     there = torch.zeros(height * deep, dtype=torch.int64, device=device)
     for digit in range(3):  # a nibble holds one hexadecimal digit of the number
-        flat = pack((number >> 4 * digit) & 15).view(torch.uint8).flatten()[: height * deep // 2]
+        flat = pack_nibbles((number >> 4 * digit) & 15).view(torch.uint8).flatten()[: height * deep // 2]
         there += torch.stack([flat & 15, flat >> 4], -1).flatten().long() << 4 * digit
     return height, deep, torch.argsort(there)
 
 
 @lru_cache
-def cpu_tile() -> int:
+def measure_cpu_tile() -> int:
     """How many outputs this processor's kernel packs together: the first repeats once all of them came."""
     row = torch.arange(128).unsqueeze(1).expand(128, 32)
-    low, high = (pack((row >> shift) & 15).flatten() for shift in (0, 4))
+    low, high = (pack_nibbles((row >> shift) & 15).flatten() for shift in (0, 4))
     first = (low & 15).long() | (high & 15).long() << 4
     return 2 * int((first == first[0]).nonzero()[1])
 
 
-def fits(weight: Tensor, device: str) -> bool:
+def can_use_kernel(weight: Tensor, device_type: str) -> bool:
     """Whether the kernel can take such a weight at all."""
-    height = 8 if device == "cuda" else cpu_tile()
-    return weight.shape[0] % height == 0 and any(weight.shape[1] % group == 0 for group in GROUPS)
+    height = 8 if device_type == "cuda" else measure_cpu_tile()
+    return weight.shape[0] % height == 0 and any(weight.shape[1] % group == 0 for group in GROUP_SIZES)

@@ -7,33 +7,33 @@ from typing import Any
 
 import torch
 
-from pipeline.model.engines.torch.shard import Place
+from pipeline.model.engines.torch.shard import TensorParallel
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    tower: Any  # pixels -> embeddings
-    language: Any  # embeddings -> hidden states
-    head: Any  # hidden states -> logits
-    stop: frozenset[int]
+class LoadedModel:
+    vision_tower: Any  # pixels -> embeddings
+    language_model: Any  # embeddings -> hidden states
+    lm_head: Any  # hidden states -> logits
+    stop_tokens: frozenset[int]
     cache_shape: tuple[int, int, int]  # layers, heads, dim
-    vocabulary: int
+    vocabulary_size: int
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.language.embed_tokens.weight.dtype  # type: ignore[no-any-return]
+        return self.language_model.embed_tokens.weight.dtype  # type: ignore[no-any-return]
 
     @property
     def device(self) -> torch.device:
-        return self.language.embed_tokens.weight.device  # type: ignore[no-any-return]
+        return self.language_model.embed_tokens.weight.device  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class WeightLayout:
     """What of the weights is held, as what, and where."""
 
-    place: Place
+    tp: TensorParallel
     dtype: torch.dtype
     device: torch.device
-    groups: tuple[int, ...] = ()  # that four-bit weights come in
-    rounds: bool = False  # dense weights, to four bits
+    group_sizes: tuple[int, ...] = ()  # that four-bit weights come in
+    quantize_dense: bool = False  # dense weights, to four bits

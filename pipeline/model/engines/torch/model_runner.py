@@ -11,89 +11,101 @@ import torch
 
 from pipeline.errors import JobError
 from pipeline.model.engines.torch import memory
-from pipeline.model.engines.torch.attention import Cache, has_flash
-from pipeline.model.engines.torch.collectives import Ranks, connect
-from pipeline.model.engines.torch.cuda_graphs import Graphs
-from pipeline.model.engines.torch.forward import Forward, decode
-from pipeline.model.engines.torch.loaded_model import Loaded
-from pipeline.model.engines.torch.memory import Room
-from pipeline.model.engines.torch.model_loader import load
-from pipeline.model.engines.torch.shard import Place
-from pipeline.model.engines.torch.vision import Gallery, Sight
-from pipeline.model.engines.torch.worker_group import Crew
+from pipeline.model.engines.torch.attention import KVCache, has_flash
+from pipeline.model.engines.torch.collectives import Collectives, connect_shards
+from pipeline.model.engines.torch.cuda_graphs import DecodeGraphs
+from pipeline.model.engines.torch.forward import StepRunner, build_decode_function
+from pipeline.model.engines.torch.loaded_model import LoadedModel
+from pipeline.model.engines.torch.memory import EngineSizes
+from pipeline.model.engines.torch.model_loader import load_model
+from pipeline.model.engines.torch.shard import TensorParallel
+from pipeline.model.engines.torch.vision import VisionCache, VisionConfig
+from pipeline.model.engines.torch.worker_group import WorkerGroup
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class RankConfig:
     """All that a rank is told before it starts."""
 
     folder: Path
-    sight: Sight
-    context: int  # the longest row
+    vision_config: VisionConfig
+    context_length: int  # the longest row
     device: str  # cpu or cuda
     dtype: str = "auto"
     attention: str = "auto"
-    config: Mapping[str, Any] | None = None
+    model_config: Mapping[str, Any] | None = None
     quantize: str | None = None
     compiled: bool = False
     hang_s: float = 600.0
     threads: int = 1
-    sizes: Mapping[str, int | None] = field(default_factory=dict)
+    requested_sizes: Mapping[str, int | None] = field(default_factory=dict)
     rank: int = 0
     size: int = 1
 
     @property
-    def place(self) -> Place:
-        return Place(self.rank, self.size)
+    def tp(self) -> TensorParallel:
+        return TensorParallel(self.rank, self.size)
 
 
-def load_share(task: Task) -> Loaded:
-    device = torch.device(task.device)
+def load_rank_model(rank_config: RankConfig) -> LoadedModel:
+    device = torch.device(rank_config.device)
     if device.type == "cuda":
-        device = torch.device("cuda", task.rank if task.size > 1 else device.index or 0)
+        device = torch.device("cuda", rank_config.rank if rank_config.size > 1 else device.index or 0)
         torch.cuda.set_device(device)
-    return load(
-        task.folder,
-        dtype=task.dtype,
+    return load_model(
+        rank_config.folder,
+        dtype=rank_config.dtype,
         device=device,
-        config=task.config,
-        quantize=task.quantize,
-        place=task.place,
+        config=rank_config.model_config,
+        quantize=rank_config.quantize,
+        tp=rank_config.tp,
     )
 
 
-def room(task: Task, loaded: Loaded) -> Room:
-    return memory.plan(loaded, context=task.context, ranks=task.size, **task.sizes)
+def choose_rank_sizes(rank_config: RankConfig, loaded: LoadedModel) -> EngineSizes:
+    return memory.choose_sizes(
+        loaded, context_length=rank_config.context_length, rank_count=rank_config.size, **rank_config.requested_sizes
+    )
 
 
-def assemble(task: Task, loaded: Loaded, size: Room, ranks: Ranks) -> tuple[Gallery, Forward]:
-    connect(loaded, ranks)
-    flash = task.attention != "sdpa" and has_flash(loaded.device, loaded.dtype)
+def build_step_runner(
+    rank_config: RankConfig, loaded: LoadedModel, sizes: EngineSizes, collectives: Collectives
+) -> tuple[VisionCache, StepRunner]:
+    connect_shards(loaded, collectives)
+    flash = rank_config.attention != "sdpa" and has_flash(loaded.device, loaded.dtype)
     layers, heads, dim = loaded.cache_shape
-    cache = Cache.empty((layers, size.kv_tokens, heads, dim), loaded.dtype, loaded.device)
-    gallery = Gallery(loaded.tower, task.sight, ranks, flash=flash)
-    run = torch.compile(decode(loaded), dynamic=True) if task.compiled else decode(loaded)
-    graphs = Graphs(run, cache, slots=size.slots, context=task.context) if flash else None
-    return gallery, Forward(loaded, cache, gallery, graphs, flash=flash)
+    cache = KVCache.allocate((layers, sizes.kv_tokens, heads, dim), loaded.dtype, loaded.device)
+    gallery = VisionCache(loaded.vision_tower, rank_config.vision_config, collectives, has_flash=flash)
+    run = (
+        torch.compile(build_decode_function(loaded), dynamic=True)
+        if rank_config.compiled
+        else build_decode_function(loaded)
+    )
+    graphs = DecodeGraphs(run, cache, slots=sizes.slots, context_length=rank_config.context_length) if flash else None
+    return gallery, StepRunner(loaded, cache, gallery, graphs, has_flash=flash)
 
 
-def lead(task: Task) -> tuple[Loaded, Room, Gallery, Forward]:
+def start_replica(rank_config: RankConfig) -> tuple[LoadedModel, EngineSizes, VisionCache, StepRunner]:
     """Rank 0's own share, when all ranks have theirs. The least room of all is everybody's."""
-    if task.size == 1:
-        loaded, ranks = load_share(task), Ranks()
-        size = room(task, loaded)
-        return loaded, size, *assemble(task, loaded, size, ranks)
-    if task.device.startswith("cuda") and torch.cuda.device_count() < task.size:
-        raise JobError(f"model.tensor_parallel: {task.size} and this process has {torch.cuda.device_count()} GPU(s)")
-    crew = Crew({field.name: getattr(task, field.name) for field in fields(task)}, task.size)
+    if rank_config.size == 1:
+        loaded, ranks = load_rank_model(rank_config), Collectives()
+        size = choose_rank_sizes(rank_config, loaded)
+        return loaded, size, *build_step_runner(rank_config, loaded, size, ranks)
+    if rank_config.device.startswith("cuda") and torch.cuda.device_count() < rank_config.size:
+        raise JobError(
+            f"model.tensor_parallel: {rank_config.size} and this process has {torch.cuda.device_count()} GPU(s)"
+        )
+    crew = WorkerGroup(
+        {field.name: getattr(rank_config, field.name) for field in fields(rank_config)}, rank_config.size
+    )
     try:
-        ranks = Ranks(task.place, crew)
-        loaded = load_share(task)
-        size = Room.least([room(task, loaded), *crew.ready()])
-        store = ranks.listen()
-        crew.meet(store.port, size)
-        ranks.join(store, device=loaded.device, limit_s=task.hang_s)
-        return loaded, size, *assemble(task, loaded, size, ranks)
+        ranks = Collectives(rank_config.tp, crew)
+        loaded = load_rank_model(rank_config)
+        size = EngineSizes.take_smallest([choose_rank_sizes(rank_config, loaded), *crew.wait_until_loaded()])
+        store = ranks.open_store()
+        crew.send_rendezvous(store.port, size)
+        ranks.join_process_group(store, device=loaded.device, timeout_s=rank_config.hang_s)
+        return loaded, size, *build_step_runner(rank_config, loaded, size, ranks)
     except BaseException:
         crew.close()
         raise

@@ -16,52 +16,56 @@ import torch
 
 from pipeline.errors import GenerateError
 
-Item = TypeVar("Item")
+WorkItem = TypeVar("WorkItem")
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Limits:
+class StepLimits:
     """Of one call of the model."""
 
     prefill_tokens: int
     patches: int
-    rows: int
+    max_sequences: int
     halvings: int = 0
 
     def halve(self) -> bool:
         """False when there is nothing left to halve."""
-        if self.prefill_tokens <= 64 and self.patches <= 64 and self.rows == 1:
+        if self.prefill_tokens <= 64 and self.patches <= 64 and self.max_sequences == 1:
             return False
         if not self.halvings:
             log.warning("out of memory: prefill_tokens and patches are halved from here on, and the step is repeated")
         self.prefill_tokens = max(64, self.prefill_tokens // 2)
         self.patches = max(64, self.patches // 2)
-        self.rows = max(1, self.rows // 2)
+        self.max_sequences = max(1, self.max_sequences // 2)
         self.halvings += 1
         return True
 
 
-def attempt(
-    items: Sequence[Item],
-    do: Callable[[Sequence[Item]], None],
-    fail: Callable[[Item, GenerateError], None],
-    limits: Limits,
+def run_or_split(
+    items: Sequence[WorkItem],
+    run: Callable[[Sequence[WorkItem]], None],
+    report_failure: Callable[[WorkItem, GenerateError], None],
+    limits: StepLimits,
 ) -> None:
     """Do it for all items, or for all but those that cannot be done; what ran out of memory is left undone."""
     try:
-        do(items)
+        run(items)
     except torch.OutOfMemoryError as error:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if not limits.halve():
-            fail(items[0], GenerateError("out_of_memory", f"the model ran out of memory on this row alone: {error}"))
+            report_failure(
+                items[0], GenerateError("out_of_memory", f"the model ran out of memory on this row alone: {error}")
+            )
     except torch.AcceleratorError:
         raise  # the device is lost to this process: no row of it can be answered here
     except (RuntimeError, ValueError, IndexError) as error:
         if len(items) == 1:
-            fail(items[0], GenerateError("model", f"the model failed on this row: {type(error).__name__}: {error}"))
+            report_failure(
+                items[0], GenerateError("model", f"the model failed on this row: {type(error).__name__}: {error}")
+            )
         else:
             half = len(items) // 2
-            attempt(items[:half], do, fail, limits)
-            attempt(items[half:], do, fail, limits)
+            run_or_split(items[:half], run, report_failure, limits)
+            run_or_split(items[half:], run, report_failure, limits)

@@ -14,34 +14,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.model.engines.torch.forward import Work
-from pipeline.model.engines.torch.sequence import Row
+from pipeline.model.engines.torch.forward import ScheduledBatch
+from pipeline.model.engines.torch.sequence import SequenceState
 
 
 @dataclass(slots=True)
-class Flight:
+class PendingStep:
     """A pass under way."""
 
-    work: Work
+    batch: ScheduledBatch
     logits: Tensor  # a line for each of `rows`
-    rows: Sequence[Row]
+    sequences: Sequence[SequenceState]
 
-    def landed(self) -> list[tuple[Row, int]]:
+    def select_unfinished(self) -> list[tuple[SequenceState, int]]:
         """What of the work counts after all."""
-        return [(row, count) for row, count in self.work if not (row.finish or row.failure)]
+        return [(row, count) for row, count in self.batch if not (row.finish or row.failure)]
 
-    def of(self, rows: Sequence[Row]) -> Tensor:
+    def select_logits(self, sequences: Sequence[SequenceState]) -> Tensor:
         """The logits of those of its rows, in order."""
-        wanted = set(rows)
-        lines = [line for line, row in enumerate(self.rows) if row in wanted]
-        return self.logits if len(lines) == len(self.rows) else self.logits[lines]
+        wanted = set(sequences)
+        lines = [line for line, row in enumerate(self.sequences) if row in wanted]
+        return self.logits if len(lines) == len(self.sequences) else self.logits[lines]
 
 
-def bring(tokens: Tensor, likely: Tensor) -> Callable[[], tuple[list[int], list[float]]]:
+def start_copy_to_host(tokens: Tensor, logprobs: Tensor) -> Callable[[], tuple[list[int], list[float]]]:
     """Both on their way to the host, behind nothing that is launched from here on; the call waits for them."""
     if tokens.device.type != "cuda":
-        return lambda: (tokens.tolist(), likely.tolist())
-    sent = torch.stack([tokens.double(), likely.double()])
+        return lambda: (tokens.tolist(), logprobs.tolist())
+    sent = torch.stack([tokens.double(), logprobs.double()])
     host = torch.empty(sent.shape, dtype=sent.dtype, pin_memory=True).copy_(sent, non_blocking=True)
     there = torch.cuda.Event()  # type: ignore[no-untyped-call]
     there.record()

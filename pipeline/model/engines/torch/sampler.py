@@ -20,19 +20,21 @@ from pipeline.errors import ItemError
 from pipeline.types import Sampling
 
 
-def choose(logits: Tensor, sampling: Sequence[Sampling], randoms: Sequence[Random]) -> tuple[Tensor, Tensor]:
+def sample_tokens(logits: Tensor, sampling: Sequence[Sampling], generators: Sequence[Random]) -> tuple[Tensor, Tensor]:
     """[rows, vocabulary] -> tokens and log-probabilities, where the logits are."""
     logits = logits.float()
     tokens = logits.argmax(-1)
     drawn = [row for row, how in enumerate(sampling) if how.temperature > 0]
     if drawn:
-        chosen = draw(logits[drawn], [sampling[row] for row in drawn], [randoms[row].random() for row in drawn])
+        chosen = draw_tokens(
+            logits[drawn], [sampling[row] for row in drawn], [generators[row].random() for row in drawn]
+        )
         tokens[drawn] = chosen
     likely = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
     return tokens, likely
 
 
-def draw(logits: Tensor, sampling: Sequence[Sampling], numbers: Sequence[float]) -> Tensor:
+def draw_tokens(logits: Tensor, sampling: Sequence[Sampling], random_numbers: Sequence[float]) -> Tensor:
     """Temperature, then top_k, then top_p, as transformers orders them; then the number picks."""
     column = logits.new_tensor
     temperature, top_p = column([[how.temperature] for how in sampling]), column([[how.top_p] for how in sampling])
@@ -42,13 +44,13 @@ def draw(logits: Tensor, sampling: Sequence[Sampling], numbers: Sequence[float])
     shares = shares / shares.sum(-1, keepdim=True)
     shares = shares * (shares.cumsum(-1) - shares < top_p)
     reached = shares.cumsum(-1)
-    at = column([[number] for number in numbers]) * reached[:, -1:]
+    at = column([[number] for number in random_numbers]) * reached[:, -1:]
     rank: Tensor = torch.searchsorted(reached, at)
     return order.gather(1, rank)[:, 0]
 
 
 @torch.inference_mode()
-def constrain(logits: Tensor, matchers: Sequence[Any]) -> dict[int, ItemError]:
+def apply_grammar_masks(logits: Tensor, matchers: Sequence[Any]) -> dict[int, ItemError]:
     """Put out of reach what each row's grammar does not allow; the rows whose grammar allows nothing.
 
     A matcher of None allows everything.
@@ -65,13 +67,13 @@ def constrain(logits: Tensor, matchers: Sequence[Any]) -> dict[int, ItemError]:
             matchers[row].fill(words[row])
         except ItemError as error:
             errors[row], words[row] = error, -1
-    logits.masked_fill_(forbidden(words, logits.device)[:, : logits.shape[1]], -torch.inf)
+    logits.masked_fill_(build_forbidden_mask(words, logits.device)[:, : logits.shape[1]], -torch.inf)
     return errors
 
 
-def forbidden(words: NDArray[np.int32], device: torch.device) -> Tensor:
+def build_forbidden_mask(mask_words: NDArray[np.int32], device: torch.device) -> Tensor:
     """The bits that are not set, one a token. They cross to a GPU packed, as an eighth of the bytes."""
     if device.type == "cpu":
-        return torch.from_numpy(np.unpackbits(~words.view(np.uint8), axis=1, bitorder="little").view(np.bool_))
-    bits = torch.from_numpy(words).to(device, non_blocking=True)[:, :, None] >> torch.arange(32, device=device)
+        return torch.from_numpy(np.unpackbits(~mask_words.view(np.uint8), axis=1, bitorder="little").view(np.bool_))
+    bits = torch.from_numpy(mask_words).to(device, non_blocking=True)[:, :, None] >> torch.arange(32, device=device)
     return ((bits & 1) == 0).flatten(1)

@@ -20,27 +20,27 @@ from pipeline.errors import JobError
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TensorParallel:
     """One of how many."""
 
     rank: int = 0
     size: int = 1
 
 
-ALONE = Place()
-ROWS = ("o_proj", "down_proj")  # divided by row
+SINGLE_RANK = TensorParallel()
+ROW_SHARDED = ("o_proj", "down_proj")  # divided by row
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class WeightShard:
     """What of a weight is held: this span of one of its dimensions."""
 
     dim: int
     span: Span
 
 
-def span(count: int, place: Place, *, unit: int = 1) -> Span:
+def compute_span(count: int, tp: TensorParallel, *, unit_size: int = 1) -> Span:
     """This rank's share of so many, in whole units, as even as they allow.
 
     >>> [span(10, Place(rank, 4)) for rank in range(4)]
@@ -48,74 +48,88 @@ def span(count: int, place: Place, *, unit: int = 1) -> Span:
     >>> [span(384, Place(rank, 2), unit=128) for rank in range(2)]
     [(0, 128), (128, 384)]
     """
-    units = count // unit
-    return units * place.rank // place.size * unit, units * (place.rank + 1) // place.size * unit
+    units = count // unit_size
+    return units * tp.rank // tp.size * unit_size, units * (tp.rank + 1) // tp.size * unit_size
 
 
-def head_dim(text: Any) -> int:
-    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+def get_head_dim(text_config: Any) -> int:
+    return int(getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads)
 
 
-def key_heads(text: Any, place: Place) -> Span:
+def assign_key_heads(text_config: Any, tp: TensorParallel) -> Span:
     """Every rank has at least one; where there are fewer than ranks, several have the same."""
-    if text.num_key_value_heads >= place.size:
-        return span(text.num_key_value_heads, place)
-    head = text.num_key_value_heads * place.rank // place.size
+    if text_config.num_key_value_heads >= tp.size:
+        return compute_span(text_config.num_key_value_heads, tp)
+    head = text_config.num_key_value_heads * tp.rank // tp.size
     return head, head + 1
 
 
-def unit(inputs: int, groups: Sequence[int]) -> int:
+def find_group_size(in_features: int, group_sizes: Sequence[int]) -> int:
     """How many inputs of a four-bit layer stand together; 1 where its weights are dense."""
-    return next((group for group in groups if inputs % group == 0), 1)
+    return next((group for group in group_sizes if in_features % group == 0), 1)
 
 
-def part(name: str, text: Any, place: Place, *, groups: Sequence[int] = ()) -> Part | None:
+def assign_shard(
+    name: str, text_config: Any, tp: TensorParallel, *, group_sizes: Sequence[int] = ()
+) -> WeightShard | None:
     """Of a weight, by its name in the model; None is all of it. `groups` are sizes that four-bit weights come in."""
     *_, owner, kind = name.split(".")
-    if place.size == 1 or ".visual." in name:
+    if tp.size == 1 or ".visual." in name:
         return None
     if owner == "experts":
-        return Part(0, span(text.num_experts, place))
+        return WeightShard(0, compute_span(text_config.num_experts, tp))
     if owner in ("embed_tokens", "lm_head"):
-        return Part(0, span(text.vocab_size, place))
+        return WeightShard(0, compute_span(text_config.vocab_size, tp))
     if owner in ("gate_proj", "up_proj", "down_proj"):
-        within = span(text.intermediate_size, place, unit=unit(text.intermediate_size, groups))
+        within = compute_span(
+            text_config.intermediate_size, tp, unit_size=find_group_size(text_config.intermediate_size, group_sizes)
+        )
     elif owner in ("q_proj", "o_proj", "k_proj", "v_proj"):
-        heads = key_heads(text, place) if owner in ("k_proj", "v_proj") else span(text.num_attention_heads, place)
-        within = heads[0] * head_dim(text), heads[1] * head_dim(text)
+        heads = (
+            assign_key_heads(text_config, tp)
+            if owner in ("k_proj", "v_proj")
+            else compute_span(text_config.num_attention_heads, tp)
+        )
+        within = heads[0] * get_head_dim(text_config), heads[1] * get_head_dim(text_config)
     else:
         return None
-    if owner in ROWS:
-        return None if kind == "bias" else Part(1, within)
-    return Part(0, within)
+    if owner in ROW_SHARDED:
+        return None if kind == "bias" else WeightShard(1, within)
+    return WeightShard(0, within)
 
 
-def problems(text: Any, size: int, *, groups: Sequence[int] = ()) -> list[str]:
+def find_problems(text_config: Any, tp_size: int, *, group_sizes: Sequence[int] = ()) -> list[str]:
     """Why this model cannot be divided among so many ranks, if it cannot."""
-    heads, keys, experts = text.num_attention_heads, text.num_key_value_heads, getattr(text, "num_experts", size)
-    pieces = text.intermediate_size // unit(text.intermediate_size, groups)
-    attention = unit(heads * head_dim(text), groups)
+    heads, keys, experts = (
+        text_config.num_attention_heads,
+        text_config.num_key_value_heads,
+        getattr(text_config, "num_experts", tp_size),
+    )
+    pieces = text_config.intermediate_size // find_group_size(text_config.intermediate_size, group_sizes)
+    attention = find_group_size(heads * get_head_dim(text_config), group_sizes)
     out = []
-    if heads % size:
-        out.append(f"{heads} attention heads are not divisible by {size}")
-    if keys % size and size % keys:
-        out.append(f"{keys} key-value heads can neither be divided by {size} nor repeated evenly")
-    if text.vocab_size % size:
-        out.append(f"a vocabulary of {text.vocab_size:,} is not divisible by {size}")
-    if min(experts, pieces) < size:
-        out.append(f"{min(experts, pieces)} experts or groups of weights cannot be divided by {size}")
-    if size > 1 and heads // size * head_dim(text) % attention:
-        out.append(f"{heads}/{size} heads of {head_dim(text)} do not end between groups of {attention} weights")
+    if heads % tp_size:
+        out.append(f"{heads} attention heads are not divisible by {tp_size}")
+    if keys % tp_size and tp_size % keys:
+        out.append(f"{keys} key-value heads can neither be divided by {tp_size} nor repeated evenly")
+    if text_config.vocab_size % tp_size:
+        out.append(f"a vocabulary of {text_config.vocab_size:,} is not divisible by {tp_size}")
+    if min(experts, pieces) < tp_size:
+        out.append(f"{min(experts, pieces)} experts or groups of weights cannot be divided by {tp_size}")
+    if tp_size > 1 and heads // tp_size * get_head_dim(text_config) % attention:
+        out.append(
+            f"{heads}/{tp_size} heads of {get_head_dim(text_config)} do not end between groups of {attention} weights"
+        )
     return out
 
 
-def possible(text: Any, *, groups: Sequence[int] = (), most: int = 16) -> list[int]:
+def list_tp_sizes(text_config: Any, *, group_sizes: Sequence[int] = (), max_size: int = 16) -> list[int]:
     """The numbers of ranks that this model can be divided among."""
-    return [size for size in range(1, most + 1) if not problems(text, size, groups=groups)]
+    return [size for size in range(1, max_size + 1) if not find_problems(text_config, size, group_sizes=group_sizes)]
 
 
-def refuse(text: Any, size: int, *, groups: Sequence[int] = ()) -> None:
+def check_tp_size(text_config: Any, tp_size: int, *, group_sizes: Sequence[int] = ()) -> None:
     """A JobError that says which numbers would do."""
-    if wrong := problems(text, size, groups=groups):
-        fitting = ", ".join(map(str, possible(text, groups=groups)))
-        raise JobError(f"model.tensor_parallel: {size} does not work: {'; '.join(wrong)}. Possible: {fitting}")
+    if wrong := find_problems(text_config, tp_size, group_sizes=group_sizes):
+        fitting = ", ".join(map(str, list_tp_sizes(text_config, group_sizes=group_sizes)))
+        raise JobError(f"model.tensor_parallel: {tp_size} does not work: {'; '.join(wrong)}. Possible: {fitting}")

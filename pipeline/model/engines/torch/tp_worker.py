@@ -18,57 +18,64 @@ from typing import Any
 import torch
 
 from pipeline.errors import PipelineError
-from pipeline.model.engines.torch.collectives import ERRORS, Ranks
-from pipeline.model.engines.torch.model_runner import Task, assemble, load_share, room
-from pipeline.model.engines.torch.worker_group import AGAIN, GRACE_S
+from pipeline.model.engines.torch.collectives import MODEL_ERRORS, Collectives
+from pipeline.model.engines.torch.model_runner import RankConfig, build_step_runner, choose_rank_sizes, load_rank_model
+from pipeline.model.engines.torch.worker_group import CONTINUE, FAILURE_GRACE_S
 from pipeline.watchdog import Watchdog
 
 PR_SET_PDEATHSIG = 1
 
 
-def die_with(parent: int) -> None:
+def exit_with_parent(parent_pid: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was gone before we asked
+    if os.getppid() != parent_pid:  # it was gone before we asked
         sys.exit()
 
 
-def follow(link: Connection) -> None:
-    task = Task(**link.recv())
+def run_worker(connection: Connection) -> None:
+    task = RankConfig(**connection.recv())
     torch.set_num_threads(task.threads)
     try:
-        loaded = load_share(task)
+        loaded = load_rank_model(task)
     except PipelineError as error:
-        link.send((False, str(error)))
+        connection.send((False, str(error)))
         return
-    link.send((True, room(task, loaded)))
-    port, size = link.recv()
-    ranks = Ranks(task.place)
-    ranks.join(port, device=loaded.device, limit_s=task.hang_s)
-    gallery, forward = assemble(task, loaded, size, ranks)
-    serve(link, {"look": gallery.look, "drop": gallery.drop, "read": forward.run}, ranks, Watchdog(task.hang_s))
+    connection.send((True, choose_rank_sizes(task, loaded)))
+    port, size = connection.recv()
+    ranks = Collectives(task.tp)
+    ranks.join_process_group(port, device=loaded.device, timeout_s=task.hang_s)
+    gallery, forward = build_step_runner(task, loaded, size, ranks)
+    serve_commands(
+        connection,
+        {"look": gallery.encode_owned_slices, "drop": gallery.drop_features, "read": forward.run_step},
+        ranks,
+        Watchdog(task.hang_s),
+    )
     ranks.close()
 
 
-def serve(link: Connection, able: Mapping[str, Callable[..., Any]], ranks: Ranks, watchdog: Watchdog) -> None:
-    while (message := link.recv()) is not None:
+def serve_commands(
+    connection: Connection, handlers: Mapping[str, Callable[..., Any]], collectives: Collectives, watchdog: Watchdog
+) -> None:
+    while (message := connection.recv()) is not None:
         do, arguments = message
-        before = ranks.calls
+        before = collectives.call_count
         try:
             with watchdog:
-                able[do](*arguments)
-        except ERRORS as error:
+                handlers[do](*arguments)
+        except MODEL_ERRORS as error:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            link.send((ranks.calls - before, f"{type(error).__name__}: {error}"))
-            if not link.poll(GRACE_S) or link.recv() != AGAIN:
+            connection.send((collectives.call_count - before, f"{type(error).__name__}: {error}"))
+            if not connection.poll(FAILURE_GRACE_S) or connection.recv() != CONTINUE:
                 raise  # rank 0 is somewhere else: nobody can go on from here
 
 
-def main(descriptor: int, parent: int) -> None:
-    die_with(parent)
+def main(connection_fd: int, parent_pid: int) -> None:
+    exit_with_parent(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is rank 0's to handle
     with suppress(EOFError, BrokenPipeError):  # rank 0 is gone
-        follow(Connection(descriptor))
+        run_worker(Connection(connection_fd))
     sys.stderr.flush()
     os._exit(0)  # nothing is left to do, and Python would take seconds over it
 

@@ -18,22 +18,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pipeline.model.engines.torch.attention import groups
-from pipeline.model.engines.torch.collectives import Ranks
-from pipeline.model.engines.torch.scheduler import pack
+from pipeline.model.engines.torch.attention import group_segments
+from pipeline.model.engines.torch.collectives import Collectives
+from pipeline.model.engines.torch.scheduler import count_fitting
 from pipeline.model.families.base import Family
 from pipeline.types import Clip
 
-Grid = tuple[int, int, int]  # patches in time, height, width
+PatchGrid = tuple[int, int, int]  # patches in time, height, width
 
 
 @dataclass(frozen=True, slots=True)
-class Slice:
+class ClipSlice:
     """Some layers of a clip's grid: what is encoded at once."""
 
     key: str
     pixels: Any  # uint8 [frames, 3, height, width]
-    grid: Grid
+    grid: PatchGrid
 
     @property
     def patches(self) -> int:
@@ -41,7 +41,7 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class VisionConfig:
     """What of a family is needed to show pixels to its tower."""
 
     patch: int
@@ -51,72 +51,78 @@ class Sight:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, family: Family) -> Sight:
+    def from_family(cls, family: Family) -> VisionConfig:
         return cls(**{field.name: getattr(family, field.name) for field in fields(cls)})
 
 
 @dataclass(slots=True)
-class Seen:
+class CachedClip:
     """A clip under way: what is still to encode, and how many rows wait for it."""
 
-    todo: list[Slice]
-    users: int = 0
+    pending_slices: list[ClipSlice]
+    user_count: int = 0
 
 
-class Gallery:
+class VisionCache:
     """The clips of all rows that wait or are being read. Rank 0 keeps the books, every rank what was seen."""
 
-    def __init__(self, tower: Any, sight: Sight, ranks: Ranks, *, flash: bool):
-        self.tower = tower
-        self.sight = sight
-        self.ranks = ranks
-        self.flash = flash
-        self.clips: dict[str, Seen] = {}
-        self.made: dict[str, list[Tensor]] = {}  # [1 + deepstack layers, tokens, hidden] of a clip's slices, in order
-        self.patches = 0  # encoded so far
+    def __init__(self, vision_tower: Any, vision_config: VisionConfig, collectives: Collectives, *, has_flash: bool):
+        self.vision_tower = vision_tower
+        self.vision_config = vision_config
+        self.collectives = collectives
+        self.has_flash = has_flash
+        self.clips: dict[str, CachedClip] = {}
+        self.features_by_clip: dict[
+            str, list[Tensor]
+        ] = {}  # [1 + deepstack layers, tokens, hidden] of a clip's slices, in order
+        self.encoded_patches = 0  # encoded so far
 
-    def enter(self, clip: Clip) -> str:
+    def add_clip(self, clip: Clip) -> str:
         """Its key; the same picture has the same."""
         pixels = np.ascontiguousarray(clip.pixels)
         key = hashlib.blake2b(pixels.data, digest_size=16, key=repr(pixels.shape).encode()).hexdigest()
         if key not in self.clips:
             frames, _, height, width = pixels.shape
-            sight = self.sight
+            sight = self.vision_config
             grid = (-(-frames // sight.temporal_patch), height // sight.patch, width // sight.patch)
-            self.clips[key] = Seen([Slice(key, pixels, grid)])
-        self.clips[key].users += 1
+            self.clips[key] = CachedClip([ClipSlice(key, pixels, grid)])
+        self.clips[key].user_count += 1
         return key
 
-    def leave(self, key: str) -> None:
-        self.clips[key].users -= 1
-        if not self.clips[key].users:
+    def release_clip(self, key: str) -> None:
+        self.clips[key].user_count -= 1
+        if not self.clips[key].user_count:
             del self.clips[key]
-            with self.ranks.together("drop", (key,)):
-                self.drop(key)
+            with self.collectives.run_on_all_ranks("drop", (key,)):
+                self.drop_features(key)
 
-    def drop(self, key: str) -> None:
-        self.made.pop(key, None)
+    def drop_features(self, key: str) -> None:
+        self.features_by_clip.pop(key, None)
 
-    def ready(self, keys: Iterable[str]) -> bool:
-        return not any(self.clips[key].todo for key in keys)
+    def is_encoded(self, keys: Iterable[str]) -> bool:
+        return not any(self.clips[key].pending_slices for key in keys)
 
-    def features(self, keys: Iterable[str]) -> Tensor:
-        return torch.cat([part for key in keys for part in self.made[key]], 1)
+    def join_features(self, keys: Iterable[str]) -> Tensor:
+        return torch.cat([part for key in keys for part in self.features_by_clip[key]], 1)
 
-    def next(self, keys: Iterable[str], budget: int) -> list[Slice]:
+    def select_slices(self, keys: Iterable[str], patch_budget: int) -> list[ClipSlice]:
         """What to encode in one call, of the clips in this order."""
-        todo: list[Slice] = []
+        todo: list[ClipSlice] = []
         for key in dict.fromkeys(keys):
             seen = self.clips[key]
-            seen.todo = [part for piece in seen.todo for part in cut(piece, budget, self.sight.temporal_patch)]
-            todo += seen.todo
-            if sum(piece.patches for piece in todo) >= budget:
+            seen.pending_slices = [
+                part
+                for piece in seen.pending_slices
+                for part in split_slice(piece, patch_budget, self.vision_config.temporal_patch)
+            ]
+            todo += seen.pending_slices
+            if sum(piece.patches for piece in todo) >= patch_budget:
                 break
-        return todo[: pack([piece.patches for piece in todo], budget)]
+        return todo[: count_fitting([piece.patches for piece in todo], patch_budget)]
 
-    def encode(self, pieces: Sequence[Slice]) -> None:
-        size = self.ranks.place.size
-        parts, owners = divide(pieces, size, self.sight.temporal_patch)
+    def encode_slices(self, clip_slices: Sequence[ClipSlice]) -> None:
+        size = self.collectives.tp.size
+        parts, owners = assign_slices(clip_slices, size, self.vision_config.temporal_patch)
         given = [
             (
                 [
@@ -127,126 +133,146 @@ class Gallery:
             )
             for rank in range(1, size)
         ]
-        with self.ranks.together("look", *given):
-            self.look(parts, owners)
-        for piece in pieces:
-            self.clips[piece.key].todo.remove(piece)
-            self.patches += piece.patches
+        with self.collectives.run_on_all_ranks("look", *given):
+            self.encode_owned_slices(parts, owners)
+        for piece in clip_slices:
+            self.clips[piece.key].pending_slices.remove(piece)
+            self.encoded_patches += piece.patches
 
     @torch.inference_mode()
-    def look(self, pieces: Sequence[Slice], owners: Sequence[int]) -> None:
+    def encode_owned_slices(self, clip_slices: Sequence[ClipSlice], owners: Sequence[int]) -> None:
         """Each rank encodes what it owns; every rank has all of it in the end."""
-        rank, device = self.ranks.place.rank, next(self.tower.parameters()).device
-        own = [piece for piece, owner in zip(pieces, owners, strict=True) if owner == rank]
-        made = self.ranks.all_or_none(lambda: encode(self.tower, own, self.sight, flash=self.flash), device)
+        rank, device = self.collectives.tp.rank, next(self.vision_tower.parameters()).device
+        own = [piece for piece, owner in zip(clip_slices, owners, strict=True) if owner == rank]
+        made = self.collectives.succeed_or_fail_together(
+            lambda: encode_slices(self.vision_tower, own, self.vision_config, has_flash=self.has_flash), device
+        )
         by_owner = {rank: iter(made)}
-        for other in sorted(set(owners)) if self.ranks.place.size > 1 else ():
-            tokens = [self.tokens(piece) for piece, owner in zip(pieces, owners, strict=True) if owner == other]
-            block = torch.cat(made, 1) if other == rank else self.blank(sum(tokens), device)
-            self.ranks.share(block, other)
+        for other in sorted(set(owners)) if self.collectives.tp.size > 1 else ():
+            tokens = [
+                self.count_tokens(piece) for piece, owner in zip(clip_slices, owners, strict=True) if owner == other
+            ]
+            block = torch.cat(made, 1) if other == rank else self.allocate_features(sum(tokens), device)
+            self.collectives.broadcast(block, other)
             by_owner[other] = iter(torch.split(block, tokens, 1))
-        for piece, owner in zip(pieces, owners, strict=True):
-            self.made.setdefault(piece.key, []).append(next(by_owner[owner]))
+        for piece, owner in zip(clip_slices, owners, strict=True):
+            self.features_by_clip.setdefault(piece.key, []).append(next(by_owner[owner]))
 
-    def tokens(self, piece: Slice) -> int:
-        return piece.patches // self.sight.merge**2
+    def count_tokens(self, clip_slice: ClipSlice) -> int:
+        return clip_slice.patches // self.vision_config.merge**2
 
-    def blank(self, tokens: int, device: torch.device) -> Tensor:
-        config = self.tower.config
-        layers, width = 1 + len(getattr(config, "deepstack_visual_indexes", ())), widths(config)
-        return torch.empty(layers, tokens, width, dtype=self.tower.dtype, device=device)
+    def allocate_features(self, token_count: int, device: torch.device) -> Tensor:
+        config = self.vision_tower.config
+        layers, width = 1 + len(getattr(config, "deepstack_visual_indexes", ())), get_embedding_width(config)
+        return torch.empty(layers, token_count, width, dtype=self.vision_tower.dtype, device=device)
 
 
-def widths(config: Any) -> int:
+def get_embedding_width(tower_config: Any) -> int:
     """Of the embeddings that a tower makes; Qwen2-VL calls it by another name."""
-    return int(getattr(config, "out_hidden_size", config.hidden_size))
+    return int(getattr(tower_config, "out_hidden_size", tower_config.hidden_size))
 
 
-def divide(pieces: Sequence[Slice], ranks: int, step: int) -> tuple[list[Slice], list[int]]:
+def assign_slices(
+    clip_slices: Sequence[ClipSlice], rank_count: int, frames_per_layer: int
+) -> tuple[list[ClipSlice], list[int]]:
     """Slices in order, and the rank of each, so that all have about as many patches: the largest goes first."""
-    share = -(-sum(piece.patches for piece in pieces) // ranks)
-    parts = [part for piece in pieces for part in cut(piece, share, step)]
-    owners, busy = [0] * len(parts), [0] * ranks
+    share = -(-sum(piece.patches for piece in clip_slices) // rank_count)
+    parts = [part for piece in clip_slices for part in split_slice(piece, share, frames_per_layer)]
+    owners, busy = [0] * len(parts), [0] * rank_count
     for index in sorted(range(len(parts)), key=lambda index: -parts[index].patches):
         owners[index] = busy.index(min(busy))
         busy[owners[index]] += parts[index].patches
     return parts, owners
 
 
-def cut(piece: Slice, budget: int, step: int) -> list[Slice]:
+def split_slice(clip_slice: ClipSlice, patch_budget: int, frames_per_layer: int) -> list[ClipSlice]:
     """Slices of whole layers, each within the budget or of one layer."""
-    layers, rows, columns = piece.grid
-    most = max(1, budget // (rows * columns))
+    layers, rows, columns = clip_slice.grid
+    most = max(1, patch_budget // (rows * columns))
     if layers <= most:
-        return [piece]
+        return [clip_slice]
     parts = [(first, min(most, layers - first)) for first in range(0, layers, most)]
     return [
-        Slice(piece.key, piece.pixels[first * step : (first + count) * step], (count, rows, columns))
+        ClipSlice(
+            clip_slice.key,
+            clip_slice.pixels[first * frames_per_layer : (first + count) * frames_per_layer],
+            (count, rows, columns),
+        )
         for first, count in parts
     ]
 
 
 @torch.inference_mode()
-def encode(tower: Any, pieces: Sequence[Slice], sight: Sight, *, flash: bool) -> list[Tensor]:
+def encode_slices(
+    vision_tower: Any, clip_slices: Sequence[ClipSlice], vision_config: VisionConfig, *, has_flash: bool
+) -> list[Tensor]:
     """Embeddings of each piece, deepstack layers after the first."""
-    if not pieces:
+    if not clip_slices:
         return []
-    device = next(tower.parameters()).device
-    patches = [patchify(torch.from_numpy(piece.pixels).to(device), piece.grid, sight) for piece in pieces]
-    grids = torch.tensor([piece.grid for piece in pieces])
-    layouts = pack_layouts([layout(piece.grid, tower) for piece in pieces], device, flash=flash)
-    out = tower(torch.cat(patches).to(tower.dtype), grid_thw=grids, **layouts)
+    device = next(vision_tower.parameters()).device
+    patches = [patchify(torch.from_numpy(piece.pixels).to(device), piece.grid, vision_config) for piece in clip_slices]
+    grids = torch.tensor([piece.grid for piece in clip_slices])
+    layouts = join_tower_inputs(
+        [build_tower_inputs(piece.grid, vision_tower) for piece in clip_slices], device, has_flash=has_flash
+    )
+    out = vision_tower(torch.cat(patches).to(vision_tower.dtype), grid_thw=grids, **layouts)
     features = torch.stack([out.pooler_output, *getattr(out, "deepstack_features", [])])
-    return list(torch.split(features, [piece.patches // sight.merge**2 for piece in pieces], 1))
+    return list(torch.split(features, [piece.patches // vision_config.merge**2 for piece in clip_slices], 1))
 
 
-def patchify(pixels: Tensor, grid: Grid, sight: Sight | Family) -> Tensor:
+def patchify(pixels: Tensor, grid: PatchGrid, vision_config: VisionConfig | Family) -> Tensor:
     """uint8 [frames, 3, height, width] -> normalised [patches, values], in the tower's order."""
-    (t, h, w), patch, merge, step = grid, sight.patch, sight.merge, sight.temporal_patch
+    (t, h, w), patch, merge, step = grid, vision_config.patch, vision_config.merge, vision_config.temporal_patch
     if missing := t * step - len(pixels):
         pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
     blocks = pixels.view(t, step, 3, h // merge, merge, patch, w // merge, merge, patch)
     flat = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, 3, -1)
-    mean, std = (255 * torch.tensor(side, device=pixels.device)[:, None] for side in (sight.mean, sight.std))
+    mean, std = (
+        255 * torch.tensor(side, device=pixels.device)[:, None] for side in (vision_config.mean, vision_config.std)
+    )
     return ((flat.float() - mean) / std).flatten(1)
 
 
-def layout(grid: Grid, tower: Any) -> dict[str, Tensor]:
+def build_tower_inputs(grid: PatchGrid, vision_tower: Any) -> dict[str, Tensor]:
     """What a tower derives from a grid, kept for the next picture of that size. All on the CPU."""
-    config = tower.config
+    config = vision_tower.config
     window = getattr(config, "window_size", None)
-    side = getattr(tower, "num_grid_per_side", None)
-    how = getattr(tower, "interpolation_mode", None), getattr(tower, "interpolation_align_corners", None)
-    return remembered(grid, config.spatial_merge_size, window and (window, config.patch_size), side and (side, *how))
+    side = getattr(vision_tower, "num_grid_per_side", None)
+    how = getattr(vision_tower, "interpolation_mode", None), getattr(vision_tower, "interpolation_align_corners", None)
+    return compute_tower_inputs(
+        grid, config.spatial_merge_size, window and (window, config.patch_size), side and (side, *how)
+    )
 
 
 @lru_cache(maxsize=512)
-def remembered(grid: Grid, merge: int, window: Any, learned: Any) -> dict[str, Tensor]:
+def compute_tower_inputs(grid: PatchGrid, merge_size: int, window_sizes: Any, position_grid: Any) -> dict[str, Tensor]:
     from transformers import vision_utils
 
     grids = torch.tensor([grid])
-    made = {"position_ids": vision_utils.get_vision_position_ids(grids, merge)}
+    made = {"position_ids": vision_utils.get_vision_position_ids(grids, merge_size)}
     made["lengths"] = torch.full((grid[0],), grid[1] * grid[2])
-    if window:
-        made["window_index"], ends = vision_utils.get_vision_window_index(grids, merge, *window)
+    if window_sizes:
+        made["window_index"], ends = vision_utils.get_vision_window_index(grids, merge_size, *window_sizes)
         made["window_lengths"] = ends.diff()
-    if learned:
-        side, mode, corners = learned
+    if position_grid:
+        side, mode, corners = position_grid
         made["interp_indices"], made["interp_weights"] = vision_utils.get_vision_interpolation_indices_and_weights(
-            grids, num_grid_per_side=side, mode=mode, align_corners=corners, spatial_merge_size=merge
+            grids, num_grid_per_side=side, mode=mode, align_corners=corners, spatial_merge_size=merge_size
         )
     return made
 
 
-def pack_layouts(layouts: Sequence[dict[str, Tensor]], device: torch.device, *, flash: bool) -> dict[str, Any]:
+def join_tower_inputs(
+    grid_inputs: Sequence[dict[str, Tensor]], device: torch.device, *, has_flash: bool
+) -> dict[str, Any]:
     """The layouts of one call, end to end, under the names the towers take them by."""
-    packed: dict[str, Any] = {name: torch.cat([one[name] for one in layouts]) for name in layouts[0]}
+    packed: dict[str, Any] = {name: torch.cat([one[name] for one in grid_inputs]) for name in grid_inputs[0]}
     if "window_index" in packed:
-        merged = [len(one["window_index"]) for one in layouts]
+        merged = [len(one["window_index"]) for one in grid_inputs]
         packed["window_index"] += torch.from_numpy(np.repeat(np.cumsum(merged) - merged, merged))
     lengths = {kind: packed.pop(f"{kind}lengths") for kind in ("", "window_") if f"{kind}lengths" in packed}
     packed |= {f"cu_{kind}seqlens": pad(sizes.cumsum(0), (1, 0)).int() for kind, sizes in lengths.items()}
     packed = {name: part.to(device, non_blocking=True) for name, part in packed.items()}
     packed |= {f"max_{kind}seqlen": int(sizes.max()) for kind, sizes in lengths.items()}
-    made = {} if flash else {kind: groups(sizes.numpy(), device) for kind, sizes in lengths.items()}
+    made = {} if has_flash else {kind: group_segments(sizes.numpy(), device) for kind, sizes in lengths.items()}
     return packed | {"segments": {id(packed[f"cu_{kind}seqlens"]): group for kind, group in made.items()}}

@@ -18,105 +18,109 @@ from threading import Thread
 from typing import Any, NoReturn
 
 from pipeline.errors import PipelineError
-from pipeline.watchdog import EXIT_CODE
+from pipeline.watchdog import HANG_EXIT_CODE
 
-START_S = 3600.0  # to read a share of the largest model from a slow disk
-GRACE_S = 10.0  # by which ranks that fail at the same place may differ
-CLOSE_S = 5.0
-AGAIN = "again"
+START_TIMEOUT_S = 3600.0  # to read a share of the largest model from a slow disk
+FAILURE_GRACE_S = 10.0  # by which ranks that fail at the same place may differ
+CLOSE_TIMEOUT_S = 5.0
+CONTINUE = "again"
 
 
-class Crew:
-    def __init__(self, task: Mapping[str, Any], size: int):
-        self.links: list[Connection] = []
-        self.children: list[subprocess.Popen[bytes]] = []
-        self.tending: list[Thread] = []
-        self.up = False  # from here on the end of one is the end of all
+class WorkerGroup:
+    def __init__(self, rank_config: Mapping[str, Any], size: int):
+        self.connections: list[Connection] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.supervisors: list[Thread] = []
+        self.is_started = False  # from here on the end of one is the end of all
         for rank in range(1, size):
             ours, theirs = Pipe()
-            self.links.append(ours)
+            self.connections.append(ours)
             # the kernel ties a child to the thread that started it: that thread stays for as long
-            self.tending.append(Thread(target=self.tend, args=(rank, theirs), name=f"rank {rank}", daemon=True))
-            self.tending[-1].start()
+            self.supervisors.append(
+                Thread(target=self.supervise_worker, args=(rank, theirs), name=f"rank {rank}", daemon=True)
+            )
+            self.supervisors[-1].start()
             with suppress(OSError):  # gone already: `ready` says so
-                ours.send({**task, "rank": rank, "size": size})
+                ours.send({**rank_config, "rank": rank, "size": size})
 
-    def tend(self, rank: int, theirs: Connection) -> None:
+    def supervise_worker(self, rank: int, worker_connection: Connection) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
-        with theirs:
+        with worker_connection:
             child = subprocess.Popen(
                 [
                     sys.executable,
                     "-m",
                     "pipeline.model.engines.torch.tp_worker",
-                    str(theirs.fileno()),
+                    str(worker_connection.fileno()),
                     str(os.getpid()),
                 ],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[worker_connection.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=environment,
             )
-        self.children.append(child)
+        self.processes.append(child)
         code = child.wait()
-        if self.up:
-            self.end(f"rank {rank} ended ({fate(code)})")
+        if self.is_started:
+            self.end_replica(f"rank {rank} ended ({describe_exit(code)})")
 
-    def ready(self) -> list[Any]:
+    def wait_until_loaded(self) -> list[Any]:
         """What each has to say when its share is loaded."""
         said = []
-        for rank, link in enumerate(self.links, 1):
+        for rank, link in enumerate(self.connections, 1):
             try:
-                fine, word = link.recv() if link.poll(START_S) else (False, f"not ready after {START_S:.0f} s")
+                fine, word = (
+                    link.recv() if link.poll(START_TIMEOUT_S) else (False, f"not ready after {START_TIMEOUT_S:.0f} s")
+                )
             except (EOFError, OSError):
-                self.tending[rank - 1].join(CLOSE_S)
+                self.supervisors[rank - 1].join(CLOSE_TIMEOUT_S)
                 fine, word = False, "it ended while it loaded the model; see what it wrote above this"
             if not fine:
                 raise PipelineError(f"rank {rank} of the model did not start: {word}")
             said.append(word)
-        self.up = True
+        self.is_started = True
         return said
 
-    def meet(self, *where: Any) -> None:
+    def send_rendezvous(self, *rendezvous: Any) -> None:
         """Where, and with how much room."""
-        for link in self.links:
-            link.send(where)
+        for link in self.connections:
+            link.send(rendezvous)
 
-    def tell(self, do: str, *arguments: tuple[Any, ...]) -> None:
+    def send_command(self, command: str, *arguments: tuple[Any, ...]) -> None:
         """One for all, or one for each."""
         try:
-            for number, link in enumerate(self.links):
-                link.send((do, arguments[number if len(arguments) > 1 else 0]))
+            for number, link in enumerate(self.connections):
+                link.send((command, arguments[number if len(arguments) > 1 else 0]))
         except OSError:
-            self.end("a rank does not listen")
+            self.end_replica("a rank does not listen")
 
-    def agree(self, calls: int, error: Exception) -> None:
+    def confirm_shared_failure(self, call_count: int, error: Exception) -> None:
         """Every rank failed after as many collectives, or the replica ends."""
-        for rank, link in enumerate(self.links, 1):
+        for rank, link in enumerate(self.connections, 1):
             try:
-                theirs = link.recv()[0] if link.poll(GRACE_S) else None
+                theirs = link.recv()[0] if link.poll(FAILURE_GRACE_S) else None
             except (EOFError, OSError):
-                self.end(f"rank {rank} ended")
-            if theirs != calls:
-                self.end(f"rank 0 failed and rank {rank} did not: {type(error).__name__}: {error}")
-        for link in self.links:
-            link.send(AGAIN)
+                self.end_replica(f"rank {rank} ended")
+            if theirs != call_count:
+                self.end_replica(f"rank 0 failed and rank {rank} did not: {type(error).__name__}: {error}")
+        for link in self.connections:
+            link.send(CONTINUE)
 
-    def end(self, why: str) -> NoReturn:
-        os.write(2, f"vlbatch: {why}; ending the replica\n".encode())
-        os._exit(EXIT_CODE)
+    def end_replica(self, reason: str) -> NoReturn:
+        os.write(2, f"vlbatch: {reason}; ending the replica\n".encode())
+        os._exit(HANG_EXIT_CODE)
 
     def close(self) -> None:
-        self.up = False
-        for link in self.links:
+        self.is_started = False
+        for link in self.connections:
             with suppress(OSError):
                 link.send(None)
             link.close()
-        for thread in self.tending:
-            thread.join(CLOSE_S)
-        for child in self.children:
+        for thread in self.supervisors:
+            thread.join(CLOSE_TIMEOUT_S)
+        for child in self.processes:
             child.kill()  # of one that has ended it does nothing
             child.wait()
 
 
-def fate(code: int) -> str:
+def describe_exit(code: int) -> str:
     return f"killed by signal {-code}" if code < 0 else f"exit code {code}"

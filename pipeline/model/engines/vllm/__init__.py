@@ -19,24 +19,24 @@ from typing import Any, NoReturn
 from pipeline.errors import GenerateError, ItemError, JobError
 from pipeline.job.spec import Job
 from pipeline.model import weights
-from pipeline.model.engines.http.responses import LONGEST_SAYING, TOO_LONG
-from pipeline.model.engines.torch.sequence import Vocabulary
-from pipeline.model.engines.vllm.arguments import arguments, problems
-from pipeline.model.engines.vllm.prompt_inputs import compare, prompt
-from pipeline.model.families.qwen import Qwen
-from pipeline.model.guidance.truncated import Endings
+from pipeline.model.engines.http.responses import MAX_MESSAGE_LENGTH, TOO_LONG_MESSAGE
+from pipeline.model.engines.torch.sequence import Detokenizer
+from pipeline.model.engines.vllm.arguments import build_arguments, find_problems
+from pipeline.model.engines.vllm.prompt_inputs import build_prompt, check_prompt_tokens
+from pipeline.model.families.qwen import QwenFamily
+from pipeline.model.guidance.truncated import ReplyCompleter
 from pipeline.types import Failure, Reply, Request
-from pipeline.watchdog import EXIT_CODE, Watchdog
+from pipeline.watchdog import HANG_EXIT_CODE, Watchdog
 
-AHEAD = 2  # rows handed over for each that can be decoded at once, so that vLLM never waits for one
-HANG_S, LOOK_S = 1800.0, 1.0
-QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}  # unless the environment says otherwise
+REQUESTS_PER_SLOT = 2  # rows handed over for each that can be decoded at once, so that vLLM never waits for one
+HANG_S, LIVENESS_CHECK_S = 1800.0, 1.0
+QUIET_ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}  # unless the environment says otherwise
 
 
-class Vllm:
-    problems = staticmethod(problems)
+class VllmEngine:
+    problems = staticmethod(find_problems)
 
-    def __init__(self, family: Qwen, **arguments: Any):
+    def __init__(self, family: QwenFamily, **arguments: Any):
         """`arguments` are those of vLLM's EngineArgs."""
         import vllm
         from vllm.exceptions import VLLMClientError
@@ -47,69 +47,71 @@ class Vllm:
         except (ValueError, TypeError) as error:
             raise JobError(f"engine: vLLM refuses its arguments: {error}") from error
         except RuntimeError as error:
-            end(f"vLLM does not start, most often for want of memory: {error}")
-        self.vllm, self.dead, self.refusals = vllm, EngineDeadError, (ValueError, VLLMClientError)
+            exit_process(f"vLLM does not start, most often for want of memory: {error}")
+        self.vllm, self.dead_error, self.refusal_errors = vllm, EngineDeadError, (ValueError, VLLMClientError)
         self.slots: int = self.engine.vllm_config.scheduler_config.max_num_seqs
         self.family = family
-        self.vocabulary = Vocabulary.of(family.tokenizer, (), thinking=family.thinking)
-        self.endings = Endings(family.tokenizer)
-        self.underway: dict[str, Request] = {}
-        self.refused: list[Failure] = []
+        self.detokenizer = Detokenizer.from_tokenizer(family.tokenizer, (), thinking=family.thinking)
+        self.reply_completer = ReplyCompleter(family.tokenizer)
+        self.in_flight: dict[str, Request] = {}
+        self.refused_failures: list[Failure] = []
         self.counts = {"rows": 0, "prompt_tokens": 0, "output_tokens": 0}
         self.watchdog = Watchdog(HANG_S)
         self.closed = Event()
         if hasattr(self.engine.engine_core, "ensure_alive"):  # it has a process of its own
-            Thread(target=self.guard, name="guard", daemon=True).start()
+            Thread(target=self.watch_liveness, name="guard", daemon=True).start()
 
     @classmethod
-    def open(cls, job: Job) -> Vllm:
+    def open(cls, job: Job) -> VllmEngine:
         if find_spec("vllm") is None:
             raise JobError("engine.kind: vllm is not installed where the job runs: pip install 'vlbatch[vllm]'")
-        for problem in problems(job):
+        for problem in find_problems(job):
             raise JobError(problem)
-        os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
-        folder = weights.locate(job.model.weights, job.model.revision)
-        family = weights.family(folder, model=job.model, add_vision_id=job.media.add_vision_id)
-        assert isinstance(family, Qwen)
-        return cls(family, **arguments(job, folder, thinking=family.thinking))
+        os.environ.update({name: value for name, value in QUIET_ENVIRONMENT.items() if name not in os.environ})
+        folder = weights.locate_checkpoint(job.model.weights, job.model.revision)
+        family = weights.load_family(folder, model=job.model, add_vision_id=job.media.add_vision_id)
+        assert isinstance(family, QwenFamily)
+        return cls(family, **build_arguments(job, folder, thinking=family.thinking))
 
-    def room(self) -> bool:
-        return len(self.underway) < AHEAD * self.slots
+    def has_room(self) -> bool:
+        return len(self.in_flight) < REQUESTS_PER_SLOT * self.slots
 
     def submit(self, request: Request) -> None:
         try:
-            self.engine.add_request(request.id, prompt(request, self.family), self.sampling(request))
-            self.underway[request.id] = request
-        except self.refusals as error:
-            said = str(error)[:LONGEST_SAYING]  # it may hold every pixel
-            kind = "too_long" if TOO_LONG.search(said) else "refused"
-            self.refused.append(GenerateError(kind, f"vLLM does not take it: {said}").failure(request.id))
-        except self.dead as error:
-            end(f"vLLM's engine is dead: {error}")
+            self.engine.add_request(request.id, build_prompt(request, self.family), self.build_sampling_params(request))
+            self.in_flight[request.id] = request
+        except self.refusal_errors as error:
+            said = str(error)[:MAX_MESSAGE_LENGTH]  # it may hold every pixel
+            kind = "too_long" if TOO_LONG_MESSAGE.search(said) else "refused"
+            self.refused_failures.append(GenerateError(kind, f"vLLM does not take it: {said}").to_failure(request.id))
+        except self.dead_error as error:
+            exit_process(f"vLLM's engine is dead: {error}")
 
     def step(self) -> list[Reply | Failure]:
-        refused, self.refused = self.refused, []
-        if refused or not self.underway:
+        refused, self.refused_failures = self.refused_failures, []
+        if refused or not self.in_flight:
             return [*refused]
         try:
             with self.watchdog:
                 outputs = self.engine.step()
-        except self.dead as error:
-            end(f"vLLM's engine is dead: {error}")
-        return [self.answer(output) for output in outputs if output.finished]
+        except self.dead_error as error:
+            exit_process(f"vLLM's engine is dead: {error}")
+        return [self.parse_output(output) for output in outputs if output.finished]
 
-    def guard(self) -> None:
+    def watch_liveness(self) -> None:
         """vLLM's step waits for ever for an engine that was killed, as the kernel does where memory ends."""
-        while not self.closed.wait(LOOK_S):
+        while not self.closed.wait(LIVENESS_CHECK_S):
             try:
                 self.engine.engine_core.ensure_alive()
-            except self.dead as error:
+            except self.dead_error as error:
                 if not self.closed.is_set():
-                    end(f"vLLM's engine is dead: {error}")
+                    exit_process(f"vLLM's engine is dead: {error}")
 
-    def sampling(self, request: Request) -> Any:
-        how, thinking = request.sampling, request.sampling.thinking_tokens if self.family.thinking else None
-        guide = self.vllm.sampling_params.StructuredOutputsParams(json=request.schema) if request.schema else None
+    def build_sampling_params(self, request: Request) -> Any:
+        how, thinking = request.sampling, request.sampling.max_thinking_tokens if self.family.thinking else None
+        guide = (
+            self.vllm.sampling_params.StructuredOutputsParams(json=request.schema_text) if request.schema_text else None
+        )
         return self.vllm.SamplingParams(
             max_tokens=how.max_new_tokens + (thinking or 0),
             temperature=how.temperature,
@@ -122,43 +124,45 @@ class Vllm:
             structured_outputs=guide,
         )
 
-    def answer(self, output: Any) -> Reply | Failure:
-        request, said = self.underway.pop(output.request_id), output.outputs[0]
+    def parse_output(self, output: Any) -> Reply | Failure:
+        request, said = self.in_flight.pop(output.request_id), output.outputs[0]
         self.counts["rows"] += 1
         self.counts["prompt_tokens"] += len(output.prompt_token_ids)
         self.counts["output_tokens"] += len(said.token_ids)
         try:
-            compare(request, output.prompt_token_ids, self.family)
+            check_prompt_tokens(request, output.prompt_token_ids, self.family)
             if said.finish_reason not in ("stop", "length"):
                 raise GenerateError("engine", f"vLLM ended the row with {said.finish_reason!r}")
-            return self.reply(request, said)
+            return self.build_reply(request, said)
         except ItemError as error:
-            return error.failure(request.id)
+            return error.to_failure(request.id)
 
-    def reply(self, request: Request, said: Any) -> Reply:
-        thought, spoken = self.split(list(said.token_ids))
-        text, count = self.vocabulary.text(spoken), len(said.token_ids)
+    def build_reply(self, request: Request, completion: Any) -> Reply:
+        thought, spoken = self.split_thinking(list(completion.token_ids))
+        text, count = self.detokenizer.decode(spoken), len(completion.token_ids)
         reply = Reply(
             id=request.id,
             text=text if thought is None else text.lstrip(),
-            finish=said.finish_reason,
-            tokens=count,
-            thinking=None if thought is None else self.vocabulary.text(thought).strip(),
-            logprob=said.cumulative_logprob / count if said.cumulative_logprob is not None and count else None,
+            finish=completion.finish_reason,
+            output_tokens=count,
+            thinking=None if thought is None else self.detokenizer.decode(thought).strip(),
+            logprob=completion.cumulative_logprob / count
+            if completion.cumulative_logprob is not None and count
+            else None,
         )
-        return self.endings.ended(reply, request, spoken)
+        return self.reply_completer.complete_reply(reply, request, spoken)
 
-    def split(self, tokens: list[int]) -> tuple[list[int] | None, list[int]]:
+    def split_thinking(self, tokens: list[int]) -> tuple[list[int] | None, list[int]]:
         """What was thought, and what was answered."""
-        end = self.vocabulary.think_end
+        end = self.detokenizer.think_end_token
         if end is None:
             return None, tokens
         cut = tokens.index(end) if end in tokens else len(tokens)
         return tokens[:cut], tokens[cut + 1 :]
 
     def metrics(self) -> Mapping[str, float]:
-        busy = min(len(self.underway), self.slots)
-        return {**self.counts, "busy": busy, "slots": self.slots, "waiting": len(self.underway) - busy}
+        busy = min(len(self.in_flight), self.slots)
+        return {**self.counts, "busy": busy, "slots": self.slots, "waiting": len(self.in_flight) - busy}
 
     def close(self) -> None:
         self.watchdog.close()
@@ -166,8 +170,8 @@ class Vllm:
         self.engine.engine_core.shutdown()
 
 
-def end(why: str) -> NoReturn:
+def exit_process(reason: str) -> NoReturn:
     """As a crash, which is what it is: raised, it would be taken for the fault of the rows."""
-    os.write(2, f"vlbatch: {why}\n".encode())
+    os.write(2, f"vlbatch: {reason}\n".encode())
     sys.stderr.flush()
-    os._exit(EXIT_CODE)
+    os._exit(HANG_EXIT_CODE)

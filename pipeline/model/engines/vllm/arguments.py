@@ -12,11 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.job.spec import Job, VllmEngine
+from pipeline.job.spec import Job, VllmSettings
 from pipeline.model import weights
-from pipeline.registry import nearest
+from pipeline.registry import format_suggestion
 
-OURS = {  # arguments of vLLM that a job says elsewhere
+JOB_KEYS = {  # arguments of vLLM that a job says elsewhere
     "model": "model.weights",
     "tokenizer": "model.weights",
     "revision": "model.revision",
@@ -26,10 +26,10 @@ OURS = {  # arguments of vLLM that a job says elsewhere
 }
 
 
-def problems(job: Job) -> list[str]:
+def find_problems(job: Job) -> list[str]:
     """What vLLM does not know or does its own way."""
-    assert isinstance(job.engine, VllmEngine)
-    said, known = job.engine.model_extra or {}, options()
+    assert isinstance(job.engine, VllmSettings)
+    said, known = job.engine.model_extra or {}, list_engine_arguments()
     elsewhere = {
         "attention": (job.model.attention != "auto", "attention_backend"),
         "quantize": (job.model.quantize, "quantization, with a checkpoint that is quantised"),
@@ -37,17 +37,19 @@ def problems(job: Job) -> list[str]:
         "overrides": (job.model.overrides, "hf_overrides"),
     }
     found = [f"model.{key}: with vLLM this is engine.{name}" for key, (given, name) in elsewhere.items() if given]
-    found += [f"engine.{name}: say it as {OURS[name]}" for name in said if name in OURS]
-    unknown = sorted(said.keys() - OURS.keys() - known.keys()) if known else []
-    return found + [f"engine.{name}: vLLM's engine has no such argument{nearest(name, known)}" for name in unknown]
+    found += [f"engine.{name}: say it as {JOB_KEYS[name]}" for name in said if name in JOB_KEYS]
+    unknown = sorted(said.keys() - JOB_KEYS.keys() - known.keys()) if known else []
+    return found + [
+        f"engine.{name}: vLLM's engine has no such argument{format_suggestion(name, known)}" for name in unknown
+    ]
 
 
-def arguments(job: Job, folder: Path, *, thinking: bool) -> dict[str, Any]:
-    assert isinstance(job.engine, VllmEngine)
+def build_arguments(job: Job, folder: Path, *, thinking: bool) -> dict[str, Any]:
+    assert isinstance(job.engine, VllmSettings)
     size = job.model.tensor_parallel
     return {
         "model": str(folder),
-        "dtype": dtype(folder, job),
+        "dtype": choose_dtype(folder, job),
         "tensor_parallel_size": size,
         "distributed_executor_backend": "mp" if size > 1 else None,  # inside the replica, also where Ray is about
         "max_model_len": job.model.context.max_length or -1,  # or what fits
@@ -59,11 +61,11 @@ def arguments(job: Job, folder: Path, *, thinking: bool) -> dict[str, Any]:
     }
 
 
-def dtype(folder: Path, job: Job) -> str:
+def choose_dtype(folder: Path, job: Job) -> str:
     """As our engine chooses; vLLM's own `auto` would run a checkpoint of float32 in half of that."""
     from vllm.platforms import current_platform
 
-    config = weights.config(folder)
+    config = weights.load_config(folder)
     text = config.get("text_config", config)
     said = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype") or "auto"
     if job.model.dtype != "auto":
@@ -72,7 +74,7 @@ def dtype(folder: Path, job: Job) -> str:
 
 
 @cache
-def options() -> dict[str, Any]:
+def list_engine_arguments() -> dict[str, Any]:
     """The arguments that the installed vLLM takes; none where it is not installed."""
     spec = find_spec("vllm")
     if spec is None or not spec.submodule_search_locations:

@@ -10,19 +10,21 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.errors import GenerateError
-from pipeline.model.families.qwen import Qwen, runs
-from pipeline.model.prompt import Mark, pieces
+from pipeline.model.families.qwen import QwenFamily, tokenize_pieces
+from pipeline.model.prompt import SpecialToken, build_prompt_pieces
 from pipeline.types import Clip, Request
 
 
-def prompt(request: Request, family: Qwen) -> dict[str, Any]:
+def build_prompt(request: Request, family: QwenFamily) -> dict[str, Any]:
     """Videos as arrays of [frames, height, width, 3], pictures as Pillow has them: an array's axes would be guessed."""
     from PIL import Image
 
     frames = [(clip, clip.pixels.transpose(0, 2, 3, 1)) for clip in request.clips]
     images = [Image.fromarray(pixels[0]) for clip, pixels in frames if clip.kind == "image"]
-    videos = [(pixels, timing(clip)) for clip, pixels in frames if clip.kind == "video"]
-    (ids,) = runs(spelled(request, family), family.tokenizer)  # no medium cuts it in two: each is a pad
+    videos = [(pixels, build_video_metadata(clip)) for clip, pixels in frames if clip.kind == "video"]
+    (ids,) = tokenize_pieces(
+        build_placeholder_pieces(request, family), family.tokenizer
+    )  # no medium cuts it in two: each is a pad
     said: dict[str, Any] = {"prompt_token_ids": ids}
     if frames:
         said["multi_modal_data"] = ({"image": images} if images else {}) | ({"video": videos} if videos else {})
@@ -30,23 +32,23 @@ def prompt(request: Request, family: Qwen) -> dict[str, Any]:
     return said
 
 
-def spelled(request: Request, family: Qwen) -> Iterator[str | int]:
-    for piece in pieces(request.turns, family.style, label=family.add_vision_id):
+def build_placeholder_pieces(request: Request, family: QwenFamily) -> Iterator[str | int]:
+    for piece in build_prompt_pieces(request.turns, family.chat_format, add_vision_id=family.add_vision_id):
         if isinstance(piece, Clip):
-            yield from placeholder(piece, family)
+            yield from get_placeholder(piece, family)
         else:
-            yield family.marks[piece] if isinstance(piece, Mark) else piece
+            yield family.special_tokens[piece] if isinstance(piece, SpecialToken) else piece
 
 
-def placeholder(clip: Clip, family: Qwen) -> list[int]:
+def get_placeholder(clip: Clip, family: QwenFamily) -> list[int]:
     """What vLLM replaces; times and markers of Qwen3-VL's video are part of that."""
-    if clip.kind == "video" and family.times == "source":
+    if clip.kind == "video" and family.time_origin == "source":
         return [family.video_token]
     pad = family.image_token if clip.kind == "image" else family.video_token
     return [family.vision_start, pad, family.vision_end]
 
 
-def timing(clip: Clip) -> dict[str, Any]:
+def build_video_metadata(clip: Clip) -> dict[str, Any]:
     """What vLLM is told of a video's clock: a frame at each of its times, in all as many as make its rate."""
     times = list(clip.times) or [index / clip.fps for index in range(len(clip.pixels))]
     total = len(times) / clip.fps
@@ -59,11 +61,13 @@ def timing(clip: Clip) -> dict[str, Any]:
     }
 
 
-def compare(request: Request, read: Sequence[int], family: Qwen) -> None:
+def check_prompt_tokens(request: Request, vllm_tokens: Sequence[int], family: QwenFamily) -> None:
     """The same text and as many vision tokens, or its boxes would be those of another picture."""
     ours, decode = request.input_ids.tolist(), family.tokenizer.decode
-    same = read == ours or decode(read, skip_special_tokens=False) == decode(ours, skip_special_tokens=False)
+    same = vllm_tokens == ours or decode(vllm_tokens, skip_special_tokens=False) == decode(
+        ours, skip_special_tokens=False
+    )
     if not same:
         raise GenerateError(
-            "prompt", f"vLLM read {len(read):,} prompt tokens where {len(ours):,} were prepared, or other ones"
+            "prompt", f"vLLM read {len(vllm_tokens):,} prompt tokens where {len(ours):,} were prepared, or other ones"
         )

@@ -10,9 +10,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import AnswerError, JobError
-from pipeline.schema import load_schema
-from pipeline.schema.load_schema import describe, load, prompt
 from pipeline.schema.schema import Schema
+from pipeline.schema.schema_loader import FALLBACK_PROMPT, build_default_prompt, describe_fields, load_schema
 
 SOURCE = '''
 from datetime import date
@@ -43,19 +42,22 @@ GIVEN = {"bought": "2026-03-02", "items": [{"price": "1.50", "colour": "red"}]}
 @pytest.fixture
 def ticket(tmp_path: Path) -> Schema:
     (tmp_path / "ticket.py").write_text(SOURCE)
-    found = load("ticket.py:Ticket", base=tmp_path)
+    found = load_schema("ticket.py:Ticket", base_folder=tmp_path)
     assert found is not None
     return found
 
 
 def test_without_a_schema_there_is_none() -> None:
-    assert load(None, base=Path()) is None
+    assert load_schema(None, base_folder=Path()) is None
 
 
 def test_a_users_model_gives_typed_columns_and_exact_values(ticket: Schema) -> None:
     price = pa.struct({"price": pa.decimal128(8, 2), "colour": pa.string()})
-    assert ticket.field.type == pa.struct({"bought": pa.date32(), "items": pa.list_(price)})
-    assert ticket.check(GIVEN) == {"bought": date(2026, 3, 2), "items": [{"price": Decimal("1.50"), "colour": "red"}]}
+    assert ticket.answer_field.type == pa.struct({"bought": pa.date32(), "items": pa.list_(price)})
+    assert ticket.to_typed_answer(GIVEN) == {
+        "bought": date(2026, 3, 2),
+        "items": [{"price": Decimal("1.50"), "colour": "red"}],
+    }
 
 
 def test_a_users_model_is_closed_for_the_grammar_without_being_asked(ticket: Schema) -> None:
@@ -77,7 +79,7 @@ def test_a_schema_works_in_a_process_that_does_not_have_its_file(ticket: Schema,
 
 def test_what_does_not_fit_is_listed_with_its_places(ticket: Schema) -> None:
     with pytest.raises(AnswerError) as caught:
-        ticket.check({"bought": "2026-02-30", "items": [{"price": "1.505", "colour": "green"}]})
+        ticket.to_typed_answer({"bought": "2026-02-30", "items": [{"price": "1.505", "colour": "green"}]})
     assert caught.value.kind == "invalid_answer"
     for place in ("bought: ", "items.0.price: ", "items.0.colour: "):
         assert place in caught.value.message
@@ -89,14 +91,14 @@ def test_a_json_schema_is_checked_as_it_says(tmp_path: Path) -> None:
         "properties": {"n": {"type": "integer", "maximum": 9}, "d": {"format": "date", "type": "string"}},
     }
     (tmp_path / "plain.json").write_text(json.dumps(plain | {"required": ["n"], "description": "Count them."}))
-    found = load("plain.json", base=tmp_path)
+    found = load_schema("plain.json", base_folder=tmp_path)
     assert found is not None
     assert found.default_prompt == "Count them."
-    assert found.check({"n": 3, "d": "2026-03-02"}) == {"n": 3, "d": date(2026, 3, 2)}
-    assert found.check({"n": 3}) == {"n": 3, "d": None}
+    assert found.to_typed_answer({"n": 3, "d": "2026-03-02"}) == {"n": 3, "d": date(2026, 3, 2)}
+    assert found.to_typed_answer({"n": 3}) == {"n": 3, "d": None}
     for wrong in ({"n": 10}, {"n": "3"}, {}, {"n": 1, "more": 2}, {"n": 1, "d": "2026-02-30"}, [1]):
         with pytest.raises(AnswerError):
-            found.check(wrong)
+            found.to_typed_answer(wrong)
 
 
 ALIASED = """
@@ -127,7 +129,7 @@ def test_a_schema_that_cannot_be_used_is_refused_with_what_to_do(
 ) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(JobError) as caught:
-        load(spec, base=tmp_path)
+        load_schema(spec, base_folder=tmp_path)
     assert message in str(caught.value)
 
 
@@ -137,17 +139,17 @@ def test_a_model_that_json_schema_cannot_express_is_refused(tmp_path: Path) -> N
         "class A(BaseModel):\n    f: Callable[[], int]\n"
     )
     with pytest.raises(JobError, match="cannot be written as JSON Schema"):
-        load("a.py:A", base=tmp_path)
+        load_schema("a.py:A", base_folder=tmp_path)
 
 
 def test_the_prompt_names_every_field_with_its_description(ticket: Schema) -> None:
-    assert describe(ticket).splitlines()[1:] == [
+    assert describe_fields(ticket).splitlines()[1:] == [
         "bought: date",
         "items: list of object",
         "  price: amount as text, with tax",
         '  colour: one of "red", "blue" or null',
     ]
-    assert prompt(ticket).startswith(load_schema.FALLBACK_PROMPT)
+    assert build_default_prompt(ticket).startswith(FALLBACK_PROMPT)
 
 
 def test_fields_that_may_be_null_or_anything_or_themselves_are_described(tmp_path: Path) -> None:
@@ -155,9 +157,9 @@ def test_fields_that_may_be_null_or_anything_or_themselves_are_described(tmp_pat
     fields = {"a": {"type": ["string", "null"]}, "b": {"title": "B", "description": "all of it"}}
     fields |= {"c": {"$ref": "#/$defs/tree"}, "d": {"type": "array", "items": {}}}
     (tmp_path / "a.json").write_text(json.dumps({"type": "object", "properties": fields, "$defs": {"tree": tree}}))
-    found = load("a.json", base=tmp_path)
+    found = load_schema("a.json", base_folder=tmp_path)
     assert found is not None
-    assert describe(found).splitlines()[1:] == [
+    assert describe_fields(found).splitlines()[1:] == [
         "a: text or null",
         "b: any, all of it",
         "c: text or list of any",
@@ -170,6 +172,6 @@ def test_a_recursive_schema_is_described_once(tmp_path: Path) -> None:
         "from __future__ import annotations\nfrom pydantic import BaseModel\n"
         "class Node(BaseModel):\n    kids: list[Node]\n"
     )
-    found = load("a.py:Node", base=tmp_path)
+    found = load_schema("a.py:Node", base_folder=tmp_path)
     assert found is not None
-    assert describe(found).splitlines()[1:] == ["kids: list of object"]
+    assert describe_fields(found).splitlines()[1:] == ["kids: list of object"]
