@@ -15,7 +15,7 @@ Held in common
     registry.py                      names -> classes, imported when asked for
     flow.py                          the order of the steps
     watchdog.py                      a step that never ends -> the end of the process
-    meter.py                         seconds -> what they went to
+    step_timer.py                   seconds -> what they went to
 
 intake: a manifest -> Items -> bytes
     intake/manifest.py               what a job names as its manifest -> rows

@@ -25,7 +25,7 @@ from pipeline.manifest.sources import Source
 from pipeline.media.clips import list_sources, load_clips
 from pipeline.media.decode import EXTRA_S_PER_FRAME, ClipDecoder
 from pipeline.media.decoder_client import DecoderClient
-from pipeline.meter import StepTimer
+from pipeline.step_timer import StepTimer
 from pipeline.types import Clip, Failure, Item, MediaRef, PreparedItem, ReadItem, Request, RetryHistory, Sampling, Turn
 
 if TYPE_CHECKING:

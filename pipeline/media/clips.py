@@ -13,7 +13,7 @@ from dataclasses import replace
 from pipeline.errors import DecodeError, FetchError
 from pipeline.fetch.fetcher import Fetcher
 from pipeline.media.decode import ClipDecoder
-from pipeline.meter import StepTimer
+from pipeline.step_timer import StepTimer
 from pipeline.types import Clip, MediaRef
 
 WHOLE_FILE_RETRY_KINDS = (

@@ -16,7 +16,7 @@ from dataclasses import replace
 from threading import Thread
 
 from pipeline.errors import PipelineError
-from pipeline.meter import StepTimer
+from pipeline.step_timer import StepTimer
 from pipeline.model.engines.base import Engine
 from pipeline.types import Failure, Reply, Request
 

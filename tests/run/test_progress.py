@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from pipeline.meter import StepTimer
+from pipeline.step_timer import StepTimer
 from pipeline.output.commit import CommitReceipt
 from pipeline.run import progress
 from pipeline.run.progress import Progress, format_duration
