@@ -23,7 +23,7 @@ def test_the_readme_of_infra_shows_the_table_as_it_is():
     for row, table in ((media, retry_policy.MEDIA_POLICIES), (output, retry_policy.OUTPUT_POLICIES)):
         said = {kind: int(cell) for kind, cell in zip(kinds[1:], row[1:], strict=True) if cell}
         assert said == {kind: policy.max_attempts for kind, policy in table.items()}
-    assert re.search(r"from a quarter of a second \(credentials: one\) to 8, for the output to 30", "\n".join(lines))
+    assert re.search(r"from a quarter of a second \(credentials: one second\) to 8 s, for the\s+output to 30 s", "\n".join(lines))
 
 
 @pytest.mark.parametrize(
