@@ -27,7 +27,7 @@ FAMILIES = {  # by `model_type` in a checkpoint's config.json
     "qwen3_vl_moe": "pipeline.model.families.qwen3_vl:Qwen3VL",
 }
 ENGINES = {  # by `engine.kind`
-    "torch": "pipeline.model.engines.torch:TorchEngine",
+    "torch": "pipeline.model.engines.torch.engine:TorchEngine",
     "vllm": "pipeline.model.engines.vllm:VllmEngine",
     "http": "pipeline.model.engines.http:HttpEngine",
     "scripted": "pipeline.model.engines.scripted:ScriptedEngine",

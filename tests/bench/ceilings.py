@@ -11,7 +11,7 @@ import time
 import numpy as np
 import torch
 
-from pipeline.model.engines.torch import TorchEngine
+from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.types import Request, Sampling
 
 

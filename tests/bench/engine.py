@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.model import hf_models, weights
 from pipeline.model.engine_thread import generate_replies
-from pipeline.model.engines.torch import TorchEngine
+from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.vision import ClipSlice, patchify
 from pipeline.model.families.base import Family
 from pipeline.types import Clip, MediaOptions, Request, Sampling, Turn

@@ -29,7 +29,7 @@ from pipeline import registry
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.model import weights
 from pipeline.model.engine_thread import generate_replies
-from pipeline.model.engines.torch import TorchEngine
+from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.sampler import apply_grammar_masks
 from pipeline.model.families.base import Family
 from pipeline.model.guidance.grammar import AnswerMatcher, GrammarCompiler

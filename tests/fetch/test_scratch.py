@@ -12,7 +12,9 @@ from pipeline.fetch import scratch
 def test_what_a_killed_worker_left_is_removed_and_what_a_living_one_holds_is_not(tmp_path, monkeypatch):
     monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path))
     living = scratch.ScratchFolder()
-    script = "import os; from pipeline.fetch.scratch import ScratchFolder; held = ScratchFolder(); os.kill(os.getpid(), 9)"
+    script = (
+        "import os; from pipeline.fetch.scratch import ScratchFolder; held = ScratchFolder(); os.kill(os.getpid(), 9)"
+    )
     subprocess.run([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
     assert len(list(tmp_path.iterdir())) == 2
     newcomer = scratch.ScratchFolder()

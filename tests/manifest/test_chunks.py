@@ -41,7 +41,9 @@ def test_pictures_in_the_manifest_are_not_read_to_plan_and_all_there_to_work(cel
     asked = []
     read = ParquetSource.read_span
     monkeypatch.setattr(
-        ParquetSource, "read_span", lambda self, span, columns: (asked.append([*columns]), read_span(self, span, columns))[1]
+        ParquetSource,
+        "read_span",
+        lambda self, span, columns: (asked.append([*columns]), read_span(self, span, columns))[1],
     )
     _, rows = planned(tmp_path, [{"n": "one", "image": cell}], id="n")
     assert asked[0] == ["n"]

@@ -35,7 +35,9 @@ def test_spans_in_order_enter_each_row_group_once(url, monkeypatch):
     entered = []
     enter = ParquetSource.open_row_group
     monkeypatch.setattr(
-        ParquetSource, "open_row_group", lambda self, group, wanted: (entered.append(group), open_row_group(self, group, wanted))
+        ParquetSource,
+        "open_row_group",
+        lambda self, group, wanted: (entered.append(group), open_row_group(self, group, wanted)),
     )
     source = ParquetSource(url)
     for each in source.list_spans(17):

@@ -11,7 +11,8 @@ from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.errors import JobError
 from pipeline.model import hf_models, weights
 from pipeline.model.engine_thread import generate_replies
-from pipeline.model.engines.torch import TorchEngine, int4, int4_linear
+from pipeline.model.engines.torch import int4, int4_linear
+from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.checkpoint import to_parameter_name
 from pipeline.model.engines.torch.model_loader import build_model, has_weight, without_weights
 from pipeline.types import Clip, Request, Sampling, Turn

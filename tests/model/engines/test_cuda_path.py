@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pipeline.model.engine_thread import generate_replies
-from pipeline.model.engines.torch import TorchEngine, attention, cuda_graphs, model_runner
+from pipeline.model.engines.torch import attention, cuda_graphs, model_runner
+from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.forward import build_decode_function
 from tests.model.engines.conftest import Lab
 

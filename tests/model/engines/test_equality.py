@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.model.engine_thread import generate_replies
-from pipeline.model.engines.torch import TorchEngine
+from pipeline.model.engines.torch.engine import TorchEngine
 from tests.model.engines.conftest import GAP, Lab
 
 MIXES = st.permutations(range(10)).flatmap(lambda order: st.integers(1, 10).map(lambda count: order[:count]))

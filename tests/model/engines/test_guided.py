@@ -11,7 +11,7 @@ from pipeline.builtin.random_checkpoint import build_tiny_tokenizer, write_rando
 from pipeline.json_values import parse_answer
 from pipeline.model import weights
 from pipeline.model.engine_thread import generate_replies
-from pipeline.model.engines.torch import TorchEngine
+from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.families.base import Family
 from pipeline.model.guidance.grammar import count_min_tokens
 from pipeline.schema import schema_loader

@@ -8,7 +8,8 @@ import torch
 
 from pipeline.errors import PipelineError
 from pipeline.model.engine_thread import generate_replies
-from pipeline.model.engines.torch import TorchEngine, forward, memory
+from pipeline.model.engines.torch import forward, memory
+from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.types import Failure, Reply, Request
 from tests.model.engines.conftest import GAP, Lab
 from tests.model.engines.test_shard import WIDE

@@ -13,7 +13,7 @@ import torch
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
 from pipeline.model.engine_thread import EngineThread, generate_replies
-from pipeline.model.engines.torch import TorchEngine
+from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.sampler import sample_tokens
 from pipeline.types import Failure, Reply
 from pipeline.watchdog import HANG_EXIT_CODE

@@ -17,23 +17,24 @@ WORK = """
 import sys
 from itertools import count
 from pathlib import Path
-from pipeline.model.engines.torch import Torch, crew
-from pipeline.model.engine_thread import run
+from pipeline.model.engines.torch import worker_group
+from pipeline.model.engines.torch.engine import TorchEngine
+from pipeline.model.engine_thread import generate_replies
 from tests.model.engines.conftest import Lab
 
-crew.GRACE_S = 1
+worker_group.FAILURE_GRACE_S = 1
 lab = Lab(Path(sys.argv[1]), "qwen3_vl")
 hang_s = 3 if sys.argv[2] == "stopped" else 300
-engine = Torch(lab.folder, lab.family, device="cpu", slots=2, kv_tokens=300, tensor_parallel=2, hang_s=hang_s)
-print(engine.gallery.ranks.crew.children[0].pid, flush=True)
+engine = TorchEngine(lab.folder, lab.family, device="cpu", slots=2, kv_tokens=300, tensor_parallel=2, hang_s=hang_s)
+print(engine.vision_cache.collectives.worker_group.processes[0].pid, flush=True)
 if sys.argv[2] == "alone":
-    run_, calls = engine.forward.run, count()
+    run_step, calls = engine.step_runner.run_step, count()
     def failing(step, *feed):
         if next(calls) > 3:
             raise RuntimeError("only here")
-        return run_(step, *feed)
-    engine.forward.run = failing
-for answer in run(engine, (lab.ask(str(number), "hello") for number in count())):
+        return run_step(step, *feed)
+    engine.step_runner.run_step = failing
+for answer in generate_replies(engine, (lab.ask(str(number), "hello") for number in count())):
     print(answer.id, flush=True)
 """
 
