@@ -1,4 +1,4 @@
-"""The surroundings of every test; set before Ray, torch or the hub are imported, and inherited by child processes."""
+"""Environment variables and fixtures of every test, set before Ray, torch or the hub are imported."""
 
 import os
 from importlib.util import find_spec
@@ -6,9 +6,9 @@ from importlib.util import find_spec
 import pytest
 
 from pipeline import retry_policy
-from tests.workspace import desk, server, surroundings
+from tests.workspace import ray_environment, s3_environment, workspace
 
-__all__ = ["desk", "server", "surroundings"]
+__all__ = ["ray_environment", "s3_environment", "workspace"]
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

@@ -1,4 +1,4 @@
-"""A desk for runs: pictures, a manifest, a job over them, and what came of it."""
+"""A folder for one test: pictures, a manifest, a job over them, and the output of its runs."""
 
 from __future__ import annotations
 
@@ -26,33 +26,31 @@ from tests.seaweed import Seaweed
 ROOT = Path(__file__).parents[1]
 
 
-class Desk:
-    """A folder with pictures, manifests and outputs of one test."""
-
+class JobWorkspace:
     def __init__(self, folder: Path):
         self.folder = folder
-        self.said: list[str] = []
+        self.messages: list[str] = []  # what the last run told its user
 
-    def draw(self, count: int, start: int = 0) -> list[dict[str, Any]]:
-        """`count` small pictures, and a row for each: id r0, r1, ..."""
+    def draw_images(self, count: int, start: int = 0) -> list[dict[str, Any]]:
+        """Write small pictures. Returns a manifest row for each, with the ids r0, r1, ..."""
         (self.folder / "pics").mkdir(exist_ok=True)
         for number in range(start, start + count):
             Image.new("RGB", (40, 30), (number * 7 % 256, 90, 160)).save(self.folder / f"pics/{number}.png")
         return [{"id": f"r{n}", "image": f"pics/{n}.png", "hint": "h"} for n in range(start, start + count)]
 
-    def spoil(self, count: int) -> list[dict[str, Any]]:
-        """Rows with something that is no picture: id bad0, bad1, ..."""
+    def write_broken_images(self, count: int) -> list[dict[str, Any]]:
+        """Write files that are no pictures. Returns a manifest row for each, with the ids bad0, bad1, ..."""
         (self.folder / "pics").mkdir(exist_ok=True)
         for number in range(count):
             (self.folder / f"pics/bad{number}.png").write_bytes(b"no picture")
         return [{"id": f"bad{n}", "image": f"pics/bad{n}.png", "hint": "h"} for n in range(count)]
 
-    def manifest(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def write_manifest(self, rows: Sequence[Mapping[str, Any]]) -> None:
         pq.write_table(pa.Table.from_pylist(list(rows)), self.folder / "m.parquet")
 
-    def described(self, **sections: Mapping[str, Any]) -> dict[str, Any]:
-        """The job as YAML has it; each section given is laid over the usual one."""
-        usual: dict[str, dict[str, Any]] = {
+    def build_job(self, **sections: Mapping[str, Any]) -> dict[str, Any]:
+        """The job as in YAML. Each given section is merged into the default one."""
+        defaults: dict[str, dict[str, Any]] = {
             "input": {"manifest": str(self.folder / "m.parquet"), "id": "id", "media": ["image"], "keep": ["hint"]},
             "prompt": {"user": "What is it?"},
             "model": {"weights": "builtin:tiny"},
@@ -61,69 +59,74 @@ class Desk:
             "limits": {"error_rate": 1},
         }
         if sections.get("engine", {}).get("kind", "scripted") != "scripted":
-            usual["engine"] = {}
-        names = dict.fromkeys([*usual, *sections])
-        return {"name": "t", **{name: {**usual.get(name, {}), **sections.get(name, {})} for name in names}}
+            defaults["engine"] = {}
+        names = dict.fromkeys([*defaults, *sections])
+        return {"name": "t", **{name: {**defaults.get(name, {}), **sections.get(name, {})} for name in names}}
 
-    def yaml(self, name: str = "job.yaml", **sections: Mapping[str, Any]) -> Path:
+    def write_job_file(self, name: str = "job.yaml", **sections: Mapping[str, Any]) -> Path:
         path = self.folder / name
-        path.write_text(yaml.safe_dump(self.described(**sections)))
+        path.write_text(yaml.safe_dump(self.build_job(**sections)))
         return path
 
-    def run(
+    def run_job(
         self,
         *,
-        here: bool = True,
-        limit: int | None = None,
-        add: bool = False,
-        retry: str | None = None,
+        in_process: bool = True,
+        row_limit: int | None = None,
+        allow_other_questions: bool = False,
+        retry_kind: str | None = None,
         **sections: Any,
     ) -> int:
-        job = Job.model_validate(self.described(**sections))
-        self.said.clear()
+        job = Job.model_validate(self.build_job(**sections))
+        self.messages.clear()
         return driver.run_job(
             job,
-            driver.RunOptions(row_limit=limit, in_process=here, allow_other_questions=add, retry_kind=retry),
-            say=self.said.append,
+            driver.RunOptions(
+                row_limit=row_limit,
+                in_process=in_process,
+                allow_other_questions=allow_other_questions,
+                retry_kind=retry_kind,
+            ),
+            say=self.messages.append,
         )
 
-    def parts(self, out: str = "out") -> dict[str, int]:
-        """The objects with answers, and when each was written."""
-        found = (self.folder / out / "data").glob("fp=*/*.parquet")
-        return {path.name: path.stat().st_mtime_ns for path in found}
+    def list_parts(self, out: str = "out") -> dict[str, int]:
+        """The files with answers, and when each was written."""
+        paths = (self.folder / out / "data").glob("fp=*/*.parquet")
+        return {path.name: path.stat().st_mtime_ns for path in paths}
 
-    def data(self, out: str = "out") -> list[dict[str, Any]]:
-        return read(self.folder / out / "data")
+    def read_answers(self, out: str = "out") -> list[dict[str, Any]]:
+        return read_rows(self.folder / out / "data")
 
-    def errors(self, out: str = "out") -> list[dict[str, Any]]:
-        return read(self.folder / out / "errors")
+    def read_dead_letters(self, out: str = "out") -> list[dict[str, Any]]:
+        return read_rows(self.folder / out / "errors")
 
-    def ids(self, out: str = "out") -> list[str]:
-        return [row["id"] for row in self.data(out)]
+    def list_answered_ids(self, out: str = "out") -> list[str]:
+        return [row["id"] for row in self.read_answers(out)]
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
+def read_rows(folder: Path) -> list[dict[str, Any]]:
     rows = [row for path in sorted(folder.glob("fp=*/*.parquet")) for row in pq.ParquetFile(path).read().to_pylist()]
     return sorted(rows, key=lambda row: str(row["id"]))
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
+def workspace(tmp_path: Path) -> JobWorkspace:
+    return JobWorkspace(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def surroundings() -> Iterator[dict[str, str]]:
-    """The environment of a child that runs Ray: a short folder of its own, whose processes end with the module."""
+def ray_environment() -> Iterator[dict[str, str]]:
+    """Environment variables for a child that runs Ray in a folder of its own. Its processes end with the module."""
     folder = tempfile.mkdtemp(prefix="vl")
     path = f"{ROOT / '.venv/bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     yield {**env, "RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled", "PATH": path}
-    end(folder)
+    kill_processes(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def wait_for(url: str) -> None:
+def wait_for_url(url: str) -> None:
     for _ in range(1200):
         try:
             urllib.request.urlopen(url, timeout=2)
@@ -134,18 +137,18 @@ def wait_for(url: str) -> None:
     raise AssertionError(f"{url} does not answer")
 
 
-def end(folder: str) -> None:
-    """Kill the processes whose command line names the folder, each by its pid."""
-    found = []
+def kill_processes(folder: str) -> None:
+    """Kill the processes whose command line names the folder."""
+    killed = []
     for process in psutil.process_iter(["cmdline"]):
         if any(folder in word for word in process.info["cmdline"] or ()):
             process.kill()
-            found.append(process)
-    psutil.wait_procs(found, timeout=20)
+            killed.append(process)
+    psutil.wait_procs(killed, timeout=20)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, surroundings):
-    """The environment in which s3:// is a server of the module's own."""
+def s3_environment(tmp_path_factory, ray_environment):
+    """`ray_environment` with an S3 server that belongs to the module."""
     with Seaweed(tmp_path_factory.mktemp("weed")) as seaweed:
-        yield {**surroundings, **seaweed.environment}
+        yield {**ray_environment, **seaweed.environment}

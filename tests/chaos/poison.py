@@ -18,7 +18,7 @@ import ray
 
 from tests.bench import harness
 from tests.cluster.hostile import DEADLINE_S
-from tests.workspace import Desk
+from tests.workspace import JobWorkspace
 
 SORTS = [f"{where}-{how}" for where in ("engine", "prepare") for how in ("segfault", "hang", "memory")]
 
@@ -56,17 +56,17 @@ def main() -> None:
     options = parser.parse_args()
     lines = []
     with hostile_ray() as folder:
-        desk = Desk(folder)
+        workspace = JobWorkspace(folder)
         for sort in options.sorts:
-            rows = desk.draw(options.rows)
+            rows = workspace.draw_images(options.rows)
             rows[options.rows // 2]["id"] = sort
-            desk.manifest(rows)
+            workspace.write_manifest(rows)
             started = time.monotonic()
             output = {"path": str(folder / sort), "chunk_rows": 64}
-            code = desk.run(here=False, output=output, limits={"deadline_s": DEADLINE_S})
-            (letter,) = desk.errors(sort)
-            answered = set(desk.ids(sort))
-            assert (code, len(desk.ids(sort))) == (3, options.rows - 1)
+            code = workspace.run_job(in_process=False, output=output, limits={"deadline_s": DEADLINE_S})
+            (letter,) = workspace.read_dead_letters(sort)
+            answered = set(workspace.list_answered_ids(sort))
+            assert (code, len(workspace.list_answered_ids(sort))) == (3, options.rows - 1)
             assert answered | {letter["id"]} == {row["id"] for row in rows}
             said = letter["message"].partition("The last one said: ")[2].partition(". Look")[0]
             lines.append([sort, len(answered), f"{letter['stage']}/{letter['kind']}", said, time.monotonic() - started])

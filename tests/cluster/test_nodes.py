@@ -26,7 +26,7 @@ from ray.job_submission import JobSubmissionClient
 from pipeline.cluster.metrics import METRICS, to_prometheus_name
 from tests.run.test_s3 import picture, read
 from tests.seaweed import KEY, SECRET, free_ports
-from tests.workspace import wait_for
+from tests.workspace import wait_for_url
 
 ROOT = Path(__file__).parents[2]
 NIGHTLY = ROOT / "infra/kuberay/base/nightly.yaml"
@@ -37,16 +37,16 @@ RAY = os.path.join(os.path.dirname(sys.executable), "ray")
 class Nodes:
     """Raylets with folders of their own, and a command that submits to them."""
 
-    def __init__(self, surroundings, hidden: Path, inside: dict[str, str]):
-        self.folder = surroundings["RAY_TMPDIR"]
-        self.hidden, self.env = hidden, {**surroundings, **inside}
-        self.outside = {name: value for name, value in surroundings.items() if not name.startswith("AWS_")}
+    def __init__(self, ray_environment, hidden: Path, inside: dict[str, str]):
+        self.folder = ray_environment["RAY_TMPDIR"]
+        self.hidden, self.env = hidden, {**ray_environment, **inside}
+        self.outside = {name: value for name, value in ray_environment.items() if not name.startswith("AWS_")}
         gcs, board, client = free_ports(3)
         self.gcs, self.url, self.metrics = f"127.0.0.1:{gcs}", f"http://127.0.0.1:{board}", []
         self.start(
             "--head", f"--port={gcs}", f"--dashboard-port={board}", f"--ray-client-server-port={client}", "--num-cpus=2"
         )
-        wait_for(f"{self.url}/api/jobs/")
+        wait_for_url(f"{self.url}/api/jobs/")
 
     def start(self, *words: str) -> None:
         agent, grpc, metrics = free_ports(3)
@@ -85,22 +85,22 @@ class Nodes:
 
 
 @pytest.fixture(scope="module")
-def nodes(server, surroundings, tmp_path_factory):
+def nodes(s3_environment, ray_environment, tmp_path_factory):
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
         pytest.skip("needs mount namespaces (root, or CAP_SYS_ADMIN) for nodes that share no disk")
-    inside = {name: value for name, value in server.items() if name.startswith("AWS_")}
+    inside = {name: value for name, value in s3_environment.items() if name.startswith("AWS_")}
     inside |= {
         "VLBATCH_AUTOSCALING": "1",
         "RAY_metrics_report_interval_ms": "1000",
         "RAY_raylet_start_wait_time_s": "120",
     }
-    return Nodes(surroundings, tmp_path_factory.mktemp("hidden"), inside)
+    return Nodes(ray_environment, tmp_path_factory.mktemp("hidden"), inside)
 
 
 @pytest.fixture(scope="module")
-def store(server):
+def store(s3_environment):
     out = s3fs.S3FileSystem(
-        key=KEY, secret=SECRET, endpoint_url=server["AWS_ENDPOINT_URL_S3"], skip_instance_cache=True
+        key=KEY, secret=SECRET, endpoint_url=s3_environment["AWS_ENDPOINT_URL_S3"], skip_instance_cache=True
     )
     out.mkdir("night")
     return out

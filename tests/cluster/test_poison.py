@@ -9,22 +9,22 @@ import pytest
 
 from pipeline.errors import PipelineError, StoppedError
 from tests.chaos.poison import hostile_ray
-from tests.workspace import Desk
+from tests.workspace import JobWorkspace
 
 
 @pytest.fixture(scope="module")
-def desk():
+def workspace():
     with hostile_ray() as folder:
-        yield Desk(folder)
+        yield JobWorkspace(folder)
 
 
-def test_rows_that_end_their_process_are_errors_that_say_how_and_all_others_are_answered(desk):
-    rows = desk.draw(48)
+def test_rows_that_end_their_process_are_errors_that_say_how_and_all_others_are_answered(workspace):
+    rows = workspace.draw_images(48)
     rows[5]["id"], rows[40]["id"] = "engine-segfault", "prepare-memory"
-    desk.manifest(rows)
-    assert desk.run(here=False, output={"chunk_rows": 16}) == 3
-    engine, prepare = desk.errors()
-    assert desk.ids() == sorted({row["id"] for row in rows} - {engine["id"], prepare["id"]})
+    workspace.write_manifest(rows)
+    assert workspace.run_job(in_process=False, output={"chunk_rows": 16}) == 3
+    engine, prepare = workspace.read_dead_letters()
+    assert workspace.list_answered_ids() == sorted({row["id"] for row in rows} - {engine["id"], prepare["id"]})
     assert [engine["id"], prepare["id"]] == ["engine-segfault", "prepare-memory"]
     assert (engine["stage"], engine["kind"], engine["attempts"]) == ("generate", "worker_died", 3)
     assert (prepare["stage"], prepare["kind"], prepare["attempts"]) == ("decode", "worker_died", 3)
@@ -32,13 +32,17 @@ def test_rows_that_end_their_process_are_errors_that_say_how_and_all_others_are_
     assert "most likely for want of memory" in prepare["message"]
 
 
-def test_an_engine_that_ends_its_process_whenever_it_starts_stops_the_run_and_says_so(desk):
-    desk.manifest(desk.draw(4))
+def test_an_engine_that_ends_its_process_whenever_it_starts_stops_the_run_and_says_so(workspace):
+    workspace.write_manifest(workspace.draw_images(4))
     with pytest.raises(StoppedError, match=r"(?s)died while they started.*most likely for want of memory"):
-        desk.run(here=False, engine={"default": "memory"}, output={"path": str(desk.folder / "never")})
+        workspace.run_job(
+            in_process=False, engine={"default": "memory"}, output={"path": str(workspace.folder / "never")}
+        )
 
 
-def test_what_keeps_a_preparing_worker_from_starting_reaches_the_user_in_its_own_words(desk):
-    desk.manifest(desk.draw(4))
+def test_what_keeps_a_preparing_worker_from_starting_reaches_the_user_in_its_own_words(workspace):
+    workspace.write_manifest(workspace.draw_images(4))
     with pytest.raises(PipelineError, match=r"^there is no tokenizer on this node$"):
-        desk.run(here=False, engine={"default": "no preparer"}, output={"path": str(desk.folder / "nor this")})
+        workspace.run_job(
+            in_process=False, engine={"default": "no preparer"}, output={"path": str(workspace.folder / "nor this")}
+        )

@@ -50,18 +50,24 @@ def shown(rows):
 
 
 @pytest.mark.usefixtures("session")
-def test_a_cluster_writes_what_one_process_writes(desk):
-    desk.manifest([*desk.draw(14), *desk.spoil(2), {"id": "gone", "image": "pics/gone.png", "hint": "h"}])
-    assert desk.run() == 3
-    assert desk.run(here=False, output={"path": str(desk.folder / "there")}) == 3
-    assert len(desk.data("there")) == 14
-    assert shown(desk.data("there")) == shown(desk.data())
-    assert shown(desk.errors("there")) == shown(desk.errors())
-    assert desk.parts("there").keys() == desk.parts().keys()
+def test_a_cluster_writes_what_one_process_writes(workspace):
+    workspace.write_manifest(
+        [
+            *workspace.draw_images(14),
+            *workspace.write_broken_images(2),
+            {"id": "gone", "image": "pics/gone.png", "hint": "h"},
+        ]
+    )
+    assert workspace.run_job() == 3
+    assert workspace.run_job(in_process=False, output={"path": str(workspace.folder / "there")}) == 3
+    assert len(workspace.read_answers("there")) == 14
+    assert shown(workspace.read_answers("there")) == shown(workspace.read_answers())
+    assert shown(workspace.read_dead_letters("there")) == shown(workspace.read_dead_letters())
+    assert workspace.list_parts("there").keys() == workspace.list_parts().keys()
 
 
 @pytest.mark.usefixtures("session")
-def test_what_one_process_began_a_cluster_finishes_in_waves(desk, monkeypatch):
+def test_what_one_process_began_a_cluster_finishes_in_waves(workspace, monkeypatch):
     waves, receipts = [], ray_runner.build_dataset
 
     def noting(work, chunks, ledger):
@@ -70,93 +76,95 @@ def test_what_one_process_began_a_cluster_finishes_in_waves(desk, monkeypatch):
 
     monkeypatch.setattr(ray_runner, "WAVE", 1)
     monkeypatch.setattr(ray_runner, "receipts", noting)
-    desk.manifest(desk.draw(18))
-    assert desk.run(limit=5) == 0
-    begun = desk.parts()
-    assert desk.run(here=False) == 0
+    workspace.write_manifest(workspace.draw_images(18))
+    assert workspace.run_job(row_limit=5) == 0
+    begun = workspace.list_parts()
+    assert workspace.run_job(in_process=False) == 0
     assert waves == [1, 1, 1, 1]
-    assert desk.ids() == sorted(f"r{n}" for n in range(18))
-    assert begun.items() <= desk.parts().items()
+    assert workspace.list_answered_ids() == sorted(f"r{n}" for n in range(18))
+    assert begun.items() <= workspace.list_parts().items()
 
 
 @pytest.mark.usefixtures("session")
-def test_a_killed_run_submitted_again_answers_every_row_once_and_redoes_no_chunk(desk, surroundings):
-    desk.manifest(desk.draw(48))
+def test_a_killed_run_submitted_again_answers_every_row_once_and_redoes_no_chunk(workspace, ray_environment):
+    workspace.write_manifest(workspace.draw_images(48))
     slow = {"kind": "scripted", "default": "seen {id}", "slots": 1, "delay_ms": 200}
-    command = [sys.executable, "-m", "pipeline", "run", str(desk.yaml(engine=slow))]
-    first = subprocess.Popen(command, env=surroundings, start_new_session=True, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "pipeline", "run", str(workspace.write_job_file(engine=slow))]
+    first = subprocess.Popen(command, env=ray_environment, start_new_session=True, stderr=subprocess.DEVNULL)
     try:
-        until(lambda: desk.parts() or first.poll() is not None)
+        until(lambda: workspace.list_parts() or first.poll() is not None)
     finally:
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
-    settled = until_still(desk)
+    settled = until_still(workspace)
     assert 1 <= len(settled) < 12
-    assert desk.run(here=False) == 0
-    assert Counter(desk.ids()) == Counter(f"r{n}" for n in range(48))
-    assert settled.items() <= desk.parts().items()
-    assert f"{4 * len(settled)} done before" in desk.said[0]
+    assert workspace.run_job(in_process=False) == 0
+    assert Counter(workspace.list_answered_ids()) == Counter(f"r{n}" for n in range(48))
+    assert settled.items() <= workspace.list_parts().items()
+    assert f"{4 * len(settled)} done before" in workspace.messages[0]
 
 
 @pytest.fixture
-def scattered(desk, monkeypatch):
+def scattered(workspace, monkeypatch):
     """A function: a manifest of one row a file, and a run over it that cuts files in tasks."""
     monkeypatch.setattr(ray_runner, "MANY_FILES", 1)
 
     def run(rows, **more):
-        (desk.folder / "m").mkdir()
+        (workspace.folder / "m").mkdir()
         columns = pa.schema([(name, pa.string()) for name in ("id", "image", "hint")])
         for number, row in enumerate(rows):
-            one = pa.Table.from_pylist([{**row, "image": str(desk.folder / row["image"])}], columns)
-            pq.write_table(one, desk.folder / f"m/{number}.parquet")
-        return desk.run(here=False, input={"manifest": str(desk.folder / "m"), "roots": [str(desk.folder)]}, **more)
+            one = pa.Table.from_pylist([{**row, "image": str(workspace.folder / row["image"])}], columns)
+            pq.write_table(one, workspace.folder / f"m/{number}.parquet")
+        return workspace.run_job(
+            in_process=False, input={"manifest": str(workspace.folder / "m"), "roots": [str(workspace.folder)]}, **more
+        )
 
     return run
 
 
 @pytest.mark.usefixtures("session")
-def test_what_is_wrong_with_one_file_of_many_is_told_without_a_traceback(desk, scattered):
-    first, second = desk.draw(2)
+def test_what_is_wrong_with_one_file_of_many_is_told_without_a_traceback(workspace, scattered):
+    first, second = workspace.draw_images(2)
     with pytest.raises(JobError, match=r"^file://\S+/1\.parquet: column id \(input\.id\) is empty in a row"):
         scattered([first, {**second, "id": None}])
 
 
 @pytest.mark.usefixtures("session")
-def test_a_trial_of_many_files_cuts_no_more_of_them_than_it_needs(desk, scattered, monkeypatch):
+def test_a_trial_of_many_files_cuts_no_more_of_them_than_it_needs(workspace, scattered, monkeypatch):
     monkeypatch.setattr(ray_runner, "cut_there", lambda *_: pytest.fail("all files are cut"))
-    first, second = desk.draw(2)
+    first, second = workspace.draw_images(2)
     assert scattered([first, {**second, "id": None}], limit=1) == 0
-    assert desk.ids() == ["r0"]
+    assert workspace.list_answered_ids() == ["r0"]
 
 
 @pytest.mark.usefixtures("session")
-def test_a_run_leaves_its_callers_ray_and_process_as_they_were(desk):
+def test_a_run_leaves_its_callers_ray_and_process_as_they_were(workspace):
     def state():
         context = DataContext.get_current()
         threads = [thread.name for thread in threading.enumerate() if thread.name != "Prefetcher"]  # of Ray
         return context.target_max_block_size, context.enable_progress_bars, context.autoscaling_config, threads
 
-    desk.manifest(desk.draw(4))
+    workspace.write_manifest(workspace.draw_images(4))
     before = copy.deepcopy(state())
-    assert desk.run(here=False) == 0
+    assert workspace.run_job(in_process=False) == 0
     assert state() == before
 
 
 @pytest.mark.usefixtures("session")
-def test_a_run_that_ends_early_leaves_nobody_who_would_ask_ray_after_its_end(desk):
-    desk.manifest([*desk.spoil(100), *desk.draw(200)])
+def test_a_run_that_ends_early_leaves_nobody_who_would_ask_ray_after_its_end(workspace):
+    workspace.write_manifest([*workspace.write_broken_images(100), *workspace.draw_images(200)])
     with pytest.raises(StoppedError) as stopped:
-        desk.run(here=False, limits={"error_rate": 0.5})
+        workspace.run_job(in_process=False, limits={"error_rate": 0.5})
     assert "more than limits.error_rate" in str(stopped.value)
     assert not [thread for thread in threading.enumerate() if thread.name == ray_runner.READER_THREAD_NAME]
 
 
-def test_a_run_says_nothing_but_its_own_lines_and_what_ray_logs_where_that_is_asked_for(desk, surroundings):
-    desk.manifest(desk.draw(6))
+def test_a_run_says_nothing_but_its_own_lines_and_what_ray_logs_where_that_is_asked_for(workspace, ray_environment):
+    workspace.write_manifest(workspace.draw_images(6))
     said = []
     for words in ([], ["--ray-log", "--on-change=add", "--set=prompt.user=What colour is it?"]):
-        command = [sys.executable, "-m", "pipeline", "run", str(desk.yaml()), *words]
-        done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "pipeline", "run", str(workspace.write_job_file()), *words]
+        done = subprocess.run(command, env=ray_environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout == "" or words
         said.append(done.stderr)
@@ -164,7 +172,7 @@ def test_a_run_says_nothing_but_its_own_lines_and_what_ray_logs_where_that_is_as
     assert all("rows/s" in line for line in between)  # a slow machine is told how it goes
     assert first == "t: 6 rows; 6 to do in 2 chunks"
     assert last.startswith("6 answered, 0 failed in ")
-    assert where.startswith(f"answers: {desk.folder}/out/data/")
+    assert where.startswith(f"answers: {workspace.folder}/out/data/")
     assert "Started a local Ray instance" in said[1]
 
 
@@ -176,10 +184,10 @@ def until(there) -> None:
     raise AssertionError("nothing came in five minutes")
 
 
-def until_still(desk):
+def until_still(workspace):
     """The parts, once what the killed run left behind has ended too."""
     before = None
-    while before != (now := desk.parts()):
+    while before != (now := workspace.list_parts()):
         before = now
         time.sleep(2)
     return now

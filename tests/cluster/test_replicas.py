@@ -49,11 +49,11 @@ def found(words: str) -> list[psutil.Process]:
 
 
 @BY_HAND
-def test_rows_are_answered_once_while_ranks_and_a_node_are_killed(desk, nodes, tmp_path):
+def test_rows_are_answered_once_while_ranks_and_a_node_are_killed(workspace, nodes, tmp_path):
     add, made = nodes
     places = [add(num_cpus=3) for _ in range(2)]
     ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
-    desk.manifest(desk.draw(300))
+    workspace.write_manifest(workspace.draw_images(300))
     told: list[str] = []
 
     def strike() -> None:
@@ -62,15 +62,15 @@ def test_rows_are_answered_once_while_ranks_and_a_node_are_killed(desk, nodes, t
             (15, "rank 0", lambda: found(REPLICA)[0].kill()),
             (28, "a node", lambda: made.remove_node(places[0], allow_graceful=False)),
         ):
-            while len(desk.parts()) < parts or len(found(RANK)) < 2:
+            while len(workspace.list_parts()) < parts or len(found(RANK)) < 2:
                 time.sleep(0.2)
-            told.append(f"{what} at {len(desk.parts())} of 50 parts")
+            told.append(f"{what} at {len(workspace.list_parts())} of 50 parts")
             blow()
 
     striker = Thread(target=strike, daemon=True)
     striker.start()
-    code = desk.run(
-        here=False,
+    code = workspace.run_job(
+        in_process=False,
         model={"weights": str(write_random_checkpoint(tmp_path / "model", "qwen3_vl")), "tensor_parallel": 2},
         engine={"kind": "torch", "slots": 4, "kv_tokens": 2000, "hang_s": 60},
         answer={"max_new_tokens": 16},
@@ -78,20 +78,20 @@ def test_rows_are_answered_once_while_ranks_and_a_node_are_killed(desk, nodes, t
         workers={"generate": {"min": 2, "max": 2, "cpus": 2}, "prepare": {"max": 1}},
         output={"chunk_rows": 6},
     )
-    log.info("%s %s", told, desk.said)
+    log.info("%s %s", told, workspace.messages)
     assert len(told) == 3
     assert code == 0
-    assert Counter(desk.ids()) == Counter(f"r{number}" for number in range(300))
-    assert desk.errors() == []
+    assert Counter(workspace.list_answered_ids()) == Counter(f"r{number}" for number in range(300))
+    assert workspace.read_dead_letters() == []
     until(lambda: not found(RANK))
 
 
 @BY_HAND
-def test_a_pool_grows_under_load_and_is_gone_when_its_input_ends(desk, nodes):
+def test_a_pool_grows_under_load_and_is_gone_when_its_input_ends(workspace, nodes):
     add, made = nodes
     add(num_cpus=6)
     ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
-    desk.manifest(desk.draw(480))
+    workspace.write_manifest(workspace.draw_images(480))
     sizes: list[int] = []
     ended: list[bool] = []
 
@@ -102,8 +102,8 @@ def test_a_pool_grows_under_load_and_is_gone_when_its_input_ends(desk, nodes):
 
     watcher = Thread(target=watch)
     watcher.start()
-    code = desk.run(
-        here=False,
+    code = workspace.run_job(
+        in_process=False,
         engine={"kind": "scripted", "default": "seen {id}", "slots": 4, "delay_ms": 1500},
         workers={"generate": {"min": 1, "max": 4, "cpus": 1}, "prepare": {"max": 1}},
         output={"chunk_rows": 4},
@@ -111,11 +111,11 @@ def test_a_pool_grows_under_load_and_is_gone_when_its_input_ends(desk, nodes):
     until(lambda: not found(REPLICA))
     ended.append(True)
     watcher.join()
-    log.info("%s %s", sizes, desk.said)
+    log.info("%s %s", sizes, workspace.messages)
     assert code == 0
     assert max(sizes) == 4
     assert sorted(set(sizes), key=sizes.index)[:2] == [0, 1]
-    assert Counter(desk.ids()) == Counter(f"r{number}" for number in range(480))
+    assert Counter(workspace.list_answered_ids()) == Counter(f"r{number}" for number in range(480))
 
 
 def until(there: Callable[[], object]) -> None:

@@ -18,7 +18,7 @@ import pytest
 from pipeline.builtin import scene_files
 from pipeline.cluster.metrics import METRICS, to_prometheus_name
 from tests.seaweed import free_ports
-from tests.workspace import wait_for
+from tests.workspace import wait_for_url
 
 ROOT = Path(__file__).parents[2]
 JOB = "jobs/demo/caption.yaml"
@@ -32,10 +32,10 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def submit(surroundings, place):
+def submit(ray_environment, place):
     """A function: the end of `ray job submit ...` on a cluster of the test's own."""
     port, board, agent, agent_grpc, client, metrics = free_ports(6)
-    env = {**surroundings, "DEMO": str(place), "RAY_metrics_report_interval_ms": "1000"}
+    env = {**ray_environment, "DEMO": str(place), "RAY_metrics_report_interval_ms": "1000"}
     ray = os.path.join(os.path.dirname(sys.executable), "ray")
     subprocess.run(
         [
@@ -50,7 +50,7 @@ def submit(surroundings, place):
         capture_output=True,
     )
     url = f"http://127.0.0.1:{board}"
-    wait_for(f"{url}/api/jobs/")
+    wait_for_url(f"{url}/api/jobs/")
 
     def run(*words: str, scraped: set[str] | None = None) -> subprocess.CompletedProcess[str]:
         command = [ray, "job", "submit", "--address", url, *words]

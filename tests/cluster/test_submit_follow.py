@@ -37,15 +37,15 @@ class Client:
 
 
 @pytest.fixture
-def follow(desk, monkeypatch):
+def follow(workspace, monkeypatch):
     """A function: the exit code of a submission to a cluster that is silent so often."""
     monkeypatch.setattr(submit, "LOOK_S", 0.01)
     monkeypatch.setattr(submit, "LOST_S", 0.5)
-    desk.manifest(desk.draw(1))
+    workspace.write_manifest(workspace.draw_images(1))
 
     def run(silent):
         monkeypatch.setattr(submit, "connect", lambda address: Client(silent))
-        return main(["submit", str(desk.yaml()), "--follow"])
+        return main(["submit", str(workspace.write_job_file()), "--follow"])
 
     return run
 

@@ -33,10 +33,10 @@ def video(path, frames, size=(96, 64)):
 
 
 @pytest.fixture
-def mixed(desk):
+def mixed(workspace):
     """Rows of every kind, some of them with something wrong that a header tells."""
-    pics = desk.folder / "pics"
-    rows = desk.draw(6)
+    pics = workspace.folder / "pics"
+    rows = workspace.draw_images(6)
     noise(1600, 1200, "JPEG", pics / "large.jpg", quality=95)
     noise(900, 1400, "PNG", pics / "large.png")
     turned = PIL.Image.Exif()
@@ -63,14 +63,14 @@ def mixed(desk):
     ]
     names += ["strip.png", "gone.png"]
     rows += [{"id": name, "image": f"pics/{name}", "hint": "h" * at} for at, name in enumerate(names)]
-    desk.manifest(rows)
+    workspace.write_manifest(rows)
     return {"limits": {"error_rate": 1, "image": {"pixels": HUGE}}, "prompt": {"user": "{hint}: what is it?"}}
 
 
-def test_predicted_tokens_and_failures_are_those_of_the_run(desk, mixed):
-    said = plan_job(Job.model_validate(desk.described(**mixed)), sample_rows=None)
-    assert desk.run(**mixed) == 3
-    data, errors = desk.data(), desk.errors()
+def test_predicted_tokens_and_failures_are_those_of_the_run(workspace, mixed):
+    said = plan_job(Job.model_validate(workspace.build_job(**mixed)), sample_rows=None)
+    assert workspace.run_job(**mixed) == 3
+    data, errors = workspace.read_answers(), workspace.read_dead_letters()
     assert sum(tokens * rows for tokens, rows in said.survey.vision.items()) == sum(r["tokens"]["vision"] for r in data)
     assert said.load.prompt == sum(row["tokens"]["prompt"] for row in data)
     assert sorted(said.survey.vision.elements()) == sorted(row["tokens"]["vision"] for row in data)
@@ -86,58 +86,58 @@ def test_predicted_tokens_and_failures_are_those_of_the_run(desk, mixed):
     assert said.survey.media == {"image": 13, "video": 1}
 
 
-def test_of_a_large_picture_only_the_beginning_is_read(desk, mixed, monkeypatch):
+def test_of_a_large_picture_only_the_beginning_is_read(workspace, mixed, monkeypatch):
     wholes = []
     monkeypatch.setattr(HeaderFetcher, "_whole", lambda self, source: wholes.append(source))
-    job = Job.model_validate(desk.described(**mixed))
-    big = [desk.folder / f"pics/{name}" for name in ("large.jpg", "large.png")]
+    job = Job.model_validate(workspace.build_job(**mixed))
+    big = [workspace.folder / f"pics/{name}" for name in ("large.jpg", "large.png")]
     assert all(path.stat().st_size > 3 * PREFIX_BYTES for path in big)
-    desk.manifest([{"id": path.name, "image": str(path), "hint": ""} for path in big])
+    workspace.write_manifest([{"id": path.name, "image": str(path), "hint": ""} for path in big])
     assert plan_job(job, sample_rows=None).survey.answerable_rows == 2
     assert wholes == []
 
 
-def test_a_beginning_that_is_not_enough_is_completed(desk):
-    (desk.folder / "pics").mkdir()
+def test_a_beginning_that_is_not_enough_is_completed(workspace):
+    (workspace.folder / "pics").mkdir()
     exif = PIL.Image.Exif()
     exif[0x010E] = "d" * 60_000
     icc = b"\0" * 120_000  # two markers of colour profile before the size
-    noise(700, 500, "JPEG", desk.folder / "pics/late.jpg", exif=exif, icc_profile=icc)
-    desk.manifest([{"id": "late", "image": "pics/late.jpg", "hint": ""}])
-    said = plan_job(Job.model_validate(desk.described()), sample_rows=None)
+    noise(700, 500, "JPEG", workspace.folder / "pics/late.jpg", exif=exif, icc_profile=icc)
+    workspace.write_manifest([{"id": "late", "image": "pics/late.jpg", "hint": ""}])
+    said = plan_job(Job.model_validate(workspace.build_job()), sample_rows=None)
     assert said.survey.largest == {"image": (700, 500)}
 
 
-def test_a_sample_stands_for_the_rows_it_was_taken_from(desk):
-    desk.manifest(desk.draw(60))
-    said = plan_job(Job.model_validate(desk.described()), sample_rows=20)
+def test_a_sample_stands_for_the_rows_it_was_taken_from(workspace):
+    workspace.write_manifest(workspace.draw_images(60))
+    said = plan_job(Job.model_validate(workspace.build_job()), sample_rows=20)
     assert said.survey.rows == 30  # two of each of fifteen chunks
     assert said.rows_left == 60
     assert said.load.rows == 60
     assert said.load.vision == 2 * sum(tokens * rows for tokens, rows in said.survey.vision.items())
 
 
-def test_what_was_answered_before_is_not_planned_and_tells_how_long_answers_are(desk):
-    desk.manifest(desk.draw(12))
-    desk.run(limit=8, engine={"default": "one two three"})
-    said = plan_job(Job.model_validate(desk.described(engine={"default": "one two three"})), sample_rows=None)
+def test_what_was_answered_before_is_not_planned_and_tells_how_long_answers_are(workspace):
+    workspace.write_manifest(workspace.draw_images(12))
+    workspace.run_job(row_limit=8, engine={"default": "one two three"})
+    said = plan_job(Job.model_validate(workspace.build_job(engine={"default": "one two three"})), sample_rows=None)
     assert (said.rows, said.rows_left, said.survey.rows) == (12, 4, 4)
     assert (said.answers_known, said.answer_tokens) == (8, 3.0)
-    desk.run(engine={"default": "one two three"})
-    said = plan_job(Job.model_validate(desk.described(engine={"default": "one two three"})), sample_rows=None)
+    workspace.run_job(engine={"default": "one two three"})
+    said = plan_job(Job.model_validate(workspace.build_job(engine={"default": "one two three"})), sample_rows=None)
     assert list(format.format_plan(said)) == ["t: 12 rows, 12 done before, 0 to do", "nothing is left to plan"]
 
 
-def test_smaller_pictures_are_advised_with_what_they_save(desk):
-    (desk.folder / "pics").mkdir()
+def test_smaller_pictures_are_advised_with_what_they_save(workspace):
+    (workspace.folder / "pics").mkdir()
     for at in range(4):
-        noise(*((1600, 1600) if at else (200, 200)), "JPEG", desk.folder / f"pics/{at}.jpg")
-    desk.manifest([{"id": str(at), "image": f"pics/{at}.jpg", "hint": ""} for at in range(4)])
-    said = plan_job(Job.model_validate(desk.described(media={"max_pixels": 1_000_000})), sample_rows=None)
+        noise(*((1600, 1600) if at else (200, 200)), "JPEG", workspace.folder / f"pics/{at}.jpg")
+    workspace.write_manifest([{"id": str(at), "image": f"pics/{at}.jpg", "hint": ""} for at in range(4)])
+    said = plan_job(Job.model_validate(workspace.build_job(media={"max_pixels": 1_000_000})), sample_rows=None)
     first = said.advice[0]
     assert first.key == "media.max_pixels"
     assert first.changes == 0.75
-    smaller = plan_job(Job.model_validate(desk.described(media={"max_pixels": first.value})), sample_rows=None)
+    smaller = plan_job(Job.model_validate(workspace.build_job(media={"max_pixels": first.value})), sample_rows=None)
     assert 1 - smaller.load.vision / said.load.vision == pytest.approx(first.saves)
 
 
@@ -155,8 +155,8 @@ def test_a_model_that_has_no_room_for_the_longest_row_is_said_not_to_fit():
     assert not any(each.measured for each in costs)
 
 
-def test_the_command_prints_a_plan_for_people_and_for_programs(desk, mixed, capsys):
-    job = str(desk.yaml(**mixed))
+def test_the_command_prints_a_plan_for_people_and_for_programs(workspace, mixed, capsys):
+    job = str(workspace.write_job_file(**mixed))
     assert main(["plan", job, "--all", "--gpu", "H100", "--price", "2"]) == 0
     said = capsys.readouterr()
     assert "t: 17 rows, 17 to do" in said.out
@@ -171,9 +171,9 @@ def test_the_command_prints_a_plan_for_people_and_for_programs(desk, mixed, caps
     assert "Did you mean 'H100'?" in capsys.readouterr().err
 
 
-def test_of_rows_that_all_fail_a_plan_says_why_and_nothing_about_gpus(desk):
-    desk.manifest(desk.spoil(2))
-    said = list(format.format_plan(plan_job(Job.model_validate(desk.described()))))
+def test_of_rows_that_all_fail_a_plan_says_why_and_nothing_about_gpus(workspace):
+    workspace.write_manifest(workspace.write_broken_images(2))
+    said = list(format.format_plan(plan_job(Job.model_validate(workspace.build_job()))))
     assert said[:3] == ["t: 2 rows, 2 to do", "headers read: all of them", ""]
     assert said[3] == "rows that will fail: 2, 100.0%"
     assert len(said) == 5

@@ -19,10 +19,16 @@ from pipeline.run import driver, preflight
 from pipeline.run.lease import Lease
 
 
-def test_an_output_says_what_is_answered_wrong_and_left(desk):
-    desk.manifest([*desk.draw(9), *desk.spoil(2), {"id": "gone", "image": "pics/gone.png", "hint": "h"}])
-    desk.run()
-    found = read_status(str(desk.folder / "out"))
+def test_an_output_says_what_is_answered_wrong_and_left(workspace):
+    workspace.write_manifest(
+        [
+            *workspace.draw_images(9),
+            *workspace.write_broken_images(2),
+            {"id": "gone", "image": "pics/gone.png", "hint": "h"},
+        ]
+    )
+    workspace.run_job()
+    found = read_status(str(workspace.folder / "out"))
     assert (found.answered, found.rows, found.left, found.parts) == (9, 12, 0, 3)
     assert found.wrong == {"decode/unknown_format": 2, "fetch/not_found": 1}
     said = "\n".join(format_status(found))
@@ -33,95 +39,95 @@ def test_an_output_says_what_is_answered_wrong_and_left(desk):
     assert " done " in said
 
 
-def test_what_a_stopped_run_left_is_counted(desk):
-    desk.manifest(desk.draw(12))
-    desk.run()
-    one = min((desk.folder / "out/data").glob("fp=*/*.parquet"))
+def test_what_a_stopped_run_left_is_counted(workspace):
+    workspace.write_manifest(workspace.draw_images(12))
+    workspace.run_job()
+    one = min((workspace.folder / "out/data").glob("fp=*/*.parquet"))
     one.unlink()
-    found = read_status(str(desk.folder / "out"))
+    found = read_status(str(workspace.folder / "out"))
     assert found.left == 4
     assert "give the same run command again" in "\n".join(format_status(found))
 
 
-def test_a_row_that_failed_before_its_manifest_was_rewritten_and_was_answered_since_is_not_wrong(desk):
-    bad = desk.spoil(2)
-    desk.manifest([*desk.draw(6), *bad])
-    assert desk.run() == 3
-    good = (desk.folder / "pics/0.png").read_bytes()
-    (desk.folder / "pics/bad0.png").write_bytes(good)
-    desk.manifest([bad[0], *desk.draw(6), bad[1]])  # other chunks: all that failed is asked anew
-    assert desk.run() == 3
-    found = read_status(str(desk.folder / "out"))
+def test_a_row_that_failed_before_its_manifest_was_rewritten_and_was_answered_since_is_not_wrong(workspace):
+    bad = workspace.write_broken_images(2)
+    workspace.write_manifest([*workspace.draw_images(6), *bad])
+    assert workspace.run_job() == 3
+    good = (workspace.folder / "pics/0.png").read_bytes()
+    (workspace.folder / "pics/bad0.png").write_bytes(good)
+    workspace.write_manifest([bad[0], *workspace.draw_images(6), bad[1]])  # other chunks: all that failed is asked anew
+    assert workspace.run_job() == 3
+    found = read_status(str(workspace.folder / "out"))
     assert (found.answered, found.wrong, found.left) == (7, {"decode/unknown_format": 1}, 0)
 
 
-def test_what_is_left_is_of_the_manifest_of_the_last_run_whatever_was_answered_before(desk):
-    desk.manifest(desk.draw(12))
-    assert desk.run() == 0
-    bad = desk.spoil(1)
-    desk.manifest([*desk.draw(11, start=20), *bad])  # as of another day
-    assert desk.run() == 3
-    assert read_status(str(desk.folder / "out")).left == 0
-    for path in sorted((desk.folder / "out/data").glob("fp=*/*.parquet"), key=os.path.getmtime)[-2:]:
+def test_what_is_left_is_of_the_manifest_of_the_last_run_whatever_was_answered_before(workspace):
+    workspace.write_manifest(workspace.draw_images(12))
+    assert workspace.run_job() == 0
+    bad = workspace.write_broken_images(1)
+    workspace.write_manifest([*workspace.draw_images(11, start=20), *bad])  # as of another day
+    assert workspace.run_job() == 3
+    assert read_status(str(workspace.folder / "out")).left == 0
+    for path in sorted((workspace.folder / "out/data").glob("fp=*/*.parquet"), key=os.path.getmtime)[-2:]:
         path.unlink()  # as if it had died before
-    next((desk.folder / "out/runs").glob(f"{max(os.listdir(desk.folder / 'out/runs'))}/report.json")).unlink()
-    found = read_status(str(desk.folder / "out"))
+    next((workspace.folder / "out/runs").glob(f"{max(os.listdir(workspace.folder / 'out/runs'))}/report.json")).unlink()
+    found = read_status(str(workspace.folder / "out"))
     assert (found.answered, found.rows, found.left, found.wrong) == (16, 12, 8, {})
 
 
-def test_the_last_run_is_the_last_whatever_the_clocks_of_two_machines_say(desk, monkeypatch):
+def test_the_last_run_is_the_last_whatever_the_clocks_of_two_machines_say(workspace, monkeypatch):
     class Ahead(datetime):
         @classmethod
         def now(cls, zone):
             return datetime.now(zone) + timedelta(minutes=10)
 
-    desk.manifest(desk.draw(4))
+    workspace.write_manifest(workspace.draw_images(4))
     with monkeypatch.context() as there:
         there.setattr(preflight, "datetime", Ahead)
-        assert desk.run() == 0
-    desk.manifest(desk.draw(9, start=20))
-    assert desk.run() == 0
-    assert read_status(str(desk.folder / "out")).rows == 9
+        assert workspace.run_job() == 0
+    workspace.write_manifest(workspace.draw_images(9, start=20))
+    assert workspace.run_job() == 0
+    assert read_status(str(workspace.folder / "out")).rows == 9
 
 
-def test_what_a_run_that_died_over_a_rewritten_manifest_asks_anew_is_left_and_not_wrong(desk, monkeypatch):
-    bad = desk.spoil(2)
-    desk.manifest([*desk.draw(6), *bad])
-    assert desk.run() == 3
-    desk.manifest([*desk.draw(5), *bad])
+def test_what_a_run_that_died_over_a_rewritten_manifest_asks_anew_is_left_and_not_wrong(workspace, monkeypatch):
+    bad = workspace.write_broken_images(2)
+    workspace.write_manifest([*workspace.draw_images(6), *bad])
+    assert workspace.run_job() == 3
+    workspace.write_manifest([*workspace.draw_images(5), *bad])
     monkeypatch.setattr(driver, "finish", lambda *_: 9)
-    assert desk.run() == 9
-    found = read_status(str(desk.folder / "out"))
+    assert workspace.run_job() == 9
+    found = read_status(str(workspace.folder / "out"))
     assert (found.answered, found.rows, found.left, found.wrong) == (6, 7, 2, {})
 
 
-def test_rows_that_failed_are_looked_for_in_parts_that_may_answer_them_and_in_no_others(desk, monkeypatch):
-    rows, bad = desk.draw(12), desk.spoil(1)
-    desk.manifest([*bad, *rows])
-    assert desk.run(limit=2) == 3  # a trial, whose chunk the whole does not have
-    assert desk.run() == 3
+def test_rows_that_failed_are_looked_for_in_parts_that_may_answer_them_and_in_no_others(workspace, monkeypatch):
+    rows, bad = workspace.draw_images(12), workspace.write_broken_images(1)
+    workspace.write_manifest([*bad, *rows])
+    assert workspace.run_job(row_limit=2) == 3  # a trial, whose chunk the whole does not have
+    assert workspace.run_job() == 3
     read, seen = OutputStore.read_object, []
     monkeypatch.setattr(OutputStore, "read", lambda store, name: (seen.append(name), read(store, name))[1])
-    assert read_status(str(desk.folder / "out")).wrong == {"decode/unknown_format": 1}
+    assert read_status(str(workspace.folder / "out")).wrong == {"decode/unknown_format": 1}
     assert sum(name.startswith("data/") for name in seen) == 1
 
 
-def test_a_row_that_failed_in_one_form_of_the_manifest_and_was_answered_in_another_is_not_wrong_in_the_first(desk):
-    bad = desk.spoil(1)
-    first = [*desk.draw(3), *bad]
-    desk.manifest(first)
-    assert desk.run() == 3
-    (desk.folder / "pics/bad0.png").write_bytes((desk.folder / "pics/0.png").read_bytes())
-    desk.manifest(first[::-1])
-    assert desk.run() == 0
-    desk.manifest(first)
-    assert desk.run() == 0
-    assert read_status(str(desk.folder / "out")).wrong == {}
+def test_a_row_that_failed_in_one_form_of_the_manifest_and_was_answered_in_another_is_not_wrong_in_the_first(workspace):
+    bad = workspace.write_broken_images(1)
+    first = [*workspace.draw_images(3), *bad]
+    workspace.write_manifest(first)
+    assert workspace.run_job() == 3
+    (workspace.folder / "pics/bad0.png").write_bytes((workspace.folder / "pics/0.png").read_bytes())
+    workspace.write_manifest(first[::-1])
+    assert workspace.run_job() == 0
+    workspace.write_manifest(first)
+    assert workspace.run_job() == 0
+    assert read_status(str(workspace.folder / "out")).wrong == {}
 
 
-def test_a_store_that_stumbles_is_asked_again_and_a_part_that_is_cut_short_is_named(desk, monkeypatch, hurry):
-    desk.manifest(desk.draw(4))
-    desk.run()
+def test_a_store_that_stumbles_is_asked_again_and_a_part_that_is_cut_short_is_named(workspace, monkeypatch, hurry):
+    workspace.write_manifest(workspace.draw_images(4))
+    workspace.run_job()
     for name in ("find", "open"):
         calls, call = count(), getattr(LocalFileSystem, name)
 
@@ -131,29 +137,29 @@ def test_a_store_that_stumbles_is_asked_again_and_a_part_that_is_cut_short_is_na
             return call(*words, **more)
 
         monkeypatch.setattr(LocalFileSystem, name, stumble)
-    assert read_status(str(desk.folder / "out")).answered == 4
-    (part,) = (desk.folder / "out/data").glob("fp=*/*.parquet")
+    assert read_status(str(workspace.folder / "out")).answered == 4
+    (part,) = (workspace.folder / "out/data").glob("fp=*/*.parquet")
     part.write_bytes(part.read_bytes()[:-9])
     with pytest.raises(OutputError, match=rf"{part.name}: is cut short; delete it, and its rows are asked again"):
-        read_status(str(desk.folder / "out"))
+        read_status(str(workspace.folder / "out"))
 
 
-def test_who_is_at_work_is_said(desk):
-    desk.manifest(desk.draw(2))
-    desk.run()
-    store = OutputStore(str(desk.folder / "out"))
+def test_who_is_at_work_is_said(workspace):
+    workspace.write_manifest(workspace.draw_images(2))
+    workspace.run_job()
+    store = OutputStore(str(workspace.folder / "out"))
     with Lease(store, read_status(store.path).fingerprint, "20261121T000000-beef", say=lambda line: None):
         said = "\n".join(format_status(read_status(store.path)))
         assert re.search(r"at work   run 20261121T000000-beef on .*, since \S+ \S+ UTC; seen last 20.* UTC", said)
     assert "at work   nobody" in "\n".join(format_status(read_status(store.path)))
 
 
-def test_the_question_asked_last_is_shown_and_others_by_name(desk, capsys):
-    desk.manifest(desk.draw(3))
-    desk.run()
-    first = read_status(str(desk.folder / "out"))
-    desk.run(prompt={"user": "What colour is it?"}, add=True, limit=2)
-    out = str(desk.folder / "out")
+def test_the_question_asked_last_is_shown_and_others_by_name(workspace, capsys):
+    workspace.write_manifest(workspace.draw_images(3))
+    workspace.run_job()
+    first = read_status(str(workspace.folder / "out"))
+    workspace.run_job(prompt={"user": "What colour is it?"}, allow_other_questions=True, row_limit=2)
+    out = str(workspace.folder / "out")
     second = read_status(out)
     assert second.fingerprint != first.fingerprint
     assert (second.answered, second.rows, second.questions) == (2, 2, 2)

@@ -20,15 +20,15 @@ def quick(monkeypatch):
     monkeypatch.setenv("LLM_KEY", KEY)
 
 
-def command(desk, talker, *more, **sections):
+def command(workspace, talker, *more, **sections):
     engine = {"kind": "http", "url": talker.url, "api_key": "${LLM_KEY}", "price": {"input": 2.0, "output": 10.0}}
-    path = desk.yaml(**{"engine": engine, **sections})
+    path = workspace.write_job_file(**{"engine": engine, **sections})
     text = path.read_text().replace("  default: seen {id}\n", "").replace("  slots: 8\n", "")
     path.write_text(text)
     return [*more[:1], str(path), *more[1:]]
 
 
-def test_no_row_is_lost_to_a_server_in_trouble_and_the_cost_is_told(desk, capsys):
+def test_no_row_is_lost_to_a_server_in_trouble_and_the_cost_is_told(workspace, capsys):
     """Every kind of trouble, in turn, at half of the requests."""
     troubles = [
         wrong(429, "slow", **{"Retry-After": "0.01"}),
@@ -43,34 +43,36 @@ def test_no_row_is_lost_to_a_server_in_trouble_and_the_cost_is_told(desk, capsys
             count[0] += 1
             return troubles[count[0] // 2 % len(troubles)] if count[0] % 2 else said("fine")
 
-    desk.manifest(desk.draw(20))
+    workspace.write_manifest(workspace.draw_images(20))
     with Talker(script) as talker:
-        assert main(command(desk, talker, "run", "--local")) == 0
-    assert desk.ids() == sorted(f"r{number}" for number in range(20))
-    assert {row["tokens"]["prompt"] for row in desk.data()} == {7}
-    (path,) = (desk.folder / "out/runs").glob("*/report.json")
+        assert main(command(workspace, talker, "run", "--local")) == 0
+    assert workspace.list_answered_ids() == sorted(f"r{number}" for number in range(20))
+    assert {row["tokens"]["prompt"] for row in workspace.read_answers()} == {7}
+    (path,) = (workspace.folder / "out/runs").glob("*/report.json")
     assert json.loads(path.read_text())["cost"] == pytest.approx(20 * (7 * 2.0 + 3 * 10.0) / 1e6)
     assert "cost: 0.00088" in capsys.readouterr().err
-    assert main(["report", str(desk.folder / "out"), "--to", str(desk.folder / "page.html")]) == 0
-    assert "0.00088" in (desk.folder / "page.html").read_text()
+    assert main(["report", str(workspace.folder / "out"), "--to", str(workspace.folder / "page.html")]) == 0
+    assert "0.00088" in (workspace.folder / "page.html").read_text()
 
 
-def test_the_key_is_in_nothing_that_is_written_or_said(desk, capsys):
+def test_the_key_is_in_nothing_that_is_written_or_said(workspace, capsys):
     """Not even where the server sends it back."""
     script = {"fine": said("fine"), "echo": wrong(400, f"key {KEY} may not")}
-    desk.manifest([dict(row, hint="echo" if at else "fine") for at, row in enumerate(desk.draw(3))])
+    workspace.write_manifest(
+        [dict(row, hint="echo" if at else "fine") for at, row in enumerate(workspace.draw_images(3))]
+    )
     with Talker(lambda heard: script["echo" if "echo" in heard.text else "fine"]) as talker:
-        assert main(command(desk, talker, "run", "--local", prompt={"user": "{hint}"})) == 3
+        assert main(command(workspace, talker, "run", "--local", prompt={"user": "{hint}"})) == 3
         assert talker.heard[0].headers["Authorization"] == f"Bearer {KEY}"
-    written = [path for path in (desk.folder / "out").rglob("*") if path.is_file()]
+    written = [path for path in (workspace.folder / "out").rglob("*") if path.is_file()]
     assert {path.suffix for path in written} >= {".json", ".parquet"}
     assert [path for path in written if KEY.encode() in path.read_bytes()] == []
-    assert {row["message"].rpartition(": ")[2] for row in desk.errors()} == {"key *** may not"}
+    assert {row["message"].rpartition(": ")[2] for row in workspace.read_dead_letters()} == {"key *** may not"}
     out = capsys.readouterr()
     assert KEY not in out.out + out.err
 
 
-def test_a_key_that_is_taken_back_stops_the_run_and_the_next_goes_on_from_there(desk, capsys):
+def test_a_key_that_is_taken_back_stops_the_run_and_the_next_goes_on_from_there(workspace, capsys):
     gone = threading.Event()
 
     def script(heard):
@@ -80,37 +82,37 @@ def test_a_key_that_is_taken_back_stops_the_run_and_the_next_goes_on_from_there(
             gone.set()
         return said("fine")
 
-    desk.manifest(desk.draw(20))
+    workspace.write_manifest(workspace.draw_images(20))
     with Talker(script) as talker:
-        assert main(command(desk, talker, "run", "--local")) == 2
+        assert main(command(workspace, talker, "run", "--local")) == 2
         assert "engine.api_key: " in capsys.readouterr().err
-        before = set(desk.ids())
+        before = set(workspace.list_answered_ids())
         assert 4 <= len(before) < 20
         gone.clear()
         asked = len(talker.heard)
         talker.script = lambda heard: said("fine")
-        assert main(command(desk, talker, "run", "--local")) == 0
+        assert main(command(workspace, talker, "run", "--local")) == 0
         assert len(talker.heard) - asked == 20 - len(before)
-    assert desk.ids() == sorted(f"r{number}" for number in range(20))
-    assert desk.errors() == []
+    assert workspace.list_answered_ids() == sorted(f"r{number}" for number in range(20))
+    assert workspace.read_dead_letters() == []
 
 
-def test_a_plan_tells_the_price(desk, capsys):
-    desk.manifest(desk.draw(4))
+def test_a_plan_tells_the_price(workspace, capsys):
+    workspace.write_manifest(workspace.draw_images(4))
     with Talker() as talker:
-        assert main(command(desk, talker, "plan", "--answer-tokens", "100000")) == 0
+        assert main(command(workspace, talker, "plan", "--answer-tokens", "100000")) == 0
         assert talker.heard == []
     out = capsys.readouterr().out
     assert "cost            4.0" in out
     assert "GPU hours" not in out
 
 
-def test_boxes_are_read_as_the_job_says_the_server_writes_them(desk):
+def test_boxes_are_read_as_the_job_says_the_server_writes_them(workspace):
     answer = said('{"boxes": [{"bbox_2d": [0, 0, 500, 1000], "label": "all"}]}')
-    desk.manifest(desk.draw(1))
+    workspace.write_manifest(workspace.draw_images(1))
     more = {"answer": {"schema": "boxes"}}
     with Talker(lambda heard: answer) as talker:
-        path = command(desk, talker, "run", "--local", "--set", "engine.coordinates=thousandths", **more)
+        path = command(workspace, talker, "run", "--local", "--set", "engine.coordinates=thousandths", **more)
         assert main(path) == 0
-    (row,) = desk.data()
+    (row,) = workspace.read_answers()
     assert row["answer"]["boxes"][0]["bbox_2d"] == [0, 0, 20, 30]

@@ -195,8 +195,10 @@ def test_of_many_that_start_at_once_one_at_a_time_is_at_work(store):
     assert most == [1] * 8
 
 
-def test_what_a_killed_runs_workers_were_writing_is_seen_by_the_next_however_it_cuts_the_manifest(desk, monkeypatch):
-    desk.manifest(desk.draw(4))
+def test_what_a_killed_runs_workers_were_writing_is_seen_by_the_next_however_it_cuts_the_manifest(
+    workspace, monkeypatch
+):
+    workspace.write_manifest(workspace.draw_images(4))
     create, began = OutputStore.create_object, threading.Event()
 
     def slow(store, name, data):
@@ -209,16 +211,16 @@ def test_what_a_killed_runs_workers_were_writing_is_seen_by_the_next_however_it_
 
     def run():
         with suppress(StoppedError):  # where it notices before it has ended
-            desk.run(output={"chunk_rows": 4})
+            workspace.run_job(output={"chunk_rows": 4})
 
     first = threading.Thread(target=run)
     monkeypatch.setattr(driver, "Signals", lambda say: nullcontext(Calm()))
     first.start()
     began.wait()
-    job = Job.model_validate(desk.described(output={"chunk_rows": 3}))
+    job = Job.model_validate(workspace.build_job(output={"chunk_rows": 3}))
     assert driver.run_job(job, driver.RunOptions(in_process=True, take_over=True), say=lambda line: None) == 0
     first.join()
-    assert desk.ids() == ["r0", "r1", "r2", "r3"]
+    assert workspace.list_answered_ids() == ["r0", "r1", "r2", "r3"]
 
 
 class Calm:
@@ -233,25 +235,25 @@ def test_another_question_in_the_same_output_has_a_lease_of_its_own(store):
         assert other.epoch == 1
 
 
-def test_a_run_that_slept_while_another_took_over_changes_nothing_when_it_wakes(desk):
-    desk.manifest(desk.draw(24))
+def test_a_run_that_slept_while_another_took_over_changes_nothing_when_it_wakes(workspace):
+    workspace.write_manifest(workspace.draw_images(24))
     slow = {"kind": "scripted", "default": "seen {id}", "slots": 1, "delay_ms": 60}
-    command = [sys.executable, "-m", "pipeline", "run", str(desk.yaml(engine=slow)), "--local"]
+    command = [sys.executable, "-m", "pipeline", "run", str(workspace.write_job_file(engine=slow)), "--local"]
     env = {**os.environ, "VLBATCH_LEASE_S": "1"}
     sleeper = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
     try:
-        while not desk.parts():
+        while not workspace.list_parts():
             assert sleeper.poll() is None
             time.sleep(0.02)
         sleeper.send_signal(signal.SIGSTOP)
-        before = desk.parts()
+        before = workspace.list_parts()
         successor = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-        after = desk.parts()
+        after = workspace.list_parts()
     finally:
         sleeper.send_signal(signal.SIGCONT)
         _, words = sleeper.communicate(timeout=120)
     assert "no sign of life for 1 s; going on in its place" in successor.stderr
     assert sleeper.returncode == 4
     assert "taken over" in words
-    assert before.items() <= after.items() == desk.parts().items()
-    assert desk.ids() == sorted(f"r{n}" for n in range(24))
+    assert before.items() <= after.items() == workspace.list_parts().items()
+    assert workspace.list_answered_ids() == sorted(f"r{n}" for n in range(24))

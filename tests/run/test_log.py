@@ -29,9 +29,9 @@ def told(monkeypatch, capfd):
     return tell
 
 
-def test_in_a_pod_every_line_is_one_json_object_with_job_and_run(desk, told):
-    desk.manifest([*desk.draw(5), *desk.spoil(1)])
-    code, lines = told(["run", desk.yaml(), "--local"], KUBERNETES_SERVICE_HOST="10.0.0.1")
+def test_in_a_pod_every_line_is_one_json_object_with_job_and_run(workspace, told):
+    workspace.write_manifest([*workspace.draw_images(5), *workspace.write_broken_images(1)])
+    code, lines = told(["run", workspace.write_job_file(), "--local"], KUBERNETES_SERVICE_HOST="10.0.0.1")
     events = [json.loads(line) for line in lines]
     assert code == 3
     assert {event["job"] for event in events} == {"t"}
@@ -43,22 +43,22 @@ def test_in_a_pod_every_line_is_one_json_object_with_job_and_run(desk, told):
     assert sorted((event["answered"], event["failed"]) for event in chunks) == [(1, 1), (4, 0)]
 
 
-def test_elsewhere_there_are_only_lines_for_people(desk, told):
-    desk.manifest([*desk.draw(1), *desk.spoil(1)])
-    _, lines = told(["run", desk.yaml(), "--local"])
+def test_elsewhere_there_are_only_lines_for_people(workspace, told):
+    workspace.write_manifest([*workspace.draw_images(1), *workspace.write_broken_images(1)])
+    _, lines = told(["run", workspace.write_job_file(), "--local"])
     assert lines[0] == "t: 2 rows; 2 to do in 1 chunk"
     assert not any(line.startswith("{") for line in lines)
 
 
-def test_what_stops_a_command_is_logged_in_the_same_form(desk, told):
-    code, (line,) = told(["run", desk.folder / "none.yaml"], VLBATCH_LOG="json")
+def test_what_stops_a_command_is_logged_in_the_same_form(workspace, told):
+    code, (line,) = told(["run", workspace.folder / "none.yaml"], VLBATCH_LOG="json")
     ended = json.loads(line)
     assert (code, ended["event"], ended["level"]) == (2, "ended", "error")
     assert "none.yaml: there is no such file" in ended["message"]
 
 
-def test_a_form_that_is_none_is_refused(desk, told):
-    code, lines = told(["run", desk.yaml(), "--local"], VLBATCH_LOG="xml")
+def test_a_form_that_is_none_is_refused(workspace, told):
+    code, lines = told(["run", workspace.write_job_file(), "--local"], VLBATCH_LOG="xml")
     assert code == 2
     assert lines == ["error: VLBATCH_LOG=xml: set it to json or text, or leave it out"]
 
@@ -83,21 +83,23 @@ def test_lines_of_several_threads_do_not_run_into_each_other(monkeypatch, capfd)
 
 
 @pytest.mark.parametrize("command", ["run", "export"])
-def test_who_no_longer_reads_ends_no_run_and_is_told_that_an_export_is_not_whole(desk, command):
-    desk.manifest(desk.draw(24))
-    words = ["--local", "--set", "engine.delay_ms=20"] if command == "run" else [str(desk.folder / "table")]
+def test_who_no_longer_reads_ends_no_run_and_is_told_that_an_export_is_not_whole(workspace, command):
+    workspace.write_manifest(workspace.draw_images(24))
+    words = ["--local", "--set", "engine.delay_ms=20"] if command == "run" else [str(workspace.folder / "table")]
     if command == "export":
-        assert desk.run() == 0
+        assert workspace.run_job() == 0
         words += ["--rows-per-file", "1"]
     read, written = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", command, str(desk.yaml()), *words], stdout=written, stderr=written
+        [sys.executable, "-m", "pipeline", command, str(workspace.write_job_file()), *words],
+        stdout=written,
+        stderr=written,
     )
     os.close(read)
     os.close(written)
     assert process.wait() == (0 if command == "run" else 141)
-    assert len(desk.ids()) == 24
-    assert not (desk.folder / "table/_SUCCESS").exists()
+    assert len(workspace.list_answered_ids()) == 24
+    assert not (workspace.folder / "table/_SUCCESS").exists()
 
 
 @pytest.mark.parametrize("stage", ["answer", "internal"])

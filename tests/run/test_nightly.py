@@ -6,24 +6,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-def test_each_night_asks_what_is_new_and_nothing_else(desk):
-    folder = desk.folder / "days"
+def test_each_night_asks_what_is_new_and_nothing_else(workspace):
+    folder = workspace.folder / "days"
     folder.mkdir()
 
     def deliver(name, rows):
         pq.write_table(
-            pa.Table.from_pylist([{**row, "image": str(desk.folder / row["image"])} for row in rows]), folder / name
+            pa.Table.from_pylist([{**row, "image": str(workspace.folder / row["image"])} for row in rows]),
+            folder / name,
         )
 
     def night():
-        before = {row["run"] for row in desk.data()}
-        roots = {"manifest": str(folder), "roots": [str(desk.folder)]}
-        assert desk.run(input=roots, output={"chunk_rows": 3}) == 0
-        after = desk.data()
+        before = {row["run"] for row in workspace.read_answers()}
+        roots = {"manifest": str(folder), "roots": [str(workspace.folder)]}
+        assert workspace.run_job(input=roots, output={"chunk_rows": 3}) == 0
+        after = workspace.read_answers()
         assert len({(row["id"], row["question"]) for row in after}) == len(after)
         return sorted(row["id"] for row in after if row["run"] not in before)
 
-    rows = desk.draw(14)
+    rows = workspace.draw_images(14)
     deliver("monday.parquet", rows[:5])
     assert night() == ["r0", "r1", "r2", "r3", "r4"]
 
@@ -41,4 +42,4 @@ def test_each_night_asks_what_is_new_and_nothing_else(desk):
     assert night() == ["r6"]
 
     assert night() == []
-    assert sorted(desk.ids()) == sorted([*(f"r{n}" for n in range(12)), "r6"])
+    assert sorted(workspace.list_answered_ids()) == sorted([*(f"r{n}" for n in range(12)), "r6"])

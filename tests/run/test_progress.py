@@ -166,11 +166,11 @@ def test_a_meter_gives_each_second_once():
     assert meter.take_seconds() == {}
 
 
-def test_a_run_ends_with_its_figures_and_where_the_answers_are(desk):
-    desk.manifest([*desk.draw(6), *desk.spoil(1)])
-    assert desk.run(engine={"delay_ms": 20}) == 3
-    last, reason, *where = [line for line in desk.said[1:] if not line.endswith(" left")]
+def test_a_run_ends_with_its_figures_and_where_the_answers_are(workspace):
+    workspace.write_manifest([*workspace.draw_images(6), *workspace.write_broken_images(1)])
+    assert workspace.run_job(engine={"delay_ms": 20}) == 3
+    last, reason, *where = [line for line in workspace.messages[1:] if not line.endswith(" left")]
     pattern = r"6 answered, 1 failed in \d+\.\d s: .* output tokens/s, \d+% of engine speed \(waited \d+% on .*\)"
     assert re.fullmatch(pattern, last)
     assert "decode/unknown_format" in reason
-    assert where[0].startswith(f"answers: {desk.folder}/out/data/fp=")
+    assert where[0].startswith(f"answers: {workspace.folder}/out/data/fp=")

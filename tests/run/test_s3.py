@@ -52,16 +52,16 @@ def read(store, folder):
     return [row for path in paths for row in pq.read_table(io.BytesIO(store.cat_file(path))).to_pylist()]
 
 
-def test_a_thousand_objects_with_twenty_broken_ones_are_980_answers_and_20_typed_errors(desk, server):
-    store = filled(server)
+def test_a_thousand_objects_with_twenty_broken_ones_are_980_answers_and_20_typed_errors(workspace, s3_environment):
+    store = filled(s3_environment)
     asked = {row["id"] for row in pq.read_table(io.BytesIO(store.cat_file("scans/manifest.parquet"))).to_pylist()}
-    job = desk.yaml(
+    job = workspace.write_job_file(
         input={"manifest": "s3://scans/manifest.parquet", "keep": []},
         output={"path": "s3://scans/out", "chunk_rows": 50},
         limits={"error_rate": 0.05},
     )
     command = [sys.executable, "-m", "pipeline", "run", str(job)]
-    done = subprocess.run(command, env=server, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=s3_environment, capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr
     answered, failed = read(store, "scans/out/data"), read(store, "scans/out/errors")
     assert (len(answered), len(failed)) == (980, 20)
@@ -73,17 +73,19 @@ def test_a_thousand_objects_with_twenty_broken_ones_are_980_answers_and_20_typed
         ("truncated", "decode", "truncated"): 5,
         ("empty", "decode", "empty"): 5,
     }
-    again = subprocess.run([*command, "--local"], env=server, capture_output=True, text=True, check=False)
+    again = subprocess.run([*command, "--local"], env=s3_environment, capture_output=True, text=True, check=False)
     assert again.returncode == 3, again.stderr
     assert "1,000 done before; 0 to do" in again.stderr
     assert len(read(store, "scans/out/errors")) == 20
 
 
-def test_wrong_credentials_are_refused_before_anything_runs(desk, server):
-    job = desk.yaml(input={"manifest": "s3://scans/manifest.parquet", "keep": []}, output={"path": "s3://scans/no"})
+def test_wrong_credentials_are_refused_before_anything_runs(workspace, s3_environment):
+    job = workspace.write_job_file(
+        input={"manifest": "s3://scans/manifest.parquet", "keep": []}, output={"path": "s3://scans/no"}
+    )
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", "run", str(job), "--local"],
-        env={**server, "AWS_SECRET_ACCESS_KEY": "guessed"},
+        env={**s3_environment, "AWS_SECRET_ACCESS_KEY": "guessed"},
         capture_output=True,
         text=True,
         check=False,

@@ -64,37 +64,37 @@ def test_handlers_of_before_are_back_afterwards(said):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_run_told_to_stop_while_ray_starts_exits_with_143_and_leaves_no_process(desk, surroundings):
-    desk.manifest(desk.draw(4))
-    command = [sys.executable, "-m", "pipeline", "run", str(desk.yaml(engine=SLOW))]
-    run = subprocess.Popen(command, env=surroundings, stderr=subprocess.PIPE, text=True)
-    while not rays(surroundings) and run.poll() is None:
+def test_a_run_told_to_stop_while_ray_starts_exits_with_143_and_leaves_no_process(workspace, ray_environment):
+    workspace.write_manifest(workspace.draw_images(4))
+    command = [sys.executable, "-m", "pipeline", "run", str(workspace.write_job_file(engine=SLOW))]
+    run = subprocess.Popen(command, env=ray_environment, stderr=subprocess.PIPE, text=True)
+    while not rays(ray_environment) and run.poll() is None:
         time.sleep(0.02)
     run.send_signal(signal.SIGTERM)
     said = run.communicate()[1]
     assert (run.returncode, said.splitlines()[-1][:11]) == (143, "terminated;")
-    psutil.wait_procs(rays(surroundings), timeout=60)
-    assert not rays(surroundings)
+    psutil.wait_procs(rays(ray_environment), timeout=60)
+    assert not rays(ray_environment)
 
 
-def rays(surroundings) -> list[psutil.Process]:
+def rays(ray_environment) -> list[psutil.Process]:
     """Processes of Ray itself, in the folder of the test's own."""
     every = psutil.process_iter(["cmdline"])
-    return [one for one in every if any(surroundings["RAY_TMPDIR"] in word for word in one.info["cmdline"] or ())]
+    return [one for one in every if any(ray_environment["RAY_TMPDIR"] in word for word in one.info["cmdline"] or ())]
 
 
-def test_a_run_told_to_stop_commits_the_chunk_it_is_at_and_exits_with_143(desk):
-    desk.manifest(desk.draw(40))
-    command = [sys.executable, "-m", "pipeline", "run", str(desk.yaml(engine=SLOW)), "--local"]
+def test_a_run_told_to_stop_commits_the_chunk_it_is_at_and_exits_with_143(workspace):
+    workspace.write_manifest(workspace.draw_images(40))
+    command = [sys.executable, "-m", "pipeline", "run", str(workspace.write_job_file(engine=SLOW)), "--local"]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not desk.parts() and run.poll() is None:
+    while not workspace.list_parts() and run.poll() is None:
         time.sleep(0.02)
-    committed = desk.parts()  # the next chunk takes a second
+    committed = workspace.list_parts()  # the next chunk takes a second
     run.send_signal(signal.SIGTERM)
     said = run.communicate()[1]
     assert run.returncode == 143
     assert "what is under way is committed first" in said
-    assert len(committed) < len(desk.parts()) < 10
-    assert committed.items() <= desk.parts().items()
-    assert desk.run() == 0
-    assert desk.ids() == sorted(f"r{n}" for n in range(40))
+    assert len(committed) < len(workspace.list_parts()) < 10
+    assert committed.items() <= workspace.list_parts().items()
+    assert workspace.run_job() == 0
+    assert workspace.list_answered_ids() == sorted(f"r{n}" for n in range(40))
