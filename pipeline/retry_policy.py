@@ -1,35 +1,42 @@
-"""What goes wrong on the way to a server or a disk -> its kind, and how often that kind is worth another attempt.
+"""Decides whether a failed operation on a server or a disk runs again, and how long to wait first.
 
-One table for all who read and write. What is not in it does not pass by itself and is not tried again. A picture is
-given up after a minute at most, so that one bad server does not hold a run up; answers that are paid for are held for
-about five minutes, long enough for most stores to come back. Waits double and are drawn at random, so that a thousand
-workers that met the same busy server do not come back at the same moment.
+The tables hold one policy for each kind of error; a kind without a policy does not go away by itself and is not
+retried. Reading a picture gives up after about a minute, so that one bad server does not hold up the run. Writing
+answers, which are already paid for, retries for about five minutes: long enough for most stores to come back. Waits
+double and carry jitter, so that a thousand workers do not return to a busy server at the same moment.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
-from typing import NamedTuple
+import math
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from email.utils import parsedate_to_datetime
+from itertools import count
+from typing import NamedTuple, TypeVar
+
+ResultT = TypeVar("ResultT")
+ErrorT = TypeVar("ErrorT", bound=Exception)
 
 
 class RetryPolicy(NamedTuple):
-    max_attempts: int
-    first_wait_s: float
-    longest_wait_s: float
+    max_attempts: float = math.inf
+    first_wait_s: float = 0.25
+    longest_wait_s: float = 8.0
 
     def compute_wait_s(self, failures: int, jitter: float) -> float:
-        return compute_wait_s(failures, jitter, first_wait_s=self.first_wait_s, longest_wait_s=self.longest_wait_s)
+        """The wait after this many failures; `jitter` lies between 0 and 1.
+
+        >>> [RetryPolicy().compute_wait_s(failures, 0.5) for failures in (1, 2, 3, 9)]
+        [0.25, 0.5, 1.0, 8.0]
+        """
+        return min(self.longest_wait_s, self.first_wait_s * 2.0 ** (failures - 1)) * (0.5 + jitter)
 
 
-def compute_wait_s(failures: int, jitter: float, *, first_wait_s: float = 0.25, longest_wait_s: float = 8.0) -> float:
-    """
-    >>> [wait_s(n, 0.5) for n in (1, 2, 3, 9)]
-    [0.25, 0.5, 1.0, 8.0]
-    """
-    return min(longest_wait_s, first_wait_s * 2.0 ** (failures - 1)) * (0.5 + jitter)
-
-
-MEDIA_POLICIES = {  # what a row looks at; limits.deadline_s ends it all
+MEDIA_POLICIES = {  # for the media of a row; limits.deadline_s bounds all attempts together
     "unavailable": RetryPolicy(10, 0.25, 8.0),
     "connection": RetryPolicy(10, 0.25, 8.0),
     "timeout": RetryPolicy(6, 0.25, 8.0),
@@ -37,7 +44,7 @@ MEDIA_POLICIES = {  # what a row looks at; limits.deadline_s ends it all
     "dns": RetryPolicy(6, 0.25, 8.0),
     "credentials": RetryPolicy(4, 1.0, 8.0),
 }
-OUTPUT_POLICIES = {  # listing, reading and writing it
+OUTPUT_POLICIES = {  # for the output folder and for manifest files
     "unavailable": RetryPolicy(16, 0.25, 30.0),
     "connection": RetryPolicy(16, 0.25, 30.0),
     "timeout": RetryPolicy(16, 0.25, 30.0),
@@ -77,32 +84,90 @@ BUSY_SERVER_WORDS = (
 
 
 class Truncated(OSError):
-    """Less came than there is."""
+    """Fewer bytes arrived than the object has."""
+
+
+def run_with_retries(
+    operation: Callable[[], ResultT],
+    error_types: type[ErrorT] | tuple[type[ErrorT], ...],
+    on_failure: Callable[[ErrorT, int], float],
+) -> ResultT:
+    """Repeat an operation until it succeeds.
+
+    After each failure, `on_failure(error, failures)` returns the seconds to wait, or raises to give up.
+    """
+    for failures in count(1):
+        try:
+            return operation()
+        except error_types as error:
+            wait_s = on_failure(error, failures)
+        time.sleep(wait_s)
+    raise AssertionError("count() does not end")
+
+
+async def run_with_retries_async(
+    operation: Callable[[], Awaitable[ResultT]],
+    error_types: type[ErrorT] | tuple[type[ErrorT], ...],
+    on_failure: Callable[[ErrorT, int], float],
+) -> ResultT:
+    """`run_with_retries` for coroutines."""
+    for failures in count(1):
+        try:
+            return await operation()
+        except error_types as error:
+            wait_s = on_failure(error, failures)
+        await asyncio.sleep(wait_s)
+    raise AssertionError("count() does not end")
+
+
+def decide_wait_s(
+    policies: Mapping[str, RetryPolicy], kind: str, failures: int, *, retry_after_s: float = 0.0
+) -> float | None:
+    """Seconds to wait before the next attempt, at least what the server asked for; None: give up."""
+    policy = policies.get(kind)
+    if policy is None or failures >= policy.max_attempts:
+        return None
+    return max(policy.compute_wait_s(failures, random.random()), retry_after_s)
+
+
+def parse_retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds from now that the header `Retry-After` asks for: it holds a number or a date."""
+    value = headers.get("Retry-After", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return 0.0
 
 
 def classify_error(error: Exception) -> str:
-    """Libraries wrap each other; types, numbers and the names and codes in the chain tell what is the matter."""
-    number = getattr(error, "errno", None)
-    said = error.strerror if isinstance(error, OSError) and error.filename else error  # without its path
-    chain = f"{type(error).__name__} {said} {error.__cause__ or ''}"
+    """Name the kind of error by its type, its errno, and the words and codes in its chain of causes.
+
+    Libraries wrap each other's errors, so the type alone does not tell.
+    """
+    error_number = getattr(error, "errno", None)
+    # A path in the message may hold any of the words.
+    message = error.strerror if isinstance(error, OSError) and error.filename else error
+    chain = f"{type(error).__name__} {message} {error.__cause__ or ''}"
     if isinstance(error, Truncated):
         return "truncated"
-    if isinstance(error, FileNotFoundError):  # before its path is searched for words
+    if isinstance(error, FileNotFoundError):  # its message may be a path
         return "not_found"
     if any(word in chain for word in STALE_CREDENTIALS_WORDS):
         return "credentials"
     if isinstance(error, PermissionError) or any(word in chain for word in ACCESS_DENIED_WORDS):
         return "denied"
-    if number in DISK_FULL_ERRNOS:
+    if error_number in DISK_FULL_ERRNOS:
         return "full"
     if any(word in chain for word in BUSY_SERVER_WORDS):
         return "unavailable"
     if isinstance(error, TimeoutError) or "Timeout" in chain:
         return "timeout"
-    if (
-        "ValidationError" in chain
-        or "Invalid bucket" in chain
-        or (number in REFUSED_ERRNOS and "IncompleteBody" not in chain)
-    ):
+    if "ValidationError" in chain or "Invalid bucket" in chain:
+        return "refused"
+    if error_number in REFUSED_ERRNOS and "IncompleteBody" not in chain:
         return "refused"
     return "connection"

@@ -23,7 +23,7 @@ if find_spec("vllm"):  # which needs torchvision; our own tests keep transformer
 
 @pytest.fixture
 def hurry(monkeypatch):
-    """Nobody waits for long: trouble is met as often as the table says, only quicker."""
+    """Retries wait for milliseconds; the number of attempts stays."""
     for name in ("MEDIA_POLICIES", "OUTPUT_POLICIES"):
         table = getattr(retry_policy, name)
         quick = {kind: policy._replace(first_wait_s=0.01, longest_wait_s=0.02) for kind, policy in table.items()}

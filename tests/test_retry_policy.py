@@ -1,29 +1,41 @@
-"""The table of retries, and what is sorted into it."""
+"""How errors are classified, and when an operation runs again."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import re
+import time
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
 
 from pipeline import retry_policy
-from pipeline.retry_policy import Truncated, classify_error
+from pipeline.retry_policy import (
+    RetryPolicy,
+    Truncated,
+    classify_error,
+    decide_wait_s,
+    parse_retry_after,
+    run_with_retries,
+    run_with_retries_async,
+)
 
 README = Path(__file__).parents[1] / "infra" / "README.md"
 
 
-def test_the_readme_of_infra_shows_the_table_as_it_is():
+def test_infra_readme_shows_the_attempts_of_every_policy():
     lines = README.read_text(encoding="utf-8").splitlines()
     start = next(number for number, line in enumerate(lines) if "| `unavailable` |" in line)
     kinds, _, media, output = (
         [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines[start : start + 4]
     )
     for row, table in ((media, retry_policy.MEDIA_POLICIES), (output, retry_policy.OUTPUT_POLICIES)):
-        said = {kind: int(cell) for kind, cell in zip(kinds[1:], row[1:], strict=True) if cell}
-        assert said == {kind: policy.max_attempts for kind, policy in table.items()}
-    assert re.search(r"from a quarter of a second \(credentials: one second\) to 8 s, for the\s+output to 30 s", "\n".join(lines))
+        documented = {kind: int(cell) for kind, cell in zip(kinds[1:], row[1:], strict=True) if cell}
+        assert documented == {kind: policy.max_attempts for kind, policy in table.items()}
+    waits = r"from a quarter of a second \(credentials: one second\) to 8 s, for the\s+output to 30 s"
+    assert re.search(waits, "\n".join(lines))
 
 
 @pytest.mark.parametrize(
@@ -47,5 +59,58 @@ def test_the_readme_of_infra_shows_the_table_as_it_is():
         (OSError(errno.EROFS, "Read-only file system", "/labels/Credentials/a.parquet"), "refused"),
     ],
 )
-def test_an_error_is_sorted_by_what_can_be_done_about_it(error, kind):
+def test_classify_error(error, kind):
     assert classify_error(error) == kind
+
+
+def run_async(operation, error_types, on_failure):
+    async def attempt():
+        return operation()
+
+    return asyncio.run(run_with_retries_async(attempt, error_types, on_failure))
+
+
+@pytest.mark.parametrize("run", [run_with_retries, run_async])
+def test_an_operation_runs_again_until_it_succeeds(run):
+    errors, failures_seen = [OSError("first"), OSError("second")], []
+
+    def operation():
+        if errors:
+            raise errors.pop(0)
+        return "done"
+
+    def on_failure(error, failures):
+        failures_seen.append((str(error), failures))
+        return 0.0
+
+    assert run(operation, OSError, on_failure) == "done"
+    assert failures_seen == [("first", 1), ("second", 2)]
+
+
+@pytest.mark.parametrize("run", [run_with_retries, run_async])
+def test_on_failure_raises_to_give_up_and_other_errors_pass_through(run):
+    def give_up(error, failures):
+        raise RuntimeError("gave up") from error
+
+    def fail():
+        raise ConnectionResetError
+
+    with pytest.raises(RuntimeError, match="gave up"):
+        run(fail, (OSError, ValueError), give_up)
+    with pytest.raises(ConnectionResetError):
+        run(fail, ValueError, give_up)
+
+
+def test_waits_double_up_to_the_longest_and_heed_retry_after():
+    policies = {"timeout": RetryPolicy(max_attempts=4, first_wait_s=1.0, longest_wait_s=2.0)}
+    for failures, wait_s in ((1, 1.0), (2, 2.0), (3, 2.0)):
+        assert wait_s / 2 <= decide_wait_s(policies, "timeout", failures) <= wait_s * 1.5
+    assert decide_wait_s(policies, "timeout", 1, retry_after_s=9.0) == 9.0
+    assert decide_wait_s(policies, "timeout", 4) is None
+    assert decide_wait_s(policies, "denied", 1) is None
+
+
+def test_retry_after_holds_seconds_or_a_date():
+    assert parse_retry_after({"Retry-After": "1.5"}) == 1.5
+    assert 50 < parse_retry_after({"Retry-After": formatdate(time.time() + 60, usegmt=True)}) <= 60
+    assert parse_retry_after({"Retry-After": "soon"}) == parse_retry_after({}) == 0.0

@@ -27,7 +27,7 @@ from pipeline.fetch import object_store, sparse_video, web
 from pipeline.fetch.access import WEB_SCHEMES, parse_scheme, redact_source, resolve_local_path
 from pipeline.fetch.blob import Blob, BlobWriter, check_byte_limit, split_page_fragment
 from pipeline.fetch.range_download import ObjectChangedError, download_rest
-from pipeline.fetch.retry import run_with_retries
+from pipeline.fetch.retry import fetch_with_retries
 from pipeline.fetch.scratch import ScratchFolder
 from pipeline.fetch.sniff import SNIFF_BYTES, sniff_kind
 from pipeline.job.spec import Job
@@ -137,9 +137,9 @@ class Fetcher:
         if kind == "file":
             return await asyncio.to_thread(self._read_local_file, uri, pages)
         try:
-            return await run_with_retries(lambda: self._download(kind, uri, pages, full_download))
+            return await fetch_with_retries(lambda: self._download(kind, uri, pages, full_download))
         except ObjectChangedError:
-            return await run_with_retries(lambda: self._download(kind, uri, pages, True))
+            return await fetch_with_retries(lambda: self._download(kind, uri, pages, True))
 
     async def _download(self, kind: str, uri: str, pages: str, full_download: bool) -> Blob:
         sink = BlobWriter(

@@ -24,7 +24,7 @@ from pipeline.fetch.access import WEB_SCHEMES, parse_scheme, redact_source, reso
 from pipeline.fetch.blob import Blob, BlobWriter, check_byte_limit, split_page_fragment
 from pipeline.fetch.fetcher import Fetcher
 from pipeline.fetch.ranged_file import RangedFile
-from pipeline.fetch.retry import run_with_retries
+from pipeline.fetch.retry import fetch_with_retries
 from pipeline.fetch.sniff import SNIFF_BYTES, sniff_kind
 from pipeline.job.spec import Job
 from pipeline.types import Size
@@ -80,7 +80,7 @@ class HeaderFetcher(Fetcher):
         elif full_download or pages:
             return await super()._fetch_source(source, full_download)
         else:
-            data, size = await run_with_retries(lambda: self._fetch_prefix(kind, uri))
+            data, size = await fetch_with_retries(lambda: self._fetch_prefix(kind, uri))
             if data and len(data) == size:
                 return Blob(redact_source(uri), sniff_kind(data[:SNIFF_BYTES]), data=data)
         listed = data.startswith(TIFF_SIGNATURES) and kind != "file"
@@ -136,12 +136,12 @@ class HeaderFetcher(Fetcher):
 
     async def _fetch_range(self, kind: str, uri: str, start: int, end: int) -> bytes:
         if kind not in WEB_SCHEMES:
-            return await run_with_retries(
+            return await fetch_with_retries(
                 lambda: self.object_stores[kind].read_range(kind + uri[len(kind) :], start, end)
             )
         assert self.web_session
         session = self.web_session
-        return await run_with_retries(
+        return await fetch_with_retries(
             lambda: web.read_range(uri, start, end, session=session, allowed_hosts=self.allowed_hosts)
         )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import FetchError
 from pipeline.fetch.blob import BlobWriter
-from pipeline.fetch.retry import TransientError, run_with_retries
+from pipeline.fetch.retry import TransientError, fetch_with_retries
 
 FIRST_READ_BYTES, RANGE_BYTES = 4 << 20, 16 << 20  # bytes
 
@@ -25,7 +25,7 @@ class RemoteObject:
     on_bytes_read: Callable[[int], None] | None = None  # is told how many bytes came
 
     async def read_range(self, start: int, end: int) -> bytes:
-        data = await run_with_retries(lambda: self.fetch_range(start, end))
+        data = await fetch_with_retries(lambda: self.fetch_range(start, end))
         if self.on_bytes_read:
             self.on_bytes_read(len(data))
         return data

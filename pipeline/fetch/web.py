@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.request import getproxies
 
 import aiohttp
@@ -23,9 +23,11 @@ from pipeline.fetch.access import WEB_SCHEMES, is_allowed_host, is_named_host, i
 from pipeline.fetch.blob import BlobWriter
 from pipeline.fetch.range_download import FIRST_READ_BYTES, ObjectChangedError, RemoteObject, require_length
 from pipeline.fetch.retry import TransientError
+from pipeline.retry_policy import parse_retry_after
 
 T = TypeVar("T")
 MAX_REDIRECTS = 5
+MAX_RETRY_AFTER_S = 60.0
 READ_BYTES = 1 << 18
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 20.0  # of silence; the row's deadline bounds the whole
 ERROR_KIND_BY_STATUS = {401: "denied", 403: "denied", 404: "not_found", 407: "denied", 410: "not_found", 451: "denied"}
@@ -219,7 +221,9 @@ def _check_status(response: aiohttp.ClientResponse, uri: str) -> None:
     status = response.status
     if status in TRANSIENT_STATUSES:
         raise TransientError(
-            "unavailable", f"{uri}: the server answers {status}", retry_after_s=_parse_retry_after_s(response.headers)
+            "unavailable",
+            f"{uri}: the server answers {status}",
+            retry_after_s=min(parse_retry_after(response.headers), MAX_RETRY_AFTER_S),
         )
     if status not in (200, 206):
         raise FetchError(
@@ -261,9 +265,3 @@ async def _read_range_response(response: aiohttp.ClientResponse, start: int, end
         if len(data) > end - start:
             raise ObjectChangedError(uri)
     return require_length(bytes(data), end - start, uri)
-
-
-def _parse_retry_after_s(headers: Any) -> float:
-    """What `Retry-After` asks for in seconds; its form with a date is rare and ignored."""
-    value = headers.get("Retry-After", "")
-    return min(float(value), 60.0) if value.isdecimal() else 0.0

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import count
 from typing import Any, TypeVar
 
 import fsspec
@@ -108,16 +105,16 @@ def get_store_error_types(url: str) -> tuple[type[Exception], ...]:
 
 
 def read_with_retries(file: ManifestFile, operation: Callable[[], T]) -> T:
-    """What an attempt at a file gives. Trouble that may pass is waited out, as an output's is; other stops the run."""
-    for number in count(1):
-        try:
-            return operation()
-        except get_store_error_types(file.url) as error:
-            policy = retry_policy.OUTPUT_POLICIES.get(retry_policy.classify_error(error))
-            if policy is None or number >= policy.max_attempts:
-                raise build_unreadable_error(file, error) from error
-            time.sleep(policy.compute_wait_s(number, random.random()))
-    raise AssertionError
+    """Read from a manifest file; retry errors that may pass, and stop the run on any other."""
+
+    def decide_wait_s(error: Exception, failures: int) -> float:
+        kind = retry_policy.classify_error(error)
+        wait_s = retry_policy.decide_wait_s(retry_policy.OUTPUT_POLICIES, kind, failures)
+        if wait_s is None:
+            raise build_unreadable_error(file, error) from error
+        return wait_s
+
+    return retry_policy.run_with_retries(operation, get_store_error_types(file.url), decide_wait_s)
 
 
 def read_manifest_schema(file: ManifestFile) -> pa.Schema:

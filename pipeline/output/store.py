@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import io
 import os
-import random
 import shutil
-import time
 import uuid
 from collections.abc import Callable
 from datetime import datetime
 from importlib import import_module
-from itertools import count
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
@@ -142,24 +139,28 @@ class OutputStore:
         }
 
     def run_with_retries(self, name: str, operation: Callable[[], T], *, missing_ok: bool = False) -> T:
-        for number in count(1):
-            used = self.filesystem
-            try:
-                result = operation()
-                self.retries_enabled = True
-                return result
-            except self.error_types as error:
-                if missing_ok and isinstance(error, FileNotFoundError):
-                    raise
-                kind = classify_error(error)
-                policy = retry_policy.OUTPUT_POLICIES.get(kind)
-                if policy is None or number >= policy.max_attempts or not self.retries_enabled:
-                    self.retries_enabled = False
-                    raise OutputError(f"{self.path}/{name}: {describe_error(kind, error, number)}") from error
-                if kind == "credentials" and self.filesystem is used:
-                    self.connect()
-                time.sleep(policy.compute_wait_s(number, random.random()))
-        raise AssertionError
+        used_filesystem = self.filesystem
+
+        def attempt() -> T:
+            nonlocal used_filesystem
+            used_filesystem = self.filesystem
+            result = operation()
+            self.retries_enabled = True
+            return result
+
+        def decide_wait_s(error: Exception, failures: int) -> float:
+            if missing_ok and isinstance(error, FileNotFoundError):
+                raise error
+            kind = classify_error(error)
+            wait_s = retry_policy.decide_wait_s(retry_policy.OUTPUT_POLICIES, kind, failures)
+            if wait_s is None or not self.retries_enabled:
+                self.retries_enabled = False
+                raise OutputError(f"{self.path}/{name}: {describe_error(kind, error, failures)}") from error
+            if kind == "credentials" and self.filesystem is used_filesystem:  # no other thread has reconnected
+                self.connect()
+            return wait_s
+
+        return retry_policy.run_with_retries(attempt, self.error_types, decide_wait_s)
 
 
 def describe_error(kind: str, error: Exception, attempts: int) -> str:

@@ -10,7 +10,6 @@ import threading
 import time
 from collections import Counter
 from dataclasses import replace
-from email.utils import formatdate
 
 import numpy as np
 import pytest
@@ -20,7 +19,8 @@ from pipeline.errors import JobError, PipelineError, StoppedError
 from pipeline.job.spec import Job
 from pipeline.model.engine_thread import EngineThread, generate_replies
 from pipeline.model.engines.http import HttpEngine, client, request_body
-from pipeline.model.engines.http.responses import parse_response, parse_retry_after
+from pipeline.model.engines.http.responses import parse_response
+from pipeline.retry_policy import RetryPolicy
 from pipeline.types import Clip, Failure, Reply, Request, Sampling, Turn
 from tests.model.engines.chat_server import Act, Talker, echo, said, wrong
 
@@ -31,7 +31,7 @@ SCHEMA += '"required":["a","b"],"additionalProperties":false}'
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(client, "wait_s", lambda failures, chance: 0.01 * (0.5 + chance))
+    monkeypatch.setattr(client, "RETRY_POLICY", RetryPolicy(first_wait_s=0.01, longest_wait_s=0.01))
 
 
 def job(url: str, *, answer: dict[str, object] | None = None, model: dict[str, object] | None = None, **engine: object):
@@ -565,12 +565,6 @@ def test_never_more_under_way_than_the_job_allows():
     with Talker(script) as talker:
         answers(talker, *(ask(str(number)) for number in range(40)), concurrency=5)
     assert 1 < most[0] <= 5
-
-
-def test_retry_after_in_seconds_and_as_a_date():
-    assert parse_retry_after({"Retry-After": "1.5"}) == 1.5
-    assert 50 < parse_retry_after({"Retry-After": formatdate(time.time() + 60, usegmt=True)}) <= 60
-    assert parse_retry_after({"Retry-After": "soon"}) == parse_retry_after({}) == 0.0
 
 
 def test_no_message_repeats_the_key():

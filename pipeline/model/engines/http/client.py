@@ -8,12 +8,11 @@ stops, at once if the server asks for more: no row is to blame. Every attempt of
 
 from __future__ import annotations
 
-import asyncio
 import math
 import random
 import socket
 import time
-from itertools import count
+from dataclasses import dataclass
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
@@ -24,12 +23,22 @@ from pipeline.errors import GenerateError, JobError, StoppedError
 from pipeline.job.spec import HttpSettings
 from pipeline.model.engines.http.concurrency import ConcurrencyLimiter
 from pipeline.model.engines.http.responses import TransientServerError, parse_response
-from pipeline.retry_policy import compute_wait_s
+from pipeline.retry_policy import RetryPolicy, run_with_retries_async
 
+RETRY_POLICY = RetryPolicy()
 MAX_FAULTS = 6
 CONNECT_TIMEOUT_S = 15.0
 MAX_RESPONSE_BYTES = 64 * 2**20
 READ_BYTES = 1 << 16
+
+
+@dataclass
+class RequestAttempts:
+    """What has happened to one request so far."""
+
+    sent_at: float = 0.0  # when the last attempt started
+    faults: int = 0  # failures that count against the row
+    waited_s: float = 0.0
 
 
 class HttpClient:
@@ -51,32 +60,34 @@ class HttpClient:
         )
 
     async def send_request(self, path: str, body: bytes | None = None, *, idempotency_key: str = "") -> dict[str, Any]:
-        faults, waited_s = 0, 0.0
-        for number in count(1):
-            started = time.monotonic()
-            try:
-                async with self.limiter:
-                    started = time.monotonic()
-                    answer = await self.try_request(path, body, idempotency_key)
-                self.last_response_at = time.monotonic()
-                self.limiter.speed_up()
-                return answer
-            except TransientServerError as trouble:
-                others = self.last_response_at > started  # somebody was answered meanwhile
-                faults += others if trouble.is_row_fault is None else trouble.is_row_fault
-                pause_s = max(compute_wait_s(number, random.random()), trouble.retry_after_s)
-                if trouble.is_row_fault is False:
-                    self.limiter.slow_down(pause_s)
-                waited_s += pause_s
-                if faults >= MAX_FAULTS:
-                    raise GenerateError(
-                        trouble.kind, f"{trouble.message}; gave up after {number} attempts"
-                    ) from trouble
-                if waited_s > self.settings.patience_s:
-                    self.stop_if_unresponsive(trouble)
-            self.retries += 1
-            await asyncio.sleep(pause_s)
-        raise AssertionError("count() ends")
+        attempts = RequestAttempts()
+
+        async def attempt() -> dict[str, Any]:
+            async with self.limiter:
+                attempts.sent_at = time.monotonic()
+                response = await self.try_request(path, body, idempotency_key)
+            self.last_response_at = time.monotonic()
+            self.limiter.speed_up()
+            return response
+
+        def decide_wait_s(error: TransientServerError, failures: int) -> float:
+            return self.decide_wait_s(attempts, error, failures)
+
+        return await run_with_retries_async(attempt, TransientServerError, decide_wait_s)
+
+    def decide_wait_s(self, attempts: RequestAttempts, error: TransientServerError, failures: int) -> float:
+        other_request_answered = self.last_response_at > attempts.sent_at
+        attempts.faults += other_request_answered if error.is_row_fault is None else error.is_row_fault
+        wait_s = max(RETRY_POLICY.compute_wait_s(failures, random.random()), error.retry_after_s)
+        attempts.waited_s += wait_s
+        if error.is_row_fault is False:
+            self.limiter.slow_down(wait_s)
+        if attempts.faults >= MAX_FAULTS:
+            raise GenerateError(error.kind, f"{error.message}; gave up after {failures} attempts") from error
+        if attempts.waited_s > self.settings.patience_s:
+            self.stop_if_unresponsive(error)
+        self.retries += 1
+        return wait_s
 
     def stop_if_unresponsive(self, error: TransientServerError) -> None:
         """While others are answered, a row that met a busy server so far will have its turn."""

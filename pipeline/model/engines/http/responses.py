@@ -13,13 +13,12 @@ from __future__ import annotations
 import json
 import math
 import re
-import time
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from pipeline.errors import GenerateError, JobError, StoppedError
 from pipeline.json_values import replace_lone_surrogates
+from pipeline.retry_policy import parse_retry_after
 from pipeline.types import FinishReason, Reply, Request
 
 BUSY_STATUSES, UNAVAILABLE_STATUSES = (425, 429), (502, 503, 504, 520, 521, 522, 523, 524, 529)
@@ -189,16 +188,3 @@ def shorten_message(text: str, api_key: str) -> str:
     clean = text.replace(api_key, "***") if api_key else text
     clean = " ".join(clean.split())
     return clean if len(clean) <= MAX_MESSAGE_LENGTH else f"{clean[:MAX_MESSAGE_LENGTH]}..."
-
-
-def parse_retry_after(headers: Mapping[str, str]) -> float:
-    """What `Retry-After` asks for, in seconds from now; its other form is a date."""
-    value = headers.get("Retry-After", "")
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return 0.0
