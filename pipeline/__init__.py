@@ -1,170 +1,224 @@
-"""The map: every module, in the order in which the data meets it.
+"""vlbatch: batch inference with vision-language models. Words used in the code, then every module.
 
-    manifest row -> Item -> bytes -> frames -> Request -> Reply -> Row -> part file
-                    intake          media      model            output
+    manifest row -> Item -> frames -> Request -> Reply -> Row -> part
+                 manifest  media    prepare   engine  answer  output
 
-Held in common
-    __main__.py                      the commands: python -m pipeline run, check, ...
-    options.py                       the command line: options and examples
-    types.py                         the records that move
-    errors.py                        what can go wrong, drawn as a tree
-    trouble.py                       trouble that may pass: which, how often it is tried again
-    job.py                           a job: every key, its type, its default, its meaning
-    jobfile.py                       YAML -> a frozen Job, or an error with line and key
-    jobvalues.py                     ${...} in a job's strings -> values; credentials are refused
-    registry.py                      names -> classes, imported when asked for
-    flow.py                          the order of the steps
-    watchdog.py                      a step that never ends -> the end of the process
-    step_timer.py                   seconds -> what they went to
+Glossary
+    item            a row of the manifest: an id and a question about media
+    request         an item that is ready for an engine: prompt tokens, resized frames, sampling settings
+    reply           what the engine generated for a request
+    row             a reply that was parsed, checked and typed: one row of the output
+    failure         why an item has no row: a stage, a kind and a message
+    manifest        the files that list the items
+    chunk           consecutive rows of a manifest file; the unit of transport, retry and commit
+    part            the Parquet file that holds the answers of one chunk
+    commit          creating the part; a chunk counts as done when its part exists
+    receipt         what a commit reports to the run: counts, times and warnings
+    fingerprint     a hash of everything that shapes an answer; parts of different fingerprints stay apart
+    dead letter     an item that failed, stored beside the part so that it can be retried
+    generation      one retry of a chunk's failed rows; later generations win over earlier ones
+    lease           the object by which one run claims an output, so that two runs do not mix
+    family          what a model series was trained on: frame sizes, prompt format, positions, coordinates
+    engine          whatever turns requests into tokens: our own, vLLM, an HTTP server, or a script
+    replica         one copy of the model with its engine; it may span several devices
+    rank            one process of a replica that is split over devices
+    slot            a place in the engine's batch that one sequence occupies
+    sequence        a request inside the engine: its tokens and its part of the KV cache
+    prefill         computing the prompt's tokens, many at a time
+    decode          computing an answer's tokens, one at a time
+    guidance        masking tokens so that an answer fits its schema and its budget
+    clip            an image or a video as the model sees it: resized frames
 
-intake: a manifest -> Items -> bytes
-    intake/manifest.py               what a job names as its manifest -> rows
-    intake/sources/__init__.py       the seam: a file as spans of rows
-    intake/sources/parquet.py        Parquet -> rows
-    intake/sources/jsonl.py          JSONL -> rows
-    intake/sources/csv.py            CSV -> rows
-    intake/sources/folder.py         a folder of media -> rows
-    intake/read.py                   a row -> an Item
-    intake/chat.py                   a cell with a chat -> Turns
-    intake/medium.py                 a cell with media or settings -> Medium, Ask
-    intake/fetch.py                  a source -> its Blob, within limits; fetches ahead
-    intake/guard.py                  whether a job may look there
-    intake/web.py                    http(s) -> bytes
-    intake/store.py                  s3, gs, az, ... -> bytes
-    intake/rest.py                   an object longer than one read -> its other bytes
-    intake/sparse.py                 a long MP4 -> a file with holes, filled where frames are wanted
-    intake/retry.py                  an attempt, repeated while it is worth it
-    intake/ranged.py                 a source far away -> a file to be read here and there
-    intake/heads.py                  a source -> the beginning of it, enough for a size
-    intake/scratch.py                a folder for downloads that goes with its worker
-    intake/blob.py                   bytes as they arrive -> a Blob
-    intake/sniff.py                  the first bytes -> what it is
+A room imports only rooms that stand above it.
 
-media: bytes -> Clips
-    media/look.py                    a Medium -> Clips: fetched, decoded, resized
-    media/decode.py                  a Blob -> Clips
-    media/decoder.py                 a file -> pixels, by way of a process that may be killed
-    media/header.py                  a file's header -> Clips without pixels
-    media/wire.py                    messages to and from that process
-    media/child.py                   that process
-    media/sample.py                  which frames, and when they were
-    media/kinds/base.py              the seam: one kind of file
-    media/kinds/image.py             pictures, through Pillow
-    media/kinds/video.py             videos, by index
-    media/kinds/packets.py           which packets some frames need
-    media/kinds/decord_reader.py     their frames through decord
-    media/kinds/av_reader.py         their frames through PyAV
-    media/kinds/pdf.py               pages, through PDFium
-    media/resize.py                  frames -> frames of the model's size
+Shared by all rooms
+    types.py                                the records that move through the pipeline
+    errors.py                               the exceptions, and the exit codes of the commands
+    json_values.py                          finds the JSON value in a model's text and repairs harmless mistakes
+    retry_policy.py                         decides whether a failed operation runs again, and after how long
+    watchdog.py                             ends the process when a step hangs
+    step_timer.py                           measures where the time of a run goes
+    registry.py                             finds engines, families, sources, kinds of media and schemas by name
 
-model: Clips and text -> Request -> Reply
-    model/weights.py                 what a job names as its weights -> a folder on this machine
-    model/library.py                 transformers' model classes
-    model/families/base.py           the seam: what a model was trained on
-    model/families/qwen.py           what all Qwen-VL models share
-    model/families/qwen2_vl.py       Qwen2-VL
-    model/families/qwen2_5_vl.py     Qwen2.5-VL
-    model/families/qwen3_vl.py       Qwen3-VL, dense and mixture of experts
-    model/prompt.py                  turns, a chat template -> the pieces of a prompt
-    model/grammar.py                 a schema, a budget -> the tokens that may come next
-    model/hints.py                   a schema -> steps that help to end an answer
-    model/closing.py                 a half-written answer -> the bytes that end it soonest
-    model/spelling.py                bytes -> the fewest tokens that spell them
-    model/generate.py                Requests -> Replies, in any order
-    model/engines/base.py            the seam: Requests -> tokens
-    model/engines/scripted.py        replies by rule, without a model
-    model/engines/ending.py          a reply that was cut off -> the same, ended
-    model/engines/vllm/__init__.py   vLLM's engine in the same process
-    model/engines/vllm/arguments.py  a job -> its arguments, or what is wrong with them
-    model/engines/vllm/prompt.py     a Request -> the prompt as vLLM takes it
-    model/engines/http/__init__.py   any server that speaks the OpenAI protocol
-    model/engines/http/message.py    a Request -> the body of a chat completion
-    model/engines/http/caller.py     a body -> the server's answer, however often it has to be asked
-    model/engines/http/gate.py       how many requests are under way
-    model/engines/http/verdict.py    what came back -> a Reply, or what has to happen next
-    model/engines/torch/__init__.py  our engine
-    model/engines/torch/rank.py      one process of a replica: its share, its cache, what it saw
-    model/engines/torch/crew.py      the other processes of a replica: started, told, never outliving it
-    model/engines/torch/follow.py    such a process
-    model/engines/torch/ranks.py     shares -> one model: sums and gathers where they meet
-    model/engines/torch/shard.py     a rank -> which part of each weight it holds
-    model/engines/torch/read.py      a checkpoint's files -> weights, or parts of them
-    model/engines/torch/load.py      a folder -> a model on a device
-    model/engines/torch/int4.py      four-bit weights, as they come or rounded at load
-    model/engines/torch/int4_linear.py  one layer of them
-    model/engines/torch/extent.py    a config -> parameters and bytes, without weights
-    model/engines/torch/memory.py    a device's memory -> whether a model fits, and tokens of cache
-    model/engines/torch/intake.py    a Request -> a row, or why it never can be one
-    model/engines/torch/rows.py      a row inside the engine
-    model/engines/torch/schedule.py  who comes in, and how much is computed in a step
-    model/engines/torch/limits.py    work that fails -> smaller pieces of it
-    model/engines/torch/vision.py    Clips -> embeddings
-    model/engines/torch/forward.py   rows -> a step -> logits
-    model/engines/torch/ahead.py     the next pass, launched before the host has read this one
-    model/engines/torch/attention.py  packed tokens -> what each attends to
-    model/engines/torch/graphs.py    a step of decoding as a CUDA graph
-    model/engines/torch/sample.py    logits -> the next tokens
+job: a YAML file becomes a frozen Job
+    job/spec.py                             every key of a job file, with its type, default and meaning
+    job/job_loader.py                       reads a job file; errors name the file, the line and the key
+    job/variables.py                        fills in `${...}` and refuses credentials
+    job/fingerprint.py                      hashes everything that shapes an answer
+    job/reference.py                        prints every key with its meaning
 
-output: Reply -> Row -> part file
-    output/schema.py                 what a job names as its schema -> a Schema
-    output/canonical.py              a JSON Schema -> the one text that guides, checks and types
-    output/parse.py                  text -> the JSON value in it
-    output/validate.py               a value -> its exact form, or what is wrong with it
-    output/geometry.py               the model's numbers -> the original's pixels and seconds
-    output/finish.py                 Item, Request, Reply -> Row
-    output/retry.py                  asking again where an answer is not good enough
-    output/columns.py                a schema -> the Arrow field of its answers
-    output/table.py                  Rows and Failures -> Arrow tables
-    output/store.py                  a folder anywhere -> objects that appear whole and once
-    output/write.py                  tables -> files, exactly once
-    output/hive.py                   tables -> large files in Hive's folders
-    output/letters.py                what is written of a chunk -> its rows that are still wrong
+schema: what an answer must look like
+    schema/json_schema.py                   walks JSON Schemas and narrows them to what can be guided and stored
+    schema/schema.py                        Schema: the record that workers receive
+    schema/schema_loader.py                 loads the schema that a job names and describes it for a prompt
+    schema/columns.py                       converts a schema to an Arrow field, and answers to its values
+    schema/validate.py                      checks an answer against its schema
 
-run: what drives the steps
-    run/brief.py                     a job, its manifest -> the Work that every worker is told
-    run/resume.py                    the manifest, its output -> the chunks that are left
-    run/buckets.py                   hashes of very many rows -> which of them are equal
-    run/lease.py                     who is at work on an output
-    run/again.py                     what is wrong with its rows -> chunks that ask them again
-    run/export.py                    a job's answers -> the clean table
-    run/drive.py                     a job -> answers on disk and an exit code
-    run/local.py                     a plain loop: what the pipeline means
-    run/cluster.py                   Ray Data: how it scales
-    run/workers.py                   the actors of its two pools
-    run/ledger.py                    who works on which rows -> those that end processes, kept apart
-    run/isolate.py                   a chunk -> what a stage makes of it, with such rows kept apart
-    run/pools.py                     what a cluster holds, or may grow to -> how many workers
-    run/submit.py                    a job file -> a job on a Ray cluster
-    run/tally.py                     receipts -> what a run adds up to
-    run/progress.py                  the same as people see it while it runs
-    run/metrics.py                   what a run counts -> Prometheus, by way of Ray
-    run/log.py                       what happens in a run -> lines: text for people, JSON for machines
-    run/plan/__init__.py             a job -> what it will cost and what will fail
-    run/plan/survey.py               chunks -> rows, tokens and failures, from headers
-    run/plan/gpus.py                 tokens, a model -> hours and money
-    run/plan/quote.py                the same as lines for people
-    run/signals.py                   SIGTERM, Ctrl-C -> a run that ends in good order
-    run/status.py                    an output -> what is answered, wrong and left
-    run/report/__init__.py           an output -> one HTML page to look at
-    run/report/gather.py             its parts -> figures, and the rows that are shown
-    run/report/pictures.py           what a row looked at -> small pictures
-    run/report/marks.py              an answer -> boxes, points, stretches of time
-    run/report/charts.py             counts and marks -> what is drawn
-    run/report/cards.py              all of it -> the values of the template
-    run/report/page.py               values -> HTML that is harmless
-    run/wire.py                      prepared entries <-> one row of Arrow
+fetch: a URI becomes bytes
+    fetch/fetcher.py                        downloads media within the job's limits, ahead of use
+    fetch/header_fetcher.py                 downloads only the beginning of a file, enough to know its size
+    fetch/access.py                         decides whether a job may read a URI
+    fetch/web.py                            downloads over HTTP
+    fetch/object_store.py                   reads objects from S3, GCS, Azure and other stores
+    fetch/range_download.py                 downloads a large object in ranges
+    fetch/ranged_file.py                    reads a remote object like a seekable file
+    fetch/sparse_video.py                   downloads only those ranges of a video that hold the wanted frames
+    fetch/retry.py                          repeats a download while its error may pass
+    fetch/scratch.py                        a temporary folder that disappears with its worker
+    fetch/blob.py                           collects arriving bytes in memory or in a file
+    fetch/sniff.py                          detects the kind of a file by its first bytes
 
-tiny: the built-in models, trained here on scenes that are drawn; pipeline/builtin/weights/README.md is their card
-    tiny/scenes.py                   a seed -> a scene and the truth about it
-    tiny/clips.py                    scenes in which something happens, from when to when
-    tiny/invoices.py                 scenes with something to read
-    tiny/files.py                    scenes -> pictures, videos and a manifest
-    tiny/vocabulary.py               the tokenizer of the trained models
-    tiny/checkpoint.py               a model type -> a tiny checkpoint of random weights
-    tiny/lessons.py                  scenes -> what training shows
-    tiny/pupil.py                    a model that learns, and what it got wrong
-    tiny/train.py                    the recipe
-    tiny/scores.py                   answers and truths -> figures
-    tiny/evaluate.py                 the whole pipeline, held to the truth
-    tiny/demo.py                     the same for a person to look at
+manifest: manifest files become chunks, and chunks become Items
+    manifest/files.py                       finds the manifest files of a job
+    manifest/chunks.py                      cuts manifest files into chunks
+    manifest/items.py                       converts a row to an Item
+    manifest/chat.py                        parses a cell that holds a chat
+    manifest/media_cells.py                 parses a cell that holds media or their options
+    manifest/sources/__init__.py            the seam: Source, a manifest format
+    manifest/sources/parquet.py             Parquet
+    manifest/sources/jsonl.py               JSON Lines
+    manifest/sources/csv.py                 CSV
+    manifest/sources/folder.py              a folder of media files
+
+media: bytes become resized frames
+    media/clips.py                          loads a MediaRef: fetches, decodes and resizes it
+    media/decode.py                         chooses the frames and their size, and has them decoded
+    media/decoder_client.py                 runs the decoder process and kills it when it hangs
+    media/decoder_protocol.py               the messages between a worker and its decoder process
+    media/decoder_process.py                the decoder process: files in, resized pixels out
+    media/header.py                         reads sizes and durations without decoding pixels
+    media/sample.py                         chooses which frames of a video to decode
+    media/resize.py                         resizes frames exactly as the reference processors do
+    media/kinds/base.py                     the seam: a kind of media file
+    media/kinds/image.py                    images, with Pillow
+    media/kinds/video.py                    videos, by frame index
+    media/kinds/packets.py                  finds the packets that the wanted frames need
+    media/kinds/decord_reader.py            reads video frames with decord
+    media/kinds/av_reader.py                reads video frames with PyAV
+    media/kinds/pdf.py                      PDF pages, with PDFium
+
+model: frames and text become tokens
+    model/weights.py                        finds or downloads the checkpoint that a job names
+    model/hf_models.py                      imports transformers' model classes
+    model/prompt.py                         renders chat turns with the checkpoint's template
+    model/engine_thread.py                  runs an engine in a thread that several chunks share
+    model/families/base.py                  the seam: Family, a series of models
+    model/families/qwen.py                  what all Qwen-VL models share
+    model/families/qwen2_vl.py              Qwen2-VL
+    model/families/qwen2_5_vl.py            Qwen2.5-VL
+    model/families/qwen3_vl.py              Qwen3-VL, dense and mixture of experts
+    model/guidance/grammar.py               masks the tokens that may come next, for a schema and a budget
+    model/guidance/ending_search.py         finds the shortest ending of a half-written answer
+    model/guidance/ending_hints.py          derives from a schema what helps that search
+    model/guidance/shortest_encoding.py     encodes bytes in the fewest tokens
+    model/guidance/reply_completer.py       completes a reply that the budget cut off
+    model/engines/base.py                   the seam: Engine
+    model/engines/scripted.py               replies by rule, without a model
+    model/engines/vllm/__init__.py          vLLM inside the replica
+    model/engines/vllm/arguments.py         converts a job to vLLM's arguments, or says what is wrong
+    model/engines/vllm/prompt_inputs.py     converts a Request to vLLM's prompt
+    model/engines/http/__init__.py          any server that speaks the OpenAI protocol
+    model/engines/http/request_body.py      converts a Request to the body of a chat completion
+    model/engines/http/client.py            sends a request until the server answers it
+    model/engines/http/concurrency.py       limits how many requests are in flight
+    model/engines/http/responses.py         converts a response to a Reply or an error
+    model/engines/torch/engine.py           our own engine: continuous batching on torch
+    model/engines/torch/scheduler.py        chooses what the next step computes
+    model/engines/torch/sequence.py         a request inside the engine
+    model/engines/torch/request_checks.py   refuses requests that can never fit
+    model/engines/torch/forward.py          one pass of the language model
+    model/engines/torch/pending_step.py     launches the next pass before the last one is read
+    model/engines/torch/attention.py        attention over packed sequences
+    model/engines/torch/vision.py           computes the embeddings of clips
+    model/engines/torch/sampler.py          samples the next tokens
+    model/engines/torch/cuda_graphs.py      replays decode steps as CUDA graphs
+    model/engines/torch/oom_backoff.py      splits work that runs out of memory
+    model/engines/torch/memory.py           divides device memory between weights and KV cache
+    model/engines/torch/model_size.py       computes a model's size from its config
+    model/engines/torch/checkpoint.py       reads weights from a checkpoint's files
+    model/engines/torch/loaded_model.py     a model on its device, and the layout of its weights
+    model/engines/torch/model_loader.py     loads a checkpoint, or one rank's share of it
+    model/engines/torch/int4.py             four-bit weights, read from AWQ or rounded at load
+    model/engines/torch/int4_linear.py      a linear layer of four-bit weights
+    model/engines/torch/shard.py            which part of each weight a rank holds
+    model/engines/torch/collectives.py      sums and gathers across ranks
+    model/engines/torch/model_runner.py     one rank: its share of the model and its caches
+    model/engines/torch/worker_group.py     starts and stops the other ranks of a replica
+    model/engines/torch/tp_worker.py        the process of a rank other than the first
+
+prepare: an Item becomes a Request
+    context.py                              RunContext: what every worker needs to know about the run
+    prepare.py                              the steps from an Item to a Request
+
+output: a Reply becomes a Row, and Rows become a committed part
+    output/answer/build_row.py              builds a Row from a Reply
+    output/answer/geometry.py               maps coordinates and times back to the original media
+    output/answer/reask.py                  asks again when an answer is invalid
+    output/arrow_tables.py                  builds the tables of a part
+    output/commit.py                        writes a part; creating it is the commit
+    output/dead_letters.py                  reads the rows of a chunk that are still wrong
+    output/store.py                         creates, reads and lists objects in an output folder
+
+answer: a Request becomes a Row
+    answer.py                               asks the engine and builds the rows of a chunk
+
+run: one run, without Ray
+    run/driver.py                           one run from start to exit code
+    run/local.py                            runs all steps in one process
+    run/preflight.py                        builds the RunContext and checks the job before anything starts
+    run/resume.py                           finds the chunks that are left to do
+    run/retry_errors.py                     selects failed rows to ask again
+    run/dedup.py                            finds duplicate ids with little memory
+    run/lease.py                            claims the output for one run
+    run/tally.py                            adds up receipts
+    run/progress.py                         shows the progress of a run
+    run/log.py                              writes log lines as text or JSON
+    run/signals.py                          ends a run in good order on SIGTERM and Ctrl-C
+
+export: answers become other people's formats
+    export/table.py                         one clean table of all answers
+    export/partitioned_files.py             writes large Parquet files in Hive folders
+
+cluster: everything that needs Ray
+    cluster/ray_runner.py                   runs the steps on Ray Data
+    cluster/workers.py                      the actors of the two pools
+    cluster/chunk_codec.py                  packs a prepared chunk into one Arrow row
+    cluster/isolation.py                    isolates rows that kill their process
+    cluster/crash_ledger.py                 records which rows a process worked on when it died
+    cluster/pools.py                        chooses how many workers each pool gets
+    cluster/submit.py                       submits a job to a Ray cluster and follows it
+    cluster/metrics.py                      exports Prometheus metrics
+
+inspect: what people look at
+    inspect/status.py                       reads and prints the state of an output
+    inspect/plan/__init__.py                predicts cost and failures before a run
+    inspect/plan/survey.py                  counts rows, tokens and failures from headers
+    inspect/plan/gpus.py                    converts tokens to hours and money
+    inspect/plan/format.py                  prints a plan
+    inspect/report/__init__.py              writes an HTML report of an output
+    inspect/report/gather.py                reads the figures and the rows to show
+    inspect/report/pictures.py              makes thumbnails
+    inspect/report/marks.py                 finds boxes, points and time spans in an answer
+    inspect/report/charts.py                lays out charts and marks
+    inspect/report/cards.py                 fills the values of the page template
+    inspect/report/page.py                  renders the page
+
+builtin: models trained here on drawn scenes; pipeline/builtin/weights/README.md is their model card
+    builtin/drawing.py                      draws shapes and text
+    builtin/scenes.py                       draws images with their ground truth
+    builtin/clip_scenes.py                  draws videos in which something happens
+    builtin/invoices.py                     draws invoices to read
+    builtin/scene_files.py                  writes scenes and a manifest to disk
+    builtin/random_checkpoint.py            makes a tiny checkpoint with random weights
+    builtin/scores.py                       scores answers against ground truth
+    builtin/evaluate.py                     measures the accuracy of the built-in models
+    builtin/demo.py                         the demo command
+    builtin/training/vocabulary.py          the tokenizer of the built-in models
+    builtin/training/batches.py             makes training batches from scenes
+    builtin/training/model.py               the trainable model and its losses
+    builtin/training/train.py               trains the built-in models
+
+Commands
+    cli.py                                  the options of every command
+    __main__.py                             the commands: python -m pipeline run, check, ...
 """

@@ -16,8 +16,8 @@ from dataclasses import replace
 from threading import Thread
 
 from pipeline.errors import PipelineError
-from pipeline.step_timer import StepTimer
 from pipeline.model.engines.base import Engine
+from pipeline.step_timer import StepTimer
 from pipeline.types import Failure, Reply, Request
 
 ReplyOrFailure = Reply | Failure

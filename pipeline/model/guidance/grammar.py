@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from pipeline.errors import GenerateError
-from pipeline.model.guidance.completion import EndingSearch
-from pipeline.model.guidance.completion_hints import build_sample, collect_hints, estimate_largest_instance
-from pipeline.model.guidance.shortest_tokens import ShortestEncoder
+from pipeline.model.guidance.ending_hints import build_sample, collect_hints, estimate_largest_instance
+from pipeline.model.guidance.ending_search import EndingSearch
+from pipeline.model.guidance.shortest_encoding import ShortestEncoder
 
 TYPICAL_GROWTH = 8  # a token is expected to lengthen the ending by less than this, one large object aside
 

@@ -30,7 +30,7 @@ from pipeline.model.engines.http.responses import (
     has_shrunk_images,
     parse_reply,
 )
-from pipeline.model.guidance.truncated import ReplyCompleter
+from pipeline.model.guidance.reply_completer import ReplyCompleter
 from pipeline.types import Failure, Reply, Request
 
 POLL_S = 0.1  # so long `step` waits at most, so that closing need not wait for a server

@@ -24,7 +24,7 @@ from pipeline.model.engines.torch.sequence import Detokenizer
 from pipeline.model.engines.vllm.arguments import build_arguments, find_problems
 from pipeline.model.engines.vllm.prompt_inputs import build_prompt, check_prompt_tokens
 from pipeline.model.families.qwen import QwenFamily
-from pipeline.model.guidance.truncated import ReplyCompleter
+from pipeline.model.guidance.reply_completer import ReplyCompleter
 from pipeline.types import Failure, Reply, Request
 from pipeline.watchdog import HANG_EXIT_CODE, Watchdog
 

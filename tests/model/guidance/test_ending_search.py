@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher
 
-from pipeline.model.guidance.completion import EndingSearch
-from pipeline.model.guidance.completion_hints import (
+from pipeline.model.guidance.ending_hints import (
     build_sample,
     collect_hints,
     estimate_largest_instance,
     find_shortest_match,
 )
+from pipeline.model.guidance.ending_search import EndingSearch
 from pipeline.schema.json_schema import canonicalize_schema, format_schema
 from tests.awkward_schemas import AWKWARD, NODE, NONE, TEXT, WHOLE, either, listed, pattern, recursive, struct
 
