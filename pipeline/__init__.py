@@ -98,7 +98,8 @@ media: bytes become resized frames
     media/kinds/pdf.py                      PDF pages, with PDFium
 
 model: frames and text become tokens
-    model/weights.py                        finds or downloads the checkpoint that a job names
+    model/checkpoint_location.py            finds, downloads and identifies the checkpoint that a job names
+    model/family_loader.py                  loads a checkpoint's config, tokenizer and family
     model/hf_models.py                      imports transformers' model classes
     model/prompt.py                         renders chat turns with the checkpoint's template
     model/engine_thread.py                  runs an engine in a thread that several chunks share

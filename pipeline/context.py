@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.job.spec import Job
-from pipeline.model import weights
+from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.families.base import Family
 from pipeline.schema.schema import Schema
 
@@ -31,8 +31,8 @@ class RunContext:
 
 
 def open_family(context: RunContext) -> Family:
-    folder = weights.locate_small_files(context.job.model.weights, context.job.model.revision)
-    return weights.load_family(folder, model=context.job.model, add_vision_id=context.job.media.add_vision_id)
+    folder = checkpoint_location.locate_small_files(context.job.model.weights, context.job.model.revision)
+    return family_loader.load_family(folder, model=context.job.model, add_vision_id=context.job.media.add_vision_id)
 
 
 def get_base_folder() -> Path:

@@ -17,7 +17,7 @@ from pipeline.job.fingerprint import build_fingerprint_inputs, compute_fingerpri
 from pipeline.job.spec import Job
 from pipeline.manifest.chunks import build_kept_schema, select_file_columns
 from pipeline.manifest.files import ManifestFile, read_manifest_schema
-from pipeline.model import weights
+from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.guidance.grammar import count_min_tokens
 from pipeline.output.answer.geometry import find_field_meanings
 from pipeline.output.arrow_tables import RESERVED_COLUMNS
@@ -35,7 +35,7 @@ def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunCo
     select_file_columns(job, manifest_files[0], first, user)  # says which column is not there
     said = build_fingerprint_inputs(
         job,
-        weights=weights.compute_identity(job.model.weights, job.model.revision),
+        weights=checkpoint_location.compute_identity(job.model.weights, job.model.revision),
         schema_text=f"{user or ''}\n{schema.text}" if schema else None,
     )
     now = datetime.now(UTC)
@@ -92,8 +92,8 @@ def find_job_problems(context: RunContext, manifest_files: Sequence[ManifestFile
         engine = load_registered(ENGINES, context.job.engine.kind, "engine.kind")
         out += getattr(engine, "problems", lambda job: [])(context.job)
     if context.schema and context.job.answer.guided:
-        tokenizer = weights.load_tokenizer(
-            weights.locate_small_files(context.job.model.weights, context.job.model.revision)
+        tokenizer = family_loader.load_tokenizer(
+            checkpoint_location.locate_small_files(context.job.model.weights, context.job.model.revision)
         )
         least = count_min_tokens(context.schema.text, tokenizer)
         if context.job.answer.max_new_tokens < least:
@@ -105,14 +105,16 @@ def check_tensor_parallel(job: Job) -> None:
     """A JobError where the model cannot be divided so."""
     from pipeline.model.engines.torch.model_loader import parse_config  # torch takes seconds to import
 
-    said = weights.load_config(weights.locate_small_files(job.model.weights, job.model.revision), job.model)
+    said = family_loader.load_config(
+        checkpoint_location.locate_small_files(job.model.weights, job.model.revision), job.model
+    )
     parse_config(said, tp_size=job.model.tensor_parallel, quantize=job.model.quantize)
 
 
 def format_warnings(context: RunContext) -> str | None:
     """What the models' authors warn of in a job that can run all the same."""
     means = find_field_meanings(context.schema.json_schema).values() if context.schema else ()
-    said = [weights.describe_yarn_risk(context.job.model, means)]
+    said = [family_loader.describe_yarn_risk(context.job.model, means)]
     if context.job.model.weights.startswith("builtin:") and context.job.engine.kind == "torch":
         said.append(f"{context.job.model.weights} knows drawn scenes only; for pictures of your own name a real model")
     elif context.job.engine.kind == "torch" and not context.job.workers.generate.gpus:

@@ -25,7 +25,7 @@ from pipeline.builtin import scene_files
 from pipeline.builtin.evaluate import JOBS_FOLDER, TASKS, read_answers_and_truths
 from pipeline.builtin.scores import score_answers
 from pipeline.job import job_loader
-from pipeline.model import weights
+from pipeline.model import checkpoint_location
 from tests.bench import harness
 from tests.model.engines.vllm_server import KEY, serving
 
@@ -58,7 +58,7 @@ def main() -> None:
 
 def answers(task: str, scenes: int) -> dict[str, dict[str, Any]]:
     """By engine: rows by id, marks, rate."""
-    model = weights.locate_checkpoint(job_loader.load_job(JOBS_FOLDER / f"{task}.yaml").model.weights)
+    model = checkpoint_location.locate_checkpoint(job_loader.load_job(JOBS_FOLDER / f"{task}.yaml").model.weights)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         manifest = scene_files.write_scene_files(folder / task, task, scenes)

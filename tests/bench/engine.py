@@ -28,7 +28,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
-from pipeline.model import hf_models, weights
+from pipeline.model import family_loader, hf_models
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.vision import ClipSlice, patchify
@@ -110,7 +110,7 @@ class Peer:
     """`generate` on left-padded batches, with pixels normalised and positions computed beforehand."""
 
     def __init__(self, folder: Path, family: Family, device: str):
-        kind = hf_models.get_model_class(weights.load_config(folder)["model_type"])
+        kind = hf_models.get_model_class(family_loader.load_config(folder)["model_type"])
         self.model = kind.from_pretrained(folder, dtype="auto").eval().to(device)
         self.model.generation_config.eos_token_id = None
         self.family, self.device = family, device
@@ -153,7 +153,7 @@ class Peer:
 
 def grid(clip: Clip, family: Family) -> tuple[int, int, int]:
     frames, _, height, width = clip.pixels.shape
-    return -(-frames // family.temporal_patch), height // family.patch, width // family.patch
+    return -(-frames // family.temporal_patch_size), height // family.patch_size, width // family.patch_size
 
 
 def compare(
@@ -215,7 +215,7 @@ def main() -> None:
             torch.set_default_dtype(torch.float32 if said.shape == "builtin" else torch.bfloat16)
             write_random_checkpoint(Path(folder), "qwen2_5_vl", **SHAPES[said.shape])
             torch.set_default_dtype(torch.float32)
-        family = weights.load_family(Path(folder))
+        family = family_loader.load_family(Path(folder))
         engine = TorchEngine(Path(folder), family, device=said.device, compiled=said.compile)
         engine.can_launch_ahead = engine.can_launch_ahead and not said.in_turn
         peer = Peer(Path(folder), family, said.device)

@@ -27,7 +27,7 @@ from tokenizers import Tokenizer
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from pipeline import registry
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
-from pipeline.model import weights
+from pipeline.model import family_loader
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.sampler import apply_grammar_masks
@@ -64,7 +64,7 @@ def speed(engine: TorchEngine, asked: Sequence[Request]) -> float:
 
 def decoding(folder: Path, slots: int, rounds: int) -> tuple[float, float]:
     """Median tokens a second, free and guided."""
-    family = weights.load_family(folder)
+    family = family_loader.load_family(folder)
     engine = TorchEngine(folder, family, slots=slots)
     free = requests(family, 2 * slots)
     guided = [replace(request, schema=SCHEMAS[index % len(SCHEMAS)].text) for index, request in enumerate(free)]

@@ -35,7 +35,7 @@ from pipeline.media.decode import ClipDecoder
 from pipeline.media.decoder_client import MALLOC_ENVIRONMENT
 from pipeline.media.kinds.base import DecodeLimits
 from pipeline.media.kinds.image import ImageKind, resize_image
-from pipeline.model import weights
+from pipeline.model import family_loader
 from pipeline.types import Clip, MediaRef, Size
 from tests.bench import harness
 from tests.media.sample_media import a_job, shipped
@@ -155,7 +155,7 @@ def main() -> None:
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        family = weights.load_family(write_random_checkpoint(folder / "model", "qwen2_5_vl"))
+        family = family_loader.load_family(write_random_checkpoint(folder / "model", "qwen2_5_vl"))
         exact, fast = ours(folder, False, family), ours(folder, True, family)
         pictures(folder, (picture, exact, fast), rounds=rounds, ratios=ratios, figures=figures)
         films = {"1080p": video(folder / "film.mp4", 12 if asked.quick else 60)}

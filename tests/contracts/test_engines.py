@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.job.spec import Job
-from pipeline.model import weights
+from pipeline.model import family_loader
 from pipeline.model.engine_thread import EngineThread, generate_replies
 from pipeline.model.engines.base import Engine
 from pipeline.registry import ENGINES, load_registered
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def family(folder: Path) -> Any:
-    return weights.load_family(folder)
+    return family_loader.load_family(folder)
 
 
 @pytest.fixture(scope="module")

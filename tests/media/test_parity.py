@@ -16,7 +16,7 @@ from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.media.kinds.base import Probe
 from pipeline.media.resize import resize
 from pipeline.media.sample import merge_image_options, merge_video_options, select_span
-from pipeline.model import weights
+from pipeline.model import family_loader
 from pipeline.types import MediaOptions
 from tests.media.oracle import digest, noise
 from tests.media.sample_media import a_job, encoded
@@ -29,7 +29,7 @@ CASES = 300
 @pytest.fixture(scope="module")
 def families(tmp_path_factory):
     return {
-        name: weights.load_family(write_random_checkpoint(tmp_path_factory.mktemp(name) / "model", name))
+        name: family_loader.load_family(write_random_checkpoint(tmp_path_factory.mktemp(name) / "model", name))
         for name in FAMILIES
     }
 
@@ -40,7 +40,7 @@ def patchified(pixels, family):
     if len(pixels) % 2:
         pixels = torch.cat([pixels, pixels[-1:]])
     count, colours, height, width = pixels.shape
-    side, merge = family.patch, family.merge
+    side, merge = family.patch_size, family.merge_size
     grid = (count // 2, height // side, width // side)
     view = pixels.view(grid[0], 2, colours, grid[1] // merge, merge, side, grid[2] // merge, merge, side)
     flat = view.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, colours, 2 * side * side).float()
@@ -82,7 +82,7 @@ def test_three_hundred_pictures_equal_the_references(name, families, tmp_path, s
             assert clip.size == family.fit_image_size(tuple(case["size"]), merge_image_options(media, asked)), case
             ours, ours_grid = patchified(np.repeat(clip.pixels, 2, axis=0), family)
             assert digest(ours, ours_grid) == [values, grid], case
-            assert family.count_vision_tokens(clip.size) == np.prod(grid) // family.merge**2
+            assert family.count_vision_tokens(clip.size) == np.prod(grid) // family.merge_size**2
     finally:
         eyes.family = plain
 
@@ -114,4 +114,4 @@ def test_three_hundred_clips_equal_the_references(name, families, tmp_path):
         assert case["indices"] == found, case
         pixels = resize(noise(case["seed"], *case["size"], case["count"])[case["indices"]], case["target"])
         assert digest(*patchified(pixels, family)) == [values, grid], case
-        assert family.vision_tokens(case["target"], len(found)) == np.prod(grid) // family.merge**2
+        assert family.vision_tokens(case["target"], len(found)) == np.prod(grid) // family.merge_size**2

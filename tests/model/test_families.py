@@ -13,8 +13,8 @@ import torch
 
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.media.resize import resize
-from pipeline.model import weights
 from pipeline.model.engines.torch.vision import patchify
+from pipeline.model.family_loader import load_family
 from pipeline.model.prompt import parse_chat_template
 from pipeline.types import Clip, MediaOptions, Turn
 from tests import qwen_vocabulary
@@ -110,12 +110,12 @@ def prepared(family, question):
         for part in message["content"]:
             if part["type"] == "image":
                 spec = next(images)
-                pixels = resize(oracle.picture(*spec)[None], family.image_size((spec[1], spec[2]), MediaOptions()))
+                pixels = resize(oracle.picture(*spec)[None], family.fit_image_size((spec[1], spec[2]), MediaOptions()))
                 parts.append(Clip("image", pixels, (spec[1], spec[2])))
             elif part["type"] == "video":
                 spec = next(videos)
-                indices = family.frames(range(spec["count"]), spec["fps"], MediaOptions())
-                size = family.video_size(spec["size"], len(indices), MediaOptions())
+                indices = family.select_frames(range(spec["count"]), spec["fps"], MediaOptions())
+                size = family.fit_video_size(spec["size"], len(indices), MediaOptions())
                 pixels = resize(oracle.picture(spec["seed"], *spec["size"], spec["count"])[indices], size)
                 fps = len(indices) / spec["count"] * spec["fps"]
                 times = tuple(index / spec["fps"] for index in indices)
@@ -135,7 +135,7 @@ def compared(tmp_path_factory):
     for kind in KINDS:
         for vocabulary in VOCABULARIES:
             folder = folder_of(kind, vocabulary, root)
-            plain = weights.load_family(folder)
+            plain = load_family(folder)
             labelled = copy.copy(plain)
             labelled.add_vision_id = True
             for name, question in CONVERSATIONS.items():
@@ -158,7 +158,7 @@ def grids_of(family, turns):
             width, height = (side // family.factor for side in clip.size)
             layers = -(-len(clip.pixels) // 2)
             timed = clip.kind == "video" and hasattr(family, "tokens_per_second")
-            alone = clip.kind == "video" and family.patch == 16
+            alone = clip.kind == "video" and family.patch_size == 16
             grids += [(1, height, width)] * layers if alone else [(layers, height, width)]
             seconds += [None] * layers if alone else [2 / clip.fps if timed else None]
     return grids, seconds
@@ -197,7 +197,7 @@ def test_pixels_are_the_reference_processor_s_bit_for_bit(compared, kind, name):
     patches = {"image": [], "video": []}
     grids = {"image": [], "video": []}
     for clip in (part for turn in turns for part in turn.parts if isinstance(part, Clip)):
-        width, height = (side // family.patch for side in clip.size)
+        width, height = (side // family.patch_size for side in clip.size)
         grid = (-(-len(clip.pixels) // 2), height, width)
         grids[clip.kind].append(list(grid))
         patches[clip.kind].append(patchify(torch.from_numpy(clip.pixels), grid, family))

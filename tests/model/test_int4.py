@@ -9,12 +9,13 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.errors import JobError
-from pipeline.model import hf_models, weights
+from pipeline.model import hf_models
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.torch import int4, int4_linear
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.checkpoint import to_parameter_name
 from pipeline.model.engines.torch.model_loader import build_model, has_weight, without_weights
+from pipeline.model.family_loader import load_config, load_family
 from pipeline.types import Clip, Request, Sampling, Turn
 
 torch.set_num_threads(1)
@@ -83,7 +84,7 @@ def awq_checkpoint(folder, dense):
 
 
 def loaded(folder, **how):
-    return build_model(folder, weights.load_config(folder), **how)
+    return build_model(folder, load_config(folder), **how)
 
 
 def logits(model, tokens=40):
@@ -144,7 +145,7 @@ def test_many_rows_do_not_go_through_the_kernel(monkeypatch):
 def test_a_weight_made_dense_in_several_steps_is_the_same(monkeypatch):
     layer = int4.quantize_linear(torch.nn.Linear(128, 320), device=CPU)
     whole = layer.dequantize(torch.float32)
-    monkeypatch.setattr(int4_linear, "CHUNK", 128 * int4_linear.measure_cpu_tile())
+    monkeypatch.setattr(int4_linear, "MAX_DENSE_WEIGHTS", 128 * int4_linear.measure_cpu_tile())
     assert torch.equal(layer.dequantize(torch.float32), whole)
 
 
@@ -230,7 +231,7 @@ def test_four_bits_take_less_than_a_third_of_the_memory_of_sixteen():
 )
 def test_other_quantisations_are_refused_by_name(dense, said, message):
     with pytest.raises(JobError, match=message):
-        build_model(dense, weights.load_config(dense) | {"quantization_config": said})
+        build_model(dense, load_config(dense) | {"quantization_config": said})
 
 
 def test_a_quantised_checkpoint_is_not_rounded_again(awq):
@@ -309,7 +310,7 @@ def test_the_real_7b_checkpoint_s_config_and_tensor_names_are_understood(dense, 
     for file in dense.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "config.json").write_text(json.dumps(REAL))
-    family = weights.load_family(tmp_path)
+    family = load_family(tmp_path)
     assert (family.context_length, family.tokens_per_second, family.factor) == (128000, 2, 28)
     with without_weights():
         model = hf_models.get_model_class("qwen2_5_vl")(hf_models.get_config_class("qwen2_5_vl").from_dict(REAL))
@@ -342,7 +343,7 @@ def test_awq_answers_of_a_mixed_batch_are_those_of_its_dense_self(awq, dense, tm
     for file in dense.iterdir():
         if file.suffix == ".json":
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    family = weights.load_family(dense)
+    family = load_family(dense)
     picture = Clip("image", np.arange(3 * 56 * 84, dtype=np.uint8).reshape(1, 3, 56, 84), (9, 9))
     film = Clip("video", np.arange(5 * 3 * 28 * 56, dtype=np.uint8).reshape(5, 3, 28, 56), (9, 9), fps=2.0)
     chat = [Turn("system", ("Be brief",)), Turn("user", (picture,)), Turn("assistant", ("A",)), Turn("user", ("B?",))]
@@ -382,8 +383,8 @@ def test_experts_are_rounded_too(mixture):
     theirs = dense.model.language_model.layers[0].mlp.experts
     ours = experts[0]
     for number in range(4):  # the same rounded weights, in the reference's own arithmetic
-        theirs.gate_up_proj.data[number] = ours.gate_up[number].dense(torch.float32)
-        theirs.down_proj.data[number] = ours.down[number].dense(torch.float32)
+        theirs.gate_up_proj.data[number] = ours.gate_up[number].dequantize(torch.float32)
+        theirs.down_proj.data[number] = ours.down[number].dequantize(torch.float32)
     assert torch.allclose(ours(rows, place, shares), theirs(rows, place, shares), atol=1e-5)
 
 

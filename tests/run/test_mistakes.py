@@ -305,7 +305,7 @@ MISTAKES: list[Case] = [
         "no such model on the hub",
         job("builtin:tiny", "Qwen/Qwen2.5-VL-77B"),
         CHECK,
-        "error: model.weights: Qwen/Qwen2.5-VL-77B: the hub cannot be reached, and it was not fetched to this machine before (LocalEntryNotFoundError). A folder with the checkpoint will do, too. To try all else without it: --set model.weights=builtin:tiny --set workers.generate.gpus=0",
+        "error: model.weights: Qwen/Qwen2.5-VL-77B: the hub cannot be reached, and it was not fetched to this machine before (LocalEntryNotFoundError). A folder with the checkpoint works, too. To try the rest without it: --set model.weights=builtin:tiny --set workers.generate.gpus=0",
     ),
     (
         "no such builtin model",

@@ -135,7 +135,7 @@ def build_example(scene: Scene, family: Family, question: str) -> TrainingExampl
         prompt_tokens=len(encoded.input_ids),
         clip=clip,
         sought=sought,
-        **build_hints(scene, clip, frames, family.patch * family.merge),
+        **build_hints(scene, clip, frames, family.patch_size * family.merge_size),
     )
 
 

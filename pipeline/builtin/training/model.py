@@ -22,7 +22,7 @@ from pipeline.builtin.training.batches import (
     SPAN_VALUES_PER_CELL,
     TrainingBatch,
 )
-from pipeline.model import hf_models, weights
+from pipeline.model import family_loader, hf_models
 from pipeline.model.engines.torch import attention
 from pipeline.model.engines.torch.vision import build_tower_inputs, join_tower_inputs, patchify
 from pipeline.model.families.base import Family
@@ -38,7 +38,7 @@ class TrainingModel(nn.Module):
         super().__init__()
         hf = hf_models.import_transformers()
         hf.AttentionInterface.register(attention.ATTENTION_NAME, attention.attend)
-        kind = weights.load_config(folder)["model_type"]
+        kind = family_loader.load_config(folder)["model_type"]
         self.model = hf_models.get_model_class(kind).from_pretrained(folder, attn_implementation="sdpa")
         self.family = family
         self.tower, self.language = self.model.model.visual, self.model.model.language_model
@@ -60,7 +60,7 @@ class TrainingModel(nn.Module):
         """[1 + deepstack, rows, cells, hidden]"""
         family, clips = self.family, batch.clips
         t, _, high, wide = clips[0].pixels.shape
-        grid = -(-t // family.temporal_patch), high // family.patch, wide // family.patch
+        grid = -(-t // family.temporal_patch_size), high // family.patch_size, wide // family.patch_size
         patches = [patchify(torch.from_numpy(clip.pixels), grid, family) for clip in clips]
         layouts = join_tower_inputs(
             [build_tower_inputs(grid, self.tower)] * len(clips), torch.device("cpu"), has_flash=False

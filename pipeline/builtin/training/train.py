@@ -24,7 +24,7 @@ from pipeline.builtin import random_checkpoint
 from pipeline.builtin.training import vocabulary
 from pipeline.builtin.training.batches import TrainingBatch, TrainingExample, group_batches, stream_examples
 from pipeline.builtin.training.model import TrainingModel, smooth_number_embeddings
-from pipeline.model import weights
+from pipeline.model import family_loader
 from pipeline.model.families.base import Family
 
 LOG_INTERVAL = 50  # batches between lines of the log
@@ -170,7 +170,7 @@ class TrainingRun:
 def train_model(recipe: Recipe, folder: Path, *, minutes: float) -> None:
     """To the end of the recipe or of the time, saving as it goes."""
     torch.manual_seed(recipe.seed)
-    family = weights.load_family(write_initial_checkpoint(recipe, folder / "model"))
+    family = family_loader.load_family(write_initial_checkpoint(recipe, folder / "model"))
     pupil = TrainingModel(folder / "model", family)
     smooth_number_embeddings(pupil, recipe.seed)
     course = TrainingRun(folder, recipe, pupil, build_optimizers(pupil, recipe.learning_rate))

@@ -25,7 +25,7 @@ from pipeline.inspect.plan.survey import Survey, SurveyedMedia, sample_chunks, s
 from pipeline.job.spec import Job
 from pipeline.manifest.files import list_manifest_files
 from pipeline.media.sample import merge_image_options, merge_video_options
-from pipeline.model import weights
+from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engines.torch.model_size import ModelSize, measure_model
 from pipeline.model.families.base import Family
 from pipeline.output.store import OutputStore
@@ -126,8 +126,10 @@ def find_model_size(job: Job) -> ModelSize | None:
     """None where the model is not run here."""
     if job.engine.kind == "http":
         return None
-    folder = weights.locate_small_files(job.model.weights, job.model.revision)
-    return measure_model(weights.load_config(folder, job.model), dtype=job.model.dtype, quantize=job.model.quantize)
+    folder = checkpoint_location.locate_small_files(job.model.weights, job.model.revision)
+    return measure_model(
+        family_loader.load_config(folder, job.model), dtype=job.model.dtype, quantize=job.model.quantize
+    )
 
 
 def read_answer_lengths(store: OutputStore, context: RunContext) -> tuple[int, float]:
@@ -148,7 +150,7 @@ def suggest_settings(survey: Survey, job: Job, family: Family) -> list[Advice]:
         clips = {shown: count for shown, count in survey.clips.items() if shown.kind == kind}
         now = sum(count * count_media_tokens(shown, shown.model_size, family) for shown, count in clips.items())
         for budget in IMAGE_TOKEN_BUDGETS:
-            pixels = budget * (family.patch * family.merge) ** 2
+            pixels = budget * (family.patch_size * family.merge_size) ** 2
             sizes = {
                 shown: min(compute_reduced_size(shown, pixels, job, family), shown.model_size, key=math.prod)
                 for shown in clips

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pipeline.types import MediaOptions, Size, Turn
 
@@ -38,11 +38,10 @@ class EncodedPrompt:
 
 
 class Family(Protocol):
-    """Built as `Family(files, tokenizer, add_vision_id=...)`; `pipeline.model.weights.family` does so."""
-
-    patch: int  # side of a patch in pixels
-    merge: int  # patches of a side that become one token
-    temporal_patch: int  # frames that become one
+    trained_context: ClassVar[int | None]  # what YaRN stretches, where config.json does not say
+    patch_size: int  # side of a patch in pixels
+    merge_size: int  # patches of a side that become one token
+    temporal_patch_size: int  # frames that become one
     mean: tuple[float, float, float]  # of pixels in 0..1
     std: tuple[float, float, float]
     coordinates: Literal["pixels", "thousandths"]  # of the resized picture, or 0..1000 of any
@@ -52,6 +51,8 @@ class Family(Protocol):
     context_length: int  # the longest row in tokens, answer included
     image_token: int  # the pad token that stands for a piece of a picture
     video_token: int
+
+    def __init__(self, files: CheckpointFiles, tokenizer: Tokenizer, *, add_vision_id: bool = False): ...
 
     def fit_image_size(self, source: Size, options: MediaOptions) -> Size:
         """The size to resize to; PromptError of kind `size` where no size fits."""

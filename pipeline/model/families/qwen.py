@@ -47,9 +47,9 @@ class QwenFamily:
     std: Colour = (0.26862954, 0.26130258, 0.27577711)
     coordinates: Literal["pixels", "thousandths"] = "thousandths"
     time_origin: Literal["clip", "source"] = "clip"
-    patch: int = 14
-    merge: int = 2
-    temporal_patch: int = 2
+    patch_size: int = 14
+    merge_size: int = 2
+    temporal_patch_size: int = 2
     min_pixels: int = 56 * 56
     max_pixels: int = 28 * 28 * 1280
     chat_format: ChatFormat = ChatFormat("You are a helpful assistant.")
@@ -57,10 +57,10 @@ class QwenFamily:
 
     def __init__(self, files: CheckpointFiles, tokenizer: Tokenizer, *, add_vision_id: bool = False):
         vision = files.config.get("vision_config", {})
-        self.patch = vision.get("patch_size", self.patch)
-        self.merge = vision.get("spatial_merge_size", self.merge)
-        self.temporal_patch = vision.get("temporal_patch_size", self.temporal_patch)
-        self.factor = self.patch * self.merge
+        self.patch_size = vision.get("patch_size", self.patch_size)
+        self.merge_size = vision.get("spatial_merge_size", self.merge_size)
+        self.temporal_patch_size = vision.get("temporal_patch_size", self.temporal_patch_size)
+        self.factor = self.patch_size * self.merge_size
         self.mean = parse_colour(files.image_processor.get("image_mean"), self.mean)
         self.std = parse_colour(files.image_processor.get("image_std"), self.std)
         self.min_pixels, self.max_pixels = parse_area_bounds(files.image_processor, (self.min_pixels, self.max_pixels))
@@ -93,7 +93,7 @@ class QwenFamily:
         return fit_size(source, factor=self.factor, min_area=least, max_area=most)
 
     def count_vision_tokens(self, size: Size, frame_count: int = 1) -> int:
-        return math.ceil(frame_count / self.temporal_patch) * size[0] * size[1] // self.factor**2
+        return math.ceil(frame_count / self.temporal_patch_size) * size[0] * size[1] // self.factor**2
 
     def count_media_tokens(self, size: Size, times: Sequence[float] = ()) -> int:
         return self.count_vision_tokens(size, max(1, len(times))) + 2
@@ -121,7 +121,7 @@ class QwenFamily:
     def build_clip_pieces(self, clip: Clip) -> Iterator[str | int | VisionGrid]:
         """A medium between its markers."""
         width, height = (side // self.factor for side in clip.size)
-        layers = math.ceil(len(clip.pixels) / self.temporal_patch)
+        layers = math.ceil(len(clip.pixels) / self.temporal_patch_size)
         yield self.vision_start
         if clip.kind == "image":
             yield VisionGrid(self.image_token, [0], height, width)

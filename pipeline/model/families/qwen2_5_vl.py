@@ -28,5 +28,5 @@ class Qwen25VL(Qwen2VL):
         self.tokens_per_second = files.config.get("vision_config", {}).get("tokens_per_second", 4)
 
     def compute_layer_positions(self, layers: int, clip: Clip) -> Sequence[int] | NDArray[np.int64]:
-        seconds = np.float32(self.temporal_patch / clip.fps)  # of a layer, truncated as single precision
+        seconds = np.float32(self.temporal_patch_size / clip.fps)  # of a layer, truncated as single precision
         return (np.arange(layers, dtype=np.float32) * seconds * np.float32(self.tokens_per_second)).astype(np.int64)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Qwen3VL(QwenFamily):
-    patch = 16
+    patch_size = 16
     time_origin: Literal["clip", "source"] = "source"  # as the timestamps of its prompts
     mean: Colour = (0.5, 0.5, 0.5)
     std: Colour = (0.5, 0.5, 0.5)
@@ -67,7 +67,7 @@ class Qwen3VL(QwenFamily):
         layer = self.count_vision_tokens(size) + 2
         return sum(
             layer + len(self.tokenizer.encode(stamp, add_special_tokens=False).ids)
-            for stamp in format_timestamps(times, self.temporal_patch)
+            for stamp in format_timestamps(times, self.temporal_patch_size)
         )
 
     def build_clip_pieces(self, clip: Clip) -> Iterator[str | int | VisionGrid]:
@@ -79,7 +79,7 @@ class Qwen3VL(QwenFamily):
                 "times", f"{len(clip.pixels)} frames but {len(clip.times)} times in {clip.uri or 'a video'}"
             )
         width, height = (side // self.factor for side in clip.size)
-        for stamp in format_timestamps(clip.times, self.temporal_patch):
+        for stamp in format_timestamps(clip.times, self.temporal_patch_size):
             yield stamp
             yield self.vision_start
             yield VisionGrid(self.video_token, [0], height, width)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
-from pipeline.model import hf_models, weights
+from pipeline.model import family_loader, hf_models
 from pipeline.types import Clip, Request, Sampling, Turn
 
 torch.set_num_threads(1)
@@ -22,17 +22,17 @@ class Lab:
 
     def __init__(self, folder: Path, model_type: str, **config: object):
         self.folder = write_random_checkpoint(folder, model_type, **config)
-        self.family = weights.load_family(self.folder)
+        self.family = family_loader.load_family(self.folder)
         self.rng = np.random.default_rng(7)
 
     def picture(self, width: int, height: int) -> Clip:
         """Sizes in vision tokens."""
-        side = self.family.patch * self.family.merge
+        side = self.family.patch_size * self.family.merge_size
         pixels = self.rng.integers(0, 256, (1, 3, height * side, width * side), dtype=np.uint8)
         return Clip("image", pixels, (width * side, height * side))
 
     def film(self, frames: int, width: int, height: int) -> Clip:
-        side = self.family.patch * self.family.merge
+        side = self.family.patch_size * self.family.merge_size
         pixels = self.rng.integers(0, 256, (frames, 3, height * side, width * side), dtype=np.uint8)
         times = tuple(frame / 2 for frame in range(frames))
         return Clip("video", pixels, (width * side, height * side), times=times, fps=2.0)
@@ -45,7 +45,7 @@ class Lab:
 
     @cache  # noqa: B019
     def reference(self):
-        kind = weights.load_config(self.folder)["model_type"]
+        kind = family_loader.load_config(self.folder)["model_type"]
         return hf_models.get_model_class(kind).from_pretrained(self.folder).eval()
 
     @torch.inference_mode()
@@ -83,10 +83,10 @@ class Lab:
 
     def grid(self, clip: Clip) -> tuple[int, int, int]:
         frames, _, height, width = clip.pixels.shape
-        return -(-frames // 2), height // self.family.patch, width // self.family.patch
+        return -(-frames // 2), height // self.family.patch_size, width // self.family.patch_size
 
     def patches(self, clip: Clip) -> torch.Tensor:
-        (layers, rows, columns), side = self.grid(clip), self.family.patch
+        (layers, rows, columns), side = self.grid(clip), self.family.patch_size
         frames = [clip.pixels[min(frame, len(clip.pixels) - 1)] for frame in range(2 * layers)]
         mean, std = (np.array(value, np.float32)[:, None, None] for value in (self.family.mean, self.family.std))
         frames = [(frame / np.float32(255) - mean) / std for frame in frames]

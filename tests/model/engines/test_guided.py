@@ -9,7 +9,7 @@ import pytest
 from pipeline import registry
 from pipeline.builtin.random_checkpoint import build_tiny_tokenizer, write_random_checkpoint
 from pipeline.json_values import parse_answer
-from pipeline.model import weights
+from pipeline.model import family_loader
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.families.base import Family
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def family(folder: Path) -> Family:
-    return weights.load_family(folder)
+    return family_loader.load_family(folder)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["", "ahead"])

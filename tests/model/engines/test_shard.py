@@ -12,20 +12,19 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.errors import JobError
-from pipeline.model import hf_models, weights
-from pipeline.model.engines.torch import memory, model_loader, shard
+from pipeline.model import hf_models
+from pipeline.model.engines.torch import model_loader, shard
 from pipeline.model.engines.torch.loaded_model import WeightLayout
 from pipeline.model.engines.torch.model_loader import build_model, without_weights
 from pipeline.model.engines.torch.shard import TensorParallel
 from pipeline.model.engines.torch.vision import ClipSlice, assign_slices
+from pipeline.model.family_loader import load_config
 
 WHOLE = ("norm", "layernorm", "q_norm", "k_norm", "gate")  # owners of what every rank has all of
 
 
 def ranks(folder, size, **how):
-    return [
-        build_model(folder, weights.load_config(folder), tp=TensorParallel(rank, size), **how) for rank in range(size)
-    ]
+    return [build_model(folder, load_config(folder), tp=TensorParallel(rank, size), **how) for rank in range(size)]
 
 
 def joined(name, parts, whole):
@@ -42,7 +41,7 @@ def joined(name, parts, whole):
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_shares_are_the_model_cut_and_only_what_is_small_is_whole(lab, size):
-    model = build_model(lab.folder, weights.load_config(lab.folder))
+    model = build_model(lab.folder, load_config(lab.folder))
     shares = [dict(share.named_parameters()) for share in ranks(lab.folder, size)]
     replicated = set()
     for name, whole in model.named_parameters():
@@ -71,8 +70,8 @@ def test_a_rank_reads_no_more_of_a_file_than_it_holds(lab, monkeypatch):
         taken.append(weight.numel())
         return weight
 
-    monkeypatch.setattr(Checkpoint, "read", noting)
-    share = build_model(lab.folder, weights.load_config(lab.folder), tp=TensorParallel(1, 2))
+    monkeypatch.setattr(Checkpoint, "read_weight", noting)
+    share = build_model(lab.folder, load_config(lab.folder), tp=TensorParallel(1, 2))
     assert sum(taken) == sum(param.numel() for param in share.parameters())
 
 
@@ -91,11 +90,11 @@ def test_four_bit_shares_have_the_very_weights_of_the_whole(tmp_path, size):
     sizes = WIDE | ({"num_attention_heads": 6, "num_key_value_heads": 3, "vocab_size": 384} if size == 3 else {})
     folder = write_random_checkpoint(tmp_path, "qwen3_vl", text_config=sizes)
     how = {"dtype": "float32", "quantize": "int4"}
-    whole = build_model(folder, weights.load_config(folder), **how).model.language_model.layers[0]
+    whole = build_model(folder, load_config(folder), **how).model.language_model.layers[0]
     shares = [share.model.language_model.layers[0] for share in ranks(folder, size, **how)]
     for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
         of = "mlp" if name[0] in "gud" else "self_attn"
-        dense = [getattr(getattr(layer, of), name).dense(torch.float32) for layer in (whole, *shares)]
+        dense = [getattr(getattr(layer, of), name).dequantize(torch.float32) for layer in (whole, *shares)]
         assert torch.equal(torch.cat(dense[1:], 1 if name in shard.ROW_SHARDED else 0), dense[0]), name
         assert dense[1].numel() <= dense[0].numel() * 0.5
 
@@ -105,7 +104,7 @@ def test_what_cannot_be_divided_is_refused_with_what_can(tmp_path):
     with pytest.raises(
         JobError, match=r"tensor_parallel: 3 .*4 attention heads are not divisible by 3.*Possible: 1, 2, 4$"
     ):
-        build_model(folder, weights.load_config(folder), tp=TensorParallel(0, 3))
+        build_model(folder, load_config(folder), tp=TensorParallel(0, 3))
 
 
 REAL = {  # heads, key heads, head_dim, width, vocabulary, experts
@@ -163,9 +162,7 @@ def test_weights_of_eight_bits_are_made_whole_as_they_are_read(tmp_path):
         tensors[f"{name}_scale_inv"] = scale
         rounded[name] = (tensors[name].float() * spread).bfloat16().float()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    said = weights.load_config(folder) | {
-        "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}
-    }
+    said = load_config(folder) | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
     for place in (TensorParallel(), TensorParallel(1, 2)):
         model = dict(build_model(folder, said, dtype="float32", tp=place).named_parameters())
         for name, weight in rounded.items():
@@ -183,7 +180,7 @@ def test_a_model_too_large_says_how_many_gpus_would_hold_it(monkeypatch):
         model = hf_models.get_model_class("qwen2_5_vl")(config)
 
     def refuse(free, size=1, groups=()):
-        monkeypatch.setattr(memory, "cuda_bytes", lambda device: free)
+        monkeypatch.setattr(model_loader, "measure_free_cuda_bytes", lambda device: free)
         model_loader.refuse_too_large(
             model, WeightLayout(TensorParallel(0, size), torch.bfloat16, torch.device("cuda"), groups)
         )
@@ -196,7 +193,7 @@ def test_a_model_too_large_says_how_many_gpus_would_hold_it(monkeypatch):
         refuse(3 * 10**9)
     refuse(75 * 10**9, size=2)
     refuse(45 * 10**9, groups=(128,))  # in four bits
-    monkeypatch.setattr(memory.os, "sysconf", lambda name: 1000)
+    monkeypatch.setattr(model_loader.os, "sysconf", lambda name: 1000)
     with pytest.raises(JobError, match="this machine has"):
         model_loader.refuse_too_large(model, WeightLayout(TensorParallel(), torch.bfloat16, torch.device("cpu")))
 
@@ -210,7 +207,7 @@ def test_a_folder_with_its_weights_twice_is_read_by_its_index(tmp_path):
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": dict.fromkeys(tensors, "model.safetensors")})
     )
-    model = build_model(folder, weights.load_config(folder))
+    model = build_model(folder, load_config(folder))
     assert torch.equal(model.lm_head.weight, tensors["lm_head.weight"])
 
 
@@ -222,6 +219,6 @@ def test_a_head_that_is_its_embeddings_is_held_once(tmp_path, kept):
     if kept:  # some checkpoints hold it all the same
         save_file(tensors | {"lm_head.weight": embeddings.clone()}, folder / "model.safetensors")
     for rank in range(2):
-        share = build_model(folder, weights.load_config(folder), tp=TensorParallel(rank, 2))
+        share = build_model(folder, load_config(folder), tp=TensorParallel(rank, 2))
         assert share.lm_head.weight is share.model.language_model.embed_tokens.weight
         assert torch.equal(share.lm_head.weight, embeddings.chunk(2)[rank])

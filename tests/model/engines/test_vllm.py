@@ -22,7 +22,7 @@ from pipeline.builtin import evaluate, scene_files, scores
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
-from pipeline.model import weights
+from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engine_thread import generate_replies
 from pipeline.registry import ENGINES, load_registered
 from pipeline.types import Clip, Failure, Reply, Request, Sampling, Turn
@@ -76,7 +76,7 @@ def job(folder: Path, **engine: Any) -> Job:
 
 def asked(family: Any) -> list[Request]:
     """Pictures of odd shapes, several, none; videos at odd rates; schemas with too little and enough room."""
-    rng, side = np.random.default_rng(0), family.patch * family.merge
+    rng, side = np.random.default_rng(0), family.patch_size * family.merge_size
 
     def picture(height: int, width: int) -> Clip:
         pixels = rng.integers(0, 256, (1, 3, height * side, width * side), dtype=np.uint8)
@@ -131,7 +131,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_vllm_inside_says_what_our_engine_says(folder):
-    requests = asked(weights.load_family(folder))
+    requests = asked(family_loader.load_family(folder))
     theirs = answers(job(folder, kind="vllm", **SMALL), requests)
     assert said(theirs) == said(answers(job(folder, kind="torch"), requests))
 
@@ -152,7 +152,7 @@ def test_vllms_server_says_what_our_engine_says(server):
         "whole",
         "film",
     )  # one video a row; what is special in a row's text is broken up
-    requests = [request for request in asked(weights.load_family(folder)) if request.id in alike]
+    requests = [request for request in asked(family_loader.load_family(folder)) if request.id in alike]
     theirs = answers(job(folder, kind="http", url=url, api_key=KEY, video="native"), requests)
     ours = answers(job(folder, kind="torch"), requests)
     assert plain(theirs, "picture", "words", "whole", "film") == plain(ours, "picture", "words", "whole", "film")
@@ -216,7 +216,7 @@ def taught(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """A built-in model, served; and what it was taught."""
     name, tasks = request.param
     with serving(
-        weights.locate_checkpoint(name), tmp_path_factory.mktemp("t") / "server.log", longest=4096, slots=32
+        checkpoint_location.locate_checkpoint(name), tmp_path_factory.mktemp("t") / "server.log", longest=4096, slots=32
     ) as url:
         yield url, tasks.split()
 

@@ -13,7 +13,7 @@ from PIL.Image import Transpose
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.fetch.blob import Blob
 from pipeline.media.decode import ClipDecoder
-from pipeline.model import weights
+from pipeline.model import family_loader
 from pipeline.model.families.base import Family
 from pipeline.output.answer.build_row import build_row
 from pipeline.schema.schema_loader import load_schema
@@ -38,7 +38,7 @@ assert BOXES is not None
 
 @pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return weights.load_family(write_random_checkpoint(tmp_path_factory.mktemp(request.param), request.param))
+    return family_loader.load_family(write_random_checkpoint(tmp_path_factory.mktemp(request.param), request.param))
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from typing import Any
 
 from pipeline.errors import GenerateError, ItemError, JobError
 from pipeline.job.spec import HttpSettings, Job
-from pipeline.model import weights
+from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engines.http.client import MAX_FAULTS, HttpClient
 from pipeline.model.engines.http.request_body import GUIDE_MODES, Dialect, build_body
 from pipeline.model.engines.http.responses import (
@@ -57,8 +57,8 @@ class HttpEngine:
         assert isinstance(job.engine, HttpSettings)
         for problem in cls.problems(job):
             raise JobError(problem)
-        folder = weights.locate_small_files(job.model.weights, job.model.revision)
-        family = weights.load_family(folder, model=job.model)
+        folder = checkpoint_location.locate_small_files(job.model.weights, job.model.revision)
+        family = family_loader.load_family(folder, model=job.model)
         engine = cls(
             job.engine, reply_completer=ReplyCompleter(family.tokenizer), add_vision_id=job.media.add_vision_id
         )

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline.errors import ItemError, JobError
 from pipeline.job.spec import Job, TorchSettings
-from pipeline.model import weights
+from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engines.torch.forward import ScheduledBatch
 from pipeline.model.engines.torch.model_runner import RankConfig, start_replica
 from pipeline.model.engines.torch.oom_backoff import run_or_split
@@ -113,14 +113,14 @@ class TorchEngine:
             )
         if not pool.gpus:  # Ray sets OMP_NUM_THREADS, not always to what the pool may use
             torch.set_num_threads(max(1, min(int(pool.cpus), os.cpu_count() or 1) // job.model.tensor_parallel))
-        folder = weights.locate_checkpoint(job.model.weights, job.model.revision)
+        folder = checkpoint_location.locate_checkpoint(job.model.weights, job.model.revision)
         return cls(
             folder,
-            weights.load_family(folder, model=job.model, add_vision_id=job.media.add_vision_id),
+            family_loader.load_family(folder, model=job.model, add_vision_id=job.media.add_vision_id),
             dtype=job.model.dtype,
             attention=job.model.attention,
             device="cuda" if pool.gpus else "cpu",
-            config=weights.load_config(folder, job.model),
+            config=family_loader.load_config(folder, job.model),
             quantize=job.model.quantize,
             tensor_parallel=job.model.tensor_parallel,
             **job.engine.model_dump(exclude={"kind"}),

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from pipeline.errors import JobError
-from pipeline.model import hf_models, weights
+from pipeline.model import family_loader, hf_models
 from pipeline.model.engines.torch import attention, int4, shard
 from pipeline.model.engines.torch.checkpoint import Checkpoint
 from pipeline.model.engines.torch.int4_linear import KERNEL_DTYPE
@@ -40,7 +40,7 @@ def load_model(
     tp: TensorParallel = SINGLE_RANK,
 ) -> LoadedModel:
     """`config` is config.json with what a job changes in it."""
-    said = config or weights.load_config(folder)
+    said = config or family_loader.load_config(folder)
     model = build_model(folder, said, dtype=dtype, device=torch.device(device), quantize=quantize, tp=tp)
     hf_models.import_transformers().AttentionInterface.register(attention.ATTENTION_NAME, attention.attend)
     for module in model.modules():

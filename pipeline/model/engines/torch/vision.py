@@ -44,9 +44,9 @@ class ClipSlice:
 class VisionConfig:
     """What of a family is needed to show pixels to its tower."""
 
-    patch: int
-    merge: int
-    temporal_patch: int
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -84,7 +84,7 @@ class VisionCache:
         if key not in self.clips:
             frames, _, height, width = pixels.shape
             sight = self.vision_config
-            grid = (-(-frames // sight.temporal_patch), height // sight.patch, width // sight.patch)
+            grid = (-(-frames // sight.temporal_patch_size), height // sight.patch_size, width // sight.patch_size)
             self.clips[key] = CachedClip([ClipSlice(key, pixels, grid)])
         self.clips[key].user_count += 1
         return key
@@ -113,7 +113,7 @@ class VisionCache:
             seen.pending_slices = [
                 part
                 for piece in seen.pending_slices
-                for part in split_slice(piece, patch_budget, self.vision_config.temporal_patch)
+                for part in split_slice(piece, patch_budget, self.vision_config.temporal_patch_size)
             ]
             todo += seen.pending_slices
             if sum(piece.patches for piece in todo) >= patch_budget:
@@ -122,7 +122,7 @@ class VisionCache:
 
     def encode_slices(self, clip_slices: Sequence[ClipSlice]) -> None:
         size = self.collectives.tp.size
-        parts, owners = assign_slices(clip_slices, size, self.vision_config.temporal_patch)
+        parts, owners = assign_slices(clip_slices, size, self.vision_config.temporal_patch_size)
         given = [
             (
                 [
@@ -159,7 +159,7 @@ class VisionCache:
             self.features_by_clip.setdefault(piece.key, []).append(next(by_owner[owner]))
 
     def count_tokens(self, clip_slice: ClipSlice) -> int:
-        return clip_slice.patches // self.vision_config.merge**2
+        return clip_slice.patches // self.vision_config.merge_size**2
 
     def allocate_features(self, token_count: int, device: torch.device) -> Tensor:
         config = self.vision_tower.config
@@ -217,12 +217,17 @@ def encode_slices(
     )
     out = vision_tower(torch.cat(patches).to(vision_tower.dtype), grid_thw=grids, **layouts)
     features = torch.stack([out.pooler_output, *getattr(out, "deepstack_features", [])])
-    return list(torch.split(features, [piece.patches // vision_config.merge**2 for piece in clip_slices], 1))
+    return list(torch.split(features, [piece.patches // vision_config.merge_size**2 for piece in clip_slices], 1))
 
 
 def patchify(pixels: Tensor, grid: PatchGrid, vision_config: VisionConfig | Family) -> Tensor:
     """uint8 [frames, 3, height, width] -> normalised [patches, values], in the tower's order."""
-    (t, h, w), patch, merge, step = grid, vision_config.patch, vision_config.merge, vision_config.temporal_patch
+    (t, h, w), patch, merge, step = (
+        grid,
+        vision_config.patch_size,
+        vision_config.merge_size,
+        vision_config.temporal_patch_size,
+    )
     if missing := t * step - len(pixels):
         pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
     blocks = pixels.view(t, step, 3, h // merge, merge, patch, w // merge, merge, patch)

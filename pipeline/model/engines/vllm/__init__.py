@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from pipeline.errors import GenerateError, ItemError, JobError
 from pipeline.job.spec import Job
-from pipeline.model import weights
+from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engines.http.responses import MAX_MESSAGE_LENGTH, TOO_LONG_MESSAGE
 from pipeline.model.engines.torch.sequence import Detokenizer
 from pipeline.model.engines.vllm.arguments import build_arguments, find_problems
@@ -68,8 +68,8 @@ class VllmEngine:
         for problem in find_problems(job):
             raise JobError(problem)
         os.environ.update({name: value for name, value in QUIET_ENVIRONMENT.items() if name not in os.environ})
-        folder = weights.locate_checkpoint(job.model.weights, job.model.revision)
-        family = weights.load_family(folder, model=job.model, add_vision_id=job.media.add_vision_id)
+        folder = checkpoint_location.locate_checkpoint(job.model.weights, job.model.revision)
+        family = family_loader.load_family(folder, model=job.model, add_vision_id=job.media.add_vision_id)
         assert isinstance(family, QwenFamily)
         return cls(family, **build_arguments(job, folder, thinking=family.thinking))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.job.spec import Job, VllmSettings
-from pipeline.model import weights
+from pipeline.model import family_loader
 from pipeline.registry import format_suggestion
 
 JOB_KEYS = {  # arguments of vLLM that a job says elsewhere
@@ -65,7 +65,7 @@ def choose_dtype(folder: Path, job: Job) -> str:
     """As our engine chooses; vLLM's own `auto` would run a checkpoint of float32 in half of that."""
     from vllm.platforms import current_platform
 
-    config = weights.load_config(folder)
+    config = family_loader.load_config(folder)
     text = config.get("text_config", config)
     said = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype") or "auto"
     if job.model.dtype != "auto":

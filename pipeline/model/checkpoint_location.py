@@ -1,0 +1,140 @@
+"""Finds the checkpoint that `model.weights` of a job names, brings it to this machine, and identifies its content.
+
+A folder is used in place. A hub id goes through the hub's own cache. Any other URL that fsspec knows is copied once
+per machine, into a folder whose name changes with the content; old copies stay, because a run may still read them.
+`builtin:` weights are part of the package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import JobError
+
+SMALL_FILE_SUFFIXES = (".json", ".jinja", ".txt")
+WEIGHT_FILE_SUFFIXES = (".safetensors",)
+SAMPLE_BYTES = 2**20  # read from each end of a weights file; enough to tell two files apart
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+BUILTIN_NAMES = ("tiny", "tiny-invoice", "tiny-qwen3")  # folders of pipeline/builtin/weights
+
+
+def locate_checkpoint(weights: str, revision: str | None = None) -> Path:
+    """The folder on this machine that holds the whole checkpoint."""
+    return _locate_files(weights, revision, SMALL_FILE_SUFFIXES + WEIGHT_FILE_SUFFIXES)
+
+
+def locate_small_files(weights: str, revision: str | None = None) -> Path:
+    """The folder on this machine that holds at least the configuration and the tokenizer."""
+    return _locate_files(weights, revision, SMALL_FILE_SUFFIXES)
+
+
+def compute_identity(weights: str, revision: str | None = None) -> str:
+    """A digest that changes when the checkpoint does: the hub's commit, or a hash of names, sizes and samples."""
+    folder = locate_small_files(weights, revision)
+    if folder.parent.name == "snapshots":  # the hub's cache names a folder by its commit
+        return folder.name
+    fs, files = _list_files(weights if "://" in weights else str(folder))
+    digest = hashlib.sha256()
+    for name, file_info in files.items():
+        size = file_info["size"]
+        digest.update(f"{name} {size}\n".encode())
+        sampled_ranges = [(0, SAMPLE_BYTES), (max(0, size - SAMPLE_BYTES), size)]
+        for start, end in [(0, size)] if name.endswith(SMALL_FILE_SUFFIXES) else sampled_ranges:
+            with _convert_to_job_errors(weights):
+                digest.update(fs.cat_file(file_info["name"], start=start, end=min(end, size)))
+    return digest.hexdigest()
+
+
+def _locate_files(weights: str, revision: str | None, suffixes: tuple[str, ...]) -> Path:
+    if weights.startswith("builtin:"):
+        return _locate_builtin(weights.removeprefix("builtin:"))
+    if "://" in weights and not weights.startswith("file://"):
+        return _copy_remote_folder(weights.rstrip("/"), suffixes)
+    folder = Path(weights.removeprefix("file://")).expanduser()
+    if folder.is_dir():
+        return folder
+    if not HUB_ID.fullmatch(weights):
+        raise JobError(f"model.weights: {weights} is not a folder, and not an id of the hub (OWNER/NAME) either")
+    return _download_from_hub(weights, revision, suffixes)
+
+
+def _locate_builtin(name: str) -> Path:
+    if name not in BUILTIN_NAMES:
+        available = ", ".join(f"builtin:{builtin_name}" for builtin_name in BUILTIN_NAMES)
+        raise JobError(f"model.weights: there is no builtin:{name}; there is {available}")
+    return Path(__file__).parents[1] / "builtin" / "weights" / name
+
+
+def _download_from_hub(weights: str, revision: str | None, suffixes: tuple[str, ...]) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    reasons: dict[type[Exception], str] = {  # subclasses first
+        errors.GatedRepoError: "the hub wants you to accept its terms there, and needs HF_TOKEN to know you",
+        errors.RevisionNotFoundError: "the hub has no such revision of it",
+        errors.RepositoryNotFoundError: "the hub has no such model, or it is private: check the name and HF_TOKEN",
+        errors.HFValidationError: "this is not a valid name of a model on the hub",
+        errors.LocalEntryNotFoundError: "the hub cannot be reached, and it was not fetched to this machine before",
+        errors.HfHubHTTPError: "the hub refuses: check HF_TOKEN, or try again",
+        OSError: "the hub cannot be reached, or the disk cannot be written",
+    }
+    try:
+        return Path(snapshot_download(weights, revision=revision, allow_patterns=[f"*{end}" for end in suffixes]))
+    except tuple(reasons) as error:
+        reason = next(text for error_class, text in reasons.items() if isinstance(error, error_class))
+        at_revision = f" at {revision}" if revision else ""
+        raise JobError(
+            f"model.weights: {weights}{at_revision}: {reason} ({type(error).__name__}). A folder with the checkpoint "
+            "works, too. To try the rest without it: --set model.weights=builtin:tiny --set workers.generate.gpus=0"
+        ) from error
+
+
+def _copy_remote_folder(url: str, suffixes: tuple[str, ...]) -> Path:
+    """Fetches each file once per machine; several processes may ask at the same time."""
+    from filelock import FileLock
+
+    fs, files = _list_files(url)
+    versions = [(name, info["size"], str(info.get("ETag") or info.get("mtime", ""))) for name, info in files.items()]
+    key = hashlib.sha256(json.dumps([url, versions]).encode()).hexdigest()[:16]
+    folder = _get_cache_folder() / f"{re.sub(r'[^-.0-9A-Za-z]+', '-', url)[-40:]}-{key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        for name, info in files.items():
+            target = folder / name
+            if name.endswith(suffixes) and not target.exists():
+                with _convert_to_job_errors(url):
+                    fs.get_file(info["name"], str(folder / f"{name}.part"))
+                os.replace(folder / f"{name}.part", target)
+    return folder
+
+
+def _get_cache_folder() -> Path:
+    return Path(os.environ.get("VLBATCH_CACHE") or Path.home() / ".cache" / "vlbatch") / "weights"
+
+
+def _list_files(url: str) -> tuple[Any, dict[str, Mapping[str, Any]]]:
+    """The file system, and what it says about each of the checkpoint's files, sorted by name."""
+    import fsspec
+
+    with _convert_to_job_errors(url):
+        fs, path = fsspec.core.url_to_fs(url)
+        fs.invalidate_cache()
+        files = {Path(info["name"]).name: info for info in fs.ls(path, detail=True) if info["type"] == "file"}
+    if "config.json" not in files:
+        raise JobError(f"model.weights: there is no config.json in {url}")
+    wanted = SMALL_FILE_SUFFIXES + WEIGHT_FILE_SUFFIXES
+    return fs, {name: files[name] for name in sorted(files) if name.endswith(wanted)}
+
+
+@contextmanager
+def _convert_to_job_errors(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ImportError, ValueError) as error:
+        raise JobError(f"model.weights: {url} cannot be read ({type(error).__name__}: {error})") from error

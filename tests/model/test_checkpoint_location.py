@@ -1,0 +1,153 @@
+"""Checkpoints are found in folders, buckets, the hub and the package, and identified by their content."""
+
+import json
+import shutil
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from pipeline.builtin.random_checkpoint import write_random_checkpoint
+from pipeline.errors import JobError
+from pipeline.model import checkpoint_location, hf_models
+from pipeline.model.checkpoint_location import compute_identity, locate_checkpoint, locate_small_files
+from pipeline.model.family_loader import load_config, load_family
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return write_random_checkpoint(tmp_path_factory.mktemp("weights") / "model", "qwen2_vl")
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "model")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLBATCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def bucket(made, monkeypatch, cache):
+    """An S3 bucket that holds the checkpoint under models/tiny."""
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    store = boto3.client("s3")
+    store.create_bucket(Bucket="acme")
+    for file in made.iterdir():
+        store.upload_file(str(file), "acme", f"models/tiny/{file.name}")
+    yield store
+    server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def change(path, **keys):
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+def test_a_folder_is_used_as_it_is(folder):
+    assert locate_checkpoint(str(folder)) == locate_small_files(f"file://{folder}") == folder
+
+
+def test_a_name_that_is_neither_folder_nor_hub_id_is_refused():
+    with pytest.raises(JobError, match=r"\./nowhere/at/all is not a folder"):
+        locate_checkpoint("./nowhere/at/all")
+
+
+def test_a_remote_folder_is_copied_once_and_its_weights_only_when_they_are_needed(bucket, made):
+    small = locate_small_files("s3://acme/models/tiny")
+    assert not (small / "model.safetensors").exists()
+    assert load_family(small).patch_size == 14
+    whole = locate_checkpoint("s3://acme/models/tiny/")
+    assert whole == small
+    assert {file.name: file.read_bytes() for file in made.iterdir()} == {
+        file.name: file.read_bytes() for file in whole.iterdir() if file.name != ".lock"
+    }
+    bucket.delete_object(Bucket="acme", Key="models/tiny/generation_config.json")
+    bucket.put_object(Bucket="acme", Key="models/tiny/generation_config.json", Body=b"{}")
+    assert locate_checkpoint("s3://acme/models/tiny") != whole
+
+
+def test_half_a_download_is_not_taken_for_a_whole_one(bucket):
+    folder = locate_small_files("s3://acme/models/tiny")
+    (folder / "model.safetensors.part").write_bytes(b"half")
+    whole = locate_checkpoint("s3://acme/models/tiny")
+    assert (whole / "model.safetensors").stat().st_size > 10_000
+    assert not (whole / "model.safetensors.part").exists()
+
+
+@pytest.mark.parametrize("url", ["s3://acme/models/none", "s3://nobody/x", "nope://host/x"])
+def test_a_remote_folder_that_cannot_be_read_is_an_error_about_the_job(bucket, url):
+    with pytest.raises(JobError, match=url):
+        locate_checkpoint(url)
+
+
+def test_the_same_checkpoint_has_one_identity_wherever_it_lies(bucket, made, folder):
+    here = compute_identity(str(folder))
+    assert here == compute_identity(str(made)) == compute_identity("s3://acme/models/tiny")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "preprocessor_config.json"])
+def test_another_small_file_is_another_identity(folder, name):
+    before = compute_identity(str(folder))
+    change(folder / name, something="else")
+    assert compute_identity(str(folder)) != before
+
+
+@pytest.mark.parametrize("at", [100, -100])
+def test_other_weights_are_another_identity(folder, at, monkeypatch):
+    monkeypatch.setattr(checkpoint_location, "SAMPLE_BYTES", 2000)
+    before = compute_identity(str(folder))
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[at] ^= 255
+    path.write_bytes(data)
+    assert compute_identity(str(folder)) != before
+
+
+def test_a_hub_id_is_taken_from_the_hub_s_cache_and_named_by_its_commit(made, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    repository = tmp_path / "hub" / "models--acme--tiny"
+    shutil.copytree(made, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert locate_checkpoint("acme/tiny") == repository / "snapshots" / COMMIT
+    assert compute_identity("acme/tiny") == COMMIT
+    with pytest.raises(JobError, match="acme/other at v2: the hub "):
+        locate_checkpoint("acme/other", "v2")
+
+
+@pytest.mark.parametrize("name", checkpoint_location.BUILTIN_NAMES)
+def test_a_built_in_model_is_there_and_loads_as_any_other(name):
+    folder = locate_checkpoint(f"builtin:{name}")
+    assert locate_small_files(f"builtin:{name}") == folder
+    family = load_family(folder)
+    model, report = hf_models.get_model_class(load_config(folder)["model_type"]).from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not any(report.values())
+    assert model.config.image_token_id == family.image_token
+
+
+def test_an_unknown_built_in_model_is_refused_with_those_there_are():
+    with pytest.raises(JobError, match=r"builtin:huge; there is builtin:tiny"):
+        locate_checkpoint("builtin:huge")
