@@ -60,6 +60,7 @@ fetch: a URI becomes bytes
     fetch/access.py                         decides whether a job may read a URI
     fetch/web.py                            downloads over HTTP
     fetch/object_store.py                   reads objects from S3, GCS, Azure and other stores
+    fetch/storage_clients.py                options and errors of the stores' clients
     fetch/range_download.py                 downloads a large object in ranges
     fetch/ranged_file.py                    reads a remote object like a seekable file
     fetch/sparse_video.py                   downloads only those ranges of a video that hold the wanted frames
@@ -70,11 +71,13 @@ fetch: a URI becomes bytes
 
 manifest: manifest files become chunks, and chunks become Items
     manifest/files.py                       finds the manifest files of a job
+    manifest/column_selection.py            selects the columns that a job reads
+    manifest/rows.py                        reads rows, each with its id and question hash
     manifest/chunks.py                      cuts manifest files into chunks
     manifest/items.py                       converts a row to an Item
     manifest/chat.py                        parses a cell that holds a chat
     manifest/media_cells.py                 parses a cell that holds media or their options
-    manifest/sources/__init__.py            the seam: Source, a manifest format
+    manifest/sources/base.py                the seam: Source, a manifest format
     manifest/sources/parquet.py             Parquet
     manifest/sources/jsonl.py               JSON Lines
     manifest/sources/csv.py                 CSV

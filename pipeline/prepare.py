@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 from pipeline.context import RunContext, open_family
 from pipeline.errors import ItemError, PipelineError, build_internal_failure
 from pipeline.fetch.fetcher import Fetcher
-from pipeline.manifest.chunks import Chunk, check_kept_values, read_chunk_rows
-from pipeline.manifest.files import ManifestFile, read_with_retries
+from pipeline.manifest.chunks import Chunk, read_chunk_rows
+from pipeline.manifest.files import read_with_retries
 from pipeline.manifest.items import build_item
-from pipeline.manifest.sources import Source
+from pipeline.manifest.rows import RowReader, check_kept_values
 from pipeline.media.clips import list_sources, load_clips
 from pipeline.media.decode import EXTRA_S_PER_FRAME, ClipDecoder
 from pipeline.media.decoder_client import DecoderClient
@@ -46,7 +46,7 @@ class Preparer:
         self.family = open_family(context)
         self.fetcher = fetcher_class(context.job)
         self.clip_decoder = ClipDecoder(context.job, self.family, decoder_class)
-        self.open_source: tuple[ManifestFile, Source] | None = None  # open where the last chunk ended
+        self.row_reader: RowReader | None = None  # open where the last chunk ended
         self.timer = StepTimer()
 
     def prepare_chunk(self, chunk: Chunk) -> list[PreparedItem]:
@@ -66,21 +66,21 @@ class Preparer:
 
     def iterate_items(self, chunk: Chunk) -> Iterator[ReadItem]:
         work = self.context
-        file, source = self.open_source or (None, None)  # one of them: each keeps its file open
-        self.open_source = None  # nor is it used again after reading has failed
-        source = source if source and file == chunk.file else chunk.file.open_source()
-        wanted, rows = read_chunk_rows(chunk, work.job, work.schema_prompt, source)
-        self.open_source = chunk.file, source
+        reader, self.row_reader = self.row_reader, None  # a reader that fails is not used again
+        if reader is None or reader.file != chunk.file:
+            reader = RowReader(work.job, chunk.file, work.schema_prompt)
+        rows = read_chunk_rows(chunk, reader)
+        self.row_reader = reader
         again = dict(chunk.retry_histories)
-        check_kept_values(chunk.file, [row for row, *_ in rows], work.kept_schema)
+        check_kept_values(chunk.file, [row.values for row in rows], work.kept_schema)
         for row, row_id, question in rows:
-            keep, past = {name: row[name] for name in wanted.kept}, again.get(row_id, RetryHistory())
+            keep, past = {name: row[name] for name in reader.columns.kept}, again.get(row_id, RetryHistory())
             try:
                 item = build_item(
                     row,
                     item_id=row_id,
                     question=question,
-                    columns=wanted,
+                    columns=reader.columns,
                     job=work.job,
                     user_prompt=work.schema_prompt if work.job.prompt.user is None else work.job.prompt.user,
                     base_folder=chunk.file.base_folder,

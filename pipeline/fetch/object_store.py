@@ -1,16 +1,13 @@
-"""An object in a store (s3, gs, az, hf, ...) -> its bytes, through fsspec.
+"""Download objects from stores (s3, gs, az, hf, ...) through fsspec.
 
-One ranged read brings most pictures whole. Its answer, or for stores other than S3 a second question, tells
-how much there is; what is larger is read in parts, so that no limit is passed unseen. Retries are ours alone:
-each library's own on top would make a hundred requests of one, to a store that says it has too many.
-Credentials are the environment's, never the URI's. When they have expired the client is made anew, which
-picks up what was put in their place.
+One ranged read brings most images whole. Its response, or a second request to stores other than S3, tells the size
+of the object; larger objects are read range by range, so that no limit is passed unnoticed. Credentials come from the
+environment, never from the URI. When they have expired, the client is opened again and picks up renewed ones.
 """
 
 from __future__ import annotations
 
 import asyncio
-from importlib import import_module
 from typing import Any
 
 import fsspec
@@ -21,81 +18,57 @@ from pipeline.fetch.access import redact_source
 from pipeline.fetch.blob import BlobWriter
 from pipeline.fetch.range_download import FIRST_READ_BYTES, ObjectChangedError, RemoteObject, require_length
 from pipeline.fetch.retry import TransientError
+from pipeline.fetch.storage_clients import disable_client_retries, get_client_options, get_provider, load_error_types
 from pipeline.retry_policy import classify_error
 
-RANGE_ERROR_WORDS = ("InvalidRange", "requested range", "416")  # how stores say that an object ends before it begins
-VERSION_KEYS = (
-    "ETag",
-    "etag",
-    "generation",
-    "blob_id",
-    "last_modified",
-    "mtime",
-    "size",
-)  # of an object, as stores tell it
-ERROR_CLASSES = {  # what the libraries raise besides OSError
-    "s3": ("botocore.exceptions:BotoCoreError", "botocore.exceptions:ClientError", "aiohttp:ClientError"),
-    "gs": ("gcsfs.retry:HttpError", "google.auth.exceptions:GoogleAuthError", "aiohttp:ClientError"),
-    "az": ("azure.core.exceptions:AzureError",),
-    # The hub's first error is a kind of its HTTP library's, whichever that is: a lost connection is one of those.
-    "hf": ("huggingface_hub.errors:HfHubHTTPError", "huggingface_hub.errors:HFValidationError"),
-    "oss": ("aiooss2.exceptions:OSSError", "oss2.exceptions:OssError", "aiohttp:ClientError"),
-}
-SCHEME_ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
+EMPTY_OBJECT_WORDS = ("InvalidRange", "requested range", "416")  # an empty object has no first byte to read
+VERSION_KEYS = ("ETag", "etag", "generation", "blob_id", "last_modified", "mtime", "size")
 REQUIRED_PACKAGES = {"gs": "vlbatch[gcs]", "az": "vlbatch[azure]", "oss": "ossfs"}
 ERROR_MESSAGES = {
     "credentials": "the credentials of the workers have expired or are not valid; renew them and run again",
     "denied": "access denied; check the workers' credentials and what they allow",
-    "refused": "not a name this store could have",
+    "refused": "not a valid name in this store",
     "full": "no space is left on the worker",
 }
 SIGNED_URL_LIFETIME_S = 900
-S3_OPTIONS = {
-    "config_kwargs": {"max_pool_connections": 32, "retries": {"total_max_attempts": 1}},
-    "use_listings_cache": False,
-}
 
 
 class ObjectStore:
-    """Open once per worker: one client and its connections."""
+    """One client and its connections; a worker opens one per scheme."""
 
     def __init__(self, scheme: str):
-        self.scheme, self.provider = scheme, SCHEME_ALIASES.get(scheme, scheme)
+        self.scheme, self.provider = scheme, get_provider(scheme)
         try:
-            names = [name.split(":") for name in ERROR_CLASSES[self.provider]]
-            found = [getattr(import_module(module), name) for module, name in names]
-            self.error_types = (OSError, *found, *(found[0].__bases__ if self.provider == "hf" else ()))
+            self.error_types: Any = load_error_types(scheme)
             self._connect()
         except ImportError as error:
             package = REQUIRED_PACKAGES.get(self.provider, error.name or str(error))
             raise FetchError(
-                "package", f"{scheme}:// needs a package that is not on the workers: pip install '{package}'"
+                "package", f"{scheme}:// needs a package that the workers do not have: pip install '{package}'"
             ) from error
 
     def _connect(self) -> None:
-        self.filesystem: Any = fsspec.filesystem(
-            self.scheme, skip_instance_cache=True, **(S3_OPTIONS if self.provider == "s3" else {})
-        )
-        if self.provider == "s3":
-            self.filesystem.retries = 1
+        options = get_client_options(self.scheme)
+        self.filesystem: Any = fsspec.filesystem(self.scheme, skip_instance_cache=True, **options)
+        disable_client_retries(self.filesystem, self.scheme)
 
     async def download(
         self, uri: str, writer: BlobWriter, *, first_read_bytes: int = FIRST_READ_BYTES
     ) -> RemoteObject | None:
-        """Feeds the sink what one read brings; gives the rest, if there is any."""
+        """Write what one read brings; returns the object if there is more of it."""
         path = self.filesystem._strip_protocol(uri)
-        chunk, size, version = await self._translate_errors(uri, self._request_prefix(path, first_read_bytes))
-        if size > len(chunk):
+        prefix, size, version = await self._translate_errors(uri, self._request_prefix(path, first_read_bytes))
+        if size > len(prefix):
             writer.check_declared_size(size)
-        writer.write(chunk)
+        writer.write(prefix)
 
-        async def get(start: int, end: int) -> bytes:
-            data, _, now = await self._translate_errors(uri, self._request_range(path, start, end, version))
-            if now != version:
+        async def fetch_range(start: int, end: int) -> bytes:
+            data, _, current_version = await self._translate_errors(uri, self._request_range(path, start, end, version))
+            if current_version != version:
                 raise ObjectChangedError(writer.uri)
             return require_length(data, end - start, writer.uri)
 
-        return RemoteObject(size, get) if size > len(chunk) else None
+        return RemoteObject(size, fetch_range) if size > len(prefix) else None
 
     async def read_range(self, uri: str, start: int, end: int) -> bytes:
         path = self.filesystem._strip_protocol(uri)
@@ -103,65 +76,69 @@ class ObjectStore:
         return require_length(data, end - start, redact_source(uri))
 
     async def sign_url(self, uri: str) -> str | None:
-        """A URL by which anybody can get it for some minutes; None where there is none such."""
+        """A URL that gives anybody access for some minutes; None for stores other than S3 and where signing fails."""
         if self.provider != "s3":
             return None
         bucket, key, _ = self.filesystem.split_path(self.filesystem._strip_protocol(uri))
         try:
             await self.filesystem.set_session()
             client = await self.filesystem.get_s3(bucket)
-            named = {"Bucket": bucket, "Key": key}
-            url: str = await client.generate_presigned_url("get_object", Params=named, ExpiresIn=SIGNED_URL_LIFETIME_S)
+            url: str = await client.generate_presigned_url(
+                "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=SIGNED_URL_LIFETIME_S
+            )
             return url
         except (*self.error_types, ValueError):
             return None
 
     async def _request_prefix(self, path: str, max_bytes: int) -> tuple[bytes, int, Any]:
         try:
-            chunk, size, version = await self._request_range(path, 0, max_bytes, None)
+            prefix, size, version = await self._request_range(path, 0, max_bytes, None)
+        except (FileNotFoundError, PermissionError):
+            raise
         except (*self.error_types, ValueError) as error:
-            if isinstance(error, FileNotFoundError | PermissionError) or not any(
-                word in str(error) for word in RANGE_ERROR_WORDS
-            ):
-                raise
-            return b"", 0, None
-        return require_length(chunk, min(max_bytes, size), redact_source(path)), size, version
+            if any(word in str(error) for word in EMPTY_OBJECT_WORDS):
+                return b"", 0, None
+            raise
+        return require_length(prefix, min(max_bytes, size), redact_source(path)), size, version
 
     async def _request_range(self, path: str, start: int, end: int, version: Any) -> tuple[bytes, int, Any]:
-        """Bytes, the size of the whole object, and what tells this version of it from others."""
-        files = self.filesystem
+        """The bytes, the size of the whole object, and its version."""
+        filesystem = self.filesystem
         if self.provider == "s3":
-            bucket, key, _ = files.split_path(path)
-            given = {"IfMatch": version} if version else {}
-            reply = await files._call_s3(
-                "get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", **given
-            )
-            async with reply["Body"] as body:
-                data = await body.read()
-            return data, int(reply.get("ContentRange", "").rpartition("/")[2] or len(data)), reply.get("ETag")
-        if files.async_impl:
-            data = await files._cat_file(path, start=start, end=end)
+            return await self._request_s3_range(path, start, end, version)
+        if filesystem.async_impl:
+            data = await filesystem._cat_file(path, start=start, end=end)
         else:
-            data = await asyncio.to_thread(files.cat_file, path, start, end)
+            data = await asyncio.to_thread(filesystem.cat_file, path, start, end)
         if start == 0 and len(data) < end:
             return data, len(data), None
-        info = await (files._info(path) if files.async_impl else asyncio.to_thread(files.info, path))
-        return data, info["size"], tuple(str(info.get(name)) for name in VERSION_KEYS)
+        info = await (filesystem._info(path) if filesystem.async_impl else asyncio.to_thread(filesystem.info, path))
+        return data, info["size"], tuple(str(info.get(key)) for key in VERSION_KEYS)
+
+    async def _request_s3_range(self, path: str, start: int, end: int, version: str | None) -> tuple[bytes, int, Any]:
+        bucket, key, _ = self.filesystem.split_path(path)
+        condition = {"IfMatch": version} if version else {}
+        response = await self.filesystem._call_s3(
+            "get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", **condition
+        )
+        async with response["Body"] as body:
+            data = await body.read()
+        return data, int(response.get("ContentRange", "").rpartition("/")[2] or len(data)), response.get("ETag")
 
     async def _translate_errors(self, uri: str, request: Any) -> tuple[bytes, int, Any]:
-        used = self.filesystem
+        used_client = self.filesystem
         try:
-            found: tuple[bytes, int, Any] = await request
-            return found
+            result: tuple[bytes, int, Any] = await request
+            return result
         except FileNotFoundError as error:
             raise FetchError("not_found", f"{redact_source(uri)}: no such object") from error
         except IsADirectoryError as error:
             raise FetchError("not_found", f"{redact_source(uri)}: a folder, not an object") from error
         except self.error_types as error:
-            trouble = translate_error(error, uri)
-            if trouble.kind == "credentials" and self.filesystem is used:
+            fetch_error = translate_error(error, uri)
+            if fetch_error.kind == "credentials" and self.filesystem is used_client:  # no other request was quicker
                 self._connect()
-            raise trouble from error
+            raise fetch_error from error
 
 
 def translate_error(error: Exception, uri: str) -> FetchError:
@@ -169,8 +146,7 @@ def translate_error(error: Exception, uri: str) -> FetchError:
     if "PreconditionFailed" in chain or "(412)" in chain:
         return ObjectChangedError(redact_source(uri))
     kind = classify_error(error)
+    message = f"{redact_source(uri)}: {ERROR_MESSAGES.get(kind) or type(error.__cause__ or error).__name__}"
     if kind in retry_policy.MEDIA_POLICIES:
-        return TransientError(
-            kind, f"{redact_source(uri)}: {ERROR_MESSAGES.get(kind) or type(error.__cause__ or error).__name__}"
-        )
-    return FetchError({"refused": "uri"}.get(kind, kind), f"{redact_source(uri)}: {ERROR_MESSAGES[kind]}")
+        return TransientError(kind, message)
+    return FetchError("uri" if kind == "refused" else kind, message)

@@ -1,9 +1,13 @@
-"""TODO."""
+"""Find the files of a manifest, and read them in spite of errors that pass.
+
+A folder that holds no manifest file is a manifest itself: each media file in it is a row.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,21 +16,13 @@ import pyarrow as pa
 
 from pipeline import retry_policy
 from pipeline.errors import JobError, StoppedError
-from pipeline.fetch import object_store
+from pipeline.fetch.object_store import translate_error
+from pipeline.fetch.storage_clients import load_error_types
 from pipeline.job.spec import Job
-from pipeline.manifest.sources import Source
+from pipeline.manifest.sources.base import Source
 from pipeline.registry import SOURCES, load_registered
 
 T = TypeVar("T")
-
-
-SOURCE_BY_ENDING = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".jsonl.gz": "jsonl",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,74 +30,96 @@ class ManifestFile:
     """One file (or folder of media) of a manifest."""
 
     url: str
-    kind: str
+    kind: str  # a name in registry.SOURCES
+
+    @property
+    def source_class(self) -> type[Source]:
+        return load_source_class(self.kind)
 
     def open_source(self) -> Source:
-        source: Source = load_registered(SOURCES, self.kind, "source")(self.url)
-        return source
+        return self.source_class(self.url)
 
     @property
     def base_folder(self) -> str:
-        """The folder that relative paths in its rows start at."""
-        return self.url if self.kind == "folder" else self.url.rpartition("/")[0]
+        """The folder at which relative paths in the rows start."""
+        return self.url.rpartition("/")[0] if self.source_class.file_endings else self.url
+
+
+def load_source_class(kind: str) -> type[Source]:
+    source_class: type[Source] = load_registered(SOURCES, kind, "source")
+    return source_class
 
 
 def list_manifest_files(job: Job) -> list[ManifestFile]:
-    """Every file the manifest names, in a fixed order."""
+    """Every file that the manifest names, in a fixed order."""
     path = job.output.path
-    own = path.rstrip("/") if "://" in path else f"file://{os.path.abspath(path)}"
-    found = [file for url in job.input.manifest for file in expand_url(url, f"{own}/")]
-    if not found:
+    output_url = path.rstrip("/") if "://" in path else f"file://{os.path.abspath(path)}"
+    files = [file for url in job.input.manifest for file in expand_url(url, f"{output_url}/")]
+    if not files:
         raise JobError(f"input.manifest: nothing found at {', '.join(job.input.manifest)}")
-    return found
+    return files
 
 
-def expand_url(url: str, output_prefix: str) -> Iterator[ManifestFile]:
-    """The files behind a URL, but for those that the job itself writes: an output may lie inside its manifest."""
-    try:
+def expand_url(url: str, output_prefix: str) -> list[ManifestFile]:
+    """The files behind a URL. A folder or pattern may contain the job's own output, which is left out."""
+    with translate_listing_errors(url):
         filesystem, path = fsspec.core.url_to_fs(url)
-        if any(sign in path for sign in "*?["):
+        if any(wildcard in path for wildcard in "*?["):
             names = exclude_output_files(filesystem, filesystem.glob(path), output_prefix)
         elif filesystem.isdir(path):
-            names = exclude_output_files(
-                filesystem,
-                (name for name in filesystem.find(path) if detect_source_kind(name) not in (None, "csv")),
-                output_prefix,
-            )
+            manifest_names = (name for name in filesystem.find(path) if is_found_in_folders(name))
+            names = exclude_output_files(filesystem, manifest_names, output_prefix)
             if not names:
-                yield ManifestFile(filesystem.unstrip_protocol(path), "folder")
-                return
+                return [ManifestFile(filesystem.unstrip_protocol(path), find_folder_kind())]
         elif filesystem.exists(path):
             names = [path]
         else:
             raise JobError(f"input.manifest: there is no {url}")
+    return [ManifestFile(filesystem.unstrip_protocol(name), require_source_kind(name)) for name in names]
+
+
+@contextmanager
+def translate_listing_errors(url: str) -> Iterator[None]:
+    try:
+        yield
     except (ImportError, ValueError) as error:
         raise JobError(f"input.manifest: {url}: {error}") from error
     except PermissionError as error:
         raise JobError(f"input.manifest: {url}: access denied; check the credentials in the environment") from error
     except get_store_error_types(url) as error:
-        told = object_store.translate_error(error, url)
+        problem = translate_error(error, url)
         advice = "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" if url.startswith("s3") else ""
-        raise JobError(f"input.manifest: {told.message}{advice if told.kind == 'denied' else ''}") from error
-    for name in names:
-        kind = detect_source_kind(name)
-        if kind is None:
-            raise JobError(f"input.manifest: {name}: a manifest is a folder, or ends in {', '.join(SOURCE_BY_ENDING)}")
-        yield ManifestFile(filesystem.unstrip_protocol(name), kind)
+        raise JobError(f"input.manifest: {problem.message}{advice if problem.kind == 'denied' else ''}") from error
 
 
 def exclude_output_files(filesystem: Any, names: Iterable[str], output_prefix: str) -> list[str]:
     return sorted(name for name in names if not filesystem.unstrip_protocol(name).startswith(output_prefix))
 
 
+def detect_source_kind(name: str) -> str | None:
+    return next((kind for kind in SOURCES if name.lower().endswith(load_source_class(kind).file_endings)), None)
+
+
+def require_source_kind(name: str) -> str:
+    if kind := detect_source_kind(name):
+        return kind
+    endings = ", ".join(ending for kind in SOURCES for ending in load_source_class(kind).file_endings)
+    raise JobError(f"input.manifest: {name}: a manifest is a folder, or its name ends in {endings}")
+
+
+def is_found_in_folders(name: str) -> bool:
+    kind = detect_source_kind(name)
+    return kind is not None and load_source_class(kind).is_found_in_folders
+
+
+def find_folder_kind() -> str:
+    """The source that reads whole folders."""
+    return next(kind for kind in SOURCES if not load_source_class(kind).file_endings)
+
+
 def get_store_error_types(url: str) -> tuple[type[Exception], ...]:
-    """What may come out of listing there."""
-    kind = url.partition("://")[0]
-    return (
-        object_store.ObjectStore(kind).error_types
-        if kind in {*object_store.ERROR_CLASSES, *object_store.SCHEME_ALIASES}
-        else (OSError,)
-    )
+    """The exceptions that reading a URL may raise."""
+    return load_error_types(url.partition("://")[0])
 
 
 def read_with_retries(file: ManifestFile, operation: Callable[[], T]) -> T:
@@ -124,9 +142,5 @@ def read_manifest_schema(file: ManifestFile) -> pa.Schema:
 def build_unreadable_error(file: ManifestFile, error: Exception) -> StoppedError:
     reason = getattr(error, "strerror", None) or type(error.__cause__ or error).__name__
     return StoppedError(
-        f"stopped: {file.url} cannot be read ({reason}); what was committed stays, the same command goes on"
+        f"stopped: {file.url} cannot be read ({reason}); what was committed stays; run the same command to go on"
     )
-
-
-def detect_source_kind(name: str) -> str | None:
-    return next((kind for ending, kind in SOURCE_BY_ENDING.items() if name.lower().endswith(ending)), None)

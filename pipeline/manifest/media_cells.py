@@ -1,4 +1,4 @@
-"""A value as manifests write media and their settings -> Medium, Ask. Nothing is opened."""
+"""Parse media and their options as manifests write them, into MediaRef and MediaOptions. Nothing is fetched."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ OPTION_TYPES: dict[str, type[int] | type[float]] = {
     **dict.fromkeys(("nframes", "min_frames", "max_frames", "max_new_tokens"), int),
     **dict.fromkeys(("fps", "video_start", "video_end"), float),
 }
-FIELD_BY_OPTION = {"nframes": "frames"}  # where Ask has a name of its own
+FIELD_BY_OPTION = {"nframes": "frames"}  # where MediaOptions uses another name
 ZERO_ALLOWED = {"video_start", "video_end"}
-ABSOLUTE_URI = re.compile(
-    r"/|data:|[A-Za-z][A-Za-z0-9+.-]*:[/:]", re.IGNORECASE
-)  # as pipeline.fetch.access tells schemes
+ABSOLUTE_URI = re.compile(r"/|data:|[A-Za-z][A-Za-z0-9+.-]*:[/:]", re.I)  # agrees with fetch.access.parse_scheme
 MAX_OPTION_VALUE = 2**53
 
 
 def parse_media_cell(value: Any, base_folder: str, error_kind: str, location: str) -> list[MediaRef]:
-    """The media in one cell: none, one, or a list of them, also as JSON text."""
+    """The media in one cell: none, one, or a list, which may be JSON text."""
     value = parse_json_text(value)
     cells = value if isinstance(value, (list, tuple)) else [value]
     sources = [parse_source(cell, base_folder, error_kind, location) for cell in cells]
@@ -35,7 +33,7 @@ def parse_media_cell(value: Any, base_folder: str, error_kind: str, location: st
 
 
 def parse_json_text(value: Any) -> Any:
-    """What JSON text of a list or an object says; a path that begins like one is a path."""
+    """Decode JSON text of a list or an object. Other text stays: a path may begin with a bracket."""
     if isinstance(value, str) and value.startswith(("[", "{")):
         with suppress(ValueError, RecursionError):
             return json.loads(value)
@@ -43,7 +41,7 @@ def parse_json_text(value: Any) -> Any:
 
 
 def parse_source(value: Any, base_folder: str, error_kind: str, location: str) -> str | bytes | None:
-    """A URI, bytes, or a struct of either, as Hugging Face's datasets and chat messages write them."""
+    """A URI, bytes, or a struct with either, as Hugging Face datasets and chat messages write them."""
     if value is None or value in ("", b""):
         return None
     if isinstance(value, str):
@@ -51,21 +49,19 @@ def parse_source(value: Any, base_folder: str, error_kind: str, location: str) -
     if isinstance(value, bytes):
         return value
     if isinstance(value, dict) and value.keys() & {"bytes", "path", "url"}:
-        inner = [value[name] for name in ("bytes", "path", "url") if value.get(name)]
-        if not inner:
-            return None
-        if isinstance(inner[0], (str, bytes)):
-            return parse_source(inner[0], base_folder, error_kind, location)
+        source = next((value[name] for name in ("bytes", "path", "url") if value.get(name)), None)
+        if source is None or isinstance(source, (str, bytes)):
+            return parse_source(source, base_folder, error_kind, location)
     raise ReadError(
         error_kind, f"{location} holds {describe_value(value)}; give a URI, bytes, or a struct with bytes or path"
     )
 
 
 def resolve_uri(uri: str, base_folder: str) -> str:
-    """A relative path lies beside the manifest.
+    """Relative paths start at the folder of the manifest.
 
-    >>> resolved("a/b.png", "s3://bucket/in/"), resolved("/a.png", "/in"), resolved("data:,x", "/in")
-    ('s3://bucket/in/a/b.png', '/a.png', 'data:,x')
+    >>> resolve_uri("a/b.png", "s3://bucket/in/"), resolve_uri("/a.png", "/in")
+    ('s3://bucket/in/a/b.png', '/a.png')
     """
     if not base_folder or ABSOLUTE_URI.match(uri):
         return uri
@@ -73,19 +69,17 @@ def resolve_uri(uri: str, base_folder: str) -> str:
 
 
 def parse_options(values: Mapping[str, Any], error_kind: str, location: str) -> MediaOptions:
-    """The settings among some values, by the names that manifests use."""
-    given = {
-        name: parse_number(name, values[name], OPTION_TYPES[name], error_kind, location)
-        for name in OPTION_TYPES
+    """Pick the options out of `values`, by the names that manifests use."""
+    numbers = {
+        FIELD_BY_OPTION.get(name, name): parse_number(name, values[name], number_type, error_kind, location)
+        for name, number_type in OPTION_TYPES.items()
         if name in values
     }
-    return MediaOptions(
-        **{FIELD_BY_OPTION.get(name, name): value for name, value in given.items() if value is not None}
-    )
+    return MediaOptions(**{name: number for name, number in numbers.items() if number is not None})
 
 
 def parse_number(name: str, value: Any, number_type: type[int] | type[float], error_kind: str, location: str) -> Any:
-    """A setting's number, or a text of it. NaN is what tables write for an empty cell of a column of numbers."""
+    """Accepts a number as text. Tables write NaN for an empty cell of a column of numbers."""
     if isinstance(value, str):
         with suppress(ValueError):
             value = float(value)
@@ -93,16 +87,16 @@ def parse_number(name: str, value: Any, number_type: type[int] | type[float], er
         return None
     fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_OPTION_VALUE
     if not fits or (number_type is int and value != int(value)):
-        what = "whole number" if number_type is int else "number"
-        raise ReadError(error_kind, f"{location}{name} holds {describe_value(value)}; give a {what} or leave it empty")
+        noun = "whole number" if number_type is int else "number"
+        raise ReadError(error_kind, f"{location}{name} holds {describe_value(value)}; give a {noun} or leave it empty")
     if value < 0 or (value == 0 and name not in ZERO_ALLOWED):
-        least = "zero or more" if name in ZERO_ALLOWED else "more than zero"
-        raise ReadError(error_kind, f"{location}{name} is {value}; it must be {least}")
+        minimum = "zero or more" if name in ZERO_ALLOWED else "more than zero"
+        raise ReadError(error_kind, f"{location}{name} is {value}; it must be {minimum}")
     return number_type(value)
 
 
 def check_text(value: str, error_kind: str, location: str) -> str:
-    """Text that can be encoded: JSON can spell half of a character."""
+    """Refuse text that UTF-8 cannot encode: JSON can escape half of a character."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -113,5 +107,4 @@ def check_text(value: str, error_kind: str, location: str) -> str:
 
 
 def describe_value(value: Any) -> str:
-    """What a value is, for a message."""
     return f"{type(value).__name__} {reprlib.repr(value)[:60]}"

@@ -13,7 +13,6 @@ import shutil
 import uuid
 from collections.abc import Callable
 from datetime import datetime
-from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
@@ -21,7 +20,7 @@ import fsspec
 
 from pipeline import retry_policy
 from pipeline.errors import OutputError
-from pipeline.fetch.object_store import ERROR_CLASSES, S3_OPTIONS, SCHEME_ALIASES
+from pipeline.fetch.storage_clients import disable_client_retries, get_client_options, load_error_types
 from pipeline.retry_policy import Truncated, classify_error
 
 T = TypeVar("T")
@@ -56,15 +55,14 @@ class OutputStore:
         self.path = path.rstrip("/")
         self.retries_enabled = True  # until it has waited in vain once
         self.connect()
-        self.error_types: tuple[type[Exception], ...] = (OSError, *load_error_types(list_protocols(self.filesystem)))
+        self.error_types = load_error_types(list_protocols(self.filesystem)[0])
 
     def connect(self) -> None:
         """A client of its own."""
         scheme = self.path.partition("://")[0] if "://" in self.path else ""
-        options = S3_OPTIONS if SCHEME_ALIASES.get(scheme, scheme) == "s3" else {}
+        options = get_client_options(scheme)
         self.filesystem, self.root = open_filesystem(self.path, skip_instance_cache=bool(scheme), **options)
-        if options:
-            self.filesystem.retries = 1
+        disable_client_retries(self.filesystem, scheme)
 
     @property
     def is_local(self) -> bool:
@@ -172,19 +170,6 @@ def describe_error(kind: str, error: Exception, attempts: int) -> str:
 def list_protocols(filesystem: Any) -> tuple[str, ...]:
     protocol = filesystem.protocol
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
-
-
-def load_error_types(schemes: tuple[str, ...]) -> list[type[Exception]]:
-    """What their libraries raise besides OSError."""
-    names = next(
-        (
-            ERROR_CLASSES[SCHEME_ALIASES.get(each, each)]
-            for each in schemes
-            if SCHEME_ALIASES.get(each, each) in ERROR_CLASSES
-        ),
-        (),
-    )
-    return [getattr(import_module(module), name) for module, _, name in (each.partition(":") for each in names)]
 
 
 def get_modified_time(info: dict[str, Any]) -> float | None:

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from pipeline.context import RunContext
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
-from pipeline.manifest.chunks import Chunk, hash_row_keys, read_chunk_rows, split_file
+from pipeline.manifest.chunks import Chunk, read_chunk_rows, split_file
 from pipeline.manifest.files import ManifestFile, build_unreadable_error, get_store_error_types
+from pipeline.manifest.rows import RowReader, hash_row_keys
 from pipeline.output.dead_letters import READER_THREADS, split_part_name
 from pipeline.output.store import OutputStore
 from pipeline.run.dedup import HashBuckets, find_common, find_duplicates
@@ -133,9 +134,10 @@ def group_by_chunk(
 def raise_if_same_id(places: Sequence[tuple[Chunk, int]], context: RunContext) -> None:
     """Name an id that asks two things. Equal hashes of unequal ids are no reason to refuse."""
     name, again = (
-        read_chunk_rows(replace(chunk, excluded_offsets=(), answered_offsets=()), context.job, context.schema_prompt)[
-            1
-        ][offset][1]
+        read_chunk_rows(
+            replace(chunk, excluded_offsets=(), answered_offsets=()),
+            RowReader(context.job, chunk.file, context.schema_prompt),
+        )[offset].id
         for chunk, offset in places
     )
     if name == again:

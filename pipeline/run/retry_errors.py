@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from pipeline.context import RunContext
-from pipeline.manifest.chunks import Chunk, hash_row_keys
+from pipeline.manifest.chunks import Chunk
+from pipeline.manifest.rows import hash_row_keys
 from pipeline.output import dead_letters
 from pipeline.output.commit import read_commit_note
 from pipeline.output.dead_letters import READER_THREADS, DeadLetter, split_part_name

@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.errors import JobError, ReadError
 from pipeline.job.spec import Job
-from pipeline.manifest.items import build_item, select_columns
+from pipeline.manifest.column_selection import select_columns
+from pipeline.manifest.items import build_item
 from pipeline.types import Item, MediaOptions, MediaRef, Turn
 
 
@@ -89,8 +90,8 @@ def test_something_must_be_asked_and_by_one_only():
     assert select_columns(make(media="uri"), ["uri", "messages"], schema_prompt=None).messages is None
 
 
-def test_a_job_that_names_no_column_of_media_is_refused_with_those_there_are():
-    with pytest.raises(JobError, match=r"input\.media names no column.*there are: id, picture"):
+def test_a_job_without_media_columns_is_told_which_columns_there_are():
+    with pytest.raises(JobError, match=r"input\.media names no column.*the manifest has: id, picture"):
         select_columns(make(), ["id", "picture"], schema_prompt=None)
 
 

@@ -169,13 +169,13 @@ MISTAKES: list[Case] = [
         "column of media not named",
         job("  media: image\n", ""),
         CHECK,
-        "error: file://HERE/m.parquet: input.media names no column, so nothing would be looked at; name those with the media, or in input.messages the column of a chat, which may be words alone; there are: id, image, vendor, data",
+        "error: file://HERE/m.parquet: input.media names no column, so there is nothing to look at; name the columns with media, or in input.messages the column with a chat, which may be text alone; the manifest has: id, image, vendor, data",
     ),
     (
         "manifest as a spreadsheet",
         written("m.xlsx", "PK", job("m.parquet", "m.xlsx")),
         CHECK,
-        "error: input.manifest: HERE/m.xlsx: a manifest is a folder, or ends in .parquet, .pq, .jsonl, .ndjson, .jsonl.gz, .csv, .tsv, .csv.gz",
+        "error: input.manifest: HERE/m.xlsx: a manifest is a folder, or its name ends in .parquet, .pq, .jsonl, .ndjson, .jsonl.gz, .csv, .tsv, .csv.gz",
     ),
     (
         "torn line of csv",
@@ -199,7 +199,7 @@ MISTAKES: list[Case] = [
         "empty folder",
         lambda here: ((here / "pics").mkdir(), job("m.parquet\n  id: id\n  media: image", "pics")(here)),
         RUN,
-        "error: input.manifest: file://HERE/pics holds no picture, video or document; these end in .jpg, .jpeg, .jfif, .png, .webp, .gif, .tif, .tiff, .bmp, .jp2, .avif, .heic, .heif, .pdf, .mp4, .mov, .mkv, .webm, .avi, .m4v, .mpg, .mpeg, .mts, .m2ts, .wmv, .flv, .3gp, .ogv",
+        "error: input.manifest: file://HERE/pics holds no image, video or document; their names end in .jpg, .jpeg, .jfif, .png, .webp, .gif, .tif, .tiff, .bmp, .jp2, .avif, .heic, .heif, .pdf, .mp4, .mov, .mkv, .webm, .avi, .m4v, .mpg, .mpeg, .mts, .m2ts, .wmv, .flv, .3gp, .ogv",
     ),
     (
         "wrong column",
@@ -223,7 +223,7 @@ MISTAKES: list[Case] = [
         "nothing to ask",
         job("prompt:\n  user: What is it?\n", ""),
         CHECK,
-        "error: file://HERE/m.parquet: there is nothing to ask: give prompt.user, or answer.schema with a question of its own, or input.messages with the column of a chat",
+        "error: file://HERE/m.parquet: there is nothing to ask: give prompt.user, or an answer.schema with a prompt of its own, or in input.messages the column with a chat",
     ),
     (
         "two questions",
@@ -235,7 +235,7 @@ MISTAKES: list[Case] = [
         "bytes without names",
         job("  id: id\n  media: image", "  media: data"),
         CHECK,
-        "error: file://HERE/m.parquet: column data holds bytes, so rows need names: set input.id to a column",
+        "error: file://HERE/m.parquet: column data holds bytes, so its rows need ids: set input.id to a column",
     ),
     (
         "id that is not unique",
@@ -247,7 +247,7 @@ MISTAKES: list[Case] = [
         "id that is empty",
         rows([{**ROWS[0], "id": None}]),
         RUN,
-        "error: file://HERE/m.parquet: column id (input.id) is empty in a row; name it, or leave input.id out",
+        "error: file://HERE/m.parquet: column id (input.id) is empty in a row; fill it in, or leave input.id out",
     ),
     (
         "no such schema",

@@ -122,8 +122,8 @@ def sample_chunks(chunks: Sequence[Chunk], row_count: int) -> Iterator[Chunk]:
     chosen = [chunks[at] for at in pick_evenly(len(chunks), MAX_SAMPLED_CHUNKS)]
     each = -(-row_count // len(chosen))
     for chunk in chosen:
-        left_out = {*chunk.excluded_offsets, *chunk.answered_offsets}
-        asked = [offset for offset in range(chunk.row_count) if offset not in left_out]
+        skipped_offsets = chunk.skipped_offsets
+        asked = [offset for offset in range(chunk.row_count) if offset not in skipped_offsets]
         kept = {asked[at] for at in pick_evenly(len(asked), each)}
         yield replace(
             chunk, answered_offsets=tuple(offset for offset in asked if offset not in kept) + chunk.answered_offsets

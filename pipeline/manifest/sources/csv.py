@@ -1,6 +1,7 @@
-"""A CSV file -> rows, every cell the text that stands in it: 007 is a name, not a number. An empty cell is no value.
+"""CSV manifests. Every cell is text as written (007 is an id, not a number); an empty cell is null.
 
-Read whole by whoever opens it: what has millions of rows is better kept as Parquet. The header tells the separator.
+The file is read whole wherever it is opened, so a manifest of millions of rows is better kept as Parquet. The header
+line decides between comma, semicolon and tab.
 """
 
 from __future__ import annotations
@@ -14,24 +15,24 @@ import pyarrow as pa
 import pyarrow.csv
 
 from pipeline.errors import JobError
-from pipeline.manifest.sources import Span
+from pipeline.manifest.sources.base import Source, Span, split_rows
 
 
-class CsvSource:
-    def __init__(self, url: str):
-        self.url = url
+class CsvSource(Source):
+    file_endings = (".csv", ".tsv", ".csv.gz")
+    is_found_in_folders = False  # a folder of media may hold a table of labels
 
     @cached_property
     def table(self) -> pa.Table:
         try:
             with fsspec.open(self.url, "rb", compression="infer") as file:
-                head = file.readline().decode("utf-8-sig")
-                separator = max(",;\t", key=head.count)
-                names = next(csv.reader([head], delimiter=separator), [])
+                header = file.readline().decode("utf-8-sig")
+                separator = max(",;\t", key=header.count)
+                names = next(csv.reader([header], delimiter=separator), [])
                 file.seek(0)
                 return pyarrow.csv.read_csv(
                     file,
-                    read_options=pyarrow.csv.ReadOptions(use_threads=False),  # or errors would not name their row
+                    read_options=pyarrow.csv.ReadOptions(use_threads=False),  # so that errors name their row
                     parse_options=pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
                     convert_options=pyarrow.csv.ConvertOptions(
                         column_types=dict.fromkeys(names, pa.string()),
@@ -47,8 +48,7 @@ class CsvSource:
         return self.table.schema
 
     def list_spans(self, rows_per_span: int) -> Iterator[Span]:
-        for start in range(0, self.table.num_rows, rows_per_span):
-            yield start, min(start + rows_per_span, self.table.num_rows)
+        return split_rows(self.table.num_rows, rows_per_span)
 
     def read_span(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
         rows = self.table.slice(span[0], span[1] - span[0])

@@ -1,6 +1,6 @@
-"""A folder of pictures and videos -> one row a file: `path` inside the folder and `uri`.
+"""A folder of media as a manifest: one row per file, with its `path` inside the folder and its `uri`.
 
-Told by ending only here, to leave out what lies about beside the media; what a file really is, its content tells.
+Endings only leave out files that are not media; the kind of a file is told by its content when it is fetched.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.errors import JobError
-from pipeline.manifest.sources import Span
+from pipeline.manifest.sources.base import Source, Span, split_rows
 
 MEDIA_ENDINGS = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".jp2", ".avif", ".heic", ".heif"),
@@ -24,32 +24,27 @@ MEDIA_ENDINGS = (
 FOLDER_SCHEMA = pa.schema([("path", pa.string()), ("uri", pa.string())])
 
 
-class FolderSource:
-    def __init__(self, url: str):
-        self.url = url
+class FolderSource(Source):
+    default_media, default_id = ("uri",), "path"
 
     @cached_property
     def media_files(self) -> list[tuple[str, str]]:
+        """(path, uri) of each file."""
         filesystem, root = fsspec.core.url_to_fs(self.url)
-        media = (path for path in filesystem.find(root) if path.lower().endswith(MEDIA_ENDINGS))
-        found = sorted(path for path in media if "/." not in path[len(root) :])  # `._a.jpg`, .thumbnails
-        if not found:
-            kinds = ", ".join(MEDIA_ENDINGS)
-            raise JobError(f"input.manifest: {self.url} holds no picture, video or document; these end in {kinds}")
-        return [
-            (
-                encode_non_utf8_name(path[len(root) :].lstrip("/")),
-                encode_non_utf8_name(filesystem.unstrip_protocol(path)),
-            )
-            for path in found
-        ]
+        media_paths = (path for path in filesystem.find(root) if path.lower().endswith(MEDIA_ENDINGS))
+        paths = sorted(path for path in media_paths if "/." not in path[len(root) :])  # `._a.jpg`, .thumbnails
+        if not paths:
+            problem = f"{self.url} holds no image, video or document"
+            raise JobError(f"input.manifest: {problem}; their names end in {', '.join(MEDIA_ENDINGS)}")
+        names = (path[len(root) :].lstrip("/") for path in paths)
+        uris = (filesystem.unstrip_protocol(path) for path in paths)
+        return list(zip(map(encode_non_utf8_name, names), map(encode_non_utf8_name, uris), strict=True))
 
     def read_schema(self) -> pa.Schema:
         return FOLDER_SCHEMA
 
     def list_spans(self, rows_per_span: int) -> Iterator[Span]:
-        for start in range(0, len(self.media_files), rows_per_span):
-            yield start, min(start + rows_per_span, len(self.media_files))
+        return split_rows(len(self.media_files), rows_per_span)
 
     def read_span(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
         paths, uris = zip(*self.media_files[span[0] : span[1]], strict=True)
@@ -58,7 +53,7 @@ class FolderSource:
 
 
 def encode_non_utf8_name(name: str) -> str:
-    """As it is; a name that is not UTF-8, from an old archive say, percent-encoded."""
+    """Percent-encode a name that is not UTF-8, as old archives have them."""
     try:
         name.encode()
     except UnicodeEncodeError:

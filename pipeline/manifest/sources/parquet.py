@@ -1,7 +1,7 @@
-"""A Parquet file -> spans of row numbers -> rows. Only the row groups and columns asked for are read.
+"""Parquet manifests, cut at row numbers. Only the row groups and columns asked for are read.
 
-Chunks are far smaller than row groups, and a row group can only be decoded from its start: so the file stays open
-where the last span ended, and who asks for spans in order decodes each row once.
+Chunks are far smaller than row groups, and a row group can only be decoded from its start. So the source keeps its
+place: a caller that reads spans in order decodes each row once.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import JobError
-from pipeline.manifest.sources import Span
+from pipeline.manifest.sources.base import Source, Span, split_rows
 
-BATCH_BYTES = 8 * 2**20  # decoded at a time: a row may hold whole pictures
+BATCH_BYTES = 8 * 2**20  # decoded at a time: a row may hold whole images
 BATCH_ROWS = 8192
 MAX_PREBUFFER_BYTES = 64 * 2**20  # row groups up to this size are fetched in one go
 
 
-class ParquetSource:
+class ParquetSource(Source):
+    file_endings = (".parquet", ".pq")
+
     def __init__(self, url: str):
-        self.url = url
-        self.columns: list[str] | None = None  # what `batches` has of row group `group`
+        super().__init__(url)
+        self.columns: list[str] | None = None  # those that `batches` holds, of the open row group
         self.row_group = -1
         self.batches: Iterator[pa.RecordBatch] = iter(())
-        self.batch: pa.RecordBatch | None = None  # the one that starts at row `at`
-        self.batch_start = 0
+        self.batch: pa.RecordBatch | None = None
+        self.batch_start = 0  # number of its first row
 
     @cached_property
     def footer(self) -> pq.FileMetaData:
@@ -50,21 +52,20 @@ class ParquetSource:
         return self.footer.schema.to_arrow_schema().remove_metadata()
 
     def list_spans(self, rows_per_span: int) -> Iterator[Span]:
-        for start in range(0, self.footer.num_rows, rows_per_span):
-            yield start, min(start + rows_per_span, self.footer.num_rows)
+        return split_rows(self.footer.num_rows, rows_per_span)
 
     def read_span(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
-        start, stop = span
-        wanted = None if columns is None else list(columns)
-        group = bisect_right(self.row_group_starts, start) - 1
-        if wanted != self.columns or group != self.row_group or start < self.batch_start:
-            self.open_row_group(group, wanted)
+        start, end = span
+        selected = None if columns is None else list(columns)
+        row_group = bisect_right(self.row_group_starts, start) - 1
+        if selected != self.columns or row_group != self.row_group or start < self.batch_start:
+            self.open_row_group(row_group, selected)
         pieces = []
-        while start < stop:
+        while start < end:
             if self.batch is None:
-                self.open_row_group(self.row_group + 1, wanted)
+                self.open_row_group(self.row_group + 1, selected)
             elif self.batch_start + self.batch.num_rows > start:
-                pieces.append(self.batch.slice(start - self.batch_start, stop - start))
+                pieces.append(self.batch.slice(start - self.batch_start, end - start))
                 start += pieces[-1].num_rows
             else:
                 self.batch_start += self.batch.num_rows
@@ -72,24 +73,23 @@ class ParquetSource:
         return pa.Table.from_batches(pieces).replace_schema_metadata(None)
 
     def open_row_group(self, row_group: int, columns: list[str] | None) -> None:
-        weight = self.compute_decoded_bytes(row_group, columns)
+        decoded_bytes = self.compute_decoded_bytes(row_group, columns)
         file = pq.ParquetFile(
             fsspec.open(self.url, "rb").open(),
             metadata=self.footer,
-            pre_buffer=weight <= MAX_PREBUFFER_BYTES,
+            pre_buffer=decoded_bytes <= MAX_PREBUFFER_BYTES,
             buffer_size=2**20,
         )
-        rows = BATCH_BYTES * self.footer.row_group(row_group).num_rows // max(weight, 1)
-        self.batches = file.iter_batches(max(1, min(BATCH_ROWS, rows)), row_groups=[row_group], columns=columns)
+        batch_rows = BATCH_BYTES * self.footer.row_group(row_group).num_rows // max(decoded_bytes, 1)
+        self.batches = file.iter_batches(max(1, min(BATCH_ROWS, batch_rows)), row_groups=[row_group], columns=columns)
         self.columns, self.row_group, self.batch_start = columns, row_group, self.row_group_starts[row_group]
         self.batch = next(self.batches, None)
 
     def compute_decoded_bytes(self, row_group: int, columns: list[str] | None) -> int:
-        """Bytes of the wanted columns of a row group, decompressed."""
         metadata = self.footer.row_group(row_group)
-        every = (metadata.column(number) for number in range(metadata.num_columns))
+        column_chunks = (metadata.column(number) for number in range(metadata.num_columns))
         return sum(
-            one.total_uncompressed_size
-            for one in every
-            if columns is None or one.path_in_schema.partition(".")[0] in columns
+            column_chunk.total_uncompressed_size
+            for column_chunk in column_chunks
+            if columns is None or column_chunk.path_in_schema.partition(".")[0] in columns
         )

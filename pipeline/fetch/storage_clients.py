@@ -1,0 +1,48 @@
+"""How fsspec's clients are set up, and which exceptions they raise. Media, manifests and outputs share it.
+
+A client never retries by itself: its retries on top of ours would make a hundred requests of one, to a store that
+says it has too many.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+SCHEME_ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
+ERROR_CLASSES = {  # what each library raises besides OSError
+    "s3": ("botocore.exceptions:BotoCoreError", "botocore.exceptions:ClientError", "aiohttp:ClientError"),
+    "gs": ("gcsfs.retry:HttpError", "google.auth.exceptions:GoogleAuthError", "aiohttp:ClientError"),
+    "az": ("azure.core.exceptions:AzureError",),
+    "hf": ("huggingface_hub.errors:HfHubHTTPError", "huggingface_hub.errors:HFValidationError"),
+    "oss": ("aiooss2.exceptions:OSSError", "oss2.exceptions:OssError", "aiohttp:ClientError"),
+}
+S3_OPTIONS = {
+    "config_kwargs": {"max_pool_connections": 32, "retries": {"total_max_attempts": 1}},
+    "use_listings_cache": False,
+}
+
+
+def get_provider(scheme: str) -> str:
+    """The store behind a scheme: `s3` for `s3a`. Any other scheme is its own provider."""
+    return SCHEME_ALIASES.get(scheme, scheme)
+
+
+def load_error_types(scheme: str) -> tuple[type[Exception], ...]:
+    """What a client of a scheme raises. ImportError where the store's library is not installed."""
+    provider = get_provider(scheme)
+    paths = [name.split(":") for name in ERROR_CLASSES.get(provider, ())]
+    classes = [getattr(import_module(module), name) for module, name in paths]
+    if provider == "hf":  # a lost connection is an error of the hub's HTTP library, which is a base of its first error
+        classes += classes[0].__bases__
+    return (OSError, *classes)
+
+
+def get_client_options(scheme: str) -> dict[str, Any]:
+    return S3_OPTIONS if get_provider(scheme) == "s3" else {}
+
+
+def disable_client_retries(filesystem: Any, scheme: str) -> None:
+    """Turn off the retries that no option reaches."""
+    if get_provider(scheme) == "s3":
+        filesystem.retries = 1

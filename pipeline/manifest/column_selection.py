@@ -1,0 +1,131 @@
+"""Which columns of a manifest a job reads, and what each is for.
+
+A column that a job names and a file lacks is an error before anything is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.errors import JobError
+from pipeline.job.spec import Job
+from pipeline.manifest.files import ManifestFile
+from pipeline.registry import format_suggestion
+
+PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
+ROW_OPTIONS = (
+    *("min_pixels", "max_pixels", "resized_width", "resized_height"),
+    *("fps", "nframes", "video_start", "video_end"),
+)
+MAX_TOKENS_COLUMN = "max_new_tokens"
+FOLDER_LISTING_COLUMNS = {"path", "uri"}  # a folder's listing, also where it is stored as a file
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestColumns:
+    media: tuple[str, ...]
+    messages: str | None
+    options: tuple[str, ...]
+    prompt: tuple[str, ...]
+    id: str | None
+    kept: tuple[str, ...]
+
+    @property
+    def question_columns(self) -> tuple[str, ...]:
+        """All columns that decide what a row asks, in an order that never changes."""
+        chats = () if self.messages is None else (self.messages,)
+        return tuple(dict.fromkeys((*self.media, *chats, *self.prompt, *self.options)))
+
+
+def select_file_columns(job: Job, file: ManifestFile, schema: pa.Schema, schema_prompt: str | None) -> ManifestColumns:
+    """The columns that a job reads of one file, or an error that names the file and the missing column."""
+    source = file.source_class
+    if not job.input.media and source.default_media:
+        names = {"media": source.default_media, "id": job.input.id or source.default_id}
+        job = job.model_copy(update={"input": job.input.model_copy(update=names)})
+    try:
+        columns = select_columns(job, schema.names, schema_prompt=schema_prompt)
+    except JobError as error:
+        raise JobError(f"{file.url}: {error}") from error
+    binary = [name for name in columns.media if holds_bytes(schema.field(name).type)]
+    if binary and not columns.id:
+        raise JobError(f"{file.url}: column {binary[0]} holds bytes, so its rows need ids: set input.id to a column")
+    return columns
+
+
+def select_columns(job: Job, available: Sequence[str], *, schema_prompt: str | None) -> ManifestColumns:
+    """The columns that a job reads, or a JobError that names a missing one."""
+    messages = select_messages_column(job, available, schema_prompt)
+    media = job.input.media
+    if not media and messages is None:
+        if set(available) != FOLDER_LISTING_COLUMNS:
+            raise JobError(
+                "input.media names no column, so there is nothing to look at; name the columns with media, or in "
+                "input.messages the column with a chat, which may be text alone; the manifest has: "
+                + ", ".join(available)
+            )
+        media = ("uri",)
+    placeholders = [(key, name) for key in ("system", "user") for name in find_placeholders(getattr(job.prompt, key))]
+    columns = ManifestColumns(
+        media=media,
+        messages=messages,
+        options=tuple(name for name in (*ROW_OPTIONS, MAX_TOKENS_COLUMN) if name in available),
+        prompt=tuple(dict.fromkeys(name for _, name in placeholders)),
+        id=job.input.id,
+        kept=job.input.keep,
+    )
+    for key, name in list_named_columns(columns, placeholders):
+        if name not in available:
+            brace = " (for a brace that is text, write {{ or }})" if key.startswith("prompt.") else ""
+            raise JobError(
+                f"{key}: the manifest has no column {name!r}{brace}; it has: {', '.join(available) or 'none'}"
+                f"{format_suggestion(name, dict.fromkeys(available))}"
+            )
+    return columns
+
+
+def select_messages_column(job: Job, available: Sequence[str], schema_prompt: str | None) -> str | None:
+    messages, user_prompt = job.input.messages, job.prompt.user
+    if messages is not None and user_prompt is not None:
+        raise JobError("both input.messages and prompt.user say what to ask; leave one of them out")
+    if messages is None and user_prompt is None and "messages" in available:
+        return "messages"
+    if messages is None and user_prompt is None and schema_prompt is None:
+        raise JobError(
+            "there is nothing to ask: give prompt.user, or an answer.schema with a prompt of its own, "
+            "or in input.messages the column with a chat"
+        )
+    return messages
+
+
+def list_named_columns(columns: ManifestColumns, placeholders: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Each column with the key of the job that names it."""
+    yield from (("input.media", name) for name in columns.media)
+    if columns.messages is not None:
+        yield "input.messages", columns.messages
+    if columns.id is not None:
+        yield "input.id", columns.id
+    yield from (("input.keep", name) for name in columns.kept)
+    yield from ((f"prompt.{key}", name) for key, name in placeholders)
+
+
+def find_placeholders(template: str | None) -> list[str]:
+    """The columns that a prompt names.
+
+    >>> find_placeholders("{vendor}: read {{all}} of {page}")
+    ['vendor', 'page']
+    """
+    return [match[1] for match in PLACEHOLDER.finditer(template or "") if match[1] is not None]
+
+
+def holds_bytes(data_type: pa.DataType) -> bool:
+    """Whether cells hold bytes, a struct with bytes (as Hugging Face datasets write images), or a list of either."""
+    if isinstance(data_type, pa.StructType):
+        return any(holds_bytes(field.type) for field in data_type)
+    if isinstance(data_type, (pa.ListType, pa.LargeListType, pa.FixedSizeListType)):
+        return holds_bytes(data_type.value_type)
+    return bool(pa.types.is_binary(data_type) or pa.types.is_large_binary(data_type))

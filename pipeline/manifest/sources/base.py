@@ -1,0 +1,42 @@
+"""The seam for manifest formats: a source reads one file, or one folder, as rows.
+
+To add a format, write a subclass and name it in registry.SOURCES. A source cuts its file into spans that any process
+can read alone later; opening a URL twice must give the same rows in the same order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Span = tuple[int, int]  # start and end, in whatever unit the source can seek fastest
+
+
+class Source(ABC):
+    file_endings: ClassVar[tuple[str, ...]] = ()  # in lower case; without any, the source reads a whole folder
+    is_found_in_folders: ClassVar[bool] = True  # a folder that holds such a file is a manifest of several files
+    default_media: ClassVar[tuple[str, ...]] = ()  # columns for a job without input.media
+    default_id: ClassVar[str | None] = None  # the column for a job without input.id and input.media
+
+    def __init__(self, url: str):
+        self.url = url
+
+    @abstractmethod
+    def read_schema(self) -> pa.Schema: ...
+
+    @abstractmethod
+    def list_spans(self, rows_per_span: int) -> Iterator[Span]:
+        """Cut the file into spans of consecutive rows; only the last may hold fewer rows."""
+
+    @abstractmethod
+    def read_span(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table: ...
+
+
+def split_rows(row_count: int, rows_per_span: int) -> Iterator[Span]:
+    """Spans for a source that counts in rows."""
+    for start in range(0, row_count, rows_per_span):
+        yield start, min(start + rows_per_span, row_count)
