@@ -217,9 +217,9 @@ builtin: models trained here on drawn scenes; pipeline/builtin/weights/README.md
     builtin/scores.py                       scores answers against ground truth
     builtin/evaluate.py                     measures the accuracy of the built-in models
     builtin/demo.py                         the demo command
-    builtin/training/vocabulary.py          the tokenizer of the built-in models
+    builtin/training/tokenizer.py           the tokenizer of the built-in models
     builtin/training/batches.py             makes training batches from scenes
-    builtin/training/model.py               the trainable model and its losses
+    builtin/training/training_model.py      the trainable model and its losses
     builtin/training/train.py               trains the built-in models
 
 Commands

@@ -1,1 +1,1 @@
-"""The built-in model."""
+"""The built-in models: the scenes they know, their weights, their evaluation and the demo."""

@@ -1,6 +1,6 @@
-"""A folder -> drawn pictures, videos and invoices, four jobs run over them through Ray, and how right they were.
+"""The demo: draw pictures, videos and invoices, run four jobs over them through Ray, and score the answers.
 
-All of it is the real thing, only small: the jobs in jobs/demo, the built-in models, unseen scenes, Parquet.
+Everything is real, only small: the jobs in jobs/demo, the built-in models, unseen scenes, Parquet.
 """
 
 from __future__ import annotations
@@ -17,54 +17,51 @@ from pipeline.builtin import scene_files, scores
 from pipeline.builtin.evaluate import TASKS, format_figures, read_answers_and_truths, run_task
 from pipeline.cluster import ray_runner
 
-SCENES_PER_TASK = 16  # of each task
-FIRST_SCENE = 100_000  # evaluation looks at earlier ones
+SCENES_PER_TASK = 16
+FIRST_SCENE = 100_000  # evaluation uses lower numbers
 SHOWN_TASKS = ("caption", "detect", "video")
 
 
 def run_demo(folder: str) -> int:
-    place, started = Path(folder), time.monotonic()
+    root, started = Path(folder), time.monotonic()
     for task in TASKS:
-        scene_files.write_scene_files(place / task, task, SCENES_PER_TASK, first_scene=FIRST_SCENE)
-        shutil.rmtree(place / "answers" / task, ignore_errors=True)  # whoever runs the demo wants to see it run
+        scene_files.write_scene_files(root / task, task, SCENES_PER_TASK, first_scene=FIRST_SCENE)
+        shutil.rmtree(root / "answers" / task, ignore_errors=True)  # otherwise a second demo would have nothing to do
     print(
-        f"Drawn: {SCENES_PER_TASK} scenes for each of {', '.join(TASKS)}, in {place}. Running jobs/demo/*.yaml on Ray:"
+        f"Drawn: {SCENES_PER_TASK} scenes for each of {', '.join(TASKS)}, in {root}. Running jobs/demo/*.yaml on Ray:"
     )
     codes, pairs = [], {}
     with ray_runner.connect_to_ray():
         for task in TASKS:
-            codes.append(run_task(task, place, [], local=False))
-            pairs[task] = read_answers_and_truths(place / task / "manifest.parquet", place / "answers" / task)
+            codes.append(run_task(task, root, [], local=False))
+            pairs[task] = read_answers_and_truths(root / task / "manifest.parquet", root / "answers" / task)
             print(f"  {task} done after {time.monotonic() - started:.0f} s", flush=True)
     print("\nAnswers against the truth (1 is best):")
     print(format_figures({task: scores.score_answers(task, pairs[task]) for task in TASKS}))
     for task in SHOWN_TASKS:
-        print(format_example(task, place, *pairs[task][0]))
-    here = Path(sys.executable)  # of make's environment, which few have activated
-    print(
-        NEXT_STEPS.format(
-            place=place, python=here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else "python"
-        )
-    )
+        print(format_example(task, root, *pairs[task][0]))
+    python = Path(sys.executable)  # make's environment is rarely activated
+    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else Path("python")
+    print(NEXT_STEPS.format(folder=root, python=python))
     return max(codes)
 
 
 def format_example(task: str, folder: Path, answer: Mapping[str, Any] | None, truth: Mapping[str, Any]) -> str:
-    """One answer, and what was drawn."""
+    """The path, the answer and the truth of one scene."""
     path = next((folder / task).glob(f"{FIRST_SCENE:05}.*"))
     return f"\n{path}\n  answer {json.dumps(drop_nulls(answer), default=str)}\n  truth  {json.dumps(truth)}"
 
 
 def drop_nulls(value: Any) -> Any:
-    """An answer without the fields that it leaves out, which are null in its column."""
+    """The answer without null fields: a column of structs has every field in every row."""
     if isinstance(value, Mapping):
         return {name: drop_nulls(part) for name, part in value.items() if part is not None}
     return [drop_nulls(part) for part in value] if isinstance(value, list) else value
 
 
 NEXT_STEPS = """
-The answers: {place}/answers/*/data/*/*.parquet, for instance
-  SELECT id, answer.number, answer.total FROM '{place}/answers/invoice/data/*/*.parquet'
-Look at them: {python} -m pipeline report {place}/answers/detect
-These models know drawn scenes only; of a photograph they say something well formed and wrong. Next, a real one:
+The answers: {folder}/answers/*/data/*/*.parquet, for instance
+  SELECT id, answer.number, answer.total FROM '{folder}/answers/invoice/data/*/*.parquet'
+Look at them: {python} -m pipeline report {folder}/answers/detect
+These models know only drawn scenes; about a photograph they say something well formed and wrong. Next, try a real one:
   {python} -m pipeline run jobs/caption.yaml --set input.manifest=./my-pictures --limit 20"""

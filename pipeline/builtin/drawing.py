@@ -1,18 +1,15 @@
-"""TODO."""
+"""Draw shapes on paper: the records of a scene, and the painter that turns them into frames."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image, ImageDraw
 
 from pipeline.types import Size
-
-Split = Literal["train", "evaluate"]
-
 
 COLORS = {
     "red": (214, 32, 32),
@@ -22,23 +19,16 @@ COLORS = {
     "purple": (140, 40, 170),
     "black": (20, 20, 20),
 }
-
-
 SHAPES = ("rectangle", "ellipse", "triangle", "cross")
-
-
 PAPER_COLORS = ((255, 255, 255), (236, 238, 242), (250, 244, 228), (228, 242, 232), (238, 230, 244))
 
-
 Box = tuple[float, float, float, float]
-
-
 Color = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class DrawnShape:
-    """A shape, its place in each frame (one frame of a picture) and how much of it is there, 0 to 1."""
+    """A colored shape: its box and its opacity (0 to 1) in each frame. A picture has one frame."""
 
     name: str
     color: Color
@@ -48,7 +38,7 @@ class DrawnShape:
 
 @dataclass(frozen=True, slots=True)
 class PrintedCharacter:
-    """A character on a page: its centre, and whose it is. Field 0 is what the answer leaves out."""
+    """A character on a page: its center, the field that it belongs to (0: none), and its index in the field."""
 
     x: float
     y: float
@@ -59,7 +49,7 @@ class PrintedCharacter:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """`answer` is what a perfect model says, in the original's numbers. Frames are drawn when asked for."""
+    """A task with its true answer, in pixels and seconds of the original. Frames are drawn on demand."""
 
     task: str
     answer: dict[str, Any]
@@ -71,54 +61,49 @@ class Scene:
     characters: Sequence[PrintedCharacter] = ()
 
 
-def create_rng(split: Split, task: str, number: int) -> random.Random:
-    return random.Random(f"{split}/{task}/{number}")
-
-
 def create_painter(rng: random.Random, size: Size, shapes: Sequence[DrawnShape]) -> Callable[[int], Image.Image]:
-    """Draws a frame by its number."""
+    """Choose a paper color and return a function that draws the frame of a number."""
     paper = rng.choice(PAPER_COLORS)
 
     def draw(frame: int) -> Image.Image:
         picture = Image.new("RGB", size, paper)
-        for each in shapes:
-            paint_shape(picture, each, frame, paper)
+        for shape in shapes:
+            paint_shape(picture, shape, frame, paper)
         return picture
 
     return draw
 
 
 def create_shape(rng: random.Random, boxes: Sequence[Box], alphas: Sequence[float] = (1.0,)) -> DrawnShape:
-    """Something of a color that is a little off, as inks are."""
+    """A random shape whose color deviates a little from the named color."""
     color = rng.choice(list(COLORS))
     red, green, blue = (min(max(part + rng.randrange(-14, 15), 0), 255) for part in COLORS[color])
     return DrawnShape(f"{color} {rng.choice(SHAPES)}", (red, green, blue), boxes, alphas)
 
 
 def place_box(rng: random.Random, size: Size, placed_boxes: Sequence[Box]) -> Box | None:
-    """Somewhere clear of the others, and not level with their left sides, which give the order."""
-    wide, high = size
+    """A random box that keeps clear of the others. Left sides differ, because answers are ordered by them."""
     for _ in range(30):
         width, height = (round(side * rng.uniform(0.2, 0.5)) for side in size)
-        left, top = rng.randrange(0, wide - width), rng.randrange(0, high - height)
+        left, top = rng.randrange(0, size[0] - width), rng.randrange(0, size[1] - height)
         gap = 0.04 * min(size)
-        apart = all(
+        is_clear = all(
             (left + width + gap < box[0] or box[2] + gap < left or top + height + gap < box[1] or box[3] + gap < top)
-            and abs(left - box[0]) > 0.06 * wide
+            and abs(left - box[0]) > 0.06 * size[0]
             for box in placed_boxes
         )
-        if apart:
+        if is_clear:
             return float(left), float(top), float(left + width), float(top + height)
     return None
 
 
 def paint_shape(picture: Image.Image, drawn_shape: DrawnShape, frame: int, paper: Color) -> None:
-    """The shape in its place; one that is half there is mixed with the paper."""
+    """Paint one shape; its opacity mixes its color with the paper."""
     alpha = drawn_shape.alphas[frame]
     if alpha <= 0:
         return
     left, top, right, bottom = (round(side) for side in drawn_shape.boxes[frame])
-    fill = tuple(round(alpha * one + (1 - alpha) * other) for one, other in zip(drawn_shape.color, paper, strict=True))
+    fill = tuple(round(alpha * ink + (1 - alpha) * white) for ink, white in zip(drawn_shape.color, paper, strict=True))
     pen, box = ImageDraw.Draw(picture), (left, top, right - 1, bottom - 1)
     shape = drawn_shape.name.partition(" ")[2]
     if shape == "rectangle":

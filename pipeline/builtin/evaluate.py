@@ -1,7 +1,7 @@
 """The accuracy of the built-in models: python -m pipeline.builtin.evaluate [--scenes N] [--tasks detect,video]
 
-Scenes that training never drew go through the whole pipeline, from files to Parquet, by the jobs in jobs/demo with
-the grammar off, and what comes out is held against what was drawn.
+Scenes that training never drew go through the whole pipeline, from files to Parquet, with the jobs in jobs/demo and
+the grammar off. The answers are scored against the drawn truth.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ JOBS_FOLDER = Path(__file__).parents[2] / "jobs" / "demo"
 def evaluate_task(
     folder: Path, task: str, scene_count: int, *, changes: Sequence[str] = (), first_scene: int = 0
 ) -> dict[str, float]:
-    """The figures of one task."""
+    """Draw scenes, run the job of a task over them, and score the answers."""
     manifest = scene_files.write_scene_files(folder / task, task, scene_count, first_scene=first_scene)
     run_task(task, folder, ["answer.guided=false", "limits.error_rate=1", *changes], local=True)
     return scores.score_answers(task, read_answers_and_truths(manifest, folder / "answers" / task))
@@ -39,25 +39,28 @@ def run_task(task: str, folder: Path, changes: Sequence[str], *, local: bool) ->
 
 
 def read_answers_and_truths(manifest: Path, output: Path) -> list[tuple[Mapping[str, Any] | None, Mapping[str, Any]]]:
-    """Every row's answer, None where there is none, and the truth."""
-    found = ds.dataset(output / "data").to_table(["id", "answer"]).to_pylist() if (output / "data").exists() else []
-    answers = {row["id"]: row["answer"] for row in found}
+    """(answer, truth) of every row; a failed row has the answer None."""
+    answers = {}
+    if (output / "data").exists():
+        answered_rows = ds.dataset(output / "data").to_table(["id", "answer"]).to_pylist()
+        answers = {row["id"]: row["answer"] for row in answered_rows}
     rows = ds.dataset(manifest).to_table(["id", "truth"]).to_pylist()
     return [(answers.get(row["id"]), json.loads(row["truth"])) for row in rows]
 
 
 def format_figures(figures: Mapping[str, Mapping[str, float]]) -> str:
     lines = [
-        f"  {task:8} " + "   ".join(f"{name} {value:.3f}" for name, value in of.items()) for task, of in figures.items()
+        f"  {task:8} " + "   ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        for task, scores in figures.items()
     ]
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.builtin.evaluate", description=__doc__)
-    parser.add_argument("--scenes", type=int, default=500, help="of each task")
+    parser.add_argument("--scenes", type=int, default=500, help="scenes of each task")
     parser.add_argument("--tasks", default=",".join(TASKS))
-    parser.add_argument("--weights", help="another checkpoint than the jobs name")
+    parser.add_argument("--weights", help="evaluate this checkpoint instead of the one in the jobs")
     options = parser.parse_args()
     changes = [f"model.weights={options.weights}"] if options.weights else []
     with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +70,7 @@ def main() -> None:
         }
     print(f"{options.scenes} unseen scenes of each task, grammar off; shares and means, 1 is best")
     print(format_figures(figures))
-    flat = {f"{task} {name}": round(value, 4) for task, of in figures.items() for name, value in of.items()}
+    flat = {f"{task} {name}": round(value, 4) for task, values in figures.items() for name, value in values.items()}
     print(json.dumps({"name": "tiny", "ratios": {}, "figures": flat}))
 
 

@@ -1,7 +1,7 @@
-"""Chance -> a small invoice, typed on a page: every character stands in a place of its own, about a patch wide.
+"""Create small typed invoices. Each character has a cell of its own, about a patch wide.
 
-The order of the parts, the words before them, margins, gaps and the size of the scan vary; what is printed is all
-that the answer holds. Amounts add up.
+The order of the parts, the words before them, margins, gaps and the size of the scan vary. The page holds everything
+that the answer holds, and the amounts add up.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ SELLERS = ("Acme", "Borel", "Cedar", "Delta", "Ember", "Fjord", "Gamma", "Hazel"
 GOODS = ("Paper", "Ink", "Lamp", "Chair", "Desk", "Cable", "Glue", "Pens", "Toner", "Clips", "Shelf", "Stamp")
 CURRENCIES = ("EUR", "USD", "GBP", "CHF")
 NUMBER_WORDS, DATE_WORDS, TOTAL_WORDS = ("No ", "Inv ", "Nr "), ("", "Date "), ("Total", "Sum", "To pay")
-CHARACTER_WIDTH, LINE_HEIGHT, COLUMNS = 14, 28, 16  # of a character and of a line, in the model's pixels
-NO_FIELD, SELLER, NUMBER, DATE, CURRENCY, TOTAL, GOOD, AMOUNT = range(8)  # then good and amount of the next line, ...
+CHARACTER_WIDTH, LINE_HEIGHT, COLUMNS = 14, 28, 16  # the first two in pixels as the model sees them
+NO_FIELD, SELLER, NUMBER, DATE, CURRENCY, TOTAL, GOOD, AMOUNT = range(8)  # each further line has two more fields
 TypedCharacter = tuple[int, str, int, int]  # column, character, field, index in the field
 
 
 def create_invoice_scene(rng: random.Random) -> Scene:
     amounts = [rng.randrange(100, 9999 if rng.random() < 0.6 else 999) for _ in range(rng.choice((1, 2, 2, 3)))]
-    said = {
+    truth = {
         "number": str(rng.randrange(1000, 99999)),
         "issued": f"20{rng.randrange(20, 30)}-{rng.randrange(1, 13):02}-{rng.randrange(1, 29):02}",
         "seller": {"name": rng.choice(SELLERS)},
@@ -35,7 +35,7 @@ def create_invoice_scene(rng: random.Random) -> Scene:
         "taxes": [],
         "total": format_amount(sum(amounts)),
     }
-    return create_page_scene(rng, said, list(lay_out_lines(rng, said)))
+    return create_page_scene(rng, truth, list(lay_out_lines(rng, truth)))
 
 
 def format_amount(cents: int) -> str:
@@ -43,20 +43,20 @@ def format_amount(cents: int) -> str:
 
 
 def lay_out_lines(rng: random.Random, truth: dict[str, Any]) -> Iterator[list[TypedCharacter]]:
-    """The lines of the page, each as its characters; an empty one is a gap."""
+    """The lines of the page as lists of characters; an empty list is a gap."""
     title = place_text(rng.choice((0, 2)), truth["seller"]["name"], SELLER)
     number = place_text(0, rng.choice(NUMBER_WORDS)) + place_text(6 - len(truth["number"]) + 5, truth["number"], NUMBER)
     word = rng.choice(DATE_WORDS)
     date = place_text(0, word) + place_text(len(word) or 1, truth["issued"], DATE)
     yield title
-    heads = [number, date]
-    rng.shuffle(heads)
-    yield from heads
+    header_lines = [number, date]
+    rng.shuffle(header_lines)
+    yield from header_lines
     if rng.random() < 0.5:
         yield []
     for index, line in enumerate(truth["lines"]):
-        sold = place_text(0, line["description"], GOOD + 2 * index)
-        yield sold + place_text(COLUMNS - len(line["amount"]), line["amount"], AMOUNT + 2 * index)
+        description = place_text(0, line["description"], GOOD + 2 * index)
+        yield description + place_text(COLUMNS - len(line["amount"]), line["amount"], AMOUNT + 2 * index)
     if rng.random() < 0.3:
         yield []
     total = place_text(COLUMNS - len(truth["total"]), truth["total"], TOTAL)
@@ -68,7 +68,7 @@ def lay_out_lines(rng: random.Random, truth: dict[str, Any]) -> Iterator[list[Ty
 
 
 def list_printed_fields(truth: dict[str, Any]) -> Iterator[tuple[int, str]]:
-    """What is read off the page, in the order of the answer."""
+    """(field, text) of everything that the answer reads off the page, in the order of the answer."""
     yield from ((NUMBER, truth["number"]), (DATE, truth["issued"]))
     yield from ((SELLER, truth["seller"]["name"]), (CURRENCY, truth["currency"]))
     for index, line in enumerate(truth["lines"]):
@@ -77,7 +77,7 @@ def list_printed_fields(truth: dict[str, Any]) -> Iterator[tuple[int, str]]:
 
 
 def place_text(column: int, text: str, field: int = NO_FIELD) -> list[TypedCharacter]:
-    return [(column + index, letter, field, index) for index, letter in enumerate(text) if letter != " "]
+    return [(column + index, character, field, index) for index, character in enumerate(text) if character != " "]
 
 
 def create_page_scene(rng: random.Random, truth: dict[str, Any], lines: list[list[TypedCharacter]]) -> Scene:
@@ -87,24 +87,24 @@ def create_page_scene(rng: random.Random, truth: dict[str, Any], lines: list[lis
     height = round(scale * (LINE_HEIGHT * len(lines) + rng.uniform(14, 28)))
     paper = rng.choice(((255, 255, 255), (250, 246, 236), (240, 244, 250)))
     ink = rng.choice(((0, 0, 0), (20, 20, 80), (60, 30, 20)))
-    letters = [
+    characters = [
         PrintedCharacter(
-            margin_x + scale * CHARACTER_WIDTH * (mark[0] + 0.5),
+            margin_x + scale * CHARACTER_WIDTH * (typed[0] + 0.5),
             margin_y + scale * LINE_HEIGHT * (row + 0.5),
-            *mark[1:],
+            *typed[1:],
         )
         for row, line in enumerate(lines)
-        for mark in line
+        for typed in line
     ]
 
     def draw(_: int) -> Image.Image:
         page = Image.new("RGB", (width, height), paper)
         pen = ImageDraw.Draw(page)
-        for letter in letters:
-            pen.text((letter.x, letter.y), letter.text, fill=ink, font=load_font(round(20 * scale)), anchor="mm")
+        for each in characters:
+            pen.text((each.x, each.y), each.text, fill=ink, font=load_font(round(20 * scale)), anchor="mm")
         return page
 
-    return Scene("invoice", truth, (width, height), draw, characters=letters)
+    return Scene("invoice", truth, (width, height), draw, characters=characters)
 
 
 @functools.lru_cache(maxsize=64)

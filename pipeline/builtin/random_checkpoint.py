@@ -1,8 +1,7 @@
-"""A model type -> a folder with a tiny checkpoint of random weights, as the hub would ship it.
+"""Write tiny checkpoints of random weights in the layout of the Hugging Face hub.
 
-What is written is what `from_pretrained` of the real classes reads, so whatever works with it works
-with a real checkpoint. Only the sizes differ: a few layers, and a vocabulary of single bytes and a
-few merges in which every text can be written. The same seed gives the same weights.
+`from_pretrained` of the real classes reads them, so code that works with them works with a real checkpoint. Only the
+sizes differ: a few layers, and a vocabulary of single bytes and a few merges. The same seed gives the same weights.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ TEXT_CONFIG: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 32768,
-    "initializer_range": 0.15,  # wide enough that the two likeliest tokens are seldom level
+    "initializer_range": 0.15,  # wide enough that the two most likely tokens rarely tie
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
 }
 VISION_CONFIG: dict[str, Any] = {"depth": 3, "num_heads": 2, "initializer_range": 0.15}
@@ -93,7 +92,7 @@ def write_random_checkpoint(
     vision_config: dict[str, Any] | None = None,
     **config_overrides: Any,
 ) -> Path:
-    """Write the checkpoint into `folder` and return it. Overrides are keys of its config.json."""
+    """Write a checkpoint into `folder` and return the folder. Overrides are keys of config.json."""
     tokenizer = vocabulary if isinstance(vocabulary, Tokenizer) else build_tiny_tokenizer()
     text, vision = MODEL_CONFIGS[model_type]
     end, pad = (tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>"))
@@ -118,7 +117,7 @@ def write_random_checkpoint(
 
 
 def build_tiny_tokenizer() -> Tokenizer:
-    """Byte-level BPE that splits as Qwen's does, with Qwen's special tokens after a few hundred pieces."""
+    """Byte-level BPE with Qwen's way of splitting and its special tokens after a few hundred pieces."""
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet()) + [left + right for left, right in MERGES]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=MERGES))

@@ -1,4 +1,4 @@
-"""Scenes -> pictures, videos and a manifest on disk, as somebody else might have made them."""
+"""Write scenes as pictures, videos and a manifest, as a user would have them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pipeline.builtin.scenes import create_scene
 
 
 def write_scene_files(folder: Path, task: str, scene_count: int, *, first_scene: int = 0) -> Path:
-    """So many unseen scenes of a task. The manifest has their ids, where they are, and the truth as JSON."""
+    """Write scenes that training never drew. The manifest has columns id, media and truth (JSON)."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for number in range(first_scene, first_scene + scene_count):
-        drawn = create_scene("evaluate", task, number)
-        name = f"{number:05}.{'mp4' if drawn.fps else 'png'}"
-        if drawn.fps:
-            write_video(drawn, folder / name)
+        scene = create_scene("evaluate", task, number)
+        name = f"{number:05}.{'mp4' if scene.fps else 'png'}"
+        if scene.fps:
+            write_video(scene, folder / name)
         else:
-            drawn.draw_frame(0).save(folder / name)
-        rows.append({"id": f"{task}-{number:05}", "media": name, "truth": json.dumps(drawn.answer)})
+            scene.draw_frame(0).save(folder / name)
+        rows.append({"id": f"{task}-{number:05}", "media": name, "truth": json.dumps(scene.answer)})
     manifest = folder / "manifest.parquet"
     pq.write_table(pa.Table.from_pylist(rows), manifest)
     return manifest
@@ -37,6 +37,6 @@ def write_video(scene: Scene, path: Path) -> None:
         stream.width, stream.height = scene.size
         stream.pix_fmt = "yuv420p"
         for number in range(scene.frame_count):
-            picture = av.VideoFrame.from_ndarray(np.asarray(scene.draw_frame(number)), format="rgb24")
-            container.mux(stream.encode(picture))
+            frame = av.VideoFrame.from_ndarray(np.asarray(scene.draw_frame(number)), format="rgb24")
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())

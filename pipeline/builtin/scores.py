@@ -1,4 +1,4 @@
-"""Answers, truths -> figures between 0 and 1, more is better. An answer that is not there scores nothing."""
+"""Score answers against truths: figures between 0 and 1, where more is better. A missing answer scores 0."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ INVOICE_FIELDS = ("number", "issued", "total", "currency", "seller", "lines")
 
 
 def score_answers(task: str, pairs: Sequence[tuple[Answer | None, Answer]]) -> dict[str, float]:
-    """Of (answer, truth): the share of answers that are valid, and means over all truths."""
-    of: Callable[[Answer, Answer], Sequence[dict[str, float]]] = SCORERS[task]
+    """The share of valid answers, and the mean of each figure over all truths. `pairs` are (answer, truth)."""
+    scorer: Callable[[Answer, Answer], Sequence[dict[str, float]]] = SCORERS[task]
     valid = fmean(answer is not None for answer, _ in pairs)
-    marks = [mark for answer, truth in pairs for mark in of(answer or {}, truth)]
+    marks = [mark for answer, truth in pairs for mark in scorer(answer or {}, truth)]
     return {"valid": valid} | {name: fmean(mark[name] for mark in marks) for name in marks[0]}
 
 
 def score_caption(answer: Answer, truth: Answer) -> list[dict[str, float]]:
-    right = answer.get("caption") == truth["caption"], sorted(answer.get("tags", ())) == sorted(truth["tags"])
-    return [{"caption": float(right[0]), "all named": float(right[1])}]
+    is_exact = answer.get("caption") == truth["caption"]
+    names_all = sorted(answer.get("tags", ())) == sorted(truth["tags"])
+    return [{"caption": float(is_exact), "all named": float(names_all)}]
 
 
 def score_boxes(answer: Answer, truth: Answer) -> list[dict[str, float]]:
-    """For each box, of the truth or too many: how well the one that lies on it fits, and is called."""
-    left, marks = list(answer.get("boxes", ())), []
-    for true in truth["boxes"]:
-        best = max(left, key=lambda box: compute_iou(box["bbox_2d"], true["bbox_2d"]), default=None)
-        shared = compute_iou(best["bbox_2d"], true["bbox_2d"]) if best else 0.0
-        marks.append({"IoU": shared, "label": float(bool(best and shared and best["label"] == true["label"]))})
+    """Match each true box with the best remaining answer; surplus answers count as 0."""
+    unmatched, marks = list(answer.get("boxes", ())), []
+    for true_box in truth["boxes"]:
+        best = max(unmatched, key=lambda box: compute_iou(box["bbox_2d"], true_box["bbox_2d"]), default=None)
+        iou = compute_iou(best["bbox_2d"], true_box["bbox_2d"]) if best else 0.0
+        marks.append({"IoU": iou, "label": float(bool(best and iou and best["label"] == true_box["label"]))})
         if best:
-            left.remove(best)
-    return [*marks, *({"IoU": 0.0, "label": 0.0} for _ in left)]
+            unmatched.remove(best)
+    return [*marks, *({"IoU": 0.0, "label": 0.0} for _ in unmatched)]
 
 
 def score_invoice(answer: Answer, truth: Answer) -> list[dict[str, float]]:
@@ -42,15 +43,15 @@ def score_invoice(answer: Answer, truth: Answer) -> list[dict[str, float]]:
 
 
 def score_events(answer: Answer, truth: Answer) -> list[dict[str, float]]:
-    """Events in order, each against the one in its place."""
+    """Compare events in order, each with the true event at the same place."""
     marks = []
-    for said, true in zip_longest(answer.get("events", ()), truth["events"]):
-        both = said is not None and true is not None
-        kinds = [event["what"].split(" ", 3)[-1] for event in (said, true)] if both else ["", None]
-        span = compute_temporal_iou((said["start"], said["end"]), (true["start"], true["end"])) if both else 0.0
-        marks.append(
-            {"kind": float(kinds[0] == kinds[1]), "what": float(both and said["what"] == true["what"]), "time": span}
-        )
+    for event, true in zip_longest(answer.get("events", ()), truth["events"]):
+        if event is None or true is None:
+            marks.append({"kind": 0.0, "what": 0.0, "time": 0.0})
+            continue
+        kind, true_kind = (each["what"].split(" ", 3)[-1] for each in (event, true))
+        time_iou = compute_temporal_iou((event["start"], event["end"]), (true["start"], true["end"]))
+        marks.append({"kind": float(kind == true_kind), "what": float(event["what"] == true["what"]), "time": time_iou})
     return marks or [{"kind": 1.0, "what": 1.0, "time": 1.0}]
 
 
@@ -59,11 +60,11 @@ SCORERS = {"caption": score_caption, "detect": score_boxes, "invoice": score_inv
 
 def compute_iou(one: Sequence[float], other: Sequence[float]) -> float:
     """
-    >>> overlap([0, 0, 2, 2], [1, 0, 3, 2])
+    >>> compute_iou([0, 0, 2, 2], [1, 0, 3, 2])
     0.3333333333333333
     """
-    wide, high = (min(one[axis + 2], other[axis + 2]) - max(one[axis], other[axis]) for axis in (0, 1))
-    shared = max(wide, 0) * max(high, 0)
+    width, height = (min(one[axis + 2], other[axis + 2]) - max(one[axis], other[axis]) for axis in (0, 1))
+    shared = max(width, 0) * max(height, 0)
     return shared / (compute_area(one) + compute_area(other) - shared) if shared else 0.0
 
 
@@ -77,9 +78,10 @@ def compute_temporal_iou(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def normalize_value(value: Any) -> Any:
-    """What was printed, whether it comes from a typed column or from JSON.
+    """The same form for a value of a typed column and for the value printed on the page.
 
-    >>> plain({"amount": Decimal("4.5000"), "quantity": None}), plain({"amount": "4.50"})
+    >>> from decimal import Decimal
+    >>> normalize_value({"amount": Decimal("4.5000"), "quantity": None}), normalize_value({"amount": "4.50"})
     ({'amount': '4.5'}, {'amount': '4.5'})
     """
     if isinstance(value, Mapping):

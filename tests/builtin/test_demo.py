@@ -1,11 +1,11 @@
-"""What the demo shows a person."""
+"""The text that the demo prints."""
 
 from __future__ import annotations
 
 from pipeline.builtin.demo import format_example
 
 
-def test_an_example_is_shown_without_the_fields_that_it_leaves_out(tmp_path):
+def test_an_example_omits_null_fields(tmp_path):
     (tmp_path / "detect").mkdir()
     (tmp_path / "detect/100000.png").write_bytes(b"")
     answer = {"boxes": [{"bbox_2d": [1, 2, 3, 4], "label": "cross", "image": None}]}

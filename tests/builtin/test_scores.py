@@ -1,4 +1,4 @@
-"""What counts as right."""
+"""The scores of the built-in evaluation."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ def test_a_perfect_answer_scores_one():
     assert score_answers("detect", [(TRUTH, TRUTH)]) == {"valid": 1.0, "IoU": 1.0, "label": 1.0}
 
 
-def test_a_box_too_many_and_one_too_few_both_cost():
-    more = {"boxes": [*TRUTH["boxes"], {"bbox_2d": [50, 50, 60, 60], "label": "dog"}]}
-    less = {"boxes": TRUTH["boxes"][:1]}
-    assert score_answers("detect", [(more, TRUTH)])["IoU"] == pytest.approx(2 / 3)
-    assert score_answers("detect", [(less, TRUTH)])["label"] == pytest.approx(1 / 2)
+def test_surplus_and_missing_boxes_lower_the_score():
+    surplus = {"boxes": [*TRUTH["boxes"], {"bbox_2d": [50, 50, 60, 60], "label": "dog"}]}
+    missing = {"boxes": TRUTH["boxes"][:1]}
+    assert score_answers("detect", [(surplus, TRUTH)])["IoU"] == pytest.approx(2 / 3)
+    assert score_answers("detect", [(missing, TRUTH)])["label"] == pytest.approx(1 / 2)
 
 
-def test_an_answer_that_is_not_there_is_not_valid_and_scores_nothing():
+def test_a_missing_answer_is_invalid_and_scores_zero():
     assert score_answers("detect", [(None, TRUTH)]) == {"valid": 0.0, "IoU": 0.0, "label": 0.0}
 
 
-def test_half_of_the_time_is_half_right():
-    said, true = ({"events": [{"what": "A red cross appears.", "start": 0.0, "end": end}]} for end in (1.0, 2.0))
-    assert score_answers("video", [(said, true)]) == {"valid": 1.0, "kind": 1.0, "what": 1.0, "time": 0.5}
+def test_half_of_the_time_span_scores_half():
+    answer, truth = ({"events": [{"what": "A red cross appears.", "start": 0.0, "end": end}]} for end in (1.0, 2.0))
+    assert score_answers("video", [(answer, truth)]) == {"valid": 1.0, "kind": 1.0, "what": 1.0, "time": 0.5}
 
 
-def test_an_event_that_did_not_happen_costs():
-    said = {"events": [{"what": "A red cross appears.", "start": 0.0, "end": 1.0}]}
-    assert score_answers("video", [(said, {"events": []})])["kind"] == 0.0
+def test_an_invented_event_scores_zero():
+    answer = {"events": [{"what": "A red cross appears.", "start": 0.0, "end": 1.0}]}
+    assert score_answers("video", [(answer, {"events": []})])["kind"] == 0.0
 
 
-def test_typed_columns_are_compared_with_what_was_printed():
+def test_typed_columns_equal_the_printed_text():
     truth = {"number": "0420", "issued": "2026-03-02", "total": "10.00", "currency": "EUR", "seller": {"name": "Ibis"}}
     truth |= {"lines": [{"description": "Ink", "amount": "10.00"}]}
     typed = truth | {"issued": date(2026, 3, 2), "total": Decimal("10.0000")}

@@ -8,11 +8,11 @@ import re
 import pytest
 from rich.console import Console
 
-from pipeline.step_timer import StepTimer
 from pipeline.output.commit import CommitReceipt
 from pipeline.run import progress
 from pipeline.run.progress import Progress, format_duration
 from pipeline.run.tally import RunTotals
+from pipeline.step_timer import StepTimer
 
 HALF_IDLE = {"worked": 6.0, "waited": 2.0, "decode": 9.0, "fetch": 3.0, "commit": 0.01}
 

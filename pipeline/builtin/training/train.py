@@ -1,9 +1,9 @@
 """The recipe of the built-in models: python -m pipeline.builtin.training.train NAME [--pictures N] [--out FOLDER]
 
-Scenes are drawn as they are needed, none twice. Reading starts with the tower alone, told which characters lie in
-which cell: the language loss by itself does not start it. The same goes, more weakly, for shapes and their sides.
-The hints fade while the rate of learning does, and are dropped with their heads. Stop it and start it again with the
-same words: it goes on from its last checkpoint.
+Scenes are drawn on demand, none twice. A model that reads pages first trains its tower alone, on the characters in
+each cell, because the language loss alone does not get it started. Shapes and their sides need the same help, but
+less of it. The auxiliary losses decay with the learning rate and are dropped with their heads. A stopped run goes on
+from its last checkpoint when it is started again with the same arguments.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import torch
 from torch import nn
 
 from pipeline.builtin import random_checkpoint
-from pipeline.builtin.training import vocabulary
+from pipeline.builtin.training import tokenizer
 from pipeline.builtin.training.batches import TrainingBatch, TrainingExample, group_batches, stream_examples
-from pipeline.builtin.training.model import TrainingModel, smooth_number_embeddings
+from pipeline.builtin.training.training_model import TrainingModel, smooth_number_embeddings
 from pipeline.model import family_loader
 from pipeline.model.families.base import Family
 
@@ -34,11 +34,11 @@ SAVE_INTERVAL_S = 120.0
 @dataclass(frozen=True, slots=True)
 class Recipe:
     model_type: str
-    task_shares: dict[str, float]  # and how often each comes
+    task_shares: dict[str, float]  # how often each task comes
     pictures: int
     max_pixels: int
-    tower_only_pictures: int = 0  # pictures that the tower sees alone, at first
-    cells_per_batch: int = 1200  # of a batch
+    tower_only_pictures: int = 0  # at the start, without the language model
+    cells_per_batch: int = 1200
     learning_rate: float = 2e-3
     seed: int = 1
     text_config: dict[str, Any] = field(default_factory=dict)
@@ -89,10 +89,10 @@ RECIPES = {
 
 
 def build_optimizers(model: TrainingModel, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside, AdamW for the rest."""
+    """Muon for the inner matrices, AdamW for the rest."""
     inner = [p for n, p in model.named_parameters() if p.ndim == 2 and ("layers" in n or "blocks" in n or "mlp" in n)]
-    known = {id(p) for p in inner}
-    rest = [p for p in model.parameters() if id(p) not in known]
+    inner_ids = {id(p) for p in inner}
+    rest = [p for p in model.parameters() if id(p) not in inner_ids]
     return [
         torch.optim.Muon(inner, lr=learning_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw", ns_steps=4),
         torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
@@ -100,8 +100,8 @@ def build_optimizers(model: TrainingModel, learning_rate: float) -> list[torch.o
 
 
 def mix_examples(recipe: Recipe, family: Family, next_scenes: dict[str, int]) -> Iterator[TrainingExample]:
-    """The tasks in turn, as often as the recipe says."""
-    questions = vocabulary.load_questions()
+    """Examples of all tasks in the proportions of the recipe."""
+    questions = tokenizer.load_questions()
     streams = {
         task: stream_examples("train", task, family, questions[task], first_scene=next_scenes[task])
         for task in recipe.task_shares
@@ -118,7 +118,7 @@ def mix_examples(recipe: Recipe, family: Family, next_scenes: dict[str, int]) ->
 
 @dataclass
 class TrainingRun:
-    """A model under way, all that is needed to go on with it, and its curve."""
+    """The state of a training run: everything that a checkpoint must hold."""
 
     folder: Path
     recipe: Recipe
@@ -126,91 +126,91 @@ class TrainingRun:
     optimizers: list[torch.optim.Optimizer]
     pictures: int = 0
     seconds: float = 0.0
-    next_scenes: dict[str, int] = field(default_factory=dict)  # the next scene of each task
+    next_scenes: dict[str, int] = field(default_factory=dict)  # by task
 
     def save(self) -> None:
         state = {"pictures": self.pictures, "seconds": self.seconds, "start": self.next_scenes}
-        tools = [tool.state_dict() for tool in self.optimizers]
-        torch.save({"pupil": self.model.state_dict(), "tools": tools, "state": state}, self.folder / "state.part")
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        torch.save({"pupil": self.model.state_dict(), "tools": optimizers, "state": state}, self.folder / "state.part")
         (self.folder / "state.part").replace(self.folder / "state.pt")
 
     def resume(self) -> None:
-        """From where it stopped, if it ever began."""
+        """Load the last checkpoint, if there is one."""
         self.next_scenes = dict.fromkeys(self.recipe.task_shares, 0)
         if (self.folder / "state.pt").exists():
             saved = torch.load(self.folder / "state.pt", weights_only=True)
             self.model.load_state_dict(saved["pupil"])
-            for tool, state in zip(self.optimizers, saved["tools"], strict=True):
-                tool.load_state_dict(state)
+            for optimizer, state in zip(self.optimizers, saved["tools"], strict=True):
+                optimizer.load_state_dict(state)
             self.pictures, self.seconds, self.next_scenes = (
                 saved["state"][key] for key in ("pictures", "seconds", "start")
             )
 
     def export(self) -> None:
-        """What a user loads: half precision, no heads, no optimizer. Nothing is learned after it."""
+        """Save what a user loads: half precision, no heads, no optimizer. Training cannot go on afterwards."""
         self.model.model.half().save_pretrained(self.folder / "model")
 
     def step(self, batch: TrainingBatch, warmup: float) -> dict[str, float]:
-        """One batch. The rate, and what the hints count, fade over the last third."""
-        fading = max(0.01, min(1.0, 3 * (1 - self.pictures / self.recipe.pictures)))
-        for tool in self.optimizers:
-            for group in tool.param_groups:
-                group["lr"] = self.recipe.learning_rate * warmup * fading
+        """Train on one batch. The learning rate and the auxiliary losses decay over the last third."""
+        decay = max(0.01, min(1.0, 3 * (1 - self.pictures / self.recipe.pictures)))
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.recipe.learning_rate * warmup * decay
         losses = self.model.compute_losses(batch, tower_only=self.pictures < self.recipe.tower_only_pictures)
-        parts = [losses[name] * (1.0 if name == "answer" else 0.5 * fading) for name in losses if name != "right"]
+        weighted = [losses[name] * (1.0 if name == "answer" else 0.5 * decay) for name in losses if name != "right"]
         self.model.zero_grad(set_to_none=True)
-        torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack(weighted).sum().backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for tool in self.optimizers:
-            tool.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.pictures += len(batch.clips)
         return {name: value.item() for name, value in losses.items()}
 
 
 def train_model(recipe: Recipe, folder: Path, *, minutes: float) -> None:
-    """To the end of the recipe or of the time, saving as it goes."""
+    """Train until the recipe or the time ends; save a checkpoint every two minutes."""
     torch.manual_seed(recipe.seed)
     family = family_loader.load_family(write_initial_checkpoint(recipe, folder / "model"))
-    pupil = TrainingModel(folder / "model", family)
-    smooth_number_embeddings(pupil, recipe.seed)
-    course = TrainingRun(folder, recipe, pupil, build_optimizers(pupil, recipe.learning_rate))
-    course.resume()
-    began = spoke = saved = time.monotonic()
-    lines: list[dict[str, float]] = []
+    model = TrainingModel(folder / "model", family)
+    smooth_number_embeddings(model, recipe.seed)
+    run = TrainingRun(folder, recipe, model, build_optimizers(model, recipe.learning_rate))
+    run.resume()
+    started = logged = saved = time.monotonic()
+    losses: list[dict[str, float]] = []
     for count, batch in enumerate(
-        group_batches(mix_examples(recipe, family, course.next_scenes), recipe.cells_per_batch), 1
+        group_batches(mix_examples(recipe, family, run.next_scenes), recipe.cells_per_batch), 1
     ):
-        lines.append(course.step(batch, min(1.0, count / 100)))
+        losses.append(run.step(batch, min(1.0, count / 100)))
         now = time.monotonic()
         if count % LOG_INTERVAL == 0:
-            course.seconds += now - spoke
-            spoke = now
-            append_curve(folder / "curve.jsonl", course, lines)
-            lines = []
+            run.seconds += now - logged
+            logged = now
+            append_curve(folder / "curve.jsonl", run, losses)
+            losses = []
         if now - saved > SAVE_INTERVAL_S:
-            course.save()
+            run.save()
             saved = now
-        if course.pictures >= recipe.pictures or now - began > minutes * 60:
+        if run.pictures >= recipe.pictures or now - started > minutes * 60:
             break
-    course.save()
-    course.export()
+    run.save()
+    run.export()
 
 
 def append_curve(curve: Path, training_run: TrainingRun, losses: Sequence[dict[str, float]]) -> None:
     means = {name: fmean(line[name] for line in losses if name in line) for name in losses[-1]}
-    said = {"pictures": training_run.pictures, "seconds": round(training_run.seconds)}
+    progress = {"pictures": training_run.pictures, "seconds": round(training_run.seconds)}
     with curve.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(said | {name: round(mean, 4) for name, mean in means.items()}) + "\n")
+        file.write(json.dumps(progress | {name: round(mean, 4) for name, mean in means.items()}) + "\n")
 
 
 def write_initial_checkpoint(recipe: Recipe, folder: Path) -> Path:
-    """A checkpoint of random weights, of the recipe's shape and with its budget of pixels."""
+    """Write random weights in the shape of the recipe, with its pixel budget."""
     if (folder / "config.json").exists():
         return folder
     random_checkpoint.write_random_checkpoint(
         folder,
         recipe.model_type,
-        vocabulary=vocabulary.build_tokenizer(),
+        vocabulary=tokenizer.build_tokenizer(),
         seed=recipe.seed,
         text_config=TEXT_CONFIG | recipe.text_config,
         vision_config=VISION_CONFIG | recipe.vision_config,
@@ -221,8 +221,8 @@ def write_initial_checkpoint(recipe: Recipe, folder: Path) -> Path:
         ("tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"}),
         ("generation_config.json", {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}),
     ):
-        said = json.loads((folder / name).read_text(encoding="utf-8")) | change
-        random_checkpoint.write_json(folder / name, {key: value for key, value in said.items() if value is not None})
+        content = json.loads((folder / name).read_text(encoding="utf-8")) | change
+        random_checkpoint.write_json(folder / name, {key: value for key, value in content.items() if value is not None})
     return folder
 
 
@@ -230,8 +230,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.builtin.training.train", description=__doc__)
     parser.add_argument("name", choices=RECIPES)
     parser.add_argument("--out", type=Path, default=Path("out/tiny"))
-    parser.add_argument("--pictures", type=int, help="how many in all, instead of the recipe's")
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many, to go on later")
+    parser.add_argument("--pictures", type=int, help="train on this many pictures instead of the recipe's")
+    parser.add_argument(
+        "--minutes", type=float, default=1e9, help="stop after this time; the same command goes on later"
+    )
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

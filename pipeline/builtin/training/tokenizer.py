@@ -1,10 +1,9 @@
-"""The trained model's tokenizer: any text as bytes, and one token for each piece that its answers are made of.
+"""The tokenizer of the built-in models: bytes for any text, and one token for each frequent piece of an answer.
 
-Whole numbers and moments are tokens where they stand alone (`[120,64`, `:2.5`), digits where they are spelled out in
-a string; lines of the shipped questions and stretches of JSON are one token each, so that a row is a few dozen
-tokens long. Such a stretch ends where a grammar leaves a choice, as after `[`: what is forced comes as the longest
-tokens that spell it, so a token that reaches past a choice would never be allowed. BPE without merges: a piece is in
-the vocabulary, or it is its bytes.
+A standalone number or time is one token (`[120,64`, `:2.5`); digits inside a string are separate tokens. Lines of the
+shipped questions and stretches of JSON are one token each, so a row has a few dozen tokens. Such a stretch ends where
+the grammar leaves a choice, such as after `[`: guidance spells forced text with the longest tokens, so it would never
+allow a token that reaches past a choice. This is BPE without merges: a piece is in the vocabulary or becomes bytes.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ STANDALONE_NUMBER = r"(?<=[\[,])\d{1,4}(?=[,\]])|(?<=:)\d\.\d(?=[,}])"
 
 
 def load_questions() -> dict[str, str]:
-    """What is asked about each task: the shipped schemas' own words."""
+    """The question of each task: the default prompt of its shipped schema."""
     loaded = {task: schema_loader.load_schema(name, base_folder=Path()) for task, name in TASK_SCHEMAS.items()}
     return {task: schema_loader.build_default_prompt(schema) for task, schema in loaded.items() if schema}
 
@@ -74,27 +73,29 @@ def list_phrases() -> Iterator[str]:
 
 
 def build_tokenizer() -> Tokenizer:
-    whole = list(dict.fromkeys(list_phrases()))
-    words = dict.fromkeys([*NUMBERS, *SECOND_VALUES, *whole])
+    phrases = list(dict.fromkeys(list_phrases()))
+    words = dict.fromkeys([*NUMBERS, *SECOND_VALUES, *phrases])
     pieces = list(dict.fromkeys([*sorted(pre_tokenizers.ByteLevel.alphabet()), *map(to_byte_letters, words)]))
-    made = Tokenizer(
+    tokenizer = Tokenizer(
         models.BPE(vocab={piece: number for number, piece in enumerate(pieces)}, merges=[], ignore_merges=True)
     )
-    longest = sorted(whole, key=len, reverse=True)
-    split = "|".join([STANDALONE_NUMBER, *map(re.escape, longest), r"\d", r"[^\d]"])
-    made.normalizer = normalizers.NFC()
-    made.pre_tokenizer = pre_tokenizers.Sequence(
+    longest_first = sorted(phrases, key=len, reverse=True)
+    split = "|".join([STANDALONE_NUMBER, *map(re.escape, longest_first), r"\d", r"[^\d]"])
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(split), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    made.decoder = decoders.ByteLevel()
-    made.add_tokens([AddedToken(token, special=token in SPECIAL_TOKENS, normalized=False) for token in ADDED_TOKENS])
-    return made
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens(
+        [AddedToken(token, special=token in SPECIAL_TOKENS, normalized=False) for token in ADDED_TOKENS]
+    )
+    return tokenizer
 
 
 def to_byte_letters(word: str) -> str:
-    """A word in the letters that stand for bytes."""
+    """Spell a word in the letters that byte-level BPE uses for bytes."""
     [(piece, _)] = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(word)
     return piece
