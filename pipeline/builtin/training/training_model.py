@@ -60,7 +60,7 @@ class TrainingModel(nn.Module):
         """[1 + deepstack, rows, cells, hidden]"""
         family, clips = self.family, batch.clips
         t, _, high, wide = clips[0].pixels.shape
-        grid = -(-t // family.temporal_patch), high // family.patch, wide // family.patch
+        grid = -(-t // family.temporal_patch_size), high // family.patch_size, wide // family.patch_size
         patches = [patchify(torch.from_numpy(clip.pixels), grid, family) for clip in clips]
         layouts = join_tower_inputs(
             [build_tower_inputs(grid, self.tower)] * len(clips), torch.device("cpu"), has_flash=False
