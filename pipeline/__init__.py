@@ -106,6 +106,7 @@ model: frames and text become tokens
     model/hf_models.py                      imports transformers' model classes
     model/prompt.py                         renders chat turns with the checkpoint's template
     model/engine_thread.py                  runs an engine in a thread that several chunks share
+    model/detokenizer.py                    converts generated tokens to text
     model/families/base.py                  the seam: Family, a series of models
     model/families/qwen.py                  what all Qwen-VL models share
     model/families/qwen2_vl.py              Qwen2-VL
@@ -127,17 +128,18 @@ model: frames and text become tokens
     model/engines/http/concurrency.py       limits how many requests are in flight
     model/engines/http/responses.py         converts a response to a Reply or an error
     model/engines/torch/engine.py           our own engine: continuous batching on torch
-    model/engines/torch/scheduler.py        chooses what the next step computes
+    model/engines/torch/scheduler.py        chooses which sequences run, and what the next step computes
     model/engines/torch/sequence.py         a request inside the engine
-    model/engines/torch/request_checks.py   refuses requests that can never fit
-    model/engines/torch/forward.py          one pass of the language model
-    model/engines/torch/pending_step.py     launches the next pass before the last one is read
+    model/engines/torch/sequence_builder.py converts a Request to a sequence, or refuses it
+    model/engines/torch/step_runner.py      runs one step: one pass of the language model
+    model/engines/torch/pending_step.py     a step that is launched before the tokens of the last one are read
     model/engines/torch/attention.py        attention over packed sequences
+    model/engines/torch/kv_cache.py         the KV cache, and where the tokens of a step go in it
     model/engines/torch/vision.py           computes the embeddings of clips
     model/engines/torch/sampler.py          samples the next tokens
     model/engines/torch/cuda_graphs.py      replays decode steps as CUDA graphs
     model/engines/torch/oom_backoff.py      splits work that runs out of memory
-    model/engines/torch/memory.py           divides device memory between weights and KV cache
+    model/engines/torch/memory.py           chooses slots, KV cache and step budgets by the device's memory
     model/engines/torch/model_size.py       computes a model's size from its config
     model/engines/torch/checkpoint.py       reads weights from a checkpoint's files
     model/engines/torch/loaded_model.py     a model on its device, and the layout of its weights
@@ -146,7 +148,7 @@ model: frames and text become tokens
     model/engines/torch/int4_linear.py      a linear layer of four-bit weights
     model/engines/torch/shard.py            which part of each weight a rank holds
     model/engines/torch/collectives.py      sums and gathers across ranks
-    model/engines/torch/model_runner.py     one rank: its share of the model and its caches
+    model/engines/torch/replica.py          starts the ranks of a replica, each with its share of the model
     model/engines/torch/worker_group.py     starts and stops the other ranks of a replica
     model/engines/torch/tp_worker.py        the process of a rank other than the first
 

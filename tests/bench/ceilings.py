@@ -56,7 +56,7 @@ def shares(engine: TorchEngine, *, prompt: int = 1024, new: int = 64) -> dict[st
     for request in text(engine, rows, prompt, new):
         engine.submit(request)
     start = wait(loaded.device)
-    while engine.waiting or any(row.computed_tokens < row.prompt_tokens for row in engine.sequences):
+    while engine.scheduler.waiting or any(row.computed_tokens < row.prompt_tokens for row in engine.scheduler.running):
         engine.step()
     reading = wait(loaded.device) - start
     attention = 4 * config.num_hidden_layers * config.num_attention_heads * loaded.cache_shape[2] * prompt / 2
@@ -65,12 +65,12 @@ def shares(engine: TorchEngine, *, prompt: int = 1024, new: int = 64) -> dict[st
     bytes_read, start, steps = 0.0, wait(loaded.device), 0
     weights_bytes = (layers + loaded.lm_head.weight.numel()) * loaded.dtype.itemsize
     token_bytes = 2 * np.prod(loaded.cache_shape) * loaded.dtype.itemsize
-    while len(engine.sequences) == rows and steps < new // 2:
-        bytes_read += weights_bytes + token_bytes * sum(row.computed_tokens for row in engine.sequences)
+    while len(engine.scheduler.running) == rows and steps < new // 2:
+        bytes_read += weights_bytes + token_bytes * sum(row.computed_tokens for row in engine.scheduler.running)
         engine.step()
         steps += 1
     decoding = wait(loaded.device) - start
-    while engine.sequences:
+    while engine.scheduler.running:
         engine.step()
     return {
         "prefill_mfu": flops / matmul_flops(loaded.device, loaded.dtype),

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pipeline.model.engine_thread import generate_replies
-from pipeline.model.engines.torch import attention, cuda_graphs, model_runner
+from pipeline.model.engines.torch import attention, cuda_graphs, kv_cache, replica
 from pipeline.model.engines.torch.engine import TorchEngine
-from pipeline.model.engines.torch.forward import build_decode_function
+from pipeline.model.engines.torch.step_runner import build_decode_function
 from tests.model.engines.conftest import Lab
 
 
@@ -37,8 +37,8 @@ def again(work):
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    monkeypatch.setattr(attention, "varlen", by_definition)
-    monkeypatch.setattr(model_runner, "has_flash", lambda device, dtype: True)
+    monkeypatch.setattr(attention, "flash_attention_varlen", by_definition)
+    monkeypatch.setattr(replica, "has_flash", lambda device, dtype: True)
     monkeypatch.setattr(cuda_graphs.DecodeGraphs.__init__, "__kwdefaults__", {"capture": again})
 
 
@@ -80,10 +80,10 @@ def test_the_decoding_pass_compiles_without_a_break(lab: Lab, monkeypatch):
     varlen.register_fake(lambda q, k, v, starts, used, scale: torch.empty_like(q))
     monkeypatch.setattr(
         attention,
-        "varlen",
+        "flash_attention_varlen",
         lambda q, k, v, bounds, most, **how: varlen(q, k, v, bounds[1], how["seqused_k"], how["scale"]),
     )
-    monkeypatch.setattr(model_runner, "has_flash", lambda device, dtype: True)
+    monkeypatch.setattr(replica, "has_flash", lambda device, dtype: True)
     engine = TorchEngine(lab.folder, lab.family, device="cpu", slots=4, kv_tokens=64)
     eager = build_decode_function(engine.step_runner.loaded)
     compiled = torch.compile(eager, dynamic=True, fullgraph=True, backend="eager")
@@ -93,8 +93,8 @@ def test_the_decoding_pass_compiles_without_a_break(lab: Lab, monkeypatch):
     for size in (3, 2):
         ids, positions = torch.arange(size) + 5, torch.arange(3 * size).view(3, size)
         starts, used = torch.arange(size + 1, dtype=torch.int32) * 10, torch.arange(size, dtype=torch.int32) + 4
-        runs = attention.FlashLayout(torch.arange(size + 1, dtype=torch.int32), starts, used, (1, 64))
-        packed = attention.PackedBatch(cache, (starts[:size] + used - 1).long(), flash_layout=runs)
+        runs = kv_cache.FlashLayout(torch.arange(size + 1, dtype=torch.int32), starts, used, (1, 64))
+        packed = kv_cache.PackedBatch(cache, (starts[:size] + used - 1).long(), flash_layout=runs)
         with torch.inference_mode():
             torch.testing.assert_close(compiled(ids, positions, packed), eager(ids, positions, packed))
     engine.close()

@@ -67,7 +67,7 @@ def tokens_of(engine: TorchEngine, requests) -> dict[str, list[int]]:
         said.update(
             {
                 row.request.id: row.token_ids[row.prompt_tokens : row.known_tokens].tolist()
-                for row in engine.sequences
+                for row in engine.scheduler.running
                 if row.finish
             }
         )
@@ -88,8 +88,10 @@ def test_logits_are_the_reference_models_logits(lab: Lab, rows):
 
     def noting(work, *fed):
         logits = forward(work, *fed)
-        complete = [row for row, count in work if count == row.todo]
-        seen.update({row.request.id: line for row, line in zip(complete, logits, strict=True) if row.new == 0})
+        complete = [row for row, count in work if count == row.pending_tokens]
+        seen.update(
+            {row.request.id: line for row, line in zip(complete, logits, strict=True) if row.output_tokens == 0}
+        )
         return logits
 
     engine.step_runner = noting

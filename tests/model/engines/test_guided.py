@@ -56,7 +56,7 @@ def test_a_mixed_batch_gives_answers_that_fit_their_schemas_and_budgets(engine: 
         chosen = index % len(SCHEMAS)
         budget, warmth = least[chosen] + (0, 3, 20, 60)[index % 4], (0.0, 1.5)[index % 2]
         request = ask(family, str(index), max_new_tokens=budget, temperature=warmth, seed=index)
-        requests.append(replace(request, schema=SCHEMAS[chosen].text))
+        requests.append(replace(request, schema_text=SCHEMAS[chosen].text))
         wanted[request.id] = SCHEMAS[chosen]
     requests.insert(7, ask(family, "free", max_new_tokens=24))
     found = replies(engine, requests)
@@ -65,7 +65,7 @@ def test_a_mixed_batch_gives_answers_that_fit_their_schemas_and_budgets(engine: 
         reply = found[request.id]
         assert isinstance(reply, Reply), reply
         assert reply.output_tokens <= request.sampling.max_new_tokens
-        if request.schema:
+        if request.schema_text:
             value, repaired = parse_answer(reply.text)
             assert not repaired
             validate_answer(value, wanted[request.id])
@@ -79,7 +79,7 @@ def test_tokens_fed_before_the_grammar_has_seen_them_change_no_answer(folder: Pa
         chosen = SCHEMAS[index % len(SCHEMAS)]
         budget = count_min_tokens(chosen.text, build_tiny_tokenizer()) + (0, 4, 9, 30)[index % 4]
         request = ask(family, str(index), max_new_tokens=budget, temperature=(0.0, 1.5)[index % 2], seed=index)
-        requests.append(replace(request, schema=chosen.text) if index % 7 else request)
+        requests.append(replace(request, schema_text=chosen.text) if index % 7 else request)
     said = []
     for ahead in (False, True):
         engine = TorchEngine(folder, family, slots=5)
@@ -95,7 +95,7 @@ def test_tokens_fed_before_the_grammar_has_seen_them_change_no_answer(folder: Pa
 
 def test_a_row_without_a_schema_is_not_touched_by_its_neighbours(engine: TorchEngine, family: Family) -> None:
     free = ask(family, "free", max_new_tokens=24)
-    guided = replace(ask(family, "guided", max_new_tokens=30), schema=SCHEMAS[1].text)
+    guided = replace(ask(family, "guided", max_new_tokens=30), schema_text=SCHEMAS[1].text)
     alone, beside = replies(engine, [free])["free"], replies(engine, [guided, free])["free"]
     assert isinstance(alone, Reply)
     assert isinstance(beside, Reply)
@@ -106,7 +106,7 @@ def test_what_the_model_likes_best_can_be_forbidden(engine: TorchEngine, family:
     free = replies(engine, [ask(family, "free", max_new_tokens=1)])["free"]
     assert isinstance(free, Reply)
     text = '{"type":"string","enum":["never said","nor this"]}'
-    reply = replies(engine, [replace(ask(family, "free", max_new_tokens=20), schema=text)])["free"]
+    reply = replies(engine, [replace(ask(family, "free", max_new_tokens=20), schema_text=text)])["free"]
     assert isinstance(reply, Reply)
     assert reply.text in ('"never said"', '"nor this"')
     assert free.text not in ('"', "never", "nor")
@@ -115,7 +115,7 @@ def test_what_the_model_likes_best_can_be_forbidden(engine: TorchEngine, family:
 def test_a_budget_that_is_too_small_is_an_error_row_that_says_what_is_needed(
     engine: TorchEngine, family: Family
 ) -> None:
-    request = replace(ask(family, "a", max_new_tokens=3), schema=SCHEMAS[0].text)
+    request = replace(ask(family, "a", max_new_tokens=3), schema_text=SCHEMAS[0].text)
     reply = replies(engine, [request])["a"]
     assert isinstance(reply, Failure)
     assert reply.kind == "no_close"

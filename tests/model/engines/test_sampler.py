@@ -78,12 +78,12 @@ def test_a_grammar_puts_everything_else_out_of_reach_and_one_without_any_ending_
         def __init__(self, token: int):
             self.token = token
 
-        def fill(self, words: np.ndarray) -> None:
+        def fill_mask(self, words: np.ndarray) -> None:
             words[:] = 0
             words[self.token // 32] = np.int32(1) << np.int32(self.token % 32)
 
     class Stuck:
-        def fill(self, words: np.ndarray) -> None:
+        def fill_mask(self, words: np.ndarray) -> None:
             raise GenerateError("no_close", "no ending fits")
 
     logits = torch.randn(4, 70, generator=torch.Generator().manual_seed(2))

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.errors import PipelineError
 from pipeline.model.engine_thread import generate_replies
-from pipeline.model.engines.torch import forward, memory
+from pipeline.model.engines.torch import memory, step_runner
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.types import Failure, Reply, Request
 from tests.model.engines.conftest import GAP, Lab
@@ -31,7 +31,7 @@ def said(engine: TorchEngine, requests) -> dict[str, tuple[list[int], torch.Tens
 
     def noting(work, *fed):
         made = compute(work, *fed)
-        complete = [row for row, count in work if count == row.todo]
+        complete = [row for row, count in work if count == row.pending_tokens]
         for row, line in zip(complete, made, strict=True):
             logits[row.request.id].append(line.clone())
         return made
@@ -40,7 +40,7 @@ def said(engine: TorchEngine, requests) -> dict[str, tuple[list[int], torch.Tens
         tokens.update(
             {
                 row.request.id: row.token_ids[row.prompt_tokens : row.known_tokens].tolist()
-                for row in engine.sequences
+                for row in engine.scheduler.running
                 if row.finish
             }
         )
@@ -113,14 +113,14 @@ def pair(one_lab: Lab):
 
 
 def test_what_fails_for_every_rank_at_the_same_place_fails_one_row(pair, one_lab, monkeypatch):
-    describe = forward.build_step_inputs
+    describe = step_runner.build_step_inputs
 
     def spoiled(work):
         step = describe(work)
         bad = any(row.request.id == "bad" for row, _ in work)
-        return replace(step, lengths=[length + 1 for length in step.query_lengths]) if bad else step
+        return replace(step, query_lengths=[length + 1 for length in step.query_lengths]) if bad else step
 
-    monkeypatch.setattr(forward, "describe", spoiled)
+    monkeypatch.setattr(step_runner, "build_step_inputs", spoiled)
     answers = {
         answer.id: answer
         for answer in generate_replies(pair, [one_lab.ask(name, "hello") for name in ("a", "bad", "c")])
@@ -134,11 +134,13 @@ def test_a_picture_that_breaks_another_ranks_tower_fails_its_row_alone(pair, one
     good, bad = one_lab.picture(6, 6), one_lab.picture(2, 2)
     for row in (one_lab.ask("good", good, "?"), one_lab.ask("bad", bad, "?")):
         pair.submit(row)
-    key = pair.waiting[1].clips[0]
-    seen = pair.gallery.clips[key]
-    seen.todo = [replace(seen.todo[0], pixels=np.zeros((1, 3, 8, 8), np.uint8))]  # the smaller is the other rank's
+    key = pair.scheduler.waiting[1].clip_keys[0]
+    seen = pair.vision_cache.clips[key]
+    seen.pending_slices = [
+        replace(seen.pending_slices[0], pixels=np.zeros((1, 3, 8, 8), np.uint8))
+    ]  # the smaller is the other rank's
     answers = {}
-    while pair.waiting or pair.rows:
+    while pair.scheduler.waiting or pair.scheduler.running:
         answers |= {answer.id: answer for answer in pair.step()}
     assert isinstance(answers["good"], Reply)
     assert isinstance(answers["bad"], Failure)

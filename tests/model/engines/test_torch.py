@@ -34,7 +34,11 @@ def answered(engine: TorchEngine, requests) -> dict[str, Reply | Failure]:
 
 def idle(engine: TorchEngine) -> bool:
     """Every run of the cache came back, and no picture is kept."""
-    return engine.free_runs == ((0, engine.sizes.kv_tokens),) and not engine.vision_cache.clips and not engine.sequences
+    return (
+        engine.scheduler.free_runs == ((0, engine.sizes.kv_tokens),)
+        and not engine.vision_cache.clips
+        and not engine.scheduler.running
+    )
 
 
 def test_the_same_seed_gives_the_same_answer_whoever_else_is_there(engine, one_lab):
@@ -67,10 +71,10 @@ def test_the_log_probability_is_the_mean_over_the_answers_tokens(engine, one_lab
 def test_a_stop_token_ends_the_answer_and_is_not_in_the_text(engine, one_lab):
     row = one_lab.ask("a", "hello", max_new_tokens=20)
     tokens, _ = one_lab.generate(row)
-    engine.vocabulary = replace(engine.vocabulary, stop=frozenset({tokens[3]}))
+    engine.detokenizer = replace(engine.detokenizer, stop_tokens=frozenset({tokens[3]}))
     reply = answered(engine, [row])["a"]
     assert (reply.finish, reply.output_tokens) == ("stop", 4)
-    assert reply.text == engine.vocabulary.text(tokens[:3])
+    assert reply.text == engine.detokenizer.decode(tokens[:3])
     assert answered(engine, [one_lab.ask("b", "hello", max_new_tokens=3)])["b"].finish == "length"
 
 
@@ -79,16 +83,16 @@ def test_box_tags_are_text_and_control_tokens_are_not(engine, one_lab):
     one_lab.family.tokenizer.encode_special_tokens = False
     ids = one_lab.family.tokenizer.encode(said).ids
     one_lab.family.tokenizer.encode_special_tokens = True
-    assert engine.vocabulary.text(ids) == said.removesuffix("<|im_end|><|image_pad|>")
+    assert engine.detokenizer.decode(ids) == said.removesuffix("<|im_end|><|image_pad|>")
 
 
 def test_the_next_pass_is_under_way_when_a_step_ends(engine, one_lab):
     for name in ("a", "b"):
         engine.submit(one_lab.ask(name, "hello " + name, max_new_tokens=5))
     engine.step()
-    assert [row.new for row in engine.rows] == [1, 1]
-    assert (engine.flight is not None) == engine.ahead
-    while engine.rows:
+    assert [row.output_tokens for row in engine.scheduler.running] == [1, 1]
+    assert (engine.pending_step is not None) == engine.can_launch_ahead
+    while engine.scheduler.running:
         engine.step()
     assert idle(engine)
 
@@ -97,7 +101,7 @@ def test_a_row_that_ends_early_takes_nobody_with_it(engine, one_lab):
     """Ahead of the host its next token is computed before anyone knows that there is none."""
     row = one_lab.ask("a", "hello", max_new_tokens=30)
     tokens, _ = one_lab.generate(row)
-    engine.vocabulary = replace(engine.vocabulary, stop=engine.vocabulary.stop | {tokens[4]})
+    engine.detokenizer = replace(engine.detokenizer, stop_tokens=engine.detokenizer.stop_tokens | {tokens[4]})
     others = [one_lab.ask(str(number), "hello" + "!" * number, max_new_tokens=30) for number in range(6)]
     answers = answered(engine, [others[0], row, *others[1:]])
     assert answers["a"].finish == "stop"
@@ -105,18 +109,18 @@ def test_a_row_that_ends_early_takes_nobody_with_it(engine, one_lab):
         expected, _ = one_lab.generate(other)
         cut = expected.index(tokens[4]) + 1 if tokens[4] in expected else len(expected)
         assert answers[other.id].output_tokens == cut
-        assert answers[other.id].text == engine.vocabulary.text(expected[:cut])
+        assert answers[other.id].text == engine.detokenizer.decode(expected[:cut])
     assert idle(engine)
 
 
 def test_thinking_is_kept_apart_and_ended_when_its_budget_is_spent(engine, one_lab):
     think_end = one_lab.family.tokenizer.token_to_id("</think>")
-    engine.vocabulary = replace(engine.vocabulary, think_end=think_end, stop=frozenset())
-    engine.intake.vocabulary = engine.vocabulary
-    row = one_lab.ask("a", "hello", max_new_tokens=6, thinking_tokens=5)
+    engine.detokenizer = replace(engine.detokenizer, think_end_token=think_end, stop_tokens=frozenset())
+    engine.sequence_builder.detokenizer = engine.detokenizer
+    row = one_lab.ask("a", "hello", max_new_tokens=6, max_thinking_tokens=5)
     plain, _ = one_lab.generate(replace(row, sampling=replace(row.sampling, max_new_tokens=5)))
     reply = answered(engine, [row])["a"]
-    assert reply.thinking == engine.vocabulary.text(plain).strip()
+    assert reply.thinking == engine.detokenizer.decode(plain).strip()
     assert reply.output_tokens == 11
     assert reply.text
 
@@ -136,7 +140,7 @@ def test_nothing_is_computed_that_is_not_needed(engine, one_lab):
     answered(engine, rows)
     seen = engine.metrics()
     needed = seen["prompt_tokens"] + seen["output_tokens"] - seen["rows"]
-    assert needed <= seen["tokens_computed"] <= needed + (7 if engine.ahead else 0)  # a row that ends early
+    assert needed <= seen["tokens_computed"] <= needed + (7 if engine.can_launch_ahead else 0)  # a row that ends early
 
 
 @pytest.mark.parametrize(
@@ -198,7 +202,7 @@ def test_a_row_whose_logits_are_of_no_use_fails_alone_though_its_pass_is_over(en
             raise RuntimeError("probability tensor contains nan")
         return sample_tokens(logits, sampling, randoms)
 
-    monkeypatch.setattr(module, "choose", failing)
+    monkeypatch.setattr(module, "sample_tokens", failing)
     answers = answered(engine, rows)
     assert answers.pop("5").kind == "model"
     assert {name: reply.text for name, reply in answers.items()} == {
@@ -210,7 +214,7 @@ def test_a_row_whose_logits_are_of_no_use_fails_alone_though_its_pass_is_over(en
 def test_a_picture_that_breaks_the_tower_fails_the_rows_that_show_it(engine, one_lab):
     bad, good = one_lab.picture(3, 3), one_lab.picture(3, 3)
     rows = [one_lab.ask("a", bad, "?"), one_lab.ask("b", good, "?"), one_lab.ask("c", good, "or", bad)]
-    tower = engine.gallery.tower
+    tower = engine.vision_cache.vision_tower
 
     def failing(patches, **layout):
         broken = torch.equal(patches[:4], torch.cat([engine_patches(engine, bad)])[:4])
@@ -225,7 +229,7 @@ def test_a_picture_that_breaks_the_tower_fails_the_rows_that_show_it(engine, one
         def __call__(self, patches, **layout):
             return failing(patches, **layout)
 
-    engine.gallery.tower = Tower()
+    engine.vision_cache.vision_tower = Tower()
     answers = answered(engine, rows)
     assert [type(answers[name]) for name in "abc"] == [Failure, Reply, Failure]
     assert idle(engine)
@@ -240,7 +244,7 @@ def engine_patches(engine: TorchEngine, clip) -> torch.Tensor:
 def test_running_out_of_memory_halves_the_budgets_and_loses_no_row(engine, one_lab, caplog):
     rows = [one_lab.ask(str(number), one_lab.picture(5, 5), "?") for number in range(8)]
     expected = answered(engine, rows)
-    forward, encode = engine.forward, engine.gallery.encode
+    forward, encode = engine.step_runner, engine.vision_cache.encode_slices
 
     def small(work, *fed):
         if sum(count for _, count in work) > 70:
@@ -252,7 +256,7 @@ def test_running_out_of_memory_halves_the_budgets_and_loses_no_row(engine, one_l
             raise torch.OutOfMemoryError("CUDA out of memory")
         return encode(pieces)
 
-    engine.forward, engine.gallery.encode = small, narrow
+    engine.step_runner, engine.vision_cache.encode_slices = small, narrow
     answers = answered(engine, rows)
     assert {name: reply.text for name, reply in answers.items()} == {
         name: reply.text for name, reply in expected.items()
@@ -262,14 +266,14 @@ def test_running_out_of_memory_halves_the_budgets_and_loses_no_row(engine, one_l
 
 
 def test_a_row_that_fits_in_no_memory_fails_alone(engine, one_lab):
-    forward = engine.forward
+    forward = engine.step_runner
 
     def small(work, *fed):
         if any(row.request.id == "huge" for row, _ in work):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(work, *fed)
 
-    engine.forward = small
+    engine.step_runner = small
     answers = answered(engine, [one_lab.ask("small", "hello"), one_lab.ask("huge", one_lab.picture(3, 3), "?")])
     assert answers["huge"].kind == "out_of_memory"
     assert isinstance(answers["small"], Reply)

@@ -1,7 +1,7 @@
-"""Several processes with a share each -> one model: sums and gathers where shares meet.
+"""Sums and gathers that make one model of the shares that several processes hold.
 
-All ranks make the same collective calls in the same order; how many were made in a command is counted,
-so that after an error they can tell whether they still stand at the same place. Alone, nothing is called.
+All ranks make the same collective calls in the same order. The calls are counted, so that after an error the ranks can
+tell whether they failed at the same place. A single rank calls nothing.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from pipeline.model.engines.torch import shard
+from pipeline.model.engines.torch.oom_backoff import MODEL_ERRORS
 from pipeline.model.engines.torch.shard import SINGLE_RANK, TensorParallel
 
 if TYPE_CHECKING:
     from pipeline.model.engines.torch.loaded_model import LoadedModel
     from pipeline.model.engines.torch.worker_group import WorkerGroup
 
-HOST = "127.0.0.1"  # a replica is on one machine
-MODEL_ERRORS = (RuntimeError, ValueError, IndexError)  # of the model; `limits` tells them apart
+HOST = "127.0.0.1"  # a replica stays on one machine
 SUCCEEDED, FAILED, OUT_OF_MEMORY = 0, 1, 2
 TCPStore: Any = dist.TCPStore  # type: ignore[attr-defined]
 T = TypeVar("T")
@@ -35,43 +35,47 @@ all_gather_into: Any = getattr(dist, "all_gather_single", None) or dist.all_gath
 class Collectives:
     def __init__(self, tp: TensorParallel = SINGLE_RANK, worker_group: WorkerGroup | None = None):
         self.tp = tp
-        self.worker_group = worker_group  # the others, for rank 0
+        self.worker_group = worker_group  # the other ranks; only rank 0 has it
         self.call_count = 0
 
     def open_store(self) -> Any:
-        """Where the others meet rank 0: a port that the system chose."""
+        """Where the other ranks meet rank 0, on a port that the system chooses."""
         return TCPStore(HOST, 0, self.tp.size, is_master=True, wait_for_workers=False)
 
-    def join_process_group(self, store: Any, *, device: torch.device, timeout_s: float) -> None:
-        """Returns when all are there. `store` is what `listen` gave, or its port.
+    def join_process_group(self, store_or_port: Any, *, device: torch.device, timeout_s: float) -> None:
+        """Return when all ranks have joined. Rank 0 passes its store, the others its port.
 
-        Collectives give up later than the watchdog does: it says where it hung.
+        Collectives time out later than the watchdog, because the watchdog says where a step hangs.
         """
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        if isinstance(store, int):
-            store = TCPStore(HOST, store, self.tp.size, is_master=False)
-        cuda = device.type == "cuda"
+        store = store_or_port
+        if isinstance(store_or_port, int):
+            store = TCPStore(HOST, store_or_port, self.tp.size, is_master=False)
+        is_cuda = device.type == "cuda"
         dist.init_process_group(
-            "nccl" if cuda else "gloo",
+            "nccl" if is_cuda else "gloo",
             store=store,
             rank=self.tp.rank,
             world_size=self.tp.size,
             timeout=timedelta(seconds=1.5 * timeout_s),
-            device_id=device if cuda else None,
+            device_id=device if is_cuda else None,
         )
 
     @contextmanager
     def run_on_all_ranks(self, command: str, *arguments: tuple[Any, ...]) -> Iterator[None]:
-        """The others do it as well, each with arguments of its own or all with the same; or it failed for all."""
+        """Send the command to the other ranks while rank 0 runs the block; all succeed or all fail.
+
+        `arguments` is one tuple for all ranks, or one for each. For a single rank only the block runs.
+        """
         if self.worker_group is None:
             yield
             return
-        before = self.call_count
+        calls_before = self.call_count
         self.worker_group.send_command(command, *arguments)
         try:
             yield
         except MODEL_ERRORS as error:
-            self.worker_group.confirm_shared_failure(self.call_count - before, error)
+            self.worker_group.confirm_shared_failure(self.call_count - calls_before, error)
             raise
 
     def all_reduce_sum(self, summand: Tensor) -> Tensor:
@@ -81,7 +85,7 @@ class Collectives:
         return summand
 
     def all_gather_columns(self, columns: Tensor) -> Tensor:
-        """[rows, columns of this rank] -> [rows, columns of all]."""
+        """[rows, columns of this rank] -> [rows, columns of all ranks]."""
         if not len(columns):
             return columns.new_empty(0, columns.shape[1] * self.tp.size)
         self.call_count += 1
@@ -91,32 +95,32 @@ class Collectives:
         return parts.view(-1, rows, width).transpose(0, 1).flatten(1)
 
     def broadcast(self, block: Tensor, owner: int) -> None:
-        """What the owner has, in every rank's block."""
+        """Fill every rank's block with the owner's."""
         self.call_count += 1
         dist.broadcast(block, owner)
 
     def succeed_or_fail_together(self, run: Callable[[], T], device: torch.device) -> T:
-        """Work without collectives, that fails for every rank where it fails for one."""
+        """Run work without collectives on every rank; where it fails on one, it fails on all."""
         if self.tp.size == 1:
             return run()
         failure: Exception | None = None
+        state = SUCCEEDED
         try:
-            made = run()
+            result = run()
         except MODEL_ERRORS as error:
             failure = error
-        state = (
-            SUCCEEDED if failure is None else OUT_OF_MEMORY if isinstance(failure, torch.OutOfMemoryError) else FAILED
-        )
-        worst = torch.tensor(state, device=device)
+            state = OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else FAILED
+        worst_state = torch.tensor(state, device=device)
         self.call_count += 1
-        dist.all_reduce(worst, dist.ReduceOp.MAX)
-        if (found := worst.item()) == OUT_OF_MEMORY and state != OUT_OF_MEMORY:
+        dist.all_reduce(worst_state, dist.ReduceOp.MAX)
+        worst = worst_state.item()
+        if worst == OUT_OF_MEMORY and state != OUT_OF_MEMORY:
             raise torch.OutOfMemoryError("out of memory on another rank") from failure
         if failure is not None:
             raise failure
-        if found != SUCCEEDED:
+        if worst != SUCCEEDED:
             raise RuntimeError("it failed on another rank")
-        return made
+        return result
 
     def close(self) -> None:
         if self.worker_group is not None:
@@ -126,42 +130,47 @@ class Collectives:
 
 
 def connect_shards(loaded: LoadedModel, collectives: Collectives) -> None:
-    """Make the shares of a model one, where they meet."""
+    """Hook collectives into the model, at every place where the ranks' shares meet."""
     if collectives.tp.size == 1:
         return
-    text = loaded.language_model.config
-    embed = loaded.language_model.embed_tokens
-    embed.forward = shard_embedding(embed, shard.compute_span(text.vocab_size, collectives.tp)[0], collectives)
-    loaded.lm_head.register_forward_hook(lambda module, given, made: collectives.all_gather_columns(made))
+    config, embed_tokens = loaded.language_model.config, loaded.language_model.embed_tokens
+    first_token, _ = shard.compute_span(config.vocab_size, collectives.tp)
+    embed_tokens.forward = shard_embedding(embed_tokens, first_token, collectives)
+    loaded.lm_head.register_forward_hook(lambda module, inputs, output: collectives.all_gather_columns(output))
+
+    def sum_output(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return collectives.all_reduce_sum(output)
+
     for layer in loaded.language_model.layers:
-        layer.self_attn.o_proj.register_forward_hook(lambda module, given, made: collectives.all_reduce_sum(made))
-        if experts := getattr(layer.mlp, "experts", None):
-            shard_experts(experts, shard.compute_span(text.num_experts, collectives.tp))
-        (experts or layer.mlp.down_proj).register_forward_hook(
-            lambda module, given, made: collectives.all_reduce_sum(made)
-        )
+        layer.self_attn.o_proj.register_forward_hook(sum_output)
+        experts = getattr(layer.mlp, "experts", None)
+        if experts:
+            shard_experts(experts, shard.compute_span(config.num_experts, collectives.tp))
+        (experts or layer.mlp.down_proj).register_forward_hook(sum_output)
 
 
 def shard_embedding(embedding_layer: Any, first_token: int, collectives: Collectives) -> Callable[[Tensor], Tensor]:
-    def forward(ids: Tensor) -> Tensor:
-        own = ids - first_token
-        others = (own < 0) | (own >= len(embedding_layer.weight))
-        return collectives.all_reduce_sum(
-            embedding(own.masked_fill(others, 0), embedding_layer.weight).masked_fill_(others[..., None], 0)
-        )
+    """A lookup in which every rank looks up its part of the vocabulary, and the sum has all tokens."""
+
+    def forward(token_ids: Tensor) -> Tensor:
+        rows = token_ids - first_token
+        is_elsewhere = (rows < 0) | (rows >= len(embedding_layer.weight))
+        embeddings = embedding(rows.masked_fill(is_elsewhere, 0), embedding_layer.weight)
+        return collectives.all_reduce_sum(embeddings.masked_fill_(is_elsewhere[..., None], 0))
 
     return forward
 
 
 def shard_experts(experts: nn.Module, span: shard.Span) -> None:
-    """A token that asks for another rank's expert gets nothing here: transformers skips the number after the last."""
+    """Renumber this rank's experts from 0; `count` stands for an expert of another rank, which transformers skips."""
     first, count = span[0], span[1] - span[0]
     experts.num_experts = count  # type: ignore[assignment]
     experts._is_expert_parallel = True  # type: ignore[assignment]
 
-    def own(module: nn.Module, given: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        hidden, index, shares = given
-        others = (index < first) | (index >= first + count)
-        return hidden, (index - first).masked_fill(others, count), shares.masked_fill(others, 0)
+    def select_own_experts(module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        hidden, expert_indices, expert_weights = inputs
+        is_elsewhere = (expert_indices < first) | (expert_indices >= first + count)
+        own_indices = (expert_indices - first).masked_fill(is_elsewhere, count)
+        return hidden, own_indices, expert_weights.masked_fill(is_elsewhere, 0)
 
-    experts.register_forward_pre_hook(own)
+    experts.register_forward_pre_hook(select_own_experts)

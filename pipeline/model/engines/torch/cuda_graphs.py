@@ -1,8 +1,8 @@
-"""A pass in which every row decodes -> the same pass replayed as a CUDA graph.
+"""Replays a step in which every sequence decodes as a CUDA graph.
 
-Launching a pass from Python costs more than a card needs to decode a token. A graph has a fixed
-number of rows, so there is one for each of a few sizes, made when first needed; the rows left over
-read and write the cache's last token, which is nobody's.
+Launching such a step from Python takes longer than a GPU needs to compute it. A graph has a fixed batch size, so there
+is one for each of a few sizes, captured when it is first needed. Rows that a batch leaves over read and write the
+last token of the KV cache, which no sequence uses.
 """
 
 from __future__ import annotations
@@ -16,36 +16,35 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.model.engines.torch.attention import FlashLayout, KVCache, PackedBatch
+from pipeline.model.engines.torch.kv_cache import FlashLayout, KVCache, PackedBatch
 
-DecodeFunction = Callable[
-    [Tensor, Tensor, PackedBatch], Tensor
-]  # ids, positions, where they go -> logits of each token
+DecodeFunction = Callable[[Tensor, Tensor, PackedBatch], Tensor]  # token ids, positions -> logits of each token
 CaptureFunction = Callable[[Callable[[], Tensor]], tuple[Callable[[], object], Tensor]]
 
 
 def capture_cuda_graph(compute: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
-    """How to do it again, and where the result will be."""
-    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):  # libraries set themselves up outside the graph
+    """A function that replays the computation, and the tensor that each replay writes."""
+    warmup_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    warmup_stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warmup_stream):  # libraries initialise themselves here, outside the graph
         compute()
-    torch.cuda.current_stream().wait_stream(aside)
+    torch.cuda.current_stream().wait_stream(warmup_stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # NCCL's own thread asks how it goes
-        made = compute()
-    return graph.replay, made
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # NCCL's own thread makes calls meanwhile
+        output = compute()
+    return graph.replay, output
 
 
 @dataclass(frozen=True, slots=True)
 class CapturedGraph:
-    """Buffers that are written before a replay, and the logits that it leaves."""
+    """Buffers to fill before a replay, and the logits that it leaves."""
 
-    token_ids: Tensor
-    positions: Tensor
-    packed_batch: PackedBatch
+    token_ids: Tensor  # [batch size]
+    positions: Tensor  # [3, batch size]
+    cache_indices: Tensor  # [batch size]
+    layout: FlashLayout
     replay: Callable[[], object]
-    logits: Tensor
+    logits: Tensor  # [batch size, vocabulary]
 
 
 class DecodeGraphs:
@@ -69,35 +68,35 @@ class DecodeGraphs:
     def __call__(
         self, token_ids: Tensor, positions: NDArray[np.int64], run_starts: list[int], run_lengths: list[int]
     ) -> Tensor:
-        """Logits [rows, vocabulary], overwritten by the next call."""
-        rows = len(token_ids)
-        size = self.batch_sizes[bisect_left(self.batch_sizes, rows)]
-        if size not in self.captured_graphs:
-            self.captured_graphs[size] = self.capture_batch_size(size)
-        graph, spare = self.captured_graphs[size], size - rows
-        runs = graph.packed_batch.flash_layout
-        assert runs is not None
-        last = np.asarray(run_starts) + np.asarray(run_lengths) - 1
-        graph.token_ids[:rows].copy_(token_ids)
+        """Logits [sequences, vocabulary]. The next call overwrites them."""
+        sequences = len(token_ids)
+        batch_size = self.batch_sizes[bisect_left(self.batch_sizes, sequences)]
+        if batch_size not in self.captured_graphs:
+            self.captured_graphs[batch_size] = self.capture_batch_size(batch_size)
+        graph, spare = self.captured_graphs[batch_size], batch_size - sequences
+        last_indices = np.asarray(run_starts) + np.asarray(run_lengths) - 1
+        graph.token_ids[:sequences].copy_(token_ids)
         copy_to_buffer(graph.positions, np.pad(positions, ((0, 0), (0, spare))))
-        copy_to_buffer(graph.packed_batch.cache_indices, np.pad(last, (0, spare), constant_values=self.padding_index))
-        copy_to_buffer(runs.run_starts, np.pad(run_starts, (0, spare + 1), constant_values=self.padding_index))
-        copy_to_buffer(runs.run_lengths, np.pad(run_lengths, (0, spare), constant_values=1))
+        copy_to_buffer(graph.cache_indices, np.pad(last_indices, (0, spare), constant_values=self.padding_index))
+        copy_to_buffer(graph.layout.run_starts, np.pad(run_starts, (0, spare + 1), constant_values=self.padding_index))
+        copy_to_buffer(graph.layout.run_lengths, np.pad(run_lengths, (0, spare), constant_values=1))
         graph.replay()
-        return graph.logits[:rows]
+        return graph.logits[:sequences]
 
     def capture_batch_size(self, batch_size: int) -> CapturedGraph:
         device = self.cache.keys.device
-        ids = torch.zeros(batch_size, dtype=torch.long, device=device)
+        token_ids = torch.zeros(batch_size, dtype=torch.long, device=device)
         positions = torch.zeros(3, batch_size, dtype=torch.long, device=device)
-        nobody = torch.full((batch_size + 1,), self.padding_index, dtype=torch.int32, device=device)
-        ends = torch.arange(batch_size + 1, dtype=torch.int32, device=device)
-        runs = FlashLayout(
-            ends, nobody, torch.ones(batch_size, dtype=torch.int32, device=device), (1, self.max_run_length)
+        cache_indices = torch.full((batch_size,), self.padding_index, dtype=torch.long, device=device)
+        layout = FlashLayout(
+            query_offsets=torch.arange(batch_size + 1, dtype=torch.int32, device=device),
+            run_starts=torch.full((batch_size + 1,), self.padding_index, dtype=torch.int32, device=device),
+            run_lengths=torch.ones(batch_size, dtype=torch.int32, device=device),
+            max_lengths=(1, self.max_run_length),
         )
-        packed = PackedBatch(self.cache, nobody[:batch_size].long(), flash_layout=runs)
-        replay, logits = self.capture(lambda: self.decode(ids, positions, packed))
-        return CapturedGraph(ids, positions, packed, replay, logits)
+        packed_batch = PackedBatch(self.cache, cache_indices, flash_layout=layout)
+        replay, logits = self.capture(lambda: self.decode(token_ids, positions, packed_batch))
+        return CapturedGraph(token_ids, positions, cache_indices, layout, replay, logits)
 
 
 def copy_to_buffer(buffer: Tensor, values: NDArray[np.int64]) -> None:

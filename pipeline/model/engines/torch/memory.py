@@ -1,4 +1,4 @@
-"""A device's memory -> whether a model fits at all, and how many tokens of cache fit beside it."""
+"""Chooses the sizes of an engine (slots, KV cache, budgets of a step) by the memory of its device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from pipeline.model.engines.torch.oom_backoff import StepLimits
 if TYPE_CHECKING:
     from pipeline.model.engines.torch.loaded_model import LoadedModel
 
-CPU_MEMORY_FRACTION = 0.25  # of free memory: the rest of the machine is decoding pictures
+DEFAULT_SLOTS = {"cuda": 256, "cpu": 64}
+DEFAULT_PATCHES = {"cuda": 32768, "cpu": 4096}  # per rank
+DEFAULT_PREFILL_TOKENS = 4096
+CPU_MEMORY_FRACTION = 0.25  # of the free memory: other workers on the machine decode pictures
 CUDA_MEMORY_FRACTION = 0.92  # of all memory: fragments and libraries take the rest
 GB = 10**9
 
@@ -24,7 +27,7 @@ GB = 10**9
 class EngineSizes:
     slots: int
     kv_tokens: int
-    patches: int  # in one call, by all ranks together
+    patches: int  # in one call of the vision tower, of all ranks together
     prefill_tokens: int
 
     @classmethod
@@ -45,25 +48,29 @@ def choose_sizes(
     patches: int | None = None,
     prefill_tokens: int | None = None,
 ) -> EngineSizes:
-    """What is not said is chosen, by the memory of one of so many ranks."""
-    cuda = loaded.device.type == "cuda"
-    slots = slots or (256 if cuda else 64)
-    patches = patches or (32768 if cuda else 4096) * rank_count
-    prefill_tokens = prefill_tokens or 4096
+    """Sizes that were not requested follow from the memory that this rank has."""
+    device = loaded.device
+    slots = slots or DEFAULT_SLOTS[device.type]
+    patches = patches or DEFAULT_PATCHES[device.type] * rank_count
+    prefill_tokens = prefill_tokens or DEFAULT_PREFILL_TOKENS
     if kv_tokens is None:
-        token_bytes = 2 * math.prod(loaded.cache_shape) * loaded.dtype.itemsize
-        activations = estimate_step_bytes(loaded, slots, patches // rank_count, prefill_tokens)
-        free = measure_free_cuda_bytes(loaded.device) - activations if cuda else measure_cpu_cache_bytes() // rank_count
-        kv_tokens = min(max(free // token_bytes, 1), slots * context_length)
-    return EngineSizes(slots, int(kv_tokens), patches, prefill_tokens)
+        if device.type == "cuda":
+            step_bytes = estimate_step_bytes(loaded, slots, patches // rank_count, prefill_tokens)
+            cache_bytes = measure_free_cuda_bytes(device) - step_bytes
+        else:
+            cache_bytes = measure_cpu_cache_bytes() // rank_count
+        token_bytes = 2 * math.prod(loaded.cache_shape) * loaded.dtype.itemsize  # keys and values
+        kv_tokens = min(max(cache_bytes // token_bytes, 1), slots * context_length)
+    return EngineSizes(slots, kv_tokens, patches, prefill_tokens)
 
 
 def estimate_step_bytes(loaded: LoadedModel, slots: int, patches: int, prefill_tokens: int) -> int:
-    """The widest tensors of a step, some of them alive at once."""
+    """Bytes of the widest tensors of a step, as far as they live at the same time."""
     text, vision = loaded.language_model.config, loaded.vision_tower.config
-    width = max(getattr(vision, "intermediate_size", 0), 4 * vision.hidden_size)
-    wide = prefill_tokens * (3 * text.intermediate_size + 8 * text.hidden_size) + patches * 4 * width
-    return int(wide * loaded.dtype.itemsize + slots * loaded.vocabulary_size * 16)
+    text_numbers = prefill_tokens * (3 * text.intermediate_size + 8 * text.hidden_size)
+    vision_numbers = patches * 4 * max(getattr(vision, "intermediate_size", 0), 4 * vision.hidden_size)
+    logit_bytes = slots * loaded.vocabulary_size * 16
+    return int((text_numbers + vision_numbers) * loaded.dtype.itemsize + logit_bytes)
 
 
 def measure_free_cuda_bytes(device: torch.device) -> int:

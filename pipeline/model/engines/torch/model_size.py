@@ -15,13 +15,15 @@ import torch
 
 from pipeline.model import hf_models
 from pipeline.model.engines.torch.loaded_model import LoadedModel
-from pipeline.model.engines.torch.memory import CUDA_MEMORY_FRACTION, estimate_step_bytes
+from pipeline.model.engines.torch.memory import (
+    CUDA_MEMORY_FRACTION,
+    DEFAULT_PATCHES,
+    DEFAULT_PREFILL_TOKENS,
+    DEFAULT_SLOTS,
+    estimate_step_bytes,
+)
+from pipeline.model.engines.torch.shard import get_head_dim
 
-DEFAULT_SLOTS, DEFAULT_PATCHES, DEFAULT_PREFILL_TOKENS = (
-    256,
-    32768,
-    4096,
-)  # what the engine takes on CUDA where the job does not say
 INT4_WEIGHT_BYTES = 0.5 + 2.5 / 128  # of a weight, with scale and zero point of its group
 
 
@@ -50,8 +52,7 @@ def measure_model(config: Mapping[str, Any], *, dtype: str = "auto", quantize: s
     with torch.device("meta"):
         model = hf_models.get_model_class(said["model_type"])._from_config(made, dtype=kind or torch.bfloat16)
     tower, text = model.model.visual, model.config.text_config
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    shape = text.num_hidden_layers, text.num_key_value_heads, head_dim
+    shape = text.num_hidden_layers, text.num_key_value_heads, get_head_dim(text)
     loaded = LoadedModel(tower, model.model.language_model, model.lm_head, frozenset(), shape, text.vocab_size)
     vision = sum(weight.numel() for weight in tower.parameters())
     item = loaded.dtype.itemsize
@@ -68,6 +69,6 @@ def measure_model(config: Mapping[str, Any], *, dtype: str = "auto", quantize: s
         weights_bytes=vision * item + text_bytes,
         text_bytes=text_bytes,
         token_bytes=2 * math.prod(shape) * item,
-        step_bytes=estimate_step_bytes(loaded, DEFAULT_SLOTS, DEFAULT_PATCHES, DEFAULT_PREFILL_TOKENS),
+        step_bytes=estimate_step_bytes(loaded, DEFAULT_SLOTS["cuda"], DEFAULT_PATCHES["cuda"], DEFAULT_PREFILL_TOKENS),
         patches_per_token=model.config.vision_config.spatial_merge_size**2,
     )

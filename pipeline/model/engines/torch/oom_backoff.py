@@ -1,8 +1,8 @@
-"""Work that may fail -> the same work in smaller pieces, until what is at fault stands alone.
+"""Runs work that may fail, in smaller and smaller parts.
 
-Out of memory is nobody's fault: the limits are halved for good and the work is planned again. Any
-other error of the model is some row's: the batch is halved until that row is alone, and it fails
-with what was said. Work must change nothing before it can no longer fail.
+Out of memory is no sequence's fault: the limits are halved for good, and the engine schedules the work again. Any other
+error of the model comes from some sequence: the batch is halved until that sequence is alone, and it fails with the
+error. So work must change no state before its last call that may fail.
 """
 
 from __future__ import annotations
@@ -16,29 +16,31 @@ import torch
 
 from pipeline.errors import GenerateError
 
+MODEL_ERRORS = (RuntimeError, ValueError, IndexError)  # what a model raises; out of memory is a RuntimeError too
+MIN_BUDGET = 64  # of tokens and of patches
 WorkItem = TypeVar("WorkItem")
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class StepLimits:
-    """Of one call of the model."""
+    """The most that one call of the model gets."""
 
     prefill_tokens: int
     patches: int
     max_sequences: int
-    halvings: int = 0
+    is_halved: bool = False
 
     def halve(self) -> bool:
-        """False when there is nothing left to halve."""
-        if self.prefill_tokens <= 64 and self.patches <= 64 and self.max_sequences == 1:
+        """False where the limits are as low as they can be."""
+        if self.prefill_tokens <= MIN_BUDGET and self.patches <= MIN_BUDGET and self.max_sequences == 1:
             return False
-        if not self.halvings:
+        if not self.is_halved:
             log.warning("out of memory: prefill_tokens and patches are halved from here on, and the step is repeated")
-        self.prefill_tokens = max(64, self.prefill_tokens // 2)
-        self.patches = max(64, self.patches // 2)
+        self.prefill_tokens = max(MIN_BUDGET, self.prefill_tokens // 2)
+        self.patches = max(MIN_BUDGET, self.patches // 2)
         self.max_sequences = max(1, self.max_sequences // 2)
-        self.halvings += 1
+        self.is_halved = True
         return True
 
 
@@ -48,24 +50,22 @@ def run_or_split(
     report_failure: Callable[[WorkItem, GenerateError], None],
     limits: StepLimits,
 ) -> None:
-    """Do it for all items, or for all but those that cannot be done; what ran out of memory is left undone."""
+    """Run all items but those that fail alone. After an out of memory, the part that ran out of it is left undone."""
     try:
         run(items)
     except torch.OutOfMemoryError as error:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if not limits.halve():
-            report_failure(
-                items[0], GenerateError("out_of_memory", f"the model ran out of memory on this row alone: {error}")
-            )
+            message = f"the model ran out of memory on this row alone: {error}"
+            report_failure(items[0], GenerateError("out_of_memory", message))
     except torch.AcceleratorError:
-        raise  # the device is lost to this process: no row of it can be answered here
-    except (RuntimeError, ValueError, IndexError) as error:
+        raise  # this process has lost the device and can answer nothing any more
+    except MODEL_ERRORS as error:
         if len(items) == 1:
-            report_failure(
-                items[0], GenerateError("model", f"the model failed on this row: {type(error).__name__}: {error}")
-            )
-        else:
-            half = len(items) // 2
-            run_or_split(items[:half], run, report_failure, limits)
-            run_or_split(items[half:], run, report_failure, limits)
+            message = f"the model failed on this row: {type(error).__name__}: {error}"
+            report_failure(items[0], GenerateError("model", message))
+            return
+        half = len(items) // 2
+        run_or_split(items[:half], run, report_failure, limits)
+        run_or_split(items[half:], run, report_failure, limits)

@@ -1,53 +1,65 @@
-"""Tokens chosen, still on the device -> the next pass, launched before the host has read them.
+"""A step that the device computes while the host still works on the step before it.
 
-While the device computes it the host does what it has to do between two passes: follow the grammars, write replies,
-let rows in, draw up masks. What it finds out decides what of that pass counts. A row that ended, which is also what
-becomes of one that is refused its token, has computed one token for nothing; where a grammar knows more tokens than the
-chosen one the row's logits are of no use, and it goes on a pass later.
+Between two steps the host reads the sampled tokens, advances grammars, writes replies, admits sequences and prepares
+grammar masks. To keep a GPU busy meanwhile, the engine launches step n+1 before it reads the tokens of step n: they
+are on the device already, and step n+1 takes them from there (UnreadTokens). Once the host has read them, it may find
+that parts of step n+1 are of no use:
+
+- A sequence ended with its token of step n, or its grammar refused that token: its part of step n+1 is dropped.
+- A grammar forces tokens after the sampled one: step n+1 counts, but its logits do not. The sequence computes the
+  forced tokens in step n+2 and samples then.
+- Sequences admitted meanwhile join step n+2.
+
+If the launch itself fails, nothing is pending: the next step schedules the same work again and handles the error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pipeline.model.engines.torch.forward import ScheduledBatch
+from pipeline.model.engines.torch.scheduler import ScheduledBatch
 from pipeline.model.engines.torch.sequence import SequenceState
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class UnreadTokens:
+    """Sampled tokens that are still on their way to the host."""
+
+    tokens: Tensor  # [sampled sequences], on the device
+    index_by_sequence: Mapping[SequenceState, int]  # into `tokens`, for the sequences that continue
+
+
+@dataclass(frozen=True, slots=True)
 class PendingStep:
-    """A pass under way."""
-
     batch: ScheduledBatch
-    logits: Tensor  # a line for each of `rows`
-    sequences: Sequence[SequenceState]
+    logits: Tensor  # [sequences, vocabulary]
+    sequences: Sequence[SequenceState]  # those of the batch that get logits, in the order of the rows of `logits`
 
-    def select_unfinished(self) -> list[tuple[SequenceState, int]]:
-        """What of the work counts after all."""
-        return [(row, count) for row, count in self.batch if not (row.finish or row.failure)]
+    def select_unfinished(self) -> ScheduledBatch:
+        return [(sequence, count) for sequence, count in self.batch if not (sequence.finish or sequence.failure)]
 
     def select_logits(self, sequences: Sequence[SequenceState]) -> Tensor:
-        """The logits of those of its rows, in order."""
+        """The rows of these sequences, which are in the order of the batch."""
         wanted = set(sequences)
-        lines = [line for line, row in enumerate(self.sequences) if row in wanted]
-        return self.logits if len(lines) == len(self.sequences) else self.logits[lines]
+        rows = [row for row, sequence in enumerate(self.sequences) if sequence in wanted]
+        return self.logits if len(rows) == len(self.sequences) else self.logits[rows]
 
 
 def start_copy_to_host(tokens: Tensor, logprobs: Tensor) -> Callable[[], tuple[list[int], list[float]]]:
-    """Both on their way to the host, behind nothing that is launched from here on; the call waits for them."""
+    """Start the copy now, ahead of the next step in the stream; the returned function waits for it and reads."""
     if tokens.device.type != "cuda":
         return lambda: (tokens.tolist(), logprobs.tolist())
-    sent = torch.stack([tokens.double(), logprobs.double()])
-    host = torch.empty(sent.shape, dtype=sent.dtype, pin_memory=True).copy_(sent, non_blocking=True)
-    there = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    there.record()
+    both = torch.stack([tokens.double(), logprobs.double()])  # one copy; doubles hold every token number
+    host = torch.empty(both.shape, dtype=both.dtype, pin_memory=True).copy_(both, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
 
     def read() -> tuple[list[int], list[float]]:
-        there.synchronize()
+        copied.synchronize()
         return host[0].long().tolist(), host[1].tolist()
 
     return read

@@ -1,15 +1,14 @@
-"""Logits -> the next token of each row, and how likely the model found it.
+"""Chooses the next token of each sequence from its logits, and says how likely the model found it.
 
-A row's choice depends on its own logits, its own seed and how many tokens it has: one number from its
-own generator is looked up in its own distribution, so neighbours in a batch cannot change it. The
-log-probability is of what was allowed (by a grammar), before temperature and cut-offs.
+A sequence uses one number from its own random generator and its own distribution, so its neighbours in the batch cannot
+change its tokens. Log-probabilities are those after the grammar mask, before temperature, top_k and top_p.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,60 +18,64 @@ from torch import Tensor
 from pipeline.errors import ItemError
 from pipeline.types import Sampling
 
+if TYPE_CHECKING:
+    from pipeline.model.guidance.grammar import AnswerMatcher
 
-def sample_tokens(logits: Tensor, sampling: Sequence[Sampling], generators: Sequence[Random]) -> tuple[Tensor, Tensor]:
-    """[rows, vocabulary] -> tokens and log-probabilities, where the logits are."""
+
+def sample_tokens(logits: Tensor, settings: Sequence[Sampling], generators: Sequence[Random]) -> tuple[Tensor, Tensor]:
+    """[sequences, vocabulary] -> tokens and log-probabilities, [sequences] each, on the device of the logits."""
     logits = logits.float()
     tokens = logits.argmax(-1)
-    drawn = [row for row, how in enumerate(sampling) if how.temperature > 0]
-    if drawn:
-        chosen = draw_tokens(
-            logits[drawn], [sampling[row] for row in drawn], [generators[row].random() for row in drawn]
-        )
-        tokens[drawn] = chosen
-    likely = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-    return tokens, likely
+    drawn_rows = [row for row, sampling in enumerate(settings) if sampling.temperature > 0]
+    if drawn_rows:
+        random_numbers = [generators[row].random() for row in drawn_rows]
+        tokens[drawn_rows] = draw_tokens(logits[drawn_rows], [settings[row] for row in drawn_rows], random_numbers)
+    logprobs = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+    return tokens, logprobs
 
 
-def draw_tokens(logits: Tensor, sampling: Sequence[Sampling], random_numbers: Sequence[float]) -> Tensor:
-    """Temperature, then top_k, then top_p, as transformers orders them; then the number picks."""
-    column = logits.new_tensor
-    temperature, top_p = column([[how.temperature] for how in sampling]), column([[how.top_p] for how in sampling])
-    top_k = column([[how.top_k or logits.shape[1]] for how in sampling])
-    shares, order = (logits / temperature).softmax(-1).sort(stable=True, descending=True)
-    shares = shares * (torch.arange(shares.shape[1], device=logits.device) < top_k)
-    shares = shares / shares.sum(-1, keepdim=True)
-    shares = shares * (shares.cumsum(-1) - shares < top_p)
-    reached = shares.cumsum(-1)
-    at = column([[number] for number in random_numbers]) * reached[:, -1:]
-    rank: Tensor = torch.searchsorted(reached, at)
-    return order.gather(1, rank)[:, 0]
+def draw_tokens(logits: Tensor, settings: Sequence[Sampling], random_numbers: Sequence[float]) -> Tensor:
+    """Temperature, then top_k, then top_p, as transformers orders them; the random number picks from what is left."""
+
+    def to_column(values: Sequence[float]) -> Tensor:
+        return logits.new_tensor(values)[:, None]
+
+    temperature = to_column([sampling.temperature for sampling in settings])
+    top_k = to_column([sampling.top_k or logits.shape[1] for sampling in settings])
+    top_p = to_column([sampling.top_p for sampling in settings])
+    probabilities, tokens_by_rank = (logits / temperature).softmax(-1).sort(stable=True, descending=True)
+    probabilities = probabilities * (torch.arange(probabilities.shape[1], device=logits.device) < top_k)
+    probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    probabilities = probabilities * (probabilities.cumsum(-1) - probabilities < top_p)
+    cumulative = probabilities.cumsum(-1)
+    thresholds = to_column(random_numbers) * cumulative[:, -1:]
+    ranks: Tensor = torch.searchsorted(cumulative, thresholds)
+    return tokens_by_rank.gather(1, ranks)[:, 0]
 
 
 @torch.inference_mode()
-def apply_grammar_masks(logits: Tensor, matchers: Sequence[Any]) -> dict[int, ItemError]:
-    """Put out of reach what each row's grammar does not allow; the rows whose grammar allows nothing.
-
-    A matcher of None allows everything.
-    """
+def apply_grammar_masks(logits: Tensor, matchers: Sequence[AnswerMatcher | None]) -> dict[int, ItemError]:
+    """Set the logits of forbidden tokens to -inf, in place. Returns errors by row, of grammars that cannot go on."""
     errors: dict[int, ItemError] = {}
-    ruled = [row for row, matcher in enumerate(matchers) if matcher is not None]
-    if not ruled:
+    guided_rows = [(row, matcher) for row, matcher in enumerate(matchers) if matcher is not None]
+    if not guided_rows:
         return errors
-    shape = logits.shape[0], -(-logits.shape[1] // 32)
-    # pinned, or sending them might wait for the pass that is under way
-    words = torch.full(shape, -1, dtype=torch.int32, pin_memory=logits.is_cuda).numpy()
-    for row in ruled:
+    shape = logits.shape[0], -(-logits.shape[1] // 32)  # one bit per token
+    # pinned memory, or the copy to the device could wait for the step that runs there
+    mask_words = torch.full(shape, -1, dtype=torch.int32, pin_memory=logits.is_cuda).numpy()
+    for row, matcher in guided_rows:
         try:
-            matchers[row].fill(words[row])
+            matcher.fill_mask(mask_words[row])
         except ItemError as error:
-            errors[row], words[row] = error, -1
-    logits.masked_fill_(build_forbidden_mask(words, logits.device)[:, : logits.shape[1]], -torch.inf)
+            errors[row] = error
+            mask_words[row] = -1
+    forbidden = build_forbidden_mask(mask_words, logits.device)[:, : logits.shape[1]]
+    logits.masked_fill_(forbidden, -torch.inf)
     return errors
 
 
 def build_forbidden_mask(mask_words: NDArray[np.int32], device: torch.device) -> Tensor:
-    """The bits that are not set, one a token. They cross to a GPU packed, as an eighth of the bytes."""
+    """Bits that are not set, as booleans. Words are unpacked on a GPU, because they are an eighth of the bytes."""
     if device.type == "cpu":
         return torch.from_numpy(np.unpackbits(~mask_words.view(np.uint8), axis=1, bitorder="little").view(np.bool_))
     bits = torch.from_numpy(mask_words).to(device, non_blocking=True)[:, :, None] >> torch.arange(32, device=device)

@@ -1,47 +1,99 @@
-"""What waits and what is free -> who comes in, and how much is computed in one step. All pure.
+"""Decides which sequences run, and how many tokens of each a step computes. Plain Python without tensors.
 
-A row's need is known on arrival: its prompt and its whole answer budget. It gets one run of the
-cache for its whole stay, so nothing is ever swapped out or taken back. Rows that do not fit now are
-overtaken by rows behind them, but by no more than `patience` of them in all: then the room that
-comes free is kept until they fit. Whatever is free and can be used within those rules is used.
+The most that a sequence can need is known on arrival: its prompt and its whole answer budget. On admission it gets a
+slot and one run (a contiguous range) of the KV cache until it finishes, so no sequence is ever preempted. A sequence
+that does not fit yet may be overtaken by at most MAX_OVERTAKES later ones; after that, freed cache is kept for it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-FreeRun = tuple[int, int]  # start and length of a free run of the cache
-FreeRuns = tuple[FreeRun, ...]  # in order, never touching
+from pipeline.model.engines.torch.sequence import SequenceState
+
+MAX_OVERTAKES = 64
+
+FreeRun = tuple[int, int]  # start and length in tokens of a free range of the KV cache
+FreeRuns = tuple[FreeRun, ...]  # by start; neighbours are merged
+ScheduledBatch = Sequence[tuple[SequenceState, int]]  # sequences, and how many tokens of each are computed
+
+
+class Scheduler:
+    def __init__(self, slots: int, kv_tokens: int):
+        self.slots = slots
+        self.free_runs: FreeRuns = ((0, kv_tokens),)
+        self.waiting: deque[SequenceState] = deque()
+        self.running: list[SequenceState] = []  # by admission
+
+    def admit_waiting(self) -> None:
+        """Fill the free slots, several at a time: a pass over one short prompt costs almost as much as over four."""
+        free_slots = self.slots - len(self.running)
+        if not self.waiting or (self.running and free_slots < max(1, self.slots // 16)):
+            return
+        requests = [CacheRequest(sequence.reserved_tokens, sequence.overtaken_count) for sequence in self.waiting]
+        run_starts, self.free_runs = choose_admissions(
+            requests, self.free_runs, slots=free_slots, max_overtakes=MAX_OVERTAKES
+        )
+        still_waiting: deque[SequenceState] = deque()
+        for index, sequence in enumerate(self.waiting):
+            if index in run_starts:
+                sequence.run_start = run_starts[index]
+                self.running.append(sequence)
+            else:
+                sequence.overtaken_count += sum(admitted > index for admitted in run_starts)
+                still_waiting.append(sequence)
+        self.waiting = still_waiting
+
+    def schedule(
+        self,
+        is_ready: Callable[[SequenceState], bool],
+        prefill_budget: int,
+        sampled: Collection[SequenceState] = (),
+    ) -> ScheduledBatch:
+        """The next batch. Sequences in `sampled` have one token to compute, which the host has not read yet."""
+        ready = [sequence for sequence in self.running if is_ready(sequence)]
+        pending = [1 if sequence in sampled else sequence.pending_tokens for sequence in ready]
+        counts = split_token_budget(pending, prefill_budget)
+        return [(sequence, count) for sequence, count in zip(ready, counts, strict=True) if count]
+
+    def remove(self, sequence: SequenceState) -> None:
+        """Free the slot and the cache of a running sequence, or drop one that waits."""
+        if sequence.run_start < 0:
+            self.waiting.remove(sequence)
+            return
+        self.running.remove(sequence)
+        self.free_runs = release_run(self.free_runs, sequence.run_start, sequence.reserved_tokens)
 
 
 def allocate_run(free_runs: FreeRuns, tokens: int) -> tuple[int, FreeRuns] | None:
-    """The tightest hole that holds them: where the run starts, and what is left.
+    """Take a run from the smallest free range that holds it: its start, and the ranges that are left.
 
-    >>> take(((0, 9), (20, 5)), 5)
+    >>> allocate_run(((0, 9), (20, 5)), 5)
     (20, ((0, 9),))
-    >>> take(((0, 9), (20, 5)), 6)
+    >>> allocate_run(((0, 9), (20, 5)), 6)
     (0, ((6, 3), (20, 5)))
     """
-    fitting = [(size, start) for start, size in free_runs if size >= tokens]
+    fitting = [(length, start) for start, length in free_runs if length >= tokens]
     if not fitting:
         return None
-    size, start = min(fitting)
-    rest = ((start + tokens, size - tokens),) if size > tokens else ()
-    at = free_runs.index((start, size))
-    return start, free_runs[:at] + rest + free_runs[at + 1 :]
+    length, start = min(fitting)
+    remainder = ((start + tokens, length - tokens),) if length > tokens else ()
+    index = free_runs.index((start, length))
+    return start, free_runs[:index] + remainder + free_runs[index + 1 :]
 
 
 def release_run(free_runs: FreeRuns, start: int, tokens: int) -> FreeRuns:
-    """The holes after a run comes back.
+    """Give a run back and merge it with its free neighbours.
 
-    >>> give(((0, 4), (10, 5)), 4, 6)
+    >>> release_run(((0, 4), (10, 5)), 4, 6)
     ((0, 15),)
     """
-    at = bisect(free_runs, (start, tokens))
-    before, after = free_runs[:at], free_runs[at:]
+    index = bisect(free_runs, (start, tokens))
+    before, after = free_runs[:index], free_runs[index:]
     if before and sum(before[-1]) == start:
         start, tokens, before = before[-1][0], before[-1][1] + tokens, before[:-1]
     if after and start + tokens == after[0][0]:
@@ -51,40 +103,43 @@ def release_run(free_runs: FreeRuns, start: int, tokens: int) -> FreeRuns:
 
 @dataclass(frozen=True, slots=True)
 class CacheRequest:
-    tokens: int  # of cache
-    overtaken_count: int = 0  # by how many rows that came later
+    tokens: int
+    overtaken_count: int = 0  # later sequences that were admitted before it
 
 
 def choose_admissions(
     waiting: Sequence[CacheRequest], free_runs: FreeRuns, *, slots: int, max_overtakes: int
 ) -> tuple[dict[int, int], FreeRuns]:
-    """Who comes in now, by index, with the start of the run each gets; and the holes that are left."""
-    admitted: dict[int, int] = {}
-    allowed = len(waiting)  # how many may still overtake those who were left behind
-    for index, need in enumerate(waiting):
-        if len(admitted) == slots or allowed <= 0:
+    """The requests to admit, as index -> start of its run, and the free runs that are left."""
+    run_starts: dict[int, int] = {}
+    overtakes_left = len(waiting)  # how many more may overtake the requests that were passed over
+    for index, request in enumerate(waiting):
+        if len(run_starts) == slots or overtakes_left <= 0:
             break
-        if found := allocate_run(free_runs, need.tokens):
-            admitted[index], free_runs = found
-            allowed -= 1
+        if allocation := allocate_run(free_runs, request.tokens):
+            run_starts[index], free_runs = allocation
+            overtakes_left -= 1
         else:
-            allowed = min(allowed, max_overtakes - need.overtaken_count)
-    return admitted, free_runs
+            overtakes_left = min(overtakes_left, max_overtakes - request.overtaken_count)
+    return run_starts, free_runs
 
 
-def split_token_budget(pending_tokens: Sequence[int], budget: int) -> list[int]:
-    """How many of each row's tokens are computed now. Who has one left always gets it: it is decoding.
+def split_token_budget(pending_tokens: Sequence[int], prefill_budget: int) -> list[int]:
+    """How many tokens of each sequence are computed now. One that decodes always gets its token, outside the budget.
 
-    >>> chunks([1, 700, 1, 600, 20], 1000)
+    >>> split_token_budget([1, 700, 1, 600, 20], 1000)
     [1, 700, 1, 300, 0]
     """
     counts = []
-    for left in pending_tokens:
-        counts.append(1 if left == 1 else min(left, budget))
-        budget -= 0 if left == 1 else counts[-1]
+    for pending in pending_tokens:
+        if pending == 1:
+            counts.append(1)
+        else:
+            counts.append(min(pending, prefill_budget))
+            prefill_budget -= counts[-1]
     return counts
 
 
 def count_fitting(patches: Sequence[int], budget: int) -> int:
-    """How many from the front go through the vision tower together: at least one."""
+    """How many clip slices, from the front, go through the vision tower together: at least one."""
     return max(1, bisect(list(accumulate(patches)), budget))

@@ -1,7 +1,7 @@
-"""A rank that is not the first: it loads its share and does what it is told. `python -m ... FD PARENT`
+"""The process of a rank other than 0: loads its share of the model and obeys commands. `python -m ... FD PARENT_PID`
 
-It decides nothing: which rows, which tokens and when are rank 0's to say, in the same words to all. It ends with
-rank 0: by the closed pipe, or by the kernel where it is not listening.
+Rank 0 decides everything and sends the same commands to all ranks. A worker ends with rank 0: it sees the closed pipe,
+or the kernel kills it where it does not listen.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from pipeline.errors import PipelineError
-from pipeline.model.engines.torch.collectives import MODEL_ERRORS, Collectives
-from pipeline.model.engines.torch.model_runner import RankConfig, build_step_runner, choose_rank_sizes, load_rank_model
+from pipeline.model.engines.torch.collectives import Collectives
+from pipeline.model.engines.torch.oom_backoff import MODEL_ERRORS
+from pipeline.model.engines.torch.replica import RankConfig, build_step_runner, choose_rank_sizes, load_rank_model
 from pipeline.model.engines.torch.worker_group import CONTINUE, FAILURE_GRACE_S
 from pipeline.watchdog import Watchdog
 
@@ -28,56 +29,56 @@ PR_SET_PDEATHSIG = 1
 
 def exit_with_parent(parent_pid: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it was gone before we asked
+    if os.getppid() != parent_pid:  # the parent ended before the call
         sys.exit()
 
 
 def run_worker(connection: Connection) -> None:
-    task = RankConfig(**connection.recv())
-    torch.set_num_threads(task.threads)
+    rank_config = RankConfig(**connection.recv())
+    torch.set_num_threads(rank_config.threads)
     try:
-        loaded = load_rank_model(task)
+        loaded = load_rank_model(rank_config)
     except PipelineError as error:
         connection.send((False, str(error)))
         return
-    connection.send((True, choose_rank_sizes(task, loaded)))
-    port, size = connection.recv()
-    ranks = Collectives(task.tp)
-    ranks.join_process_group(port, device=loaded.device, timeout_s=task.hang_s)
-    gallery, forward = build_step_runner(task, loaded, size, ranks)
-    serve_commands(
-        connection,
-        {"look": gallery.encode_owned_slices, "drop": gallery.drop_features, "read": forward.run_step},
-        ranks,
-        Watchdog(task.hang_s),
-    )
-    ranks.close()
+    connection.send((True, choose_rank_sizes(rank_config, loaded)))
+    port, sizes = connection.recv()
+    collectives = Collectives(rank_config.tp)
+    collectives.join_process_group(port, device=loaded.device, timeout_s=rank_config.hang_s)
+    vision_cache, step_runner = build_step_runner(rank_config, loaded, sizes, collectives)
+    handlers: dict[str, Callable[..., Any]] = {
+        "encode_slices": vision_cache.encode_owned_slices,
+        "drop_features": vision_cache.drop_features,
+        "run_step": step_runner.run_step,
+    }
+    serve_commands(connection, handlers, collectives, Watchdog(rank_config.hang_s))
+    collectives.close()
 
 
 def serve_commands(
     connection: Connection, handlers: Mapping[str, Callable[..., Any]], collectives: Collectives, watchdog: Watchdog
 ) -> None:
     while (message := connection.recv()) is not None:
-        do, arguments = message
-        before = collectives.call_count
+        command, arguments = message
+        calls_before = collectives.call_count
         try:
             with watchdog:
-                handlers[do](*arguments)
+                handlers[command](*arguments)
         except MODEL_ERRORS as error:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            connection.send((collectives.call_count - before, f"{type(error).__name__}: {error}"))
+            connection.send((collectives.call_count - calls_before, f"{type(error).__name__}: {error}"))
             if not connection.poll(FAILURE_GRACE_S) or connection.recv() != CONTINUE:
-                raise  # rank 0 is somewhere else: nobody can go on from here
+                raise  # rank 0 did not fail at the same place: the ranks cannot go on together
 
 
 def main(connection_fd: int, parent_pid: int) -> None:
     exit_with_parent(parent_pid)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is rank 0's to handle
-    with suppress(EOFError, BrokenPipeError):  # rank 0 is gone
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 handles ctrl-C
+    with suppress(EOFError, BrokenPipeError):  # rank 0 has ended
         run_worker(Connection(connection_fd))
     sys.stderr.flush()
-    os._exit(0)  # nothing is left to do, and Python would take seconds over it
+    os._exit(0)  # there is nothing to clean up, and the interpreter would take seconds for it
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ class VisionCache:
         self.clips[key].user_count -= 1
         if not self.clips[key].user_count:
             del self.clips[key]
-            with self.collectives.run_on_all_ranks("drop", (key,)):
+            with self.collectives.run_on_all_ranks("drop_features", (key,)):
                 self.drop_features(key)
 
     def drop_features(self, key: str) -> None:
@@ -133,7 +133,7 @@ class VisionCache:
             )
             for rank in range(1, size)
         ]
-        with self.collectives.run_on_all_ranks("look", *given):
+        with self.collectives.run_on_all_ranks("encode_slices", *given):
             self.encode_owned_slices(parts, owners)
         for piece in clip_slices:
             self.clips[piece.key].pending_slices.remove(piece)

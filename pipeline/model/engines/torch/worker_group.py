@@ -1,9 +1,8 @@
-"""Rank 0's other ranks: processes that are started, told what to do, and never outlive it or each other.
+"""The processes of ranks 1, 2, ...: rank 0 starts them, sends them commands, and ends with them.
 
-A rank that ends ends the replica: whatever waits for it in a collective would wait for ever. So this process
-ends as well, at once, in a way that Ray takes for a failure of the system: it starts the replica anew and
-repeats what was under way. A rank that hangs is the watchdog's. Should this process be killed, the
-kernel kills the others.
+When one rank ends, the whole replica ends: the others would wait for it in a collective for ever. So rank 0 exits at
+once with a code that Ray takes for a system failure; Ray starts the replica again and repeats its work. A rank that
+hangs is ended by its watchdog. If rank 0 is killed, the kernel kills the other ranks.
 """
 
 from __future__ import annotations
@@ -20,10 +19,11 @@ from typing import Any, NoReturn
 from pipeline.errors import PipelineError
 from pipeline.watchdog import HANG_EXIT_CODE
 
+WORKER_MODULE = "pipeline.model.engines.torch.tp_worker"
 START_TIMEOUT_S = 3600.0  # to read a share of the largest model from a slow disk
-FAILURE_GRACE_S = 10.0  # by which ranks that fail at the same place may differ
+FAILURE_GRACE_S = 10.0  # how far apart in time ranks may be when they fail at the same place
 CLOSE_TIMEOUT_S = 5.0
-CONTINUE = "again"
+CONTINUE = "continue"
 
 
 class WorkerGroup:
@@ -31,79 +31,75 @@ class WorkerGroup:
         self.connections: list[Connection] = []
         self.processes: list[subprocess.Popen[bytes]] = []
         self.supervisors: list[Thread] = []
-        self.is_started = False  # from here on the end of one is the end of all
+        self.is_started = False  # once started, the end of one rank ends the replica
         for rank in range(1, size):
-            ours, theirs = Pipe()
-            self.connections.append(ours)
-            # the kernel ties a child to the thread that started it: that thread stays for as long
-            self.supervisors.append(
-                Thread(target=self.supervise_worker, args=(rank, theirs), name=f"rank {rank}", daemon=True)
+            connection, worker_connection = Pipe()
+            self.connections.append(connection)
+            # the kernel kills a worker when the thread that started it ends, so each has a thread that waits for it
+            supervisor = Thread(
+                target=self.supervise_worker, args=(rank, worker_connection), name=f"rank {rank}", daemon=True
             )
-            self.supervisors[-1].start()
-            with suppress(OSError):  # gone already: `ready` says so
-                ours.send({**rank_config, "rank": rank, "size": size})
+            self.supervisors.append(supervisor)
+            supervisor.start()
+            with suppress(OSError):  # it ended already: wait_until_loaded reports it
+                connection.send({**rank_config, "rank": rank, "size": size})
 
     def supervise_worker(self, rank: int, worker_connection: Connection) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
         with worker_connection:
-            child = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "pipeline.model.engines.torch.tp_worker",
-                    str(worker_connection.fileno()),
-                    str(os.getpid()),
-                ],
-                pass_fds=[worker_connection.fileno()],
+            fd = worker_connection.fileno()
+            process = subprocess.Popen(
+                [sys.executable, "-m", WORKER_MODULE, str(fd), str(os.getpid())],
+                pass_fds=[fd],
                 stdin=subprocess.DEVNULL,
                 env=environment,
             )
-        self.processes.append(child)
-        code = child.wait()
+        self.processes.append(process)
+        exit_code = process.wait()
         if self.is_started:
-            self.end_replica(f"rank {rank} ended ({describe_exit(code)})")
+            self.end_replica(f"rank {rank} ended ({describe_exit(exit_code)})")
 
     def wait_until_loaded(self) -> list[Any]:
-        """What each has to say when its share is loaded."""
-        said = []
-        for rank, link in enumerate(self.connections, 1):
+        """Wait until every rank has loaded its share. Returns the EngineSizes that each has memory for."""
+        sizes = []
+        for rank, connection in enumerate(self.connections, 1):
+            is_loaded, answer = False, f"not ready after {START_TIMEOUT_S:.0f} s"
             try:
-                fine, word = (
-                    link.recv() if link.poll(START_TIMEOUT_S) else (False, f"not ready after {START_TIMEOUT_S:.0f} s")
-                )
+                if connection.poll(START_TIMEOUT_S):
+                    is_loaded, answer = connection.recv()
             except (EOFError, OSError):
                 self.supervisors[rank - 1].join(CLOSE_TIMEOUT_S)
-                fine, word = False, "it ended while it loaded the model; see what it wrote above this"
-            if not fine:
-                raise PipelineError(f"rank {rank} of the model did not start: {word}")
-            said.append(word)
+                answer = "it ended while it loaded the model; see its output above"
+            if not is_loaded:
+                raise PipelineError(f"rank {rank} of the model did not start: {answer}")
+            sizes.append(answer)
         self.is_started = True
-        return said
+        return sizes
 
-    def send_rendezvous(self, *rendezvous: Any) -> None:
-        """Where, and with how much room."""
-        for link in self.connections:
-            link.send(rendezvous)
+    def send_rendezvous(self, port: int, sizes: Any) -> None:
+        """Tell every rank where to join the process group, and the EngineSizes that all use."""
+        for connection in self.connections:
+            connection.send((port, sizes))
 
     def send_command(self, command: str, *arguments: tuple[Any, ...]) -> None:
-        """One for all, or one for each."""
+        """Send one command to all ranks, with the same arguments or with one tuple of arguments for each."""
         try:
-            for number, link in enumerate(self.connections):
-                link.send((command, arguments[number if len(arguments) > 1 else 0]))
+            for index, connection in enumerate(self.connections):
+                connection.send((command, arguments[index if len(arguments) > 1 else 0]))
         except OSError:
             self.end_replica("a rank does not listen")
 
     def confirm_shared_failure(self, call_count: int, error: Exception) -> None:
-        """Every rank failed after as many collectives, or the replica ends."""
-        for rank, link in enumerate(self.connections, 1):
+        """End the replica unless every rank failed in this command, after the same number of collective calls."""
+        for rank, connection in enumerate(self.connections, 1):
             try:
-                theirs = link.recv()[0] if link.poll(FAILURE_GRACE_S) else None
+                worker_call_count = connection.recv()[0] if connection.poll(FAILURE_GRACE_S) else None
             except (EOFError, OSError):
                 self.end_replica(f"rank {rank} ended")
-            if theirs != call_count:
+            if worker_call_count != call_count:
                 self.end_replica(f"rank 0 failed and rank {rank} did not: {type(error).__name__}: {error}")
-        for link in self.connections:
-            link.send(CONTINUE)
+        for connection in self.connections:
+            connection.send(CONTINUE)
 
     def end_replica(self, reason: str) -> NoReturn:
         os.write(2, f"vlbatch: {reason}; ending the replica\n".encode())
@@ -111,15 +107,15 @@ class WorkerGroup:
 
     def close(self) -> None:
         self.is_started = False
-        for link in self.connections:
+        for connection in self.connections:
             with suppress(OSError):
-                link.send(None)
-            link.close()
-        for thread in self.supervisors:
-            thread.join(CLOSE_TIMEOUT_S)
-        for child in self.processes:
-            child.kill()  # of one that has ended it does nothing
-            child.wait()
+                connection.send(None)
+            connection.close()
+        for supervisor in self.supervisors:
+            supervisor.join(CLOSE_TIMEOUT_S)
+        for process in self.processes:
+            process.kill()  # does nothing to a process that has ended
+            process.wait()
 
 
 def describe_exit(code: int) -> str:

@@ -1,4 +1,4 @@
-"""One process of a replica: its share of the model, its cache, and what it saw. Rank 0 is one too."""
+"""Starts a replica: one process, or rank 0 and its workers. A rank holds a share of the model and of the KV cache."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import torch
 
 from pipeline.errors import JobError
 from pipeline.model.engines.torch import memory
-from pipeline.model.engines.torch.attention import KVCache, has_flash
+from pipeline.model.engines.torch.attention import has_flash
 from pipeline.model.engines.torch.collectives import Collectives, connect_shards
 from pipeline.model.engines.torch.cuda_graphs import DecodeGraphs
-from pipeline.model.engines.torch.forward import StepRunner, build_decode_function
+from pipeline.model.engines.torch.kv_cache import KVCache
 from pipeline.model.engines.torch.loaded_model import LoadedModel
 from pipeline.model.engines.torch.memory import EngineSizes
 from pipeline.model.engines.torch.model_loader import load_model
 from pipeline.model.engines.torch.shard import TensorParallel
+from pipeline.model.engines.torch.step_runner import StepRunner, build_decode_function
 from pipeline.model.engines.torch.vision import VisionCache, VisionConfig
 from pipeline.model.engines.torch.worker_group import WorkerGroup
 
@@ -29,7 +30,7 @@ class RankConfig:
 
     folder: Path
     vision_config: VisionConfig
-    context_length: int  # the longest row
+    context_length: int
     device: str  # cpu or cuda
     dtype: str = "auto"
     attention: str = "auto"
@@ -45,6 +46,32 @@ class RankConfig:
     @property
     def tp(self) -> TensorParallel:
         return TensorParallel(self.rank, self.size)
+
+
+def start_replica(rank_config: RankConfig) -> tuple[LoadedModel, EngineSizes, VisionCache, StepRunner]:
+    """Load the model on all ranks and return rank 0's parts of it. All ranks use the smallest sizes of any."""
+    if rank_config.size == 1:
+        loaded = load_rank_model(rank_config)
+        sizes = choose_rank_sizes(rank_config, loaded)
+        return loaded, sizes, *build_step_runner(rank_config, loaded, sizes, Collectives())
+    if rank_config.device.startswith("cuda") and torch.cuda.device_count() < rank_config.size:
+        raise JobError(
+            f"model.tensor_parallel: {rank_config.size} and this process has {torch.cuda.device_count()} GPU(s)"
+        )
+    values = {field.name: getattr(rank_config, field.name) for field in fields(rank_config)}
+    worker_group = WorkerGroup(values, rank_config.size)
+    try:
+        collectives = Collectives(rank_config.tp, worker_group)
+        loaded = load_rank_model(rank_config)
+        own_sizes = choose_rank_sizes(rank_config, loaded)
+        sizes = EngineSizes.take_smallest([own_sizes, *worker_group.wait_until_loaded()])
+        store = collectives.open_store()
+        worker_group.send_rendezvous(store.port, sizes)
+        collectives.join_process_group(store, device=loaded.device, timeout_s=rank_config.hang_s)
+        return loaded, sizes, *build_step_runner(rank_config, loaded, sizes, collectives)
+    except BaseException:
+        worker_group.close()
+        raise
 
 
 def load_rank_model(rank_config: RankConfig) -> LoadedModel:
@@ -72,40 +99,14 @@ def build_step_runner(
     rank_config: RankConfig, loaded: LoadedModel, sizes: EngineSizes, collectives: Collectives
 ) -> tuple[VisionCache, StepRunner]:
     connect_shards(loaded, collectives)
-    flash = rank_config.attention != "sdpa" and has_flash(loaded.device, loaded.dtype)
+    use_flash = rank_config.attention != "sdpa" and has_flash(loaded.device, loaded.dtype)
     layers, heads, dim = loaded.cache_shape
     cache = KVCache.allocate((layers, sizes.kv_tokens, heads, dim), loaded.dtype, loaded.device)
-    gallery = VisionCache(loaded.vision_tower, rank_config.vision_config, collectives, has_flash=flash)
-    run = (
-        torch.compile(build_decode_function(loaded), dynamic=True)
-        if rank_config.compiled
-        else build_decode_function(loaded)
-    )
-    graphs = DecodeGraphs(run, cache, slots=sizes.slots, context_length=rank_config.context_length) if flash else None
-    return gallery, StepRunner(loaded, cache, gallery, graphs, has_flash=flash)
-
-
-def start_replica(rank_config: RankConfig) -> tuple[LoadedModel, EngineSizes, VisionCache, StepRunner]:
-    """Rank 0's own share, when all ranks have theirs. The least room of all is everybody's."""
-    if rank_config.size == 1:
-        loaded, ranks = load_rank_model(rank_config), Collectives()
-        size = choose_rank_sizes(rank_config, loaded)
-        return loaded, size, *build_step_runner(rank_config, loaded, size, ranks)
-    if rank_config.device.startswith("cuda") and torch.cuda.device_count() < rank_config.size:
-        raise JobError(
-            f"model.tensor_parallel: {rank_config.size} and this process has {torch.cuda.device_count()} GPU(s)"
-        )
-    crew = WorkerGroup(
-        {field.name: getattr(rank_config, field.name) for field in fields(rank_config)}, rank_config.size
-    )
-    try:
-        ranks = Collectives(rank_config.tp, crew)
-        loaded = load_rank_model(rank_config)
-        size = EngineSizes.take_smallest([choose_rank_sizes(rank_config, loaded), *crew.wait_until_loaded()])
-        store = ranks.open_store()
-        crew.send_rendezvous(store.port, size)
-        ranks.join_process_group(store, device=loaded.device, timeout_s=rank_config.hang_s)
-        return loaded, size, *build_step_runner(rank_config, loaded, size, ranks)
-    except BaseException:
-        crew.close()
-        raise
+    vision_cache = VisionCache(loaded.vision_tower, rank_config.vision_config, collectives, has_flash=use_flash)
+    decode = build_decode_function(loaded)
+    if rank_config.compiled:
+        decode = torch.compile(decode, dynamic=True)
+    graphs = None
+    if use_flash:
+        graphs = DecodeGraphs(decode, cache, slots=sizes.slots, context_length=rank_config.context_length)
+    return vision_cache, StepRunner(loaded, cache, vision_cache, graphs, has_flash=use_flash)

@@ -1,7 +1,6 @@
-"""A request -> a row that the engine can hold, or the reason why it never can.
+"""Turns a request into a sequence, or refuses it with a reason.
 
-What would fail on the device fails here, where it costs one row: a device-side error takes the
-whole process with it.
+What would fail on the device has to fail here, where it costs one row: a device-side error ends the whole process.
 """
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import GenerateError, PromptError
+from pipeline.model.detokenizer import Detokenizer
 from pipeline.model.engines.torch.memory import EngineSizes
-from pipeline.model.engines.torch.sequence import Detokenizer, SequenceState
+from pipeline.model.engines.torch.sequence import SequenceState
 from pipeline.model.engines.torch.vision import VisionCache
 from pipeline.model.families.base import Family
 from pipeline.types import Request
@@ -28,43 +28,41 @@ class SequenceBuilder:
         vision_cache: VisionCache,
         detokenizer: Detokenizer,
         sizes: EngineSizes,
-        vocabulary_size: int,
+        vocabulary_size: int,  # of the logits, which may be wider than the tokenizer's
     ):
         self.family = family
         self.vision_cache = vision_cache
         self.detokenizer = detokenizer
         self.sizes = sizes
-        self.vocabulary_size = vocabulary_size  # of the logits
+        self.vocabulary_size = vocabulary_size
         self.grammar_compiler: GrammarCompiler | None = None
 
     def build_sequence(self, request: Request) -> SequenceState:
-        ids = request.input_ids
-        vision_at = np.flatnonzero(np.isin(ids, (self.family.image_token, self.family.video_token)))
-        limit = self.compute_token_limit(request)
-        self.check_request(request, len(vision_at))
-        matcher = self.create_matcher(request, limit)
-        return SequenceState(
-            request, limit, tuple(self.vision_cache.add_clip(clip) for clip in request.clips), vision_at, matcher
-        )
+        pad_tokens = self.family.image_token, self.family.video_token
+        vision_indices = np.flatnonzero(np.isin(request.input_ids, pad_tokens))
+        max_new_tokens = self.limit_new_tokens(request)
+        self.check_request(request, len(vision_indices))
+        matcher = self.create_matcher(request, max_new_tokens)
+        clip_keys = tuple(self.vision_cache.add_clip(clip) for clip in request.clips)
+        return SequenceState(request, max_new_tokens, clip_keys, vision_indices, matcher)
 
-    def compute_token_limit(self, request: Request) -> int:
-        """New tokens there is room for."""
-        prompt, wanted = (
-            len(request.input_ids),
-            request.sampling.max_new_tokens + (request.sampling.max_thinking_tokens or 0),
-        )
-        most = min(self.family.context_length, self.sizes.kv_tokens)
-        if prompt >= most:
-            kept = (
+    def limit_new_tokens(self, request: Request) -> int:
+        """The new tokens that were asked for, or as many as the context and the KV cache hold after the prompt."""
+        prompt_tokens = len(request.input_ids)
+        requested = request.sampling.max_new_tokens + (request.sampling.max_thinking_tokens or 0)
+        capacity = min(self.family.context_length, self.sizes.kv_tokens)
+        if prompt_tokens >= capacity:
+            holder = (
                 "the model's context"
-                if most == self.family.context_length
+                if capacity == self.family.context_length
                 else "the key-value cache (engine.kv_tokens)"
             )
             raise GenerateError(
                 "too_long",
-                f"the prompt has {prompt:,} tokens and {kept} holds {most:,}: lower max_pixels or max_frames",
+                f"the prompt has {prompt_tokens:,} tokens and {holder} holds {capacity:,}: "
+                "lower max_pixels or max_frames",
             )
-        return min(wanted, most - prompt)
+        return min(requested, capacity - prompt_tokens)
 
     def check_request(self, request: Request, pad_count: int) -> None:
         ids, positions = request.input_ids, request.positions
@@ -84,11 +82,12 @@ class SequenceBuilder:
         if self.grammar_compiler is None:
             from pipeline.model.guidance.grammar import GrammarCompiler
 
-            stop = sorted(self.detokenizer.stop_tokens)
             self.grammar_compiler = GrammarCompiler(
-                self.detokenizer.tokenizer, vocab_size=self.vocabulary_size, stop_tokens=stop
+                self.detokenizer.tokenizer,
+                vocab_size=self.vocabulary_size,
+                stop_tokens=sorted(self.detokenizer.stop_tokens),
             )
-        thinking = request.sampling.max_thinking_tokens
+        thinking_budget = request.sampling.max_thinking_tokens
         return self.grammar_compiler.create_matcher(
-            request.schema_text, budget=max_new_tokens - (thinking or 0), thinking_budget=thinking
+            request.schema_text, budget=max_new_tokens - (thinking_budget or 0), thinking_budget=thinking_budget
         )

@@ -1,0 +1,170 @@
+"""Runs one step: one pass of the language model over the scheduled tokens of all sequences.
+
+Sequences in prefill and in decode share the pass. Their tokens are laid end to end, and only attention knows where a
+sequence ends. On CUDA a step in which every sequence decodes is replayed as a graph. StepInputs holds only arrays and
+numbers, so that it can be sent to every rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.model.engines.torch.cuda_graphs import DecodeFunction, DecodeGraphs
+from pipeline.model.engines.torch.kv_cache import FlashLayout, KVCache, PackedBatch
+from pipeline.model.engines.torch.loaded_model import LoadedModel
+from pipeline.model.engines.torch.pending_step import UnreadTokens
+from pipeline.model.engines.torch.scheduler import ScheduledBatch
+from pipeline.model.engines.torch.vision import VisionCache
+
+TokenCopy = tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]  # sampled tokens, indices into them, and into token_ids
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    token_ids: NDArray[np.int64]  # [tokens]
+    positions: NDArray[np.int64]  # [3, tokens]
+    query_lengths: list[int]  # [sequences] tokens of each in this step
+    run_starts: list[int]  # [sequences] where its run of the KV cache starts
+    run_lengths: list[int]  # [sequences] tokens in the run after this step
+    logit_indices: NDArray[np.int64]  # the tokens whose logits are wanted
+    is_decode: bool  # one token of each sequence, all of them after the prompt
+    pad_indices: NDArray[np.int64]  # the tokens that vision features replace
+    vision_spans: list[tuple[tuple[str, ...], int, int]]  # those features: clip keys, first and end among their tokens
+
+
+def build_step_inputs(batch: ScheduledBatch) -> StepInputs:
+    spans = [(sequence, sequence.computed_tokens, sequence.computed_tokens + count) for sequence, count in batch]
+    query_lengths = [count for _, count in batch]
+    offsets = np.cumsum(query_lengths) - query_lengths
+    pad_indices, vision_spans = [np.zeros(0, np.int64)], []
+    for (sequence, first, end), offset in zip(spans, offsets, strict=True):
+        if first < sequence.prompt_tokens and len(sequence.vision_indices):
+            low, high = np.searchsorted(sequence.vision_indices, [first, end])
+            pad_indices.append(sequence.vision_indices[low:high] - first + offset)
+            vision_spans.append((sequence.clip_keys, int(low), int(high)))
+    return StepInputs(
+        token_ids=np.concatenate([sequence.token_ids[first:end] for sequence, first, end in spans]),
+        positions=np.concatenate([sequence.positions[:, first:end] for sequence, first, end in spans], axis=1),
+        query_lengths=query_lengths,
+        run_starts=[sequence.run_start for sequence, _ in batch],
+        run_lengths=[end for _, _, end in spans],
+        logit_indices=np.asarray(
+            [
+                offset + count - 1
+                for (sequence, count), offset in zip(batch, offsets, strict=True)
+                if sequence.reaches_last_token(count)
+            ],
+            np.int64,
+        ),
+        is_decode=all(count == 1 and sequence.computed_tokens >= sequence.prompt_tokens for sequence, count in batch),
+        pad_indices=np.concatenate(pad_indices),
+        vision_spans=vision_spans,
+    )
+
+
+def locate_unread_tokens(batch: ScheduledBatch, unread: UnreadTokens) -> TokenCopy:
+    ends = np.cumsum([count for _, count in batch])
+    pairs = [
+        (unread.index_by_sequence[sequence], end - 1)
+        for (sequence, _), end in zip(batch, ends, strict=True)
+        if sequence in unread.index_by_sequence
+    ]
+    sources, targets = np.asarray(pairs, np.int64).T
+    return unread.tokens, sources, targets
+
+
+class StepRunner:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        cache: KVCache,
+        vision_cache: VisionCache,
+        graphs: DecodeGraphs | None = None,
+        *,
+        has_flash: bool,
+    ):
+        self.loaded = loaded
+        self.cache = cache
+        self.vision_cache = vision_cache
+        self.graphs = graphs
+        self.has_flash = has_flash
+
+    def __call__(self, batch: ScheduledBatch, unread: UnreadTokens | None = None) -> Tensor:
+        """Run the batch on every rank. Returns logits [sequences, vocabulary] of those that reach their last token."""
+        inputs = build_step_inputs(batch)
+        token_copy = locate_unread_tokens(batch, unread) if unread and unread.index_by_sequence else None
+        with self.vision_cache.collectives.run_on_all_ranks("run_step", (inputs,)):
+            return self.run_step(inputs, token_copy)
+
+    @torch.inference_mode()
+    def run_step(self, inputs: StepInputs, token_copy: TokenCopy | None = None) -> Tensor:
+        token_ids = self.to_device(inputs.token_ids)
+        if token_copy is not None:
+            tokens, sources, targets = token_copy
+            token_ids[self.to_device(targets)] = tokens[self.to_device(sources)]
+        if self.graphs and inputs.is_decode:
+            return self.graphs(token_ids, inputs.positions, inputs.run_starts, inputs.run_lengths)
+        embeddings = self.loaded.language_model.embed_tokens(token_ids)
+        deepstack_arguments = self.insert_vision_features(embeddings, inputs)
+        hidden = run_language_model(
+            self.loaded, embeddings, self.to_device(inputs.positions), self.pack_batch(inputs), **deepstack_arguments
+        )
+        return self.loaded.lm_head(hidden[self.to_device(inputs.logit_indices)])  # type: ignore[no-any-return]
+
+    def pack_batch(self, inputs: StepInputs) -> PackedBatch:
+        lengths, starts, used = inputs.query_lengths, inputs.run_starts, inputs.run_lengths
+        run_ends = np.asarray(starts) + used
+        cache_indices = np.concatenate(
+            [np.arange(end - count, end) for end, count in zip(run_ends, lengths, strict=True)]
+        )
+        flash_layout = FlashLayout.from_lengths(lengths, starts, used, self.loaded.device) if self.has_flash else None
+        return PackedBatch(self.cache, self.to_device(cache_indices), lengths, starts, used, flash_layout)
+
+    def insert_vision_features(self, embeddings: Tensor, inputs: StepInputs) -> dict[str, Any]:
+        """Replace pad tokens by vision features, in place. Returns the arguments for features of deeper layers."""
+        if not inputs.vision_spans:
+            return {}
+        pad_indices = self.to_device(inputs.pad_indices)
+        features = torch.cat(  # [1 + deepstack layers, pad tokens, hidden]
+            [self.vision_cache.join_features(keys)[:, first:end] for keys, first, end in inputs.vision_spans], 1
+        )
+        embeddings.index_copy_(0, pad_indices, features[0].to(embeddings.dtype))
+        if len(features) == 1:
+            return {}
+        mask = torch.zeros(1, len(embeddings), dtype=torch.bool, device=embeddings.device)
+        mask[0, pad_indices] = True
+        return {"visual_pos_masks": mask, "deepstack_visual_embeds": list(features[1:])}
+
+    def to_device(self, array: Any) -> Tensor:
+        return torch.from_numpy(array).to(self.loaded.device, non_blocking=True)
+
+
+def run_language_model(
+    loaded: LoadedModel, embeddings: Tensor, positions: Tensor, packed_batch: PackedBatch, **deepstack_arguments: Any
+) -> Tensor:
+    """Embeddings [tokens, hidden] and positions [3, tokens] -> hidden states [tokens, hidden]."""
+    out = loaded.language_model(
+        inputs_embeds=embeddings[None],
+        position_ids=positions[:, None],
+        use_cache=False,
+        packed=packed_batch,
+        **deepstack_arguments,
+    )
+    return out.last_hidden_state[0]  # type: ignore[no-any-return]
+
+
+def build_decode_function(loaded: LoadedModel) -> DecodeFunction:
+    """Token ids to logits, for sequences that decode: what a CUDA graph holds."""
+
+    def decode(token_ids: Tensor, positions: Tensor, packed_batch: PackedBatch) -> Tensor:
+        embeddings = loaded.language_model.embed_tokens(token_ids)
+        hidden = run_language_model(loaded, embeddings, positions, packed_batch)
+        return loaded.lm_head(hidden)  # type: ignore[no-any-return]
+
+    return decode
