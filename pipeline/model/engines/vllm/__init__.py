@@ -18,12 +18,8 @@ from typing import Any, NoReturn
 
 from pipeline.errors import GenerateError, ItemError, JobError
 from pipeline.job.spec import Job
-<<<<<<< HEAD
 from pipeline.model import checkpoint_location, family_loader
-=======
-from pipeline.model import weights
 from pipeline.model.detokenizer import Detokenizer
->>>>>>> 05b8d89 (The torch engine reads as one loop: a Scheduler, a StepRunner, and the step launched ahead explained in one place)
 from pipeline.model.engines.http.responses import MAX_MESSAGE_LENGTH, TOO_LONG_MESSAGE
 from pipeline.model.engines.vllm.arguments import build_arguments, find_problems
 from pipeline.model.engines.vllm.prompt_inputs import build_prompt, check_prompt_tokens
