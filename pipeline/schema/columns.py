@@ -1,8 +1,8 @@
-"""A canonical JSON Schema -> the Arrow field of its answers, and each answer in that field's Python values.
+"""Converts a canonical JSON Schema to an Arrow field, and answers to the Python values of that field.
 
-The type follows from the schema alone, so a part without answers, or with nulls only, has the same columns as
-any other. What has no fixed shape (recursion, unions of unlike things, free-form JSON) is kept as JSON text, in a
-string field whose metadata says `json`.
+The type follows from the schema alone, so every part has the same columns, even one without answers. A schema without
+a fixed shape (recursion, a union of different types, free-form JSON) becomes JSON text, in a string field whose
+metadata says `json`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.schema.json_schema import SchemaNode, resolve_ref
+from pipeline.schema.json_schema import SchemaCursor, SchemaNode, enter_schema
 
 SCALAR_TYPES = {
     "boolean": pa.bool_(),
@@ -27,40 +27,37 @@ SCALAR_TYPES = {
 }
 FORMAT_TYPES = {"date": pa.date32(), "date-time": pa.timestamp("us", tz="UTC")}
 JSON_TEXT_METADATA = {b"json": b"text"}
-DECIMAL_CONTEXT = Context(prec=76)  # digits: more than any column of decimals
+TYPE_NAMES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
+DECIMAL_CONTEXT = Context(prec=76)  # more digits than any decimal column has
 
 
 def to_arrow_field(schema: SchemaNode, name: str = "answer") -> pa.Field:
-    """The column of a schema's answers. Everything may be null: an answer may leave out what is optional."""
-    shape = _build_field(schema, schema, ())
-    if shape is None or pa.types.is_null(shape.type):
-        return pa.field(name, pa.string(), metadata=JSON_TEXT_METADATA)
-    return shape.with_name(name)
+    """The column of a schema's answers. Every field is nullable, since answers may omit optional properties."""
+    return _name_field(name, _build_field(enter_schema(schema, schema)))
 
 
 def to_arrow_array(values: Sequence[Any], arrow_field: pa.Field) -> pa.Array:
-    """Answers (None where there is none) as an Arrow array of exactly this type."""
     return pa.array(values, arrow_field.type)
 
 
 def to_column_value(value: Any, arrow_field: pa.Field) -> Any:
-    """A JSON value as the Python value that Arrow stores without conversion; ValueError where it does not fit.
+    """Convert a JSON value to the Python value that Arrow stores exactly; ValueError if it does not fit.
 
-    >>> exact("12.50", pa.field("total", pa.decimal128(24, 6)))
+    >>> to_column_value("12.50", pa.field("total", pa.decimal128(24, 6)))
     Decimal('12.500000')
     """
-    kind = arrow_field.type
+    data_type = arrow_field.type
     if value is None:
         return None
     if arrow_field.metadata == JSON_TEXT_METADATA:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    if pa.types.is_struct(kind):
-        return {inner.name: to_column_value(value.get(inner.name), inner) for inner in kind}
-    if pa.types.is_map(kind):
-        return [(key, to_column_value(part, kind.item_field)) for key, part in value.items()]
-    if pa.types.is_list(kind):
-        return [to_column_value(part, kind.value_field) for part in value]
-    return _to_scalar(value, kind)
+    if pa.types.is_struct(data_type):
+        return {inner.name: to_column_value(value.get(inner.name), inner) for inner in data_type}
+    if pa.types.is_map(data_type):
+        return [(key, to_column_value(part, data_type.item_field)) for key, part in value.items()]
+    if pa.types.is_list(data_type):
+        return [to_column_value(part, data_type.value_field) for part in value]
+    return _to_scalar(value, data_type)
 
 
 def _to_scalar(value: Any, data_type: pa.DataType) -> Any:
@@ -73,9 +70,8 @@ def _to_scalar(value: Any, data_type: pa.DataType) -> Any:
         moment = datetime.fromisoformat(value)
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     if pa.types.is_integer(data_type):
-        return _require_fit(
-            round(value), -(2**63) <= value < 2**63
-        )  # geometry gives fractions of what was written as 3.0
+        # Geometry returns a fraction where the model wrote 3.0.
+        return _require_fit(round(value), -(2**63) <= value < 2**63)
     if pa.types.is_floating(data_type):
         return _require_fit(float(value), math.isfinite(value))
     return value
@@ -87,71 +83,65 @@ def _require_fit(number: Any, fits: bool) -> Any:
     return number
 
 
-def _build_field(node: Any, root: SchemaNode, parent_refs: tuple[str, ...]) -> pa.Field | None:
-    """The field of one schema, without a name; None where it has no fixed shape."""
-    if not isinstance(node, dict) or node.get("$ref") in parent_refs:
+def _build_field(schema: SchemaCursor | None) -> pa.Field | None:
+    """The unnamed field of a schema; None where it has no fixed shape."""
+    if schema is None:
         return None
-    parent_refs = (*parent_refs, node["$ref"]) if "$ref" in node else parent_refs
-    node = resolve_ref(node, root)
-    if "anyOf" in node or "oneOf" in node:
-        parts = [_build_field(part, root, parent_refs) for part in node.get("anyOf", node.get("oneOf"))]
-        return None if "properties" in node else _unify_fields(parts)
-    if "enum" in node or "const" in node:
-        return _unify_fields([_infer_constant_field(value) for value in node.get("enum", [node.get("const")])])
-    kinds = node.get("type", ())
-    return _unify_fields(
-        [_build_typed_field(kind, node, root, parent_refs) for kind in ([kinds] if isinstance(kinds, str) else kinds)]
-    )
+    if schema.alternatives:
+        fields = [_build_field(alternative) for alternative in schema.alternatives]
+        return None if "properties" in schema.node else _unify_fields(fields)
+    if schema.constants is not None:
+        return _unify_fields([_infer_constant_field(value) for value in schema.constants])
+    return _unify_fields([_build_typed_field(type_name, schema) for type_name in schema.types])
 
 
-def _build_typed_field(kind: str, node: SchemaNode, root: SchemaNode, parent_refs: tuple[str, ...]) -> pa.Field | None:
-    if kind == "object":
-        return _build_object_field(node, root, parent_refs)
-    if kind == "array":
-        first = [_build_field(part, root, parent_refs) for part in node.get("prefixItems", ())]
-        rest = [_build_field(node["items"], root, parent_refs)] if node.get("items") else []
-        inner = _unify_fields(first + rest)
-        return _build_unnamed_field(pa.list_(_name_field("element", inner)))
-    if kind == "string" and "x-decimal" in node:
+def _build_typed_field(type_name: str, schema: SchemaCursor) -> pa.Field | None:
+    node = schema.node
+    if type_name == "object":
+        return _build_object_field(schema)
+    if type_name == "array":
+        element_schemas = schema.prefix_items + ([schema.items] if node.get("items") else [])
+        element = _unify_fields([_build_field(element_schema) for element_schema in element_schemas])
+        return _build_unnamed_field(pa.list_(_name_field("element", element)))
+    if type_name == "string" and "x-decimal" in node:
         return _build_unnamed_field(pa.decimal128(*node["x-decimal"]))
+    scalar_type = SCALAR_TYPES[type_name]
     return _build_unnamed_field(
-        FORMAT_TYPES.get(node.get("format", ""), SCALAR_TYPES[kind]) if kind == "string" else SCALAR_TYPES[kind]
+        FORMAT_TYPES.get(node.get("format", ""), scalar_type) if type_name == "string" else scalar_type
     )
 
 
-def _build_object_field(node: SchemaNode, root: SchemaNode, parent_refs: tuple[str, ...]) -> pa.Field | None:
-    properties, others = node.get("properties", {}), node.get("additionalProperties")
-    if "patternProperties" in node or (properties and others):
+def _build_object_field(schema: SchemaCursor) -> pa.Field | None:
+    """A struct for named properties, a map for free keys; None for a mixture."""
+    properties, other_values = schema.properties, schema.node.get("additionalProperties")
+    if "patternProperties" in schema.node or (properties and other_values):
         return None
     if properties:
-        return _build_unnamed_field(
-            pa.struct([_name_field(name, _build_field(part, root, parent_refs)) for name, part in properties.items()])
-        )
-    return (
-        _build_unnamed_field(pa.map_(pa.string(), _name_field("value", _build_field(others, root, parent_refs))))
-        if others
-        else None
-    )
+        members = [_name_field(name, _build_field(member)) for name, member in properties.items()]
+        return _build_unnamed_field(pa.struct(members))
+    if other_values:
+        value_field = _name_field("value", _build_field(schema.enter(other_values)))
+        return _build_unnamed_field(pa.map_(pa.string(), value_field))
+    return None
 
 
 def _unify_fields(fields: Sequence[pa.Field | None]) -> pa.Field | None:
-    """One shape that holds what any of these hold; None where they are unlike."""
-    if not fields or any(part is None for part in fields):
+    """One field that holds the values of all; None where they do not go together."""
+    if not fields:
         return None
-    known = [part for part in fields if part is not None and not pa.types.is_null(part.type)]
-    if not known:
-        return _build_unnamed_field(pa.null())
-    result = known[0]
-    for part in known[1:]:
-        merged = _merge_fields(result, part)
+    unified = _build_unnamed_field(pa.null())
+    for field in fields:
+        merged = None if field is None else _merge_fields(unified, field)
         if merged is None:
             return None
-        result = merged
-    return result
+        unified = merged
+    return unified
 
 
 def _merge_fields(one: pa.Field, other: pa.Field) -> pa.Field | None:
-    if one.equals(other, check_metadata=True):
+    if pa.types.is_null(one.type) or one.equals(other, check_metadata=True):
+        return other
+    if pa.types.is_null(other.type):
         return one
     if pa.types.is_struct(one.type) and pa.types.is_struct(other.type):
         names = dict.fromkeys([*(part.name for part in one.type), *(part.name for part in other.type)])
@@ -162,13 +152,13 @@ def _merge_fields(one: pa.Field, other: pa.Field) -> pa.Field | None:
 
 
 def _merge_members(name: str, one: pa.StructType, other: pa.StructType) -> pa.Field:
-    found = [kind.field(name) for kind in (one, other) if kind.get_field_index(name) >= 0]
-    return _name_field(name, _unify_fields([part.with_name("") for part in found]))
+    members = [struct.field(name) for struct in (one, other) if struct.get_field_index(name) >= 0]
+    return _name_field(name, _unify_fields([member.with_name("") for member in members]))
 
 
 def _infer_constant_field(value: Any) -> pa.Field | None:
-    names = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
-    return _build_unnamed_field(SCALAR_TYPES[names[type(value)]]) if type(value) in names else None
+    name = TYPE_NAMES.get(type(value))
+    return _build_unnamed_field(SCALAR_TYPES[name]) if name else None
 
 
 def _build_unnamed_field(data_type: pa.DataType) -> pa.Field:

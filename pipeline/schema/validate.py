@@ -1,15 +1,15 @@
-"""A parsed answer -> its exact values and what is doubtful about it, or AnswerError with all that is wrong.
+"""Checks a parsed answer against its schema, and converts it to the Python types of its columns.
 
-Two strengths. What a schema forbids (types, ranges, a validator that raises) makes the answer invalid. What it only
-doubts, it lists: a pydantic model may have a method `violations()` that yields sentences, and a row keeps its answer
-beside them. The model is a user's own code, so whatever it raises is an answer that failed, not a run that did.
+Errors (types, ranges, a validator that raises) make the answer invalid. Doubts do not: a pydantic model may have a
+method `violations()` that yields sentences, and the row keeps its answer beside them. The model is a user's code, so
+whatever it raises fails the answer, not the run.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.protocols import Validator
@@ -17,17 +17,15 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import AnswerError
 from pipeline.schema import columns
+from pipeline.schema.schema import Schema
 
-if TYPE_CHECKING:
-    from pipeline.schema.schema import Schema
-
-MAX_LISTED_ERRORS = 20  # complaints about one answer that are written out
+MAX_LISTED_ERRORS = 20
 
 
 def validate_answer(value: Any, schema: Schema) -> tuple[Any, tuple[str, ...]]:
-    """The answer in its columns' Python types, and the violations that its schema lists."""
-    plain, violations = check_answer(value, schema)
-    return to_typed_answer(plain, schema), violations
+    """The answer in the Python types of its columns, and the violations that its schema lists."""
+    plain_answer, violations = check_answer(value, schema)
+    return to_typed_answer(plain_answer, schema), violations
 
 
 def check_answer(value: Any, schema: Schema) -> tuple[Any, tuple[str, ...]]:
@@ -44,9 +42,9 @@ def to_typed_answer(plain_answer: Any, schema: Schema) -> Any:
 
 def _check_with_model(value: Any, model: type[BaseModel]) -> tuple[Any, tuple[str, ...]]:
     try:
-        answer = model.model_validate_json(json.dumps(value))  # as JSON, so that strict models take its dates as text
-        doubts = getattr(model, "violations", None)
-        violations = tuple(str(line) for line in doubts(answer)) if doubts else ()
+        answer = model.model_validate_json(json.dumps(value))  # strict models accept dates as text only in JSON
+        list_violations = getattr(model, "violations", None)
+        violations = tuple(str(line) for line in list_violations(answer)) if list_violations else ()
         return answer.model_dump(mode="json", by_alias=True), violations
     except ValidationError as error:
         raise _build_invalid_answer_error(
@@ -57,12 +55,12 @@ def _check_with_model(value: Any, model: type[BaseModel]) -> tuple[Any, tuple[st
 
 
 def _check_with_json_schema(value: Any, schema_text: str) -> Any:
-    found = sorted(
+    errors = sorted(
         _build_validator(schema_text).iter_errors(value), key=lambda error: list(map(str, error.absolute_path))
     )
-    if found:
+    if errors:
         raise _build_invalid_answer_error(
-            [f"{_format_location(tuple(error.absolute_path))}{error.message[:200]}" for error in found]
+            [f"{_format_location(tuple(error.absolute_path))}{error.message[:200]}" for error in errors]
         )
     return value
 

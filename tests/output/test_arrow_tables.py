@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.schema.columns import to_arrow_array
 from pipeline.schema.schema_loader import load_schema
+from pipeline.schema.validate import validate_answer
 
 LINE = {"description": "Paper", "amount": "45.00"}
 INVOICE = {"number": "7", "issued": "2026-03-02", "seller": {"name": "Acme"}, "currency": "EUR", "taxes": []}
@@ -22,8 +23,8 @@ def folder(tmp_path: Path) -> Path:
     """Two parts: answers in one, nothing but a null in the other."""
     schema = load_schema("invoice", base_folder=Path())
     assert schema is not None
-    euro = schema.to_typed_answer(INVOICE | {"lines": [LINE, LINE], "total": "90.00"})
-    dollar = schema.to_typed_answer(INVOICE | {"currency": "USD", "lines": [LINE], "total": "45"})
+    euro = validate_answer(INVOICE | {"lines": [LINE, LINE], "total": "90.00"}, schema)[0]
+    dollar = validate_answer(INVOICE | {"currency": "USD", "lines": [LINE], "total": "45"}, schema)[0]
     for name, ids, answers in (("a", ["1", "2"], [euro, dollar]), ("b", ["3"], [None])):
         table = pa.table({"id": ids, "answer": to_arrow_array(answers, schema.answer_field)})
         (tmp_path / "data" / name).mkdir(parents=True)

@@ -267,7 +267,7 @@ MISTAKES: list[Case] = [
             "mine.py", "class Mine(BaseModel:\n    pass\n", job("output:", "answer: {schema: 'mine.py:Mine'}\noutput:")
         ),
         CHECK,
-        "error: the schema mine.py cannot be run: SyntaxError: invalid syntax (mine.py, line 1)",
+        "error: the schema mine.py fails to run: SyntaxError: invalid syntax (mine.py, line 1)",
     ),
     (
         "schema file without its model",
@@ -281,7 +281,7 @@ MISTAKES: list[Case] = [
         "schema file alone",
         job("output:", "answer: {schema: mine.py}\noutput:"),
         CHECK,
-        "error: mine.py does not say which model: write mine.py:Model",
+        "error: mine.py does not name a model: write mine.py:Model",
     ),
     (
         "schema that is not json",

@@ -1,3 +1,5 @@
+"""How schemas become Arrow types, and answers their values."""
+
 import io
 import json
 from datetime import UTC, date, datetime
@@ -13,7 +15,7 @@ from pipeline.schema.json_schema import canonicalize_schema
 from tests.awkward_schemas import AWKWARD, NONE, TEXT, WHOLE, either, listed, recursive, struct
 
 
-def kind(node: dict[str, Any]) -> pa.DataType:
+def infer_type(node: dict[str, Any]) -> pa.DataType:
     return to_arrow_field(canonicalize_schema(struct(x=node))).type.field("x").type
 
 
@@ -46,7 +48,7 @@ def is_json(node: dict[str, Any]) -> bool:
     ],
 )
 def test_a_schema_gives_its_arrow_type(node: dict[str, Any], expected: pa.DataType) -> None:
-    assert kind(node) == expected
+    assert infer_type(node) == expected
     assert not is_json(node)
 
 
@@ -60,14 +62,14 @@ def test_a_schema_gives_its_arrow_type(node: dict[str, Any], expected: pa.DataTy
         NONE,
     ],
 )
-def test_what_has_no_fixed_shape_is_json_text(node: dict[str, Any]) -> None:
+def test_a_schema_without_a_fixed_shape_becomes_json_text(node: dict[str, Any]) -> None:
     found = to_arrow_field(canonicalize_schema(struct(x=node))).type.field("x")
     inner = found.type.value_field if pa.types.is_list(found.type) else found
     assert inner.type == pa.string()
     assert inner.metadata == JSON_TEXT_METADATA
 
 
-def test_recursion_is_typed_down_to_where_it_begins_again() -> None:
+def test_a_recursive_schema_is_typed_for_one_level() -> None:
     tree = to_arrow_field(canonicalize_schema(recursive(struct(value=WHOLE, kids=listed({"$ref": "#/$defs/Node"})))))
     assert tree.type == pa.struct({"value": pa.int64(), "kids": pa.list_(pa.string())})
     value = to_column_value({"value": 1, "kids": [{"value": 2, "kids": []}]}, tree)
@@ -87,7 +89,7 @@ def test_recursion_is_typed_down_to_where_it_begins_again() -> None:
         (None, pa.int64(), None),
     ],
 )
-def test_json_values_become_what_the_column_holds(value: object, kind: pa.DataType, expected: object) -> None:
+def test_to_column_value(value: object, kind: pa.DataType, expected: object) -> None:
     found = to_column_value(value, pa.field("x", kind))
     assert found == expected
     assert type(found) is type(expected)

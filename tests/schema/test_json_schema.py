@@ -1,3 +1,5 @@
+"""How schemas are narrowed, and how they are walked."""
+
 import json
 import re
 from datetime import date, timedelta
@@ -8,15 +10,17 @@ import pytest
 from pipeline.schema.json_schema import (
     DATE_REGEX,
     canonicalize_schema,
+    enter_schema,
     find_grammar_problems,
     format_schema,
     resolve_ref,
+    walk_schema,
 )
-from tests.awkward_schemas import AWKWARD, TEXT, WHOLE, listed, struct
+from tests.awkward_schemas import AWKWARD, NONE, TEXT, WHOLE, either, listed, recursive, struct
 
 
 @pytest.mark.parametrize("name", AWKWARD)
-def test_narrowing_twice_changes_nothing_and_the_grammar_takes_it(name: str) -> None:
+def test_canonical_schemas_are_stable_and_the_grammar_accepts_them(name: str) -> None:
     once = canonicalize_schema(AWKWARD[name])
     assert canonicalize_schema(once) == once
     assert json.loads(format_schema(once)) == once
@@ -33,7 +37,7 @@ def test_a_property_may_be_called_like_a_keyword() -> None:
     assert list(narrowed["properties"]) == ["title", "default", "items"]
 
 
-def test_numbers_get_the_bounds_that_the_author_left_open() -> None:
+def test_unbounded_numbers_get_bounds() -> None:
     assert canonicalize_schema(WHOLE) == {"type": "integer", "minimum": -(10**15) + 1, "maximum": 10**15 - 1}
     assert canonicalize_schema(WHOLE | {"exclusiveMinimum": 0}) == {
         "type": "integer",
@@ -42,20 +46,19 @@ def test_numbers_get_the_bounds_that_the_author_left_open() -> None:
     }
 
 
-def test_free_json_is_made_of_what_can_be_stored_whatever_is_noted_beside_it() -> None:
-    """As pydantic writes a field of any type: numbers without bounds would be infinite."""
+def test_a_schema_of_annotations_alone_means_any_storable_json() -> None:
     for node in ({}, True, {"title": "X"}, {"description": "anything", "default": None}):
-        found = canonicalize_schema(struct(x=node))["properties"]["x"]
-        assert found.pop("$ref") == "#/$defs/AnyJson"
-        assert found.keys() <= {"description"}
+        canonical = canonicalize_schema(struct(x=node))["properties"]["x"]
+        assert canonical.pop("$ref") == "#/$defs/AnyJson"
+        assert canonical.keys() <= {"description"}
 
 
-def test_who_lists_fields_means_an_object_and_a_field_that_must_not_be_is_none() -> None:
-    said = {"properties": {"a": {"items": WHOLE}, "b": False}, "required": ["a"]}
-    assert canonicalize_schema(said) == canonicalize_schema(struct(a=listed(WHOLE)))
+def test_properties_imply_an_object_and_a_forbidden_property_disappears() -> None:
+    schema = {"properties": {"a": {"items": WHOLE}, "b": False}, "required": ["a"]}
+    assert canonicalize_schema(schema) == canonicalize_schema(struct(a=listed(WHOLE)))
 
 
-def test_the_day_pattern_matches_the_days_that_exist_and_no_others() -> None:
+def test_the_date_pattern_matches_exactly_the_days_that_exist() -> None:
     day, matches = date(1896, 1, 1), 0
     while day < date(1905, 1, 1):
         assert re.fullmatch(DATE_REGEX, day.isoformat())
@@ -63,8 +66,8 @@ def test_the_day_pattern_matches_the_days_that_exist_and_no_others() -> None:
     for year in (1896, 1900, 1904, 1999, 2000, 2001, 2100, 2400):
         for month in range(14):
             for number in range(33):
-                spelt = f"{year}-{month:02}-{number:02}"
-                assert bool(re.fullmatch(DATE_REGEX, spelt)) == exists(year, month, number), spelt
+                text = f"{year}-{month:02}-{number:02}"
+                assert bool(re.fullmatch(DATE_REGEX, text)) == exists(year, month, number), text
 
 
 def exists(year: int, month: int, day: int) -> bool:
@@ -75,7 +78,7 @@ def exists(year: int, month: int, day: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("node", "complaint"),
+    ("node", "problem"),
     [
         (listed(TEXT) | {"uniqueItems": True}, r"\$\.a: .*uniqueItems"),
         ({"not": TEXT}, r"\$\.a: .*not"),
@@ -85,10 +88,10 @@ def exists(year: int, month: int, day: int) -> bool:
         ({"type": "object", "additionalProperties": WHOLE, "minProperties": 2}, r"\$\.a: minProperties"),
     ],
 )
-def test_what_the_grammar_cannot_hold_is_named_with_its_place(node: dict[str, Any], complaint: str) -> None:
-    found = find_grammar_problems(canonicalize_schema(struct(fine=WHOLE, a=node)))
-    assert len(found) == 1
-    assert re.match(complaint, found[0])
+def test_grammar_problems_name_their_path(node: dict[str, Any], problem: str) -> None:
+    problems = find_grammar_problems(canonicalize_schema(struct(fine=WHOLE, a=node)))
+    assert len(problems) == 1
+    assert re.match(problem, problems[0])
 
 
 @pytest.mark.parametrize("reference", ["#/$defs/Missing", "https://example.org/schema", "other.json#/x"])
@@ -101,3 +104,36 @@ def test_a_reference_to_itself_is_refused() -> None:
     root = {"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}}
     with pytest.raises(ValueError, match="leads nowhere"):
         resolve_ref(root, root)
+
+
+def test_walk_schema_yields_every_written_schema_with_its_path() -> None:
+    schema = struct(a=listed(TEXT), b=either(WHOLE, NONE)) | {"additionalProperties": False, "$defs": {"C": NONE}}
+    assert [path for path, _ in walk_schema(schema)] == [
+        "$",
+        "$.a",
+        "$.a.items",
+        "$.b",
+        "$.b.anyOf[0]",
+        "$.b.anyOf[1]",
+        "$.$defs.C",
+    ]
+
+
+def test_a_cursor_resolves_references_and_never_enters_a_schema_inside_itself() -> None:
+    schema = recursive(struct(value=WHOLE, kids=listed({"$ref": "#/$defs/Node"})))
+    root = enter_schema(schema, schema)
+    assert root is not None
+    assert root.types == ["object"]
+    assert list(root.properties) == ["value", "kids"]
+    kids = root.properties["kids"]
+    assert kids is not None
+    assert kids.node["items"] == {"$ref": "#/$defs/Node"}
+    assert kids.items is None
+    assert enter_schema(True, schema) is None
+
+
+def test_a_cursor_lists_alternatives_and_constants() -> None:
+    schema = either({"enum": ["a", "b"]}, {"const": None}, TEXT)
+    root = enter_schema(schema, schema)
+    assert root is not None
+    assert [part and part.constants for part in root.alternatives] == [["a", "b"], [None], None]

@@ -1,3 +1,5 @@
+"""How answers are checked against their schema."""
+
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -12,16 +14,16 @@ from pipeline.schema.schema_loader import load_schema
 from pipeline.schema.validate import MAX_LISTED_ERRORS, validate_answer
 
 
-def model(tmp_path: Path, body: str) -> Schema:
+def load_model_schema(tmp_path: Path, body: str) -> Schema:
     head = "from pydantic import BaseModel, Field, field_validator\nclass A(BaseModel):\n    n: int = 0\n"
     (tmp_path / "a.py").write_text(head + body)
-    found = load_schema("a.py:A", base_folder=tmp_path)
-    assert found is not None
-    return found
+    schema = load_schema("a.py:A", base_folder=tmp_path)
+    assert schema is not None
+    return schema
 
 
-def test_what_a_schema_doubts_is_listed_beside_the_answer(tmp_path: Path) -> None:
-    schema = model(tmp_path, "    def violations(self):\n        yield f'{self.n} is odd'\n")
+def test_violations_are_listed_beside_the_answer(tmp_path: Path) -> None:
+    schema = load_model_schema(tmp_path, "    def violations(self):\n        yield f'{self.n} is odd'\n")
     assert validate_answer({"n": 3}, schema) == ({"n": 3}, ("3 is odd",))
 
 
@@ -30,26 +32,26 @@ def test_a_validator_that_raises_makes_the_answer_invalid(tmp_path: Path) -> Non
         "    @field_validator('n')\n    def even(cls, n):\n        if n % 2:\n            raise ValueError('is odd')\n"
     )
     with pytest.raises(AnswerError, match="n: Value error, is odd") as caught:
-        validate_answer({"n": 3}, model(tmp_path, rule))
+        validate_answer({"n": 3}, load_model_schema(tmp_path, rule))
     assert caught.value.kind == "invalid_answer"
 
 
 @pytest.mark.parametrize("method", ["violations(self)", "model_post_init(self, context)"])
-def test_a_bug_in_a_users_schema_costs_the_row_and_not_the_run(tmp_path: Path, method: str) -> None:
+def test_a_bug_in_a_users_schema_fails_the_answer_only(tmp_path: Path, method: str) -> None:
     with pytest.raises(AnswerError, match="A raised ZeroDivisionError") as caught:
-        validate_answer({"n": 0}, model(tmp_path, f"    def {method}:\n        return [1 / self.n]\n"))
+        validate_answer({"n": 0}, load_model_schema(tmp_path, f"    def {method}:\n        return [1 / self.n]\n"))
     assert caught.value.kind == "schema_code"
 
 
-def test_a_long_list_of_complaints_is_cut(tmp_path: Path) -> None:
-    schema = model(tmp_path, "    many: list[int]\n")
+def test_a_long_list_of_errors_is_shortened(tmp_path: Path) -> None:
+    schema = load_model_schema(tmp_path, "    many: list[int]\n")
     with pytest.raises(AnswerError) as caught:
         validate_answer({"many": ["x"] * (MAX_LISTED_ERRORS + 5)}, schema)
     assert caught.value.message.endswith("; and 5 more")
 
 
 def test_a_field_may_be_called_violations(tmp_path: Path) -> None:
-    schema = model(tmp_path, "    violations: list[str] = Field(default=['x'])\n")
+    schema = load_model_schema(tmp_path, "    violations: list[str] = Field(default=['x'])\n")
     assert validate_answer({"n": 1}, schema) == ({"n": 1, "violations": ["x"]}, ())
 
 
@@ -67,7 +69,7 @@ def test_a_number_that_no_column_holds_is_an_invalid_answer(tmp_path: Path, fiel
     assert caught.value.kind == "invalid_answer"
 
 
-def test_decimals_of_as_many_digits_as_a_column_has_are_exact(tmp_path: Path) -> None:
+def test_decimals_keep_every_digit_of_their_column(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"type":"object","properties":{"n":{"type":"string","format":"decimal"}}}')
     schema = load_schema("a.json", base_folder=tmp_path)
     assert schema is not None
@@ -76,7 +78,7 @@ def test_decimals_of_as_many_digits_as_a_column_has_are_exact(tmp_path: Path) ->
     assert wide == Decimal("12345678901234567890123456789012.5000")
 
 
-def test_a_strict_model_takes_dates_and_choices_as_json_writes_them(tmp_path: Path) -> None:
+def test_a_strict_model_accepts_dates_and_enums_as_json_text(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text(
         "from datetime import date\nfrom enum import Enum\nfrom pydantic import BaseModel, ConfigDict\n"
         "class Colour(Enum):\n    red = 'red'\n"
@@ -85,7 +87,7 @@ def test_a_strict_model_takes_dates_and_choices_as_json_writes_them(tmp_path: Pa
     )
     schema = load_schema("a.py:A", base_folder=tmp_path)
     assert schema is not None
-    said = {"day": "2026-03-02", "colour": "red", "place": [1, 2], "n": 1}
-    assert validate_answer(said, schema)[0] == said | {"day": date(2026, 3, 2)}
+    answer = {"day": "2026-03-02", "colour": "red", "place": [1, 2], "n": 1}
+    assert validate_answer(answer, schema)[0] == answer | {"day": date(2026, 3, 2)}
     with pytest.raises(AnswerError, match="n: Input should be a valid integer"):
-        validate_answer(said | {"n": "1"}, schema)
+        validate_answer(answer | {"n": "1"}, schema)

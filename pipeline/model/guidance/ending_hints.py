@@ -1,18 +1,17 @@
-"""A canonical JSON Schema -> steps that help to end an answer: keys that must come, and endings of patterns.
+"""Derives from a schema what helps the search for endings: required keys, endings of patterns, and sample answers.
 
-A search that looks one byte ahead cannot see that `.*@.*` waits for an `@`, or which keys it may skip.
+A search that looks one byte ahead cannot see that `.*@.*` needs an `@`, or which keys it may skip.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from re import _constants as kinds  # type: ignore[attr-defined]
+from re import _constants as regex_ops  # type: ignore[attr-defined]
 from re import _parser as regex  # type: ignore[attr-defined]
 from re import error as RegexError
 from typing import Any
 
-from pipeline.schema.json_schema import SchemaNode, iterate_subschemas, resolve_ref
+from pipeline.schema.json_schema import SchemaCursor, SchemaNode, enter_schema, walk_schema
 
 FORMAT_EXAMPLES = {
     "email": "a@b.c",
@@ -23,99 +22,73 @@ FORMAT_EXAMPLES = {
     "hostname": "a",
     "uuid": "00000000-0000-0000-0000-000000000000",
 }
-CANDIDATE_CHARACTERS = "a0A -_.@/:"  # tried where a pattern only says what a letter may not be
+CANDIDATE_CHARACTERS = "a0A -_.@/:"  # tried for a class that only excludes characters
 
 
 def collect_hints(schema: SchemaNode) -> list[bytes]:
-    """Without doubles, in the order of the schema."""
-    found: dict[bytes, None] = {}
-    for name in schema.get("required", ()):
-        found[json.dumps(name, ensure_ascii=False)[1:].encode() + b":"] = None
-    example = (
-        FORMAT_EXAMPLES.get(schema.get("format", ""))
-        if "pattern" not in schema
-        else find_shortest_match(schema["pattern"])
-    )
-    ending = json.dumps(example or "", ensure_ascii=False)[1:].encode()
-    for start in range(len(ending) - 1):
-        found[ending[start:]] = None
-    for _, part in iterate_subschemas(schema):
-        if isinstance(part, dict):
-            found.update(dict.fromkeys(collect_hints(part)))
-    return [hint for hint in found if len(hint) > 1]
+    """The hints of a schema, without duplicates, in the order of the schema."""
+    hints: dict[bytes, None] = {}
+    for _, node in walk_schema(schema):
+        for name in node.get("required", ()):
+            hints[json.dumps(name, ensure_ascii=False)[1:].encode() + b":"] = None
+        example = (
+            find_shortest_match(node["pattern"]) if "pattern" in node else FORMAT_EXAMPLES.get(node.get("format", ""))
+        )
+        string_ending = json.dumps(example or "", ensure_ascii=False)[1:].encode()
+        hints |= dict.fromkeys(string_ending[start:] for start in range(len(string_ending) - 1))
+    return [hint for hint in hints if len(hint) > 1]
 
 
 def build_sample(schema: SchemaNode, *, with_optional: bool) -> bytes:
-    """An answer with one of everything in its lists: what ends another answer is nearly always the end of this one."""
-    return json.dumps(
-        _build_sample_value(schema, schema, with_optional), ensure_ascii=False, separators=(",", ":")
-    ).encode()
+    """An answer with one element in each list. Another answer usually ends as this one does."""
+    value = _build_sample_value(enter_schema(schema, schema), with_optional)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _build_sample_value(node: Any, root: SchemaNode, with_optional: bool, visited_refs: tuple[str, ...] = ()) -> Any:
-    if not isinstance(node, dict) or node.get("$ref") in visited_refs:
+def _build_sample_value(schema: SchemaCursor | None, with_optional: bool) -> Any:
+    if schema is None:
         return None
-    visited_refs = (*visited_refs, node["$ref"]) if "$ref" in node else visited_refs
-    node = resolve_ref(node, root)
-    if "const" in node:
-        return node["const"]
-    if "enum" in node:
-        return min(node["enum"], key=lambda value: len(json.dumps(value)))
-    if parts := node.get("anyOf") or node.get("oneOf"):
-        some = next((part for part in parts if part and part.get("type") != "null"), None)
-        return _build_sample_value(some, root, with_optional, visited_refs)
-    kinds = node.get("type", ())
-    kind = kinds if isinstance(kinds, str) else next((kind for kind in kinds if kind != "null"), None)
-    if kind == "object":
-        inside = node.get("properties", {}).items()
-        names = {name for name, _ in inside} if with_optional else node.get("required", ())
-        return {
-            name: _build_sample_value(part, root, with_optional, visited_refs) for name, part in inside if name in names
-        }
-    if kind == "array":
-        first = [_build_sample_value(part, root, with_optional, visited_refs) for part in node.get("prefixItems", ())]
-        return first or [_build_sample_value(node.get("items"), root, with_optional, visited_refs)] * max(
-            1, node.get("minItems", 0)
-        )
-    if kind == "string":
+    node = schema.node
+    if schema.constants is not None:
+        return min(schema.constants, key=lambda value: len(json.dumps(value)))
+    if schema.alternatives:
+        not_null = next((part for part in schema.alternatives if part and part.types != ["null"]), None)
+        return _build_sample_value(not_null, with_optional)
+    type_name = next((name for name in schema.types if name != "null"), None)
+    if type_name == "object":
+        properties = schema.properties
+        names = properties if with_optional else set(node.get("required", ()))
+        return {name: _build_sample_value(part, with_optional) for name, part in properties.items() if name in names}
+    if type_name == "array":
+        first_values = [_build_sample_value(part, with_optional) for part in schema.prefix_items]
+        return first_values or [_build_sample_value(schema.items, with_optional)] * max(1, node.get("minItems", 0))
+    if type_name == "string":
         return (
             find_shortest_match(node["pattern"])
             if "pattern" in node
             else FORMAT_EXAMPLES.get(node.get("format", ""), "")
         )
-    if kind in ("integer", "number"):
+    if type_name in ("integer", "number"):
         return max(0, node.get("minimum", 0))
-    return False if kind == "boolean" else None
+    return False if type_name == "boolean" else None
 
 
 def estimate_largest_instance(schema: SchemaNode) -> int:
-    """Bytes of the shortest instance of the largest schema in a schema, about: what one token may open."""
-    return max(
-        [_estimate_bytes(schema, schema, ()), *(_estimate_bytes(part, schema, ()) for part in _list_subschemas(schema))]
-    )
+    """About how many bytes one token may add to the ending: the largest shortest instance of any subschema."""
+    return max(_estimate_bytes(enter_schema(node, schema)) for _, node in walk_schema(schema))
 
 
-def _list_subschemas(node: Any) -> Iterator[Any]:
-    for _, part in iterate_subschemas(node):
-        yield part
-        yield from _list_subschemas(part)
-
-
-def _estimate_bytes(node: Any, root: SchemaNode, visited_refs: tuple[str, ...]) -> int:
-    if not isinstance(node, dict) or node.get("$ref") in visited_refs:
+def _estimate_bytes(schema: SchemaCursor | None) -> int:
+    """Bytes of the shortest instance, about."""
+    if schema is None:
         return 0
-    visited_refs = (*visited_refs, node["$ref"]) if "$ref" in node else visited_refs
-    node = resolve_ref(node, root)
-    parts = node.get("anyOf") or node.get("oneOf")
-    if parts:
-        return min(_estimate_bytes(part, root, visited_refs) for part in parts)
-    inside = node.get("properties", {})
-    needed = sum(
-        len(name) + 4 + _estimate_bytes(inside.get(name), root, visited_refs) for name in node.get("required", ())
-    )
-    listed = node.get("minItems", 0) * (1 + _estimate_bytes(node.get("items"), root, visited_refs))
-    first = sum(_estimate_bytes(part, root, visited_refs) for part in node.get("prefixItems", ()))
-    return int(2 + needed + listed + first + node.get("minLength", 0))
+    if schema.alternatives:
+        return min(_estimate_bytes(part) for part in schema.alternatives)
+    node, properties = schema.node, schema.properties
+    required = sum(len(name) + 4 + _estimate_bytes(properties.get(name)) for name in node.get("required", ()))
+    elements = node.get("minItems", 0) * (1 + _estimate_bytes(schema.items))
+    first_elements = sum(_estimate_bytes(part) for part in schema.prefix_items)
+    return int(2 + required + elements + first_elements + node.get("minLength", 0))
 
 
 def find_shortest_match(pattern: str) -> str | None:
@@ -135,25 +108,25 @@ def _build_shortest(parsed: Any) -> str:
 
 
 def _build_part(kind: Any, value: Any) -> str:
-    if kind is kinds.LITERAL:
+    if kind is regex_ops.LITERAL:
         return chr(value)
-    if kind in (kinds.MAX_REPEAT, kinds.MIN_REPEAT):
+    if kind in (regex_ops.MAX_REPEAT, regex_ops.MIN_REPEAT):
         least, _, inner = value
         return _build_shortest(inner) * int(least)
-    if kind is kinds.SUBPATTERN:
+    if kind is regex_ops.SUBPATTERN:
         return _build_shortest(value[-1])
-    if kind is kinds.BRANCH:
+    if kind is regex_ops.BRANCH:
         return min((_build_shortest(branch) for branch in value[1]), key=len)
-    if kind is kinds.IN:
+    if kind is regex_ops.IN:
         return _choose_class_member(value)
-    if kind in (kinds.ANY, kinds.NOT_LITERAL):
-        return next(letter for letter in CANDIDATE_CHARACTERS if kind is kinds.ANY or letter != chr(value))
+    if kind in (regex_ops.ANY, regex_ops.NOT_LITERAL):
+        return next(letter for letter in CANDIDATE_CHARACTERS if kind is regex_ops.ANY or letter != chr(value))
     return ""
 
 
 def _choose_class_member(class_parts: Any) -> str:
     """A letter of a class."""
-    if class_parts[0][0] is kinds.NEGATE:
+    if class_parts[0][0] is regex_ops.NEGATE:
         banned = {
             letter
             for letter in CANDIDATE_CHARACTERS
@@ -162,15 +135,15 @@ def _choose_class_member(class_parts: Any) -> str:
         }
         return next((letter for letter in CANDIDATE_CHARACTERS if letter not in banned), "a")
     kind, value = class_parts[0]
-    if kind is kinds.CATEGORY:
+    if kind is regex_ops.CATEGORY:
         return next(letter for letter in CANDIDATE_CHARACTERS + "\t" if _is_in_class(kind, value, letter))
-    return chr(int(value[0] if kind is kinds.RANGE else value))
+    return chr(int(value[0] if kind is regex_ops.RANGE else value))
 
 
 def _is_in_class(kind: Any, value: Any, character: str) -> bool:
-    if kind is kinds.RANGE:
+    if kind is regex_ops.RANGE:
         return bool(value[0] <= ord(character) <= value[1])
-    if kind is kinds.LITERAL:
+    if kind is regex_ops.LITERAL:
         return bool(value == ord(character))
     name = str(value).removeprefix("CATEGORY_")
     is_in = {

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.schema.json_schema import SchemaNode, iterate_subschemas, resolve_ref
+from pipeline.schema.json_schema import SchemaCursor, SchemaNode, enter_schema, walk_schema
 from pipeline.types import Clip
 
 CoordinateSystem = Literal["pixels", "thousandths"]  # of the resized picture, or 0..1000 of any
@@ -47,32 +47,26 @@ def map_to_source(
     return _map_value(value, where), tuple(where.flags)
 
 
-def find_field_meanings(schema: SchemaNode, root: SchemaNode | None = None) -> dict[str, str]:
-    """Field name -> box, point, seconds or image, for the fields of a schema that say where or when.
+def find_field_meanings(schema: SchemaNode) -> dict[str, str]:
+    """Field names and their meaning (box, point, seconds or image), for fields that hold a place or a time.
 
-    >>> meanings({"type": "object", "properties": {"bbox_2d": {"type": "array"}, "label": {"type": "string"}}})
+    >>> find_field_meanings({"properties": {"bbox_2d": {"type": "array"}, "label": {"type": "string"}}})
     {'bbox_2d': 'box'}
     """
-    root = schema if root is None else root
-    found: dict[str, str] = {}
-    for name, part in schema.get("properties", {}).items():
-        means = _find_meaning(part, root, ()) or MEANING_BY_FIELD_NAME.get(name)
-        found |= {name: means} if means else {}
-    for _, part in iterate_subschemas(schema):
-        found |= find_field_meanings(part, root) if isinstance(part, dict) else {}
-    return found
+    meanings: dict[str, str] = {}
+    for _, node in walk_schema(schema):
+        for name, part in node.get("properties", {}).items():
+            meaning = _find_meaning(enter_schema(part, schema)) or MEANING_BY_FIELD_NAME.get(name)
+            meanings |= {name: meaning} if meaning else {}
+    return meanings
 
 
-def _find_meaning(node: Any, root: SchemaNode, parent_refs: tuple[str, ...]) -> str | None:
-    """What a field is said to mean, also where it may be null or is a list."""
-    if not isinstance(node, dict) or node.get("$ref") in parent_refs:
+def _find_meaning(schema: SchemaCursor | None) -> str | None:
+    """The `x-means` of a field, also where the field may be null or is a list."""
+    if schema is None:
         return None
-    parent_refs = (*parent_refs, node["$ref"]) if "$ref" in node else parent_refs
-    node = resolve_ref(node, root)
-    inner = (*node.get("anyOf", ()), *node.get("oneOf", ()), node.get("items"))
-    return node.get("x-means") or next(
-        (means for part in inner if (means := _find_meaning(part, root, parent_refs))), None
-    )
+    nested = (_find_meaning(part) for part in (*schema.alternatives, schema.items))
+    return schema.node.get("x-means") or next((meaning for meaning in nested if meaning), None)
 
 
 def _map_value(value: Any, mapping: GeometryMapping) -> Any:
