@@ -117,17 +117,21 @@ model: frames and text become tokens
     model/guidance/ending_hints.py          derives from a schema what helps that search
     model/guidance/shortest_encoding.py     encodes bytes in the fewest tokens
     model/guidance/reply_completer.py       completes a reply that the budget cut off
-    model/engines/base.py                   the seam: Engine
+    model/engines/base.py                   the seam: EngineType and Engine
     model/engines/scripted.py               replies by rule, without a model
-    model/engines/vllm/__init__.py          vLLM inside the replica
+    model/engines/vllm/__init__.py          vLLM inside the replica: settings and checks
+    model/engines/vllm/vllm_engine.py       runs vLLM's engine
     model/engines/vllm/arguments.py         converts a job to vLLM's arguments, or says what is wrong
     model/engines/vllm/prompt_inputs.py     converts a Request to vLLM's prompt
-    model/engines/http/__init__.py          any server that speaks the OpenAI protocol
+    model/engines/http/__init__.py          any server that speaks the OpenAI protocol: checks
+    model/engines/http/http_settings.py     its section of a job file
+    model/engines/http/http_engine.py       asks the server in an event loop of its own
     model/engines/http/request_body.py      converts a Request to the body of a chat completion
     model/engines/http/client.py            sends a request until the server answers it
     model/engines/http/concurrency.py       limits how many requests are in flight
     model/engines/http/responses.py         converts a response to a Reply or an error
-    model/engines/torch/engine.py           our own engine: continuous batching on torch
+    model/engines/torch/__init__.py         our own engine: settings and checks
+    model/engines/torch/engine.py           runs it: continuous batching on torch
     model/engines/torch/scheduler.py        chooses which sequences run, and what the next step computes
     model/engines/torch/sequence.py         a request inside the engine
     model/engines/torch/sequence_builder.py  converts a Request to a sequence, or refuses it

@@ -1,38 +1,30 @@
-"""TODO."""
+"""The second half of a row's way: prepared Requests -> Replies -> Rows, or a Failure for each row without an answer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from pipeline.context import RunContext, open_family
 from pipeline.errors import AnswerError, build_internal_failure
-from pipeline.job.spec import HttpSettings
 from pipeline.model.engine_thread import EngineThread
+from pipeline.model.engines.base import get_engine_type
 from pipeline.output.answer.build_row import build_row
 from pipeline.output.answer.reask import answer_with_retries
-from pipeline.registry import ENGINES, load_registered
 from pipeline.types import Failure, Item, Outcome, PreparedItem, Reply, Request, Row
-
-if TYPE_CHECKING:
-    pass
 
 
 class Answerer:
-    """What a replica keeps open: the engine, behind a desk that several chunks may ask at once."""
+    """The engine of one replica, in a thread of its own, so that several chunks can be answered at once."""
 
     def __init__(self, context: RunContext):
         self.context = context
         self.family = open_family(context)
-        self.engine_thread = EngineThread(
-            load_registered(ENGINES, context.job.engine.kind, "engine.kind").open(context.job)
-        )
+        engine_type = get_engine_type(context.job)
+        self.engine_thread = EngineThread(engine_type.open(context.job))
         self.timer = self.engine_thread.meter
-        self.coordinates, self.times = self.family.coordinates, self.family.time_origin
-        if isinstance(context.job.engine, HttpSettings):  # frames go there as pictures, each with its time in the file
-            self.coordinates = context.job.engine.coordinates or self.coordinates
-            self.times = "source" if context.job.engine.video == "frames" else self.times
+        self.coordinate_system = engine_type.get_coordinate_system(context.job, self.family)
+        self.time_origin = engine_type.get_time_origin(context.job, self.family)
 
     def answer_items(self, prepared_items: Sequence[PreparedItem]) -> list[Outcome]:
         """One row or failure for every entry, in order."""
@@ -60,8 +52,8 @@ class Answerer:
                 request,
                 reply,
                 schema=self.context.schema,
-                coordinate_system=self.coordinates,
-                time_origin=self.times,
+                coordinate_system=self.coordinate_system,
+                time_origin=self.time_origin,
                 attempts=attempts,
             )
         except AnswerError:

@@ -27,10 +27,10 @@ FAMILIES = {  # by `model_type` in a checkpoint's config.json
     "qwen3_vl_moe": "pipeline.model.families.qwen3_vl:Qwen3VL",
 }
 ENGINES = {  # by `engine.kind`
-    "torch": "pipeline.model.engines.torch.engine:TorchEngine",
-    "vllm": "pipeline.model.engines.vllm:VllmEngine",
-    "http": "pipeline.model.engines.http:HttpEngine",
-    "scripted": "pipeline.model.engines.scripted:ScriptedEngine",
+    "torch": "pipeline.model.engines.torch:TorchEngineType",
+    "scripted": "pipeline.model.engines.scripted:ScriptedEngineType",
+    "vllm": "pipeline.model.engines.vllm:VllmEngineType",
+    "http": "pipeline.model.engines.http:HttpEngineType",
 }
 SCHEMAS = {  # by `answer.schema`
     "caption": "schemas.caption:Caption",

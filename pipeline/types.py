@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]
 FinishReason = Literal["stop", "length"]
+CoordinateSystem = Literal["pixels", "thousandths"]  # of the resized picture, or 0..1000 of any
+TimeOrigin = Literal["clip", "source"]  # seconds since the first frame shown, or into the file
 Stage = Literal["read", "fetch", "decode", "prompt", "generate", "answer", "internal"]
 
 

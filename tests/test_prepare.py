@@ -21,7 +21,7 @@ def hopeless(*_, **__):
 def answerer():
     answerer = answer.Answerer.__new__(answer.Answerer)
     answerer.context = type("Work", (), {"schema": None})
-    answerer.coordinates = answerer.times = None
+    answerer.coordinate_system = answerer.time_origin = None
     return answerer
 
 

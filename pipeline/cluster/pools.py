@@ -18,6 +18,7 @@ import ray
 from pipeline.errors import JobError
 from pipeline.job.spec import GpuPoolSection, Job
 from pipeline.manifest.chunks import compute_chunk_rows
+from pipeline.model.engines.base import get_engine_type
 from pipeline.run import log
 
 AUTOSCALING_VARIABLE = "VLBATCH_AUTOSCALING"  # set on the head of a cluster that has an autoscaler
@@ -27,10 +28,6 @@ MIN_CALLS, MAX_CALLS = (
     3,
     8,
 )  # calls of a replica: one being answered, one behind it, one committing; prepared they weigh 2 GiB
-SLOT_KEYS, DEFAULT_SLOTS = (
-    ("slots", "max_num_seqs", "concurrency"),
-    64,
-)  # what engines call them; as many an engine may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +64,7 @@ def compute_pool_sizes(job: Job, node_resources: Sequence[Mapping[str, float]], 
 
 def count_concurrent_calls(job: Job) -> int:
     """Chunks that a replica is called with at once: where they are of few rows, videos, it takes more to fill it."""
-    engine = job.engine
-    slots = next((said for name in SLOT_KEYS if (said := getattr(engine, name, None))), DEFAULT_SLOTS)
+    slots = get_engine_type(job).count_slots(job)
     return min(MAX_CALLS, MIN_CALLS + (slots - 1) // compute_chunk_rows(job))
 
 

@@ -15,9 +15,9 @@ import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from pipeline.errors import JobError
-from pipeline.job.spec import Job
+from pipeline.job.spec import EngineSettings, Job
 from pipeline.job.variables import KeyPath, Problem, fill_variables, find_credentials, resolve_date
-from pipeline.registry import format_suggestion
+from pipeline.registry import ENGINES, format_suggestion, load_registered
 
 TYPE_ERROR_MESSAGES = {"int": "must be a whole number", "float": "must be a number", "bool": "must be true or false"}
 TYPE_ERROR_MESSAGES |= {"string": "must be text", "model": "must be a section with keys of its own"}
@@ -75,10 +75,7 @@ def parse_job(
         if not secrets:  # what is wrong elsewhere is said with the value that was given
             job = Job.model_validate(values)
     except ValidationError as error:
-        problems += [
-            format_position((loc := strip_union_tags(e["loc"], values)), lines) + describe_error(loc, e)
-            for e in error.errors()
-        ]
+        problems += [format_position(e["loc"], lines) + describe_error(e["loc"], e) for e in error.errors()]
     if problems:
         raise JobError("\n".join([f"{source_name} is not a job that can run:", *(f"  {line}" for line in problems)]))
     return job
@@ -152,18 +149,6 @@ def format_key(key_path: KeyPath) -> str:
     return ".".join(str(part) for part in key_path) or "job"
 
 
-def strip_union_tags(loc: KeyPath, values: Any) -> KeyPath:
-    """pydantic's location without the tags of unions, which are no keys of the file."""
-    out: list[str | int] = []
-    for index, part in enumerate(loc):
-        is_key = isinstance(values, dict) and part in values
-        if not is_key and isinstance(values, dict) and part == values.get("kind") and index + 1 < len(loc):
-            continue
-        out.append(part)
-        values = values[part] if is_key or (isinstance(values, list) and isinstance(part, int)) else None
-    return tuple(out)
-
-
 def describe_error(key_path: KeyPath, error: Any) -> str:
     """One validation error as a person would say it."""
     kind, text, given = error["type"], error["msg"], error.get("input")
@@ -172,8 +157,6 @@ def describe_error(key_path: KeyPath, error: Any) -> str:
         return f"{format_key(key_path)}: there is no such key{format_suggestion(str(key_path[-1]), known)}"
     if kind == "missing":
         return f"{format_key(key_path)}: is needed and not given"
-    if kind.startswith("union_tag"):
-        return f"{format_key(key_path)}: kind must be one of {', '.join(list_engine_kinds())}"
     shown = "" if isinstance(given, (dict, list)) or "key" in format_key(key_path) else f" (given: {given!r})"
     said = (
         TYPE_ERROR_MESSAGES.get(kind.partition("_")[0]) if kind.endswith(("_parsing", "_type", "_from_float")) else None
@@ -208,12 +191,9 @@ def has_type(key_path: KeyPath, value_type: type) -> bool:
 
 
 def find_sections(annotation: Any) -> list[type[BaseModel]]:
-    """The section classes inside an annotation."""
+    """The section classes inside an annotation; those of all engines for `engine`."""
+    if annotation is EngineSettings:
+        return [load_registered(ENGINES, kind, "engine.kind").Settings for kind in ENGINES]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [inner for argument in get_args(annotation) if get_origin(annotation) for inner in find_sections(argument)]
-
-
-def list_engine_kinds() -> list[str]:
-    annotation = Job.model_fields["engine"].annotation
-    return [str(section.model_fields["kind"].annotation.__args__[0]) for section in find_sections(annotation)]  # type: ignore[union-attr]

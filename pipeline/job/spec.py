@@ -9,8 +9,11 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
+from pipeline.registry import ENGINES, load_registered
+
+DEFAULT_ENGINE = "torch"
 BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 BYTE_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -102,85 +105,24 @@ class ModelSection(JobSection):
     overrides: dict[str, Any] = define_key("keys of the checkpoint's config.json to change", {})
 
 
-class TorchSettings(JobSection):
-    kind: Literal["torch"] = define_key("our own engine, on torch and transformers", "torch", affects_answers=False)
-    slots: PositiveInt | None = define_key("rows decoded at once; default: by memory", None, affects_answers=False)
-    kv_tokens: PositiveInt | None = define_key(
-        "tokens of key-value cache; default: by memory", None, affects_answers=False
-    )
-    patches: PositiveInt | None = define_key(
-        "vision patches encoded in one call; default: by memory", None, affects_answers=False
-    )
-    prefill_tokens: PositiveInt | None = define_key(
-        "prompt tokens computed in one step; default 4096", None, affects_answers=False
-    )
-    hang_s: float = define_key(
-        "a step that takes longer ends the replica, which is started anew", 600.0, gt=0, affects_answers=False
-    )
+class EngineSettings(JobSection):
+    """The section `engine`. Each engine of the registry has a subclass with its keys."""
+
+    kind: str
+
+    def compute_cost(self, prompt_tokens: float, output_tokens: float) -> float | None:
+        """In the job's currency; None where tokens have no price."""
+        return None
 
 
-class ScriptedSettings(JobSection):
-    kind: Literal["scripted"] = define_key("replies by rule, for tests of everything around the model")
-    replies: dict[str, str] = define_key("text in the prompt -> reply; {id} and {prompt} are filled", {})
-    default: str = define_key("the reply when no rule fits", "{prompt}")
-    delay_ms: float = define_key("service time of a row", 0.0, ge=0, affects_answers=False)
-    slots: PositiveInt = define_key("rows answered at once", 8, affects_answers=False)
-
-
-class VllmSettings(JobSection):
-    """Any other argument of vLLM's engine is passed on; one that vLLM does not know is refused."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    kind: Literal["vllm"] = define_key(
-        "vLLM's engine inside the replica (pip install vlbatch[vllm])", affects_answers=False
-    )
-    max_num_seqs: PositiveInt | None = define_key("rows decoded at once; default: vLLM's", None, affects_answers=False)
-    max_num_batched_tokens: PositiveInt | None = define_key(
-        "tokens computed in one step; default: vLLM's", None, affects_answers=False
-    )
-    gpu_memory_utilization: Fraction | None = define_key(
-        "share of the GPU's memory; default: vLLM's", None, affects_answers=False
-    )
-    enforce_eager: bool = define_key("no CUDA graphs: starts sooner, runs slower", False, affects_answers=False)
-
-
-class PriceSection(JobSection):
-    input: float = define_key("of a million prompt tokens", 0.0, ge=0)
-    output: float = define_key("of a million answered tokens", 0.0, ge=0)
-
-
-class HttpSettings(JobSection):
-    kind: Literal["http"] = define_key("any server that speaks the OpenAI protocol", affects_answers=False)
-    url: str = define_key("its address, up to /v1", affects_answers=False, pattern="^https?://")
-    model: str | None = define_key("the model's name there; default: the only one it serves", None)
-    api_key: SecretStr | None = define_key("from the environment: ${KEY}", None, affects_answers=False)
-    concurrency: PositiveInt = define_key("requests under way at once", 64, affects_answers=False)
-    timeout_s: float = define_key("for one request, to its last byte", 600.0, gt=0, affects_answers=False)
-    patience_s: float = define_key(
-        "of waits in which a busy or absent server is asked again", 900.0, gt=0, affects_answers=False
-    )
-    send: Literal["pixels", "uri"] = define_key(
-        "what the server gets: our pixels; or the URIs of pictures on the web, which it fetches and resizes itself, "
-        "but no signed ones",
-        "pixels",
-    )
-    jpeg: int | None = define_key(
-        "send pixels as JPEG of this quality; default: as PNG, which loses nothing", None, ge=1, le=100
-    )
-    video: Literal["frames", "native"] = define_key(
-        "frames as pictures with their times, or one video as vLLM reads it", "frames"
-    )
-    coordinates: Literal["pixels", "thousandths"] | None = define_key(
-        "how the model there writes boxes: pixels of what it was sent, or 0..1000; default: as model.weights", None
-    )
-    guide: Literal["auto", "json_schema", "guided_json", "json_object", "none"] = define_key(
-        "how the schema is sent; auto: the first of these that the server takes", "auto", affects_answers=False
-    )
-    price: PriceSection | None = define_key("what tokens cost, in your currency", None, affects_answers=False)
-    body: dict[str, Any] = define_key("more keys of each request's body; null takes one of ours away", {})
-
-
-EngineSettings = Annotated[TorchSettings | ScriptedSettings | VllmSettings | HttpSettings, Field(discriminator="kind")]
+def parse_engine_section(section: Any) -> Any:
+    """Validate the keys with the settings class of the engine that `kind` names."""
+    if not isinstance(section, dict):
+        return section
+    kind = section.get("kind", DEFAULT_ENGINE)
+    if not isinstance(kind, str) or kind not in ENGINES:
+        raise ValueError(f"kind must be one of {', '.join(ENGINES)}")
+    return load_registered(ENGINES, kind, "engine.kind").Settings.model_validate({**section, "kind": kind})
 
 
 class VideoSection(JobSection):
@@ -288,17 +230,14 @@ class Job(JobSection):
     input: InputSection = define_key("what to look at", affects_answers=False)
     prompt: PromptSection = define_key("what to ask", PromptSection())
     model: ModelSection = define_key("which model")
-    engine: EngineSettings = define_key("what runs it", TorchSettings(), affects_answers=True)
+    engine: Annotated[SerializeAsAny[EngineSettings], BeforeValidator(parse_engine_section)] = define_key(
+        "what runs it", {}, validate_default=True
+    )
     media: MediaSection = define_key("how pictures and videos are shown to the model", MediaSection())
     answer: AnswerSection = define_key("what comes back", AnswerSection())
     workers: WorkersSection = define_key("how many, and on what", WorkersSection(), affects_answers=False)
     limits: LimitsSection = define_key("per row; a breach is an error row", LimitsSection(), affects_answers=False)
     output: OutputSection = define_key("where to", affects_answers=False)
-
-    @field_validator("engine", mode="before")
-    @classmethod
-    def default_engine_to_torch(cls, engine: Any) -> Any:
-        return {"kind": "torch", **engine} if isinstance(engine, dict) else engine
 
     @model_validator(mode="after")
     def check_gpus_match_tensor_parallel(self) -> Job:
@@ -316,8 +255,3 @@ class Job(JobSection):
         if output.path.endswith((".parquet", ".jsonl")):
             raise ValueError(f"path is a folder, not a file: {output.path}")
         return output
-
-    def compute_cost(self, prompt_tokens: float, output_tokens: float) -> float | None:
-        """Of so many tokens, in the job's currency; None where they have no price."""
-        price = self.engine.price if isinstance(self.engine, HttpSettings) else None
-        return None if price is None else (price.input * prompt_tokens + price.output * output_tokens) / 1e6

@@ -199,7 +199,7 @@ def print_summary(context: RunContext, progress: Progress, missing_rows: int, ha
     progress.stop_display()
     if last:
         progress.say(last)
-    if cost := context.job.compute_cost(tally.prompt_tokens, tally.output_tokens):
+    if cost := context.job.engine.compute_cost(tally.prompt_tokens, tally.output_tokens):
         progress.say(f"cost: {cost:,.4g} for the answers that came; what was asked again comes on top")
     if tally.cut_off:
         most = f"answer.max_new_tokens ({context.job.answer.max_new_tokens:,})"
@@ -244,7 +244,7 @@ def write_run_report(
         "prompt_tokens": tally.prompt_tokens,
         "output_tokens": tally.output_tokens,
         "cut_off": tally.cut_off,
-        "cost": context.job.compute_cost(tally.prompt_tokens, tally.output_tokens),
+        "cost": context.job.engine.compute_cost(tally.prompt_tokens, tally.output_tokens),
         "seconds": round(progress.elapsed_s, 3),
         "workers_seconds": {name: round(each, 3) for name, each in tally.worker_seconds.items()},
         "versions": {name: version(name) for name in ("ray", "torch", "transformers", "pyarrow")}

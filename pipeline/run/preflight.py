@@ -19,11 +19,11 @@ from pipeline.manifest.column_selection import select_file_columns
 from pipeline.manifest.files import ManifestFile, read_manifest_schema
 from pipeline.manifest.rows import build_kept_schema
 from pipeline.model import checkpoint_location, family_loader
+from pipeline.model.engines.base import get_engine_type
 from pipeline.model.guidance.grammar import count_min_tokens
 from pipeline.output.answer.geometry import find_field_meanings
 from pipeline.output.arrow_tables import RESERVED_COLUMNS
 from pipeline.output.store import OutputStore, open_filesystem
-from pipeline.registry import ENGINES, load_registered
 from pipeline.schema import schema_loader
 
 
@@ -79,8 +79,6 @@ def find_job_problems(context: RunContext, manifest_files: Sequence[ManifestFile
     """What would go wrong with every row, found without starting anything."""
     for file in manifest_files:
         select_file_columns(context.job, file, read_manifest_schema(file), context.schema_prompt)
-    if context.job.model.tensor_parallel > 1 and context.job.engine.kind == "torch":
-        check_tensor_parallel(context.job)
     open_family(context)  # says what is wrong with the checkpoint's small files
     out = schema_loader.find_problems(context.schema) if context.schema else []
     out += [
@@ -89,9 +87,7 @@ def find_job_problems(context: RunContext, manifest_files: Sequence[ManifestFile
         for name in context.job.input.keep
         if name in RESERVED_COLUMNS
     ]
-    if context.job.engine.kind != "torch":  # which has nothing to add, and takes seconds to import
-        engine = load_registered(ENGINES, context.job.engine.kind, "engine.kind")
-        out += getattr(engine, "problems", lambda job: [])(context.job)
+    out += get_engine_type(context.job).find_problems(context.job)
     if context.schema and context.job.answer.guided:
         tokenizer = family_loader.load_tokenizer(
             checkpoint_location.locate_small_files(context.job.model.weights, context.job.model.revision)
@@ -102,24 +98,11 @@ def find_job_problems(context: RunContext, manifest_files: Sequence[ManifestFile
     return out
 
 
-def check_tensor_parallel(job: Job) -> None:
-    """A JobError where the model cannot be divided so."""
-    from pipeline.model.engines.torch.model_loader import parse_config  # torch takes seconds to import
-
-    said = family_loader.load_config(
-        checkpoint_location.locate_small_files(job.model.weights, job.model.revision), job.model
-    )
-    parse_config(said, tp_size=job.model.tensor_parallel, quantize=job.model.quantize)
-
-
 def format_warnings(context: RunContext) -> str | None:
     """What the models' authors warn of in a job that can run all the same."""
     means = find_field_meanings(context.schema.json_schema).values() if context.schema else ()
     said = [family_loader.describe_yarn_risk(context.job.model, means)]
-    if context.job.model.weights.startswith("builtin:") and context.job.engine.kind == "torch":
-        said.append(f"{context.job.model.weights} knows drawn scenes only; for pictures of your own name a real model")
-    elif context.job.engine.kind == "torch" and not context.job.workers.generate.gpus:
-        said.append("workers.generate.gpus is 0, so the model runs on CPU")
+    said += get_engine_type(context.job).find_warnings(context.job)
     return "\ncareful: ".join(filter(None, said)) or None
 
 

@@ -10,7 +10,7 @@ import time
 from pipeline import prepare, registry
 from pipeline.cluster import workers
 from pipeline.errors import PipelineError
-from pipeline.model.engines.scripted import ScriptedEngine
+from pipeline.model.engines.scripted import ScriptedEngine, ScriptedEngineType
 from pipeline.types import Request
 from pipeline.watchdog import Watchdog
 
@@ -30,11 +30,6 @@ def harm(name: str) -> None:
 class Hostile(ScriptedEngine):
     """The scripted engine with the watchdog of the real one; rows named engine-... do harm; so may a start."""
 
-    @classmethod
-    def open(cls, job):
-        harm(job.engine.default)
-        return super().open(job)
-
     def step(self):
         if not hasattr(self, "watchdog"):
             self.watchdog = Watchdog(HANG_S)
@@ -47,8 +42,14 @@ class Hostile(ScriptedEngine):
         return super().build_reply(request)
 
 
+class HostileEngineType(ScriptedEngineType):
+    def open(self, job):
+        harm(job.engine.default)
+        return Hostile(job.engine)
+
+
 def install() -> None:
-    registry.ENGINES["scripted"] = "tests.cluster.hostile:Hostile"
+    registry.ENGINES["scripted"] = "tests.cluster.hostile:HostileEngineType"
     ask = prepare.Preparer.build_request
 
     def hostile(self, item):

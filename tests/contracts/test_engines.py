@@ -1,24 +1,28 @@
-"""What every engine in the registry promises to whoever drives it: one suite, whatever gives the tokens."""
+"""The contract of every engine in the registry, and a toy engine that is added through the registry alone."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
 
+from pipeline.__main__ import main
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
-from pipeline.job.spec import Job
+from pipeline.job.spec import EngineSettings, Job, define_key
 from pipeline.model import family_loader
 from pipeline.model.engine_thread import EngineThread, generate_replies
-from pipeline.model.engines.base import Engine
-from pipeline.registry import ENGINES, load_registered
+from pipeline.model.engines.base import Engine, EngineType, get_engine_type
+from pipeline.registry import ENGINES
 from pipeline.types import Clip, Failure, Reply, Request, Sampling, Turn
 from tests.model.engines.chat_server import Act, Heard, Talker, said, wrong
 
@@ -37,14 +41,24 @@ SETTINGS: dict[str, dict[str, Any]] = {
 LONGEST = 512
 SCHEMA = '{"type":"object","properties":{"a":{"type":"string"},"b":{"type":"array","items":{"type":"integer"}}},'
 SCHEMA += '"required":["a","b"],"additionalProperties":false}'
-GUIDED = ("torch", "vllm")
+ASK_ABOUT_JOB = """
+import json, sys
+from pipeline.job.spec import Job
+from pipeline.model.engines.base import get_engine_type
+
+job = Job.model_validate(json.loads(sys.argv[1]))
+engine_type = get_engine_type(job)
+engine_type.find_problems(job), engine_type.find_warnings(job)
+assert engine_type.count_slots(job) > 0
+assert not {"torch", "vllm", "transformers", "aiohttp", "ray"} & set(sys.modules), "every command pays for it"
+"""
 
 
-def script(heard: Heard) -> Act:
-    """A server of a small model: what is too long for it is refused."""
-    return (
-        wrong(400, "the maximum context length is 512 tokens") if len(heard.text) > 400 else said(f"ah, {heard.text}")
-    )
+def answer_as_small_model(heard: Heard) -> Act:
+    """What a server says whose model has a short context."""
+    if len(heard.text) > 400:
+        return wrong(400, "the maximum context length is 512 tokens")
+    return said(f"ah, {heard.text}")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +75,7 @@ def family(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Talker]:
-    with Talker(script) as talker:
+    with Talker(answer_as_small_model) as talker:
         yield talker
 
 
@@ -75,22 +89,31 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def opened(kind: str, folder: Path, server: Talker) -> Iterator[Engine]:
-    engine = start(kind, folder, server)
-    yield engine
-    engine.close()
+def job(kind: str, folder: Path, server: Talker) -> Job:
+    return build_job(kind, folder, server.url)
 
 
-def start(kind: str, folder: Path, server: Talker) -> Engine:
-    said = {
+@pytest.fixture(scope="module")
+def engine_type(job: Job) -> EngineType:
+    return get_engine_type(job)
+
+
+@pytest.fixture(scope="module")
+def engine(job: Job, engine_type: EngineType) -> Iterator[Engine]:
+    opened = engine_type.open(job)
+    yield opened
+    opened.close()
+
+
+def build_job(kind: str, folder: Path, url: str) -> Job:
+    sections = {
         "name": "contract",
         "input": {"manifest": "rows.parquet"},
         "model": {"weights": str(folder), "context": {"max_length": LONGEST}},
-        "engine": {"kind": kind, **SETTINGS[kind], **({"url": server.url} if kind == "http" else {})},
+        "engine": {"kind": kind, **SETTINGS[kind], **({"url": url} if kind == "http" else {})},
         "output": {"path": "out"},
     }
-    engine: Engine = load_registered(ENGINES, kind, "engine").open(Job.model_validate(said))
-    return engine
+    return Job.model_validate(sections)
 
 
 def ask(family: Any, name: str, *parts: str | Clip, schema: str | None = None, **how: Any) -> Request:
@@ -105,85 +128,183 @@ def requests(family: Any) -> list[Request]:
     return [ask(family, str(number), f"question {number}", max_new_tokens=2 + number) for number in range(7)]
 
 
-def test_an_idle_engine_has_room_and_nothing_to_do(opened):
-    assert opened.has_room()
-    assert opened.step() == []
+def test_the_registry_and_the_settings_agree_on_the_kind(kind, engine_type):
+    assert issubclass(engine_type.Settings, EngineSettings)
+    assert get_args(engine_type.Settings.model_fields["kind"].annotation) == (kind,)
 
 
-def test_every_request_comes_back_exactly_once(opened, requests):
-    answers = list(generate_replies(opened, requests))
+def test_a_job_keeps_its_settings_when_it_is_written_and_read_again(job, engine_type):
+    assert type(job.engine) is engine_type.Settings
+    assert Job.model_validate(job.model_dump(by_alias=True)) == job
+    assert Job.model_validate_json(job.model_dump_json(by_alias=True)) == job
+
+
+def test_questions_about_a_job_are_answered_without_importing_the_engine(job):
+    done = subprocess.run(
+        [sys.executable, "-c", ASK_ABOUT_JOB, job.model_dump_json(by_alias=True)], capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_it_knows_its_slots_before_it_starts(job, engine_type, engine):
+    assert engine_type.count_slots(job) == engine.metrics()["slots"] == 2
+
+
+def test_it_says_how_answers_are_to_be_read(job, engine_type, family):
+    assert engine_type.get_coordinate_system(job, family) in ("pixels", "thousandths")
+    assert engine_type.get_time_origin(job, family) in ("clip", "source")
+
+
+def test_an_idle_engine_has_room_and_nothing_to_do(engine):
+    assert engine.has_room()
+    assert engine.step() == []
+
+
+def test_every_request_comes_back_exactly_once(engine, requests):
+    answers = list(generate_replies(engine, requests))
     assert sorted(answer.id for answer in answers) == [request.id for request in requests]
     assert all(isinstance(answer, Reply) for answer in answers)
-    assert opened.step() == []
+    assert engine.step() == []
 
 
-def test_asked_again_it_says_the_same(opened, requests):
-    first, second = ({answer.id: answer.text for answer in generate_replies(opened, requests)} for _ in range(2))
+def test_the_same_requests_get_the_same_answers(engine, requests):
+    first, second = ({answer.id: answer.text for answer in generate_replies(engine, requests)} for _ in range(2))
     assert first == second
 
 
-def test_pictures_are_looked_at(opened, family):
+def test_a_request_with_a_picture_is_answered(engine, family):
     pixels = np.random.default_rng(0).integers(0, 256, (1, 3, 56, 84), dtype=np.uint8)
-    (answer,) = generate_replies(opened, [ask(family, "p", Clip("image", pixels, (84, 56)), "what is it?")])
+    (answer,) = generate_replies(engine, [ask(family, "p", Clip("image", pixels, (84, 56)), "what is it?")])
     assert isinstance(answer, Reply)
 
 
-def test_a_reply_says_how_it_ended_and_what_it_took(opened, family):
-    (reply,) = generate_replies(opened, [ask(family, "r", "words", max_new_tokens=5)])
+def test_a_reply_says_how_it_ended_and_what_it_took(engine, family):
+    (reply,) = generate_replies(engine, [ask(family, "r", "words", max_new_tokens=5)])
     assert reply.finish in ("stop", "length")
     assert 0 < reply.output_tokens <= 5
 
 
-def test_a_row_that_never_fits_is_an_error_and_its_neighbours_are_answered(opened, kind, family):
+def test_a_row_that_never_fits_is_an_error_and_its_neighbours_are_answered(engine, kind, family):
     if kind == "scripted":
         pytest.skip("nothing is too long for it")
     rows = [ask(family, "a", "short"), ask(family, "long", "word " * 200), ask(family, "b", "short")]
-    answers = {answer.id: answer for answer in generate_replies(opened, rows)}
+    answers = {answer.id: answer for answer in generate_replies(engine, rows)}
     assert isinstance(answers["a"], Reply)
     assert isinstance(answers["b"], Reply)
     assert isinstance(answers["long"], Failure)
     assert (answers["long"].stage, answers["long"].kind) == ("generate", "too_long")
 
 
-def test_a_guided_answer_fits_its_schema_however_small_the_budget(opened, kind, family):
-    if kind not in GUIDED:
-        pytest.skip("what it says is up to others; it is checked all the same")
+def test_an_engine_with_guidance_fits_the_schema_however_small_the_budget(engine, engine_type, family):
+    if "guidance" not in engine_type.abilities:
+        pytest.skip("it does not promise guidance")
     rows = [ask(family, str(budget), "say", schema=SCHEMA, max_new_tokens=budget) for budget in (12, 15, 20, 30)]
-    for answer in generate_replies(opened, rows):
+    for answer in generate_replies(engine, rows):
         assert json.loads(answer.text).keys() == {"a", "b"}
 
 
-def test_it_refuses_nobody_for_ever(opened, requests):
-    """Where there is no has_room, steps make some."""
+def test_an_engine_with_confidence_gives_the_log_probability_of_its_tokens(engine, engine_type, requests):
+    if "confidence" not in engine_type.abilities:
+        pytest.skip("it does not promise confidence")
+    assert all(answer.logprob <= 0 for answer in generate_replies(engine, requests))
+
+
+def test_a_full_engine_has_room_again_after_some_steps(engine, requests):
     left = len(requests)
     for request in requests:
         for _ in range(1000):
-            if opened.has_room():
+            if engine.has_room():
                 break
-            left -= len(opened.step())
-        assert opened.has_room()
-        opened.submit(request)
+            left -= len(engine.step())
+        assert engine.has_room()
+        engine.submit(request)
     while left:
-        left -= len(opened.step())
+        left -= len(engine.step())
 
 
-def test_metrics_are_numbers_by_name(opened, requests):
-    before = opened.metrics()["rows"]
-    list(generate_replies(opened, requests))
-    metrics = opened.metrics()
+def test_metrics_are_numbers_by_name(engine, requests):
+    before = engine.metrics()["rows"]
+    list(generate_replies(engine, requests))
+    metrics = engine.metrics()
     assert metrics["rows"] == before + len(requests)
     assert all(isinstance(value, int | float) for value in metrics.values())
 
 
-def test_several_callers_get_their_own_answers_in_order_and_who_waits_at_the_end_is_told(
-    kind, folder, server, family, requests
-):
-    with closing(EngineThread(start(kind, folder, server))) as desk:
-        first, second = desk.answer_requests(requests[:4]), desk.answer_requests(requests[2:])
+def test_several_callers_get_their_own_answers_in_order_and_a_close_ends_their_wait(job, engine_type, family, requests):
+    with closing(EngineThread(engine_type.open(job))) as thread:
+        first, second = thread.answer_requests(requests[:4]), thread.answer_requests(requests[2:])
         assert [answer.id for answer in first] == ["0", "1", "2", "3"]
         assert [answer.id for answer in second] == ["2", "3", "4", "5", "6"]
         long = ask(family, "", "a long one", max_new_tokens=400)
-        waiting = [desk.submit_request(replace(long, id=f"late {number}")) for number in range(200)]
+        waiting = [thread.submit_request(replace(long, id=f"late {number}")) for number in range(200)]
     assert isinstance(waiting[-1].exception(timeout=20), RuntimeError)
     assert all(future.done() for future in waiting)
-    assert isinstance(desk.submit_request(requests[0]).exception(timeout=20), RuntimeError)
+    assert isinstance(thread.submit_request(requests[0]).exception(timeout=20), RuntimeError)
+
+
+class ToySettings(EngineSettings):
+    kind: Literal["toy"] = define_key("answers every request with one word", affects_answers=False)
+    word: str = define_key("the answer", "yes")
+
+
+class ToyEngine:
+    def __init__(self, word: str):
+        self.word = word
+        self.waiting: deque[Request] = deque()
+
+    def has_room(self) -> bool:
+        return len(self.waiting) < 2
+
+    def submit(self, request: Request) -> None:
+        self.waiting.append(request)
+
+    def step(self) -> list[Reply | Failure]:
+        return [Reply(self.waiting.popleft().id, self.word, output_tokens=1)] if self.waiting else []
+
+    def metrics(self) -> Mapping[str, float]:
+        return {"slots": 2}
+
+    def close(self) -> None:
+        pass
+
+
+class ToyEngineType(EngineType):
+    Settings = ToySettings
+    runs_model_here = False
+
+    def open(self, job: Job) -> Engine:
+        return ToyEngine(job.engine.word)
+
+    def find_problems(self, job: Job) -> list[str]:
+        return ["engine.word: nobody says that"] if job.engine.word == "no" else []
+
+    def find_warnings(self, job: Job) -> list[str]:
+        return ["engine.kind: this is a toy"]
+
+
+@pytest.fixture
+def toy_job(monkeypatch, workspace) -> str:
+    """A job file for an engine that only the registry knows."""
+    monkeypatch.setitem(ENGINES, "toy", "tests.contracts.test_engines:ToyEngineType")
+    workspace.write_manifest(workspace.draw_images(3))
+    return str(workspace.write_job_file(engine={"kind": "toy"}))
+
+
+def test_an_engine_is_added_by_one_line_in_the_registry(toy_job, workspace, capsys):
+    assert main(["check", toy_job]) == 0
+    assert "engine.kind: this is a toy" in capsys.readouterr().out
+    assert main(["plan", toy_job]) == 0
+    assert "does not fit" not in capsys.readouterr().out
+    assert main(["run", toy_job, "--local"]) == 0
+    assert [row["text"] for row in workspace.read_answers()] == ["yes"] * 3
+
+
+def test_the_keys_and_problems_of_an_added_engine_are_checked_and_explained(toy_job, capsys):
+    assert main(["check", toy_job, "--set", "engine.wort=x"]) == 2
+    assert "engine.wort: there is no such key. Did you mean 'word'?" in capsys.readouterr().err
+    assert main(["check", toy_job, "--set", "engine.word=no"]) == 2
+    assert "engine.word: nobody says that" in capsys.readouterr().err
+    assert main(["check", toy_job, "--set", "engine.kind=toys"]) == 2
+    assert "kind must be one of torch, scripted, vllm, http, toy" in capsys.readouterr().err
+    assert main(["check", "--explain"]) == 0
+    assert 'word: the answer  [default "yes"]' in capsys.readouterr().out

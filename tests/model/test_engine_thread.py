@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.job.spec import ScriptedSettings
 from pipeline.model.engine_thread import EngineThread, generate_replies
-from pipeline.model.engines.scripted import ScriptedEngine
+from pipeline.model.engines.scripted import ScriptedEngine, ScriptedSettings
 from pipeline.types import Reply, Request, Turn
 
 

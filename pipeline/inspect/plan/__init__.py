@@ -26,6 +26,7 @@ from pipeline.job.spec import Job
 from pipeline.manifest.files import list_manifest_files
 from pipeline.media.sample import merge_image_options, merge_video_options
 from pipeline.model import checkpoint_location, family_loader
+from pipeline.model.engines.base import get_engine_type
 from pipeline.model.engines.torch.model_size import ModelSize, measure_model
 from pipeline.model.families.base import Family
 from pipeline.output.store import OutputStore
@@ -111,7 +112,7 @@ def plan_job(
         if model
         else (),
         advice=tuple(suggest_settings(seen, job, open_family(work))),
-        cost=job.compute_cost(load.prompt, load.output),
+        cost=job.engine.compute_cost(load.prompt, load.output),
     )
 
 
@@ -124,7 +125,7 @@ def estimate_load(survey: Survey, rows: int, answer_tokens: float) -> TokenLoad:
 
 def find_model_size(job: Job) -> ModelSize | None:
     """None where the model is not run here."""
-    if job.engine.kind == "http":
+    if not get_engine_type(job).runs_model_here:
         return None
     folder = checkpoint_location.locate_small_files(job.model.weights, job.model.revision)
     return measure_model(

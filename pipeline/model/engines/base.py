@@ -1,32 +1,85 @@
-"""The seam between the pipeline and whatever turns a Request into tokens.
+"""The seam between the pipeline and an engine, which turns Requests into Replies.
 
-An engine is driven from one thread: `submit` while it has `room`, `step` until what was submitted
-came back. It may finish requests in any order; `pipeline.model.engine_thread` puts them back in theirs.
+An engine has two parts. The driver asks its `EngineType` about a job; the module of that class imports neither torch
+nor vLLM, so that every command starts at once. `EngineType.open` imports the rest and returns a running `Engine`.
+To add an engine, write both and name the EngineType in `pipeline.registry.ENGINES`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
+from typing import ClassVar, Literal, Protocol
 
-from pipeline.types import Failure, Reply, Request
+from pipeline.job.spec import EngineSettings, Job
+from pipeline.model.families.base import Family
+from pipeline.registry import ENGINES, load_registered
+from pipeline.types import CoordinateSystem, Failure, Reply, Request, TimeOrigin
+
+Ability = Literal[
+    "guidance",  # an answer fits its schema, however small the budget
+    "confidence",  # a reply carries the log-probability of its tokens
+]
+DEFAULT_SLOTS = 64  # where an engine chooses the number itself when it starts
 
 
 class Engine(Protocol):
+    """A running engine. `pipeline.model.engine_thread` drives it from one thread.
+
+    It may finish requests in any order.
+    """
+
     def has_room(self) -> bool:
-        """Whether another request would be of use now. Always true for an idle engine."""
+        """Whether to submit another request now. Always true for an idle engine."""
         ...
 
     def submit(self, request: Request) -> None:
-        """Take a request. One that can never be answered comes back as a Failure from `step`."""
+        """Accept a request. An impossible request comes back from `step` as a Failure."""
         ...
 
     def step(self) -> list[Reply | Failure]:
-        """Do some work and return what finished by it, maybe nothing. Idle: returns at once."""
+        """Do some work and return what it finished, maybe nothing. Returns at once when idle."""
         ...
 
     def metrics(self) -> Mapping[str, float]:
-        """Totals since the start: what was computed, what was needed, how full it was."""
+        """Totals since the start (`rows`, ...) and the state now (`slots`, `busy`, `waiting`, ...)."""
         ...
 
     def close(self) -> None: ...
+
+
+class EngineType(ABC):
+    """What the driver asks about an engine before a worker opens it."""
+
+    Settings: ClassVar[type[EngineSettings]]  # the section `engine` of a job
+    abilities: ClassVar[frozenset[Ability]] = frozenset()
+    runs_model_here: ClassVar[bool] = True  # on the workers of the job, so that its weights need memory there
+
+    @abstractmethod
+    def open(self, job: Job) -> Engine:
+        """Start the engine in this process. JobError where the job or the machine does not allow it."""
+
+    def find_problems(self, job: Job) -> list[str]:
+        """What this engine cannot do of a job, each named by its key."""
+        return []
+
+    def find_warnings(self, job: Job) -> list[str]:
+        """What a user should know about a job that can run."""
+        return []
+
+    def count_slots(self, job: Job) -> int:
+        """Requests that one replica works on at once."""
+        return DEFAULT_SLOTS
+
+    def get_coordinate_system(self, job: Job, family: Family) -> CoordinateSystem:
+        """How the model writes boxes and points."""
+        return family.coordinates
+
+    def get_time_origin(self, job: Job, family: Family) -> TimeOrigin:
+        """What the model counts seconds of a video from."""
+        return family.time_origin
+
+
+def get_engine_type(job: Job) -> EngineType:
+    engine_type: type[EngineType] = load_registered(ENGINES, job.engine.kind, "engine.kind")
+    return engine_type()

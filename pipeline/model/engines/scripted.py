@@ -11,11 +11,21 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping
+from typing import Literal
 
-from pipeline.job.spec import Job, ScriptedSettings
+from pipeline.job.spec import EngineSettings, Job, PositiveInt, define_key
+from pipeline.model.engines.base import Engine, EngineType
 from pipeline.types import Failure, Reply, Request
 
 STEP_S = 0.01  # as long as a step of decoding may take
+
+
+class ScriptedSettings(EngineSettings):
+    kind: Literal["scripted"] = define_key("replies by rule, for tests of everything around the model")
+    replies: dict[str, str] = define_key("text in the prompt -> reply; {id} and {prompt} are filled", {})
+    default: str = define_key("the reply when no rule fits", "{prompt}")
+    delay_ms: float = define_key("service time of a row", 0.0, ge=0, affects_answers=False)
+    slots: PositiveInt = define_key("rows answered at once", 8, affects_answers=False)
 
 
 class ScriptedEngine:
@@ -24,11 +34,6 @@ class ScriptedEngine:
         self.waiting: deque[Request] = deque()
         self.busy: deque[tuple[float, Request]] = deque()  # with the time each is due, earliest first
         self.answered_count = 0
-
-    @classmethod
-    def open(cls, job: Job) -> ScriptedEngine:
-        assert isinstance(job.engine, ScriptedSettings)
-        return cls(job.engine)
 
     def has_room(self) -> bool:
         return len(self.waiting) < self.settings.slots
@@ -66,3 +71,15 @@ class ScriptedEngine:
     def close(self) -> None:
         self.waiting.clear()
         self.busy.clear()
+
+
+class ScriptedEngineType(EngineType):
+    Settings = ScriptedSettings
+
+    def open(self, job: Job) -> Engine:
+        assert isinstance(job.engine, ScriptedSettings)
+        return ScriptedEngine(job.engine)
+
+    def count_slots(self, job: Job) -> int:
+        assert isinstance(job.engine, ScriptedSettings)
+        return job.engine.slots

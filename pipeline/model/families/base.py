@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from pipeline.types import MediaOptions, Size, Turn
+from pipeline.types import CoordinateSystem, MediaOptions, Size, TimeOrigin, Turn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,8 +44,8 @@ class Family(Protocol):
     temporal_patch_size: int  # frames that become one
     mean: tuple[float, float, float]  # of pixels in 0..1
     std: tuple[float, float, float]
-    coordinates: Literal["pixels", "thousandths"]  # of the resized picture, or 0..1000 of any
-    time_origin: Literal["clip", "source"]  # seconds since the first frame shown, or into the file
+    coordinates: CoordinateSystem
+    time_origin: TimeOrigin
     tokenizer: Tokenizer
     thinking: bool  # an answer begins inside <think>
     context_length: int  # the longest row in tokens, answer included

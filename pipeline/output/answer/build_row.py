@@ -12,10 +12,10 @@ from typing import Any
 
 from pipeline.errors import AnswerError
 from pipeline.json_values import parse_answer
-from pipeline.output.answer.geometry import CoordinateSystem, TimeOrigin, map_to_source
+from pipeline.output.answer.geometry import map_to_source
 from pipeline.schema import validate
 from pipeline.schema.schema import Schema
-from pipeline.types import Clip, Item, MediaInfo, Reply, Request, Row
+from pipeline.types import Clip, CoordinateSystem, Item, MediaInfo, Reply, Request, Row, TimeOrigin
 
 
 def build_row(

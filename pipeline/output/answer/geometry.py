@@ -11,13 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.schema.json_schema import SchemaCursor, SchemaNode, enter_schema, walk_schema
-from pipeline.types import Clip
+from pipeline.types import Clip, CoordinateSystem, TimeOrigin
 
-CoordinateSystem = Literal["pixels", "thousandths"]  # of the resized picture, or 0..1000 of any
-TimeOrigin = Literal["clip", "source"]  # seconds since the first frame shown, or into the file
 MEANING_BY_FIELD_NAME = {"bbox_2d": "box", "point_2d": "point"}
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from pipeline.errors import JobError, PipelineError, StoppedError
 from pipeline.job.spec import Job
 from pipeline.model.engine_thread import EngineThread, generate_replies
-from pipeline.model.engines.http import HttpEngine, client, request_body
+from pipeline.model.engines.http import HttpEngineType, client, request_body
 from pipeline.model.engines.http.responses import parse_response
 from pipeline.retry_policy import RetryPolicy
 from pipeline.types import Clip, Failure, Reply, Request, Sampling, Turn
@@ -56,7 +56,7 @@ def ask(name: str, *parts: str | Clip, schema: str | None = None, **sampling: ob
 
 
 def answers(talker: Talker, *requests: Request, **engine: object) -> dict[str, Reply | Failure]:
-    opened = HttpEngine.open(job(talker.url, **engine))
+    opened = HttpEngineType().open(job(talker.url, **engine))
     try:
         found = list(generate_replies(opened, requests))
     finally:
@@ -111,7 +111,7 @@ def test_jpeg_is_sent_where_the_job_says_so():
 
 def test_uris_are_sent_where_the_server_can_read_them():
     web, page, local = "https://a.com/x.png", "https://a.com/x.pdf#page=2", "/data/x.png"
-    signed = picture(uri=web, whole_uri=False)  # its signature is no longer there
+    signed = picture(uri=web, has_complete_uri=False)  # its signature is no longer there
     with Talker() as talker:
         answers(talker, ask("1", *(picture(uri=uri) for uri in (web, page, local)), signed, "what?"), send="uri")
     assert [url[:19] for url in talker.heard[0].pictures] == [web, *["data:image/png;base"] * 3]
@@ -185,7 +185,7 @@ def test_finish_thought_and_logprob():
         "4": said(" <think>who knew {it}</think>\nblue"),  # of a model that the job does not know to think
     }
     with Talker(lambda heard: script[heard.text]) as talker:
-        found = answers(talker, ask("1", "1"), ask("2", "2", thinking_tokens=50), ask("3", "3"), ask("4", "4"))
+        found = answers(talker, ask("1", "1"), ask("2", "2", max_thinking_tokens=50), ask("3", "3"), ask("4", "4"))
     assert found["1"] == Reply("1", "half", "length", 3, "hm", -2.0, 7)
     assert found["2"] == Reply("2", "red", "stop", 3, "hm", None, 7)
     assert found["3"].text == "red"
@@ -264,7 +264,7 @@ def test_an_answer_that_the_budget_cut_is_ended():
 
 def test_a_budget_that_was_spent_on_thinking_is_not_made_an_answer():
     with Talker(lambda heard: said(None, "length", reasoning_content="hm, let me see")) as talker:
-        found = answers(talker, ask("1", schema=SCHEMA, thinking_tokens=50))
+        found = answers(talker, ask("1", schema=SCHEMA, max_thinking_tokens=50))
     assert found["1"] == Reply("1", "", "length", 3, "hm, let me see", None, 7)
 
 
@@ -441,7 +441,7 @@ def test_a_server_that_is_not_there_is_waited_for_and_then_named():
     with Talker() as talker:
         pass
     with pytest.raises(StoppedError, match=r"engine\.url: .*cannot be reached.*the same command goes on"):
-        HttpEngine.open(job(talker.url, patience_s=0.05))
+        HttpEngineType().open(job(talker.url, patience_s=0.05))
 
 
 def test_a_server_that_wants_to_be_left_alone_for_longer_than_we_wait_stops_the_run():
@@ -453,7 +453,7 @@ def test_a_server_that_wants_to_be_left_alone_for_longer_than_we_wait_stops_the_
         return echo(heard) if len(heard_of) < 3 else wrong(429, "tokens per day", **{"Retry-After": "3600"})
 
     with Talker(script) as talker:
-        desk = EngineThread(HttpEngine.open(job(talker.url, concurrency=1)))
+        desk = EngineThread(HttpEngineType().open(job(talker.url, concurrency=1)))
         assert [isinstance(each, Reply) for each in desk.answer_requests([ask("1"), ask("2")])] == [True, True]
         with pytest.raises(StoppedError, match=r"tokens per day.*left alone for 3,600 s.*the same command goes on"):
             desk.answer_requests([ask("3"), ask("4")])
@@ -462,7 +462,7 @@ def test_a_server_that_wants_to_be_left_alone_for_longer_than_we_wait_stops_the_
 
 def test_a_row_that_is_told_to_wait_again_and_again_has_its_turn_as_long_as_others_are_answered():
     with Talker(moody(wrong(429, "slow down"), 30)) as talker:
-        engine = HttpEngine.open(job(talker.url, patience_s=0.05))
+        engine = HttpEngineType().open(job(talker.url, patience_s=0.05))
         engine.client.last_response_at = math.inf  # others, all the time
         assert [answer.text for answer in generate_replies(engine, [ask("1")])] == ["you said question 1"]
         engine.close()
@@ -475,7 +475,7 @@ def test_a_server_that_goes_away_stops_the_run_instead_of_failing_its_rows():
         return wrong(503, "shutting down") if gone.is_set() else echo(heard)
 
     with Talker(script) as talker:
-        desk = EngineThread(HttpEngine.open(job(talker.url, patience_s=0.1)))
+        desk = EngineThread(HttpEngineType().open(job(talker.url, patience_s=0.1)))
         assert isinstance(desk.answer_requests([ask("1")])[0], Reply)
         gone.set()
         time.sleep(0.15)
@@ -499,7 +499,7 @@ def test_a_server_that_goes_away_stops_the_run_instead_of_failing_its_rows():
 )
 def test_what_is_wrong_with_every_row_stops_the_run_and_names_the_key_of_the_job(monkeypatch, act, words):
     with Talker(lambda heard: act) as talker:
-        desk = EngineThread(HttpEngine.open(job(talker.url, model={}, api_key=KEY)))
+        desk = EngineThread(HttpEngineType().open(job(talker.url, model={}, api_key=KEY)))
         with pytest.raises(PipelineError, match=f"(?i){words}") as caught:
             desk.answer_requests([ask("1"), ask("2")])
         desk.close()
@@ -508,16 +508,16 @@ def test_what_is_wrong_with_every_row_stops_the_run_and_names_the_key_of_the_job
 
 def test_a_wrong_key_or_name_is_found_before_the_first_row():
     with Talker(models=wrong(401, "no")) as talker, pytest.raises(JobError, match=r"engine\.api_key"):
-        HttpEngine.open(job(talker.url, api_key=KEY))
+        HttpEngineType().open(job(talker.url, api_key=KEY))
     with (
         Talker(models=("a", "b")) as talker,
         pytest.raises(JobError, match=r"engine\.model: c is named, and .* serves a, b"),
     ):
-        HttpEngine.open(
+        HttpEngineType().open(
             job(talker.url).model_copy(update={"engine": job(talker.url).engine.model_copy(update={"model": "c"})})
         )
     with Talker(models=("a", "b")) as talker, pytest.raises(JobError, match=r"engine\.model: nothing is named"):
-        HttpEngine.open(job(talker.url))
+        HttpEngineType().open(job(talker.url))
 
 
 @pytest.mark.parametrize(
@@ -527,20 +527,23 @@ def test_a_server_without_a_list_of_models_answers_where_the_job_names_one(model
     with Talker(models=models) as talker:
         named = job(talker.url)
         named = named.model_copy(update={"engine": named.engine.model_copy(update={"model": "m"})})
-        HttpEngine.open(named).close()
+        HttpEngineType().open(named).close()
         with pytest.raises(JobError, match=r"engine\.(model|url): "):
-            HttpEngine.open(job(talker.url))
+            HttpEngineType().open(job(talker.url))
 
 
 def test_what_only_the_server_can_do_is_refused():
     asked = job("http://a/v1", model={"quantize": "int4", "dtype": "bfloat16"})
-    assert [line.partition(":")[0] for line in HttpEngine.problems(asked)] == ["model.dtype", "model.quantize"]
-    assert HttpEngine.problems(job("http://a/v1")) == []
+    assert [line.partition(":")[0] for line in HttpEngineType().find_problems(asked)] == [
+        "model.dtype",
+        "model.quantize",
+    ]
+    assert HttpEngineType().find_problems(job("http://a/v1")) == []
 
 
 def test_closing_gives_up_what_is_under_way():
     with Talker(lambda heard: Act(200, "x", hang_s=60.0)) as talker:
-        desk = EngineThread(HttpEngine.open(job(talker.url)))
+        desk = EngineThread(HttpEngineType().open(job(talker.url)))
         waiting = [desk.submit_request(ask(str(number))) for number in range(3)]
         while len(talker.heard) < 3:
             time.sleep(0.01)
@@ -577,7 +580,7 @@ def test_no_message_repeats_the_key():
 @pytest.mark.parametrize("end", ["", "\n"])  # as a secret in a file often has it
 def test_the_key_travels_in_a_header_and_nowhere_else(end):
     with Talker() as talker:
-        engine = HttpEngine.open(job(talker.url, api_key=KEY + end))
+        engine = HttpEngineType().open(job(talker.url, api_key=KEY + end))
         list(generate_replies(engine, [ask("1")]))
         engine.close()
     heard = talker.heard[0]

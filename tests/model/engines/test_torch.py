@@ -13,6 +13,7 @@ import torch
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
 from pipeline.model.engine_thread import EngineThread, generate_replies
+from pipeline.model.engines.torch import TorchEngineType
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.sampler import sample_tokens
 from pipeline.types import Failure, Reply
@@ -296,7 +297,7 @@ def test_a_job_opens_the_engine_with_its_settings(one_lab):
         "engine": {"kind": "torch", "slots": 3, "prefill_tokens": 40},
         "output": {"path": "out"},
     }
-    engine = TorchEngine.open(Job.model_validate(said))
+    engine = TorchEngineType().open(Job.model_validate(said))
     assert (engine.sizes.slots, engine.limits.prefill_tokens) == (3, 40)
     assert engine.step_runner.cache.keys.dtype == torch.bfloat16
     assert engine.sequence_builder.family.context_length == 700
@@ -308,7 +309,7 @@ def test_float16_weights_are_computed_in_float32_where_there_is_no_gpu(one_lab):
     said = {"name": "a", "input": {"manifest": "x.parquet"}, "output": {"path": "out"}}
     weights = {"weights": str(one_lab.folder), "overrides": {"dtype": "float16"}}
     for asked, used in ({}, torch.float32), ({"dtype": "float16"}, torch.float16):
-        engine = TorchEngine.open(Job.model_validate({**said, "model": weights | asked}))
+        engine = TorchEngineType().open(Job.model_validate({**said, "model": weights | asked}))
         assert engine.step_runner.cache.keys.dtype == used
         engine.close()
 

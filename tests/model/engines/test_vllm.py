@@ -24,7 +24,8 @@ from pipeline.errors import JobError
 from pipeline.job.spec import Job
 from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engine_thread import generate_replies
-from pipeline.registry import ENGINES, load_registered
+from pipeline.model.engines.base import get_engine_type
+from pipeline.model.engines.vllm import VllmEngineType
 from pipeline.types import Clip, Failure, Reply, Request, Sampling, Turn
 from pipeline.watchdog import HANG_EXIT_CODE
 from tests.model.engines.vllm_server import KEY, serving
@@ -99,14 +100,14 @@ def asked(family: Any) -> list[Request]:
     made = []
     for name, (parts, budget, schema) in rows.items():
         turns = (Turn("user", parts),)
-        encoded = family.encode(turns)
+        encoded = family.encode_turns(turns)
         how = Sampling(max_new_tokens=budget)
         made.append(Request(name, turns, encoded.input_ids, encoded.positions, encoded.vision_tokens, how, schema))
     return made
 
 
 def answers(asking: Job, requests: list[Request]) -> dict[str, Reply | Failure]:
-    engine = load_registered(ENGINES, asking.engine.kind, "engine").open(asking)
+    engine = get_engine_type(asking).open(asking)
     try:
         return {answer.id: answer for answer in generate_replies(engine, requests)}
     finally:
@@ -175,15 +176,15 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import psutil
-from pipeline.model import weights
-from pipeline.registry import ENGINES, find
+from pipeline.model import family_loader
+from pipeline.model.engines.vllm import VllmEngineType
 from tests.model.engines.test_vllm import SMALL, asked, job
 
 folder, what = Path(sys.argv[1]), sys.argv[2]
 if what == "start":
     (folder / "model.safetensors").write_bytes(b"")
-engine = find(ENGINES, "vllm", "engine").open(job(folder, kind="vllm", **SMALL))
-engine.submit(asked(weights.family(folder))[0])
+engine = VllmEngineType().open(job(folder, kind="vllm", **SMALL))
+engine.submit(asked(family_loader.load_family(folder))[0])
 for child in psutil.Process().children(recursive=True):
     if "EngineCore" in " ".join(child.cmdline()):
         child.kill()
@@ -202,9 +203,7 @@ def test_an_engine_that_does_not_start_or_dies_ends_its_process_and_says_so(tmp_
 
 
 def test_an_argument_that_vllm_does_not_know_is_refused_with_the_nearest_it_knows():
-    found = load_registered(ENGINES, "vllm", "engine").problems(
-        job(Path("w"), kind="vllm", max_num_seq=4, dtype="float16")
-    )
+    found = VllmEngineType().find_problems(job(Path("w"), kind="vllm", max_num_seq=4, dtype="float16"))
     assert found == [
         "engine.dtype: say it as model.dtype",
         "engine.max_num_seq: vLLM's engine has no such argument. Did you mean 'max_num_seqs'?",

@@ -1,200 +1,55 @@
-"""Requests -> replies through any server that speaks the OpenAI protocol; no GPU and no weights here.
+"""The engine that asks a server of the OpenAI protocol: what a job may say about it. `http_engine.py` asks the server.
 
 `model.weights` still names a checkpoint, of which only the small files are read: its rules say how large pictures are
-shown and how boxes are written, its tokenizer counts. Name the one that is served; for a server whose model nobody
-knows, any Qwen-VL gives sizes, and `engine.coordinates` says how that model writes boxes.
-
-`submit` and `step` hand over and collect; an event loop in a thread of its own does the rest. The schema goes along as
-the server takes it, tried out until the first answer; what comes back is checked like any other.
+shown and how boxes are written, its tokenizer counts. Name the checkpoint that the server runs. If nobody knows it,
+any Qwen-VL gives sizes, and `engine.coordinates` says how that model writes boxes.
 """
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import queue
-from collections.abc import Mapping
-from concurrent.futures import Future
-from dataclasses import replace
-from threading import Thread
-from typing import Any
-
-from pipeline.errors import GenerateError, ItemError, JobError
-from pipeline.job.spec import HttpSettings, Job
+from pipeline.errors import JobError
+from pipeline.job.spec import Job
 from pipeline.model import checkpoint_location, family_loader
-from pipeline.model.engines.http.client import MAX_FAULTS, HttpClient
-from pipeline.model.engines.http.request_body import GUIDE_MODES, Dialect, build_body
-from pipeline.model.engines.http.responses import (
-    RequestRefusedError,
-    TransientServerError,
-    has_shrunk_images,
-    parse_reply,
-)
-from pipeline.model.guidance.reply_completer import ReplyCompleter
-from pipeline.types import Failure, Reply, Request
+from pipeline.model.engines.base import Engine, EngineType
+from pipeline.model.engines.http.http_settings import HttpSettings
+from pipeline.model.families.base import Family
+from pipeline.types import CoordinateSystem, TimeOrigin
 
-POLL_S = 0.1  # so long `step` waits at most, so that closing need not wait for a server
 LOCAL_ONLY_KEYS = ("dtype", "attention", "quantize", "tensor_parallel")
 
 
-class HttpEngine:
-    def __init__(self, settings: HttpSettings, *, reply_completer: ReplyCompleter, add_vision_id: bool = False):
-        self.settings = settings
-        self.reply_completer = reply_completer
-        self.add_vision_id = add_vision_id
-        self.dialect = Dialect(settings.model or "", GUIDE_MODES[0] if settings.guide == "auto" else settings.guide)
-        self.is_guide_settled = settings.guide != "auto"  # how the schema is sent is settled
-        self.finished: queue.SimpleQueue[Future[Reply | Failure]] = queue.SimpleQueue()
-        self.in_flight = 0
-        self.counts = {"rows": 0, "prompt_tokens": 0, "output_tokens": 0}
-        self.loop = asyncio.new_event_loop()
-        self.thread = Thread(target=self.loop.run_forever, name="http", daemon=True)
-        self.thread.start()
-        self.client: HttpClient = self.run_in_loop(self.open_client())
+class HttpEngineType(EngineType):
+    Settings = HttpSettings
+    runs_model_here = False
 
-    @classmethod
-    def open(cls, job: Job) -> HttpEngine:
+    def open(self, job: Job) -> Engine:
+        from pipeline.model.engines.http.http_engine import HttpEngine
+
         assert isinstance(job.engine, HttpSettings)
-        for problem in cls.problems(job):
+        for problem in self.find_problems(job):
             raise JobError(problem)
         folder = checkpoint_location.locate_small_files(job.model.weights, job.model.revision)
-        family = family_loader.load_family(folder, model=job.model)
-        engine = cls(
-            job.engine, reply_completer=ReplyCompleter(family.tokenizer), add_vision_id=job.media.add_vision_id
-        )
-        try:
-            engine.run_in_loop(engine.check_server())
-        except BaseException:
-            engine.close()
-            raise
-        return engine
+        tokenizer = family_loader.load_tokenizer(folder)
+        return HttpEngine.connect(job.engine, tokenizer, add_vision_id=job.media.add_vision_id)
 
-    @staticmethod
-    def problems(job: Job) -> list[str]:
-        """What a job asks that only whoever runs the model can do."""
-        said = [
-            name for name in LOCAL_ONLY_KEYS if getattr(job.model, name) != type(job.model).model_fields[name].default
-        ]
-        said += ["context.rope"] if job.model.context.rope else []
-        found = [f"model.{name}: the server decides that; leave it out with engine http" for name in said]
+    def find_problems(self, job: Job) -> list[str]:
+        fields = type(job.model).model_fields
+        names = [name for name in LOCAL_ONLY_KEYS if getattr(job.model, name) != fields[name].default]
+        names += ["context.rope"] if job.model.context.rope else []
+        problems = [f"model.{name}: the server decides that; leave it out with engine http" for name in names]
         if job.workers.generate.gpus:
-            found.append("workers.generate.gpus: engine http needs no GPU; leave it out")
-        return found
+            problems.append("workers.generate.gpus: engine http needs no GPU; leave it out")
+        return problems
 
-    async def open_client(self) -> HttpClient:
-        return HttpClient(self.settings)
+    def count_slots(self, job: Job) -> int:
+        assert isinstance(job.engine, HttpSettings)
+        return job.engine.concurrency
 
-    async def check_server(self) -> None:
-        """Who is there: a wrong key or name is found before the first row. A server may have no list of models."""
-        named = self.settings.model
-        try:
-            listed = (await self.client.send_request("models")).get("data")
-        except (JobError, GenerateError) as error:
-            if named is None and isinstance(error, GenerateError):
-                raise JobError(f"engine.model: nothing is named, and there is no list: {error.message}") from error
-            if named is None or "api_key" in str(error):
-                raise
-            return
-        models = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
-        names = [str(each.get("id")) for each in models]
-        if named is None and len(names) == 1:
-            named = names[0]
-        if named is None or (names and named not in {*names, *(each.get("root") for each in models)}):
-            shown = ", ".join(names[:20]) or "no list of models"
-            raise JobError(f"engine.model: {named or 'nothing'} is named, and {self.settings.url} serves {shown}")
-        self.dialect = replace(
-            self.dialect, model=named, can_skip_resize=any(each.get("owned_by") == "vllm" for each in models)
-        )
+    def get_coordinate_system(self, job: Job, family: Family) -> CoordinateSystem:
+        assert isinstance(job.engine, HttpSettings)
+        return job.engine.coordinates or family.coordinates
 
-    def has_room(self) -> bool:
-        return self.in_flight < self.settings.concurrency
-
-    def submit(self, request: Request) -> None:
-        self.in_flight += 1
-        asyncio.run_coroutine_threadsafe(self.answer_request(request), self.loop).add_done_callback(self.finished.put)
-
-    def step(self) -> list[Reply | Failure]:
-        answers: list[Reply | Failure] = []
-        try:
-            while self.in_flight:
-                answers.append(self.finished.get(timeout=0 if answers else POLL_S).result())
-                self.in_flight -= 1
-        except queue.Empty:
-            pass
-        return answers
-
-    async def answer_request(self, request: Request) -> Reply | Failure:
-        try:
-            found = await self.ask_until_valid(request)
-        except ItemError as error:
-            return error.to_failure(request.id)
-        if self.settings.send == "pixels" and self.settings.coordinates is None and has_shrunk_images(request, found):
-            found = replace(found, flags=("shrunk",))
-        self.counts["rows"] += 1
-        self.counts["prompt_tokens"] += found.prompt_tokens or 0
-        self.counts["output_tokens"] += found.output_tokens
-        return self.reply_completer.complete_reply(found, request)
-
-    async def ask_until_valid(self, request: Request) -> Reply:
-        """Ask, spelled as the server wants it; a broken answer is asked for again."""
-        for number in range(MAX_FAULTS):
-            try:
-                return parse_reply(request, await self.send_in_dialect(request))
-            except TransientServerError as trouble:
-                if number == MAX_FAULTS - 1:
-                    raise RequestRefusedError(trouble.kind, trouble.message) from trouble
-        raise AssertionError
-
-    async def send_in_dialect(self, request: Request) -> dict[str, Any]:
-        """In other words where the server wants others; what was taken once is kept for all rows."""
-        began = dialect = self.dialect
-        while True:
-            guidable = request.schema_text is not None and not self.is_guide_settled
-            said = await asyncio.to_thread(
-                build_body, request, self.settings, dialect, add_vision_id=self.add_vision_id
-            )
-            try:
-                answer = await self.client.send_request(
-                    "chat/completions", said, idempotency_key=compute_idempotency_key(request, said)
-                )
-            except RequestRefusedError as error:
-                other = dialect.adapt_to(error.message, can_change_guide=guidable)
-                if other is None:
-                    raise
-                dialect = other
-                continue
-            self.is_guide_settled |= request.schema_text is not None
-            if dialect != began:
-                self.dialect = dialect
-            return answer
-
-    def run_in_loop(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
-
-    def metrics(self) -> Mapping[str, float]:
-        now = {
-            "busy": self.in_flight,
-            "slots": int(self.client.limiter.limit),
-            "waiting": 0,
-            "retries": self.client.retries,
-        }
-        return {**self.counts, **now}
-
-    def close(self) -> None:
-        """What is under way is given up: the connections are closed, and a good server stops computing."""
-        self.run_in_loop(self.cancel_requests())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
-
-    async def cancel_requests(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self.client.close()
-
-
-def compute_idempotency_key(request: Request, body: bytes) -> str:
-    """The same for every attempt at the same question, another for any other: servers may answer from memory."""
-    return hashlib.blake2b(request.id.encode() + b"\0" + body, digest_size=16).hexdigest()
+    def get_time_origin(self, job: Job, family: Family) -> TimeOrigin:
+        """Frames are sent as pictures, each with its time in the file."""
+        assert isinstance(job.engine, HttpSettings)
+        return "source" if job.engine.video == "frames" else family.time_origin

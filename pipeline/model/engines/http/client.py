@@ -20,8 +20,8 @@ import aiohttp
 from yarl import URL
 
 from pipeline.errors import GenerateError, JobError, StoppedError
-from pipeline.job.spec import HttpSettings
 from pipeline.model.engines.http.concurrency import ConcurrencyLimiter
+from pipeline.model.engines.http.http_settings import HttpSettings
 from pipeline.model.engines.http.responses import TransientServerError, parse_response
 from pipeline.retry_policy import RetryPolicy, run_with_retries_async
 

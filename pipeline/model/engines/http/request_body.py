@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from pipeline.errors import PromptError
-from pipeline.job.spec import HttpSettings
+from pipeline.model.engines.http.http_settings import HttpSettings
 from pipeline.types import Clip, Request, Turn
 
 ContentPart = dict[str, Any]

@@ -1,1 +1,82 @@
-"""Our engine, on torch and transformers. `engine.py` holds its loop; nothing here imports Ray."""
+"""Our own engine on torch and transformers: what a job may say about it. `engine.py` runs it."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from pipeline.errors import JobError
+from pipeline.job.spec import EngineSettings, Job, PositiveInt, define_key
+from pipeline.model import checkpoint_location, family_loader
+from pipeline.model.engines.base import DEFAULT_SLOTS, Engine, EngineType
+
+
+class TorchSettings(EngineSettings):
+    kind: Literal["torch"] = define_key("our own engine, on torch and transformers", "torch", affects_answers=False)
+    slots: PositiveInt | None = define_key("rows decoded at once; default: by memory", None, affects_answers=False)
+    kv_tokens: PositiveInt | None = define_key(
+        "tokens of key-value cache; default: by memory", None, affects_answers=False
+    )
+    patches: PositiveInt | None = define_key(
+        "vision patches encoded in one call; default: by memory", None, affects_answers=False
+    )
+    prefill_tokens: PositiveInt | None = define_key(
+        "prompt tokens computed in one step; default 4096", None, affects_answers=False
+    )
+    hang_s: float = define_key(
+        "a step that takes longer ends the replica, which is started anew", 600.0, gt=0, affects_answers=False
+    )
+
+
+class TorchEngineType(EngineType):
+    Settings = TorchSettings
+    abilities = frozenset({"guidance", "confidence"})
+
+    def open(self, job: Job) -> Engine:
+        import torch
+
+        from pipeline.model.engines.torch.engine import TorchEngine
+
+        assert isinstance(job.engine, TorchSettings)
+        pool, size = job.workers.generate, job.model.tensor_parallel
+        if pool.gpus and (gpu_count := torch.cuda.device_count()) < size:
+            raise JobError(
+                f"workers.generate.gpus: torch sees {gpu_count} GPUs here and a replica takes {size}; "
+                "--set workers.generate.gpus=0 runs on CPU"
+            )
+        if not pool.gpus:  # Ray sets OMP_NUM_THREADS, not always to the CPUs of the pool
+            torch.set_num_threads(max(1, min(int(pool.cpus), os.cpu_count() or 1) // size))
+        folder = checkpoint_location.locate_checkpoint(job.model.weights, job.model.revision)
+        return TorchEngine(
+            folder,
+            family_loader.load_family(folder, model=job.model, add_vision_id=job.media.add_vision_id),
+            dtype=job.model.dtype,
+            attention=job.model.attention,
+            device="cuda" if pool.gpus else "cpu",
+            config=family_loader.load_config(folder, job.model),
+            quantize=job.model.quantize,
+            tensor_parallel=size,
+            **job.engine.model_dump(exclude={"kind"}),
+        )
+
+    def find_problems(self, job: Job) -> list[str]:
+        if job.model.tensor_parallel == 1:
+            return []
+        from pipeline.model.engines.torch.model_loader import parse_config  # torch takes seconds to import
+
+        folder = checkpoint_location.locate_small_files(job.model.weights, job.model.revision)
+        config = family_loader.load_config(folder, job.model)
+        try:
+            parse_config(config, tp_size=job.model.tensor_parallel, quantize=job.model.quantize)
+        except JobError as error:
+            return [str(error)]
+        return []
+
+    def find_warnings(self, job: Job) -> list[str]:
+        if job.model.weights.startswith("builtin:"):
+            return [f"{job.model.weights} knows drawn scenes only; for pictures of your own name a real model"]
+        return [] if job.workers.generate.gpus else ["workers.generate.gpus is 0, so the model runs on CPU"]
+
+    def count_slots(self, job: Job) -> int:
+        assert isinstance(job.engine, TorchSettings)
+        return job.engine.slots or DEFAULT_SLOTS

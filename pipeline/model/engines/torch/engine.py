@@ -9,7 +9,6 @@ step, so short answers never wait for long ones. Greedy answers equal those of `
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -20,8 +19,6 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ItemError, JobError
-from pipeline.job.spec import Job, TorchSettings
-from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.detokenizer import Detokenizer
 from pipeline.model.engines.torch.oom_backoff import MODEL_ERRORS, run_or_split
 from pipeline.model.engines.torch.pending_step import PendingStep, UnreadTokens, start_copy_to_host
@@ -92,30 +89,6 @@ class TorchEngine:
         self.can_launch_ahead = self.step_runner.graphs is not None and tensor_parallel == 1
         self.counters: Counter[str] = Counter(dict.fromkeys(COUNTER_NAMES, 0))
         self.watchdog = Watchdog(hang_s)
-
-    @classmethod
-    def open(cls, job: Job) -> TorchEngine:
-        assert isinstance(job.engine, TorchSettings)
-        pool = job.workers.generate
-        if pool.gpus and (there := torch.cuda.device_count()) < job.model.tensor_parallel:
-            raise JobError(
-                f"workers.generate.gpus: torch sees {there} GPUs here and a replica takes {job.model.tensor_parallel}; "
-                "--set workers.generate.gpus=0 runs on CPU"
-            )
-        if not pool.gpus:  # Ray sets OMP_NUM_THREADS, not always to what the pool may use
-            torch.set_num_threads(max(1, min(int(pool.cpus), os.cpu_count() or 1) // job.model.tensor_parallel))
-        folder = checkpoint_location.locate_checkpoint(job.model.weights, job.model.revision)
-        return cls(
-            folder,
-            family_loader.load_family(folder, model=job.model, add_vision_id=job.media.add_vision_id),
-            dtype=job.model.dtype,
-            attention=job.model.attention,
-            device="cuda" if pool.gpus else "cpu",
-            config=family_loader.load_config(folder, job.model),
-            quantize=job.model.quantize,
-            tensor_parallel=job.model.tensor_parallel,
-            **job.engine.model_dump(exclude={"kind"}),
-        )
 
     def has_room(self) -> bool:
         waiting = self.scheduler.waiting

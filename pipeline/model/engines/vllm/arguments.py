@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.job.spec import Job, VllmSettings
+from pipeline.job.spec import Job
 from pipeline.model import family_loader
 from pipeline.registry import format_suggestion
 
@@ -28,7 +28,6 @@ JOB_KEYS = {  # arguments of vLLM that a job says elsewhere
 
 def find_problems(job: Job) -> list[str]:
     """What vLLM does not know or does its own way."""
-    assert isinstance(job.engine, VllmSettings)
     said, known = job.engine.model_extra or {}, list_engine_arguments()
     elsewhere = {
         "attention": (job.model.attention != "auto", "attention_backend"),
@@ -45,7 +44,6 @@ def find_problems(job: Job) -> list[str]:
 
 
 def build_arguments(job: Job, folder: Path, *, thinking: bool) -> dict[str, Any]:
-    assert isinstance(job.engine, VllmSettings)
     size = job.model.tensor_parallel
     return {
         "model": str(folder),
