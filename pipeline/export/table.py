@@ -9,15 +9,12 @@ one export; what it is an export of stands in `_export.json`, and `_SUCCESS` app
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.context import RunContext
 from pipeline.errors import JobError, OutputError
@@ -26,8 +23,9 @@ from pipeline.job.spec import Job
 from pipeline.manifest.chunks import split_file
 from pipeline.manifest.files import ManifestFile, list_manifest_files
 from pipeline.output.arrow_tables import COLUMN_DESCRIPTIONS, build_data_schema
-from pipeline.output.dead_letters import READER_THREADS, split_part_name
+from pipeline.output.dataset import Dataset, list_questions, split_part_name
 from pipeline.output.store import ObjectInfo, OutputStore
+from pipeline.output.thread_map import map_in_threads
 from pipeline.run import preflight, resume, retry_errors
 from pipeline.run.dedup import HashBuckets, find_common, find_duplicates
 from pipeline.run.progress import Say
@@ -50,7 +48,7 @@ def export_table(job: Job, target: str, *, rows_per_file: int, partition_by: Seq
     check_partition_columns(schema, partition_by)
     if goal.root == store.root:
         raise JobError(f"{target}: is the job's own output; export to another folder")
-    if f"{work.fingerprint}.json" not in store.list_names("questions"):
+    if work.fingerprint not in list_questions(store):
         raise OutputError(f"{store.path}: holds no answers to this question; run the job first")
     todo = resume.build_resume_plan(work, manifest, store)
     sources = list_sources(todo, manifest, work, store)
@@ -92,8 +90,7 @@ def list_sources(
     resume_plan: resume.ResumePlan, manifest_files: Sequence[ManifestFile], context: RunContext, store: OutputStore
 ) -> list[ExportSource]:
     """The parts of the manifest's chunks in its order, then what it still asks of others."""
-    listed = store.list_objects(f"data/fp={context.fingerprint}")
-    there = {name.removesuffix(".parquet"): entry for name, entry in listed.items()}
+    there = Dataset(store, context.fingerprint).list_parts()
     left = {
         chunk.name for chunk in resume_plan.remaining_chunks
     }  # also where a run at work has committed them meanwhile
@@ -208,15 +205,10 @@ class ExportTask:
 def write_group(group_name: str, group: Sequence[ExportSource], task: ExportTask) -> None:
     """The files of a group, then its note."""
     rows = 0
-    with (
-        PartitionedFileWriter(build_data_schema(task.context), task.partition_columns) as out,
-        ThreadPoolExecutor(READER_THREADS) as readers,
-    ):
-        for start in range(0, len(group), 4 * READER_THREADS):
-            some = group[start : start + 4 * READER_THREADS]
-            for table in readers.map(lambda each: read_source_rows(each, task.context, task.store), some):
-                out.add_table(table)
-                rows += table.num_rows
+    with PartitionedFileWriter(build_data_schema(task.context), task.partition_columns) as out:
+        for table in map_in_threads(lambda source: read_source_rows(source, task.context, task.store), group):
+            out.add_table(table)
+            rows += table.num_rows
         out.finish()
         for place, path in out.paths_by_partition.items():
             task.target_store.upload_file(f"{place}{group_name}.parquet", path)
@@ -227,8 +219,7 @@ def write_group(group_name: str, group: Sequence[ExportSource], task: ExportTask
 def read_source_rows(source: ExportSource, context: RunContext, store: OutputStore) -> pa.Table:
     """In the columns that all files have, also where the manifest's types of kept columns have changed since."""
     schema = build_data_schema(context)
-    part = io.BytesIO(store.read_object(f"data/fp={context.fingerprint}/{source.part_name}.parquet"))
-    table = pq.read_table(part).replace_schema_metadata(None)
+    table = Dataset(store, context.fingerprint).read_part(source.part_name).replace_schema_metadata(None)
     if source.row_offsets is not None:
         table = table.take(list(source.row_offsets))
     columns = [

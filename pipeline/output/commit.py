@@ -1,92 +1,69 @@
-"""Outcomes of a chunk -> one object under the chunk's key. Creating that object is the commit.
+"""Commits the outcomes of a chunk: creating the object of its part is the commit, and nothing is ever overwritten.
 
-Dead letters are written just before, under a name that the commit's metadata holds: whoever loses the race to
-create the object has letters that nobody reads, and takes them back. Nothing is ever overwritten.
+Dead letters are written first, and the part's commit note names their file. If two workers commit the same chunk, the
+second finds the part there, deletes the dead letters that it wrote, and reports what the first one committed.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.context import RunContext
 from pipeline.output.arrow_tables import build_tables
-from pipeline.output.store import OutputStore
+from pipeline.output.dataset import COMMIT_NOTE_KEY, Dataset
 from pipeline.types import Outcome
-
-COMMIT_NOTE_KEY = b"vlbatch"  # where a part's metadata says what else belongs to the commit
 
 
 @dataclass(frozen=True, slots=True)
 class CommitReceipt:
-    """What a worker tells the driver about a chunk. `won` is false where another had committed it before."""
+    """What a worker tells the driver about a chunk."""
 
     part_name: str
-    committed_first: bool
+    committed_first: bool  # False if another worker had committed the chunk before
     answered: int
     failed: int
-    failure_counts: dict[str, int] = field(default_factory=dict)  # "stage/kind" -> rows
-    failure_examples: dict[str, str] = field(
-        default_factory=dict
-    )  # "stage/kind" -> one row's id and message, in a line
+    failure_counts: dict[str, int] = field(default_factory=dict)  # by "stage/kind"
+    failure_examples: dict[str, str] = field(default_factory=dict)  # by "stage/kind": a row's id and message
     vision_tokens: int = 0
     output_tokens: int = 0
     prompt_tokens: int = 0
-    cut_off: int = 0  # answers that ended with their budget
-    retries: int = 0  # questions asked again
-    worker_seconds: dict[str, float] = field(default_factory=dict)  # of the workers: what their time went to
+    cut_off: int = 0  # answers that ended with their token budget
+    retries: int = 0  # requests that were repeated
+    worker_seconds: dict[str, float] = field(default_factory=dict)  # the workers' time by activity
 
 
-def encode_part(table: pa.Table, note: dict[str, Any]) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({COMMIT_NOTE_KEY: json.dumps(note)}), sink, compression="zstd")
-    return bytes(sink.getvalue())
-
-
-def read_commit_note(part: bytes) -> dict[str, Any]:
-    """What was written into it by `parquet`."""
-    note: dict[str, Any] = json.loads(pq.read_metadata(io.BytesIO(part)).metadata[COMMIT_NOTE_KEY])
-    return note
-
-
-def commit_chunk(part_name: str, outcomes: Sequence[Outcome], context: RunContext, store: OutputStore) -> CommitReceipt:
-    """Commit a chunk. Whoever comes second finds it done, and says so."""
+def commit_chunk(part_name: str, outcomes: Sequence[Outcome], context: RunContext, dataset: Dataset) -> CommitReceipt:
     answered, failed = build_tables(outcomes, context)
-    folder, letters = f"fp={context.fingerprint}", f"{part_name}-{uuid.uuid4().hex[:8]}.parquet"
-    kinds = Counter(f"{s}/{k}" for s, k in zip(failed["stage"].to_pylist(), failed["kind"].to_pylist(), strict=True))
-    if failed.num_rows:
-        store.create_object(f"errors/{folder}/{letters}", encode_part(failed, {"key": part_name}))
-    note: dict[str, Any] = {"run": context.run_id, "errors": letters if failed.num_rows else None, "kinds": kinds}
-    note |= {"answered": answered.num_rows, "failed": failed.num_rows}
-    won = store.create_object(f"data/{folder}/{part_name}.parquet", encode_part(answered, note))
-    if not won:
-        if (
-            failed.num_rows
-            and read_commit_note(store.read_object(f"data/{folder}/{part_name}.parquet"))["errors"] != letters
-        ):
-            store.delete_object(f"errors/{folder}/{letters}")
-        return replace(read_receipt(store, context.fingerprint, part_name), committed_first=False)
+    failed_rows = failed.to_pylist()
+    letters = dataset.write_dead_letters(part_name, failed) if failed_rows else None
+    note = {
+        "run": context.run_id,
+        "errors": letters,
+        "kinds": Counter(f"{row['stage']}/{row['kind']}" for row in failed_rows),
+        "answered": answered.num_rows,
+        "failed": failed.num_rows,
+    }
+    if not dataset.commit_part(part_name, answered, note):
+        if letters and dataset.read_footer(part_name).note["errors"] != letters:
+            dataset.delete_dead_letters(letters)
+        return replace(read_receipt(dataset, part_name), committed_first=False)
     return replace(
         build_receipt(part_name, answered, note),
-        failure_examples={f"{row['stage']}/{row['kind']}": format_failure_example(row) for row in failed.to_pylist()},
+        failure_examples={f"{row['stage']}/{row['kind']}": format_failure_example(row) for row in failed_rows},
         retries=sum(row.attempts - 1 for _, row in outcomes),
     )
 
 
-def read_receipt(store: OutputStore, fingerprint: str, part_name: str) -> CommitReceipt:
-    """What is known of a chunk that another has committed, or whose receipt was lost."""
-    part = pq.ParquetFile(io.BytesIO(store.read_object(f"data/fp={fingerprint}/{part_name}.parquet")))
-    return build_receipt(
-        part_name, part.read(["tokens", "finish"]), json.loads(part.schema_arrow.metadata[COMMIT_NOTE_KEY])
-    )
+def read_receipt(dataset: Dataset, part_name: str) -> CommitReceipt:
+    """Rebuild the receipt of a committed chunk that another worker wrote or whose receipt was lost."""
+    answered = dataset.read_part(part_name, ["tokens", "finish"])
+    return build_receipt(part_name, answered, json.loads(answered.schema.metadata[COMMIT_NOTE_KEY]))
 
 
 def build_receipt(part_name: str, answered: pa.Table, note: Mapping[str, Any]) -> CommitReceipt:
@@ -105,6 +82,6 @@ def build_receipt(part_name: str, answered: pa.Table, note: Mapping[str, Any]) -
 
 
 def format_failure_example(failed_row: Mapping[str, Any]) -> str:
-    """Of a traceback, what it ends with."""
+    """The row's id and the last line of its message, which may be a traceback."""
     lines = failed_row["message"].strip().splitlines() or ["(no message)"]
     return f"{failed_row['id']}: {lines[-1]}"

@@ -1,29 +1,24 @@
-"""What is written of a chunk, generation by generation -> its rows that are still wrong.
+"""The rows of a chunk that have failed and have no answer yet, found by reading its generations in order.
 
-A commit names its dead letters in its note; letters that no commit names are those of a writer that lost. A row is
-wrong from the letter on until a later generation answers it. Only chunks with letters are opened, one after another.
+A row counts as failed from its dead letter on, until a later generation answers it. Only dead letters that a commit
+names count; others were written by a worker that lost the race to commit. Only chunks with dead letters are opened.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
-import pyarrow.parquet as pq
+from pipeline.output.dataset import Dataset, get_part_of_dead_letters, split_part_name
+from pipeline.output.thread_map import map_in_threads
 
-from pipeline.errors import OutputError
-from pipeline.output.commit import read_commit_note
-from pipeline.output.store import OutputStore
-
-READER_THREADS = 16  # chunks read at once
 RowKey = tuple[str, str]  # a row's id and question
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A row that is still wrong, as its newest letter has it."""
+    """The newest failure of a row that has no answer."""
 
     id: str
     question: str
@@ -35,85 +30,60 @@ class DeadLetter:
     key: str  # the chunk's name
 
     def is_of_kind(self, kind_filter: str) -> bool:
-        """`kind` is a stage, a kind, or both as stage/kind; empty means any."""
+        """The filter is a stage, a kind, or both as stage/kind; an empty filter matches everything."""
         return kind_filter in ("", self.stage, self.kind, f"{self.stage}/{self.kind}")
 
 
-GenerationResult = tuple[Iterable[DeadLetter], Collection[RowKey]]  # who failed in it, and who was answered
+GenerationResult = tuple[Iterable[DeadLetter], Collection[RowKey]]  # the failed and the answered rows
 
 
 def fold_generations(generations: Iterable[GenerationResult]) -> list[DeadLetter]:
-    """
-    >>> a, b, again = (Letter(name, "q", "fetch", "timeout", "", n, "", "k") for name, n in ("a1", "b1", "a2"))
-    >>> fold([([a, b], []), ([], [("b", "q")])]) == [a]
+    """The rows that are still failed after all generations.
+
+    >>> a, b = (DeadLetter(name, "q", "fetch", "timeout", "", 1, "", "chunk") for name in ("a", "b"))
+    >>> fold_generations([([a, b], []), ([], [("b", "q")])]) == [a]
     True
     """
-    wrong: dict[RowKey, DeadLetter] = {}
+    failed: dict[RowKey, DeadLetter] = {}
     for letters, answered in generations:
-        for pair in answered:
-            wrong.pop(pair, None)
-        wrong |= {(letter.id, letter.question): letter for letter in letters}
-    return list(wrong.values())
+        for row_key in answered:
+            failed.pop(row_key, None)
+        failed |= {(letter.id, letter.question): letter for letter in letters}
+    return list(failed.values())
 
 
-def split_part_name(part: str) -> tuple[str, int]:
+def find_failed_chunks(parts: Iterable[str], dead_letter_files: Iterable[str]) -> dict[str, list[str]]:
+    """The parts of every chunk with dead letters, oldest generation first, by the chunk's name.
+
+    A chunk whose first part was deleted is left out: the next run asks all its rows again.
     """
-    >>> split("5f2a"), split("5f2a.g12")
-    (('5f2a', 0), ('5f2a', 12))
-    """
-    name, _, generation = part.partition(".g")
-    return name, int(generation or 0)
+    failed_chunks = {split_part_name(get_part_of_dead_letters(name))[0] for name in dead_letter_files}
+    generations: dict[str, list[tuple[int, str]]] = {}
+    for part in parts:
+        chunk_name, generation = split_part_name(part)
+        if chunk_name in failed_chunks:
+            generations.setdefault(chunk_name, []).append((generation, part))
+    return {
+        chunk_name: [part for _, part in sorted(numbered)]
+        for chunk_name, numbered in sorted(generations.items())
+        if (0, chunk_name) in numbered
+    }
 
 
-def find_failed_chunks(part_files: Iterable[str], letter_files: Iterable[str]) -> dict[str, list[str]]:
-    """The chunks that have letters, by name: their parts, oldest generation first. Both are names of objects.
-
-    A chunk whose first part was taken away has none: it is asked anew.
-    """
-    names = {split_part_name(name.rpartition("-")[0])[0] for name in letter_files}
-    found: dict[str, list[tuple[int, str]]] = {}
-    for each in part_files:
-        part = each.removesuffix(".parquet")
-        name, generation = split_part_name(part)
-        if name in names:
-            found.setdefault(name, []).append((generation, part))
-    return {name: [part for _, part in sorted(own)] for name, own in sorted(found.items()) if (0, name) in own}
+def read_unresolved_letters(dataset: Dataset, parts_by_chunk: Mapping[str, Sequence[str]]) -> Iterator[DeadLetter]:
+    """The rows of these chunks that are still failed, chunk by chunk."""
+    for letters in map_in_threads(partial(_read_chunk, dataset), parts_by_chunk.items()):
+        yield from letters
 
 
-def read_unresolved_letters(
-    store: OutputStore, fingerprint: str, parts_by_chunk: Mapping[str, Sequence[str]]
-) -> Iterator[DeadLetter]:
-    """What is wrong with the rows of these chunks, each given with its parts."""
-    chunks = list(parts_by_chunk.items())
-    with ThreadPoolExecutor(READER_THREADS) as readers:
-        for start in range(0, len(chunks), 4 * READER_THREADS):
-            some = chunks[start : start + 4 * READER_THREADS]
-            for letters in readers.map(lambda chunk: read_chunk_letters(store, fingerprint, *chunk), some):
-                yield from letters
+def _read_chunk(dataset: Dataset, parts_of_chunk: tuple[str, Sequence[str]]) -> list[DeadLetter]:
+    chunk_name, parts = parts_of_chunk
+    return fold_generations(_read_generation(dataset, chunk_name, part) for part in parts)
 
 
-def read_chunk_letters(store: OutputStore, fingerprint: str, chunk_name: str, parts: Iterable[str]) -> list[DeadLetter]:
-    return fold_generations(read_generation(store, fingerprint, chunk_name, part) for part in parts)
-
-
-def read_generation(store: OutputStore, fingerprint: str, chunk_name: str, part: str) -> GenerationResult:
-    data = store.read_object(f"data/fp={fingerprint}/{part}.parquet")
-    named = read_commit_note(data)["errors"]
-    answered = pq.read_table(io.BytesIO(data), columns=["id", "question"]).to_pylist() if part != chunk_name else ()
-    return read_letters(store, fingerprint, chunk_name, named), {(row["id"], row["question"]) for row in answered}
-
-
-def read_letters(store: OutputStore, fingerprint: str, chunk_name: str, letter_file: str | None) -> list[DeadLetter]:
-    if letter_file is None:
-        return []
-    columns = [column for column in DeadLetter.__slots__ if column != "key"]
-    try:
-        data = store.read_object(f"errors/fp={fingerprint}/{letter_file}")
-    except OutputError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            lost = f"{store.path}/errors/fp={fingerprint}/{letter_file} was deleted and says what became of rows"
-            raise OutputError(
-                f"{lost}; delete data/fp={fingerprint}/{chunk_name}*, and they are asked again"
-            ) from error
-        raise
-    return [DeadLetter(**row, key=chunk_name) for row in pq.read_table(io.BytesIO(data), columns=columns).to_pylist()]
+def _read_generation(dataset: Dataset, chunk_name: str, part: str) -> GenerationResult:
+    file = dataset.read_footer(part).note["errors"]
+    columns = [name for name in DeadLetter.__slots__ if name != "key"]
+    rows = dataset.read_dead_letters(file, columns).to_pylist() if file else []
+    answered = dataset.read_part(part, ["id", "question"]).to_pylist() if part != chunk_name else []
+    return [DeadLetter(**row, key=chunk_name) for row in rows], {(row["id"], row["question"]) for row in answered}

@@ -20,6 +20,7 @@ from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk
 from pipeline.manifest.files import ManifestFile, list_manifest_files
 from pipeline.output.commit import CommitReceipt, read_receipt
+from pipeline.output.dataset import Dataset, write_run_document
 from pipeline.output.store import OutputStore
 from pipeline.run import local, log, preflight, resume, retry_errors
 from pipeline.run.lease import Lease
@@ -67,7 +68,7 @@ def run_with_progress(job: Job, options: RunOptions, progress: Progress) -> int:
     lease = Lease(store, work.fingerprint, work.run_id, say=progress.say, take_over=options.take_over)
     with StopSignals(progress.say) as signals, lease:
         work = replace(work, lease_epoch=lease.epoch)
-        store.create_object(f"runs/{work.run_id}/job.json", work.job.model_dump_json(indent=2, by_alias=True).encode())
+        write_run_document(store, work.run_id, "job", work.job.model_dump_json(indent=2, by_alias=True))
         lease.wait_for_late_commits()
         plan = partial(plan_run, work, manifest, store, options)
         if options.in_process:
@@ -107,7 +108,7 @@ def plan_run(
     said = {"fingerprint": context.fingerprint, "rows": todo.rows, "rows_left": todo.rows_left}
     if options.row_limit is None:  # of a part of the manifest nothing follows for the rest
         said |= {"gone": where.removed_chunks, "since": where.later_parts}
-    store.create_object(f"runs/{context.run_id}/plan.json", json.dumps(said).encode())
+    write_run_document(store, context.run_id, "plan", json.dumps(said))
     if options.retry_kind is None:
         return todo
     return retry_errors.add_retries(
@@ -171,8 +172,8 @@ def run_chunks(context: RunContext, chunks: Sequence[Chunk], runner: LeasedRunne
 
 
 def find_missing_chunks(context: RunContext, chunks: Sequence[Chunk], store: OutputStore) -> list[Chunk]:
-    there = store.list_names(f"data/fp={context.fingerprint}")
-    return [chunk for chunk in chunks if f"{chunk.part_name}.parquet" not in there]
+    parts = Dataset(store, context.fingerprint).list_parts()
+    return [chunk for chunk in chunks if chunk.part_name not in parts]
 
 
 def count_lost_receipts(
@@ -189,7 +190,7 @@ def count_lost_receipts(
         - progress.totals.reported_parts
     )
     for name in sorted(there):
-        progress.add_receipt(read_receipt(store, context.fingerprint, name))
+        progress.add_receipt(read_receipt(Dataset(store, context.fingerprint), name))
 
 
 def print_summary(context: RunContext, progress: Progress, missing_rows: int, has_dead_letters: bool) -> int:
@@ -251,6 +252,6 @@ def write_run_report(
         | {"python": platform.python_version()},
     }
     try:
-        store.create_object(f"runs/{context.run_id}/report.json", json.dumps(counts, indent=2).encode())
+        write_run_document(store, context.run_id, "report", json.dumps(counts, indent=2))
     except OutputError as error:
         progress.say(f"this run has no report: {error}")

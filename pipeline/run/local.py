@@ -10,6 +10,7 @@ from pipeline.answer import Answerer
 from pipeline.context import RunContext
 from pipeline.manifest.chunks import Chunk
 from pipeline.output.commit import CommitReceipt, commit_chunk
+from pipeline.output.dataset import Dataset
 from pipeline.output.store import OutputStore
 from pipeline.prepare import Preparer
 from pipeline.run import log
@@ -43,5 +44,5 @@ def commit_outcomes(
     raise_if_taken_over(store, answerer.context.fingerprint, answerer.context.lease_epoch)
     log.write_failure_events(outcomes)
     with answerer.timer.measure("commit"):
-        receipt = commit_chunk(part_name, outcomes, answerer.context, store)
+        receipt = commit_chunk(part_name, outcomes, answerer.context, Dataset(store, answerer.context.fingerprint))
     return replace(receipt, worker_seconds={**prepare_seconds, **answerer.timer.take_seconds()})

@@ -23,6 +23,7 @@ from pipeline.model.engines.base import get_engine_type
 from pipeline.model.guidance.grammar import count_min_tokens
 from pipeline.output.answer.geometry import find_field_meanings
 from pipeline.output.arrow_tables import RESERVED_COLUMNS
+from pipeline.output.dataset import Dataset, list_questions
 from pipeline.output.store import OutputStore, open_filesystem
 from pipeline.schema import schema_loader
 
@@ -109,15 +110,15 @@ def format_warnings(context: RunContext) -> str | None:
 def open_output_store(context: RunContext, *, allow_other_questions: bool) -> OutputStore:
     """The output, after making sure that it holds answers to this question, or that others are welcome in it."""
     store = OutputStore(context.job.output.path)
-    mine, others = f"{context.fingerprint}.json", store.list_names("questions")
-    if others and mine not in others and not allow_other_questions:
-        before = json.loads(store.read_object(f"questions/{max(others)}"))
+    questions = list_questions(store)
+    if questions and context.fingerprint not in questions and not allow_other_questions:
+        before = Dataset(store, max(questions)).read_question()
         changes = "\n".join(f"  {line}" for line in list_differences(before, context.fingerprint_inputs))
         raise OutputError(
             f"{store.path} holds answers to another question:\n{changes}\n"
             "Write elsewhere (output.path), or add these answers beside the others with --on-change add."
         )
-    store.create_object(f"questions/{mine}", json.dumps(context.fingerprint_inputs, indent=2, default=str).encode())
+    Dataset(store, context.fingerprint).write_question(context.fingerprint_inputs)
     return store
 
 

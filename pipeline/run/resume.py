@@ -8,13 +8,10 @@ found in those orphans by (id, question). The driver holds chunks; the hashes of
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.context import RunContext
@@ -23,8 +20,9 @@ from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk, read_chunk_rows, split_file
 from pipeline.manifest.files import ManifestFile, build_unreadable_error, get_store_error_types
 from pipeline.manifest.rows import RowReader, hash_row_keys
-from pipeline.output.dead_letters import READER_THREADS, split_part_name
+from pipeline.output.dataset import Dataset, split_part_name
 from pipeline.output.store import OutputStore
+from pipeline.output.thread_map import map_in_threads
 from pipeline.run.dedup import HashBuckets, find_common, find_duplicates
 
 HashedChunk = tuple[Chunk, NDArray[np.uint64]]
@@ -64,7 +62,7 @@ def build_resume_plan(
     row_limit: int | None = None,
 ) -> ResumePlan:
     """Which chunks there are and which are left to do."""
-    existing = {name.removesuffix(".parquet") for name in store.list_names(f"data/fp={context.fingerprint}")}
+    existing = set(Dataset(store, context.fingerprint).list_parts())
     with HashBuckets() as rows:
         chunks = []
         for chunk, hashes in limit_rows(splitter(context.job, manifest_files, context.schema_prompt), row_limit):
@@ -163,11 +161,8 @@ def find_answered_rows(
 def read_row_hashes(parts: Sequence[str], store: OutputStore, fingerprint: str) -> Iterator[NDArray[np.uint64]]:
     """Of the rows of each part, in order."""
 
-    def hashes(name: str) -> NDArray[np.uint64]:
-        part = io.BytesIO(store.read_object(f"data/fp={fingerprint}/{name}.parquet"))
-        table = pq.read_table(part, columns=["id", "question"])
+    def hashes(part: str) -> NDArray[np.uint64]:
+        table = Dataset(store, fingerprint).read_part(part, ["id", "question"])
         return hash_row_keys(list(zip(table["id"].to_pylist(), table["question"].to_pylist(), strict=True)))
 
-    with ThreadPoolExecutor(READER_THREADS) as readers:
-        for start in range(0, len(parts), 4 * READER_THREADS):  # not all at once: there may be a million
-            yield from readers.map(hashes, parts[start : start + 4 * READER_THREADS])
+    yield from map_in_threads(hashes, parts)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -17,9 +16,10 @@ from pipeline.context import RunContext
 from pipeline.manifest.chunks import Chunk
 from pipeline.manifest.rows import hash_row_keys
 from pipeline.output import dead_letters
-from pipeline.output.commit import read_commit_note
-from pipeline.output.dead_letters import READER_THREADS, DeadLetter, split_part_name
+from pipeline.output.dataset import Dataset, get_part_of_dead_letters, split_part_name
+from pipeline.output.dead_letters import DeadLetter
 from pipeline.output.store import OutputStore
+from pipeline.output.thread_map import map_in_threads
 from pipeline.run.dedup import HashBuckets
 from pipeline.run.progress import Say
 from pipeline.run.resume import ResumePlan, find_answered_rows
@@ -38,30 +38,31 @@ class RetryScope:
 
 
 def find_retry_scope(resume_plan: ResumePlan, context: RunContext, store: OutputStore) -> RetryScope:
-    written = store.list_names(f"errors/fp={context.fingerprint}")
-    there = store.list_objects(f"data/fp={context.fingerprint}") if written else {}
+    dataset = Dataset(store, context.fingerprint)
+    written = dataset.list_dead_letters()
+    there = dataset.list_parts() if written else {}
     names, failing = {chunk.name for chunk in resume_plan.chunks}, dead_letters.find_failed_chunks(there, written)
     failed = {name: parts for name, parts in failing.items() if name in names}
     if not failed:
         return RetryScope({}, [*failing], ())
-    first = min(there[f"{name}.parquet"].modified_at or 0 for name in failed)
-    parts = ((name.removesuffix(".parquet"), entry.modified_at) for name, entry in there.items())
+    first = min(there[name].modified_at or 0 for name in failed)
+    parts = ((part, info.modified_at) for part, info in there.items())
     since = sorted(part for part, at in parts if (at is None or at >= first) and split_part_name(part)[0] not in names)
     return RetryScope(failed, sorted(failing.keys() - names), since)
 
 
 def read_failed_rows(retry_scope: RetryScope, store: OutputStore, fingerprint: str) -> Iterator[DeadLetter]:
     """The rows of the manifest that failed and have no answer, chunk by chunk."""
-    answered: set[int] = set()
+    dataset, answered = Dataset(store, fingerprint), set[int]()
     if retry_scope.later_parts:
         with HashBuckets() as rows:
             for _, some in groupby(
-                dead_letters.read_unresolved_letters(store, fingerprint, retry_scope.failed_chunks),
+                dead_letters.read_unresolved_letters(dataset, retry_scope.failed_chunks),
                 lambda letter: letter.key,
             ):
                 rows.add_hashes(hash_row_keys([(letter.id, letter.question) for letter in some]))
             answered = set(find_answered_rows(retry_scope.later_parts, rows, store, fingerprint).tolist())
-    for at, letter in enumerate(dead_letters.read_unresolved_letters(store, fingerprint, retry_scope.failed_chunks)):
+    for at, letter in enumerate(dead_letters.read_unresolved_letters(dataset, retry_scope.failed_chunks)):
         if at not in answered:
             yield letter
 
@@ -107,20 +108,19 @@ def delete_uncommitted_letters(chunks: Sequence[Chunk], context: RunContext, sto
 
     Where nothing is committed yet, their writer may be at work still.
     """
-    data, errors = f"data/fp={context.fingerprint}", f"errors/fp={context.fingerprint}"
+    dataset = Dataset(store, context.fingerprint)
     written: dict[str, list[str]] = {chunk.part_name: [] for chunk in chunks}
-    for name in store.list_names(errors) if chunks else ():
-        if name.rpartition("-")[0] in written:
-            written[name.rpartition("-")[0]].append(name)
-    committed = store.list_names(data) if any(written.values()) else ()
-    parts = [part for part, names in written.items() if names and f"{part}.parquet" in committed]
+    for name in dataset.list_dead_letters() if chunks else ():
+        if get_part_of_dead_letters(name) in written:
+            written[get_part_of_dead_letters(name)].append(name)
+    committed = dataset.list_parts() if any(written.values()) else ()
+    parts = [part for part, names in written.items() if names and part in committed]
 
     def clean(part: str) -> None:
-        named = read_commit_note(store.read_object(f"{data}/{part}.parquet"))["errors"]
+        named = dataset.read_footer(part).note["errors"]
         for name in written[part]:
             if name != named:
-                store.delete_object(f"{errors}/{name}")
+                dataset.delete_dead_letters(name)
 
-    with ThreadPoolExecutor(READER_THREADS) as readers:
-        for start in range(0, len(parts), 4 * READER_THREADS):
-            list(readers.map(clean, parts[start : start + 4 * READER_THREADS]))
+    for _ in map_in_threads(clean, parts):
+        pass

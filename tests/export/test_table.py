@@ -123,10 +123,10 @@ def test_an_interrupted_export_goes_on_and_does_not_do_files_again(workspace, sh
             raise KeyboardInterrupt
         upload(store, name, source)
 
-    monkeypatch.setattr(OutputStore, "upload", die)
+    monkeypatch.setattr(OutputStore, "upload_file", die)
     with pytest.raises(KeyboardInterrupt):
         shelf.export(rows_per_file=4, output={"chunk_rows": 2})
-    monkeypatch.setattr(OutputStore, "upload", upload)
+    monkeypatch.setattr(OutputStore, "upload_file", upload)
     (first,) = shelf.files()
     before = first.stat().st_mtime_ns
     assert not (shelf.target / "_SUCCESS").exists()

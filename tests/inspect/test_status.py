@@ -14,6 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.__main__ import main
 from pipeline.errors import OutputError
 from pipeline.inspect.status import format_status, read_status
+from pipeline.output.dataset import Dataset
 from pipeline.output.store import OutputStore
 from pipeline.run import driver, preflight
 from pipeline.run.lease import Lease
@@ -35,7 +36,7 @@ def test_an_output_says_what_is_answered_wrong_and_left(workspace):
     assert "answered  9 rows in 3 parts" in said
     assert "2  decode/unknown_format: file://" in said
     assert "gone.png: no such file" in said
-    assert "at work   nobody" in said
+    assert "running   no" in said
     assert " done " in said
 
 
@@ -46,7 +47,7 @@ def test_what_a_stopped_run_left_is_counted(workspace):
     one.unlink()
     found = read_status(str(workspace.folder / "out"))
     assert found.left == 4
-    assert "give the same run command again" in "\n".join(format_status(found))
+    assert "give the same run command again: it asks the rows that are left" in "\n".join(format_status(found))
 
 
 def test_a_row_that_failed_before_its_manifest_was_rewritten_and_was_answered_since_is_not_wrong(workspace):
@@ -95,7 +96,7 @@ def test_what_a_run_that_died_over_a_rewritten_manifest_asks_anew_is_left_and_no
     workspace.write_manifest([*workspace.draw_images(6), *bad])
     assert workspace.run_job() == 3
     workspace.write_manifest([*workspace.draw_images(5), *bad])
-    monkeypatch.setattr(driver, "finish", lambda *_: 9)
+    monkeypatch.setattr(driver, "run_to_completion", lambda *_: 9)
     assert workspace.run_job() == 9
     found = read_status(str(workspace.folder / "out"))
     assert (found.answered, found.rows, found.left, found.wrong) == (6, 7, 2, {})
@@ -106,10 +107,10 @@ def test_rows_that_failed_are_looked_for_in_parts_that_may_answer_them_and_in_no
     workspace.write_manifest([*bad, *rows])
     assert workspace.run_job(row_limit=2) == 3  # a trial, whose chunk the whole does not have
     assert workspace.run_job() == 3
-    read, seen = OutputStore.read_object, []
-    monkeypatch.setattr(OutputStore, "read", lambda store, name: (seen.append(name), read(store, name))[1])
+    read, seen = Dataset.read_part, []
+    monkeypatch.setattr(Dataset, "read_part", lambda dataset, *words: (seen.append(words[0]), read(dataset, *words))[1])
     assert read_status(str(workspace.folder / "out")).wrong == {"decode/unknown_format": 1}
-    assert sum(name.startswith("data/") for name in seen) == 1
+    assert seen == []  # the note of the chunk with the dead letter stands in its footer
 
 
 def test_a_row_that_failed_in_one_form_of_the_manifest_and_was_answered_in_another_is_not_wrong_in_the_first(workspace):
@@ -150,8 +151,8 @@ def test_who_is_at_work_is_said(workspace):
     store = OutputStore(str(workspace.folder / "out"))
     with Lease(store, read_status(store.path).fingerprint, "20261121T000000-beef", say=lambda line: None):
         said = "\n".join(format_status(read_status(store.path)))
-        assert re.search(r"at work   run 20261121T000000-beef on .*, since \S+ \S+ UTC; seen last 20.* UTC", said)
-    assert "at work   nobody" in "\n".join(format_status(read_status(store.path)))
+        assert re.search(r"running   run 20261121T000000-beef on .*, since \S+ \S+ UTC; last seen 20.* UTC", said)
+    assert "running   no" in "\n".join(format_status(read_status(store.path)))
 
 
 def test_the_question_asked_last_is_shown_and_others_by_name(workspace, capsys):

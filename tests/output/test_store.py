@@ -16,11 +16,11 @@ from moto.server import ThreadedMotoServer
 
 from pipeline import retry_policy
 from pipeline.errors import OutputError
-from pipeline.output.commit import encode_part, read_commit_note
+from pipeline.output.dataset import encode_parquet
 from pipeline.output.store import OutputStore
 from tests.faults import BUSY, CUT, DOWN, EXPIRED, LOST, Fault, Proxy, first, only, storm
 
-PART = encode_part(pa.table({"id": [str(number) for number in range(500)]}), {"errors": "e"})
+PART = encode_parquet(pa.table({"id": [str(number) for number in range(500)]}), {"errors": "e"})
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +66,17 @@ def test_trouble_that_passes_costs_one_request_each_time_and_no_object(fault, st
     proxy.rule = first(3, fault)
     assert store.create_object("data/a.parquet", PART)
     proxy.rule = first(3, fault)
-    assert store.names("data") == {"a.parquet"}
+    assert store.list_names("data") == {"a.parquet"}
     proxy.rule = first(3, fault)
-    assert store.read("data/a.parquet") == PART
+    assert store.read_object("data/a.parquet") == PART
 
 
 @pytest.mark.parametrize("lost", [1, 3])
 def test_an_object_whose_reply_was_lost_is_known_as_ones_own(lost, store, proxy):
     proxy.rule = only(first(lost, LOST), method="PUT")
     assert store.create_object("data/a.parquet", PART) is True
-    assert store.create("data/a.parquet", PART[::-1]) is False
-    assert store.read("data/a.parquet") == PART
+    assert store.create_object("data/a.parquet", PART[::-1]) is False
+    assert store.read_object("data/a.parquet") == PART
 
 
 def test_an_own_object_that_is_read_back_cut_short_is_read_again(store, proxy):
@@ -88,11 +88,11 @@ def test_an_own_object_that_is_read_back_cut_short_is_read_again(store, proxy):
 @pytest.mark.parametrize("fault", [Fault(short=100), Fault(keep=100)])
 def test_a_part_that_arrives_cut_short_is_read_again(fault, store, proxy):
     store.create_object("data/a.parquet", PART)
-    store.create("questions/q.json", b'{"a": 1}' * 100)
+    store.create_object("questions/q.json", b'{"a": 1}' * 100)
     proxy.rule = only(first(2, fault), method="GET")
-    assert read_commit_note(store.read("data/a.parquet")) == {"errors": "e"}
+    assert store.read_object("data/a.parquet") == PART
     proxy.rule = only(first(2, fault), method="GET")
-    assert store.read("questions/q.json") == b'{"a": 1}' * 100
+    assert store.read_object("questions/q.json") == b'{"a": 1}' * 100
 
 
 def test_a_part_that_is_cut_short_in_the_store_is_named(store, proxy):
@@ -100,15 +100,15 @@ def test_a_part_that_is_cut_short_in_the_store_is_named(store, proxy):
     with pytest.raises(
         OutputError, match=r"out/data/a\.parquet: is cut short; delete it, and its rows are asked again"
     ):
-        store.read("data/a.parquet")
+        store.read_object("data/a.parquet")
 
 
 def test_a_hundred_objects_come_through_a_storm_of_everything(store, proxy):
     proxy.rule = storm(0.3, BUSY, DOWN, CUT, LOST, Fault(delay_s=0.1))
     assert all(store.create_object(f"data/{number}.parquet", PART) for number in range(100))
-    assert not any(store.create(f"data/{number}.parquet", PART + PART) for number in range(0, 100, 10))
-    assert store.names("data") == {f"{number}.parquet" for number in range(100)}
-    assert all(store.read(f"data/{number}.parquet") == PART for number in range(0, 100, 10))
+    assert not any(store.create_object(f"data/{number}.parquet", PART + PART) for number in range(0, 100, 10))
+    assert store.list_names("data") == {f"{number}.parquet" for number in range(100)}
+    assert all(store.read_object(f"data/{number}.parquet") == PART for number in range(0, 100, 10))
 
 
 def test_a_store_that_stays_busy_is_given_up_after_a_while_and_not_waited_for_twice(store, proxy):
@@ -119,17 +119,17 @@ def test_a_store_that_stays_busy_is_given_up_after_a_while_and_not_waited_for_tw
         store.create_object("data/a", b"x")
     assert len(proxy.seen) == retry_policy.OUTPUT_POLICIES["unavailable"].max_attempts
     with pytest.raises(OutputError, match="too busy"):
-        store.create("data/a", b"x")
+        store.create_object("data/a", b"x")
     assert len(proxy.seen) == retry_policy.OUTPUT_POLICIES["unavailable"].max_attempts + 1
     proxy.rule = None
-    assert store.create("data/a", b"x")
+    assert store.create_object("data/a", b"x")
 
 
 def test_credentials_that_were_rotated_are_picked_up(store, proxy, tmp_path):
     assert store.create_object("data/a", b"x")
     proxy.rule = lambda seen: EXPIRED if seen.key == "OLDKEY" else None
     credentials(tmp_path, "NEWKEY")
-    assert store.create("data/b", b"x")
+    assert store.create_object("data/b", b"x")
     assert [seen.key for seen in proxy.seen if seen.method == "PUT"] == ["OLDKEY", "OLDKEY", "NEWKEY"]
 
 

@@ -7,14 +7,12 @@ Tokens and failures are exact for the rows that were looked at; hours and money 
 
 from __future__ import annotations
 
-import io
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import track
 
@@ -29,6 +27,7 @@ from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engines.base import get_engine_type
 from pipeline.model.engines.torch.model_size import ModelSize, measure_model
 from pipeline.model.families.base import Family
+from pipeline.output.dataset import Dataset
 from pipeline.output.store import OutputStore
 from pipeline.registry import format_suggestion
 from pipeline.run import preflight, resume
@@ -135,11 +134,10 @@ def find_model_size(job: Job) -> ModelSize | None:
 
 def read_answer_lengths(store: OutputStore, context: RunContext) -> tuple[int, float]:
     """How many earlier answers to the same question were read, and their mean length."""
-    folder = f"data/fp={context.fingerprint}"
+    dataset = Dataset(store, context.fingerprint)
     lengths: list[int] = []
-    for name in sorted(store.list_names(folder))[:MAX_PARTS_READ]:
-        part = pq.read_table(io.BytesIO(store.read_object(f"{folder}/{name}")), columns=["tokens"])
-        lengths += [row["output"] for row in part["tokens"].to_pylist()]
+    for part in sorted(dataset.list_parts())[:MAX_PARTS_READ]:
+        lengths += [tokens["output"] for tokens in dataset.read_part(part, ["tokens"])["tokens"].to_pylist()]
     return len(lengths), sum(lengths) / len(lengths) if lengths else 0.0
 
 

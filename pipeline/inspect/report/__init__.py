@@ -15,12 +15,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.errors import JobError, OutputError
+from pipeline.inspect.output_reader import OutputReader, open_output_reader
 from pipeline.inspect.report.cards import build_card, build_page_values, needs_wide_card
 from pipeline.inspect.report.charts import Palette
 from pipeline.inspect.report.gather import ReportOptions, gather_answers, group_failures
 from pipeline.inspect.report.page import render_page
 from pipeline.inspect.report.pictures import PreviewLoader
-from pipeline.inspect.status import OutputReader, open_output_reader
 from pipeline.job.spec import Job
 from pipeline.output.answer.geometry import find_field_meanings
 
@@ -38,7 +38,7 @@ def write_report(
     """Write the page for one question of an output: the one named, or the one asked last."""
     options = options or ReportOptions()
     folder = open_output_reader(output_path, question)
-    figures, chosen = gather_answers(folder.store, folder.fingerprint, options)
+    figures, chosen = gather_answers(folder.dataset, options)
     if missing := set(options.row_ids) - {each.row["id"] for each in chosen}:
         raise JobError(f"--id {min(missing)}: no row of that id is answered in {output_path}")
     found = group_failures(folder.read_failed_rows())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.inspect.output_reader import OutputReader
 from pipeline.inspect.report.charts import (
     AnnotatedMedia,
     ChartBar,
@@ -22,7 +23,7 @@ from pipeline.inspect.report.charts import (
 from pipeline.inspect.report.gather import AnswerStatistics, FailureGroup, SampledRow, to_percent
 from pipeline.inspect.report.marks import find_annotations
 from pipeline.inspect.report.pictures import MediaPreview
-from pipeline.inspect.status import OutputReader, format_run_time, format_versions
+from pipeline.inspect.status import format_run_time, format_versions
 from pipeline.output.arrow_tables import RESERVED_COLUMNS
 from pipeline.run.progress import format_duration
 
@@ -101,8 +102,8 @@ def build_page_values(
 ) -> dict[str, Any]:
     return {
         "name": reader.job.get("name", "answers"),
-        "path": reader.store.path,
-        "fingerprint": reader.fingerprint,
+        "path": reader.dataset.store.path,
+        "fingerprint": reader.dataset.fingerprint,
         "model": reader.job.get("model", {}).get("weights", ""),
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "figures": statistics,

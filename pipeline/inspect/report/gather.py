@@ -7,22 +7,19 @@ with the output. Of very many parts some are read, evenly spread, and the report
 from __future__ import annotations
 
 import heapq
-import io
 import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from pipeline.inspect.plan.survey import pick_evenly
+from pipeline.output.dataset import Dataset
 from pipeline.output.dead_letters import DeadLetter
-from pipeline.output.store import OutputStore
+from pipeline.output.thread_map import map_in_threads
 
-MAX_PARTS_READ, READER_THREADS = 2000, 16
+MAX_PARTS_READ = 2000
 LATENCY_BINS_PER_DECADE = 20  # of a latency, from one power of ten to the next
 EXAMPLES_PER_GROUP = 5  # of one kind of error
 STATISTICS_COLUMNS = ["id", "tokens", "logprob", "latency_s", "finish", "flags", "violations"]
@@ -92,19 +89,16 @@ class SampledRow:
     row: Mapping[str, Any]
 
 
-def gather_answers(
-    store: OutputStore, fingerprint: str, options: ReportOptions
-) -> tuple[AnswerStatistics, list[SampledRow]]:
-    folder = f"data/fp={fingerprint}"
-    names = sorted(store.list_names(folder))
+def gather_answers(dataset: Dataset, options: ReportOptions) -> tuple[AnswerStatistics, list[SampledRow]]:
+    names = sorted(dataset.list_parts())
     read = names if options.row_ids else [names[at] for at in pick_evenly(len(names), MAX_PARTS_READ)]
     figures = AnswerStatistics(parts=len(names), parts_read=len(read))
     choice = RowSampler(options)
-    for name, rows in _read_statistics_rows(store, folder, read):
+    for name, rows in _read_statistics_rows(dataset, read):
         for at, row in enumerate(rows):
             figures.add_row(row)
             choice.offer_row((name, at), row)
-    return figures, list(_read_sampled_rows(store, folder, choice.list_reasons()))
+    return figures, list(_read_sampled_rows(dataset, choice.list_reasons()))
 
 
 class RowSampler:
@@ -142,28 +136,18 @@ class RowSampler:
         return out
 
 
-def _read_statistics_rows(
-    store: OutputStore, folder: str, names: Sequence[str]
-) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    def light(name: str) -> list[dict[str, Any]]:
-        part = pq.ParquetFile(io.BytesIO(store.read_object(f"{folder}/{name}")))
-        there = [column for column in STATISTICS_COLUMNS if column in part.schema_arrow.names]
-        rows: list[dict[str, Any]] = part.read(columns=there).to_pylist()
-        return rows
-
-    with ThreadPoolExecutor(READER_THREADS) as readers:
-        for start in range(0, len(names), 4 * READER_THREADS):
-            some = names[start : start + 4 * READER_THREADS]
-            yield from zip(some, readers.map(light, some), strict=True)
+def _read_statistics_rows(dataset: Dataset, parts: Sequence[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    tables = map_in_threads(lambda part: dataset.read_part(part, STATISTICS_COLUMNS).to_pylist(), parts)
+    return zip(parts, tables, strict=True)
 
 
-def _read_sampled_rows(store: OutputStore, folder: str, reasons: Mapping[RowLocation, str]) -> Iterator[SampledRow]:
+def _read_sampled_rows(dataset: Dataset, reasons: Mapping[RowLocation, str]) -> Iterator[SampledRow]:
     by_part: dict[str, list[int]] = {}
     for name, at in reasons:
         by_part.setdefault(name, []).append(at)
     rows: dict[RowLocation, dict[str, Any]] = {}
     for name, numbers in by_part.items():
-        table = pq.read_table(io.BytesIO(store.read_object(f"{folder}/{name}")))
+        table = dataset.read_part(name)
         rows |= {(name, at): table.slice(at, 1).to_pylist()[0] for at in numbers}
     return (SampledRow(why, rows[place]) for place, why in reasons.items())
 

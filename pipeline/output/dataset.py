@@ -1,0 +1,169 @@
+"""The layout of an output folder. No other module knows where its objects are or what they are called.
+
+    data/fp=FINGERPRINT/PART.parquet              answered rows; creating this object commits the part
+    errors/fp=FINGERPRINT/PART-RANDOM.parquet     dead letters; the part's commit note names the file that counts
+    lease/fp=FINGERPRINT/                         which run works on the question
+    questions/FINGERPRINT.json                    the inputs of the fingerprint
+    runs/RUN/job.json, plan.json, report.json     the resolved job, what was left to do, the result
+
+A part is named after its chunk; `.g1`, `.g2`, ... are the generations that ask failed rows of the chunk again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import OutputError
+from pipeline.output.store import ObjectInfo, OutputStore
+from pipeline.retry_policy import Truncated
+
+COMMIT_NOTE_KEY = b"vlbatch"  # the key of the commit note in a part's metadata
+RunDocument = Literal["job", "plan", "report"]
+
+
+class PartFooter(NamedTuple):
+    row_count: int
+    note: Mapping[str, Any]  # what the commit noted
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """The answers to one question in an output folder."""
+
+    store: OutputStore
+    fingerprint: str
+
+    @property
+    def lease_folder(self) -> str:
+        return f"lease/fp={self.fingerprint}"
+
+    @property
+    def parts_path(self) -> str:
+        """A pattern of the parts, for messages."""
+        return f"{self.store.path}/{self._get_part_path('*')}"
+
+    @property
+    def dead_letters_path(self) -> str:
+        """A pattern of the dead letters, for messages."""
+        return f"{self.store.path}/{self._get_dead_letter_path('*.parquet')}"
+
+    def list_parts(self) -> dict[str, ObjectInfo]:
+        """Every committed part by its name."""
+        listed = self.store.list_objects(f"data/fp={self.fingerprint}")
+        return {name.removesuffix(".parquet"): info for name, info in listed.items()}
+
+    def read_part(self, part: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of a part. Columns that it lacks, because an earlier version wrote it, are left out."""
+        file = pq.ParquetFile(io.BytesIO(self.store.read_object(self._get_part_path(part))))
+        names = file.schema_arrow.names if columns is None else [c for c in columns if c in file.schema_arrow.names]
+        return file.read(names)
+
+    def read_footer(self, part: str) -> PartFooter:
+        """The row count and the commit note, without the rows."""
+        path = self._get_part_path(part)
+
+        def read() -> pq.FileMetaData:
+            with self.store.filesystem.open(f"{self.store.root}/{path}", "rb") as file:
+                try:
+                    return pq.read_metadata(file)
+                except pa.ArrowInvalid as error:
+                    raise Truncated(f"{path} is cut short") from error
+
+        metadata = self.store.run_with_retries(path, read)
+        return PartFooter(metadata.num_rows, json.loads(metadata.metadata[COMMIT_NOTE_KEY]))
+
+    def commit_part(self, part: str, rows: pa.Table, note: Mapping[str, Any]) -> bool:
+        """Create a part; False if it exists already."""
+        return self.store.create_object(self._get_part_path(part), encode_parquet(rows, note))
+
+    def list_dead_letters(self) -> set[str]:
+        """The names of all files with dead letters, including those that no commit names."""
+        return self.store.list_names(f"errors/fp={self.fingerprint}")
+
+    def write_dead_letters(self, part: str, rows: pa.Table) -> str:
+        """Write the failed rows of a part that is about to be committed. Returns the file's name."""
+        name = f"{part}-{uuid.uuid4().hex[:8]}.parquet"
+        self.store.create_object(self._get_dead_letter_path(name), encode_parquet(rows, {"key": part}))
+        return name
+
+    def read_dead_letters(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        path = self._get_dead_letter_path(name)
+        try:
+            return pq.read_table(io.BytesIO(self.store.read_object(path)), columns=columns)
+        except OutputError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            chunk_name, _ = split_part_name(get_part_of_dead_letters(name))
+            raise OutputError(
+                f"{self.store.path}/{path} was deleted, so nobody knows which rows failed; "
+                f"delete {self._get_part_path(f'{chunk_name}*')} to ask them again"
+            ) from error
+
+    def delete_dead_letters(self, name: str) -> None:
+        self.store.delete_object(self._get_dead_letter_path(name))
+
+    def read_question(self) -> dict[str, Any]:
+        question: dict[str, Any] = json.loads(self.store.read_object(f"questions/{self.fingerprint}.json"))
+        return question
+
+    def write_question(self, fingerprint_inputs: Mapping[str, Any]) -> None:
+        text = json.dumps(fingerprint_inputs, indent=2, default=str)
+        self.store.create_object(f"questions/{self.fingerprint}.json", text.encode())
+
+    def _get_part_path(self, part: str) -> str:
+        return f"data/fp={self.fingerprint}/{part}.parquet"
+
+    def _get_dead_letter_path(self, name: str) -> str:
+        return f"errors/fp={self.fingerprint}/{name}"
+
+
+def list_questions(store: OutputStore) -> set[str]:
+    """The fingerprints of all questions that an output folder has answers to."""
+    return {name.removesuffix(".json") for name in store.list_names("questions")}
+
+
+def list_runs(store: OutputStore, document: RunDocument) -> list[str]:
+    """The runs that wrote a document, newest first."""
+    names = store.list_names("runs")
+    return sorted((name.partition("/")[0] for name in names if name.endswith(f"/{document}.json")), reverse=True)
+
+
+def read_run_document(store: OutputStore, run_id: str, document: RunDocument) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(store.read_object(f"runs/{run_id}/{document}.json"))
+    return values
+
+
+def write_run_document(store: OutputStore, run_id: str, document: RunDocument, text: str) -> None:
+    store.create_object(f"runs/{run_id}/{document}.json", text.encode())
+
+
+def split_part_name(part: str) -> tuple[str, int]:
+    """The chunk's name and the generation.
+
+    >>> split_part_name("5f2a"), split_part_name("5f2a.g12")
+    (('5f2a', 0), ('5f2a', 12))
+    """
+    chunk_name, _, generation = part.partition(".g")
+    return chunk_name, int(generation or 0)
+
+
+def get_part_of_dead_letters(name: str) -> str:
+    """
+    >>> get_part_of_dead_letters("5f2a.g1-0b7c8d9e.parquet")
+    '5f2a.g1'
+    """
+    return name.rpartition("-")[0]
+
+
+def encode_parquet(table: pa.Table, note: Mapping[str, Any]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({COMMIT_NOTE_KEY: json.dumps(note)}), sink, compression="zstd")
+    return bytes(sink.getvalue())
