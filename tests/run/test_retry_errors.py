@@ -154,7 +154,7 @@ def test_an_answer_that_did_not_fit_is_asked_for_another_way(workspace, tmp_path
         return later(request, attempt)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.output.answer.reask.again", spy)
+        patch.setattr("pipeline.output.answer.reask.build_retry_request", spy)
         assert workspace.run_job(answer=answer, retry_kind="answer") == 3
     assert [sampling.temperature for sampling in asked] == [0.3, 0.3]
     assert all(isinstance(sampling, Sampling) and sampling.seed > 1_000_000 for sampling in asked)
