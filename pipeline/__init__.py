@@ -166,8 +166,10 @@ output: a Reply becomes a Row, and Rows become a committed part
     output/answer/reask.py                  asks again when an answer is invalid
     output/arrow_tables.py                  builds the tables of a part
     output/commit.py                        writes a part; creating it is the commit
-    output/dead_letters.py                  reads the rows of a chunk that are still wrong
+    output/dataset.py                       knows the layout of an output folder: parts, dead letters, runs, questions
+    output/dead_letters.py                  finds the rows of a chunk that failed and have no answer yet
     output/store.py                         creates, reads and lists objects in an output folder
+    output/thread_map.py                    calls a function on many items from a few threads
 
 answer: a Request becomes a Row
     answer.py                               asks the engine and builds the rows of a chunk
@@ -200,7 +202,8 @@ cluster: everything that needs Ray
     cluster/metrics.py                      exports Prometheus metrics
 
 inspect: what people look at
-    inspect/status.py                       reads and prints the state of an output
+    inspect/output_reader.py                reads the answers, failures and runs of one question
+    inspect/status.py                       shows what is answered, failed and left
     inspect/plan/__init__.py                predicts cost and failures before a run
     inspect/plan/survey.py                  counts rows, tokens and failures from headers
     inspect/plan/gpus.py                    converts tokens to hours and money
