@@ -232,6 +232,7 @@ builtin: models trained here on drawn scenes; pipeline/builtin/weights/README.md
     builtin/training/train.py               trains the built-in models
 
 Commands
-    cli.py                                  the options of every command
-    __main__.py                             the commands: python -m pipeline run, check, ...
+    commands.py                             what each command does
+    cli.py                                  the commands with their options and examples
+    __main__.py                             python -m pipeline: parses, runs and sets the exit code
 """

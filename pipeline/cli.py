@@ -1,167 +1,212 @@
-"""The command line, as argparse reads it: every command with its options and examples to copy. Nothing is imported."""
+"""The command line: every command with its options, its examples and the function that runs it."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from pipeline import commands
 
 EXIT_CODES_HELP = """\
-Exit codes: 0 every row answered; 1 a surprise (a bug, or a crash); 2 the job cannot run; 3 done, with rows in
-errors/; 4 stopped early, or rows missing; 130 interrupted; 143 terminated. Answers are committed as they come:
-the same command again does only what is left."""
+Exit codes: 0 all rows answered; 1 internal error or crash; 2 the job cannot run; 3 finished, but some rows are in
+errors/; 4 stopped early, or rows are missing; 130 interrupted; 143 terminated. Answers are committed as they arrive:
+run the same command again to continue."""
 
-EXAMPLES = {
-    "run": """\
-  python -m pipeline run jobs/caption.yaml
-  python -m pipeline run jobs/caption.yaml --set input.manifest=./my-pictures --limit 20
-  python -m pipeline run job.yaml --local --set model.weights=builtin:tiny --set workers.generate.gpus=0
-  python -m pipeline run job.yaml --set prompt.user="How many people?" --on-change add
-  python -m pipeline run job.yaml --retry-errors fetch""",
-    "submit": """\
-  python -m pipeline submit job.yaml --address http://127.0.0.1:8265 --follow
-  python -m pipeline submit job.yaml --date 2026-11-20      # a night that was missed""",
-    "plan": """\
-  python -m pipeline plan jobs/caption.yaml --set input.manifest=./my-pictures
-  python -m pipeline plan job.yaml --gpu H100 --gpu L4 --price 2.10
-  python -m pipeline plan job.yaml --all --json > plan.json""",
-    "status": """\
-  python -m pipeline status out/caption
-  python -m pipeline status s3://acme/labels/invoices --json""",
-    "report": """\
-  python -m pipeline report out/caption
-  python -m pipeline report s3://acme/labels/invoices --to invoices.html --random 100
-  python -m pipeline report out/caption --id 000123 --id 000124 --worst 0""",
-    "export": """\
-  python -m pipeline export job.yaml s3://acme/tables/invoices-2026-11-20
-  python -m pipeline export job.yaml ./table --partition-by answer.currency""",
-    "check": """\
-  python -m pipeline check job.yaml
-  python -m pipeline check --explain                # every key of a job file
-  python -m pipeline check --explain | grep -i pixels""",
-    "demo": """\
-  python -m pipeline demo
-  python -m pipeline demo /tmp/demo""",
-}
+
+class Command(NamedTuple):
+    summary: str
+    examples: str
+    run: Callable[[argparse.Namespace], int]
+    add_options: Callable[[argparse.ArgumentParser], None]
+    job_argument: Literal["required", "optional", "none"] = "required"
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
-    whole = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m pipeline",
         description=description,
         epilog=EXIT_CODES_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_run_options(
-        _add_command(commands, "run", "ask every row of a manifest that is not answered yet", takes_job=True)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        subparser = subparsers.add_parser(
+            name,
+            help=command.summary,
+            description=command.summary,
+            epilog=f"examples:\n{command.examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if command.job_argument != "none":
+            add_job_options(subparser, is_required=command.job_argument == "required")
+        subparser.add_argument("--debug", action="store_true", help="show tracebacks")
+        command.add_options(subparser)
+    return parser
+
+
+def add_job_options(parser: argparse.ArgumentParser, *, is_required: bool) -> None:
+    parser.add_argument("job", nargs=None if is_required else "?", help="a YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the job")
+    parser.add_argument("--date", metavar="DAY", help="the value of ${date}, such as 2026-11-20; default: today")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    add_shared_run_options(parser)
+    parser.add_argument("--local", action="store_true", help="run in this process, without Ray")
+
+
+def add_submit_options(parser: argparse.ArgumentParser) -> None:
+    add_shared_run_options(parser)
+    parser.add_argument("--address", metavar="URL", help="the cluster's dashboard; default: $RAY_ADDRESS")
+    parser.add_argument("--follow", action="store_true", help="show the log, and exit with the code of the run")
+    grace_help = "seconds that a stopped run gets to finish; default 60"
+    parser.add_argument("--grace", type=parse_positive_int, default=60, metavar="S", help=grace_help)
+
+
+def add_shared_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--limit", type=parse_positive_int, metavar="N", help="only the first N rows of the manifest")
+    parser.add_argument("--allow-errors", action="store_true", help="exit with 0 instead of 3 when rows failed")
+    parser.add_argument("--take-over", action="store_true", help="do not wait for another run that holds the output")
+    parser.add_argument("--ray-log", action="store_true", help="show the log of Ray and its workers")
+    retry_help = "ask failed rows again: all, or those of a stage, a kind, or both (fetch, timeout, fetch/timeout)"
+    parser.add_argument("--retry-errors", nargs="?", const="", metavar="KIND", help=retry_help)
+    change_help = "what to do if the output holds answers to another question; default: refuse"
+    parser.add_argument("--on-change", choices=["refuse", "add"], default="refuse", help=change_help)
+
+
+def add_plan_options(parser: argparse.ArgumentParser) -> None:
+    survey = parser.add_mutually_exclusive_group()
+    survey.add_argument("--all", action="store_true", help="read the header of every row instead of a sample")
+    survey.add_argument(
+        "--sample", type=parse_positive_int, default=2000, metavar="N", help="rows to sample; default 2000"
     )
-    _add_submit_options(
-        _add_command(commands, "submit", "the same as a job on a Ray cluster, from here", takes_job=True)
-    )
-    _add_plan_options(
-        _add_command(commands, "plan", "tokens, memory, hours, cost and failures, from headers alone", takes_job=True)
-    )
-    _add_output_options(
-        _add_command(commands, "status", "what is answered, wrong and left in an output, and who works on it")
-    )
-    _add_report_options(
-        _add_command(commands, "report", "one HTML page with figures, answers beside their pictures, and errors")
-    )
-    _add_export_options(_add_command(commands, "export", "one table of all answers, in large files", takes_job=True))
-    _add_check_options(_add_command(commands, "check", "is this job right? nothing is started", takes_job=None))
-    demo = _add_command(commands, "demo", "draw pictures and run a job over them on the built-in model")
-    demo.add_argument("folder", nargs="?", default="out/demo")
-    return whole
+    parser.add_argument("--limit", type=parse_positive_int, metavar="N", help="only the first N rows of the manifest")
+    parser.add_argument("--gpu", action="append", default=[], metavar="NAME", help="a GPU to consider; default: all")
+    parser.add_argument("--price", type=float, metavar="USD", help="price of one GPU hour; default: a typical one")
+    parser.add_argument("--answer-tokens", type=parse_positive_int, metavar="N", help="expected tokens of an answer")
+    add_json_option(parser)
 
 
-def _add_command(commands: Any, name: str, summary: str, *, takes_job: bool | None = False) -> argparse.ArgumentParser:
-    """`job`: whether it takes a job file; None: it may."""
-    command: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        description=summary,
-        epilog=f"examples:\n{EXAMPLES[name]}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    if takes_job is not False:
-        command.add_argument("job", nargs=None if takes_job else "?", help="a YAML file")
-        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the job")
-        command.add_argument("--date", metavar="DAY", help="what ${date} stands for, as 2026-11-20; default: today")
-    command.add_argument("--debug", action="store_true", help="show tracebacks")
-    return command
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _add_run_options(command: argparse.ArgumentParser) -> None:
-    _add_shared_run_options(command)
-    command.add_argument("--local", action="store_true", help="in this process, without Ray")
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", help="the output.path of a job")
+    parser.add_argument("--question", metavar="FP", help="a fingerprint; default: the question that was asked last")
 
 
-def _add_submit_options(command: argparse.ArgumentParser) -> None:
-    _add_shared_run_options(command)
-    command.add_argument("--address", metavar="URL", help="the cluster's dashboard; default: $RAY_ADDRESS")
-    command.add_argument("--follow", action="store_true", help="show the log, and end as the run ends")
-    command.add_argument(
-        "--grace", type=_parse_positive_int, default=60, metavar="S", help="seconds a stopped run has; default 60"
-    )
+def add_status_options(parser: argparse.ArgumentParser) -> None:
+    add_output_options(parser)
+    add_json_option(parser)
 
 
-def _add_shared_run_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--limit", type=_parse_positive_int, metavar="N", help="only the first N rows of the manifest")
-    command.add_argument("--allow-errors", action="store_true", help="rows in errors/ are no failure: exit 0, not 3")
-    command.add_argument("--take-over", action="store_true", help="do not wait for a run that holds the output")
-    failed = "ask failed rows again: all, or those of a stage, a kind, or both (fetch, timeout, fetch/timeout)"
-    command.add_argument("--ray-log", action="store_true", help="show what Ray and its workers log, too")
-    command.add_argument("--retry-errors", nargs="?", const="", metavar="KIND", help=failed)
-    command.add_argument(
-        "--on-change",
-        choices=["refuse", "add"],
-        default="refuse",
-        help="another question in the same output; default: refuse it",
-    )
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    add_output_options(parser)
+    file_help = "default: report.html in a local output, otherwise in this folder"
+    parser.add_argument("--to", metavar="FILE", help=file_help)
+    parser.add_argument("--random", type=int, default=24, metavar="N", help="random rows to show; default 24")
+    parser.add_argument("--worst", type=int, default=12, metavar="N", help="least confident rows to show; default 12")
+    parser.add_argument("--id", action="append", default=[], metavar="ID", help="a row to show")
 
 
-def _add_plan_options(command: argparse.ArgumentParser) -> None:
-    looked = command.add_mutually_exclusive_group()
-    looked.add_argument("--all", action="store_true", help="read the header of every row, not of a sample")
-    looked.add_argument(
-        "--sample", type=_parse_positive_int, default=2000, metavar="N", help="rows to look at; default 2000"
-    )
-    command.add_argument("--limit", type=_parse_positive_int, metavar="N", help="only the first N rows of the manifest")
-    command.add_argument("--gpu", action="append", default=[], metavar="NAME", help="only these; default: all known")
-    command.add_argument("--price", type=float, metavar="USD", help="of one GPU hour; default: a typical one")
-    command.add_argument("--answer-tokens", type=_parse_positive_int, metavar="N", help="expected length of an answer")
-    command.add_argument("--json", action="store_true", help="as JSON, on standard output")
+def add_export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="TARGET", help="an empty folder: any fsspec URL")
+    rows_help = "maximum rows in a file; default 1,000,000"
+    parser.add_argument("--rows-per-file", type=parse_positive_int, default=1_000_000, metavar="N", help=rows_help)
+    partition_help = "one Hive folder per value of a column or of a field such as answer.currency; may be repeated"
+    parser.add_argument("--partition-by", action="append", default=[], metavar="COLUMN", help=partition_help)
 
 
-def _add_output_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("output", help="the output.path of a job")
-    command.add_argument("--question", metavar="FP", help="a fingerprint; default: the question that was asked last")
-    if command.prog.endswith("status"):
-        command.add_argument("--json", action="store_true", help="as JSON, on standard output")
+def add_check_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--explain", action="store_true", help="list every key with its meaning")
 
 
-def _add_report_options(command: argparse.ArgumentParser) -> None:
-    _add_output_options(command)
-    command.add_argument("--to", metavar="FILE", help="default: report.html, in a local output or else here")
-    command.add_argument("--random", type=int, default=24, metavar="N", help="rows drawn at random; default 24")
-    command.add_argument("--worst", type=int, default=12, metavar="N", help="rows of least confidence; default 12")
-    command.add_argument("--id", action="append", default=[], metavar="ID", help="this row, too")
+def add_demo_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", nargs="?", default="out/demo")
 
 
-def _add_export_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("target", metavar="TARGET", help="an empty folder: any fsspec URL")
-    most = "rows in a file, at most; default 1,000,000"
-    command.add_argument("--rows-per-file", type=_parse_positive_int, default=1_000_000, metavar="N", help=most)
-    parted = "folders by its values, as Hive has them: a column, or a field such as answer.currency; may be repeated"
-    command.add_argument("--partition-by", action="append", default=[], metavar="COLUMN", help=parted)
-
-
-def _add_check_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--explain", action="store_true", help="list every key with its meaning")
-
-
-def _parse_positive_int(text: str) -> int:
+def parse_positive_int(text: str) -> int:
     number = int(text) if text.isdecimal() else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, one or more")
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of 1 or more")
     return number
+
+
+COMMANDS = {
+    "run": Command(
+        "answer every row of a manifest that has no answer yet",
+        """\
+  python -m pipeline run jobs/caption.yaml
+  python -m pipeline run jobs/caption.yaml --set input.manifest=./my-pictures --limit 20
+  python -m pipeline run job.yaml --local --set model.weights=builtin:tiny --set workers.generate.gpus=0
+  python -m pipeline run job.yaml --set prompt.user="How many people?" --on-change add
+  python -m pipeline run job.yaml --retry-errors fetch""",
+        commands.run_job,
+        add_run_options,
+    ),
+    "submit": Command(
+        "run a job on a Ray cluster, from this machine",
+        """\
+  python -m pipeline submit job.yaml --address http://127.0.0.1:8265 --follow
+  python -m pipeline submit job.yaml --date 2026-11-20      # a night that was missed""",
+        commands.submit_job,
+        add_submit_options,
+    ),
+    "plan": Command(
+        "predict tokens, memory, hours, cost and failures, from file headers alone",
+        """\
+  python -m pipeline plan jobs/caption.yaml --set input.manifest=./my-pictures
+  python -m pipeline plan job.yaml --gpu H100 --gpu L4 --price 2.10
+  python -m pipeline plan job.yaml --all --json > plan.json""",
+        commands.plan_job,
+        add_plan_options,
+    ),
+    "status": Command(
+        "show what an output has answered, what failed, what is left, and who works on it",
+        """\
+  python -m pipeline status out/caption
+  python -m pipeline status s3://acme/labels/invoices --json""",
+        commands.show_status,
+        add_status_options,
+        job_argument="none",
+    ),
+    "report": Command(
+        "write an HTML page with figures, answers beside their media, and errors",
+        """\
+  python -m pipeline report out/caption
+  python -m pipeline report s3://acme/labels/invoices --to invoices.html --random 100
+  python -m pipeline report out/caption --id 000123 --id 000124 --worst 0""",
+        commands.write_report,
+        add_report_options,
+        job_argument="none",
+    ),
+    "export": Command(
+        "write one table of all answers, in large files",
+        """\
+  python -m pipeline export job.yaml s3://acme/tables/invoices-2026-11-20
+  python -m pipeline export job.yaml ./table --partition-by answer.currency""",
+        commands.export_answers,
+        add_export_options,
+    ),
+    "check": Command(
+        "check a job without starting anything",
+        """\
+  python -m pipeline check job.yaml
+  python -m pipeline check --explain                # every key of a job file
+  python -m pipeline check --explain | grep -i pixels""",
+        commands.check_job,
+        add_check_options,
+        job_argument="optional",
+    ),
+    "demo": Command(
+        "draw pictures and run a job over them with the built-in model",
+        """\
+  python -m pipeline demo
+  python -m pipeline demo /tmp/demo""",
+        commands.run_demo,
+        add_demo_options,
+        job_argument="none",
+    ),
+}

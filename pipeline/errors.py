@@ -1,33 +1,42 @@
-"""What can go wrong.
+"""The exceptions of the pipeline, and the exit codes of its commands.
 
-PipelineError       stops a command, with a message that says what to do
-  JobError          the job file, the manifest's shape or the schema is wrong; nothing has started
+PipelineError       stops a command; its message says what to do
+  JobError          the job file, the manifest's columns or the schema is wrong; nothing has started
   OutputError       the output cannot be used or written
-  StoppedError      the run was stopped: too many rows failed, or work is missing at the end
-ItemError           this one row cannot be answered; it becomes an error row and the run goes on
-  ReadError         the row of the manifest does not say what to look at
-  FetchError        its bytes did not arrive
-  DecodeError       its bytes are not what they claim, or more than the limits allow
-  PromptError       it does not fit the model
+  StoppedError      the run stopped early: too many rows failed, or something outside the rows is broken
+ItemError           one row cannot be answered; it becomes a Failure and the run goes on
+  ReadError         the manifest row is malformed
+  FetchError        its media cannot be downloaded
+  DecodeError       its media cannot be decoded, or exceed the limits
+  PromptError       its prompt does not fit the model
   GenerateError     the engine cannot answer it
   AnswerError       the answer does not fit the schema
 
-Anything else is a bug: one row of kind `internal`, and a run that exits non-zero.
+Any other exception is a bug: it costs one row, of kind `internal`, and the run exits with 1.
 """
 
 from __future__ import annotations
 
 import traceback
-from typing import TYPE_CHECKING
+from enum import IntEnum
 
 from pipeline.types import Failure, Stage
 
-if TYPE_CHECKING:
-    pass
+
+class ExitCode(IntEnum):
+    ALL_ANSWERED = 0
+    INTERNAL_ERROR = 1
+    CANNOT_RUN = 2
+    FAILED_ROWS = 3
+    INCOMPLETE = 4  # stopped early, or rows are missing
+    HANG = 70
+    INTERRUPTED = 130
+    BROKEN_PIPE = 141
+    TERMINATED = 143
 
 
 class PipelineError(Exception):
-    """Stops a command. The message is for a person and says what to do."""
+    """Stops a command. The message tells a person what to do."""
 
 
 class JobError(PipelineError): ...
@@ -40,11 +49,11 @@ class StoppedError(PipelineError): ...
 
 
 class Terminated(BaseException):
-    """SIGTERM, as an exception: what is open is closed on the way out."""
+    """SIGTERM as an exception, so that `finally` and `with` blocks run on the way out."""
 
 
 class ItemError(Exception):
-    """One row's failure: the stage by class, the kind by word, for people by message."""
+    """The failure of one row. The class tells the stage."""
 
     stage: Stage = "internal"
 
@@ -52,7 +61,7 @@ class ItemError(Exception):
         super().__init__(kind, message)
         self.kind = kind
         self.message = message
-        self.text = text  # what the model said, where it cannot be used
+        self.text = text  # the reply, where there is one that cannot be used
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}"
@@ -86,5 +95,5 @@ class AnswerError(ItemError):
 
 
 def build_internal_failure(item_id: str) -> Failure:
-    """What must not happen costs one row, is shown, and makes the run exit with 1."""
+    """The Failure of an unexpected exception, with its traceback. To be called while handling it."""
     return Failure(item_id, "internal", "internal", traceback.format_exc(limit=-8))

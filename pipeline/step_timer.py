@@ -1,7 +1,4 @@
-"""Seconds -> what they went to, for whoever wants to know what a run waits for.
-
-Two readings of a clock a step: cheap enough to be always on.
-"""
+"""Measures how many seconds each step of a run takes. Cheap enough to be always on."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from threading import Lock
 
 
 class StepTimer:
-    """Added to from any thread; what is taken is not counted again."""
+    """May be used from any thread."""
 
     def __init__(self) -> None:
         self.lock = Lock()
@@ -24,11 +21,12 @@ class StepTimer:
         try:
             yield
         finally:
-            spent = time.monotonic() - started
+            elapsed = time.monotonic() - started
             with self.lock:
-                self.seconds[step] = self.seconds.get(step, 0.0) + spent
+                self.seconds[step] = self.seconds.get(step, 0.0) + elapsed
 
     def take_seconds(self) -> dict[str, float]:
+        """The seconds by step since the last call."""
         with self.lock:
             taken, self.seconds = self.seconds, {}
         return taken

@@ -1,8 +1,8 @@
-"""The records that move through the pipeline, in the order they appear. All frozen, all picklable.
+"""The records that move through the pipeline, in order of appearance. All are frozen and picklable.
 
-    Item -> Clip -> Request -> Reply -> Row          a step that fails leaves a Failure in its place
+    Item -> Clip -> Request -> Reply -> Row          a step that fails returns a Failure instead
 
-Sizes are (width, height) in pixels, everywhere.
+Sizes are (width, height) in pixels everywhere.
 """
 
 from __future__ import annotations
@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    pass
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +24,7 @@ Stage = Literal["read", "fetch", "decode", "prompt", "generate", "answer", "inte
 
 @dataclass(frozen=True, slots=True)
 class MediaOptions:
-    """How large and which frames. None leaves it to whoever is asked next: part, row, job, family."""
+    """Size and sampling of media. None means the default of the next level: media cell, row, job, family."""
 
     min_pixels: int | None = None  # of an image, or of one frame of a video
     max_pixels: int | None = None
@@ -35,45 +32,37 @@ class MediaOptions:
     resized_height: int | None = None
     total_pixels: int | None = None  # of all frames of a video together
     fps: float | None = None
-    frames: int | None = None  # exactly so many, evenly spread; wins over fps
+    frames: int | None = None  # exact number, evenly spaced; overrides fps
     min_frames: int | None = None
     max_frames: int | None = None
     video_start: float | None = None  # seconds
     video_end: float | None = None
 
     def with_defaults(self, defaults: MediaOptions) -> MediaOptions:
-        """What this says, and where it is silent what the other says."""
-        said = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(defaults, **{name: value for name, value in said.items() if value is not None})
+        options = {option.name: getattr(self, option.name) for option in fields(self)}
+        return replace(defaults, **{name: value for name, value in options.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True)
 class MediaRef:
-    """Something to look at, as a manifest names it: not fetched yet.
+    """An image or a video that a manifest refers to. It is not fetched yet."""
 
-    `source` is a URI, the bytes themselves, or the pictures of one video in order. `kind` is what
-    the manifest claims; without it the content tells. `ask` is what the row or the part says.
-    """
-
-    source: str | bytes | tuple[str | bytes, ...]
-    kind: Literal["image", "video"] | None = None
+    source: str | bytes | tuple[str | bytes, ...]  # a URI, the bytes themselves, or the frames of a video in order
+    kind: Literal["image", "video"] | None = None  # what the manifest says; None: detected by content
     options: MediaOptions = MediaOptions()
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A medium as the model will see it: resized frames that still know where they come from.
-
-    An image is a clip of one frame without times. `fps` is the rate of the sampled frames.
-    """
+    """An image or a video as the model sees it. An image has one frame and no times."""
 
     kind: Literal["image", "video"]
     pixels: NDArray[np.uint8]  # [frames, 3, height, width]
-    source_size: Size  # of the original, upright
-    uri: str = ""  # what to call it in answers and messages; never carries credentials
-    times: tuple[float, ...] = ()  # seconds into the original, one a frame
-    fps: float = 0.0
-    has_complete_uri: bool = True  # nothing was taken from `uri` that fetching it again would need, as a signature
+    source_size: Size  # of the original, after rotation to upright
+    uri: str = ""  # for answers and messages; never carries credentials
+    times: tuple[float, ...] = ()  # seconds into the original, one per frame
+    fps: float = 0.0  # of the sampled frames
+    has_complete_uri: bool = True  # False: a secret such as a signature was removed, so `uri` cannot be fetched
 
     @property
     def size(self) -> Size:
@@ -82,7 +71,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message of a chat. Parts are text and media, in order; prepared, the media are Clips."""
+    """One message of a chat: text and media in order. Preparation replaces each MediaRef with its Clip."""
 
     role: str
     parts: tuple[str | MediaRef | Clip, ...]
@@ -90,18 +79,18 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class RetryHistory:
-    """What became of a row in earlier generations of its chunk."""
+    """What happened to an item in earlier generations of its chunk."""
 
     attempts: int = 0
-    rejected_answers: int = 0  # that were of no use: the model is asked another way
+    rejected_answers: int = 0  # answers that did not fit the schema; the next request is sampled differently
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One row of the manifest: an id and a question. `question` is a hash of all that is asked."""
+    """One row of the manifest: what to ask about which media."""
 
     id: str
-    question: str
+    question: str  # a hash of everything that is asked
     turns: tuple[Turn, ...]
     kept_values: Mapping[str, Any] = field(default_factory=dict)
     max_new_tokens: int | None = None
@@ -110,31 +99,30 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen. The same seed gives the same answer, whoever else is in the batch."""
+    """How tokens are sampled. The same seed gives the same answer in any batch."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
-    max_thinking_tokens: int | None = None  # how many may be spent before `</think>`; None: not a thinking model
+    max_thinking_tokens: int | None = None  # up to `</think>`; None: the model does not think
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """All an engine needs to answer for one item, whichever engine it is.
+    """Everything that an engine needs to answer one item.
 
-    `turns` is the conversation with its Clips in place, for engines that build their own prompt;
-    `input_ids` and `positions` are the family's, for engines that take them as they are.
+    Engines that build their own prompt use `turns`; the others use `input_ids` and `positions`.
     """
 
     id: str
-    turns: tuple[Turn, ...]
+    turns: tuple[Turn, ...]  # the chat, with Clips
     input_ids: NDArray[np.int32]  # [tokens]; one pad token for each vision token
     positions: NDArray[np.int32]  # [3, tokens]: time, height, width
     vision_tokens: int = 0
     sampling: Sampling = Sampling()
-    schema_text: str | None = None  # JSON Schema, as text, that the answer must fit
+    schema_text: str | None = None  # the JSON Schema that guides the answer
 
     @property
     def clips(self) -> tuple[Clip, ...]:
@@ -143,34 +131,34 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the engine said. `finish` is "length" when the budget ended before the answer did."""
+    """What the engine generated for a request."""
 
     id: str
     text: str
-    finish: FinishReason = "stop"
+    finish: FinishReason = "stop"  # "length": the budget ended before the answer
     output_tokens: int = 0
     thinking: str | None = None
     logprob: float | None = None  # mean log-probability of the tokens of the answer
-    prompt_tokens: int | None = None  # as a server counts them, where one does
+    prompt_tokens: int | None = None  # as a server counts them
     flags: tuple[str, ...] = ()
-    latency_s: float | None = field(default=None, compare=False)  # from when the engine took the request
+    latency_s: float | None = field(default=None, compare=False)  # since the engine accepted the request
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why one item has no answer. `text` keeps what a model said when it cannot be used."""
+    """Why an item has no answer."""
 
     id: str
     stage: Stage
     kind: str
     message: str
     attempts: int = 1
-    text: str | None = None
+    text: str | None = None  # the reply, where there is one that cannot be used
 
 
 @dataclass(frozen=True, slots=True)
 class MediaInfo:
-    """What is told about one medium in the output: the original and what the model saw of it."""
+    """What the output records about an image or a video: the original, and what the model saw of it."""
 
     kind: str
     uri: str
@@ -184,7 +172,7 @@ class MediaInfo:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One answered row, before the columns that are the same for a whole part."""
+    """One answered item, without the columns that are constant in a part."""
 
     id: str
     question: str
@@ -200,15 +188,12 @@ class Row:
     thinking: str | None = None
     logprob: float | None = None
     latency_s: float | None = None
-    raw: str | None = None  # the model's own JSON where geometry or repair changed it
-    flags: tuple[str, ...] = ()  # what was done to the answer: repaired, clamped, ...
-    violations: tuple[str, ...] = ()  # what the schema doubts about it, in sentences
+    raw: str | None = None  # the model's own JSON, where geometry or repair changed it
+    flags: tuple[str, ...] = ()  # what was changed: repaired, clamped, ...
+    violations: tuple[str, ...] = ()  # what the schema doubts, in sentences
 
 
-ReadItem = tuple[Item, Failure | None]
-
-
-PreparedItem = tuple[Item, Request | Failure]
-
-
-Outcome = tuple[Item, Row | Failure]
+# What the stages pass on, one entry per row of a chunk, in the order of the manifest.
+ReadItem = tuple[Item, Failure | None]  # from the manifest; a Failure where the row cannot be read
+PreparedItem = tuple[Item, Request | Failure]  # from preparation
+Outcome = tuple[Item, Row | Failure]  # from the engine, ready to be committed

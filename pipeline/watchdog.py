@@ -1,7 +1,7 @@
-"""A step that never ends -> the end of the process, with a word on where it hung.
+"""Ends the process when a step hangs, with a traceback of where.
 
-A stuck kernel or collective cannot be interrupted from Python. What runs the process (Ray, a shell)
-sees it die and can start it anew; a hang it would never see.
+Python cannot interrupt a stuck kernel or collective. Whatever runs the process (Ray, a shell) notices when it dies
+and can restart it, but would never notice a hang.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Iterable, Iterator
 from threading import Event, Thread
 from typing import TypeVar
 
-HANG_EXIT_CODE = 70  # EX_SOFTWARE
+from pipeline.errors import ExitCode
 
 StepT = TypeVar("StepT")
 
 
 class Watchdog:
-    """Watches what is done inside `with watchdog:`, one step at a time; `what` names a step."""
+    """Watches one step at a time: whatever runs inside `with watchdog:`."""
 
     def __init__(self, limit_s: float, step_name: str = "a step of the engine"):
         self.limit_s, self.step_name = limit_s, step_name
@@ -35,22 +35,22 @@ class Watchdog:
         self.step_started_at = None
 
     def watch_steps(self, steps: Iterable[StepT]) -> Iterator[StepT]:
-        """The same steps, each watched while it is made."""
-        rest = iter(steps)
+        """Yield the steps of an iterator, and watch it while it produces each one."""
+        iterator = iter(steps)
         while True:
             with self:
-                step = next(rest, None)
+                step = next(iterator, None)
             if step is None:
                 return
             yield step
 
     def exit_on_hang(self) -> None:
         while not self.closed.wait(self.limit_s / 10):
-            since = self.step_started_at
-            if since is not None and time.monotonic() - since > self.limit_s:
+            started_at = self.step_started_at
+            if started_at is not None and time.monotonic() - started_at > self.limit_s:
                 os.write(2, f"vlbatch: {self.step_name} took more than {self.limit_s:g} s; ending\n".encode())
                 faulthandler.dump_traceback(sys.__stderr__ or 2)
-                os._exit(HANG_EXIT_CODE)
+                os._exit(ExitCode.HANG)
 
     def close(self) -> None:
         self.closed.set()

@@ -39,6 +39,7 @@ ROOMS = (  # a room imports only rooms that stand before it
     "cluster",
     "inspect",
     "builtin",
+    "commands",
     "cli",
     "__main__",
 )

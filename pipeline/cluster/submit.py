@@ -23,14 +23,13 @@ from typing import Any
 import aiohttp
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from pipeline.errors import JobError
+from pipeline.errors import ExitCode, JobError
 from pipeline.job import job_loader, variables
 from pipeline.job.spec import Job
 from pipeline.schema import schema_loader
 
 ROOT = Path(__file__).parents[2]
 SHIPPED_PACKAGES = ("pipeline", "schemas")
-EXIT_TERMINATED, EXIT_INTERRUPTED = 143, 130  # what the run itself says when it is terminated, and whoever follows it
 CLUSTER_START_TIMEOUT_S = 120.0  # what a cluster that is just starting may take until it accepts jobs
 POLL_INTERVAL_S, CONNECTION_TIMEOUT_S = (
     1.0,
@@ -85,11 +84,11 @@ def submit_job(submission: Submission, *, follow: bool) -> int:
         asyncio.run(follow_log(client, name))
     except KeyboardInterrupt:
         print(f"no longer followed; it goes on. ray job stop {hint}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return ExitCode.INTERRUPTED
     except CONNECTION_ERRORS as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         print(f"lost sight of it: {line}; it goes on. ray job logs --follow {hint}", file=sys.stderr)
-        return 1
+        return ExitCode.INTERNAL_ERROR
     return read_exit_code(client, name)
 
 
@@ -198,5 +197,5 @@ def read_exit_code(client: JobSubmissionClient, submission_id: str) -> int:
         file=sys.stderr,
     )
     if info.status == JobStatus.SUCCEEDED:
-        return 0
-    return EXIT_TERMINATED if info.status == JobStatus.STOPPED else int(info.driver_exit_code or 1)
+        return ExitCode.ALL_ANSWERED
+    return ExitCode.TERMINATED if info.status == JobStatus.STOPPED else int(info.driver_exit_code or ExitCode.INTERNAL_ERROR)

@@ -18,7 +18,7 @@ from pipeline.cluster import chunk_codec, metrics
 from pipeline.cluster.crash_ledger import MAX_CRASHES
 from pipeline.cluster.isolation import ChunkStage, CrashIsolation
 from pipeline.context import RunContext
-from pipeline.errors import DecodeError, GenerateError, PipelineError
+from pipeline.errors import DecodeError, ExitCode, GenerateError, PipelineError
 from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk
 from pipeline.media.decode import EXTRA_S_PER_FRAME
@@ -28,7 +28,7 @@ from pipeline.prepare import Preparer
 from pipeline.run import log
 from pipeline.run.local import commit_outcomes
 from pipeline.types import Failure, Outcome, PreparedItem, ReadItem
-from pipeline.watchdog import HANG_EXIT_CODE, Watchdog
+from pipeline.watchdog import Watchdog
 
 HANG_MARGIN_S = 120.0  # by which preparing a row may outlast its time, which fetching and decoding keep by themselves
 RECEIPT_COLUMN = "receipt"  # the one column of a block that needs no more work
@@ -126,5 +126,5 @@ def answer_or_exit(answerer: Answerer, prepared_items: Sequence[PreparedItem]) -
     except BaseException as error:
         if answerer.engine_thread.end_error:
             os.write(2, f"vlbatch: the engine failed: {type(error).__name__}: {error}\n".encode())
-            os._exit(HANG_EXIT_CODE)
+            os._exit(ExitCode.HANG)
         raise

@@ -15,7 +15,7 @@ from functools import partial
 from importlib.metadata import version
 
 from pipeline.context import RunContext
-from pipeline.errors import JobError, OutputError, StoppedError
+from pipeline.errors import ExitCode, JobError, OutputError, StoppedError
 from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk
 from pipeline.manifest.files import ManifestFile, list_manifest_files
@@ -26,13 +26,6 @@ from pipeline.run import local, log, preflight, resume, retry_errors
 from pipeline.run.lease import Lease
 from pipeline.run.progress import Progress, Say
 from pipeline.run.signals import StopSignals
-
-EXIT_ALL_ANSWERED, EXIT_INTERNAL_ERROR, EXIT_FAILED_ROWS, EXIT_MISSING_ROWS = (
-    0,
-    1,
-    3,
-    4,
-)  # exit codes; 2 is a job that cannot run
 
 LeasedRunner = Callable[[RunContext, Sequence[Chunk]], Generator[CommitReceipt, None, None]]
 ChunkRunner = Callable[[RunContext, Sequence[Chunk], StopSignals], Iterator[CommitReceipt]]
@@ -214,14 +207,10 @@ def print_summary(context: RunContext, progress: Progress, missing_rows: int, ha
         progress.say(f"dead letters{' of earlier runs' if why else ''}: {letters}; {why}--retry-errors asks them again")
     if missing_rows:
         progress.say(f"{missing_rows:,} rows are neither answered nor failed; run the same command again")
-        return EXIT_MISSING_ROWS
-    return (
-        EXIT_INTERNAL_ERROR
-        if tally.failure_counts["internal/internal"]
-        else EXIT_FAILED_ROWS
-        if has_dead_letters
-        else EXIT_ALL_ANSWERED
-    )
+        return ExitCode.INCOMPLETE
+    if tally.failure_counts["internal/internal"]:
+        return ExitCode.INTERNAL_ERROR
+    return ExitCode.FAILED_ROWS if has_dead_letters else ExitCode.ALL_ANSWERED
 
 
 def write_run_report(

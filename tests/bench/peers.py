@@ -79,6 +79,7 @@ class Captioner:
 def ours(manifest: Path, out: Path) -> None:
     """The job a user writes, and nothing else."""
     from pipeline.cluster.ray_runner import connect_to_ray
+    from pipeline.errors import ExitCode
     from pipeline.job.spec import Job
     from pipeline.run import driver
 
@@ -93,7 +94,7 @@ def ours(manifest: Path, out: Path) -> None:
     with connect_to_ray():
         code = driver.run_job(Job.model_validate(said))
         note_store(out)
-    assert code in (driver.EXIT_ALL_ANSWERED, driver.EXIT_FAILED_ROWS)
+    assert code in (ExitCode.ALL_ANSWERED, ExitCode.FAILED_ROWS)
 
 
 def one_by_one(manifest: Path, out: Path) -> None:

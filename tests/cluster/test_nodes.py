@@ -184,7 +184,7 @@ def test_the_next_night_does_only_what_is_new_and_goes_on_after_a_stop(nodes, st
     stopped = nodes.submit("--date", "2026-11-21", *engine(500), **VARIABLES)
     said = follow(stopped, "12 done before; 24 to do", stop)
     assert stopped.returncode == 143, said
-    assert "terminated; what was committed stays" in said
+    assert "terminated; committed answers are kept" in said
     store.invalidate_cache()
     kept = {path: store.info(path)["ETag"] for path in store.find("night/labels/2026/data")}
     assert before.items() < kept.items()

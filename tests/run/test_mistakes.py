@@ -398,7 +398,7 @@ def test_a_mistake_is_told_so_that_it_can_be_mended(here, capsys, make, argument
 
 
 def test_the_command_line_says_what_it_wanted(here, capsys):
-    assert told(here, capsys, [*RUN, "--limit", "0"]).endswith("--limit: '0': give a whole number, one or more")
+    assert told(here, capsys, [*RUN, "--limit", "0"]).endswith("--limit: '0': give a whole number of 1 or more")
     assert "choose from 'run'," in told(here, capsys, ["rnu", "job.yaml"]).replace(
         "choose from run", "choose from 'run'"
     )

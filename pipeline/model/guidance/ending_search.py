@@ -1,10 +1,15 @@
-"""A half-written answer -> the bytes that end it soonest.
+"""Finds a short ending for a half-written answer.
 
-The search works on bytes, whatever the model's vocabulary: its matcher knows the 256 bytes and, from the schema, the
-steps that a look at the next byte cannot find (`hints`: keys that must come, endings of patterns), so that a step costs
-a few microseconds. It is greedy: what is forced is taken, and at each choice what looks shortest by its consequences.
-Where that runs in circles (optional recursion), a second pass takes each way a few times only. `improve` then tries
-each choice the other way. The very shortest ending may be missed; what is found is legal.
+1. The search walks forward from the answer in steps: single bytes, and hints (required keys, endings of patterns) that
+   a look at the next byte cannot find; it knows nothing of the model's vocabulary.
+2. Where the grammar forces the next bytes, the search takes them; elsewhere it looks one step past each option, scores
+   what may follow, and takes the option that seems closest to an ending.
+3. An option that closes something is taken at once, and a choice that closed nothing becomes a habit, which is not
+   reconsidered while the same options return.
+4. A walk that goes in circles (optional recursion) exceeds its bytes; a second pass then penalises repeated choices.
+5. `shorten` tries the other options at each step of an ending; the result is always legal, but not always shortest.
+
+A step costs a few microseconds.
 """
 
 from __future__ import annotations
@@ -12,36 +17,56 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-MAX_ENDING_BYTES = 8192  # bytes of an ending that is still looked for
-MAX_REPEATS = (1 << 30, 4)  # how often the same way is taken where things look the same, by pass
-MAX_TRIALS = 100  # other choices tried when the shortest of all is wanted
-MAX_TRIAL_BYTES = 30_000  # bytes walked in doing so
-MAX_OPTIONS = 24  # options that are looked into; of more, those that tend to be short
+MAX_ENDING_BYTES = 8192
+MAX_REPEATS = (1 << 30, 4)  # by pass: how often a choice is taken in the same situation before it is penalised
+MAX_TRIALS = 100  # other options that `shorten` tries
+MAX_TRIAL_BYTES = 30_000  # bytes that `shorten` walks
+MAX_OPTIONS = 24  # options that a step examines, preferred ones first
+MIN_STRING_OPTIONS = 64  # where so many bytes may follow, the answer stands inside a string
 
 
 def to_bits(characters: bytes) -> int:
-    return sum(1 << letter for letter in characters)
+    return sum(1 << byte for byte in characters)
 
 
-CLOSERS, OPENERS = to_bits(b'}]"'), to_bits(b"{[,:")
-BRACKETS, COMMA, QUOTE = to_bits(b"}]"), 0x2C, 0x22
-MIN_STRING_OPTIONS = 64  # options
-AFTER_STRING = to_bits(b",}]:")
-OUTSIDE_STRING = to_bits(b',}]"0123456789.eE+-')  # what may stand where a bracket closes, and is no letter of a string
-ENDING_BYTES = to_bits(b'"}],')
 ALL_BYTES = (1 << 256) - 1
-PLAIN_BYTES = ALL_BYTES ^ to_bits(
-    bytes([0x5C, *range(0x80, 0x100)])
-)  # an escape or half a letter only where nothing else will do
+BACKSLASH = 0x5C
+COMMA, QUOTE = 0x2C, 0x22
+CLOSERS, OPENERS, BRACKETS = to_bits(b'}]"'), to_bits(b"{[,:"), to_bits(b"}]")
+AFTER_STRING = to_bits(b",}]:")
+OUTSIDE_STRING = to_bits(b',}]"0123456789.eE+-')  # what may stand beside a closing bracket
+ENDING_BYTES = to_bits(b'"}],')
+PLAIN_BYTES = ALL_BYTES ^ to_bits(bytes([BACKSLASH, *range(0x80, 0x100)]))  # no escapes, no parts of a character
 PREFERRED_BYTES = b'}]"0123456789-ntfaA[{,'
 
 
+@dataclass(slots=True)
+class _Situation:
+    """What may follow: the end, forced bytes, or options as a bit set over the steps."""
+
+    can_end: bool
+    forced_bytes: bytes
+    option_bits: int
+
+
+class _OptionScore(NamedTuple):
+    """How far an option seems from an ending. Smaller is better, earlier fields first."""
+
+    repeats: int  # how often it was taken here, divided by the repeats that are allowed
+    progress: int  # 0: closes something; 1: changes what may follow; 2: changes nothing
+    is_structural: int
+    cannot_end_next: int
+    added_bytes: int  # its own and those that it forces
+    rank: int  # in the order of preference
+
+
 class EndingSearch:
-    """Looks for endings in one schema, for one thread. Matchers that it is given must be of its `tokenizer`."""
+    """Searches one schema, in one thread. Matchers must be built with its `tokenizer`, whose tokens are the steps."""
 
     def __init__(self, hints: Sequence[bytes]):
         self.steps = [*(bytes([byte]) for byte in range(256)), *hints]
@@ -55,149 +80,152 @@ class EndingSearch:
         ]
 
     def find_shortest(self, matcher: LLMatcher, *, max_bytes: int = MAX_ENDING_BYTES) -> bytes | None:
-        """A short ending from where the matcher stands, which stays there; None if there is none in `most` bytes."""
-        for patience in MAX_REPEATS:
-            found = self._search_greedily(matcher.deep_copy(), b"", max_bytes, patience)
-            if found is not None:
-                return found
+        """A short ending from where the matcher stands; None if there is none within `max_bytes`."""
+        for max_repeats in MAX_REPEATS:
+            ending = _Walk(self, matcher.deep_copy(), max_repeats).find_ending(b"", max_bytes)
+            if ending is not None:
+                return ending
         return None
 
     def find_tail(self, matcher: LLMatcher, known_endings: Sequence[bytes]) -> bytes | None:
-        """The least that ends the answer from where the matcher stands, of the first of the texts whose end does."""
-        state = self._inspect(matcher)
-        for text in known_endings:
-            for start in range(len(text), -1, -1):  # the least: more might lengthen a number that stands there
-                if _can_follow(state, text, start) and self._can_end_with(matcher, text[start:]):
-                    return text[start:]
+        """The shortest tail of a known ending that completes the answer, without a search."""
+        situation = self.inspect(matcher)
+        for ending in known_endings:
+            for start in range(len(ending), -1, -1):  # shortest first: a longer tail might lengthen a number
+                if _can_follow(situation, ending, start) and _is_ending(matcher, ending[start:]):
+                    return ending[start:]
         return None
 
-    def _can_end_with(self, matcher: LLMatcher, text: bytes) -> bool:
-        walker = matcher.deep_copy()
-        return bool(walker.try_consume_tokens(list(text)) == len(text) and walker.is_accepting())
-
     def shorten(self, matcher: LLMatcher, ending: bytes) -> bytes:
-        """The same ending, or a shorter one that a single other choice leads to."""
-        walker, best, at, trials = matcher.deep_copy(), ending, 0, 0
-        while at < len(best) and trials < min(MAX_TRIALS, MAX_TRIAL_BYTES // len(best)):
-            known = set()
-            for option in self._list_options(self._inspect(walker).option_bits):
-                after = walker.deep_copy()
-                after.consume_token(option)
-                state = self._inspect(after)
-                if (state.option_bits, state.forced_bytes) in known:
+        """The same ending, or a shorter one that differs in single choices."""
+        walker, best, position, trials = matcher.deep_copy(), ending, 0, 0
+        while position < len(best) and trials < min(MAX_TRIALS, MAX_TRIAL_BYTES // len(best)):
+            tried_situations = set()
+            for option in self.list_options(self.inspect(walker).option_bits):
+                branch = walker.deep_copy()
+                branch.consume_token(option)
+                situation = self.inspect(branch)
+                if (situation.option_bits, situation.forced_bytes) in tried_situations:
                     continue
-                known.add((state.option_bits, state.forced_bytes))
+                tried_situations.add((situation.option_bits, situation.forced_bytes))
                 trials += 1
-                head = best[:at] + self.steps[option]
-                best = self._search_greedily(after, head, len(best) - 1, MAX_REPEATS[0]) or best
-            walker.consume_token(best[at])
-            at += 1
+                prefix = best[:position] + self.steps[option]
+                best = _Walk(self, branch, MAX_REPEATS[0]).find_ending(prefix, len(best) - 1) or best
+            walker.consume_token(best[position])
+            position += 1
         return best
 
-    def _search_greedily(self, matcher: LLMatcher, prefix: bytes, max_bytes: int, max_repeats: int) -> bytes | None:
-        taken, visits, habits = bytearray(prefix), Counter[tuple[int, int]](), dict[int, int]()
+    def list_options(self, option_bits: int) -> Iterator[int]:
+        return (option for option in self.option_order if option_bits >> option & 1)
+
+    def inspect(self, matcher: LLMatcher) -> _Situation:
+        can_end = matcher.is_accepting()
+        forced_bytes = b"" if can_end else matcher.compute_ff_bytes()
+        if can_end or forced_bytes:
+            return _Situation(can_end, forced_bytes, 0)
+        matcher.unsafe_compute_mask_ptr(self.mask.ctypes.data, self.mask.nbytes)
+        allowed = int.from_bytes(self.mask.tobytes(), "little") & self.step_bits
+        plain = allowed & (PLAIN_BYTES | ~ALL_BYTES)
+        return _Situation(can_end, forced_bytes, plain or allowed)
+
+
+class _Walk:
+    """One walk towards an ending. Moves its matcher."""
+
+    def __init__(self, search: EndingSearch, matcher: LLMatcher, max_repeats: int):
+        self.search = search
+        self.matcher = matcher
+        self.max_repeats = max_repeats
+        self.times_taken = Counter[tuple[int, int]]()  # by options and choice
+        self.habits: dict[int, int] = {}  # options -> the choice that closed nothing
+
+    def find_ending(self, prefix: bytes, max_bytes: int) -> bytes | None:
+        taken = bytearray(prefix)
         while len(taken) <= max_bytes:
-            state = self._inspect(matcher)
-            if state.can_end:
+            situation = self.search.inspect(self.matcher)
+            if situation.can_end:
                 return bytes(taken)
-            if not state.forced_bytes and not state.option_bits:
+            if not situation.forced_bytes and not situation.option_bits:
                 return None
-            step = state.forced_bytes or self.steps[self._choose_step(matcher, state, visits, habits, max_repeats)]
-            if not matcher.consume_tokens(list(step)):
+            step = situation.forced_bytes or self.search.steps[self.choose_option(situation)]
+            if not self.matcher.consume_tokens(list(step)):
                 return None
             taken += step
         return None
 
-    def _choose_step(
-        self,
-        matcher: LLMatcher,
-        state: _SearchState,
-        visits: Counter[tuple[int, int]],
-        habitual_steps: dict[int, int],
-        max_repeats: int,
-    ) -> int:
-        """The option whose consequences look shortest; a closing one at once. What stays the same becomes a habit."""
-        best: tuple[tuple[int, ...], int] | None = None
-        habit = habitual_steps.get(state.option_bits)
-        for rank, option in enumerate(self._list_options(state.option_bits)):
-            if rank == MAX_OPTIONS:
-                break
-            if habit is not None and option < 256 and not CLOSERS >> option & 1:
-                continue
-            matcher.consume_token(option)
-            after = self._inspect(matcher)
-            matcher.rollback(1)
-            tired = visits[state.option_bits, option] // max_repeats
-            key = (tired, *self._score_option(option, state, after), rank)
-            best = min(best or (key, option), (key, option))
-            if key[:2] == (0, 0) and key[4] <= 1:
-                break
-        if habit is not None and (best is None or best[0][1] > 0):
+    def choose_option(self, situation: _Situation) -> int:
+        habit = self.habits.get(situation.option_bits)
+        best = self.find_best_option(situation, only_closers=habit is not None)
+        if best is not None and best[0].progress == 0:
+            choice = best[1]
+        elif habit is not None:
             choice = habit
         else:
             assert best is not None
             choice = best[1]
-            if best[0][1] > 0 and max_repeats == MAX_REPEATS[0]:
-                habitual_steps[state.option_bits] = choice
-        visits[state.option_bits, choice] += 1
+            if self.max_repeats == MAX_REPEATS[0]:
+                self.habits[situation.option_bits] = choice
+        self.times_taken[situation.option_bits, choice] += 1
         return choice
 
-    def _score_option(self, option: int, state: _SearchState, next_state: _SearchState) -> tuple[int, int, int, int]:
-        """How good an option looks, smaller is better: it closes, changes anything, opens nothing, can be closed."""
-        step = self.steps[option]
-        following = 1 << next_state.forced_bytes[0] if next_state.forced_bytes else next_state.option_bits & ALL_BYTES
-        moved = next_state.can_end or bool(next_state.forced_bytes) or next_state.option_bits != state.option_bits
-        if not state.option_bits & ALL_BYTES & ~OUTSIDE_STRING and (
-            BRACKETS >> option & 1 or self._is_only_comma(option, state)
-        ):
-            return 0, 0, 0, 0
-        if moved and step.endswith(b'":'):
-            return 0, 0, 0, 0
-        if moved and step.endswith(b'"') and (next_state.can_end or not following & ~AFTER_STRING):
-            return 0, 0, 0, len(step)
-        structural = (CLOSERS | OPENERS) >> option & 1
-        ends = next_state.can_end or bool(following & ENDING_BYTES)
-        return 1 if moved else 2, structural, int(not ends), len(step) + len(next_state.forced_bytes)
+    def find_best_option(self, situation: _Situation, *, only_closers: bool) -> tuple[_OptionScore, int] | None:
+        """The best option with its score. `only_closers` leaves out bytes that close nothing, but no hints."""
+        best: tuple[_OptionScore, int] | None = None
+        for rank, option in enumerate(self.search.list_options(situation.option_bits)):
+            if rank == MAX_OPTIONS:
+                break
+            if only_closers and option < 256 and not CLOSERS >> option & 1:
+                continue
+            self.matcher.consume_token(option)
+            next_situation = self.search.inspect(self.matcher)
+            self.matcher.rollback(1)
+            score = self.score_option(option, situation, next_situation, rank)
+            best = min(best or (score, option), (score, option))
+            if score.repeats == 0 and score.progress == 0 and score.added_bytes <= 1:
+                break
+        return best
 
-    def _is_only_comma(self, option: int, state: _SearchState) -> bool:
-        """After a number that nothing else can end: one more digit would change it and bring nothing nearer."""
-        return option == COMMA and not state.option_bits & BRACKETS
-
-    def _list_options(self, option_bits: int) -> Iterator[int]:
-        return (option for option in self.option_order if option_bits >> option & 1)
-
-    def _inspect(self, matcher: LLMatcher) -> _SearchState:
-        over = matcher.is_accepting()
-        forced = b"" if over else matcher.compute_ff_bytes()
-        if over or forced:
-            return _SearchState(over, forced, 0)
-        matcher.unsafe_compute_mask_ptr(self.mask.ctypes.data, self.mask.nbytes)
-        allowed = int.from_bytes(self.mask.tobytes(), "little") & self.step_bits
-        return _SearchState(over, forced, (allowed & ~ALL_BYTES | allowed & PLAIN_BYTES) or allowed)
-
-
-@dataclass(slots=True)
-class _SearchState:
-    """What may come next: forced bytes, or options, as bits; `over` where the answer may end."""
-
-    can_end: bool
-    forced_bytes: bytes
-    option_bits: int
+    def score_option(self, option: int, now: _Situation, after: _Situation, rank: int) -> _OptionScore:
+        step = self.search.steps[option]
+        repeats = self.times_taken[now.option_bits, option] // self.max_repeats
+        next_bytes = 1 << after.forced_bytes[0] if after.forced_bytes else after.option_bits & ALL_BYTES
+        is_changed = after.can_end or bool(after.forced_bytes) or after.option_bits != now.option_bits
+        is_outside_string = not now.option_bits & ALL_BYTES & ~OUTSIDE_STRING
+        # After a number that only a comma can end, another digit would change the number and bring nothing nearer.
+        is_only_comma = option == COMMA and not now.option_bits & BRACKETS
+        if is_outside_string and (BRACKETS >> option & 1 or is_only_comma):
+            return _OptionScore(repeats, 0, 0, 0, 0, rank)
+        if is_changed and step.endswith(b'":'):  # a required key
+            return _OptionScore(repeats, 0, 0, 0, 0, rank)
+        if is_changed and step.endswith(b'"') and (after.can_end or not next_bytes & ~AFTER_STRING):
+            return _OptionScore(repeats, 0, 0, 0, len(step), rank)
+        return _OptionScore(
+            repeats,
+            progress=1 if is_changed else 2,
+            is_structural=(CLOSERS | OPENERS) >> option & 1,
+            cannot_end_next=int(not (after.can_end or next_bytes & ENDING_BYTES)),
+            added_bytes=len(step) + len(after.forced_bytes),
+            rank=rank,
+        )
 
 
-def _can_follow(state: _SearchState, text: bytes, start: int) -> bool:
-    """As far as the next byte tells. Where nearly all may come it is a string, which only a quote ends."""
-    if state.can_end or start == len(text):
-        return state.can_end
-    if state.forced_bytes:
-        return text.startswith(state.forced_bytes, start)
-    return bool(state.option_bits >> text[start] & 1) and (
-        text[start] == QUOTE or state.option_bits.bit_count() < MIN_STRING_OPTIONS
-    )
+def _is_ending(matcher: LLMatcher, text: bytes) -> bool:
+    walker = matcher.deep_copy()
+    return bool(walker.try_consume_tokens(list(text)) == len(text) and walker.is_accepting())
+
+
+def _can_follow(situation: _Situation, text: bytes, start: int) -> bool:
+    """Whether `text[start:]` may follow, as far as its first bytes tell. Inside a string only a quote may."""
+    if situation.can_end or start == len(text):
+        return situation.can_end
+    if situation.forced_bytes:
+        return text.startswith(situation.forced_bytes, start)
+    is_inside_string = situation.option_bits.bit_count() >= MIN_STRING_OPTIONS
+    return bool(situation.option_bits >> text[start] & 1) and (text[start] == QUOTE or not is_inside_string)
 
 
 class _StepTokenizer:
-    """Steps as tokens, as llguidance wants to be told."""
+    """The steps as a vocabulary, in the form that llguidance expects."""
 
     bos_token_id = None
 

@@ -1,16 +1,16 @@
-"""A JSON Schema, a budget -> the tokens a row may take next, so that its answer fits the schema and is never cut off.
+"""Decides which tokens a row may take next, so that its answer fits its schema and is never cut off by its budget.
 
-One matcher a row; any mix of schemas in a batch. A matcher knows an ending that fits the tokens left: it looks for one
-anew where the slack (tokens left, less those of the ending) has shrunk enough for it to matter, refuses a token
-after which none would fit, and forces the ending when the slack is gone. The masks cost about 40 us a row and step with
-a vocabulary of 152k, the endings a few us; nothing is searched while the budget is far away.
+Each row has one matcher, so schemas mix freely in a batch. A matcher always knows an ending that fits the tokens left.
+It searches for a new one only when the slack (tokens left minus tokens of the ending) may run out, refuses a token
+after which no ending would fit, and forces the ending when the slack is gone. A mask costs about 40 us for a row and
+step with a vocabulary of 152k; an ending costs a few us.
 
 The engine's loop, for each row and step:
 
-    tokens = matcher.forced()                   take these, if there are any, without asking the model
-    matcher.fill(mask)                          else sample among these
-    if not matcher.accept(token): ...           refused: do not take it; `forced()` now has the ending
-    if matcher.done: ...                        the answer is complete; `cut` tells whether it was forced to be
+    tokens = matcher.get_forced_tokens()        if there are any, accept these without asking the model
+    matcher.fill_mask(mask)                     otherwise sample a token under this mask
+    matcher.accept_token(token)                 False: discard the token; the ending is forced from here
+    matcher.is_done                             the answer is complete; `is_truncated`: its ending was forced
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
@@ -29,24 +30,24 @@ from pipeline.model.guidance.ending_hints import build_sample, collect_hints, es
 from pipeline.model.guidance.ending_search import EndingSearch
 from pipeline.model.guidance.shortest_encoding import ShortestEncoder
 
-TYPICAL_GROWTH = 8  # a token is expected to lengthen the ending by less than this, one large object aside
+TYPICAL_GROWTH = 8  # tokens: one token lengthens the ending by less, unless it opens a large object
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledSchema:
-    """What is known of one schema, once for all rows."""
+    """What all rows of one schema share."""
 
-    token_matcher: LLMatcher  # at the start, over the model's vocabulary
-    byte_matcher: LLMatcher  # the same over the closer's steps
+    token_matcher: LLMatcher  # at the start of an answer, over the model's vocabulary
+    byte_matcher: LLMatcher  # the same, over the steps of the ending search
     ending_search: EndingSearch
-    shortest_answer: bytes  # the shortest answer there is
-    sample_answers: tuple[bytes, bytes]  # answers with one of everything, without and with what is optional
-    min_tokens: int  # in tokens
+    shortest_answer: bytes
+    sample_answers: tuple[bytes, bytes]  # without and with optional properties
+    min_tokens: int  # of the shortest answer
     largest_growth: int  # tokens by which one token may lengthen the ending, about
 
 
 class GrammarCompiler:
-    """Matchers for one tokenizer; what a schema needs is prepared once."""
+    """Creates matchers for one tokenizer. Compiles each schema once."""
 
     def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, stop_tokens: Sequence[int]):
         self.tokenizer = LLTokenizer(tokenizer.to_str(), n_vocab=vocab_size, eos_token=list(stop_tokens))
@@ -57,19 +58,20 @@ class GrammarCompiler:
         self.compiled_schemas: dict[str, CompiledSchema] = {}
 
     def create_matcher(self, schema_text: str, *, budget: int, thinking_budget: int | None = None) -> AnswerMatcher:
-        """For one row: `budget` tokens for the answer and, for a thinking model, at most `thinking` before it."""
-        rules = self.compile_schema(schema_text)
-        if budget < rules.min_tokens:
+        """A matcher for one row. `budget` holds for the answer, `thinking_budget` for the thinking before it."""
+        compiled_schema = self.compile_schema(schema_text)
+        if budget < compiled_schema.min_tokens:
             raise GenerateError(
                 "no_close",
-                f"no answer of this schema fits {budget} tokens: raise max_new_tokens to {rules.min_tokens} or more",
+                f"no answer of this schema fits {budget} tokens: "
+                f"raise max_new_tokens to {compiled_schema.min_tokens} or more",
             )
         if thinking_budget is not None and self.think_end is None:
-            raise GenerateError("thinking", "this checkpoint has no </think>: leave out answer.thinking")
-        return AnswerMatcher(self, rules, budget, thinking_budget)
+            raise GenerateError("thinking", "this checkpoint has no </think> token: remove answer.thinking")
+        return AnswerMatcher(self, compiled_schema, budget, thinking_budget)
 
     def count_min_tokens(self, schema_text: str) -> int:
-        """Tokens of the shortest answer."""
+        """The number of tokens of the shortest answer."""
         return self.compile_schema(schema_text).min_tokens
 
     def compile_schema(self, schema_text: str) -> CompiledSchema:
@@ -79,149 +81,200 @@ class GrammarCompiler:
 
     def _compile_new_schema(self, schema_text: str) -> CompiledSchema:
         grammar = LLMatcher.grammar_from_json_schema(schema_text, overrides={"whitespace_flexible": False})
-        matcher = LLMatcher(self.tokenizer, grammar, log_level=0)
-        if matcher.is_error():
-            raise GenerateError("schema", f"the grammar cannot hold this schema: {matcher.get_error()}")
+        token_matcher = LLMatcher(self.tokenizer, grammar, log_level=0)
+        if token_matcher.is_error():
+            raise GenerateError("schema", f"the grammar cannot enforce this schema: {token_matcher.get_error()}")
         schema = json.loads(schema_text)
-        closer = EndingSearch(collect_hints(schema))
-        start = LLMatcher(closer.tokenizer, grammar, log_level=0)
-        ending = closer.find_shortest(start)
-        if ending is None:
+        ending_search = EndingSearch(collect_hints(schema))
+        byte_matcher = LLMatcher(ending_search.tokenizer, grammar, log_level=0)
+        short_answer = ending_search.find_shortest(byte_matcher)
+        if short_answer is None:
             raise GenerateError("no_close", "no answer of this schema was found: does it need to contain itself?")
-        ending = closer.shorten(start, ending)
-        minimum = len(self.encoder.encode(ending))
-        leap = estimate_largest_instance(schema) * minimum // max(1, len(ending)) + 1
-        samples = build_sample(schema, with_optional=False), build_sample(schema, with_optional=True)
-        return CompiledSchema(matcher, start, closer, ending, samples, minimum, leap)
+        short_answer = ending_search.shorten(byte_matcher, short_answer)
+        min_tokens = len(self.encoder.encode(short_answer))
+        return CompiledSchema(
+            token_matcher,
+            byte_matcher,
+            ending_search,
+            shortest_answer=short_answer,
+            sample_answers=(build_sample(schema, with_optional=False), build_sample(schema, with_optional=True)),
+            min_tokens=min_tokens,
+            largest_growth=estimate_largest_instance(schema) * min_tokens // max(1, len(short_answer)) + 1,
+        )
 
 
 def count_min_tokens(schema_text: str, tokenizer: Tokenizer) -> int:
-    """Tokens of the shortest answer, for who has a tokenizer and no model."""
-    return GrammarCompiler(tokenizer, vocab_size=tokenizer.get_vocab_size(), stop_tokens=[0]).count_min_tokens(
-        schema_text
-    )
+    """The number of tokens of the shortest answer, for callers without a model."""
+    compiler = GrammarCompiler(tokenizer, vocab_size=tokenizer.get_vocab_size(), stop_tokens=[0])
+    return compiler.count_min_tokens(schema_text)
+
+
+class MatcherState(Enum):
+    """Where a row stands. Transitions go down this list; each state may be skipped."""
+
+    THINKING = auto()  # any token but a stop token, until `</think>`, which is forced when the thinking budget ends
+    AFTER_THINKING = auto()  # the tokens between `</think>` and the answer are forced
+    ANSWERING = auto()  # the grammar masks the tokens
+    ENDING = auto()  # the rest of the answer is forced, because the budget allows nothing longer
+    DONE = auto()
 
 
 class AnswerMatcher:
-    """The state of one row. `left` tokens may still be taken for the answer."""
+    """The state of one row."""
 
     def __init__(
         self, compiler: GrammarCompiler, compiled_schema: CompiledSchema, budget: int, thinking_budget: int | None
     ):
         self.compiler = compiler
         self.compiled_schema = compiled_schema
-        self.tokens_left = budget
-        self.thinking_left = thinking_budget  # tokens left to think; None when that is over, or never was
+        self.tokens_left = budget  # for the answer
+        self.thinking_left = thinking_budget or 0
+        self.separator_tokens = list(compiler.after_think_tokens)  # still to come between thinking and answer
         self.token_matcher = compiled_schema.token_matcher.deep_copy()
         self.byte_matcher = compiled_schema.byte_matcher.deep_copy()
-        self.pending_tokens: list[int] = []  # between thinking and the answer
-        self.ending = compiled_schema.shortest_answer  # of the answer as it stood at the last look
+        self.ending = compiled_schema.shortest_answer  # of the answer as it stood at the last search
         self.ending_tokens = compiler.encoder.encode(compiled_schema.shortest_answer)
-        self.is_truncated = budget == len(self.ending_tokens)  # the rest is the plan
-        self.is_done = False
         self.next_search_at = self._compute_next_search()
+        self.is_truncated = False  # whether the ending was forced
+        self.state = MatcherState.THINKING
+        if thinking_budget is None:
+            self._start_answer()
+
+    @property
+    def is_done(self) -> bool:
+        return self.state is MatcherState.DONE
 
     def fill_mask(self, mask: NDArray[np.int32]) -> None:
         """Write which tokens may come next: bit i of word i // 32, over the model's vocabulary."""
-        bits = mask.view(np.uint32)
-        if self.is_truncated or self.pending_tokens or (self.thinking_left is not None and self.get_forced_tokens()):
-            token = self.get_forced_tokens()[0]
-            bits.fill(0)
-            bits[token // 32] = 1 << token % 32
-        elif self.thinking_left is not None:
-            bits.fill(0xFFFFFFFF)
-            for stop in self.compiler.stop_tokens:
-                bits[stop // 32] &= 0xFFFFFFFF ^ (1 << stop % 32)
-        else:
+        if self.state is MatcherState.ANSWERING:
             self.token_matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+            return
+        bits = mask.view(np.uint32)
+        if forced_tokens := self.get_forced_tokens():
+            bits.fill(0)
+            bits[forced_tokens[0] // 32] = 1 << forced_tokens[0] % 32
+        else:
+            bits.fill(0xFFFFFFFF)
+            for stop_token in self.compiler.stop_tokens:
+                bits[stop_token // 32] &= 0xFFFFFFFF ^ (1 << stop_token % 32)
 
     def get_forced_tokens(self) -> list[int]:
-        """The tokens that must come next, none if there is a choice. Each is to be accepted, too."""
-        if self.is_done:
-            return []
-        if self.thinking_left is not None:
-            over = self.thinking_left <= 1 + len(self.compiler.after_think_tokens)
-            return [self.compiler.think_end] if over and self.compiler.think_end is not None else []
-        if self.pending_tokens or self.is_truncated:
-            return list(self.pending_tokens or self.ending_tokens)
-        tokens: list[int] = self.token_matcher.compute_ff_tokens()
-        return tokens if len(tokens) < self.tokens_left - len(self.ending_tokens) else []
+        """The tokens that must come next; none where there is a choice. The caller still has to accept them."""
+        match self.state:
+            case MatcherState.THINKING:
+                is_spent = self.thinking_left <= 1 + len(self.separator_tokens)
+                return [self.compiler.think_end] if is_spent and self.compiler.think_end is not None else []
+            case MatcherState.AFTER_THINKING:
+                return list(self.separator_tokens)
+            case MatcherState.ANSWERING:
+                tokens: list[int] = self.token_matcher.compute_ff_tokens()
+                return tokens if len(tokens) < self.tokens_left - len(self.ending_tokens) else []
+            case MatcherState.ENDING:
+                return list(self.ending_tokens)
+            case MatcherState.DONE:
+                return []
 
     def accept_token(self, token: int) -> bool:
-        """Take a token. False: it is not taken, because no ending would fit after it."""
-        if self.thinking_left is not None:
+        """Advance by a token. False: no ending would fit after it, so it is not taken and the ending is forced."""
+        if self.state is MatcherState.THINKING:
             self._accept_thinking_token(token)
-        elif self.pending_tokens:
-            self.pending_tokens.pop(0)
+        elif self.state is MatcherState.AFTER_THINKING:
+            self._accept_separator_token()
         elif token in self.compiler.stop_tokens and self.token_matcher.is_accepting():
-            self.is_done = True
+            self.state = MatcherState.DONE
+        elif self.state is MatcherState.ENDING:
+            self._accept_ending_token(token)
         else:
             return self._accept_answer_token(token)
         return True
 
     def truncate(self) -> None:
-        """Force the ending of the answer as it stands; `forced()` then has all of it."""
-        if not self.is_done and not self.is_truncated:
+        """Force the ending of the answer as it stands; `get_forced_tokens()` then returns all of it."""
+        if self.state is MatcherState.ANSWERING:
             self._force_ending()
 
     def _accept_thinking_token(self, token: int) -> None:
-        assert self.thinking_left is not None
         self.thinking_left -= 1
         if token == self.compiler.think_end:
-            self.thinking_left, self.pending_tokens = None, list(self.compiler.after_think_tokens)
+            self.state = MatcherState.AFTER_THINKING
+            if not self.separator_tokens:
+                self._start_answer()
+
+    def _accept_separator_token(self) -> None:
+        self.separator_tokens.pop(0)
+        if not self.separator_tokens:
+            self._start_answer()
+
+    def _start_answer(self) -> None:
+        self.state = MatcherState.ANSWERING
+        if len(self.ending_tokens) == self.tokens_left:
+            self._start_ending(self.ending_tokens)
 
     def _accept_answer_token(self, token: int) -> bool:
-        step = self.compiler.encoder.token_bytes[token]
-        looking = not self.is_truncated and self.tokens_left - 1 <= self.next_search_at
-        before = (self.token_matcher.deep_copy(), self.byte_matcher.deep_copy()) if looking else None
-        if not (self.token_matcher.consume_token(token) and self.byte_matcher.consume_tokens(list(step))):
-            why = self.token_matcher.get_error() or self.byte_matcher.get_error()
-            raise GenerateError("grammar", f"the grammar did not follow the answer: {why}")
-        self.tokens_left -= 1
-        if self.is_truncated:
-            self.ending_tokens = self.ending_tokens[1:]
-        elif before and not self._update_ending():
-            self.token_matcher, self.byte_matcher = before
+        must_search = self.tokens_left - 1 <= self.next_search_at
+        snapshot = (self.token_matcher.deep_copy(), self.byte_matcher.deep_copy()) if must_search else None
+        self._consume_token(token)
+        if snapshot and not self._update_ending():
+            self.token_matcher, self.byte_matcher = snapshot
             self.tokens_left += 1
             self._force_ending()
             return False
-        self.is_done = self.token_matcher.is_stopped() or (self.is_truncated and not self.ending_tokens)
+        if self.token_matcher.is_stopped():
+            self.state = MatcherState.DONE
         return True
+
+    def _accept_ending_token(self, token: int) -> None:
+        self._consume_token(token)
+        self._start_ending(self.ending_tokens[1:])
+        if self.token_matcher.is_stopped():
+            self.state = MatcherState.DONE
+
+    def _consume_token(self, token: int) -> None:
+        token_bytes = self.compiler.encoder.token_bytes[token]
+        if not (self.token_matcher.consume_token(token) and self.byte_matcher.consume_tokens(list(token_bytes))):
+            reason = self.token_matcher.get_error() or self.byte_matcher.get_error()
+            raise GenerateError("grammar", f"the grammar did not follow the answer: {reason}")
+        self.tokens_left -= 1
 
     def _update_ending(self) -> bool:
         """Find an ending from here; False if none fits the tokens left."""
         ending = self._reuse_ending()
-        if ending is None or len(self.compiler.encoder.encode(ending)) > self.tokens_left - 2:
+        if ending is None or self._count_tokens(ending) > self.tokens_left - 2:
             ending = self._search_shorter_ending(ending)
-        if ending is None or len(self.compiler.encoder.encode(ending)) > self.tokens_left:
+        if ending is None or self._count_tokens(ending) > self.tokens_left:
             return False
         self.ending, self.ending_tokens = ending, self.compiler.encoder.encode(ending)
-        self.is_truncated = len(self.ending_tokens) == self.tokens_left
         self.next_search_at = self._compute_next_search()
+        if len(self.ending_tokens) == self.tokens_left:
+            self._start_ending(self.ending_tokens)
         return True
 
     def _force_ending(self) -> None:
-        """Force the ending of the answer as it stands, whatever was to come."""
         ending = self._reuse_ending()
         ending = self._search_shorter_ending(None) if ending is None else ending
-        plan = None if ending is None else self.compiler.encoder.encode(ending)
-        if plan is None or len(plan) > self.tokens_left:
+        if ending is None or self._count_tokens(ending) > self.tokens_left:
             raise GenerateError(
                 "no_close", f"no ending of the answer was found that fits the {self.tokens_left} tokens left"
             )
-        self.ending_tokens, self.is_truncated, self.is_done = plan, True, not plan
+        self._start_ending(self.compiler.encoder.encode(ending))
+
+    def _start_ending(self, ending_tokens: list[int]) -> None:
+        self.ending_tokens, self.is_truncated = ending_tokens, True
+        self.state = MatcherState.ENDING if ending_tokens else MatcherState.DONE
 
     def _reuse_ending(self) -> bytes | None:
-        """An ending without a search: what is left of the one known before, or the end of a sample."""
-        return self.compiled_schema.ending_search.find_tail(
-            self.byte_matcher, (self.ending, *self.compiled_schema.sample_answers)
-        )
+        """An ending without a search: the tail of the last ending or of a sample answer."""
+        known_endings = (self.ending, *self.compiled_schema.sample_answers)
+        return self.compiled_schema.ending_search.find_tail(self.byte_matcher, known_endings)
 
     def _search_shorter_ending(self, ending: bytes | None) -> bytes | None:
-        found = self.compiled_schema.ending_search.find_shortest(self.byte_matcher)
-        return min((text for text in (ending, found) if text is not None), key=len, default=None)
+        new_ending = self.compiled_schema.ending_search.find_shortest(self.byte_matcher)
+        return min((text for text in (ending, new_ending) if text is not None), key=len, default=None)
+
+    def _count_tokens(self, ending: bytes) -> int:
+        return len(self.compiler.encoder.encode(ending))
 
     def _compute_next_search(self) -> int:
-        """How many tokens will be left when an ending must be looked for again."""
+        """How many tokens will be left when the ending must be searched again."""
         slack = self.tokens_left - len(self.ending_tokens)
         return self.tokens_left - max(1, (slack - self.compiled_schema.largest_growth) // TYPICAL_GROWTH)

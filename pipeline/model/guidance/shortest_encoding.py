@@ -1,4 +1,4 @@
-"""Bytes -> the fewest tokens of a vocabulary that spell them. Special tokens spell nothing."""
+"""Encodes bytes in the fewest tokens of a vocabulary. Special tokens stand for no bytes."""
 
 from __future__ import annotations
 
@@ -7,29 +7,28 @@ from dataclasses import dataclass, field
 
 from llguidance import LLTokenizer
 
-MAX_CACHED_ENCODINGS = 10_000  # spellings that are remembered
-MAX_TOKEN_BYTES = 16  # bytes of a token that an ending is spelt with
+MAX_CACHED_ENCODINGS = 10_000
+MAX_TOKEN_BYTES = 16  # longer tokens are not used
 
 
 @dataclass(frozen=True, slots=True)
 class ShortestEncoder:
-    token_bytes: Sequence[bytes]  # of each token
-    token_ids: Mapping[bytes, int]  # of each short text
-    cache: dict[bytes, list[int]] = field(default_factory=dict)  # what was spelt before: endings come again and again
+    token_bytes: Sequence[bytes]  # by token id
+    token_ids: Mapping[bytes, int]  # of tokens up to MAX_TOKEN_BYTES
+    cache: dict[bytes, list[int]] = field(default_factory=dict)  # the same endings are encoded again and again
 
     @classmethod
     def from_tokenizer(cls, tokenizer: LLTokenizer, vocab_size: int) -> ShortestEncoder:
-        texts = [
+        token_bytes = [
             b"" if tokenizer.is_special_token(token) else tokenizer.decode_bytes([token]) for token in range(vocab_size)
         ]
-        return cls(
-            texts, {text: token for token, text in reversed(list(enumerate(texts))) if 0 < len(text) <= MAX_TOKEN_BYTES}
-        )
+        lowest_ids_last = reversed(list(enumerate(token_bytes)))
+        token_ids = {text: token for token, text in lowest_ids_last if 0 < len(text) <= MAX_TOKEN_BYTES}
+        return cls(token_bytes, token_ids)
 
     def encode(self, text: bytes) -> list[int]:
-        """The fewest tokens.
-
-        >>> Spelling((), {b"a": 0, b"b": 1, b"ab": 2}).tokens(b"aab")
+        """
+        >>> ShortestEncoder((), {b"a": 0, b"b": 1, b"ab": 2}).encode(b"aab")
         [0, 2]
         """
         if text not in self.cache:
@@ -39,7 +38,7 @@ class ShortestEncoder:
         return self.cache[text]
 
     def _find_shortest(self, text: bytes) -> list[int]:
-        fewest = [(0, 0)] + [(len(text) + 1, 0)] * len(text)  # tokens up to here, and where the last begins
+        fewest = [(0, 0)] + [(len(text) + 1, 0)] * len(text)  # by end: the number of tokens, the start of the last one
         for end in range(1, len(text) + 1):
             for start in range(max(0, end - MAX_TOKEN_BYTES), end):
                 if fewest[start][0] + 1 < fewest[end][0] and text[start:end] in self.token_ids:

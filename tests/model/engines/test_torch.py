@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import JobError
+from pipeline.errors import ExitCode, JobError
 from pipeline.job.spec import Job
 from pipeline.model.engine_thread import EngineThread, generate_replies
 from pipeline.model.engines.torch import TorchEngineType
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.sampler import sample_tokens
 from pipeline.types import Failure, Reply
-from pipeline.watchdog import HANG_EXIT_CODE
 from tests.model.engines.conftest import Lab
 
 
@@ -335,7 +334,7 @@ with dog:
 def test_a_step_that_hangs_ends_the_process_and_says_where():
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", HANG], capture_output=True, text=True, timeout=50, check=False)
-    assert done.returncode == HANG_EXIT_CODE
+    assert done.returncode == ExitCode.HANG
     assert time.monotonic() - start < 50
     assert "idle is not hanging" in done.stdout
     assert "took more than 0.2 s" in done.stderr

@@ -20,14 +20,13 @@ import pytest
 
 from pipeline.builtin import evaluate, scene_files, scores
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
-from pipeline.errors import JobError
+from pipeline.errors import ExitCode, JobError
 from pipeline.job.spec import Job
 from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.base import get_engine_type
 from pipeline.model.engines.vllm import VllmEngineType
 from pipeline.types import Clip, Failure, Reply, Request, Sampling, Turn
-from pipeline.watchdog import HANG_EXIT_CODE
 from tests.model.engines.vllm_server import KEY, serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="make test-vllm")]
@@ -198,7 +197,7 @@ def test_an_engine_that_does_not_start_or_dies_ends_its_process_and_says_so(tmp_
     """As a crash, which Ray answers with another process; an exception would be held against the rows."""
     command = [sys.executable, "-c", SCRIPT, str(tiny(tmp_path, "qwen2_5_vl")), what]
     done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=300)
-    assert done.returncode == HANG_EXIT_CODE
+    assert done.returncode == ExitCode.HANG
     assert f"vlbatch: {words}" in done.stderr
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.watchdog import HANG_EXIT_CODE
+from pipeline.errors import ExitCode
 
 ROOT = Path(__file__).parents[3]
 WORK = """
@@ -77,19 +77,19 @@ def end_of(replicas, way, signal_number=None, *, of_first=False):
 
 def test_a_killed_rank_ends_the_replica(replicas):
     code, said = end_of(replicas, "killed", signal.SIGKILL)
-    assert code == HANG_EXIT_CODE
+    assert code == ExitCode.HANG
     assert "rank 1 ended (killed by signal 9); ending the replica" in said
 
 
 def test_a_rank_that_hangs_ends_the_replica_within_its_limit(replicas):
     code, said = end_of(replicas, "stopped", signal.SIGSTOP)
-    assert code == HANG_EXIT_CODE
+    assert code == ExitCode.HANG
     assert "a step of the engine took more than 3 s" in said
 
 
 def test_a_failure_of_one_rank_alone_ends_the_replica(replicas):
     code, said = end_of(replicas, "alone")
-    assert code == HANG_EXIT_CODE
+    assert code == ExitCode.HANG
     assert "only here" in said
 
 

@@ -1,4 +1,4 @@
-"""What has been written -> how it is ended. Endings are compared in full: longer ones would cut answers earlier."""
+"""Half-written answers and their shortest endings. A longer ending would truncate answers earlier."""
 
 import json
 from typing import Any
@@ -19,21 +19,20 @@ from tests.awkward_schemas import AWKWARD, NODE, NONE, TEXT, WHOLE, either, list
 OPTIONAL = struct(z=WHOLE) | {"properties": {"a": TEXT, "b": listed(TEXT), "z": WHOLE}}
 
 
-def standing(schema: dict[str, Any], written: str) -> tuple[EndingSearch, LLMatcher]:
-    narrowed = canonicalize_schema(schema)
-    closer = EndingSearch(collect_hints(narrowed))
-    grammar = LLMatcher.grammar_from_json_schema(format_schema(narrowed), overrides={"whitespace_flexible": False})
-    matcher = LLMatcher(closer.tokenizer, grammar)
+def advance_matcher(schema: dict[str, Any], written: str) -> tuple[EndingSearch, LLMatcher]:
+    canonical = canonicalize_schema(schema)
+    search = EndingSearch(collect_hints(canonical))
+    grammar = LLMatcher.grammar_from_json_schema(format_schema(canonical), overrides={"whitespace_flexible": False})
+    matcher = LLMatcher(search.tokenizer, grammar)
     assert matcher.consume_tokens(list(written.encode()))
-    return closer, matcher
+    return search, matcher
 
 
-def ending(schema: dict[str, Any], written: str) -> str | None:
-    closer, matcher = standing(schema, written)
-    found = closer.find_shortest(matcher)
-    again = closer.find_shortest(matcher)
-    assert found == again, "the search moved its matcher"
-    return None if found is None else found.decode()
+def find_ending(schema: dict[str, Any], written: str) -> str | None:
+    search, matcher = advance_matcher(schema, written)
+    ending = search.find_shortest(matcher)
+    assert search.find_shortest(matcher) == ending, "the search moved its matcher"
+    return None if ending is None else ending.decode()
 
 
 @pytest.mark.parametrize(
@@ -63,10 +62,10 @@ def ending(schema: dict[str, Any], written: str) -> str | None:
         (struct(a=TEXT | {"format": "date"}), '{"a":"19', '00-01-01"}'),
     ],
 )
-def test_an_answer_is_ended_in_the_shortest_way(schema: dict[str, Any], written: str, expected: str) -> None:
-    found = ending(schema, written)
-    assert found is not None
-    assert len(found) == len(expected), found
+def test_the_shortest_ending_is_found(schema: dict[str, Any], written: str, expected: str) -> None:
+    ending = find_ending(schema, written)
+    assert ending is not None
+    assert len(ending) == len(expected), ending
 
 
 @pytest.mark.parametrize(
@@ -79,12 +78,12 @@ def test_an_answer_is_ended_in_the_shortest_way(schema: dict[str, Any], written:
         ('{"boxes":[],"note":"an', '"}'),
     ],
 )
-def test_most_endings_are_the_end_of_a_sample(written: str, expected: str) -> None:
+def test_most_endings_are_the_tail_of_a_sample(written: str, expected: str) -> None:
     box = struct(at=listed(WHOLE, minItems=3, maxItems=3), name=TEXT, kind={"enum": ["doggy", "dog", "cat"]})
     schema = struct(boxes=listed(box)) | {"properties": {"boxes": listed(box), "note": either(TEXT, NONE)}}
-    closer, matcher = standing(schema, written)
+    search, matcher = advance_matcher(schema, written)
     samples = [build_sample(canonicalize_schema(schema), with_optional=optional) for optional in (False, True)]
-    assert closer.find_tail(matcher, samples) == expected.encode()
+    assert search.find_tail(matcher, samples) == expected.encode()
 
 
 @pytest.mark.parametrize("name", AWKWARD)
@@ -97,17 +96,17 @@ def test_every_schema_has_samples(name: str) -> None:
 
 
 def test_a_schema_that_cannot_end_has_no_ending() -> None:
-    assert ending(recursive(struct(again=NODE)), '{"again":{') is None
+    assert find_ending(recursive(struct(again=NODE)), '{"again":{') is None
 
 
-def test_a_better_start_is_found_by_taking_a_choice_the_other_way() -> None:
-    narrowed = canonicalize_schema(pattern("^(a.{30}|b.{2})x$"))
-    closer = EndingSearch(collect_hints(narrowed))
-    grammar = LLMatcher.grammar_from_json_schema(format_schema(narrowed), overrides={"whitespace_flexible": False})
-    matcher = LLMatcher(closer.tokenizer, grammar)
-    found = closer.find_shortest(matcher)
-    assert found is not None
-    assert len(closer.shorten(matcher, found)) == len('{"a":"b..x"}')
+def test_shorten_changes_a_single_choice() -> None:
+    canonical = canonicalize_schema(pattern("^(a.{30}|b.{2})x$"))
+    search = EndingSearch(collect_hints(canonical))
+    grammar = LLMatcher.grammar_from_json_schema(format_schema(canonical), overrides={"whitespace_flexible": False})
+    matcher = LLMatcher(search.tokenizer, grammar)
+    ending = search.find_shortest(matcher)
+    assert ending is not None
+    assert len(search.shorten(matcher, ending)) == len('{"a":"b..x"}')
 
 
 @pytest.mark.parametrize(
@@ -125,10 +124,10 @@ def test_the_shortest_match_of_a_pattern(expression: str, expected: str | None) 
     assert find_shortest_match(expression) == expected
 
 
-def test_hints_are_the_keys_that_must_come_and_the_endings_of_patterns() -> None:
+def test_hints_are_required_keys_and_endings_of_patterns() -> None:
     assert collect_hints(canonicalize_schema(struct(key=pattern("^ab$")))) == [b'key":', b'a":', b'ab"', b'b"']
 
 
 @pytest.mark.parametrize("name", AWKWARD)
-def test_the_largest_part_of_every_schema_has_a_size(name: str) -> None:
+def test_the_largest_instance_of_every_schema_is_estimated(name: str) -> None:
     assert 2 <= estimate_largest_instance(canonicalize_schema(AWKWARD[name])) < 1000

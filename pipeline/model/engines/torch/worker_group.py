@@ -16,8 +16,7 @@ from multiprocessing.connection import Connection, Pipe
 from threading import Thread
 from typing import Any, NoReturn
 
-from pipeline.errors import PipelineError
-from pipeline.watchdog import HANG_EXIT_CODE
+from pipeline.errors import ExitCode, PipelineError
 
 WORKER_MODULE = "pipeline.model.engines.torch.tp_worker"
 START_TIMEOUT_S = 3600.0  # to read a share of the largest model from a slow disk
@@ -103,7 +102,7 @@ class WorkerGroup:
 
     def end_replica(self, reason: str) -> NoReturn:
         os.write(2, f"vlbatch: {reason}; ending the replica\n".encode())
-        os._exit(HANG_EXIT_CODE)
+        os._exit(ExitCode.HANG)
 
     def close(self) -> None:
         self.is_started = False

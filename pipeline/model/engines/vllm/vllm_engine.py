@@ -15,14 +15,14 @@ from collections.abc import Mapping
 from threading import Event, Thread
 from typing import Any, NoReturn
 
-from pipeline.errors import GenerateError, ItemError, JobError
+from pipeline.errors import ExitCode, GenerateError, ItemError, JobError
 from pipeline.model.detokenizer import Detokenizer
 from pipeline.model.engines.http.responses import MAX_MESSAGE_LENGTH, TOO_LONG_MESSAGE
 from pipeline.model.engines.vllm.prompt_inputs import build_prompt, check_prompt_tokens
 from pipeline.model.families.qwen import QwenFamily
 from pipeline.model.guidance.reply_completer import ReplyCompleter
 from pipeline.types import Failure, Reply, Request
-from pipeline.watchdog import HANG_EXIT_CODE, Watchdog
+from pipeline.watchdog import Watchdog
 
 REQUESTS_PER_SLOT = 2  # rows handed over for each that can be decoded at once, so that vLLM never waits for one
 HANG_S, LIVENESS_CHECK_S = 1800.0, 1.0
@@ -155,4 +155,4 @@ def exit_process(reason: str) -> NoReturn:
     """As a crash, which is what it is: raised, it would be taken for the fault of the rows."""
     os.write(2, f"vlbatch: {reason}\n".encode())
     sys.stderr.flush()
-    os._exit(HANG_EXIT_CODE)
+    os._exit(ExitCode.HANG)

@@ -1,0 +1,135 @@
+"""What each command does, given its options. Returns the exit code.
+
+Functions import what they need when they run, so that `--help` and small commands start fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ExitCode, PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.job.spec import Job
+
+
+def run_job(options: argparse.Namespace) -> int:
+    from pipeline.run import driver, log
+
+    run_options = driver.RunOptions(
+        row_limit=options.limit,
+        in_process=options.local,
+        allow_other_questions=options.on_change == "add",
+        take_over=options.take_over,
+        retry_kind=options.retry_errors,
+        show_ray_log=options.ray_log,
+    )
+    code = driver.run_job(load_job(options), run_options, say=log.get_line_sink())
+    return ExitCode.ALL_ANSWERED if code == ExitCode.FAILED_ROWS and options.allow_errors else code
+
+
+def submit_job(options: argparse.Namespace) -> int:
+    from pipeline.cluster import submit
+
+    run_arguments = [f"--set={change}" for change in options.set]
+    run_arguments += [f"--limit={options.limit}"] if options.limit else []
+    run_arguments += [f"--on-change={options.on_change}", *(["--allow-errors"] if options.allow_errors else [])]
+    run_arguments += ["--take-over"] * options.take_over + ["--ray-log"] * options.ray_log
+    run_arguments += [] if options.retry_errors is None else [f"--retry-errors={options.retry_errors}"]
+    submission = submit.Submission(
+        job_path=options.job,
+        overrides=options.set,
+        date=options.date,
+        run_arguments=run_arguments,
+        address=options.address,
+        grace_s=options.grace,
+    )
+    return submit.submit_job(submission, follow=options.follow)
+
+
+def plan_job(options: argparse.Namespace) -> int:
+    from pipeline.inspect import plan as planning
+    from pipeline.inspect.plan.format import format_plan
+
+    plan = planning.plan_job(
+        load_job(options),
+        sample_rows=None if options.all else options.sample,
+        row_limit=options.limit,
+        answer_tokens=options.answer_tokens,
+        gpu_names=options.gpu,
+        price_per_hour=options.price,
+    )
+    print(json.dumps(planning.to_json_dict(plan), indent=2) if options.json else "\n".join(format_plan(plan)))
+    return ExitCode.ALL_ANSWERED
+
+
+def export_answers(options: argparse.Namespace) -> int:
+    from pipeline.export.table import export_table
+
+    export_table(
+        load_job(options),
+        options.target,
+        rows_per_file=options.rows_per_file,
+        partition_by=options.partition_by,
+        say=print,
+    )
+    return ExitCode.ALL_ANSWERED
+
+
+def check_job(options: argparse.Namespace) -> int:
+    from pipeline.job import reference, spec, variables
+    from pipeline.manifest.files import list_manifest_files
+    from pipeline.run import preflight
+
+    if options.explain:
+        print("\n".join([*reference.format_reference(spec.Job), "", variables.VARIABLES_HELP]))
+        return ExitCode.ALL_ANSWERED
+    if options.job is None:
+        raise PipelineError("check needs a job file, or --explain")
+    job = load_job(options)
+    files = list_manifest_files(job)
+    context = preflight.build_run_context(job, files)
+    if problems := preflight.find_job_problems(context, files):
+        raise PipelineError("\n".join([f"{options.job}:", *(f"  {problem}" for problem in problems)]))
+    if warnings := preflight.format_warnings(context):
+        print(f"careful: {warnings}")
+    print(f"{options.job} is valid: {job.name}, {len(files)} manifest file(s), fingerprint {context.fingerprint}")
+    return ExitCode.ALL_ANSWERED
+
+
+def show_status(options: argparse.Namespace) -> int:
+    from pipeline.inspect.status import format_status, read_status, to_json_dict
+
+    status = read_status(options.output, options.question)
+    print(json.dumps(to_json_dict(status), indent=2) if options.json else "\n".join(format_status(status)))
+    return ExitCode.ALL_ANSWERED
+
+
+def write_report(options: argparse.Namespace) -> int:
+    from pipeline.inspect import report as reporting
+    from pipeline.inspect.report.gather import ReportOptions
+
+    folder = Path() if "://" in options.output else Path(options.output)
+    report = reporting.write_report(
+        options.output,
+        Path(options.to or folder / "report.html"),
+        options=ReportOptions(options.random, options.worst, tuple(options.id)),
+        question=options.question,
+    )
+    print(f"{report.path}: {report.card_count} rows, {report.size_bytes / 2**20:.1f} MiB; open it in a browser")
+    return ExitCode.ALL_ANSWERED
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    from pipeline.builtin import demo
+
+    return demo.run_demo(options.folder)
+
+
+def load_job(options: argparse.Namespace) -> Job:
+    from pipeline.job import job_loader
+
+    return job_loader.load_job(options.job, changes=options.set, date=options.date)
