@@ -1,4 +1,4 @@
-"""TODO."""
+"""RunContext: what every worker needs to know about the run."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """All that crosses to a worker: the job, and what the driver settled once for everyone."""
+    """The job, and what the driver derived from it once for all workers. Picklable."""
 
     job: Job
     schema: Schema | None
-    schema_prompt: str | None  # the question, where the job leaves it to the schema
+    schema_prompt: str | None  # the prompt of the schema, where the job has none
     kept_schema: pa.Schema
-    fingerprint_inputs: dict[str, Any]  # what the fingerprint is of
+    fingerprint_inputs: dict[str, Any]  # everything that the fingerprint hashes
     fingerprint: str
     model_name: str
     run_id: str
-    lease_epoch: int = 0  # of the lease under which the run may commit
+    lease_epoch: int = 0  # of the lease that allows the run to commit
 
 
 def open_family(context: RunContext) -> Family:
@@ -36,7 +36,7 @@ def open_family(context: RunContext) -> Family:
 
 
 def get_base_folder() -> Path:
-    """Where a job's relative paths start: the folder the command was given in, as with any command."""
+    """The folder that relative paths of a job start from: the current one."""
     return Path.cwd()
 
 

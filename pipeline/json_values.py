@@ -1,8 +1,7 @@
-"""What a model wrote -> the JSON value in it, and whether it had to be repaired.
+"""Finds the one JSON value in a model's text, and repairs mistakes that cannot change its meaning.
 
-Only what cannot change a value's meaning is repaired: text and code fences around one JSON value, trailing
-commas, single quotes, Python's True, False and None, and characters that strings may not hold. An answer that
-was cut off is not completed: that would be making it up.
+Repaired are: text and code fences around the value, trailing commas, single quotes, Python's True, False and None,
+and characters that strings must not hold. A truncated value is refused, because completing it would invent an answer.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 
 from pipeline.errors import AnswerError
 
-MAX_BRACKETS_TRIED = 64  # brackets in prose that are looked at
+MAX_BRACKETS_TRIED = 64  # brackets in prose may open no JSON
 OPENING_BRACKET = re.compile(r"[{\[]")
 CODE_FENCE = re.compile(r"```[\w-]*\s*\n(.*?)```", re.DOTALL)
 QUOTED_STRING_REGEX = r""" "(?:[^"\\]|\\.)*" | '(?:[^'\\]|\\.)*' """
@@ -28,7 +27,7 @@ LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def parse_answer(text: str) -> tuple[Any, bool]:
-    """The value, and False where the text was that value and nothing else."""
+    """The value, and whether the text had to be repaired."""
     try:
         value = parse_json(text)
         return (
@@ -36,60 +35,60 @@ def parse_answer(text: str) -> tuple[Any, bool]:
         )
     except (ValueError, RecursionError):
         pass
-    fenced = [value for inside in CODE_FENCE.findall(text) for value in _find_json_values(inside)]
-    found = fenced or _find_json_values(text)  # the fence may stand inside a string
-    if len(found) != 1:
-        what = "no JSON" if not found else f"{len(found)} JSON values where one was asked for"
-        raise AnswerError("not_json", f"the answer holds {what}", text=text)
-    return replace_lone_surrogates(found[0])[0], True
+    fenced_values = [value for inside in CODE_FENCE.findall(text) for value in _find_json_values(inside)]
+    values = fenced_values or _find_json_values(text)  # a fence may stand inside a string
+    if len(values) != 1:
+        content = f"{len(values)} JSON values instead of one" if values else "no JSON"
+        raise AnswerError("not_json", f"the answer holds {content}", text=text)
+    return replace_lone_surrogates(values[0])[0], True
 
 
 def _find_json_values(text: str) -> list[Any]:
-    """The objects and arrays in a text, outermost ones only."""
-    found: list[Any] = []
-    at = 0
+    """The outermost objects and arrays in a text."""
+    values: list[Any] = []
+    position = 0
     for _ in range(MAX_BRACKETS_TRIED):
-        start = OPENING_BRACKET.search(text, at)
-        if start is None:
+        bracket = OPENING_BRACKET.search(text, position)
+        if bracket is None:
             break
-        end = _find_closing_bracket(text, start.start())
-        read = [] if end is None else _parse_candidate(text[start.start() : end])
-        found += read
-        at = end if end is not None and read else start.end()
-    return found
+        end = _find_closing_bracket(text, bracket.start())
+        parsed = [] if end is None else _parse_candidate(text[bracket.start() : end])
+        values += parsed
+        position = end if end is not None and parsed else bracket.end()
+    return values
 
 
 def _find_closing_bracket(text: str, start: int) -> int | None:
-    """Where the bracket at `start` is closed, strings not counted; None where it never is."""
-    depth, quote, last, at = 0, "", "", start
-    while at < len(text):
-        char = text[at]
+    """The position after the bracket that closes the one at `start`; None if there is none. Skips strings."""
+    depth, quote, previous, position = 0, "", "", start
+    while position < len(text):
+        char = text[position]
         if quote:
-            at += char == "\\"
+            position += char == "\\"
             quote = "" if char == quote else quote
-        elif char == '"' or (char == "'" and last in "{[,:"):
+        elif char == '"' or (char == "'" and previous in "{[,:"):
             quote = char
         else:
             depth += (char in "{[") - (char in "}]")
             if depth == 0:
-                return at + 1
-        last = last if char.isspace() else char
-        at += 1
+                return position + 1
+        previous = previous if char.isspace() else char
+        position += 1
     return None
 
 
 def _parse_candidate(text: str) -> list[Any]:
-    """A list with the value, or an empty one."""
-    plain = TRAILING_COMMA.sub(lambda match: match[1] or "", text)
-    for attempt in (text, plain):
+    """A list that holds the value, or an empty one."""
+    without_commas = TRAILING_COMMA.sub(lambda match: match[1] or "", text)
+    for candidate in (text, without_commas):
         try:
-            return [parse_json(attempt, strict=False)]
+            return [parse_json(candidate, strict=False)]
         except (ValueError, RecursionError):
             continue
-    if re.search(r"\0\s*\0", QUOTED_STRING.sub("\0", plain)):  # Python would make one text of two
+    if re.search(r"\0\s*\0", QUOTED_STRING.sub("\0", without_commas)):  # Python would join the two strings
         return []
     try:  # single quotes, True, None: a Python literal
-        value = ast.literal_eval(JSON_LITERAL.sub(lambda match: match[1] or PYTHON_LITERALS[match[2]], plain))
+        value = ast.literal_eval(JSON_LITERAL.sub(lambda match: match[1] or PYTHON_LITERALS[match[2]], without_commas))
         return [json.loads(json.dumps(value, allow_nan=False))]
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return []
@@ -105,7 +104,7 @@ parse_json = functools.partial(json.loads, parse_constant=_parse_finite_float, p
 
 
 def replace_lone_surrogates(value: Any) -> tuple[Any, bool]:
-    """Half of a surrogate pair is no character: it cannot be written to a file."""
+    """Half of a surrogate pair cannot be encoded in a file. Returns whether anything was replaced."""
     text = json.dumps(value, ensure_ascii=False)
     clean = LONE_SURROGATE.sub("\ufffd", text)
     return (json.loads(clean), True) if clean != text else (value, False)

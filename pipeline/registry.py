@@ -1,4 +1,4 @@
-"""Every pluggable thing, by the name a job file or a file's content uses. Nothing is imported until asked for."""
+"""Every pluggable class, by the name that job files or file contents use. A class is imported when it is looked up."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 from pipeline.errors import JobError
 
-SOURCES = {  # by the ending of a manifest's files
+SOURCES = {  # by the kind of a manifest file
     "parquet": "pipeline.manifest.sources.parquet:ParquetSource",
     "jsonl": "pipeline.manifest.sources.jsonl:JsonlSource",
     "csv": "pipeline.manifest.sources.csv:CsvSource",
     "folder": "pipeline.manifest.sources.folder:FolderSource",
 }
-MEDIA_KINDS = {  # by what the first bytes of a medium say
+MEDIA_KINDS = {  # by what the first bytes of a file say
     "image": "pipeline.media.kinds.image:ImageKind",
     "video": "pipeline.media.kinds.video:VideoKind",
     "pdf": "pipeline.media.kinds.pdf:PdfKind",
@@ -43,7 +43,7 @@ SCHEMAS = {  # by `answer.schema`
 
 
 def load_registered(table: Mapping[str, str], name: str, label: str) -> Any:
-    """The thing that a table names, or an error that lists what there is."""
+    """Import the class that a table names; JobError lists the known names. `label` says where the name comes from."""
     if name not in table:
         raise JobError(f"{label} {name!r} is not known; known: {', '.join(table)}{format_suggestion(name, table)}")
     module, _, attribute = table[name].partition(":")
@@ -51,6 +51,6 @@ def load_registered(table: Mapping[str, str], name: str, label: str) -> Any:
 
 
 def format_suggestion(name: str, names: Mapping[str, Any]) -> str:
-    """A hint for a typo, or nothing."""
-    close = get_close_matches(name, names, n=1)
-    return f". Did you mean {close[0]!r}?" if close else ""
+    """A hint for a likely typo, or an empty text."""
+    matches = get_close_matches(name, names, n=1)
+    return f". Did you mean {matches[0]!r}?" if matches else ""

@@ -1,8 +1,8 @@
-"""What answers look like: one file and one pydantic model each, and one line in `pipeline/registry.py`.
+"""The schemas that ship: one file with one pydantic model each, and one line in `pipeline/registry.py`.
 
-A model gives the grammar that guides, the check afterwards, and the typed columns. Field descriptions go into the
-prompt. Besides its fields it may say `default_prompt` (used where the job asks nothing), `example`, and have a method
-`violations()` that yields sentences about an answer that is well formed but doubtful; a validator that raises makes
-the answer invalid. `json_schema_extra={"x-means": ...}` marks a place: box, point, seconds, or the image meant.
-Places come out in pixels and seconds of the original file.
+A model defines the grammar that guides the answer, the check afterwards, and the typed columns. Its field descriptions
+go into the prompt. It may also define `default_prompt` (for jobs without a prompt), `example`, and a method
+`violations()` that yields sentences about an answer that is well formed but doubtful. A validator that raises makes
+the answer invalid. `json_schema_extra={"x-means": ...}` marks a box, a point, seconds, or the number of the image that
+they refer to; they are stored in pixels and seconds of the original file.
 """

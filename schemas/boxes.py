@@ -1,4 +1,4 @@
-"""Where things are, as boxes. Written in the model's own convention, stored in pixels of the original.
+"""Objects with their bounding boxes. The model answers in its own coordinates; stored are pixels of the original.
 
 answer: struct<boxes: list<struct<bbox_2d: list<int64>, label: string, image: int64>>>
 """

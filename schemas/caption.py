@@ -1,4 +1,4 @@
-"""What there is to see, in words.
+"""A description with tags.
 
 answer: struct<caption: string, tags: list<string>, language: string>
 """

@@ -1,4 +1,4 @@
-"""The text of one page in blocks, each with its place, in reading order. Places are in pixels of the original.
+"""The blocks of one page in reading order, with their text and their boxes in pixels of the original.
 
 answer: struct<blocks: list<struct<kind: string, text: string, bbox_2d: list<int64>, image: int64>>>
 """

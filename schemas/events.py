@@ -1,4 +1,4 @@
-"""What happens in a video, and when: in seconds of the original file, also where only a part of it was looked at.
+"""Events in a video with start and end, in seconds of the original file even if only a part of it was sampled.
 
 answer: struct<events: list<struct<what: string, start: double, end: double>>>
 """

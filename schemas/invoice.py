@@ -1,4 +1,4 @@
-"""Fields read off one invoice. Amounts are exact, in the invoice's own currency.
+"""The fields of one invoice. Amounts are exact decimals in the currency of the invoice.
 
     answer: struct<number: string, issued: date32, due: date32, seller: party, buyer: party, currency: string,
       lines: list<struct<description: string, quantity: amount, unit_price: amount, amount: amount>>, net: amount,
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Amount = Annotated[Decimal, Field(max_digits=16, decimal_places=4)]
 Rate = Annotated[Decimal, Field(max_digits=6, decimal_places=3, ge=0)]
-ROUNDING_TOLERANCE = Decimal("0.05")  # each line of an invoice may have been rounded
+ROUNDING_TOLERANCE = Decimal("0.05")  # per rounded amount
 
 
 class Party(BaseModel):

@@ -1,4 +1,4 @@
-"""Where things are, as points. Written in the model's own convention, stored in pixels of the original.
+"""Objects with their centre points. The model answers in its own coordinates; stored are pixels of the original.
 
 answer: struct<points: list<struct<point_2d: list<int64>, label: string, image: int64>>>
 """

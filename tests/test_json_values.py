@@ -1,10 +1,12 @@
+"""Which texts hold one JSON value, and what is repaired in them."""
+
 import pytest
 
 from pipeline.errors import AnswerError
 from pipeline.json_values import parse_answer
 
 
-def test_plain_json_is_taken_as_it_is() -> None:
+def test_plain_json_is_not_repaired() -> None:
     assert parse_answer('{"a": [1, 2.5, null, "x"]}') == ({"a": [1, 2.5, None, "x"]}, False)
 
 
@@ -24,7 +26,7 @@ def test_plain_json_is_taken_as_it_is() -> None:
         ("{'a': ['', 'b' , 'it\\'s']}", {"a": ["", "b", "it's"]}),
     ],
 )
-def test_what_stands_around_json_and_what_python_would_write_is_repaired(text: str, value: object) -> None:
+def test_surrounding_text_and_python_syntax_are_repaired(text: str, value: object) -> None:
     assert parse_answer(text) == (value, True)
 
 
@@ -49,21 +51,21 @@ def test_repair_changes_nothing_inside_strings(text: str, value: object) -> None
         *("['cat' 'dog']", '{"a": "b"\n"c": 1}', '{"a": 1e999}'),
     ],
 )
-def test_what_would_have_to_be_guessed_is_refused_with_the_text_kept(text: str) -> None:
+def test_a_text_without_exactly_one_value_is_refused(text: str) -> None:
     with pytest.raises(AnswerError) as caught:
         parse_answer(text)
     assert caught.value.kind == "not_json"
     assert caught.value.text == text
 
 
-def test_half_of_a_character_becomes_the_replacement_character() -> None:
+def test_a_lone_surrogate_becomes_the_replacement_character() -> None:
     assert parse_answer('{"a": "\\ud83d!"}') == ({"a": "\ufffd!"}, True)
 
 
-def test_a_whole_character_outside_the_basic_plane_is_kept() -> None:
+def test_a_surrogate_pair_is_kept() -> None:
     assert parse_answer('{"a": "\\ud83d\\ude00"}') == ({"a": "\U0001f600"}, False)
 
 
-def test_deep_nesting_is_refused_and_crashes_nothing() -> None:
+def test_deep_nesting_is_refused() -> None:
     with pytest.raises(AnswerError):
         parse_answer("[" * 100_000)

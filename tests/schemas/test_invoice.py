@@ -1,3 +1,5 @@
+"""Which answers the invoice schema doubts."""
+
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -6,21 +8,21 @@ import pytest
 
 from schemas.invoice import Invoice
 
-GOOD: dict[str, Any] = Invoice.example | {"due": "2026-04-01"}
+VALID_INVOICE: dict[str, Any] = Invoice.example | {"due": "2026-04-01"}
 
 
-def doubts(**changes: Any) -> list[str]:
-    return list(Invoice.model_validate(GOOD | changes).violations())
+def list_violations(**changes: Any) -> list[str]:
+    return list(Invoice.model_validate(VALID_INVOICE | changes).violations())
 
 
-def test_an_invoice_that_adds_up_raises_no_doubt() -> None:
-    assert doubts() == []
-    assert Invoice.model_validate(GOOD).issued == date(2026, 3, 2)
-    assert Invoice.model_validate(GOOD).total == Decimal("54.00")
+def test_a_consistent_invoice_has_no_violations() -> None:
+    assert list_violations() == []
+    assert Invoice.model_validate(VALID_INVOICE).issued == date(2026, 3, 2)
+    assert Invoice.model_validate(VALID_INVOICE).total == Decimal("54.00")
 
 
 @pytest.mark.parametrize(
-    ("changes", "doubt"),
+    ("changes", "violation"),
     [
         ({"total": "55.00"}, "the net sum with taxes and the total do not agree: 54 by adding up, 55 as written"),
         ({"net": "44.00", "total": "53.00"}, "the lines and the net sum do not agree: 45 by adding up, 44 as written"),
@@ -31,13 +33,13 @@ def test_an_invoice_that_adds_up_raises_no_doubt() -> None:
         ),
     ],
 )
-def test_what_does_not_add_up_is_said(changes: dict[str, Any], doubt: str) -> None:
-    assert doubts(**changes) == [doubt]
+def test_sums_that_do_not_agree_are_violations(changes: dict[str, Any], violation: str) -> None:
+    assert list_violations(**changes) == [violation]
 
 
-def test_rounding_of_a_line_is_no_doubt() -> None:
-    assert doubts(total="54.04") == []
+def test_rounding_is_no_violation() -> None:
+    assert list_violations(total="54.04") == []
 
 
-def test_nothing_is_compared_with_what_was_not_read() -> None:
-    assert doubts(lines=[], net=None, taxes=[], total="12", due=None, issued=None) == []
+def test_missing_values_are_not_compared() -> None:
+    assert list_violations(lines=[], net=None, taxes=[], total="12", due=None, issued=None) == []
