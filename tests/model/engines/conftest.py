@@ -1,4 +1,4 @@
-"""Tiny checkpoints of every family, questions for them, and what `generate` says to each row alone."""
+"""Tiny checkpoints of every family, requests for them, and what `generate` answers to each request alone."""
 
 from functools import cache
 from pathlib import Path
@@ -14,79 +14,79 @@ from pipeline.types import Clip, Request, Sampling, Turn
 torch.set_num_threads(1)
 hf_models.import_transformers().utils.logging.disable_progress_bar()
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
-GAP = 1e-3  # closer than this, the two best tokens of the reference are a draw
+GAP = 1e-3  # where the two best tokens of the reference are closer than this, either is right
 
 
 class Lab:
-    """One checkpoint, with its family and the reference model."""
+    """A checkpoint with its family and the reference model."""
 
     def __init__(self, folder: Path, model_type: str, **config: object):
         self.folder = write_random_checkpoint(folder, model_type, **config)
         self.family = family_loader.load_family(self.folder)
         self.rng = np.random.default_rng(7)
 
-    def picture(self, width: int, height: int) -> Clip:
-        """Sizes in vision tokens."""
+    def make_image(self, width: int, height: int) -> Clip:
+        """Width and height are in vision tokens."""
         side = self.family.patch_size * self.family.merge_size
         pixels = self.rng.integers(0, 256, (1, 3, height * side, width * side), dtype=np.uint8)
         return Clip("image", pixels, (width * side, height * side))
 
-    def film(self, frames: int, width: int, height: int) -> Clip:
+    def make_video(self, frames: int, width: int, height: int) -> Clip:
         side = self.family.patch_size * self.family.merge_size
         pixels = self.rng.integers(0, 256, (frames, 3, height * side, width * side), dtype=np.uint8)
         times = tuple(frame / 2 for frame in range(frames))
         return Clip("video", pixels, (width * side, height * side), times=times, fps=2.0)
 
-    def ask(self, name: str, *parts: str | Clip, **sampling: object) -> Request:
+    def build_request(self, name: str, *parts: str | Clip, **sampling: object) -> Request:
         turns = (Turn("user", parts),)
         encoded = self.family.encode_turns(turns)
-        said = Sampling(**{"max_new_tokens": 12, **sampling})
-        return Request(name, turns, encoded.input_ids, encoded.positions, encoded.vision_tokens, said)
+        settings = Sampling(**{"max_new_tokens": 12, **sampling})
+        return Request(name, turns, encoded.input_ids, encoded.positions, encoded.vision_tokens, settings)
 
     @cache  # noqa: B019
-    def reference(self):
+    def load_reference(self):
         kind = family_loader.load_config(self.folder)["model_type"]
         return hf_models.get_model_class(kind).from_pretrained(self.folder).eval()
 
     @torch.inference_mode()
-    def generate(self, request: Request) -> tuple[list[int], list[float]]:
-        """Greedy tokens of the row alone, and how far the best was from the second best at each."""
+    def generate_alone(self, request: Request) -> tuple[list[int], list[float]]:
+        """Greedy tokens, and for each the gap between the logits of the best and the second best token."""
         ids = torch.from_numpy(request.input_ids).long()[None]
         positions = torch.from_numpy(request.positions).long()
         kinds = (ids == self.family.image_token).int() + 2 * (ids == self.family.video_token).int()
-        made = self.reference().generate(
+        output = self.load_reference().generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             position_ids=torch.cat([torch.arange(ids.shape[1])[None], positions])[:, None],
             mm_token_type_ids=kinds,
-            **self.vision(request),
+            **self.build_vision_arguments(request),
             max_new_tokens=request.sampling.max_new_tokens,
             do_sample=False,
             return_dict_in_generate=True,
             output_logits=True,
         )
-        gaps = [(best[0] - best[1]).item() for best in (logits[0].topk(2).values for logits in made.logits)]
-        return made.sequences[0, ids.shape[1] :].tolist(), gaps
+        gaps = [(best[0] - best[1]).item() for best in (logits[0].topk(2).values for logits in output.logits)]
+        return output.sequences[0, ids.shape[1] :].tolist(), gaps
 
-    def vision(self, request: Request) -> dict[str, torch.Tensor]:
-        """Patches cut as a textbook would: pixel by pixel of the definition, not by the engine's code."""
-        given = {}
+    def build_vision_arguments(self, request: Request) -> dict[str, torch.Tensor]:
+        """Arguments of the reference model. Patches are cut by their definition, without the engine's code."""
+        arguments = {}
         for kind, values, grids in (
             ("image", "pixel_values", "image_grid_thw"),
             ("video", "pixel_values_videos", "video_grid_thw"),
         ):
             clips = [clip for clip in request.clips if clip.kind == kind]
             if clips:
-                given[values] = torch.cat([self.patches(clip) for clip in clips])
-                given[grids] = torch.tensor([self.grid(clip) for clip in clips])
-        return given
+                arguments[values] = torch.cat([self.cut_patches(clip) for clip in clips])
+                arguments[grids] = torch.tensor([self.compute_grid(clip) for clip in clips])
+        return arguments
 
-    def grid(self, clip: Clip) -> tuple[int, int, int]:
+    def compute_grid(self, clip: Clip) -> tuple[int, int, int]:
         frames, _, height, width = clip.pixels.shape
         return -(-frames // 2), height // self.family.patch_size, width // self.family.patch_size
 
-    def patches(self, clip: Clip) -> torch.Tensor:
-        (layers, rows, columns), side = self.grid(clip), self.family.patch_size
+    def cut_patches(self, clip: Clip) -> torch.Tensor:
+        (layers, rows, columns), side = self.compute_grid(clip), self.family.patch_size
         frames = [clip.pixels[min(frame, len(clip.pixels) - 1)] for frame in range(2 * layers)]
         mean, std = (np.array(value, np.float32)[:, None, None] for value in (self.family.mean, self.family.std))
         frames = [(frame / np.float32(255) - mean) / std for frame in frames]

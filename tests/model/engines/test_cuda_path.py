@@ -1,4 +1,4 @@
-"""What a GPU runs, but for the kernel and the capture: those are stood in for by their definitions."""
+"""The code path of a GPU, on a CPU: the flash kernel and graph capture are replaced by their definitions."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from pipeline.model.engines.torch.step_runner import build_decode_function
 from tests.model.engines.conftest import Lab
 
 
-def by_definition(q, k, v, bounds, most, *, scale, causal=False, seqused_k=None):
+def attend_by_definition(q, k, v, bounds, most, *, scale, causal=False, seqused_k=None):
     """Packed attention: row i's queries end at bounds[0][i + 1], its keys start at bounds[1][i]."""
     ends, starts = bounds
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -29,59 +29,59 @@ def by_definition(q, k, v, bounds, most, *, scale, causal=False, seqused_k=None)
     return out
 
 
-def again(work):
-    """A capture that is made anew at each replay, in the same buffer."""
-    made = work()
-    return lambda: made.copy_(work()), made
+def capture_by_repeating(compute):
+    """A graph that computes again at each replay, into the same buffer."""
+    output = compute()
+    return lambda: output.copy_(compute()), output
 
 
 @pytest.fixture
-def stand_ins(monkeypatch):
-    monkeypatch.setattr(attention, "flash_attention_varlen", by_definition)
+def gpu_stand_ins(monkeypatch):
+    monkeypatch.setattr(attention, "flash_attention_varlen", attend_by_definition)
     monkeypatch.setattr(replica, "has_flash", lambda device, dtype: True)
-    monkeypatch.setattr(cuda_graphs.DecodeGraphs.__init__, "__kwdefaults__", {"capture": again})
+    monkeypatch.setattr(cuda_graphs.DecodeGraphs.__init__, "__kwdefaults__", {"capture": capture_by_repeating})
 
 
-def test_flash_and_graphs_say_what_generate_says(lab: Lab, stand_ins):
-    rows = [
-        lab.ask("picture", lab.picture(5, 6), "what is it?"),
-        lab.ask("film", lab.film(3, 3, 2), "and?", max_new_tokens=20),
-        lab.ask("text", "hello"),
-        lab.ask("two", lab.picture(2, 2), "or", lab.picture(4, 2), max_new_tokens=3),
-        lab.ask("late", lab.picture(3, 3), "?"),
+def test_flash_and_graphs_answer_as_generate_does(lab: Lab, gpu_stand_ins):
+    requests = [
+        lab.build_request("picture", lab.make_image(5, 6), "what is it?"),
+        lab.build_request("film", lab.make_video(3, 3, 2), "and?", max_new_tokens=20),
+        lab.build_request("text", "hello"),
+        lab.build_request("two", lab.make_image(2, 2), "or", lab.make_image(4, 2), max_new_tokens=3),
+        lab.build_request("late", lab.make_image(3, 3), "?"),
     ]
     engine = TorchEngine(lab.folder, lab.family, device="cpu", slots=3, prefill_tokens=25)
     assert engine.can_launch_ahead
-    texts = {answer.id: answer.text for answer in generate_replies(engine, rows)}
-    assert texts == {row.id: engine.detokenizer.decode(lab.generate(row)[0]) for row in rows}
+    texts = {answer.id: answer.text for answer in generate_replies(engine, requests)}
+    assert texts == {request.id: engine.detokenizer.decode(lab.generate_alone(request)[0]) for request in requests}
     assert engine.step_runner.graphs.captured_graphs.keys() <= {1, 2, 3}
     assert engine.step_runner.graphs.captured_graphs
     engine.close()
 
 
-def test_a_graph_with_rows_to_spare_leaves_the_others_alone(one_lab: Lab, stand_ins):
+def test_the_padding_of_a_graph_changes_no_sequence(one_lab: Lab, gpu_stand_ins):
     engine = TorchEngine(one_lab.folder, one_lab.family, device="cpu", slots=7)
-    rows = [one_lab.ask(str(number), "x" * number, max_new_tokens=40 - 6 * number) for number in range(6)]
-    texts = {answer.id: answer.text for answer in generate_replies(engine, rows)}
-    assert texts == {row.id: engine.detokenizer.decode(one_lab.generate(row)[0]) for row in rows}
+    requests = [one_lab.build_request(str(number), "x" * number, max_new_tokens=40 - 6 * number) for number in range(6)]
+    texts = {answer.id: answer.text for answer in generate_replies(engine, requests)}
+    assert texts == {request.id: engine.detokenizer.decode(one_lab.generate_alone(request)[0]) for request in requests}
     engine.close()
 
 
-def test_the_decoding_pass_compiles_without_a_break(lab: Lab, monkeypatch):
-    """Sizes are symbols, so that one compilation serves every graph."""
+def test_the_decode_function_compiles_without_a_graph_break(lab: Lab, monkeypatch):
+    """Batch sizes are symbolic, so that one compilation serves every graph."""
 
     @torch.library.custom_op("vlbatch_test::varlen", mutates_args=())
     def varlen(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, used: torch.Tensor, scale: float
     ) -> torch.Tensor:
         ends = torch.arange(len(q) + 1)
-        return by_definition(q, k, v, (ends, starts), (1, 10**9), scale=scale, causal=True, seqused_k=used)
+        return attend_by_definition(q, k, v, (ends, starts), (1, 10**9), scale=scale, causal=True, seqused_k=used)
 
     varlen.register_fake(lambda q, k, v, starts, used, scale: torch.empty_like(q))
     monkeypatch.setattr(
         attention,
         "flash_attention_varlen",
-        lambda q, k, v, bounds, most, **how: varlen(q, k, v, bounds[1], how["seqused_k"], how["scale"]),
+        lambda q, k, v, bounds, most, **options: varlen(q, k, v, bounds[1], options["seqused_k"], options["scale"]),
     )
     monkeypatch.setattr(replica, "has_flash", lambda device, dtype: True)
     engine = TorchEngine(lab.folder, lab.family, device="cpu", slots=4, kv_tokens=64)

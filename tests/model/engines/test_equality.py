@@ -1,4 +1,4 @@
-"""Greedy answers of the engine are those of `generate` on each row alone, whatever else is under way."""
+"""Greedy answers of the engine equal those of `generate` on each request alone, in any mix."""
 
 import pytest
 import torch
@@ -13,26 +13,26 @@ MIXES = st.permutations(range(10)).flatmap(lambda order: st.integers(1, 10).map(
 
 
 @pytest.fixture(scope="module")
-def rows(lab: Lab):
-    same = lab.picture(4, 3)
-    long = lab.film(9, 3, 2)  # an odd number of frames, and more of them than any side has tokens
+def requests(lab: Lab):
+    same = lab.make_image(4, 3)
+    long = lab.make_video(9, 3, 2)  # an odd number of frames, and more of them than any side has tokens
     return [
-        lab.ask("text", "the cat"),
-        lab.ask("picture", lab.picture(7, 5), "what is it?", max_new_tokens=20),
-        lab.ask("same", same, "who?"),
-        lab.ask("same-again", same, "where?"),
-        lab.ask("two", lab.picture(3, 8), "and", lab.picture(2, 2), "differ how?"),
-        lab.ask("film", lab.film(4, 4, 4), "what happens?"),
-        lab.ask("long-film", long, "and then?", max_new_tokens=16),
-        lab.ask("both", lab.film(3, 2, 3), "like", lab.picture(5, 2), "?"),
-        lab.ask("one-token", lab.picture(4, 4), "yes or no?", max_new_tokens=1),
-        lab.ask("long", "a" * 150, max_new_tokens=30),
+        lab.build_request("text", "the cat"),
+        lab.build_request("picture", lab.make_image(7, 5), "what is it?", max_new_tokens=20),
+        lab.build_request("same", same, "who?"),
+        lab.build_request("same-again", same, "where?"),
+        lab.build_request("two", lab.make_image(3, 8), "and", lab.make_image(2, 2), "differ how?"),
+        lab.build_request("film", lab.make_video(4, 4, 4), "what happens?"),
+        lab.build_request("long-film", long, "and then?", max_new_tokens=16),
+        lab.build_request("both", lab.make_video(3, 2, 3), "like", lab.make_image(5, 2), "?"),
+        lab.build_request("one-token", lab.make_image(4, 4), "yes or no?", max_new_tokens=1),
+        lab.build_request("long", "a" * 150, max_new_tokens=30),
     ]
 
 
 @pytest.fixture(scope="module")
-def expected(lab: Lab, rows):
-    return {row.id: lab.generate(row) for row in rows}
+def expected(lab: Lab, requests):
+    return {request.id: lab.generate_alone(request) for request in requests}
 
 
 @given(
@@ -40,68 +40,69 @@ def expected(lab: Lab, rows):
     slots=st.sampled_from([1, 2, 3, 5, 64]),
     prefill=st.sampled_from([7, 50, 4096]),
     patches=st.sampled_from([1, 60, 4096]),
-    ahead=st.booleans(),
+    launch_ahead=st.booleans(),
 )
 @settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 def test_answers_equal_generate_for_any_mix_order_and_size(
-    lab: Lab, rows, expected, mix, slots, prefill, patches, ahead
+    lab: Lab, requests, expected, mix, slots, prefill, patches, launch_ahead
 ):
     engine = TorchEngine(
         lab.folder, lab.family, device="cpu", slots=slots, prefill_tokens=prefill, patches=patches, kv_tokens=900
     )
-    engine.can_launch_ahead = ahead  # as on a GPU
-    said = tokens_of(engine, [rows[index] for index in mix])
+    engine.can_launch_ahead = launch_ahead  # as on a GPU
+    tokens_by_request = generate_tokens(engine, [requests[index] for index in mix])
     engine.close()
-    for name, tokens in said.items():
+    for name, tokens in tokens_by_request.items():
         reference, gaps = expected[name]
         differ = [at for at, (ours, theirs) in enumerate(zip(tokens, reference, strict=False)) if ours != theirs]
         assert (not differ and len(tokens) == len(reference)) or gaps[differ[0]] < GAP, name
 
 
-def tokens_of(engine: TorchEngine, requests) -> dict[str, list[int]]:
-    """The tokens themselves: text can hide a difference."""
-    said = {}
+def generate_tokens(engine: TorchEngine, requests) -> dict[str, list[int]]:
+    """Output tokens by request; equal text could hide a difference."""
+    tokens_by_request = {}
     retire = engine.retire_finished
 
-    def noting():
-        said.update(
+    def retire_and_record():
+        tokens_by_request.update(
             {
-                row.request.id: row.token_ids[row.prompt_tokens : row.known_tokens].tolist()
-                for row in engine.scheduler.running
-                if row.finish
+                sequence.request.id: sequence.token_ids[sequence.prompt_tokens : sequence.known_tokens].tolist()
+                for sequence in engine.scheduler.running
+                if sequence.finish
             }
         )
         retire()
 
-    engine.retire_finished = noting
+    engine.retire_finished = retire_and_record
     assert sorted(reply.id for reply in generate_replies(engine, requests)) == sorted(
         request.id for request in requests
     )
-    return said
+    return tokens_by_request
 
 
-def test_logits_are_the_reference_models_logits(lab: Lab, rows):
-    """Closer than tokens can tell: deepstack, windows and positions all count."""
+def test_logits_equal_those_of_the_reference_model(lab: Lab, requests):
+    """A stricter test than tokens: deepstack, windows and positions all change the logits."""
     engine = TorchEngine(lab.folder, lab.family, device="cpu", slots=8)
-    seen = {}
-    forward = engine.step_runner
+    first_logits, step_runner = {}, engine.step_runner
 
-    def noting(work, *fed):
-        logits = forward(work, *fed)
-        complete = [row for row, count in work if count == row.pending_tokens]
-        seen.update(
-            {row.request.id: line for row, line in zip(complete, logits, strict=True) if row.output_tokens == 0}
-        )
+    def run_and_record(batch, *unread):
+        logits = step_runner(batch, *unread)
+        sampling = [sequence for sequence, count in batch if sequence.reaches_last_token(count)]
+        for sequence, line in zip(sampling, logits, strict=True):
+            if sequence.output_tokens == 0:
+                first_logits[sequence.request.id] = line
         return logits
 
-    engine.step_runner = noting
-    asked = [row for row in rows if row.id in ("text", "two", "film")]
-    list(generate_replies(engine, asked))
+    engine.step_runner = run_and_record
+    chosen = [request for request in requests if request.id in ("text", "two", "film")]
+    list(generate_replies(engine, chosen))
     engine.close()
-    for row in asked:
-        ids = torch.from_numpy(row.input_ids).long()[None]
+    for request in chosen:
+        ids = torch.from_numpy(request.input_ids).long()[None]
         kinds = (ids == lab.family.image_token).int() + 2 * (ids == lab.family.video_token).int()
         with torch.inference_mode():
-            positions = torch.from_numpy(row.positions).long()[:, None]
-            logits = lab.reference()(ids, position_ids=positions, mm_token_type_ids=kinds, **lab.vision(row)).logits
-        torch.testing.assert_close(seen[row.id], logits[0, -1], atol=2e-4, rtol=1e-4)
+            positions = torch.from_numpy(request.positions).long()[:, None]
+            logits = lab.load_reference()(
+                ids, position_ids=positions, mm_token_type_ids=kinds, **lab.build_vision_arguments(request)
+            ).logits
+        torch.testing.assert_close(first_logits[request.id], logits[0, -1], atol=2e-4, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Choosing tokens: the right distribution, and nothing but a row's own seed and logits in it."""
+"""Sampling follows the right distribution, and depends only on a row's own seed and logits."""
 
 from random import Random
 
@@ -13,25 +13,25 @@ from pipeline.types import Sampling
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0, 3.0]])
 
 
-def said(*given):
-    tokens, logprobs = sample_tokens(*given)
+def sample_lists(*arguments):
+    tokens, logprobs = sample_tokens(*arguments)
     return tokens.tolist(), logprobs.tolist()
 
 
-def many(how: Sampling, count: int = 4000) -> np.ndarray:
-    tokens, _ = said(LOGITS.expand(count, -1), [how] * count, [Random(seed) for seed in range(count)])
+def sample_frequencies(sampling: Sampling, count: int = 4000) -> np.ndarray:
+    tokens, _ = sample_lists(LOGITS.expand(count, -1), [sampling] * count, [Random(seed) for seed in range(count)])
     return np.bincount(tokens, minlength=5) / count
 
 
-def test_greedy_takes_the_likeliest_and_says_how_likely_it_was():
-    tokens, logprobs = said(LOGITS, [Sampling()], [Random(0)])
+def test_greedy_takes_the_likeliest_token_and_returns_its_logprob():
+    tokens, logprobs = sample_lists(LOGITS, [Sampling()], [Random(0)])
     assert tokens == [4]
     assert logprobs == pytest.approx(LOGITS.log_softmax(-1)[0, 4:].tolist())
 
 
 def test_samples_follow_the_distribution_at_a_temperature():
     expected = (LOGITS[0] / 0.7).softmax(-1).numpy()
-    assert np.abs(many(Sampling(temperature=0.7)) - expected).max() < 0.03
+    assert np.abs(sample_frequencies(Sampling(temperature=0.7)) - expected).max() < 0.03
 
 
 def test_top_k_and_top_p_cut_the_tail_as_transformers_does():
@@ -40,18 +40,18 @@ def test_top_k_and_top_p_cut_the_tail_as_transformers_does():
     hf_models.import_transformers()
     from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-    how = Sampling(temperature=1.5, top_k=4, top_p=0.8)
+    sampling = Sampling(temperature=1.5, top_k=4, top_p=0.8)
     scores = LOGITS.clone()
     for warper in (TemperatureLogitsWarper(1.5), TopKLogitsWarper(4), TopPLogitsWarper(0.8)):
         scores = warper(None, scores)
     expected = scores.softmax(-1)[0].numpy()
     assert (expected == 0).any()
-    got = many(how)
-    assert np.abs(got - expected).max() < 0.03
-    assert (got[expected == 0] == 0).all()
+    frequencies = sample_frequencies(sampling)
+    assert np.abs(frequencies - expected).max() < 0.03
+    assert (frequencies[expected == 0] == 0).all()
 
 
-def test_a_draw_of_exactly_one_or_zero_stays_inside_what_is_allowed():
+def test_random_numbers_of_zero_and_almost_one_stay_within_top_k():
     class Fixed(Random):
         def __init__(self, number: float):
             super().__init__(0)
@@ -60,20 +60,20 @@ def test_a_draw_of_exactly_one_or_zero_stays_inside_what_is_allowed():
         def random(self) -> float:
             return self.number
 
-    how = Sampling(temperature=1.0, top_k=2)
-    tokens, _ = said(LOGITS.expand(2, -1), [how] * 2, [Fixed(0.0), Fixed(1 - 2**-53)])
+    sampling = Sampling(temperature=1.0, top_k=2)
+    tokens, _ = sample_lists(LOGITS.expand(2, -1), [sampling] * 2, [Fixed(0.0), Fixed(1 - 2**-53)])
     assert tokens == [4, 0]
 
 
-def test_neighbours_do_not_change_a_rows_draw():
+def test_other_rows_do_not_change_a_rows_draw():
     rows = torch.randn(6, 50, generator=torch.Generator().manual_seed(1))
-    how = [Sampling(temperature=t) for t in (0.0, 0.5, 1.0, 0.0, 2.0, 1.0)]
-    together, _ = said(rows, how, [Random(seed) for seed in range(6)])
-    alone = [said(rows[row : row + 1], [how[row]], [Random(row)])[0][0] for row in range(6)]
+    sampling = [Sampling(temperature=t) for t in (0.0, 0.5, 1.0, 0.0, 2.0, 1.0)]
+    together, _ = sample_lists(rows, sampling, [Random(seed) for seed in range(6)])
+    alone = [sample_lists(rows[row : row + 1], [sampling[row]], [Random(row)])[0][0] for row in range(6)]
     assert together == alone
 
 
-def test_a_grammar_puts_everything_else_out_of_reach_and_one_without_any_ending_fails_alone():
+def test_a_grammar_forbids_all_other_tokens_and_one_without_an_ending_fails_alone():
     class Only:
         def __init__(self, token: int):
             self.token = token
@@ -89,7 +89,7 @@ def test_a_grammar_puts_everything_else_out_of_reach_and_one_without_any_ending_
     logits = torch.randn(4, 70, generator=torch.Generator().manual_seed(2))
     free = logits[1].argmax().item()
     errors = apply_grammar_masks(logits, [Only(66), None, Stuck(), Only(3)])
-    tokens, logprobs = said(logits, [Sampling()] * 4, [Random(0)] * 4)
+    tokens, logprobs = sample_lists(logits, [Sampling()] * 4, [Random(0)] * 4)
     assert [tokens[0], tokens[1], tokens[3]] == [66, free, 3]
     assert logprobs[0] == 0.0
     assert {row: error.kind for row, error in errors.items()} == {2: "no_close"}

@@ -1,4 +1,4 @@
-"""A model divided among processes says what it says whole."""
+"""A model divided among processes answers as it does in one process."""
 
 from dataclasses import replace
 
@@ -15,130 +15,128 @@ from tests.model.engines.conftest import GAP, Lab
 from tests.model.engines.test_shard import WIDE
 from tests.model.test_int4 import awq_checkpoint
 
-RANKS = (2, 4)  # four: two key heads, and of a mixture an expert for each
+RANKS = (2, 4)  # with four, two ranks share a key head, and each has one expert of the mixture
 
 
-def opened(lab: Lab, ranks: int, **how) -> TorchEngine:
+def open_engine(lab: Lab, ranks: int, **options) -> TorchEngine:
     sizes = {"slots": 4, "kv_tokens": 700, "prefill_tokens": 60, "patches": 64}
-    return TorchEngine(lab.folder, lab.family, device="cpu", tensor_parallel=ranks, hang_s=60, **sizes | how)
+    return TorchEngine(lab.folder, lab.family, device="cpu", tensor_parallel=ranks, hang_s=60, **sizes | options)
 
 
-def said(engine: TorchEngine, requests) -> dict[str, tuple[list[int], torch.Tensor]]:
-    """Tokens, and the logits that each was chosen by."""
-    logits: dict[str, list[torch.Tensor]] = {row.id: [] for row in requests}
+def generate_with_logits(engine: TorchEngine, requests) -> dict[str, tuple[list[int], torch.Tensor]]:
+    """Tokens by request, and the logits that each was sampled from."""
+    logits: dict[str, list[torch.Tensor]] = {request.id: [] for request in requests}
     tokens: dict[str, list[int]] = {}
-    compute, retire = engine.step_runner, engine.retire_finished
+    step_runner, retire = engine.step_runner, engine.retire_finished
 
-    def noting(work, *fed):
-        made = compute(work, *fed)
-        complete = [row for row, count in work if count == row.pending_tokens]
-        for row, line in zip(complete, made, strict=True):
-            logits[row.request.id].append(line.clone())
-        return made
+    def run_and_record(batch, *unread):
+        batch_logits = step_runner(batch, *unread)
+        sampling = [sequence for sequence, count in batch if sequence.reaches_last_token(count)]
+        for sequence, line in zip(sampling, batch_logits, strict=True):
+            logits[sequence.request.id].append(line.clone())
+        return batch_logits
 
-    def ending():
+    def retire_and_record():
         tokens.update(
             {
-                row.request.id: row.token_ids[row.prompt_tokens : row.known_tokens].tolist()
-                for row in engine.scheduler.running
-                if row.finish
+                sequence.request.id: sequence.token_ids[sequence.prompt_tokens : sequence.known_tokens].tolist()
+                for sequence in engine.scheduler.running
+                if sequence.finish
             }
         )
         retire()
 
-    engine.step_runner, engine.retire_finished = noting, ending
+    engine.step_runner, engine.retire_finished = run_and_record, retire_and_record
     answers = list(generate_replies(engine, requests))
-    engine.step_runner, engine.retire_finished = compute, retire
+    engine.step_runner, engine.retire_finished = step_runner, retire
     assert not [answer for answer in answers if not isinstance(answer, Reply)]
     return {name: (tokens[name], torch.stack(logits[name])) for name in tokens}
 
 
-def mixed(lab: Lab) -> list[Request]:
-    same = lab.picture(4, 3)
+def build_requests(lab: Lab) -> list[Request]:
+    same = lab.make_image(4, 3)
     return [
-        lab.ask("text", "the cat"),
-        lab.ask("picture", lab.picture(7, 5), "what is it?", max_new_tokens=20),
-        lab.ask("same", same, "who?"),
-        lab.ask("again", same, "where?", temperature=0.8, seed=3),
-        lab.ask("two", lab.picture(3, 8), "and", lab.picture(2, 2), "differ how?"),
-        lab.ask("film", lab.film(9, 3, 2), "and then?", max_new_tokens=16),
-        lab.ask("long", "a" * 150, max_new_tokens=5),
+        lab.build_request("text", "the cat"),
+        lab.build_request("picture", lab.make_image(7, 5), "what is it?", max_new_tokens=20),
+        lab.build_request("same", same, "who?"),
+        lab.build_request("again", same, "where?", temperature=0.8, seed=3),
+        lab.build_request("two", lab.make_image(3, 8), "and", lab.make_image(2, 2), "differ options?"),
+        lab.build_request("film", lab.make_video(9, 3, 2), "and then?", max_new_tokens=16),
+        lab.build_request("long", "a" * 150, max_new_tokens=5),
     ]
 
 
-def the_same_divided(lab: Lab, ranks: int, rows: list[Request], expected, **how) -> int:
-    """Holds answers and logits to those of one process; returns the bytes of text weights that rank 0 has."""
-    together = opened(lab, ranks, **how)
-    found = said(together, rows)
-    assert not together.vision_cache.features_by_clip
-    together.close()
+def check_divided(lab: Lab, ranks: int, requests: list[Request], expected, **options) -> int:
+    """Compare answers and logits with those of one process. Returns the bytes of text weights on rank 0."""
+    divided = open_engine(lab, ranks, **options)
+    actual = generate_with_logits(divided, requests)
+    assert not divided.vision_cache.features_by_clip
+    divided.close()
     for name, (tokens, logits) in expected.items():
         close = [at for at, line in enumerate(logits.topk(2).values) if line[0] - line[1] < GAP]
         end = close[0] if close else len(tokens)
-        assert found[name][0][:end] == tokens[:end], name
-        torch.testing.assert_close(found[name][1][: end + 1], logits[: end + 1], atol=1e-4, rtol=1e-4)
-    return held(together)
+        assert actual[name][0][:end] == tokens[:end], name
+        torch.testing.assert_close(actual[name][1][: end + 1], logits[: end + 1], atol=1e-4, rtol=1e-4)
+    return count_weight_bytes(divided)
 
 
-def held(engine: TorchEngine) -> int:
+def count_weight_bytes(engine: TorchEngine) -> int:
     layers = engine.step_runner.loaded.language_model.layers
-    return sum(each.nbytes for each in (*layers.parameters(), *layers.buffers()) if each.dim() > 1)
+    return sum(tensor.nbytes for tensor in (*layers.parameters(), *layers.buffers()) if tensor.dim() > 1)
 
 
-def test_answers_and_logits_are_those_of_one_process(lab: Lab):
-    rows, alone = mixed(lab), opened(lab, 1)
-    expected = said(alone, rows)
+def test_answers_and_logits_equal_those_of_one_process(lab: Lab):
+    requests, alone = build_requests(lab), open_engine(lab, 1)
+    expected = generate_with_logits(alone, requests)
     for ranks in RANKS:
-        assert the_same_divided(lab, ranks, rows, expected) < held(alone) / ranks * 1.2
+        assert check_divided(lab, ranks, requests, expected) < count_weight_bytes(alone) / ranks * 1.2
 
 
 @pytest.mark.parametrize("made_by", ["us", "AWQ"])
-def test_four_bit_weights_divided_say_what_they_say_whole(made_by, tmp_path):
+def test_divided_four_bit_weights_answer_as_in_one_process(made_by, tmp_path):
     lab = Lab(tmp_path / "dense", "qwen3_vl", text_config=WIDE, vision_config={"out_hidden_size": 128})
     if made_by == "AWQ":
         (tmp_path / "awq").mkdir()
         awq_checkpoint(tmp_path / "awq", lab.folder)
         lab.folder = tmp_path / "awq"
-    how = {"dtype": "float32"} | ({"quantize": "int4"} if made_by == "us" else {})
-    rows, alone = mixed(lab), opened(lab, 1, **how)
-    expected = said(alone, rows)
-    assert the_same_divided(lab, 2, rows, expected, **how) < held(alone) / 2 * 1.2
+    options = {"dtype": "float32"} | ({"quantize": "int4"} if made_by == "us" else {})
+    requests, alone = build_requests(lab), open_engine(lab, 1, **options)
+    expected = generate_with_logits(alone, requests)
+    assert check_divided(lab, 2, requests, expected, **options) < count_weight_bytes(alone) / 2 * 1.2
 
 
 @pytest.fixture(scope="module")
 def pair(one_lab: Lab):
-    engine = opened(one_lab, 2, patches=4096)
+    engine = open_engine(one_lab, 2, patches=4096)
     yield engine
     engine.close()
 
 
-def test_what_fails_for_every_rank_at_the_same_place_fails_one_row(pair, one_lab, monkeypatch):
-    describe = step_runner.build_step_inputs
+def test_a_failure_of_all_ranks_at_the_same_place_costs_one_row(pair, one_lab, monkeypatch):
+    build_step_inputs = step_runner.build_step_inputs
 
-    def spoiled(work):
-        step = describe(work)
-        bad = any(row.request.id == "bad" for row, _ in work)
-        return replace(step, query_lengths=[length + 1 for length in step.query_lengths]) if bad else step
+    def build_wrong_inputs(batch):
+        inputs = build_step_inputs(batch)
+        is_bad = any(sequence.request.id == "bad" for sequence, _ in batch)
+        return replace(inputs, query_lengths=[length + 1 for length in inputs.query_lengths]) if is_bad else inputs
 
-    monkeypatch.setattr(step_runner, "build_step_inputs", spoiled)
+    monkeypatch.setattr(step_runner, "build_step_inputs", build_wrong_inputs)
     answers = {
         answer.id: answer
-        for answer in generate_replies(pair, [one_lab.ask(name, "hello") for name in ("a", "bad", "c")])
+        for answer in generate_replies(pair, [one_lab.build_request(name, "hello") for name in ("a", "bad", "c")])
     }
     assert answers["bad"].kind == "model"
     assert isinstance(answers["a"], Reply)
     assert isinstance(answers["c"], Reply)
 
 
-def test_a_picture_that_breaks_another_ranks_tower_fails_its_row_alone(pair, one_lab, caplog):
-    good, bad = one_lab.picture(6, 6), one_lab.picture(2, 2)
-    for row in (one_lab.ask("good", good, "?"), one_lab.ask("bad", bad, "?")):
-        pair.submit(row)
+def test_an_image_that_breaks_the_tower_of_another_rank_fails_its_request_alone(pair, one_lab, caplog):
+    good, bad = one_lab.make_image(6, 6), one_lab.make_image(2, 2)
+    for request in (one_lab.build_request("good", good, "?"), one_lab.build_request("bad", bad, "?")):
+        pair.submit(request)
     key = pair.scheduler.waiting[1].clip_keys[0]
-    seen = pair.vision_cache.clips[key]
-    seen.pending_slices = [
-        replace(seen.pending_slices[0], pixels=np.zeros((1, 3, 8, 8), np.uint8))
-    ]  # the smaller is the other rank's
+    clip = pair.vision_cache.clips[key]  # the smaller image goes to the other rank
+    clip.pending_slices = [replace(clip.pending_slices[0], pixels=np.zeros((1, 3, 8, 8), np.uint8))]
     answers = {}
     while pair.scheduler.waiting or pair.scheduler.running:
         answers |= {answer.id: answer for answer in pair.step()}
@@ -147,12 +145,12 @@ def test_a_picture_that_breaks_another_ranks_tower_fails_its_row_alone(pair, one
     assert answers["bad"].kind == "model"
 
 
-def test_the_least_room_is_everybodys():
-    rooms = [memory.EngineSizes(4, 900, 64, 60), memory.EngineSizes(4, 700, 64, 60)]
-    assert memory.EngineSizes.take_smallest(rooms) == memory.EngineSizes(4, 700, 64, 60)
+def test_all_ranks_use_the_smallest_sizes():
+    rank_sizes = [memory.EngineSizes(4, 900, 64, 60), memory.EngineSizes(4, 700, 64, 60)]
+    assert memory.EngineSizes.take_smallest(rank_sizes) == memory.EngineSizes(4, 700, 64, 60)
 
 
-def test_a_rank_that_cannot_start_is_an_error_in_words(one_lab, monkeypatch):
+def test_a_rank_that_cannot_start_is_an_error_that_names_it(one_lab, monkeypatch):
     monkeypatch.setattr("pipeline.model.engines.torch.worker_group.sys.executable", "/bin/false")
     with pytest.raises(PipelineError, match="rank 1 of the model did not start"):
-        opened(one_lab, 2)
+        open_engine(one_lab, 2)

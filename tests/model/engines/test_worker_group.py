@@ -1,4 +1,4 @@
-"""However a rank ends, the whole replica ends soon, says why, and leaves no process."""
+"""When a rank ends in any way, the whole replica ends soon, says why, and leaves no process."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import pytest
 from pipeline.errors import ExitCode
 
 ROOT = Path(__file__).parents[3]
-WORK = """
+SCRIPT = """
 import sys
 from itertools import count
 from pathlib import Path
@@ -29,70 +29,70 @@ engine = TorchEngine(lab.folder, lab.family, device="cpu", slots=2, kv_tokens=30
 print(engine.vision_cache.collectives.worker_group.processes[0].pid, flush=True)
 if sys.argv[2] == "alone":
     run_step, calls = engine.step_runner.run_step, count()
-    def failing(step, *feed):
+    def failing(*arguments):
         if next(calls) > 3:
             raise RuntimeError("only here")
-        return run_step(step, *feed)
+        return run_step(*arguments)
     engine.step_runner.run_step = failing
-for answer in generate_replies(engine, (lab.ask(str(number), "hello") for number in count())):
+for answer in generate_replies(engine, (lab.build_request(str(number), "hello") for number in count())):
     print(answer.id, flush=True)
 """
 
 
 @pytest.fixture(scope="module")
 def replicas(tmp_path_factory):
-    """One for each way to end, started together: starting is what takes long."""
+    """One replica for each way to end. They start at the same time, because starting takes long."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    made = {}
+    processes = {}
     for way in ("killed", "stopped", "alone", "first"):
         folder = tmp_path_factory.mktemp(way)
-        command = [sys.executable, "-c", WORK, str(folder / "model"), way]
+        command = [sys.executable, "-c", SCRIPT, str(folder / "model"), way]
         error = (folder / "error").open("w+")
-        made[way] = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=error, text=True), error
-    yield made
-    for process, error in made.values():
+        processes[way] = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=error, text=True), error
+    yield processes
+    for process, error in processes.values():
         process.kill()
         process.wait()
         process.stdout.close()
         error.close()
 
 
-def end_of(replicas, way, signal_number=None, *, of_first=False):
-    """The exit code and what was said, after a rank was sent a signal in mid-work."""
+def end_replica(replicas, way, signal_number=None, *, of_first=False):
+    """Send a signal to a rank at work. Returns the exit code and the error output of rank 0."""
     process, error = replicas[way]
-    other = int(process.stdout.readline())
+    worker_pid = int(process.stdout.readline())
     if signal_number:
-        assert process.stdout.readline()  # an answer: both are at work
-        os.kill(process.pid if of_first else other, signal_number)
+        assert process.stdout.readline()  # an answer: both ranks are at work
+        os.kill(process.pid if of_first else worker_pid, signal_number)
     for _ in process.stdout:
         pass
     code = process.wait(60)
     ends = time.monotonic() + 20
-    while psutil.pid_exists(other) and time.monotonic() < ends:
+    while psutil.pid_exists(worker_pid) and time.monotonic() < ends:
         time.sleep(0.1)
-    assert not psutil.pid_exists(other)
+    assert not psutil.pid_exists(worker_pid)
     error.seek(0)
     return code, error.read()
 
 
 def test_a_killed_rank_ends_the_replica(replicas):
-    code, said = end_of(replicas, "killed", signal.SIGKILL)
+    code, error_output = end_replica(replicas, "killed", signal.SIGKILL)
     assert code == ExitCode.HANG
-    assert "rank 1 ended (killed by signal 9); ending the replica" in said
+    assert "rank 1 ended (killed by signal 9); ending the replica" in error_output
 
 
 def test_a_rank_that_hangs_ends_the_replica_within_its_limit(replicas):
-    code, said = end_of(replicas, "stopped", signal.SIGSTOP)
+    code, error_output = end_replica(replicas, "stopped", signal.SIGSTOP)
     assert code == ExitCode.HANG
-    assert "a step of the engine took more than 3 s" in said
+    assert "a step of the engine took more than 3 s" in error_output
 
 
-def test_a_failure_of_one_rank_alone_ends_the_replica(replicas):
-    code, said = end_of(replicas, "alone")
+def test_a_failure_of_one_rank_ends_the_replica(replicas):
+    code, error_output = end_replica(replicas, "alone")
     assert code == ExitCode.HANG
-    assert "only here" in said
+    assert "only here" in error_output
 
 
-def test_the_end_of_the_first_rank_is_the_end_of_the_others(replicas):
-    code, _ = end_of(replicas, "first", signal.SIGKILL, of_first=True)
+def test_the_other_ranks_end_with_the_first(replicas):
+    code, _ = end_replica(replicas, "first", signal.SIGKILL, of_first=True)
     assert code == -signal.SIGKILL

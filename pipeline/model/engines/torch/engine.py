@@ -115,12 +115,11 @@ class TorchEngine:
 
     def encode_vision(self) -> None:
         """Call the vision tower once if a running sequence needs it, filled up with clips of waiting sequences."""
-        blind = [
-            sequence for sequence in self.scheduler.running if not self.vision_cache.is_encoded(sequence.clip_keys)
-        ]
-        if not blind:
+        running, waiting = self.scheduler.running, self.scheduler.waiting
+        blocked = [sequence for sequence in running if not self.vision_cache.is_encoded(sequence.clip_keys)]
+        if not blocked:
             return
-        keys = chain.from_iterable(sequence.clip_keys for sequence in chain(blind, self.scheduler.waiting))
+        keys = chain.from_iterable(sequence.clip_keys for sequence in chain(blocked, waiting))
         slices = self.vision_cache.select_slices(keys, self.limits.patches)
         run_or_split(slices, self.vision_cache.encode_slices, self.fail_clip, self.limits)
 
