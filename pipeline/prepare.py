@@ -1,10 +1,12 @@
-"""The order of the steps. No Ray, and no loop over chunks: the runners call these.
+"""Prepares rows for the model: reads the Items of a chunk, then turns each into a Request by a list of steps.
 
-    read      manifest rows of a chunk -> Items
-    prepare   Item -> Request            fetch, decode, resize, prompt: many CPUs
-    answer    Request -> Reply -> Row    the model, then its words checked and typed: few GPUs
+    steps that choose what is decoded      of the job's media.steps
+    load_media                             fetch, decode, resize
+    steps that change Clips                of the job's media.steps
+    EncodePrompt                           tokens and positions
 
-Where a step fails, a Failure takes the place of the row from there on.
+A row that fails in a step becomes a Failure. Planning uses the same Preparer with a fetcher and a decoder that read
+headers.
 """
 
 from __future__ import annotations
@@ -12,45 +14,45 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 from pipeline.context import RunContext, open_family
 from pipeline.errors import ItemError, PipelineError, build_internal_failure
 from pipeline.fetch.fetcher import Fetcher
+from pipeline.job.spec import AnswerSection, MediaSection
+from pipeline.job.step_settings import build_step
 from pipeline.manifest.chunks import Chunk, read_chunk_rows
-from pipeline.manifest.files import read_with_retries
+from pipeline.manifest.files import ManifestFile, read_with_retries
 from pipeline.manifest.items import build_item
 from pipeline.manifest.rows import RowReader, check_kept_values
-from pipeline.media.clips import list_sources, load_clips
-from pipeline.media.decode import EXTRA_S_PER_FRAME, ClipDecoder
-from pipeline.media.decoder_client import DecoderClient
+from pipeline.media.base import FrameDecoder, MediaFetcher
+from pipeline.media.clips import list_sources, load_media
+from pipeline.media.decode import ClipDecoder
+from pipeline.media.steps.base import PreparationState, PreparationTools, Step, runs_before_loading
+from pipeline.model.families.base import Family
 from pipeline.step_timer import StepTimer
-from pipeline.types import Clip, Failure, Item, MediaRef, PreparedItem, ReadItem, Request, RetryHistory, Sampling, Turn
+from pipeline.types import Failure, Item, MediaRef, PreparedItem, ReadItem, Request, RetryHistory, Sampling
 
-if TYPE_CHECKING:
-    pass
+DEFAULT_THINKING_TOKENS = 2048
 
 
 class Preparer:
-    """What a prepare worker keeps open: connections, the decoder's process, the family's tokenizer."""
+    """Holds what a prepare worker keeps open: connections, the decoder's process, the family's tokenizer."""
 
     def __init__(
-        self,
-        context: RunContext,
-        *,
-        fetcher_class: type[Fetcher] = Fetcher,
-        decoder_class: type[DecoderClient] = DecoderClient,
+        self, context: RunContext, *, fetcher: MediaFetcher | None = None, decoder: FrameDecoder | None = None
     ):
+        job = context.job
         self.context = context
-        self.family = open_family(context)
-        self.fetcher = fetcher_class(context.job)
-        self.clip_decoder = ClipDecoder(context.job, self.family, decoder_class)
-        self.row_reader: RowReader | None = None  # open where the last chunk ended
         self.timer = StepTimer()
+        self.fetcher = fetcher or Fetcher(job)
+        family = open_family(context)
+        self.tools = PreparationTools(self.fetcher, ClipDecoder(job, family, decoder), family, self.timer)
+        self.steps = list_steps(job.media, EncodePrompt(family, job.answer))
+        self.row_reader: RowReader | None = None  # stands where the last chunk ended
 
     def prepare_chunk(self, chunk: Chunk) -> list[PreparedItem]:
-        """Every row of a chunk that is to be asked, as a Request or as the Failure it ended in."""
+        """Every row that the chunk asks, as a Request or a Failure."""
         return list(self.prepare_items(self.read_items(chunk)))
 
     def read_items(self, chunk: Chunk) -> list[ReadItem]:
@@ -58,38 +60,45 @@ class Preparer:
             return read_with_retries(chunk.file, lambda: list(self.iterate_items(chunk)))
 
     def prepare_items(self, items: Sequence[ReadItem]) -> Iterator[PreparedItem]:
-        """Some rows of a chunk, in order, one at a time."""
-        media = [part for item, _ in items for turn in item.turns for part in turn.parts if isinstance(part, MediaRef)]
-        self.fetcher.prefetch([source for medium in media for source in list_sources(medium)])
+        """In order, one at a time; the media of all are fetched ahead."""
+        parts = (part for item, _ in items for turn in item.turns for part in turn.parts)
+        self.fetcher.prefetch([source for part in parts if isinstance(part, MediaRef) for source in list_sources(part)])
         for item, failure in items:
             yield replace(item, turns=()), failure or self.prepare_item(item)
 
     def iterate_items(self, chunk: Chunk) -> Iterator[ReadItem]:
-        work = self.context
-        reader, self.row_reader = self.row_reader, None  # a reader that fails is not used again
-        if reader is None or reader.file != chunk.file:
-            reader = RowReader(work.job, chunk.file, work.schema_prompt)
+        job, schema_prompt = self.context.job, self.context.schema_prompt
+        reader = self._take_row_reader(chunk.file)
         rows = read_chunk_rows(chunk, reader)
         self.row_reader = reader
-        again = dict(chunk.retry_histories)
-        check_kept_values(chunk.file, [row.values for row in rows], work.kept_schema)
+        check_kept_values(chunk.file, [row.values for row in rows], self.context.kept_schema)
+        histories = dict(chunk.retry_histories)
         for row, row_id, question in rows:
-            keep, past = {name: row[name] for name in reader.columns.kept}, again.get(row_id, RetryHistory())
+            kept_values = {name: row[name] for name in reader.columns.kept}
+            history = histories.get(row_id, RetryHistory())
+            empty_item = Item(row_id, question, (), kept_values, history=history)
             try:
                 item = build_item(
                     row,
                     item_id=row_id,
                     question=question,
                     columns=reader.columns,
-                    job=work.job,
-                    user_prompt=work.schema_prompt if work.job.prompt.user is None else work.job.prompt.user,
+                    job=job,
+                    user_prompt=schema_prompt if job.prompt.user is None else job.prompt.user,
                     base_folder=chunk.file.base_folder,
                 )
-                yield replace(item, kept_values=keep, history=past), None
+                yield replace(item, kept_values=kept_values, history=history), None
             except ItemError as error:
-                yield Item(row_id, question, (), keep, history=past), error.to_failure(row_id)
-            except Exception:  # noqa: BLE001 - the row boundary
-                yield Item(row_id, question, (), keep, history=past), build_internal_failure(row_id)
+                yield empty_item, error.to_failure(row_id)
+            except Exception:  # noqa: BLE001 - an unexpected error costs one row
+                yield empty_item, build_internal_failure(row_id)
+
+    def _take_row_reader(self, file: ManifestFile) -> RowReader:
+        """The last chunk's reader where that read the same file. After an error it is not used again."""
+        reader, self.row_reader = self.row_reader, None
+        if reader and reader.file == file:
+            return reader
+        return RowReader(self.context.job, file, self.context.schema_prompt)
 
     def prepare_item(self, item: Item) -> Request | Failure:
         try:
@@ -98,50 +107,57 @@ class Preparer:
             return error.to_failure(item.id)
         except PipelineError:
             raise  # about the worker, not the row
-        except Exception:  # noqa: BLE001 - the row boundary
+        except Exception:  # noqa: BLE001 - an unexpected error costs one row
             return build_internal_failure(item.id)
 
     def build_request(self, item: Item) -> Request:
-        ends = time.monotonic() + self.context.job.limits.deadline_s
-        turns: tuple[Turn, ...] = ()
-        for turn in item.turns:
-            parts, ends = self.prepare_parts(turn, ends)
-            turns = (*turns, Turn(turn.role, parts))
-        sampling = self.build_sampling(item)
-        with self.timer.measure("prompt"):
-            encoded = self.family.encode_turns(turns)
-            self.family.check_length(encoded, sampling.max_new_tokens + (sampling.max_thinking_tokens or 0))
-        return Request(item.id, turns, encoded.input_ids, encoded.positions, encoded.vision_tokens, sampling)
+        state = PreparationState(item, item.turns, time.monotonic() + self.context.job.limits.deadline_s)
+        for step in self.steps:
+            state = step(state, self.tools)
+        assert state.request is not None
+        return state.request
 
-    def prepare_parts(self, turn: Turn, deadline: float) -> tuple[tuple[str | Clip, ...], float]:
-        """What a turn shows and says, and until when the rest of the row has time."""
-        parts: list[str | Clip] = []
-        for part in turn.parts:
-            if isinstance(part, MediaRef):
-                left = deadline - time.monotonic()
-                clips = load_clips(
-                    part, fetcher=self.fetcher, clip_decoder=self.clip_decoder, meter=self.timer, deadline_s=left
-                )
-                deadline += sum(EXTRA_S_PER_FRAME * len(clip.times) for clip in clips)
-                parts += clips
-            else:
-                parts.append(part)
-        return tuple(parts), deadline
+    def close(self) -> None:
+        self.fetcher.close()
+        self.tools.clip_decoder.close()
+
+
+def list_steps(media: MediaSection, encode_prompt: Step) -> list[Step]:
+    """The steps of every row, in order."""
+    job_steps: list[Step] = [build_step(name, arguments) for step in media.steps for name, arguments in step.items()]
+    return [
+        *[step for step in job_steps if runs_before_loading(step)],
+        load_media,
+        *[step for step in job_steps if not runs_before_loading(step)],
+        encode_prompt,
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodePrompt:
+    """The last step: turns and their Clips become a Request."""
+
+    family: Family
+    answer: AnswerSection
+
+    def __call__(self, state: PreparationState, tools: PreparationTools) -> PreparationState:
+        sampling = self.build_sampling(state.item)
+        with tools.timer.measure("prompt"):
+            encoded = self.family.encode_turns(state.turns)
+            self.family.check_length(encoded, sampling.max_new_tokens + (sampling.max_thinking_tokens or 0))
+        prompt = encoded.input_ids, encoded.positions, encoded.vision_tokens
+        return replace(state, request=Request(state.item.id, state.turns, *prompt, sampling))
 
     def build_sampling(self, item: Item) -> Sampling:
-        """The seed is of the job's seed and the row's id, so that a retry anywhere says the same again."""
-        answer = self.context.job.answer
+        """The seed depends on the job's seed and the row's id, so that every worker samples the same answer."""
+        answer = self.answer
         seed = int.from_bytes(hashlib.blake2b(f"{answer.seed}\0{item.id}".encode(), digest_size=4).digest())
-        thinking = answer.thinking.max_tokens if answer.thinking else 2048 if self.family.thinking else None
+        default_thinking = DEFAULT_THINKING_TOKENS if self.family.thinking else None
         return Sampling(
             max_new_tokens=item.max_new_tokens or answer.max_new_tokens,
             temperature=answer.temperature,
             top_p=answer.top_p,
             top_k=answer.top_k,
             seed=seed,
-            max_thinking_tokens=thinking,
+            max_thinking_tokens=answer.thinking.max_tokens if answer.thinking else default_thinking,
         )
-
-    def close(self) -> None:
-        self.fetcher.close()
-        self.clip_decoder.close()

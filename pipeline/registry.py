@@ -20,6 +20,9 @@ MEDIA_KINDS = {  # by what the first bytes of a file say
     "video": "pipeline.media.kinds.video:VideoKind",
     "pdf": "pipeline.media.kinds.pdf:PdfKind",
 }
+STEPS = {  # by the names in `media.steps`
+    "crop": "pipeline.media.steps.crop:Crop",
+}
 FAMILIES = {  # by `model_type` in a checkpoint's config.json
     "qwen2_vl": "pipeline.model.families.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "pipeline.model.families.qwen2_5_vl:Qwen25VL",
@@ -46,7 +49,12 @@ def load_registered(table: Mapping[str, str], name: str, label: str) -> Any:
     """Import the class that a table names; JobError lists the known names. `label` says where the name comes from."""
     if name not in table:
         raise JobError(f"{label} {name!r} is not known; known: {', '.join(table)}{format_suggestion(name, table)}")
-    module, _, attribute = table[name].partition(":")
+    return import_object(table[name])
+
+
+def import_object(location: str) -> Any:
+    """What `module:attribute` names."""
+    module, _, attribute = location.partition(":")
     return getattr(import_module(module), attribute)
 
 

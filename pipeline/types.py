@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Size = tuple[int, int]
+PixelRegion = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom are outside
+FractionRegion = tuple[float, float, float, float]  # the same as fractions of width and height
+ClipKind = Literal["image", "video"]
 FinishReason = Literal["stop", "length"]
 CoordinateSystem = Literal["pixels", "thousandths"]  # of the resized picture, or 0..1000 of any
 TimeOrigin = Literal["clip", "source"]  # seconds since the first frame shown, or into the file
@@ -48,25 +51,37 @@ class MediaRef:
     """An image or a video that a manifest refers to. It is not fetched yet."""
 
     source: str | bytes | tuple[str | bytes, ...]  # a URI, the bytes themselves, or the frames of a video in order
-    kind: Literal["image", "video"] | None = None  # what the manifest says; None: detected by content
+    kind: ClipKind | None = None  # what the manifest says; None: detected by content
     options: MediaOptions = MediaOptions()
+    region: FractionRegion | None = None  # the part to show; None: all of it
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
     """An image or a video as the model sees it. An image has one frame and no times."""
 
-    kind: Literal["image", "video"]
+    kind: ClipKind
     pixels: NDArray[np.uint8]  # [frames, 3, height, width]
     source_size: Size  # of the original, after rotation to upright
     uri: str = ""  # for answers and messages; never carries credentials
     times: tuple[float, ...] = ()  # seconds into the original, one per frame
     fps: float = 0.0  # of the sampled frames
     has_complete_uri: bool = True  # False: a secret such as a signature was removed, so `uri` cannot be fetched
+    region: PixelRegion | None = None  # the part of the original that `pixels` show; None: all of it
 
     @property
     def size(self) -> Size:
         return self.pixels.shape[3], self.pixels.shape[2]
+
+    @property
+    def source_region(self) -> PixelRegion:
+        """The part of the original that the model sees."""
+        return self.region or (0, 0, *self.source_size)
+
+    @property
+    def source_region_size(self) -> Size:
+        left, top, right, bottom = self.source_region
+        return right - left, bottom - top
 
 
 @dataclass(frozen=True, slots=True)

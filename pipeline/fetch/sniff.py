@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pipeline.registry import MEDIA_KINDS, load_registered
 
-MediaKind = Literal["image", "video", "pdf"]
+MediaKind = str  # a key of MEDIA_KINDS
+BUILT_IN_KINDS = ("image", "video", "pdf")  # recognised here: their modules import decoders
 SNIFF_BYTES = 512  # bytes that are enough to tell
 
 IMAGE_BRANDS = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"hevc", b"jxl ")  # in ISO containers
@@ -36,9 +37,12 @@ VIDEO_SIGNATURES = (
 
 def sniff_kind(head: bytes) -> MediaKind | None:
     """
-    >>> sniff(b"GIF89a"), sniff(b"\\0\\0\\0 ftypisom"), sniff(b"%PDF-1.7"), sniff(b"<html>")
+    >>> sniff_kind(b"GIF89a"), sniff_kind(b"\\0\\0\\0 ftypisom"), sniff_kind(b"%PDF-1.7"), sniff_kind(b"<html>")
     ('image', 'video', 'pdf', None)
     """
+    for name in MEDIA_KINDS:
+        if name not in BUILT_IN_KINDS and load_registered(MEDIA_KINDS, name, "kind of media").recognizes(head):
+            return name
     if head[4:8] == b"ftyp":
         return "image" if head[8:12] in IMAGE_BRANDS else "video"
     if head[:4] == b"RIFF":

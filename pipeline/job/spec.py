@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
+from pipeline.job.step_settings import StepList
 from pipeline.registry import ENGINES, load_registered
 
 DEFAULT_ENGINE = "torch"
@@ -146,6 +147,11 @@ class MediaSection(JobSection):
     )
     add_vision_id: bool = define_key("label media in the prompt: 'Picture 1: '", False)
     tolerate_truncated: bool = define_key("use what there is of a cut-off picture", False)
+    steps: StepList = define_key(
+        "what is done to media before the model sees them, in order: names, or {name: arguments} such as "
+        "{crop: {left: 0.1, top: 0, right: 0.9, bottom: 1}}, in fractions of the picture",
+        (),
+    )
 
 
 class ThinkingSection(JobSection):

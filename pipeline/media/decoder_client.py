@@ -1,7 +1,7 @@
-"""A file -> its header and its resized pixels, by way of a process that may be killed.
+"""The worker's side of the decoder's process: opens files and reads frames in a child that may be killed.
 
-The child is started at once, and again after it died. Whatever becomes of it, the caller gets
-pixels or a DecodeError before `ends`, a time of `time.monotonic`.
+The child starts with the client, and again after it has died. The caller gets pixels or a DecodeError before the
+deadline.
 """
 
 from __future__ import annotations
@@ -23,52 +23,55 @@ from pipeline.errors import DecodeError, PipelineError
 from pipeline.fetch.blob import Blob, ByteRanges
 from pipeline.media.decoder_protocol import receive_message, send_message
 from pipeline.media.kinds.base import DecodeLimits, Probe
-from pipeline.types import Size
+from pipeline.registry import MEDIA_KINDS
+from pipeline.types import ClipKind, PixelRegion, Size
 
 MAX_CLIP_BYTES = 2 << 30
-BYTES_PER_PIXEL = 20  # that decoding, converting and turning a picture may hold at once
-LIBRARY_BYTES = 1 << 30  # what they may need beside it
-START_TIMEOUT_S = 120.0  # for imports, from a slow disk
-MAX_START_ATTEMPTS = 3  # a machine short of memory ends it first
-ALARM_GRACE_S = 2.0  # by which the kernel's alarm is later than ours
-MALLOC_ENVIRONMENT = {
+BYTES_PER_PIXEL = 20  # that decoding, converting and turning a picture hold at once
+LIBRARY_BYTES = 1 << 30  # for everything else that the libraries hold
+START_TIMEOUT_S = 120.0  # imports from a slow disk
+MAX_START_ATTEMPTS = 3  # a machine short of memory kills the decoder first
+ALARM_GRACE_S = 2.0  # the kernel's alarm goes off later than our timeout
+MALLOC_ENVIRONMENT = {  # keeps freed pages: new ones cost a third of the time
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
-}  # keep pages: new ones cost a third of the time
+}
 INHERITED_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "HOME")  # and no credentials
 
 
 class DecoderClient:
     def __init__(self, limits: DecodeLimits):
         self.limits = limits
-        self.memory_bytes = (
-            LIBRARY_BYTES + MAX_CLIP_BYTES + BYTES_PER_PIXEL * max(limits.image_pixels, limits.frame_pixels)
-        )
+        max_pixels = max(limits.image_pixels, limits.frame_pixels)
+        self.memory_bytes = LIBRARY_BYTES + MAX_CLIP_BYTES + BYTES_PER_PIXEL * max_pixels
         self.is_ready = False
-        self._start_process()  # its imports go on while the worker fetches its first file
+        self._start_process()  # it imports its libraries while the worker fetches the first file
 
-    def open(self, blob: Blob, kind: str, *, moving: bool, deadline: float) -> Probe:
+    def open(self, blob: Blob, kind: str, *, claimed_kind: ClipKind | None, deadline: float) -> Probe:
         message = {
             "do": "open",
-            "kind": kind,
+            "kind": MEDIA_KINDS[kind],
+            "claimed_kind": claimed_kind,
             "path": str(blob.path or ""),
-            "moving": moving,
-            "bounds": asdict(replace(self.limits, holes=blob.range_loader is not None)),
+            "limits": asdict(replace(self.limits, holes=blob.range_loader is not None)),
         }
-        found = self._call(message, deadline=deadline, data=blob.data or b"")[0]["probe"]
-        sizes = tuple((width, height) for width, height in found["sizes"])
-        return Probe(**{**found, "sizes": sizes, "times": tuple(found["times"])})
+        probe = self._call(message, deadline=deadline, data=blob.data or b"")[0]["probe"]
+        sizes = tuple((width, height) for width, height in probe["sizes"])
+        return Probe(**{**probe, "sizes": sizes, "times": tuple(probe["times"])})
 
-    def read(self, indices: Sequence[int], size: Size, *, deadline: float) -> NDArray[np.uint8]:
-        reply, pixels = self._call({"do": "read", "indices": [*indices], "size": size}, deadline=deadline)
+    def read(
+        self, indices: Sequence[int], size: Size, *, region: PixelRegion | None = None, deadline: float
+    ) -> NDArray[np.uint8]:
+        message = {"do": "read", "indices": [*indices], "size": size, "region": region}
+        reply, pixels = self._call(message, deadline=deadline)
         return np.frombuffer(pixels, np.uint8).reshape(reply["shape"])
 
     def ranges(self, batches: Sequence[Sequence[int]], *, deadline: float) -> list[ByteRanges]:
-        """Which bytes of the file that is open hold the frames of each batch."""
-        found = self._call({"do": "ranges", "batches": batches}, deadline=deadline)[0]["ranges"]
-        if None in found:
+        """The byte ranges of the open file that hold the frames of each batch."""
+        batch_ranges = self._call({"do": "ranges", "batches": batches}, deadline=deadline)[0]["ranges"]
+        if None in batch_ranges:
             raise DecodeError("holes", "does not say where its frames are")
-        return [[(start, end) for start, end in ranges] for ranges in found]
+        return [[(start, end) for start, end in ranges] for ranges in batch_ranges]
 
     def close(self) -> None:
         self.connection.close()
@@ -78,7 +81,7 @@ class DecoderClient:
     def _call(
         self, message: dict[str, Any], *, deadline: float, data: bytes = b""
     ) -> tuple[dict[str, Any], memoryview]:
-        if message["do"] == "open":  # whoever comes later has nothing open
+        if message["do"] == "open":  # a new process has no file open, so other messages must fail
             self.wait_until_ready()
         left = max(deadline - time.monotonic(), 0.001)
         try:
@@ -87,8 +90,8 @@ class DecoderClient:
             reply, pixels = receive_message(self.connection)
         except TimeoutError as error:
             self.close()
-            late = f"not decoded after {left:.0f} s; raise limits.deadline_s to wait longer"
-            raise DecodeError("deadline", late) from error
+            advice = "raise limits.deadline_s to wait longer"
+            raise DecodeError("deadline", f"not decoded after {left:.0f} s; {advice}") from error
         except (EOFError, OSError) as error:
             raise DecodeError("decoder_died", f"the decoder {self._describe_exit()} on this file") from error
         if "error" in reply:
@@ -98,13 +101,13 @@ class DecoderClient:
     def _start_process(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            numbers = [str(number) for number in (theirs.fileno(), self.memory_bytes, self.limits.threads)]
+            arguments = [str(number) for number in (theirs.fileno(), self.memory_bytes, self.limits.threads)]
             environment = {
                 name: os.environ[name] for name in INHERITED_ENVIRONMENT if name in os.environ
             } | MALLOC_ENVIRONMENT
             environment["PYTHONPATH"] = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.media.decoder_process", *numbers],
+                [sys.executable, "-m", "pipeline.media.decoder_process", *arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=environment,
@@ -112,8 +115,8 @@ class DecoderClient:
         self.connection, self.is_ready = ours, False
 
     def wait_until_ready(self) -> None:
-        """No file is to blame for a decoder that is slow to start or cannot: ask this before its time counts."""
-        for left in reversed(range(MAX_START_ATTEMPTS)):
+        """Call it before a file's deadline starts: a slow start is not the file's fault."""
+        for attempts_left in reversed(range(MAX_START_ATTEMPTS)):
             if self.process.poll() is not None:
                 self._start_process()
             if self.is_ready:
@@ -123,17 +126,17 @@ class DecoderClient:
                 receive_message(self.connection)
                 self.is_ready = True
             except (EOFError, OSError) as error:
-                late = isinstance(error, TimeoutError)
+                timed_out = isinstance(error, TimeoutError)
                 self.close()
-                if late or not left:
-                    what = "does not start" if late else "ends as it starts"
+                if timed_out or not attempts_left:
+                    problem = "does not start" if timed_out else "exits as it starts"
                     raise PipelineError(
-                        f"the decoder's process {what} on this worker; see what it wrote above this"
+                        f"the decoder's process {problem} on this worker; see its output above"
                     ) from error
 
     def _describe_exit(self) -> str:
         code = self.process.wait()
         self.close()
         if code == -signal.SIGKILL:
-            return "was killed, most likely for want of memory,"
-        return f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
+            return "was killed, most likely for lack of memory,"
+        return f"crashed ({signal.Signals(-code).name})" if code < 0 else f"exited with code {code}"

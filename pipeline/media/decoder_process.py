@@ -1,8 +1,8 @@
-"""The decoder's process: a file and sizes in, resized pixels out. `python -m pipeline.media.decoder_process FD`
+"""The decoder's process: takes files and sizes, returns resized pixels.
 
-Native decoders crash, hang and eat memory on broken files; here they may. This process knows no model,
-no job and no credentials, allocates at most what it was given, is the first that a machine short of
-memory ends, and is ended by the kernel's own alarm should nobody be left to end it.
+Native decoders crash, hang and exhaust memory on broken files; here they may. This process knows no model, no job
+and no credentials. Its memory is limited, a machine short of memory kills it first, and the kernel's alarm kills it
+if its owner is gone.
 """
 
 from __future__ import annotations
@@ -16,16 +16,45 @@ import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ItemError
 from pipeline.media.decoder_protocol import receive_message, send_message
-from pipeline.media.kinds.base import DecodeLimits, Kind
-from pipeline.registry import MEDIA_KINDS, load_registered
+from pipeline.media.kinds.base import DecodeLimits
+from pipeline.registry import import_object
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class OpenFile:
+    """The file that is open, and the messages about it."""
+
+    def __init__(self) -> None:
+        self.file: Any = None
+
+    def open(self, message: dict[str, Any], data: memoryview) -> dict[str, Any]:
+        if self.file:
+            self.file.close()
+            self.file = None
+        source = Path(message["path"]) if message["path"] else bytes(data)
+        limits = DecodeLimits(**message["limits"])
+        self.file = import_object(message["kind"])(source, limits, claimed_kind=message["claimed_kind"])
+        return {"probe": asdict(self.file.probe)}
+
+    def list_ranges(self, message: dict[str, Any]) -> dict[str, Any]:
+        list_file_ranges = getattr(self.file, "ranges", None)
+        return {"ranges": [list_file_ranges(batch) if list_file_ranges else None for batch in message["batches"]]}
+
+    def read(self, message: dict[str, Any]) -> NDArray[np.uint8]:
+        region = tuple(message["region"]) if message["region"] else None
+        pixels: NDArray[np.uint8] = self.file.read(message["indices"], tuple(message["size"]), region)
+        return pixels
 
 
 def serve_requests(connection: socket.socket) -> None:
-    opened: Kind | None = None
+    open_file = OpenFile()
     send_message(connection, {"ready": True})
     while True:
         try:
@@ -33,35 +62,27 @@ def serve_requests(connection: socket.socket) -> None:
         except EOFError:
             return
         signal.setitimer(signal.ITIMER_REAL, message["deadline_s"])
-        pixels, reply = None, dict[str, Any]()
+        pixels = None
         try:
             if message["do"] == "open":
-                if opened:
-                    opened.close()
-                source = Path(message["path"]) if message["path"] else bytes(data)
-                opened = load_registered(MEDIA_KINDS, message["kind"], "medium")(
-                    source, DecodeLimits(**message["bounds"]), moving=message["moving"]
-                )
-                reply = {"probe": asdict(opened.probe)}
+                reply = open_file.open(message, data)
             elif message["do"] == "ranges":
-                ranges: Any = getattr(opened, "ranges", None)
-                reply = {"ranges": [ranges(indices) for indices in message["batches"]] if ranges else [None]}
+                reply = open_file.list_ranges(message)
             else:
-                assert opened
-                pixels = opened.read(message["indices"], tuple(message["size"]))
+                pixels = open_file.read(message)
                 reply = {"shape": pixels.shape}
         except ItemError as error:
             reply = {"error": [error.kind, error.message]}
         except MemoryError:
             reply = {"error": ["memory", "needs more memory than its limits allow"]}
-        except Exception as error:  # noqa: BLE001 - the decoder's boundary: whatever a library throws is this file's fault
+        except Exception as error:  # noqa: BLE001 - whatever a library raises is about this file
             reply = {"error": ["undecodable", f"{type(error).__name__}: {error}"[:500]]}
         signal.setitimer(signal.ITIMER_REAL, 0)
         send_message(connection, reply, b"" if pixels is None else pixels.data.cast("B"))
 
 
 def confine_process(memory_bytes: int) -> None:
-    """What was allocated already does not count against `memory`."""
+    """Limits the memory that is allocated from here on."""
     with contextlib.suppress(OSError, ValueError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     with contextlib.suppress(OSError, ValueError, IndexError):
@@ -72,13 +93,13 @@ def confine_process(memory_bytes: int) -> None:
 
 
 def main(socket_fd: int, memory_bytes: int, threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     warnings.simplefilter("ignore")
     import torch
 
     torch.set_num_threads(threads)
     confine_process(memory_bytes)
-    with open(os.devnull, "w") as nowhere:  # started well: what libraries say of broken files helps nobody
+    with open(os.devnull, "w") as nowhere:  # libraries complain about broken files
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     serve_requests(socket.socket(fileno=socket_fd))

@@ -1,7 +1,7 @@
-"""Messages between a worker and its decoder's process: JSON, and bytes that follow as they are.
+"""Messages between a worker and its decoder's process: JSON, followed by raw bytes.
 
-Straight from one buffer into the other: what the standard library's connections copy on the way
-costs more than decoding a small picture.
+Bytes go straight from one buffer into the other: the copies that the standard library's connections make cost more than
+decoding a small picture.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import socket
 import struct
 from typing import Any
 
-LENGTH_PREFIX = struct.Struct(">IQ")  # of the message, of what follows it
+LENGTH_PREFIX = struct.Struct(">IQ")  # of the message, of the bytes after it
 
 
 def send_message(connection: socket.socket, message: dict[str, Any], data: bytes | memoryview = b"") -> None:
@@ -21,10 +21,10 @@ def send_message(connection: socket.socket, message: dict[str, Any], data: bytes
 
 
 def receive_message(connection: socket.socket) -> tuple[dict[str, Any], memoryview]:
-    """EOFError where the other side is gone."""
-    text, rest = LENGTH_PREFIX.unpack(_receive_exactly(connection, LENGTH_PREFIX.size))
-    message: dict[str, Any] = json.loads(_receive_exactly(connection, text))
-    return message, memoryview(_receive_exactly(connection, rest))
+    """EOFError when the other side is gone."""
+    text_size, data_size = LENGTH_PREFIX.unpack(_receive_exactly(connection, LENGTH_PREFIX.size))
+    message: dict[str, Any] = json.loads(_receive_exactly(connection, text_size))
+    return message, memoryview(_receive_exactly(connection, data_size))
 
 
 def _receive_exactly(connection: socket.socket, size: int) -> bytearray:

@@ -16,7 +16,7 @@ from pipeline.fetch import object_store
 from pipeline.fetch.fetcher import Fetcher
 from pipeline.fetch.header_fetcher import PREFIX_BYTES, HeaderFetcher
 from pipeline.media.decoder_client import DecoderClient
-from pipeline.media.header import HeaderDecoder
+from pipeline.media.header_decoder import HeaderDecoder
 from pipeline.media.kinds.base import DecodeLimits
 from tests.fetch.conftest import scans
 from tests.media.sample_media import a_job
@@ -118,7 +118,7 @@ def eyes():
 
 def probed(fetcher, decoder, uri):
     with fetcher.fetch(uri) as blob:
-        return decoder.open(blob, blob.kind, moving=False, deadline=time.monotonic() + 60)
+        return decoder.open(blob, blob.kind, claimed_kind=None, deadline=time.monotonic() + 60)
 
 
 @pytest.mark.parametrize("place", ["web", "plain", "s3"])
@@ -201,5 +201,5 @@ def test_a_file_on_this_machine_is_opened_where_it_lies(tmp_path, eyes):
     pages[0].save(path, save_all=True, append_images=pages[1:])
     with HeaderFetcher(a_job()) as heads, heads.fetch(f"file://{path}") as blob:
         assert (blob.data, blob.path, blob.is_temporary) == (None, path, False)
-        found = eyes[1].open(blob, "image", moving=False, deadline=time.monotonic() + 60)
+        found = eyes[1].open(blob, "image", claimed_kind=None, deadline=time.monotonic() + 60)
     assert found.sizes == ((200, 300), (200, 350), (200, 400))

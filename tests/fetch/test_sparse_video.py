@@ -16,8 +16,8 @@ from pipeline.fetch.fetcher import Fetcher
 from pipeline.fetch.header_fetcher import HeaderFetcher
 from pipeline.media import clips as looking
 from pipeline.media.clips import load_clips
-from pipeline.media.decode import ClipDecoder
-from pipeline.media.header import HeaderDecoder
+from pipeline.media.decode import ClipDecoder, build_decode_limits
+from pipeline.media.header_decoder import HeaderDecoder
 from pipeline.types import MediaOptions, MediaRef
 from tests.media.sample_media import Plain, a_job, film, repeated
 
@@ -148,7 +148,10 @@ def test_where_frames_are_wanted_closely_the_video_is_fetched_ahead_whole(see, o
 def test_to_plan_a_video_its_table_is_read_and_no_frame(name, see, opened, films, server):
     ask, uri = MediaOptions(frames=700), f"http://{server}/{name.replace(' ', '-')}"
     Files.sent = 0
-    with HeaderFetcher(opened[2]) as heads, ClipDecoder(opened[2], Plain(), HeaderDecoder) as eyes:
+    with (
+        HeaderFetcher(opened[2]) as heads,
+        ClipDecoder(opened[2], Plain(), HeaderDecoder(build_decode_limits(opened[2]))) as eyes,
+    ):
         (clip,) = load_clips(MediaRef(uri, None, ask), fetcher=heads, clip_decoder=eyes)
     assert Files.sent < films[name].stat().st_size / 4
     local = see(str(films[name]), frames=700)

@@ -11,15 +11,15 @@ import time
 import pytest
 
 from pipeline.errors import DecodeError
+from pipeline.registry import MEDIA_KINDS
 from tests.media.sample_media import a_job, encoded, picture
 
 HOSTILE = """
 import ctypes, os, pathlib, signal, time
-import pipeline.registry
 
 
 class Hostile:
-    def __init__(self, source, bounds, *, moving=False):
+    def __init__(self, source, limits, *, claimed_kind=None):
         from pipeline.media.kinds.image import ImageKind
         if source == b"\\xff\\xd8 crash":
             ctypes.string_at(0)
@@ -41,19 +41,17 @@ class Hostile:
             self.hog = [__import__("numpy").empty(256 << 20, "u1") for _ in range(400)]
         if source == b"\\xff\\xd8 raise":
             raise RuntimeError("what a library throws")
-        self.inner = ImageKind(source, bounds, moving=moving)
+        self.inner = ImageKind(source, limits, claimed_kind=claimed_kind)
         self.probe, self.read, self.close = self.inner.probe, self.inner.read, self.inner.close
-
-
-pipeline.registry.MEDIA_KINDS["image"] = "sitecustomize:Hostile"
 """
 
 
 @pytest.fixture
 def hostile(tmp_path, monkeypatch, see_with):
     """The real decoder process, where some files do what broken files do to native code."""
-    (tmp_path / "sitecustomize.py").write_text(HOSTILE)
+    (tmp_path / "hostile_kind.py").write_text(HOSTILE)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(MEDIA_KINDS, "image", "hostile_kind:Hostile")
     return see_with(
         a_job(limits={"deadline_s": 3, "image": {"pixels": 1_000_000}, "video": {"pixels_per_frame": 1000}})
     )
@@ -120,17 +118,19 @@ def test_the_decoder_ends_with_its_owner(see_with):
 
 
 def test_an_orphan_ends_by_itself_even_while_it_hangs(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(HOSTILE)
+    (tmp_path / "hostile_kind.py").write_text(HOSTILE)
     script = """
 import os, sys, threading, time
 sys.path[:0] = sys.argv[1].split(":")
 from tests.media.sample_media import a_job, Plain
 from pipeline.fetch.blob import Blob
 from pipeline.media.decode import ClipDecoder
+from pipeline.registry import MEDIA_KINDS
 from pipeline.types import MediaRef
+MEDIA_KINDS["image"] = "hostile_kind:Hostile"
 eyes = ClipDecoder(a_job(), Plain())
 blob = Blob("x", "image", b"\\xff\\xd8 hang")
-threading.Thread(target=lambda: eyes.decode_clips(MediaRef(b""), [blob], deadline_s=2), daemon=True).start()
+threading.Thread(target=lambda: eyes.decode(MediaRef(b""), [blob], deadline=time.monotonic() + 2), daemon=True).start()
 while not eyes.decoder.is_ready:
     time.sleep(0.01)
 print(eyes.decoder.process.pid, flush=True)

@@ -198,7 +198,7 @@ def test_what_is_no_picture_says_how_it_begins(see):
 
 
 def test_a_picture_of_a_form_that_nobody_reads_is_not_said_to_be_none(see):
-    with pytest.raises(DecodeError, match=r"a picture of a form that cannot be read; it begins with b'II\*"):
+    with pytest.raises(DecodeError, match=r"a picture in a format that cannot be read; it begins with b'II\*"):
         see(b"II*\0" + bytes(60))
 
 

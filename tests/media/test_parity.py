@@ -72,8 +72,8 @@ def test_three_hundred_pictures_equal_the_references(name, families, tmp_path, s
         for seed in range(CASES)
     ]
     media = a_job().media
-    eyes, plain = see.eyes, see.eyes.family
-    eyes.family = family
+    eyes, plain = see.eyes, see.eyes.frame_rules
+    eyes.frame_rules = family
     try:
         for case, (values, grid) in zip(cases, answers(cases, tmp_path), strict=True):
             asked = MediaOptions(min_pixels=case["budget"][0], max_pixels=case["budget"][1])
@@ -84,7 +84,7 @@ def test_three_hundred_pictures_equal_the_references(name, families, tmp_path, s
             assert digest(ours, ours_grid) == [values, grid], case
             assert family.count_vision_tokens(clip.size) == np.prod(grid) // family.merge_size**2
     finally:
-        eyes.family = plain
+        eyes.frame_rules = plain
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
@@ -114,4 +114,4 @@ def test_three_hundred_clips_equal_the_references(name, families, tmp_path):
         assert case["indices"] == found, case
         pixels = resize(noise(case["seed"], *case["size"], case["count"])[case["indices"]], case["target"])
         assert digest(*patchified(pixels, family)) == [values, grid], case
-        assert family.vision_tokens(case["target"], len(found)) == np.prod(grid) // family.merge_size**2
+        assert family.count_vision_tokens(case["target"], len(found)) == np.prod(grid) // family.merge_size**2

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from pipeline.context import RunContext
 from pipeline.fetch.header_fetcher import HeaderFetcher
 from pipeline.manifest.chunks import Chunk
-from pipeline.media.header import HeaderDecoder
+from pipeline.media.decode import build_decode_limits
+from pipeline.media.header_decoder import HeaderDecoder
 from pipeline.prepare import Preparer
 from pipeline.types import Clip, Failure, ReadItem, Request, Size
 
@@ -66,7 +67,7 @@ class Survey:
         budget = outcome.sampling.max_new_tokens + (outcome.sampling.max_thinking_tokens or 0)
         self.longest = max(self.longest, len(outcome.input_ids) + budget)
         for clip in outcome.clips:
-            self.add_media(SurveyedMedia(clip.kind, clip.source_size, clip.size, len(clip.pixels)))
+            self.add_media(SurveyedMedia(clip.kind, clip.source_region_size, clip.size, len(clip.pixels)))
 
     def add_media(self, media: SurveyedMedia) -> None:
         kind, pixels = media.kind, media.source_size[0] * media.source_size[1]
@@ -96,7 +97,8 @@ def classify_row(clips: Sequence[Clip]) -> str:
 
 def survey_chunks(context: RunContext, chunks: Iterable[Chunk]) -> Survey:
     found = Survey()
-    with closing(Preparer(context, fetcher_class=HeaderFetcher, decoder_class=HeaderDecoder)) as preparer:
+    decoder = HeaderDecoder(build_decode_limits(context.job))
+    with closing(Preparer(context, fetcher=HeaderFetcher(context.job), decoder=decoder)) as preparer:
         for rows in batch_items(preparer.read_items(chunk) for chunk in chunks):
             for _, outcome in preparer.prepare_items(rows):
                 found.add_outcome(outcome)

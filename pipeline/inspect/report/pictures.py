@@ -22,11 +22,10 @@ from PIL import Image
 from pipeline.errors import DecodeError, FetchError
 from pipeline.fetch.fetcher import Fetcher
 from pipeline.job.spec import Job
-from pipeline.media.decode import resolve_kind
 from pipeline.media.decoder_client import DecoderClient
 from pipeline.media.kinds.base import DecodeLimits, Probe
 from pipeline.media.sample import parse_pages
-from pipeline.types import Size
+from pipeline.types import ClipKind, Size
 
 MAX_IMAGE_SIDE, MAX_FRAME_SIDE = 1100, 320  # pixels of a picture, of a frame of a video
 MAX_FRAMES = 8
@@ -78,8 +77,8 @@ class PreviewLoader:
             raise FetchError("inline", "its bytes stand in the manifest")
         ends = time.monotonic() + MEDIA_TIMEOUT_S
         with self.fetcher.fetch(uri, deadline_s=MEDIA_TIMEOUT_S) as blob:
-            form, moving = resolve_kind("video" if kind == "video" else None, blob.kind)
-            probe = self.decoder.open(blob, form, moving=moving, deadline=ends)
+            claimed_kind: ClipKind = "video" if kind == "video" else "image"
+            probe = self.decoder.open(blob, blob.kind or claimed_kind, claimed_kind=claimed_kind, deadline=ends)
             if kind != "video":
                 page = parse_pages(blob.pages, len(probe.sizes), len(probe.sizes))[0]
                 return (

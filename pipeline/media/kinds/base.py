@@ -1,17 +1,18 @@
-"""The seam between the decoder's process and whatever can read one kind of file.
+"""The seam for a kind of media: what the decoder's process opens a file with, registered in MEDIA_KINDS.
 
-A kind is built as `Kind(source, bounds, moving=...)`, reads the header, and refuses there what is too
-large. Pixels are decoded by `read`, and only those asked for.
+A kind is built as `SomeKind(source, limits, claimed_kind=...)`. It reads the header then, and refuses what is too
+large or not what the manifest claims. `source` is bytes or a Path; videos always come as a Path. Only `read` decodes
+pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import DecodeError
-from pipeline.types import Size
+from pipeline.types import ClipKind, PixelRegion, Size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,21 +21,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DecodeLimits:
-    """What may be spent on one file."""
+    """What one file may cost, and how it is decoded."""
 
     image_pixels: int
     frame_pixels: int
     duration_s: float
     threads: int = 1
-    fast: bool = False  # JPEGs at reduced scale
-    tolerate: bool = False  # cut-off pictures: what there is of them
-    holes: bool = False  # of a video only part of the bytes is there yet
+    fast: bool = False  # decode JPEGs at a reduced scale
+    tolerate: bool = False  # use what there is of a cut-off file
+    holes: bool = False  # only some bytes of the video have arrived
 
     def check_size(self, size: Size, *, moving: bool) -> None:
-        most = self.frame_pixels if moving else self.image_pixels
-        if size[0] * size[1] > most:
-            name = "video.pixels_per_frame" if moving else "image.pixels"
-            raise DecodeError("too_large", f"{size[0]}x{size[1]} pixels; raise limits.{name} ({most:,}) to allow it")
+        max_pixels = self.frame_pixels if moving else self.image_pixels
+        if size[0] * size[1] > max_pixels:
+            key = "limits.video.pixels_per_frame" if moving else "limits.image.pixels"
+            raise DecodeError("too_large", f"{size[0]}x{size[1]} pixels; raise {key} ({max_pixels:,}) to allow it")
         if min(size) < 1:
             raise DecodeError("empty", f"a picture of {size[0]}x{size[1]} pixels")
 
@@ -47,9 +48,9 @@ def build_too_long_error(seconds: float, limits: DecodeLimits) -> DecodeError:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a header says. Sizes are upright: one of a video, one a page of a picture or document."""
+    """What a header says. Sizes are upright: one for a video, one for each page of a picture or document."""
 
-    kind: Literal["image", "video"]
+    kind: ClipKind
     sizes: tuple[Size, ...]
     count: int = 1  # frames
     fps: float = 0.0
@@ -57,10 +58,16 @@ class Probe:
 
 
 class Kind(Protocol):
+    """Kinds beside image, video and pdf have a static method `recognizes(head: bytes) -> bool`, which gets the first
+    512 bytes of each file. Workers import the module for it, so it should import its decoding library inside functions.
+
+    A kind may have `ranges(indices)`: the byte ranges of the file that hold these frames, or None.
+    """
+
     probe: Probe
 
-    def read(self, indices: Sequence[int], size: Size) -> NDArray[np.uint8]:
-        """Frames or pages, resized: [frames, 3, height, width]."""
+    def read(self, indices: Sequence[int], size: Size, region: PixelRegion | None = None) -> NDArray[np.uint8]:
+        """Frames or pages, cut to a region and resized: [frames, 3, height, width]."""
         ...
 
     def close(self) -> None: ...

@@ -1,8 +1,8 @@
-"""A picture file -> pixels, as Pillow reads it.
+"""Pictures, through Pillow: turned upright by EXIF, transparency on white, as the reference processors do.
 
-Upright by its EXIF mark, transparency laid on white, as the reference does. Two things are done where
-the reference is wrong: 16-bit samples are scaled, not cut off at 255, and all pages of a TIFF are
-pictures, because a scanned document that loses its second page loses it silently; smaller copies of a page are not.
+It differs from the reference where that is wrong. 16-bit samples are scaled instead of clipped at 255. Every page of
+a TIFF is a picture, because a scanned document must not lose its second page silently; reduced copies of a page are
+left out.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pipeline.errors import DecodeError
 from pipeline.fetch.sniff import sniff_kind
 from pipeline.media.kinds.base import DecodeLimits, Probe, build_too_long_error
 from pipeline.media.resize import resize, resize_stripes
-from pipeline.types import Size
+from pipeline.types import ClipKind, PixelRegion, Size
 
-PIL.Image.MAX_IMAGE_PIXELS = None  # the job's limits stand in its place, and are errors, not warnings
+PIL.Image.MAX_IMAGE_PIXELS = None  # the job's limits replace it
 ORIENTATION_TAG, PHOTOMETRIC_TAG = 0x0112, 262
 TRANSPOSE_BY_ORIENTATION = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -37,22 +37,24 @@ TRANSPOSE_BY_ORIENTATION = {
     8: PIL.Image.Transpose.ROTATE_90,
 }
 PIL.Image.init()
-with suppress(ImportError):  # an extra: what telephones write
+with suppress(ImportError):  # an extra: HEIC, as phones write it
     import pillow_heif
 
     pillow_heif.register_heif_opener()
-PILLOW_FORMATS = [name for name in PIL.Image.ID if name != "EPS"]  # PostScript is a program, and would be run
-STRIPE_ABOVE_PIXELS, STRIPE_PIXELS = 24_000_000, 2_000_000  # pixels
+PILLOW_FORMATS = [name for name in PIL.Image.ID if name != "EPS"]  # PostScript is a program that would run
+STRIPE_ABOVE_PIXELS, STRIPE_PIXELS = 24_000_000, 2_000_000
 MAX_FRAMES = 10_000
+UNREADABLE_IMAGE_MESSAGE = "a picture in a format that cannot be read"
 UNKNOWN_FORMAT_MESSAGE = "no picture, video or PDF that can be read"
-DEFAULT_FRAME_S = 0.1  # how long a frame stays when the file does not say
+DEFAULT_FRAME_S = 0.1  # of an animation that gives no durations
 EXIF_ERRORS = (SyntaxError, ValueError, KeyError, TypeError, IndexError, OSError, struct.error)
 
 
 class ImageKind:
-    """`moving`: an animation, read as a video."""
+    """An animation is its first frame, or a video where the manifest claims so."""
 
-    def __init__(self, source: bytes | Path | BinaryIO, limits: DecodeLimits, *, moving: bool = False):
+    def __init__(self, source: bytes | Path | BinaryIO, limits: DecodeLimits, *, claimed_kind: ClipKind | None = None):
+        moving = claimed_kind == "video"
         PIL.ImageFile.LOAD_TRUNCATED_IMAGES = limits.tolerate
         self.limits = limits
         head = source[:16] if isinstance(source, bytes) else b""
@@ -61,10 +63,10 @@ class ImageKind:
                 io.BytesIO(source) if isinstance(source, bytes) else source, formats=PILLOW_FORMATS
             )
         except PIL.UnidentifiedImageError as error:
-            what = "a picture of a form that cannot be read" if sniff_kind(head) == "image" else UNKNOWN_FORMAT_MESSAGE
-            raise DecodeError("unknown_format", f"{what}; it begins with {head!r}") from error
+            problem = UNREADABLE_IMAGE_MESSAGE if sniff_kind(head) == "image" else UNKNOWN_FORMAT_MESSAGE
+            raise DecodeError("unknown_format", f"{problem}; it begins with {head!r}") from error
         limits.check_size(self.image.size, moving=moving)
-        self.page_numbers: list[int] = []  # of a TIFF's pages
+        self.page_numbers: list[int] = []  # places of a TIFF's pages among its images
         self.probe = self._probe_animation() if moving else self._probe_pages()
 
     def _probe_pages(self) -> Probe:
@@ -80,28 +82,34 @@ class ImageKind:
         return Probe("image", tuple(sizes[page] for page in self.page_numbers), len(self.page_numbers))
 
     def _probe_animation(self) -> Probe:
-        times, now = [], 0.0
+        times, seconds = [], 0.0
         for index in range(min(getattr(self.image, "n_frames", 1), MAX_FRAMES)):
             self.image.seek(index)
             if self.image.format == "WEBP":
-                self.image.load()  # or it would not say how long the frame stays
-            times.append(now)
-            now += float(self.image.info.get("duration", 0) or 0) / 1000 or DEFAULT_FRAME_S
-        if now > self.limits.duration_s:
-            raise build_too_long_error(now, self.limits)
-        return Probe("video", (read_upright_size(self.image),), len(times), len(times) / now, tuple(times))
+                self.image.load()  # sets the frame's duration
+            times.append(seconds)
+            seconds += float(self.image.info.get("duration", 0) or 0) / 1000 or DEFAULT_FRAME_S
+        if seconds > self.limits.duration_s:
+            raise build_too_long_error(seconds, self.limits)
+        return Probe("video", (read_upright_size(self.image),), len(times), len(times) / seconds, tuple(times))
 
-    def read(self, indices: Sequence[int], size: Size) -> NDArray[np.uint8]:
-        """In order: an animation is decoded from its start."""
-        return np.concatenate([resize_image(self.load_frame(index, size), size) for index in indices])
+    def read(self, indices: Sequence[int], size: Size, region: PixelRegion | None = None) -> NDArray[np.uint8]:
+        return np.concatenate([self._read_frame(index, size, region) for index in indices])
 
-    def load_frame(self, index: int, size: Size) -> PIL.Image.Image:
+    def _read_frame(self, index: int, size: Size, region: PixelRegion | None) -> NDArray[np.uint8]:
+        self._seek(index)
+        if self.limits.fast and region is None and self.image.format in ("JPEG", "MPO"):
+            is_turned = read_orientation(self.image) in (5, 6, 7, 8)
+            self.image.draft("RGB", (size[1], size[0]) if is_turned else size)
+        image = self._load_image()
+        return resize_image(image if region is None else image.crop(region), size)
+
+    def _seek(self, index: int) -> None:
         place = self.page_numbers[index] if self.page_numbers else index
         if place or self.image.tell():
             self.image.seek(place)
-        turned = read_orientation(self.image) in (5, 6, 7, 8)
-        if self.limits.fast and self.image.format in ("JPEG", "MPO"):
-            self.image.draft("RGB", (size[1], size[0]) if turned else size)
+
+    def _load_image(self) -> PIL.Image.Image:
         try:
             self.image.load()
         except OSError as error:
@@ -114,7 +122,7 @@ class ImageKind:
 
 
 def resize_image(image: PIL.Image.Image, size: Size) -> NDArray[np.uint8]:
-    """A copy of a very large picture would be the largest thing in memory, so it is taken in stripes."""
+    """In stripes where a copy of the picture would be the largest thing in memory."""
     width, height = image.size
     if width * height < STRIPE_ABOVE_PIXELS:
         return resize(np.asarray(image)[None], size)
@@ -124,14 +132,14 @@ def resize_image(image: PIL.Image.Image, size: Size) -> NDArray[np.uint8]:
 
 
 def is_reduced_copy(image: PIL.Image.Image) -> bool:
-    """Whether a TIFF's page is another one made smaller, or its mask, as maps, slides and cameras have them."""
+    """Whether a TIFF's image is a smaller copy or the mask of another one, as maps, slides and cameras have them."""
     tags: Any = image.tag_v2  # type: ignore[attr-defined]
-    kind = tags.get(254, 0)
-    return (isinstance(kind, int) and bool(kind & 0b101)) or tags.get(255) == 2
+    subfile_type = tags.get(254, 0)
+    return (isinstance(subfile_type, int) and bool(subfile_type & 0b101)) or tags.get(255) == 2
 
 
 def read_orientation(image: PIL.Image.Image) -> int:
-    """The EXIF mark; a broken one is none."""
+    """By EXIF; 1, which is upright, where EXIF is broken."""
     if image.format == "TIFF":
         return 1
     try:
@@ -146,9 +154,9 @@ def read_upright_size(image: PIL.Image.Image) -> Size:
 
 
 def turn_upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Not by `exif_transpose`, which writes all EXIF anew and breaks where any of it is broken."""
-    turn = TRANSPOSE_BY_ORIENTATION.get(read_orientation(image))
-    return image if turn is None else image.transpose(turn)
+    """`exif_transpose` would rewrite all EXIF, and fail where any of it is broken."""
+    transpose = TRANSPOSE_BY_ORIENTATION.get(read_orientation(image))
+    return image if transpose is None else image.transpose(transpose)
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -164,13 +172,13 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Samples of more than 8 bits: 0..1, 0..255 or 0..65535, whichever they fit."""
+    """Scales samples of more than 8 bits. Their range is the smallest of 0..1, 0..255, 0..65535 that fits."""
     samples = np.asarray(image)
     if samples.dtype.itemsize == 2:
-        if getattr(image, "tag_v2", {}).get(PHOTOMETRIC_TAG) == 0:  # Pillow heeds it for 8 bits only
+        if getattr(image, "tag_v2", {}).get(PHOTOMETRIC_TAG) == 0:  # white is zero; Pillow inverts 8 bits only
             samples = 65535 - samples
         return PIL.Image.fromarray((samples // np.array(257, samples.dtype)).astype(np.uint8))
     samples = np.nan_to_num(samples.astype(np.float32))
-    top = samples.max(initial=0)
-    most = 1 if image.mode == "F" and top <= 1 else 255 if top <= 255 else 65535
-    return PIL.Image.fromarray(np.clip(samples * (255 / most), 0, 255).astype(np.uint8))
+    largest = samples.max(initial=0)
+    white = 1 if image.mode == "F" and largest <= 1 else 255 if largest <= 255 else 65535
+    return PIL.Image.fromarray(np.clip(samples * (255 / white), 0, 255).astype(np.uint8))

@@ -1,9 +1,9 @@
-"""A video file -> the frames asked for, by index.
+"""Videos: frames by index, through PyAV or decord, which give the same pixels.
 
-Both readers give the same bits. PyAV is used where it is installed: it skips frames that no wanted frame
-refers to, which is up to twice as fast, takes a third of the memory, and reads AV1. decord stands in where
-it is not; what one refuses is not tried on the other, an older FFmpeg inside. Opening reads all packets
-once, so that indices and times are those of the frames that are there, not what a header claims.
+PyAV is used where it is installed: it skips frames that no wanted frame refers to, is up to twice as fast, takes a
+third of the memory and reads AV1. A file that PyAV refuses is not tried with decord, which has an older FFmpeg
+inside. Opening reads all packets once, so that indices and times are those of the frames that exist, not those that
+the header claims.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from pipeline.errors import DecodeError
 from pipeline.media.kinds.base import DecodeLimits, Probe, build_too_long_error
 from pipeline.media.resize import resize
-from pipeline.types import Size
+from pipeline.types import ClipKind, PixelRegion, Size
 
 Frame = NDArray[np.uint8]  # [height, width, 3]
-EVEN_TOLERANCE = 0.25  # of a frame's time: frames nearer than this to an even grid are on it
+EVEN_TOLERANCE = 0.25  # frames this near to an even grid, as a part of a frame's time, are on it
 
 
 class VideoReader(Protocol):
@@ -32,52 +32,52 @@ class VideoReader(Protocol):
     fps: float  # as the header says; 0 where it does not
 
     def decode_frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Frame]]:
-        """Ascending; those that cannot be decoded are left out."""
+        """In ascending order, without those that cannot be decoded."""
         ...
 
     def find_byte_ranges(self, indices: Sequence[int]) -> list[tuple[int, int]] | None:
-        """Where in the file they and what they lean on are; None where that is not known."""
+        """Where the file holds these frames and those they refer to; None where that is not known."""
         ...
 
     def close(self) -> None: ...
 
 
 class VideoKind:
-    def __init__(self, source: bytes | Path, limits: DecodeLimits, *, moving: bool = True):
+    def __init__(self, source: bytes | Path, limits: DecodeLimits, *, claimed_kind: ClipKind | None = None):
+        if claimed_kind == "image":
+            raise DecodeError("kind", "is a video, and the manifest calls it an image")
         assert isinstance(source, Path)
         self.limits = limits
         self.reader = open_reader(source, limits)
         self.probe = build_probe(self.reader, limits)
 
-    def read(self, indices: Sequence[int], size: Size) -> NDArray[np.uint8]:
+    def read(self, indices: Sequence[int], size: Size, region: PixelRegion | None = None) -> NDArray[np.uint8]:
         order = sorted(set(indices))
-        place = {index: at for at, index in enumerate(order)}
+        position = {index: number for number, index in enumerate(order)}
         pixels = np.empty((len(order), 3, size[1], size[0]), np.uint8)
-        done = set()
+        decoded = set()
         for index, frame in self.reader.decode_frames(order):
-            pixels[place[index]] = resize(frame[None], size)[0]
-            done.add(index)
-        if missing := [index for index in order if index not in done]:
-            self._replace_broken_frames(pixels, order, missing)
-        return pixels if [*indices] == order else pixels[[place[index] for index in indices]]
+            pixels[position[index]] = resize(frame[None], size, region)[0]
+            decoded.add(index)
+        if broken := [index for index in order if index not in decoded]:
+            self._replace_broken_frames(pixels, order, broken)
+        return pixels if [*indices] == order else pixels[[position[index] for index in indices]]
 
     def ranges(self, indices: Sequence[int]) -> list[tuple[int, int]] | None:
         return self.reader.find_byte_ranges(sorted(set(indices)))
 
-    def _replace_broken_frames(
-        self, pixels: NDArray[np.uint8], wanted_indices: list[int], broken_indices: list[int]
-    ) -> None:
-        """With `tolerate_truncated`, the nearest frame stands in for one that is broken."""
-        good = [at for at, index in enumerate(wanted_indices) if index not in set(broken_indices)]
-        if not good or not self.limits.tolerate or self.limits.holes:
+    def _replace_broken_frames(self, pixels: NDArray[np.uint8], indices: list[int], broken: list[int]) -> None:
+        """With `tolerate_truncated`, the nearest frame replaces a broken one."""
+        good_positions = [position for position, index in enumerate(indices) if index not in set(broken)]
+        if not good_positions or not self.limits.tolerate or self.limits.holes:
             raise DecodeError(
                 "frames",
-                f"{len(broken_indices)} of {len(wanted_indices)} frames are broken, the first is number {broken_indices[0]}; "
-                "set media.tolerate_truncated to use the nearest in their place",
+                f"{len(broken)} of {len(indices)} frames are broken, the first is number {broken[0]}; "
+                "set media.tolerate_truncated to show the nearest in their place",
             )
-        for index in broken_indices:
-            at = wanted_indices.index(index)
-            pixels[at] = pixels[min(good, key=lambda other: abs(other - at))]
+        for index in broken:
+            position = indices.index(index)
+            pixels[position] = pixels[min(good_positions, key=lambda good: abs(good - position))]
 
     def close(self) -> None:
         self.reader.close()

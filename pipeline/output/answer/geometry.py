@@ -116,12 +116,14 @@ def _map_box_or_point(value: list[Any], meaning: str, clip: Clip, mapping: Geome
     if len(value) != {"box": 4, "point": 2}[meaning] or None in value:
         return None
     scale = clip.size if mapping.coordinate_system == "pixels" else (1000, 1000)
-    ends = [float(number) * clip.source_size[axis % 2] / scale[axis % 2] for axis, number in enumerate(value)]
+    left, top, right, bottom = clip.source_region
+    origin, extent = (left, top), clip.source_region_size
+    ends = [float(number) * extent[axis % 2] / scale[axis % 2] + origin[axis % 2] for axis, number in enumerate(value)]
     if meaning == "box":
         ordered = [min(ends[0], ends[2]), min(ends[1], ends[3]), max(ends[0], ends[2]), max(ends[1], ends[3])]
         mapping.flags.update({} if ordered == ends else {"reordered": None})
         ends = ordered
-    inside = [min(max(number, 0), clip.source_size[axis % 2]) for axis, number in enumerate(ends)]
+    inside = [min(max(number, origin[axis % 2]), (right, bottom)[axis % 2]) for axis, number in enumerate(ends)]
     mapping.flags.update({} if inside == ends else {"clamped": None})
     result = [round(number) if isinstance(said, int) else number for said, number in zip(value, inside, strict=True)]
     empty = meaning == "box" and (result[0] == result[2] or result[1] == result[3])

@@ -39,6 +39,9 @@ class HttpEngineType(EngineType):
         problems = [f"model.{name}: the server decides that; leave it out with engine http" for name in names]
         if job.workers.generate.gpus:
             problems.append("workers.generate.gpus: engine http needs no GPU; leave it out")
+        assert isinstance(job.engine, HttpSettings)
+        if job.media.steps and job.engine.send == "uri":
+            problems.append("engine.send: uri shows the server media without media.steps; leave it out to send pixels")
         return problems
 
     def count_slots(self, job: Job) -> int:

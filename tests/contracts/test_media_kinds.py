@@ -1,0 +1,156 @@
+"""What every kind of media in the registry promises to the decoder's process, and a kind that only the registry names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.errors import DecodeError
+from pipeline.fetch.sniff import sniff_kind
+from pipeline.media.kinds.base import DecodeLimits, Kind, Probe
+from pipeline.media.resize import resize
+from pipeline.registry import MEDIA_KINDS, load_registered
+from pipeline.types import ClipKind, PixelRegion, Size
+from tests.media.sample_media import encoded, film, picture
+from tests.workspace import Desk
+
+LIMITS = DecodeLimits(image_pixels=10**6, frame_pixels=10**6, duration_s=60)
+
+
+def write_image(folder: Path) -> Path:
+    path = folder / "a.png"
+    path.write_bytes(encoded(picture(120, 80)))
+    return path
+
+
+def write_video(folder: Path) -> Path:
+    return film(folder / "a.mp4", 12, size=(120, 80))
+
+
+def write_pdf(folder: Path) -> Path:
+    path = folder / "a.pdf"
+    path.write_bytes(encoded(picture(120, 80), "PDF"))
+    return path
+
+
+SAMPLES: dict[str, Callable[[Path], Path]] = {"image": write_image, "video": write_video, "pdf": write_pdf}
+
+
+def test_every_registered_kind_has_a_sample_here():
+    assert SAMPLES.keys() == MEDIA_KINDS.keys()
+
+
+@pytest.fixture(scope="module", params=MEDIA_KINDS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def path(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return SAMPLES[name](tmp_path_factory.mktemp(name))
+
+
+@pytest.fixture
+def kind(name: str, path: Path) -> Iterator[Kind]:
+    opened: Kind = load_registered(MEDIA_KINDS, name, "kind")(path, LIMITS, claimed_kind=None)
+    yield opened
+    opened.close()
+
+
+def test_its_first_bytes_tell_the_kind(name, path):
+    assert sniff_kind(path.read_bytes()[:512]) == name
+
+
+def test_the_probe_gives_upright_sizes_and_frames(kind):
+    assert kind.probe.kind in ("image", "video")
+    assert all(width > 0 and height > 0 for width, height in kind.probe.sizes)
+    assert kind.probe.count >= len(kind.probe.sizes) >= 1
+    assert kind.probe.kind == "image" or kind.probe.fps > 0
+
+
+def test_frames_come_resized_and_in_the_order_asked(kind):
+    pixels = kind.read([0], (56, 28))
+    assert (pixels.dtype, pixels.shape) == (np.uint8, (1, 3, 28, 56))
+    last = kind.probe.count - 1
+    assert np.array_equal(kind.read([last, 0], (56, 28))[1], pixels[0])
+
+
+def test_a_region_is_what_lies_there_at_the_resolution_of_the_source(kind):
+    width, height = kind.probe.sizes[0]
+    whole = kind.read([0], (width, height))
+    left, top, right, bottom = width // 4, height // 4, width // 2, height
+    region = kind.read([0], (right - left, bottom - top), (left, top, right, bottom))
+    difference = np.abs(region.astype(int) - whole[:, :, top:bottom, left:right])
+    assert difference.mean() < 2
+    assert np.array_equal(kind.read([0], (width, height), (0, 0, width, height)), whole)
+
+
+@pytest.mark.parametrize("claimed_kind", ["image", "video"])
+def test_a_claim_is_met_or_refused(name, path, claimed_kind):
+    try:
+        opened = load_registered(MEDIA_KINDS, name, "kind")(path, LIMITS, claimed_kind=claimed_kind)
+    except DecodeError as error:
+        assert error.kind == "kind"
+        assert claimed_kind in error.message
+        return
+    assert opened.probe.kind == claimed_kind
+    opened.close()
+
+
+def test_a_picture_over_the_limit_is_refused_before_it_is_decoded(name, path):
+    with pytest.raises(DecodeError, match=r"raise limits\.") as error:
+        opened = load_registered(MEDIA_KINDS, name, "kind")(path, DecodeLimits(100, 100, 60), claimed_kind=None)
+        opened.read([0], (28, 28))
+    assert error.value.kind == "too_large"
+
+
+def test_what_is_no_such_file_is_one_error(name, tmp_path):
+    broken = tmp_path / "broken"
+    broken.write_bytes(b"neither this nor that" * 50)
+    with pytest.raises(DecodeError):
+        load_registered(MEDIA_KINDS, name, "kind")(broken, LIMITS, claimed_kind=None)
+
+
+class GreyRamp:
+    """A toy format: `RAMP`, width and height, then one grey value per column."""
+
+    def __init__(self, source: bytes | Path, limits: DecodeLimits, *, claimed_kind: ClipKind | None = None):
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        if claimed_kind == "video":
+            raise DecodeError("kind", "is a ramp, and the manifest calls it a video")
+        self.width, self.height = data[4], data[5]
+        limits.check_size((self.width, self.height), moving=False)
+        self.columns = np.frombuffer(data, np.uint8, self.width, 6)
+        self.probe = Probe("image", ((self.width, self.height),))
+
+    @staticmethod
+    def recognizes(head: bytes) -> bool:
+        return head.startswith(b"RAMP")
+
+    def read(self, indices: Sequence[int], size: Size, region: PixelRegion | None = None) -> np.ndarray:
+        frame = np.broadcast_to(self.columns[None, :, None], (self.height, self.width, 3)).copy()
+        return np.concatenate([resize(frame[None], size, region) for _ in indices])
+
+    def close(self) -> None: ...
+
+
+def test_a_new_kind_needs_a_file_and_a_line(desk: Desk, monkeypatch, capsys):
+    """`check`, `plan` and `run --local` read a format that nothing but the registry knows."""
+    monkeypatch.setitem(MEDIA_KINDS, "ramp", f"{__name__}:GreyRamp")
+    (desk.folder / "a.ramp").write_bytes(b"RAMP" + bytes([80, 40]) + bytes(range(80)))
+    desk.manifest([{"id": "a", "image": "a.ramp", "hint": "h"}, *desk.draw(1)])
+    job = str(desk.yaml())
+    assert main(["check", job]) == 0
+    capsys.readouterr()
+    assert main(["plan", job, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["failures"] == {}
+    assert main(["run", job, "--local"]) == 0
+    media = {row["id"]: row["media"][0] for row in desk.data()}
+    assert (media["a"]["kind"], media["a"]["width"], media["a"]["height"]) == ("image", 80, 40)
+    assert pq.ParquetFile(next((desk.folder / "out").glob("data/*/*.parquet"))).metadata.num_rows == 2
