@@ -38,10 +38,11 @@ Shared by all rooms
     retry_policy.py                         decides whether a failed operation runs again, and after how long
     watchdog.py                             ends the process when a step hangs
     step_timer.py                           measures where the time of a run goes
-    registry.py                             finds engines, families, sources, kinds of media and schemas by name
+    registry.py                             finds engines, families, sources, kinds of media, steps and schemas by name
 
 job: a YAML file becomes a frozen Job
     job/spec.py                             every key of a job file, with its type, default and meaning
+    job/step_settings.py                    checks media.steps and builds the steps
     job/job_loader.py                       reads a job file; errors name the file, the line and the key
     job/variables.py                        fills in `${...}` and refuses credentials
     job/fingerprint.py                      hashes everything that shapes an answer
@@ -84,12 +85,16 @@ manifest: manifest files become chunks, and chunks become Items
     manifest/sources/folder.py              a folder of media files
 
 media: bytes become resized frames
-    media/clips.py                          loads a MediaRef: fetches, decodes and resizes it
+    media/base.py                           protocols of what preparation needs: a fetcher, a decoder, frame rules
+    media/steps/base.py                     the seam: a step of preparation
+    media/steps/crop.py                     shows the model a part of each picture or frame
+    media/clips.py                          the step that fetches, decodes and resizes media
     media/decode.py                         chooses the frames and their size, and has them decoded
     media/decoder_client.py                 runs the decoder process and kills it when it hangs
     media/decoder_protocol.py               the messages between a worker and its decoder process
     media/decoder_process.py                the decoder process: files in, resized pixels out
-    media/header.py                         reads sizes and durations without decoding pixels
+    media/header_decoder.py                 reads sizes and durations without decoding pixels
+    media/region.py                         regions of a picture, in fractions and in pixels
     media/sample.py                         chooses which frames of a video to decode
     media/resize.py                         resizes frames exactly as the reference processors do
     media/kinds/base.py                     the seam: a kind of media file

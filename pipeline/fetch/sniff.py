@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pipeline.registry import MEDIA_KINDS, load_registered
 
 MediaKind = str  # a key of MEDIA_KINDS
-BUILT_IN_KINDS = ("image", "video", "pdf")  # recognised here: their modules import decoders
+BUILT_IN_KINDS = ("image", "video", "pdf")  # recognised below, because their modules import decoders
 SNIFF_BYTES = 512  # bytes that are enough to tell
 
 IMAGE_BRANDS = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"hevc", b"jxl ")  # in ISO containers
@@ -35,13 +37,19 @@ VIDEO_SIGNATURES = (
 )
 
 
+def list_added_kinds() -> dict[str, Any]:
+    """The registered kinds beside the built-in ones, which know their own signatures and endings."""
+    names = [name for name in MEDIA_KINDS if name not in BUILT_IN_KINDS]
+    return {name: load_registered(MEDIA_KINDS, name, "kind of media") for name in names}
+
+
 def sniff_kind(head: bytes) -> MediaKind | None:
     """
     >>> sniff_kind(b"GIF89a"), sniff_kind(b"\\0\\0\\0 ftypisom"), sniff_kind(b"%PDF-1.7"), sniff_kind(b"<html>")
     ('image', 'video', 'pdf', None)
     """
-    for name in MEDIA_KINDS:
-        if name not in BUILT_IN_KINDS and load_registered(MEDIA_KINDS, name, "kind of media").recognizes(head):
+    for name, kind in list_added_kinds().items():
+        if kind.recognizes(head):
             return name
     if head[4:8] == b"ftyp":
         return "image" if head[8:12] in IMAGE_BRANDS else "video"

@@ -30,7 +30,7 @@ from pipeline.registry import STEPS
 from pipeline.step_timer import StepTimer
 from pipeline.types import Clip, Item, MediaOptions, MediaRef, Turn
 from tests.media.sample_media import Plain, a_job, encoded, film, picture
-from tests.workspace import Desk
+from tests.workspace import JobWorkspace
 
 ARGUMENTS: dict[str, dict[str, Any]] = {"crop": {"left": 0.25, "top": 0, "right": 1, "bottom": 0.5}}
 CROP_OF_SCENE = {"left": 112 / 448, "top": 168 / 448, "right": 336 / 448, "bottom": 392 / 448}
@@ -151,7 +151,7 @@ def test_the_reference_of_keys_explains_steps(capsys):
 
 @dataclass(frozen=True)
 class RightPart:
-    """A crop of the test's own: keeps a part of each Clip, resizes it by the family's rules, and says which part it is."""
+    """A toy crop: keeps the right part of each Clip, resizes it by the family's rules, and records the region."""
 
     width: float = 1.0
 
@@ -168,14 +168,14 @@ class RightPart:
         return replace(clip, pixels=pixels, region=(left, 0, source_width, source_height))
 
 
-def test_a_new_step_needs_a_file_and_a_line(desk: Desk, monkeypatch, capsys):
-    """`check`, `plan` and `run --local` crop by a step that nothing but the registry knows; boxes are the original's."""
+def test_a_new_step_needs_a_file_and_a_line(workspace: JobWorkspace, monkeypatch, capsys):
+    """`check`, `plan` and `run --local` crop by a step that only the registry names; boxes are in pixels of the original."""
     monkeypatch.setitem(STEPS, "right_part", f"{__name__}:RightPart")
-    (desk.folder / "a.png").write_bytes(encoded(picture(448, 224)))
-    desk.manifest([{"id": "a", "image": "a.png", "hint": "h"}])
+    (workspace.folder / "a.png").write_bytes(encoded(picture(448, 224)))
+    workspace.write_manifest([{"id": "a", "image": "a.png", "hint": "h"}])
     boxes = {"boxes": [{"label": "circle", "bbox_2d": [28, 56, 140, 196]}]}
     job = str(
-        desk.yaml(
+        workspace.write_job_file(
             prompt={"user": "Where is the circle?"},
             engine={"kind": "scripted", "default": json.dumps(boxes)},
             media={"steps": [{"right_part": {"width": 0.5}}]},
@@ -185,37 +185,35 @@ def test_a_new_step_needs_a_file_and_a_line(desk: Desk, monkeypatch, capsys):
     assert main(["check", job]) == 0
     capsys.readouterr()
     assert main(["plan", job, "--json"]) == 0
-    planned = json.loads(capsys.readouterr().out)
+    planned = json.loads(capsys.readouterr().out)["survey"]
     assert planned["failures"] == {}
+    assert planned["model_pixels"] == {"image": 224 * 224}
     assert main(["run", job, "--local"]) == 0
-    (row,) = desk.data()
+    (row,) = workspace.read_answers()
     media = row["media"][0]
     assert (media["width"], media["height"]) == (448, 224)
     assert (media["model_width"], media["model_height"]) == (224, 224)
     assert row["answer"]["boxes"][0]["bbox_2d"] == [224 + 28, 56, 224 + 140, 196]
-    capsys.readouterr()
-    assert main(["plan", job, "--json"]) == 0
-    print(planned)
 
 
-def test_the_built_in_model_finds_a_circle_in_a_crop(desk: Desk):
+def test_the_built_in_model_finds_a_circle_in_a_crop(workspace: JobWorkspace):
     """The same answer as for the cropped file itself, moved to where the crop lies."""
     scene = Image.new("RGB", (224, 224), "white")
     ImageDraw.Draw(scene).ellipse((60, 80, 140, 160), fill=(200, 30, 30))
     canvas = Image.new("RGB", (448, 448), (90, 90, 90))
     canvas.paste(scene, (112, 168))
-    scene.save(desk.folder / "scene.png")
-    canvas.save(desk.folder / "canvas.png")
+    scene.save(workspace.folder / "scene.png")
+    canvas.save(workspace.folder / "canvas.png")
     answers = {}
     for name, steps in (("scene", []), ("canvas", [{"crop": CROP_OF_SCENE}])):
-        desk.manifest([{"id": name, "image": f"{name}.png", "hint": "h"}])
+        workspace.write_manifest([{"id": name, "image": f"{name}.png", "hint": "h"}])
         sections = {
             "engine": {"kind": "torch"},
             "answer": {"schema": "boxes"},
-            "output": {"path": str(desk.folder / name)},
+            "output": {"path": str(workspace.folder / name)},
         }
-        assert desk.run(media={"steps": steps}, prompt={"user": None}, **sections) == 0
-        answers[name] = desk.data(name)[0]["answer"]["boxes"]
+        assert workspace.run_job(media={"steps": steps}, prompt={"user": None}, **sections) == 0
+        answers[name] = workspace.read_answers(name)[0]["answer"]["boxes"]
     assert answers["scene"], "the built-in model finds no circle"
     moved = [{**thing, "bbox_2d": shift_box(thing["bbox_2d"], 112, 168)} for thing in answers["scene"]]
     assert answers["canvas"] == moved

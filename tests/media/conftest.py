@@ -36,9 +36,10 @@ def see_with() -> Iterator[Callable[[Job], Look]]:
     def build(job: Job) -> Look:
         fetcher, eyes = Fetcher(job), ClipDecoder(job, Plain())
         opened.extend((fetcher, eyes))
-        at = lambda source, kind=None, **ask: load_clips(
-            MediaRef(source, kind, MediaOptions(**ask)), fetcher=fetcher, clip_decoder=eyes
-        )
+
+        def at(source: Any, kind: Any = None, **options: Any) -> list[Clip]:
+            return load_clips(MediaRef(source, kind, MediaOptions(**options)), fetcher=fetcher, clip_decoder=eyes)
+
         at.eyes = eyes
         return at
 

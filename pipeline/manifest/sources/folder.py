@@ -14,6 +14,7 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.errors import JobError
+from pipeline.fetch.sniff import list_added_kinds
 from pipeline.manifest.sources.base import Source, Span, split_rows
 
 MEDIA_ENDINGS = (
@@ -31,11 +32,13 @@ class FolderSource(Source):
     def media_files(self) -> list[tuple[str, str]]:
         """(path, uri) of each file."""
         filesystem, root = fsspec.core.url_to_fs(self.url)
-        media_paths = (path for path in filesystem.find(root) if path.lower().endswith(MEDIA_ENDINGS))
+        added_endings = [ending for kind in list_added_kinds().values() for ending in kind.endings]
+        endings = (*MEDIA_ENDINGS, *added_endings)
+        media_paths = (path for path in filesystem.find(root) if path.lower().endswith(endings))
         paths = sorted(path for path in media_paths if "/." not in path[len(root) :])  # `._a.jpg`, .thumbnails
         if not paths:
             problem = f"{self.url} holds no image, video or document"
-            raise JobError(f"input.manifest: {problem}; their names end in {', '.join(MEDIA_ENDINGS)}")
+            raise JobError(f"input.manifest: {problem}; their names end in {', '.join(endings)}")
         names = (path[len(root) :].lstrip("/") for path in paths)
         uris = (filesystem.unstrip_protocol(path) for path in paths)
         return list(zip(map(encode_non_utf8_name, names), map(encode_non_utf8_name, uris), strict=True))

@@ -58,8 +58,9 @@ class Probe:
 
 
 class Kind(Protocol):
-    """Kinds beside image, video and pdf have a static method `recognizes(head: bytes) -> bool`, which gets the first
-    512 bytes of each file. Workers import the module for it, so it should import its decoding library inside functions.
+    """Kinds beside image, video and pdf have two class attributes: a static method `recognizes(head) -> bool`, which
+    gets the first 512 bytes of every file, and `endings`, by which a folder manifest finds their files. Every process
+    imports their modules, so they should import decoding libraries inside functions.
 
     A kind may have `ranges(indices)`: the byte ranges of the file that hold these frames, or None.
     """
