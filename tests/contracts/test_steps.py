@@ -169,7 +169,7 @@ class RightPart:
 
 
 def test_a_new_step_needs_a_file_and_a_line(workspace: JobWorkspace, monkeypatch, capsys):
-    """`check`, `plan` and `run --local` crop by a step that only the registry names; boxes are in pixels of the original."""
+    """`check`, `plan` and `run --local` use a step that only the registry names; boxes are in pixels of the original."""
     monkeypatch.setitem(STEPS, "right_part", f"{__name__}:RightPart")
     (workspace.folder / "a.png").write_bytes(encoded(picture(448, 224)))
     workspace.write_manifest([{"id": "a", "image": "a.png", "hint": "h"}])
