@@ -173,7 +173,7 @@ def test_a_new_step_needs_a_file_and_a_line(workspace: JobWorkspace, monkeypatch
     monkeypatch.setitem(STEPS, "right_part", f"{__name__}:RightPart")
     (workspace.folder / "a.png").write_bytes(encoded(picture(448, 224)))
     workspace.write_manifest([{"id": "a", "image": "a.png", "hint": "h"}])
-    boxes = {"boxes": [{"label": "circle", "bbox_2d": [28, 56, 140, 196]}]}
+    boxes = {"boxes": [{"label": "circle", "bbox_2d": [21, 42, 105, 147]}]}
     job = str(
         workspace.write_job_file(
             prompt={"user": "Where is the circle?"},
@@ -187,12 +187,12 @@ def test_a_new_step_needs_a_file_and_a_line(workspace: JobWorkspace, monkeypatch
     assert main(["plan", job, "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)["survey"]
     assert planned["failures"] == {}
-    assert planned["model_pixels"] == {"image": 224 * 224}
+    assert planned["model_pixels"] == {"image": 168 * 168}
     assert main(["run", job, "--local"]) == 0
     (row,) = workspace.read_answers()
     media = row["media"][0]
     assert (media["width"], media["height"]) == (448, 224)
-    assert (media["model_width"], media["model_height"]) == (224, 224)
+    assert (media["model_width"], media["model_height"]) == (168, 168)
     assert row["answer"]["boxes"][0]["bbox_2d"] == [224 + 28, 56, 224 + 140, 196]
 
 
