@@ -1,4 +1,4 @@
-"""What every registered kind of media promises to the decoder's process, and a toy kind that only the registry names."""
+"""What every registered kind of media promises to the decoder's process, and a toy that only the registry names."""
 
 from __future__ import annotations
 
