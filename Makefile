@@ -33,7 +33,7 @@ chaos: .venv/.ready ## a hundred kills of whatever runs, and every row counted; 
 	PYTHONPATH=. $(BIN)/python -m tests.chaos.poison
 
 bench: .venv/.ready ## the benchmarks, shortened, and the table of tests/bench/README.md with what they measured
-	PYTHONPATH=. $(BIN)/python tests/bench/table.py
+	PYTHONPATH=. $(BIN)/python tests/bench/run_all.py
 
 clean: ## away with everything that was made here
 	rm -rf .venv build dist out ./*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,14 +1,14 @@
-"""Our engine against transformers' `generate`, one by one and in static batches, on the same weights.
+"""Our engine compared with transformers' `generate`, one by one and in static batches, on the same weights.
 
     python tests/bench/engine.py [--quick] [--shape builtin|3b|7b] [--device cuda] [--compile]
 
-Two workloads: `mixed` (pictures of 100 to 1,500 px, every eighth a clip, answers of 4 to 256 tokens) and
-`short` (pictures of 100 to 600 px, 32 tokens each); sizes and lengths log-uniform. Lengths are forced, so
-all sides make the same tokens. Decoding and resizing are left out of all sides; cutting pixels into
-patches is inside ours. Then the shares of the device's own ceilings that reading and decoding reach.
+There are two workloads: `mixed` (pictures of 100 to 1,500 px, every eighth a clip, answers of 4 to 256 tokens) and
+`short` (pictures of 100 to 600 px, 32 tokens each); sizes and lengths are log-uniform. Lengths are forced, so all sides
+generate the same tokens. No side decodes or resizes; ours includes cutting pixels into patches. The last table shows
+the share of the device's limits that prefill and decoding reach.
 
-On a machine that others use, give `--threads 1`: two threads that wait for each other measure the others.
-`--soak N` answers N rows with our engine alone and says how memory went.
+On a shared machine use `--threads 1`: two threads that wait for each other measure the other users. `--soak N` answers
+N rows with our engine alone and prints how memory changed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.vision import ClipSlice, patchify
 from pipeline.model.families.base import Family
 from pipeline.types import Clip, MediaOptions, Request, Sampling, Turn
-from tests.bench import ceilings, harness
+from tests.bench import device_limits, harness
 
 SHAPES: dict[str, dict[str, Any]] = {
     "builtin": {
@@ -107,7 +107,7 @@ def ours(engine: TorchEngine, requests: Sequence[Request]) -> None:
 
 
 class Peer:
-    """`generate` on left-padded batches, with pixels normalised and positions computed beforehand."""
+    """`generate` on left-padded batches. Normalised pixels and positions are computed before the clock starts."""
 
     def __init__(self, folder: Path, family: Family, device: str):
         kind = hf_models.get_model_class(family_loader.load_config(folder)["model_type"])
@@ -187,7 +187,7 @@ def compare(
 
 
 def soak(engine: TorchEngine, count: int) -> dict[str, float]:
-    """Resident MiB after a tenth of the rows and after all of them."""
+    """Print the resident MiB after a tenth of the rows and after all of them."""
     requests = workload(engine.sequence_builder.family, "short", 200)
     seen: dict[int, float] = {}
     asked = (replace(requests[row % 200], id=str(row), sampling=Sampling(1 + row % 16)) for row in range(count))
@@ -231,8 +231,8 @@ def main() -> None:
         more = compare(engine, peer, kind, rows=rows, rounds=rounds)
         ratios |= more[0]
         figures |= more[1]
-    reached = ceilings.shares(engine, prompt=256 if said.device == "cpu" else 1024)
-    print("\n" + harness.table(["share of the device's ceilings", ""], list(reached.items())))
+    reached = device_limits.shares(engine, prompt=256 if said.device == "cpu" else 1024)
+    print("\n" + harness.table(["share of the device's limits", ""], list(reached.items())))
     engine.close()
     harness.report("engine", ratios=ratios, figures=figures | reached, where=where)
 

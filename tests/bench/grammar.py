@@ -1,11 +1,11 @@
-"""What guiding costs: guided against free decoding, and what a step pays for it, at Qwen's vocabulary of 151,936.
+"""The cost of guidance: guided against free decoding, and the host's work per step, with Qwen's 151,936 tokens.
 
     python tests/bench/grammar.py [--quick]
 
-The engine's side uses a tiny model of random weights, so its steps are short and the share of guiding looks large;
-both sides make what the model says, guided rows end when their answer does, and tokens that the grammar forces are
-made without a step each. The second table is the host's work for one step alone (masks, following the tokens, keeping
-an ending at hand), on the examples of all shipped schemas made longer, as a share of a 20 ms step of a real model.
+The engine runs a tiny model of random weights, so its steps are short and the share of guidance looks large. Both sides
+generate what the model says; guided rows end when their answer ends, and forced tokens need no step of their own. The
+second table is the host's work for one step (masks, following the tokens, keeping an ending ready) on longer versions of
+the examples of all shipped schemas, as a share of a 20 ms step of a real model.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SCHEMAS = [found for name in registry.SCHEMAS if (found := schema_loader.load_sc
 
 
 def requests(family: Family, count: int) -> list[Request]:
-    """Free ones, greedy."""
+    """Greedy requests without a schema."""
     turns = (Turn("user", ("What is there to see?",)),)
     prompt = family.encode_turns(turns)
     return [
@@ -55,7 +55,7 @@ def requests(family: Family, count: int) -> list[Request]:
 
 
 def speed(engine: TorchEngine, asked: Sequence[Request]) -> float:
-    """Output tokens a second."""
+    """Output tokens per second."""
     start = time.perf_counter()
     replies = [reply for reply in generate_replies(engine, iter(asked)) if isinstance(reply, Reply)]
     assert len(replies) == len(asked)
@@ -63,7 +63,7 @@ def speed(engine: TorchEngine, asked: Sequence[Request]) -> float:
 
 
 def decoding(folder: Path, slots: int, rounds: int) -> tuple[float, float]:
-    """Median tokens a second, free and guided."""
+    """The median tokens per second, free and guided."""
     family = family_loader.load_family(folder)
     engine = TorchEngine(folder, family, slots=slots)
     free = requests(family, 2 * slots)
@@ -80,21 +80,21 @@ def decoding(folder: Path, slots: int, rounds: int) -> tuple[float, float]:
 
 
 def longer(value: Any) -> Any:
-    """An example with more in its lists of objects, as answers have."""
+    """The example with longer lists of objects, as real answers have."""
     if isinstance(value, list):
         return [longer(part) for part in value] * (6 if isinstance(value[0], dict) else 1)
     return {key: longer(part) for key, part in value.items()} if isinstance(value, dict) else value
 
 
 def written(tokenizer: Tokenizer, index: int) -> tuple[str, list[int]]:
-    """A schema and an answer of it, as a good model would give it: the schema's own example, made longer."""
+    """A schema, and its example made longer, in the place of a good model's answer."""
     chosen = SCHEMAS[index % len(SCHEMAS)]
     answer = json.dumps(longer(chosen.example), separators=(",", ":"), ensure_ascii=False)
     return chosen.text, tokenizer.encode(answer, add_special_tokens=False).ids
 
 
 def host(grammars: GrammarCompiler, rows: int) -> dict[str, float]:
-    """Milliseconds of one step with so many rows, and tokens that each sampled token brings."""
+    """The milliseconds of one step of `rows` rows, and the tokens that one sampled token brings."""
     answers = [written(qwen_vocabulary.tokenizer(), index) for index in range(max(rows, 48) // rows * rows)]
     logits = torch.zeros(rows, qwen_vocabulary.MODEL_VOCABULARY)
     words = np.zeros((rows, logits.shape[1] // 32), np.int32)
@@ -123,7 +123,7 @@ def host(grammars: GrammarCompiler, rows: int) -> dict[str, float]:
 
 
 def follow(matcher: AnswerMatcher, rest: list[int]) -> int:
-    """The next token of a known answer, and all that the grammar forces after it; how many those are."""
+    """Accept the next token of a known answer and all forced tokens after it; return their number."""
     count = 0
     while rest and not matcher.is_done and (count == 0 or matcher.get_forced_tokens()):
         if matcher.accept_token(rest[0]):

@@ -1,4 +1,4 @@
-"""Sides of a comparison -> medians and ratios, measured in turns so that a slow minute hits all of them.
+"""Measures the sides of a comparison in turns, so that a slow minute hits all of them, and reports medians and ratios.
 
 A benchmark prints a table for people and ends with one line of JSON for machines:
 {"name": ..., "ratios": {...}, "figures": {...}}. Nothing here judges a figure.
@@ -24,7 +24,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def in_turns(sides: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
-    """Median seconds of each side over A B C A B C ..., after whatever warming up the caller did."""
+    """The median seconds of each side, run in the order A B C A B C ...; the caller warms up."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds):
         for name, work in sides.items():
@@ -34,7 +34,7 @@ def in_turns(sides: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[
 
 
 def store() -> Any:
-    """What the object store of this node holds and has seen. Ray tells only in private."""
+    """Statistics of this node's object store, which Ray exposes only in a private API."""
     import ray
     from ray._private.internal_api import node_stats
 
@@ -43,7 +43,7 @@ def store() -> Any:
 
 
 def machine(*packages: str) -> str:
-    """Where this was measured, in one line."""
+    """One line about the machine and the versions."""
     found = [f"python {platform.python_version()}"]
     for package in packages:
         try:
@@ -64,6 +64,6 @@ def cell(value: object) -> str:
 
 
 def report(name: str, *, ratios: Mapping[str, float], figures: Mapping[str, float], where: str) -> None:
-    """The last line."""
+    """Print the last line, for machines."""
     rounded = [{key: round(value, 4) for key, value in part.items()} for part in (ratios, figures)]
     print(json.dumps({"name": name, "ratios": rounded[0], "figures": rounded[1], "machine": where}))

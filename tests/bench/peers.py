@@ -1,9 +1,9 @@
-"""What a user would write instead: the same pictures, question and checkpoint -> a Parquet file of texts.
+"""What a user would write instead: the same pictures, question and checkpoint give a Parquet file of texts.
 
-    python tests/bench/peers.py ours|one|ray|daft|bare MANIFEST OUT        (as tests/bench/against.py starts them)
+    python tests/bench/peers.py ours|one|ray|daft|bare MANIFEST OUT        (started by tests/bench/alternatives.py)
 
-Each is as its documentation has it: no retries, no limits, batches of BATCH with padding on the left. After every
-batch the time and its rows go to OUT/marks, which is how the rates of all sides are taken.
+Each side follows its documentation: no retries, no limits, batches of BATCH with padding on the left. After every batch
+the time and its row count go to OUT/marks, from which the rates of all sides are computed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 BATCH = 16
 MAX_NEW_TOKENS = 96
-QUESTION = (  # as the built-in model learnt it
+QUESTION = (  # the question that the built-in model was trained on
     "Describe what there is to see.\nAnswer with JSON only. Its fields:\ncaption: text, one or two plain sentences\n"
     "tags: list of text, things, places and actions, in lower case\nlanguage: text, of the caption, as ISO 639-1\n"
     'Example:\n{"caption":"A red bus waits at a stop in the rain.","tags":["bus","rain"],"language":"en"}'
@@ -25,7 +25,7 @@ WEIGHTS = Path(__file__).parents[2] / "pipeline" / "tiny" / "weights" / "tiny"
 
 
 def processor() -> Any:
-    """transformers' own; the torchvision of a CPU build of torch lacks two operators, which are declared first."""
+    """The processor of transformers. Declares two operators that torchvision lacks beside a CPU build of torch."""
     import torch
     import transformers
 
@@ -37,12 +37,12 @@ def processor() -> Any:
         tokenizer=transformers.AutoTokenizer.from_pretrained(WEIGHTS, padding_side="left"),
         video_processor=transformers.Qwen2VLVideoProcessor(),
     )
-    made.declared = declared  # gone with the last reference to it
+    made.declared = declared  # the library ends with the last reference to it
     return made
 
 
 class Captioner:
-    """A processor and a model, as every page on this shows them."""
+    """A processor and a model, as the documentation shows them."""
 
     def __init__(self, marks: str):
         import transformers
@@ -77,7 +77,7 @@ class Captioner:
 
 
 def ours(manifest: Path, out: Path) -> None:
-    """The job a user writes, and nothing else."""
+    """Our side: only the job file."""
     from pipeline.cluster.ray_runner import connect_to_ray
     from pipeline.errors import ExitCode
     from pipeline.job.spec import Job
@@ -111,7 +111,7 @@ def one_by_one(manifest: Path, out: Path) -> None:
 
 
 def ray_data(manifest: Path, out: Path) -> None:
-    """Ray Data: pictures loaded by tasks, a processor and `generate` in an actor, Parquet written by tasks."""
+    """Ray Data: tasks load pictures, an actor holds processor and model, tasks write Parquet."""
     import numpy as np
     import ray
     import ray.data
@@ -140,7 +140,7 @@ def ray_data(manifest: Path, out: Path) -> None:
 
 
 def bare(manifest: Path, out: Path) -> None:
-    """Ray Data with an actor that does nothing: what all that runs on it holds before it does anything."""
+    """Ray Data with an actor that does nothing: the memory that everything on Ray Data needs."""
     import ray
     import ray.data
 
@@ -154,14 +154,14 @@ def bare(manifest: Path, out: Path) -> None:
 
 
 def note_store(out: Path) -> None:
-    """How many bytes went through the object store."""
+    """Record the bytes that went through the object store."""
     from tests.bench.harness import store
 
     (out / "store_bytes").write_text(str(store().cumulative_created_bytes))
 
 
 def daft_udf(manifest: Path, out: Path) -> None:
-    """Daft: download and decode expressions, a class as batch UDF."""
+    """Daft: expressions download and decode, a class is the batch UDF."""
     import daft
     from daft import col
 

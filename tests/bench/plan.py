@@ -1,9 +1,9 @@
-"""What planning costs an object: headers of pictures in S3, against fetching and opening them as a run does.
+"""The cost of planning an object: reading headers of pictures in S3, against fetching and opening them as a run does.
 
     python tests/bench/plan.py [--quick] [--objects N]
 
-A real S3 server on this machine; both sides are the plan's own steps over a share of the same objects. CPU seconds are
-those of the planning process and its children, not of the server's.
+A real S3 server runs on this machine. Both sides are the plan's own steps over a share of the same objects. CPU seconds
+are those of the planning process and its children, without the server's.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ model: {weights: "builtin:tiny"}
 output: {path: PLACE/out}
 """
 SIZES = ((640, 480), (480, 640), (1024, 768), (500, 375), (1280, 960))
-SHARE = 10  # of the objects, that are read whole
-TOGETHER = 500  # uploads
+SHARE = 10  # one in SHARE objects is read whole
+TOGETHER = 500  # parallel uploads
 
 
 def fill(place: Path, url: str, objects: int) -> None:
@@ -64,7 +64,7 @@ def fill(place: Path, url: str, objects: int) -> None:
 
 
 def whole(work: RunContext, chunks: list[Chunk]) -> Iterator[object]:
-    """What preparing a run does."""
+    """Prepare the chunks as a run does."""
     with closing(Preparer(work)) as preparer:
         for chunk in chunks:
             yield from preparer.prepare_chunk(chunk)

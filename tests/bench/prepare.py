@@ -1,10 +1,11 @@
-"""What preparing costs: ours against the reference, on one core, in turns.
+"""The cost of preparing media: ours against the reference, on one core, in turns.
 
     python tests/bench/prepare.py [--quick]
 
-Ours: fetch, decode in the decoder's process, resize, a Clip of uint8 in the worker's memory; exactly, and with
-`fast_decode`. The reference: Pillow or decord and transformers' processors (on torchvision), to float32 `pixel_values`.
-Both at 1280 tokens a picture at most, and 2 frames a second of video. A second table says where our time goes.
+Ours fetches, decodes in the decoder's process and resizes, exactly or with `fast_decode`, to a Clip of uint8 in the
+worker's memory. The reference is Pillow or decord and transformers' processors (on torchvision), to float32
+`pixel_values`. Both use at most 1280 tokens for a picture and 2 frames per second of video. A second table splits our
+time by stage.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ Sides = dict[str, Callable[[], Any]]
 
 
 def photo(size: Size) -> PIL.Image.Image:
-    """A real picture at this size, with the grain of a camera, so that it compresses like one."""
+    """A real picture at this size, with camera grain, so that it compresses like a photo."""
     with PIL.Image.open(shipped("sklearn", "datasets", "images") / "china.jpg") as image:
         large = np.asarray(image.resize(size, PIL.Image.Resampling.BICUBIC)).astype(np.int16)
     grain = np.random.default_rng(0).normal(0, 4, (*large.shape[:2], 1)).astype(np.int16)
@@ -55,7 +56,7 @@ def photo(size: Size) -> PIL.Image.Image:
 
 
 def video(path: Path, seconds: int) -> Path:
-    """1080p at 30 frames a second, key frames 250 apart, a camera that moves over a photo."""
+    """A 1080p video at 30 frames per second, key frames 250 apart: a camera that pans over a photo."""
     wide = np.asarray(photo((2400, 1200)))
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("libx264", rate=30)
@@ -71,7 +72,7 @@ def video(path: Path, seconds: int) -> Path:
 
 
 def reference() -> tuple[Callable[[Path], Any], Callable[[Path], Any]]:
-    """Pictures and videos to `pixel_values`. torchvision's wheel lacks a compiled part beside a CPU build."""
+    """Pictures and videos to `pixel_values`; torchvision lacks a compiled part beside a CPU build of torch."""
     declared = torch.library.Library("torchvision", "DEF")
     for operator in ("nms", "qnms"):
         declared.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -114,7 +115,7 @@ def ours(folder: Path, fast: bool, family: Any) -> Callable[[Path], Clip]:
 
 
 def stages(path: Path, size: Size, rounds: int) -> dict[str, float]:
-    """Decoding and resizing alone, in a process with the decoder's settings of its heap."""
+    """Time decoding and resizing alone, in a process with the decoder's heap settings."""
     command = [sys.executable, __file__, "--stages", str(path), str(size[0]), str(size[1]), str(rounds)]
     done = subprocess.run(command, env={**os.environ, **MALLOC_ENVIRONMENT}, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -150,7 +151,7 @@ def main() -> None:
         return print_stages(*asked.stages)
     torch.set_num_threads(1)
     rounds = 3 if asked.quick else 9
-    picture, clip = reference()  # first: transformers looks for torchvision once
+    picture, clip = reference()  # must come first: transformers looks for torchvision once
     ratios: dict[str, float] = {}
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:

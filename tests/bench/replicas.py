@@ -1,8 +1,8 @@
-"""Rows/s against replicas: how long one driver keeps up with more of them, and what each chunk costs it.
+"""Rows per second against the number of replicas: how many one driver can feed, and what a chunk costs the driver.
 
-The scripted engine answers at a fixed service time, so more replicas cost this machine nothing but what surrounds
-them; rows are text, so nothing is decoded, and no worker imports torch (checked). Measured in mid-run: the start of
-the pools is left out. What one driver can schedule at most follows from its CPU seconds for each chunk.
+The scripted engine answers after a fixed time, so more replicas cost this machine only the work around them. Rows are
+text, so nothing is decoded, and no worker imports torch (checked). The start of the pools is not measured. The CPU
+seconds per chunk tell how many replicas one driver can schedule at most.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.run.signals import StopSignals
 from tests.bench import harness
 
 SLOTS, DELAY_S, CHUNK = 32, 4.0, 16
-FIRST = 0.4  # of the rows: by then all replicas have started
+FIRST = 0.4  # share of the rows after which all replicas have started
 JOB = f"""
 name: bench
 input: {{manifest: PLACE/manifest.parquet, id: id, messages: chat}}
@@ -41,8 +41,8 @@ output: {{path: PLACE/out, chunk_rows: {CHUNK}}}
 
 
 def measure(place: Path, replicas: int, seconds: float) -> dict[str, float]:
-    """One run: rows/s, the driver's CPU and memory, and what the replicas worked, in its middle."""
-    rows = int(replicas * SLOTS * (seconds / DELAY_S + 8))  # a run begins and ends with fewer
+    """The rates of the middle of one run: rows, the driver's CPU and memory, the replicas' work."""
+    rows = int(replicas * SLOTS * (seconds / DELAY_S + 8))  # a run begins and ends with fewer rows in flight
     place.mkdir()
     names = [f"row {number}" for number in range(rows)]
     chats = [json.dumps([{"role": "user", "content": name}]) for name in names]
@@ -62,7 +62,7 @@ def measure(place: Path, replicas: int, seconds: float) -> dict[str, float]:
             spent.update(receipt.worker_seconds)
     assert done == rows
     (start, cpu, _), (end, cpu_end, _) = marks[0], marks[-1]
-    rounds = (end - start) // DELAY_S  # chunks end in bursts, one a round: whole rounds are counted
+    rounds = (end - start) // DELAY_S  # chunks end in bursts, one per round, so only whole rounds count
     answered = sum(each for when, _, each in marks[1:] if when <= start + rounds * DELAY_S)
     return {
         "rows_s": answered / (rounds * DELAY_S),
@@ -74,7 +74,7 @@ def measure(place: Path, replicas: int, seconds: float) -> dict[str, float]:
 
 
 def without_torch() -> bool:
-    """Whether no replica has torch's library in its memory."""
+    """Whether no replica has loaded torch."""
     workers = [one for one in psutil.Process().children(recursive=True) if "(Generate)" in " ".join(one.cmdline())]
     return bool(workers) and not any("libtorch" in part.path for one in workers for part in one.memory_maps())
 

@@ -1,7 +1,7 @@
-"""Planning: seconds and memory of the driver against rows, for a first run and for one that finds all done.
+"""The driver's seconds and memory for planning, by number of rows: for a first run, and for one that finds all done.
 
-Each size is planned in a process of its own, whose peak memory is read at the end; what an empty manifest takes is
-taken off. The slope between the two largest sizes is carried on to a thousand million rows.
+Each size runs in a process of its own, whose peak memory is read at the end; the memory for an empty manifest is
+subtracted. The slope between the two largest sizes is extrapolated to 10^9 rows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FAR = 10**9
 
 
 def draw(path: Path, rows: int) -> None:
-    """Such a manifest as there are many: an id and a URI, row groups as pyarrow cuts them."""
+    """Write a typical manifest: an id and a URI, with pyarrow's row groups."""
     schema = pa.schema([("id", pa.string()), ("image", pa.string())])
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, rows, 2**20):
@@ -45,7 +45,7 @@ def draw(path: Path, rows: int) -> None:
 
 
 def one(place: Path, *, done: bool) -> dict[str, float]:
-    """Plan once, here. `done` makes every chunk a commit first."""
+    """Plan once in this process. `done` commits every chunk first."""
     job = job_loader.parse_job(JOB.replace("PLACE", str(place)))
     found = list_manifest_files(job)
     work = preflight.build_run_context(job, found)
@@ -91,7 +91,7 @@ def main() -> None:
             figures |= {f"{name}_{rows}_s": side["seconds"], f"{name}_{rows}_MiB": side["MiB"]}
     print(harness.table(["rows", "run", "seconds", "peak MiB", "chunks"], lines))
     near, far = sizes[-2:]
-    for name in () if options.quick else ("first", "no-op"):  # what is short cannot be carried on so far
+    for name in () if options.quick else ("first", "no-op"):  # short runs are too noisy to extrapolate
         for unit in ("s", "MiB"):
             low, high = (figures[f"{name}_{rows}_{unit}"] for rows in (near, far))
             at = high + (high - low) / (far - near) * (FAR - far)

@@ -1,10 +1,10 @@
-"""Rows from a thousand to a million: what planning and driving them costs one driver, and how full the store gets.
+"""From a thousand to a million rows: the driver's cost for planning and driving them, and the load of the object store.
 
     python tests/bench/scale.py [--quick] [--driven N] [--planned N]
 
-Text rows and the scripted engine without delay, so that only what surrounds a model is left; a million rows are
-planned, as many as `--driven` are driven through Ray as well. Then a long tail: one picture in a hundred has 50 times
-the pixels of the others; the same run without it is the other side.
+Text rows and a scripted engine without delay leave only the work around a model. A million rows are planned, and
+`--driven` rows also run through Ray. Then comes a long tail: one picture in a hundred has 50 times the pixels of the
+others; the same run without them is the other side.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def planned(place: Path, columns: dict[str, list[str]], **said: str) -> tuple[Ru
 
 @contextmanager
 def store_peak() -> Iterator[list[float]]:
-    """The most MiB that lay in the object store meanwhile."""
+    """Track the peak MiB of the object store."""
     peak, stopped = [0.0], Event()
 
     def look() -> None:
@@ -79,7 +79,7 @@ def store_peak() -> Iterator[list[float]]:
 
 
 def drive(work: RunContext, plan: resume.ResumePlan) -> dict[str, float]:
-    """Rows/s from the first chunk to the last, and what they cost the driver."""
+    """Rows per second from the first chunk to the last, and their cost for the driver."""
     driver, marks = psutil.Process(), []
     with store_peak() as peak:
         for receipt in ray_runner.run(work, plan.remaining_chunks, StopSignals(print)):
@@ -115,7 +115,7 @@ def growing(place: Path, most_driven: int, most_planned: int) -> tuple[list[list
 
 
 def tailed(place: Path, rows: int) -> dict[str, float]:
-    """Rows/s without and with one heavy picture in a hundred."""
+    """Rows per second without and with one heavy picture in a hundred."""
     noise = np.random.default_rng(1).integers(0, 256, (42, 56, 3), dtype=np.uint8)
     rates = {}
     for name, heavy in (("even", LIGHT), ("tail", HEAVY)):

@@ -1,7 +1,7 @@
 """Seconds from the command to the first answer on disk, against importing torch and transformers and starting Ray.
 
-The job is one chunk of pictures on the built-in model. Both sides are commands of their own, in turns. What the
-seconds go to is measured beside, each piece alone in a fresh process; in a run several of them share the cores.
+The job is one chunk of pictures on the built-in model. Both sides are commands, run in turns. Beside them each part of
+the start is timed alone in a fresh process; in a run several parts share the cores.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def python(*words: str) -> str:
 
 
 def first_answer(place: Path) -> tuple[float, float]:
-    """Seconds until there is one, and until the command ends."""
+    """Seconds until the first answer and until the end of the command."""
     out = place / "out"
     out.rename(place / str(time.time())) if out.exists() else None
     started = time.monotonic()

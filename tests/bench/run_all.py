@@ -1,9 +1,9 @@
-"""Every benchmark, shortened -> the table of measured figures in tests/bench/README.md.
+"""Runs every benchmark shortened and rewrites the table of measured figures in tests/bench/README.md.
 
-    PYTHONPATH=. .venv/bin/python tests/bench/table.py [engine.py ...]      those alone
+    PYTHONPATH=. .venv/bin/python tests/bench/run_all.py [engine.py ...]      only these
 
-Each script runs in a process of its own, one after another; what fails is named, and what fails or says that it was
-skipped keeps the line that it had.
+Scripts run one after another, each in a process of its own. A script that fails is named. A script that fails or is
+skipped keeps its line in the table.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 README = HERE / "README.md"
 START, END = "<!-- measured: make bench writes from here -->", "<!-- to here -->"
-FIGURES = 8  # of a script, in the table; its own output has all
+FIGURES = 8  # per script in the table; its own output has all
 
 
 def measured(script: Path) -> str | None:
-    """A line of the table; None of one that cannot run here."""
+    """Run a script and return its line of the table; None if it cannot run here."""
     print(f"== {script.name}", flush=True)
     started, lines = time.monotonic(), []
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}

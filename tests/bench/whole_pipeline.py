@@ -1,8 +1,8 @@
-"""The whole pipeline over its engine alone: rows/s of a job on Ray by rows/s of the same engine fed from memory.
+"""The whole pipeline compared with its engine alone: rows/s of a job on Ray over rows/s of the engine fed from memory.
 
-Twice: with the scripted engine, which answers at a fixed service time, so that what is missing from 1.0 is what
-surrounds an engine; and with the built-in model, which computes beside those who prepare for it. Both sides answer
-the same chunks, as many at once, and are timed over the last three quarters of them; the start is told apart.
+It runs twice: with the scripted engine, which answers after a fixed time, so that any loss comes from the work around
+an engine; and with the built-in model, which competes for cores with the workers that prepare its input. Both sides
+answer the same chunks, with as many in flight, and the last three quarters are timed; the start is reported apart.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def planned(place: Path, engine: str, rows: int) -> tuple[RunContext, tuple[Chun
 
 
 def alone(work: RunContext, chunks: tuple[Chunk, ...]) -> tuple[float, float]:
-    """Rows/s of the engine fed from memory, and CPU milliseconds that preparing a row takes."""
+    """Rows per second of the engine fed from memory, and the CPU milliseconds for preparing a row."""
     with closing(Preparer(work)) as preparer, closing(Answerer(work)) as answerer:
         preparer.prepare_chunk(chunks[0])
         before = time.process_time()
@@ -83,7 +83,7 @@ def alone(work: RunContext, chunks: tuple[Chunk, ...]) -> tuple[float, float]:
 
 
 def through_ray(work: RunContext, chunks: tuple[Chunk, ...]) -> tuple[float, float, Counter[str]]:
-    """Rows/s, seconds to the first answer, and what the workers' seconds went to."""
+    """Rows per second, seconds to the first answer, and the workers' time by step."""
     marks, spent, started = [], Counter[str](), time.monotonic()
     for receipt in ray_runner.run(work, chunks, StopSignals(print)):
         assert receipt.failed == 0
@@ -93,7 +93,7 @@ def through_ray(work: RunContext, chunks: tuple[Chunk, ...]) -> tuple[float, flo
 
 
 def steady(marks: Iterable[tuple[float, int]]) -> float:
-    """Rows/s of the last three quarters of the chunks: the first ones come in a heap."""
+    """Rows per second of the last three quarters of the chunks, because the first ones arrive together."""
     ordered = sorted(marks)
     (first, _), *others = ordered[len(ordered) // 4 :]
     return sum(rows for _, rows in others) / (others[-1][0] - first)
@@ -131,7 +131,7 @@ def main() -> None:
         *steps,
     ]
     print(harness.table(header, lines))
-    harness.report("whole", ratios=ratios, figures=figures, where=harness.machine("ray", "torch"))
+    harness.report("whole_pipeline", ratios=ratios, figures=figures, where=harness.machine("ray", "torch"))
 
 
 if __name__ == "__main__":

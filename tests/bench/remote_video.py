@@ -1,10 +1,10 @@
-"""What looking into a long video far away costs: reading where the frames are, against downloading it.
+"""The cost of frames from a long remote video: reading only their parts, against downloading the whole.
 
-    python tests/bench/remote.py [--quick]
+    python tests/bench/remote_video.py [--quick]
 
-Two hours at 640x360, a key frame every two seconds, behind an S3 server on this machine: by s3:// and http://, as MP4
-with its table at the end and at the beginning, and as Matroska, which is downloaded either way. Both sides give the
-same pixels, which is checked. The network here costs nothing, so seconds say little and bytes everything.
+A video of two hours at 640x360, with a key frame every two seconds, lies on an S3 server on this machine. It is read
+through s3:// and http://, as MP4 with its table at the end and at the beginning, and as Matroska, which is always
+downloaded. Both sides must give equal pixels. The network costs nothing here, so bytes matter more than seconds.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def served(proxy: Proxy, paths: list[Path]) -> None:
 def compared(
     name: str, uri: str, frames: int, see: dict[str, Callable[[str, int], Clip]], proxy: Proxy
 ) -> tuple[list[Any], dict[str, float]]:
-    """One line of the table, and its figures."""
+    """One line of the table and its figures."""
     taken, read, pixels = [], [], []
     for work in see.values():
         proxy.seen.clear()
@@ -129,7 +129,7 @@ def main() -> None:
     server.stop()
     header = ["film", "frames", "MiB read", "MiB downloaded", "bytes x", "s", "s downloaded", "requests, download"]
     print(harness.table(header, lines), end="\n\n")
-    harness.report("remote", ratios=ratios, figures=sizes, where=harness.machine("av", "s3fs", "aiohttp"))
+    harness.report("remote_video", ratios=ratios, figures=sizes, where=harness.machine("av", "s3fs", "aiohttp"))
 
 
 if __name__ == "__main__":

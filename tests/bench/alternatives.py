@@ -1,13 +1,12 @@
-"""Against what a user would write: transformers in a loop, Ray Data as its documentation has it, Daft.
+"""Our pipeline compared with what a user would write: transformers in a loop, Ray Data as documented, Daft.
 
-    python tests/bench/against.py [--quick] [--rows N] [--daft PYTHON]
+    python tests/bench/alternatives.py [--quick] [--rows N] [--daft PYTHON]
 
-One manifest: drawn scenes as JPEG files, sides log-uniform from 100 to 3,000 px, one in a hundred broken. The
-built-in model at its own sizes, one core for it on every side. Each side is a command of its own, on the manifest
-without its broken rows, so that all can finish; then on all of it, to see what one broken file costs. Rows/s are
-taken from a side's first batch on, so no side's start counts; memory is the sum of the proportional shares (PSS) of
-all its processes, and beside it what Ray Data holds with an actor that does nothing. Daft runs where `--daft` names
-the Python of an environment that has it beside ours.
+One manifest of drawn scenes as JPEG files: sides log-uniform from 100 to 3,000 px, one broken file in a hundred.
+Every side runs the built-in model at its own sizes on one core, as its own command. It runs first on the manifest
+without broken rows, so that all sides can finish, and then on all rows, which shows what one broken file costs. Rates
+start at a side's first batch, so start-up does not count. Memory is the sum of the proportional shares (PSS) of all its
+processes; beside it stands Ray Data with an actor that does nothing. `--daft` names a Python that has Daft.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ NAMES = {"ours": "ours", "one": "transformers one by one", "ray": "Ray Data patt
 
 @dataclass(frozen=True)
 class Run:
-    """What one command came to."""
+    """The result of one command."""
 
     texts: dict[str, str]
     seconds: float
@@ -47,7 +46,7 @@ class Run:
 
 
 def draw(place: Path, rows: int, most: int) -> Path:
-    """Pictures and two manifests; the one with all rows."""
+    """Write pictures and two manifests; return the one with all rows."""
     rng, listed = np.random.default_rng(1), []
     for number in range(rows):
         name = f"{number:05}.jpg"
@@ -113,7 +112,7 @@ def rate(out: Path, side: str) -> float:
 
 
 def watch(pid: int, stopped: Event, peak: list[float]) -> None:
-    """The highest sum of what the processes of a side hold, looked at twice a second."""
+    """Record the peak memory of all processes of a side, sampled twice a second."""
     while not stopped.wait(0.5):
         total = 0
         try:
@@ -121,7 +120,7 @@ def watch(pid: int, stopped: Event, peak: list[float]) -> None:
                 with open(f"/proc/{each.pid}/smaps_rollup") as file:
                     total += next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
         except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError, StopIteration):
-            continue  # one ended while it was looked at
+            continue  # the process ended meanwhile
         peak[0] = max(peak[0], total)
 
 
@@ -159,7 +158,7 @@ def main() -> None:
     print(f"Ray Data with an actor that does nothing: {bare:,.0f} MiB")
     ours, theirs = whole["ours"], {side: one for side, one in whole.items() if side != "ours"}
     harness.report(
-        "against",
+        "alternatives",
         ratios={f"rate/{side}": ours.rate / one.rate for side, one in theirs.items() if one.rate}
         | {f"memory/{side}": ours.peak_mib / one.peak_mib for side, one in theirs.items()}
         | {"memory beyond bare Ray/ray": (ours.peak_mib - bare) / (whole["ray"].peak_mib - bare)}
