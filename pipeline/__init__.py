@@ -113,6 +113,8 @@ model: frames and text become tokens
     model/engine_thread.py                  runs an engine in a thread that several chunks share
     model/detokenizer.py                    converts generated tokens to text
     model/families/base.py                  the seam: Family, a series of models
+    model/families/model_architecture.py    where a family's vision tower, language model and head are
+    model/families/qwen_tower.py            calls the vision towers of the Qwen-VL line
     model/families/qwen.py                  what all Qwen-VL models share
     model/families/qwen2_vl.py              Qwen2-VL
     model/families/qwen2_5_vl.py            Qwen2.5-VL
@@ -144,14 +146,16 @@ model: frames and text become tokens
     model/engines/torch/pending_step.py     a step that is launched before the tokens of the last one are read
     model/engines/torch/attention.py        attention over packed sequences
     model/engines/torch/kv_cache.py         the KV cache, and where the tokens of a step go in it
-    model/engines/torch/vision.py           computes the embeddings of clips
+    model/engines/torch/vision_cache.py     keeps the features of clips while sequences need them
+    model/engines/torch/vision_encoder.py   computes the features of clips, slice by slice
     model/engines/torch/sampler.py          samples the next tokens
     model/engines/torch/cuda_graphs.py      replays decode steps as CUDA graphs
     model/engines/torch/oom_backoff.py      splits work that runs out of memory
     model/engines/torch/memory.py           chooses slots, KV cache and step budgets by the device's memory
     model/engines/torch/model_size.py       computes a model's size from its config
     model/engines/torch/checkpoint.py       reads weights from a checkpoint's files
-    model/engines/torch/loaded_model.py     a model on its device, and the layout of its weights
+    model/engines/torch/loaded_model.py     a model on its device, in the parts that the engine runs
+    model/engines/torch/weight_layout.py    what a rank holds of the weights, and whether it fits
     model/engines/torch/model_loader.py     loads a checkpoint, or one rank's share of it
     model/engines/torch/int4.py             four-bit weights, read from AWQ or rounded at load
     model/engines/torch/int4_linear.py      a linear layer of four-bit weights

@@ -27,7 +27,7 @@ FAMILIES = {  # by `model_type` in a checkpoint's config.json
     "qwen2_vl": "pipeline.model.families.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "pipeline.model.families.qwen2_5_vl:Qwen25VL",
     "qwen3_vl": "pipeline.model.families.qwen3_vl:Qwen3VL",
-    "qwen3_vl_moe": "pipeline.model.families.qwen3_vl:Qwen3VL",
+    "qwen3_vl_moe": "pipeline.model.families.qwen3_vl:Qwen3VLMoe",
 }
 ENGINES = {  # by `engine.kind`
     "torch": "pipeline.model.engines.torch:TorchEngineType",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobError
 from pipeline.model.families.base import CheckpointFiles, Family
+from pipeline.model.families.model_architecture import ModelArchitecture
 from pipeline.registry import FAMILIES, load_registered
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 def load_family_class(model_type: str) -> type[Family]:
     family_class: type[Family] = load_registered(FAMILIES, model_type, "model.weights: model_type")
     return family_class
+
+
+def load_architecture(model_type: str) -> ModelArchitecture:
+    return load_family_class(model_type).architecture
 
 
 def load_family(folder: Path, *, model: ModelSection | None = None, add_vision_id: bool = False) -> Family:

@@ -1,8 +1,8 @@
-"""transformers -> its model classes, whatever state torchvision is in.
+"""Loads transformers' model classes, whatever state torchvision is in.
 
-transformers imports torchvision wherever it is installed, and a wheel built for another torch dies
-while it is imported. The models need nothing of it, so it is looked for once, not found, and that
-answer is remembered; whoever wants torchvision itself can still import it.
+transformers imports torchvision wherever it is installed, and a torchvision built for another torch breaks the import.
+The models do not need it, so transformers asks for it once while it is hidden, and remembers the answer. Other code
+can still import torchvision.
 """
 
 from __future__ import annotations
@@ -10,17 +10,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-CLASS_PREFIXES = {  # by `model_type` of a config.json
-    "qwen2_vl": "Qwen2VL",
-    "qwen2_5_vl": "Qwen2_5_VL",
-    "qwen3_vl": "Qwen3VL",
-    "qwen3_vl_moe": "Qwen3VLMoe",
-}
+from pipeline.model.family_loader import load_architecture
 
 
 def import_transformers() -> Any:
-    hidden = "torchvision" not in sys.modules
-    if hidden:
+    is_hidden = "torchvision" not in sys.modules
+    if is_hidden:
         sys.modules["torchvision"] = None  # type: ignore[assignment]
     try:
         import transformers
@@ -28,14 +23,14 @@ def import_transformers() -> Any:
 
         is_torchvision_available()
     finally:
-        if hidden:
+        if is_hidden:
             del sys.modules["torchvision"]
     return transformers
 
 
 def get_model_class(model_type: str) -> Any:
-    return getattr(import_transformers(), CLASS_PREFIXES[model_type] + "ForConditionalGeneration")
+    return getattr(import_transformers(), load_architecture(model_type).model_class)
 
 
 def get_config_class(model_type: str) -> Any:
-    return getattr(import_transformers(), CLASS_PREFIXES[model_type] + "Config")
+    return getattr(import_transformers(), load_architecture(model_type).config_class)

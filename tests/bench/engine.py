@@ -31,7 +31,7 @@ from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.model import family_loader, hf_models
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.torch.engine import TorchEngine
-from pipeline.model.engines.torch.vision import ClipSlice, patchify
+from pipeline.model.engines.torch.vision_encoder import ClipSlice, patchify
 from pipeline.model.families.base import Family
 from pipeline.types import Clip, MediaOptions, Request, Sampling, Turn
 from tests.bench import device_limits, harness

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.media.resize import resize
-from pipeline.model.engines.torch.vision import patchify
+from pipeline.model.engines.torch.vision_encoder import patchify
 from pipeline.model.family_loader import load_family
 from pipeline.model.prompt import parse_chat_template
 from pipeline.types import Clip, MediaOptions, Turn

@@ -24,7 +24,7 @@ from pipeline.builtin.training.batches import (
 )
 from pipeline.model import family_loader, hf_models
 from pipeline.model.engines.torch import attention
-from pipeline.model.engines.torch.vision import build_tower_inputs, join_tower_inputs, patchify
+from pipeline.model.engines.torch.vision_encoder import VisionConfig, patchify
 from pipeline.model.families.base import Family
 
 CLASS_COUNT = len(CHARACTERS)
@@ -41,7 +41,9 @@ class TrainingModel(nn.Module):
         model_type = family_loader.load_config(folder)["model_type"]
         self.model = hf_models.get_model_class(model_type).from_pretrained(folder, attn_implementation="sdpa")
         self.family = family
-        self.tower, self.language = self.model.model.visual, self.model.model.language_model
+        architecture = family.architecture
+        self.vision_tower = architecture.open_vision_tower(self.model)
+        self.tower, self.language = self.vision_tower.module, self.model.get_submodule(architecture.language_model)
         for module in self.tower.modules():
             if hasattr(module, "config"):
                 module.config._attn_implementation = attention.ATTENTION_NAME
@@ -51,22 +53,16 @@ class TrainingModel(nn.Module):
         self.middle_output: Tensor
         middle = self.language.layers[self.language.config.num_hidden_layers // 2 - 1]
         middle.register_forward_hook(self.keep_middle_output)
-        use_linear_patch_embedding(self.tower.patch_embed)
 
     def keep_middle_output(self, _module: Any, _inputs: Any, output: Any) -> None:
         self.middle_output = output[0] if isinstance(output, tuple) else output
 
     def encode_clips(self, batch: TrainingBatch) -> Tensor:
         """[1 + deepstack, rows, cells, hidden]"""
-        family, clips = self.family, batch.clips
-        t, _, high, wide = clips[0].pixels.shape
-        grid = -(-t // family.temporal_patch_size), high // family.patch_size, wide // family.patch_size
-        patches = [patchify(torch.from_numpy(clip.pixels), grid, family) for clip in clips]
-        layouts = join_tower_inputs(
-            [build_tower_inputs(grid, self.tower)] * len(clips), torch.device("cpu"), has_flash=False
-        )
-        out = self.tower(torch.cat(patches), grid_thw=torch.tensor([grid] * len(clips)), **layouts)
-        seen = torch.stack([out.pooler_output, *(getattr(out, "deepstack_features", None) or [])])
+        vision_config, clips = VisionConfig.from_family(self.family), batch.clips
+        grid = vision_config.compute_grid(clips[0].pixels.shape)
+        patches = [patchify(torch.from_numpy(clip.pixels), grid, vision_config) for clip in clips]
+        seen = self.vision_tower.encode_patches(torch.cat(patches), [grid] * len(clips), has_flash=False)
         return seen.view(len(seen), len(clips), -1, seen.shape[-1])
 
     def compute_losses(self, batch: TrainingBatch, *, tower_only: bool) -> dict[str, Tensor]:
@@ -117,10 +113,6 @@ class TrainingModel(nn.Module):
                 near[ids], share[ids] = ids[index.clamp(0, len(ids) - 1)], bell / bell.sum()
             self._neighbours = near, share
         return self._neighbours
-
-
-def use_linear_patch_embedding(patch_embed: Any) -> None:
-    patch_embed.forward = lambda patches: F.linear(patches, patch_embed.proj.weight.flatten(1), patch_embed.proj.bias)
 
 
 def compute_hint_losses(predictions: Tensor, batch: TrainingBatch) -> dict[str, Tensor]:

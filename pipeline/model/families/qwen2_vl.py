@@ -1,51 +1,56 @@
-"""Qwen2-VL: 28 pixels a token, boxes in thousandths, time counted in pairs of frames.
+"""Qwen2-VL: 28 pixels a token, boxes in thousandths, positions count time in pairs of frames.
 
-Video follows qwen-vl-utils, which the models were trained and shown with: an even number of frames,
-evenly spread, each within a budget that shrinks as they get more. Where it refuses a clip for having
-fewer frames than asked, all there are is taken.
+Video follows qwen-vl-utils, with which the models were trained and shown: an even number of frames, evenly spread,
+each within a budget that shrinks as their number grows. Where qwen-vl-utils refuses a clip with fewer frames than
+requested, this family takes all of its frames.
 """
 
 from __future__ import annotations
 
 import math
 
+from pipeline.model.families.model_architecture import ModelArchitecture
 from pipeline.model.families.qwen import QwenFamily, compute_area_bounds, fit_size, get_requested_size
 from pipeline.types import MediaOptions, Size
 
-MIN_FRAME_TOKENS, MAX_FRAME_TOKENS, MAX_VIDEO_TOKENS = 128, 768, 0.9 * 128000  # of a frame, of a frame, of a video
+MIN_FRAME_TOKENS, MAX_FRAME_TOKENS = 128, 768
+MAX_VIDEO_TOKENS = 0.9 * 128000
 
 
 class Qwen2VL(QwenFamily):
+    architecture = ModelArchitecture("Qwen2VLForConditionalGeneration", "Qwen2VLConfig")
     trained_context = 32768
 
     def select_frames(self, frame_range: range, fps: float, options: MediaOptions) -> list[int]:
-        import torch  # its own float32 linspace decides the ties, as in the reference
+        import torch  # its float32 linspace decides the ties, as in the reference
 
-        wish = count_even_frames(len(frame_range), fps, options)
-        places: list[int] = torch.linspace(frame_range[0], frame_range[-1], wish).round().long().tolist()
-        return places
+        count = count_even_frames(len(frame_range), fps, options)
+        indices: list[int] = torch.linspace(frame_range[0], frame_range[-1], count).round().long().tolist()
+        return indices
 
     def fit_video_size(self, source: Size, frame_count: int, options: MediaOptions) -> Size:
         area = self.factor**2
-        if fixed := get_requested_size(options):
-            return fit_size(fixed, factor=self.factor, min_area=4 * area, max_area=16384 * area)
-        least, _ = compute_area_bounds(options, MIN_FRAME_TOKENS * area, MAX_FRAME_TOKENS * area)
-        share = (options.total_pixels or MAX_VIDEO_TOKENS * area) / frame_count * 2
-        most = max(min(MAX_FRAME_TOKENS * area, share), int(least * 1.05))
-        return fit_size(
-            source, factor=self.factor, min_area=least, max_area=math.floor(min(most, options.max_pixels or most))
-        )
+        if requested := get_requested_size(options):
+            return self.fit_requested_size(requested)
+        min_area, _ = compute_area_bounds(options, MIN_FRAME_TOKENS * area, MAX_FRAME_TOKENS * area)
+        pair_share = (options.total_pixels or MAX_VIDEO_TOKENS * area) / frame_count * 2
+        max_area = max(min(MAX_FRAME_TOKENS * area, pair_share), int(min_area * 1.05))
+        max_area = math.floor(min(max_area, options.max_pixels or max_area))
+        return fit_size(source, factor=self.factor, min_area=min_area, max_area=max_area)
 
 
 def count_even_frames(frame_count: int, fps: float, options: MediaOptions) -> int:
-    """How many of `count` frames: even, where there are two.
+    """How many of the frames to show: an even number, where there are two.
 
-    >>> even_frames(100, 25.0, Ask(fps=2.0)), even_frames(7, 25.0, Ask(frames=99)), even_frames(1, 25.0, Ask())
-    (8, 6, 1)
+    >>> count_even_frames(100, 25.0, MediaOptions(fps=2.0)), count_even_frames(7, 25.0, MediaOptions(frames=99))
+    (8, 6)
+    >>> count_even_frames(1, 25.0, MediaOptions())
+    1
     """
     if options.frames is not None:
-        wish = float(round(options.frames / 2) * 2)
+        count = float(round(options.frames / 2) * 2)
     else:
         most = (options.max_frames or min(768, frame_count)) // 2 * 2
-        wish = min(max(frame_count / fps * (options.fps or 2.0), math.ceil((options.min_frames or 4) / 2) * 2), most)
-    return max(math.floor(min(wish, frame_count) / 2) * 2, min(2, frame_count))
+        least = math.ceil((options.min_frames or 4) / 2) * 2
+        count = min(max(frame_count / fps * (options.fps or 2.0), least), most)
+    return max(math.floor(min(count, frame_count) / 2) * 2, min(2, frame_count))

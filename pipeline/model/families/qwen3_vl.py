@@ -1,7 +1,7 @@
 """Qwen3-VL, dense and mixture of experts: 32 pixels a token, boxes in thousandths, time written as text.
 
-Each layer of a video (two frames) is a picture of its own after a timestamp, `<0.3 seconds>`, with one pair of
-markers. Frames and sizes follow transformers' video processor: the budget is that of the whole clip.
+Each layer of a video (two frames) follows a timestamp, `<0.3 seconds>`, and stands between markers of its own like an
+image. Frames and sizes follow transformers' video processor: the pixel budget is that of the whole clip.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 
 from pipeline.errors import PromptError
 from pipeline.model.families.base import CheckpointFiles
+from pipeline.model.families.model_architecture import ModelArchitecture
 from pipeline.model.families.qwen import (
     Colour,
     QwenFamily,
     VisionGrid,
     check_aspect_ratio,
     compute_area_bounds,
-    fit_size,
     get_requested_size,
     parse_area_bounds,
 )
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 class Qwen3VL(QwenFamily):
+    architecture = ModelArchitecture("Qwen3VLForConditionalGeneration", "Qwen3VLConfig")
     patch_size = 16
     time_origin: Literal["clip", "source"] = "source"  # as the timestamps of its prompts
     mean: Colour = (0.5, 0.5, 0.5)
@@ -40,23 +41,22 @@ class Qwen3VL(QwenFamily):
 
     def __init__(self, files: CheckpointFiles, tokenizer: Tokenizer, *, add_vision_id: bool = False):
         super().__init__(files, tokenizer, add_vision_id=add_vision_id)
-        self.video_area_bounds = parse_area_bounds(files.video_processor, (128 * 32 * 32, 768 * 32 * 32))
+        self.video_pixel_bounds = parse_area_bounds(files.video_processor, (128 * 32 * 32, 768 * 32 * 32))
 
     def select_frames(self, frame_range: range, fps: float, options: MediaOptions) -> list[int]:
         least, most = options.min_frames or 4, options.max_frames or 768
-        wish = options.frames or min(max(int(len(frame_range) / fps * (options.fps or 2.0)), least), most)
-        places: list[int] = (
-            np.linspace(frame_range[0], frame_range[-1], min(wish, len(frame_range))).round().astype(int).tolist()
-        )
-        return places
+        count = options.frames or min(max(int(len(frame_range) / fps * (options.fps or 2.0)), least), most)
+        places = np.linspace(frame_range[0], frame_range[-1], min(count, len(frame_range)))
+        indices: list[int] = places.round().astype(int).tolist()
+        return indices
 
     def fit_video_size(self, source: Size, frame_count: int, options: MediaOptions) -> Size:
-        if fixed := get_requested_size(options):
-            return fit_size(fixed, factor=self.factor, min_area=4 * self.factor**2, max_area=16384 * self.factor**2)
-        least, most = compute_area_bounds(options, self.video_area_bounds[0], self.video_area_bounds[1])
+        if requested := get_requested_size(options):
+            return self.fit_requested_size(requested)
+        least, _ = compute_area_bounds(options, *self.video_pixel_bounds)
         if options.min_pixels:
             least = options.min_pixels * frame_count
-        most = options.total_pixels or self.video_area_bounds[1]
+        most = options.total_pixels or self.video_pixel_bounds[1]
         if options.max_pixels:
             most = min(most, options.max_pixels * frame_count)
         return fit_clip_size(source, frame_count, factor=self.factor, min_volume=min(least, most), max_volume=most)
@@ -64,10 +64,10 @@ class Qwen3VL(QwenFamily):
     def count_media_tokens(self, size: Size, times: Sequence[float] = ()) -> int:
         if not times:
             return super().count_media_tokens(size)
-        layer = self.count_vision_tokens(size) + 2
+        tokens_per_layer = self.count_vision_tokens(size) + 2
         return sum(
-            layer + len(self.tokenizer.encode(stamp, add_special_tokens=False).ids)
-            for stamp in format_timestamps(times, self.temporal_patch_size)
+            tokens_per_layer + len(self.tokenizer.encode(timestamp, add_special_tokens=False).ids)
+            for timestamp in format_timestamps(times, self.temporal_patch_size)
         )
 
     def build_clip_pieces(self, clip: Clip) -> Iterator[str | int | VisionGrid]:
@@ -79,17 +79,27 @@ class Qwen3VL(QwenFamily):
                 "times", f"{len(clip.pixels)} frames but {len(clip.times)} times in {clip.uri or 'a video'}"
             )
         width, height = (side // self.factor for side in clip.size)
-        for stamp in format_timestamps(clip.times, self.temporal_patch_size):
-            yield stamp
+        for timestamp in format_timestamps(clip.times, self.temporal_patch_size):
+            yield timestamp
             yield self.vision_start
             yield VisionGrid(self.video_token, [0], height, width)
             yield self.vision_end
 
+    def build_placeholder(self, clip: Clip) -> Iterator[int]:
+        if clip.kind == "image":
+            yield from super().build_placeholder(clip)
+        else:  # timestamps and markers are part of what replaces it
+            yield self.video_token
+
+
+class Qwen3VLMoe(Qwen3VL):
+    architecture = ModelArchitecture("Qwen3VLMoeForConditionalGeneration", "Qwen3VLMoeConfig")
+
 
 def format_timestamps(times: Sequence[float], frames_per_layer: int) -> list[str]:
-    """The timestamp of each layer: the middle between its first and last frame.
+    """The timestamp of each layer: the middle between its first and its last frame.
 
-    >>> stamps([0.0, 0.5, 1.0], 2)
+    >>> format_timestamps([0.0, 0.5, 1.0], 2)
     ['<0.2 seconds>', '<1.0 seconds>']
     """
     last = len(times) - 1
@@ -98,7 +108,7 @@ def format_timestamps(times: Sequence[float], frames_per_layer: int) -> list[str
 
 
 def fit_clip_size(source: Size, frame_count: int, *, factor: int, min_volume: int, max_volume: int) -> Size:
-    """As `fit`, for the pixels of all frames together. A side under one token is enlarged first."""
+    """Like `fit_size`, for the pixels of all frames together. A side under one token is enlarged first."""
     width, height = source
     frame_count = max(frame_count, 2)
     if min(source) < factor:

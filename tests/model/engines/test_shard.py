@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.errors import JobError
 from pipeline.model import hf_models
-from pipeline.model.engines.torch import model_loader, shard
-from pipeline.model.engines.torch.loaded_model import WeightLayout
+from pipeline.model.engines.torch import shard, weight_layout
 from pipeline.model.engines.torch.model_loader import build_model, without_weights
 from pipeline.model.engines.torch.shard import TensorParallel
-from pipeline.model.engines.torch.vision import ClipSlice, assign_slices
-from pipeline.model.family_loader import load_config
+from pipeline.model.engines.torch.vision_encoder import ClipSlice, assign_slices
+from pipeline.model.engines.torch.weight_layout import WeightLayout
+from pipeline.model.families.model_architecture import SHARD_RULES
+from pipeline.model.family_loader import load_architecture, load_config
 
 WHOLE = ("norm", "layernorm", "q_norm", "k_norm", "gate")  # owners of what every rank has all of
 
@@ -95,7 +96,7 @@ def test_four_bit_shares_have_the_very_weights_of_the_whole(tmp_path, size):
     for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
         of = "mlp" if name[0] in "gud" else "self_attn"
         dense = [getattr(getattr(layer, of), name).dequantize(torch.float32) for layer in (whole, *shares)]
-        assert torch.equal(torch.cat(dense[1:], 1 if name in shard.ROW_SHARDED else 0), dense[0]), name
+        assert torch.equal(torch.cat(dense[1:], SHARD_RULES[name].dim), dense[0]), name
         assert dense[1].numel() <= dense[0].numel() * 0.5
 
 
@@ -163,10 +164,13 @@ def test_weights_of_eight_bits_are_made_whole_as_they_are_read(tmp_path):
         rounded[name] = (tensors[name].float() * spread).bfloat16().float()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     said = load_config(folder) | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    architecture = load_architecture("qwen3_vl")
     for place in (TensorParallel(), TensorParallel(1, 2)):
         model = dict(build_model(folder, said, dtype="float32", tp=place).named_parameters())
         for name, weight in rounded.items():
-            part = shard.assign_shard(name, hf_models.get_config_class("qwen3_vl").from_dict(said).text_config, place)
+            part = shard.assign_shard(
+                architecture, name, hf_models.get_config_class("qwen3_vl").from_dict(said).text_config, place
+            )
             expected = weight.narrow(part.dim, part.span[0], part.span[1] - part.span[0]) if part else weight
             assert torch.equal(model[name], expected), name
 
@@ -175,27 +179,30 @@ def test_a_model_too_large_says_how_many_gpus_would_hold_it(monkeypatch):
     text = {"hidden_size": 8192, "intermediate_size": 29568, "num_attention_heads": 64, "num_key_value_heads": 8}
     text |= {"num_hidden_layers": 80, "vocab_size": 152064, "tie_word_embeddings": False}
     vision = {"hidden_size": 1280, "out_hidden_size": 8192, "intermediate_size": 3456, "depth": 32}
+    architecture = load_architecture("qwen2_5_vl")
     config = hf_models.get_config_class("qwen2_5_vl").from_dict({"text_config": text, "vision_config": vision})
     with without_weights():
         model = hf_models.get_model_class("qwen2_5_vl")(config)
 
     def refuse(free, size=1, groups=()):
-        monkeypatch.setattr(model_loader, "measure_free_cuda_bytes", lambda device: free)
-        model_loader.refuse_too_large(
-            model, WeightLayout(TensorParallel(0, size), torch.bfloat16, torch.device("cuda"), groups)
+        monkeypatch.setattr(weight_layout, "measure_free_cuda_bytes", lambda device: free)
+        weight_layout.refuse_too_large(
+            model, WeightLayout(architecture, TensorParallel(0, size), torch.bfloat16, torch.device("cuda"), groups)
         )
 
     with pytest.raises(JobError, match=r"needs 14\d\.\d GB .* 75\.0 are free; with model.tensor_parallel: 2 and"):
         refuse(75 * 10**9)
     with pytest.raises(JobError, match=r"each of 2 GPU\(s\) .* with model.tensor_parallel: 8 and"):
         refuse(22 * 10**9, size=2)
-    with pytest.raises(JobError, match="no number of them"):
+    with pytest.raises(JobError, match="no number of GPUs"):
         refuse(3 * 10**9)
     refuse(75 * 10**9, size=2)
     refuse(45 * 10**9, groups=(128,))  # in four bits
-    monkeypatch.setattr(model_loader.os, "sysconf", lambda name: 1000)
+    monkeypatch.setattr(weight_layout.os, "sysconf", lambda name: 1000)
     with pytest.raises(JobError, match="this machine has"):
-        model_loader.refuse_too_large(model, WeightLayout(TensorParallel(), torch.bfloat16, torch.device("cpu")))
+        weight_layout.refuse_too_large(
+            model, WeightLayout(architecture, TensorParallel(), torch.bfloat16, torch.device("cpu"))
+        )
 
 
 def test_a_folder_with_its_weights_twice_is_read_by_its_index(tmp_path):

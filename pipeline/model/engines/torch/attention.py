@@ -8,7 +8,7 @@ Elsewhere text is one SDPA call per sequence, which on a CPU beats any block mas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,12 +71,14 @@ def attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     packed: PackedBatch | None = None,
+    segments: Mapping[str, list[SegmentGroup]] | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """The attention interface of transformers: [1, heads, tokens, dim] -> [1, tokens, heads, dim]."""
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
     if packed is None:
-        return attend_within_segments(q, k, v, scaling, rest)[None], None
+        groups = None if segments is None else segments[module.segment_kind]
+        return attend_within_segments(q, k, v, scaling, groups, rest)[None], None
     keys, values = packed.cache.keys[module.layer_idx], packed.cache.values[module.layer_idx]
     keys.index_copy_(0, packed.cache_indices, k)
     values.index_copy_(0, packed.cache_indices, v)
@@ -106,14 +108,19 @@ def attend_to_cache(query: Tensor, keys: Tensor, values: Tensor, packed: PackedB
 
 
 def attend_within_segments(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, vision_arguments: dict[str, Any]
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    segments: list[SegmentGroup] | None,
+    vision_arguments: dict[str, Any],
 ) -> Tensor:
-    """Each frame or window of pictures against itself."""
-    ends, most = vision_arguments["cu_seq_lens_q"], vision_arguments["max_length_q"]
-    if id(ends) not in vision_arguments["segments"]:
-        return flash_attention_varlen(query, key, value.contiguous(), (ends, ends), (most, most), scale=scaling)
+    """Each frame or window against itself. `segments` are given where flash attention is not used."""
+    if segments is None:
+        ends, longest = vision_arguments["cu_seq_lens_q"], vision_arguments["max_length_q"]
+        return flash_attention_varlen(query, key, value.contiguous(), (ends, ends), (longest, longest), scale=scaling)
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    for group in vision_arguments["segments"][id(ends)]:
+    for group in segments:
         a, b, c = (
             part[group.tokens].view(group.count, -1, *part.shape[1:]).transpose(1, 2) for part in (query, key, value)
         )

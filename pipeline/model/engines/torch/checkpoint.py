@@ -1,8 +1,7 @@
-"""A checkpoint's files -> its weights, or parts of them, under the names the model has for them.
+"""Reads weights, or parts of them, from a checkpoint's files under the names that the model has for them.
 
-Only what is asked for is read from disk. Names follow the checkpoint's age: before transformers 4.52
-there was no `model.visual` and no `model.language_model`. A mixture's experts come in two layouts, told
-by their shape. Weights of eight bits are made whole as they are read.
+Only the bytes of the requested part are read. Two storage formats are converted on the way: a mixture's experts may be
+stored transposed, which their shape shows, and fp8 weights are multiplied by their scales.
 """
 
 from __future__ import annotations
@@ -17,73 +16,55 @@ from torch import Tensor
 
 from pipeline.errors import JobError
 from pipeline.model.engines.torch.shard import WeightShard
+from pipeline.model.families.model_architecture import ModelArchitecture
 
 INDEX_FILE = "model.safetensors.index.json"
-FP8_BLOCK_SIZE = 128  # weights of eight bits in a row or column that share a scale
-MODEL_PREFIXES = ("visual.", "language_model.", "lm_head.")
-
-
-def to_parameter_name(name: str) -> str:
-    """What the model calls a weight that a file calls so.
-
-    >>> model_name("model.layers.0.mlp.up_proj.weight")
-    'model.language_model.layers.0.mlp.up_proj.weight'
-    >>> model_name("visual.merger.ln_q.weight")
-    'model.visual.merger.ln_q.weight'
-    """
-    bare = name.removeprefix("model.")
-    if bare.startswith("lm_head."):
-        return bare
-    return f"model.{bare}" if bare.startswith(MODEL_PREFIXES) else f"model.language_model.{bare}"
+FP8_BLOCK_SIZE = 128  # rows or columns of fp8 weights that share a scale
 
 
 class Checkpoint:
-    """The files of a checkpoint, open."""
+    """The open weight files of a checkpoint."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, architecture: ModelArchitecture):
         self.folder = folder
-        self.stored_tensors: dict[str, tuple[Any, str]] = {}
+        self.stored_tensors: dict[str, tuple[Any, str]] = {}  # by parameter name: the file, and the name in it
         for path in list_weight_files(folder):
             try:
                 file: Any = safe_open(path, framework="pt")
             except (OSError, SafetensorError) as error:
                 raise JobError(f"model.weights: {path} cannot be read: {error}") from error
-            self.stored_tensors |= {to_parameter_name(name): (file, name) for name in file.keys()}  # noqa: SIM118
+            for stored_name in file.keys():  # noqa: SIM118
+                self.stored_tensors[architecture.to_parameter_name(stored_name)] = file, stored_name
 
     def __contains__(self, name: object) -> bool:
         return name in self.stored_tensors
 
     def detect_dtype(self) -> torch.dtype:
-        """Of the first weight that is a number as it stands."""
-        there = (
-            self.read_weight(name, WeightShard(0, (0, 1))).dtype
-            for name in self.stored_tensors
-            if name.endswith("norm.weight")
-        )
-        return next(there)
+        """The dtype of the first norm, because norms are never quantised."""
+        name = next(name for name in self.stored_tensors if name.endswith("norm.weight"))
+        return self.read_weight(name, WeightShard(0, (0, 1))).dtype
 
     def get_shape(self, name: str) -> list[int]:
-        file, own = self.stored_tensors[name]
-        return list(file.get_slice(own).get_shape())
+        file, stored_name = self.stored_tensors[name]
+        return list(file.get_slice(stored_name).get_shape())
 
     def read_weight(
         self, name: str, weight_shard: WeightShard | None = None, *, shape: tuple[int, ...] | None = None
     ) -> Tensor:
-        """`shape` is that of the whole weight in the model, where the file may have it turned."""
-        file, own = self.stored_tensors[name]
-        turned = shape is not None and len(shape) == 3 and self.get_shape(name) != list(shape)
-        if weight_shard is None:
-            taken: tuple[slice, ...] = (slice(None),)
-        else:
-            dim = {1: 2, 2: 1}.get(weight_shard.dim, weight_shard.dim) if turned else weight_shard.dim
-            taken = (*[slice(None)] * dim, slice(*weight_shard.span))
-        weight: Tensor = file.get_slice(own)[taken]
+        """`shape` is that of the whole weight in the model; it shows whether the file has it transposed."""
+        file, stored_name = self.stored_tensors[name]
+        is_transposed = shape is not None and len(shape) == 3 and self.get_shape(name) != list(shape)
+        index: tuple[slice, ...] = (slice(None),)
+        if weight_shard is not None:
+            dim = {1: 2, 2: 1}.get(weight_shard.dim, weight_shard.dim) if is_transposed else weight_shard.dim
+            index = (*[slice(None)] * dim, slice(*weight_shard.span))
+        weight: Tensor = file.get_slice(stored_name)[index]
         if f"{name}_scale_inv" in self.stored_tensors:
-            weight = (weight.float() * self.read_scale(f"{name}_scale_inv", self.get_shape(name))[taken]).bfloat16()
-        return weight.transpose(1, 2) if turned else weight
+            weight = (weight.float() * self.read_fp8_scale(f"{name}_scale_inv", self.get_shape(name))[index]).bfloat16()
+        return weight.transpose(1, 2) if is_transposed else weight
 
-    def read_scale(self, name: str, weight_shape: list[int]) -> Tensor:
-        """One for each weight, of one for each block of them."""
+    def read_fp8_scale(self, name: str, weight_shape: list[int]) -> Tensor:
+        """One scale for each weight, repeated from one scale for each block of weights."""
         scale = self.read_weight(name)
         for dim, length in enumerate(weight_shape):
             if scale.shape[dim] != length:
@@ -92,11 +73,11 @@ class Checkpoint:
 
 
 def list_weight_files(folder: Path) -> list[Path]:
-    """Those that the index names, where there is one: a folder may hold the weights twice."""
+    """The files that the index names, where there is an index: a folder may hold the weights twice."""
     if (folder / INDEX_FILE).is_file():
-        said = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"]
-        return [folder / name for name in sorted(set(said.values()))]
-    found = sorted(folder.glob("*.safetensors"))
-    if not found:
+        weight_map = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"]
+        return [folder / name for name in sorted(set(weight_map.values()))]
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
         raise JobError(f"model.weights: there is no *.safetensors in {folder}")
-    return found
+    return paths

@@ -141,12 +141,13 @@ def connect_shards(loaded: LoadedModel, collectives: Collectives) -> None:
     def sum_output(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return collectives.all_reduce_sum(output)
 
-    for layer in loaded.language_model.layers:
-        layer.self_attn.o_proj.register_forward_hook(sum_output)
-        experts = getattr(layer.mlp, "experts", None)
-        if experts:
-            shard_experts(experts, shard.compute_span(config.num_experts, collectives.tp))
-        (experts or layer.mlp.down_proj).register_forward_hook(sum_output)
+    for name, module in loaded.language_model.layers.named_modules():
+        rule = loaded.architecture.shard_rules.get(name.rpartition(".")[2])
+        if rule is None or not rule.makes_summands:
+            continue
+        if rule.unit == "experts":
+            shard_experts(module, shard.compute_span(config.num_experts, collectives.tp))
+        module.register_forward_hook(sum_output)
 
 
 def shard_embedding(embedding_layer: Any, first_token: int, collectives: Collectives) -> Callable[[Tensor], Tensor]:

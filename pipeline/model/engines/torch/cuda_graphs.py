@@ -40,7 +40,7 @@ class CapturedGraph:
     """Buffers to fill before a replay, and the logits that it leaves."""
 
     token_ids: Tensor  # [batch size]
-    positions: Tensor  # [3, batch size]
+    positions: Tensor  # [axes, batch size]
     cache_indices: Tensor  # [batch size]
     layout: FlashLayout
     replay: Callable[[], object]
@@ -72,7 +72,7 @@ class DecodeGraphs:
         sequences = len(token_ids)
         batch_size = self.batch_sizes[bisect_left(self.batch_sizes, sequences)]
         if batch_size not in self.captured_graphs:
-            self.captured_graphs[batch_size] = self.capture_batch_size(batch_size)
+            self.captured_graphs[batch_size] = self.capture_batch_size(batch_size, len(positions))
         graph, spare = self.captured_graphs[batch_size], batch_size - sequences
         last_indices = np.asarray(run_starts) + np.asarray(run_lengths) - 1
         graph.token_ids[:sequences].copy_(token_ids)
@@ -83,10 +83,10 @@ class DecodeGraphs:
         graph.replay()
         return graph.logits[:sequences]
 
-    def capture_batch_size(self, batch_size: int) -> CapturedGraph:
+    def capture_batch_size(self, batch_size: int, position_axes: int) -> CapturedGraph:
         device = self.cache.keys.device
         token_ids = torch.zeros(batch_size, dtype=torch.long, device=device)
-        positions = torch.zeros(3, batch_size, dtype=torch.long, device=device)
+        positions = torch.zeros(position_axes, batch_size, dtype=torch.long, device=device)
         cache_indices = torch.full((batch_size,), self.padding_index, dtype=torch.long, device=device)
         layout = FlashLayout(
             query_offsets=torch.arange(batch_size + 1, dtype=torch.int32, device=device),

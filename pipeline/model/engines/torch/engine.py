@@ -27,7 +27,7 @@ from pipeline.model.engines.torch.sampler import apply_grammar_masks, sample_tok
 from pipeline.model.engines.torch.scheduler import ScheduledBatch, Scheduler
 from pipeline.model.engines.torch.sequence import SequenceState
 from pipeline.model.engines.torch.sequence_builder import SequenceBuilder
-from pipeline.model.engines.torch.vision import ClipSlice, VisionConfig
+from pipeline.model.engines.torch.vision_encoder import ClipSlice, VisionConfig
 from pipeline.model.families.base import Family
 from pipeline.types import Failure, Reply, Request
 from pipeline.watchdog import Watchdog

@@ -1,7 +1,7 @@
-"""Checkpoints whose layers have four-bit weights: AWQ as it is, or dense ones rounded at load.
+"""Builds four-bit layers: from an AWQ checkpoint as it is, or by rounding dense weights at load.
 
-Only the language model's layers, its experts included; embeddings, head and vision tower stay as they
-are. It buys memory and decoding speed, and costs rounding.
+Only layers of the language model are quantised, with their experts; embeddings, head and vision tower stay dense. This
+saves memory and makes decoding faster; the price is the rounding error.
 """
 
 from __future__ import annotations
@@ -18,34 +18,31 @@ from pipeline.model.engines.torch.int4_linear import GROUP_SIZES, Int4Linear, ca
 from pipeline.model.engines.torch.shard import WeightShard, find_group_size
 
 AWQ_NIBBLE_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where the GEMM layout keeps the eight nibbles of an int32
-TEXT_LAYERS = ".language_model.layers."
 
 
 def find_group_sizes(config_json: Mapping[str, Any], quantize: str | None) -> tuple[int, ...]:
-    """The sizes that groups of weights may have, by a config.json and what the job wants; dense weights have none."""
-    found = config_json.get("quantization_config") or {}
-    method = found.get("quant_method")
+    """The group sizes that four-bit weights may have, by config.json and the job; empty for dense weights."""
+    quantization = config_json.get("quantization_config") or {}
+    method = quantization.get("quant_method")
     if method not in (None, "awq", "fp8"):
-        raise JobError(f"model.weights: they are quantised by {method!r}; awq and fp8 are read, and dense weights")
+        raise JobError(f"model.weights: quantised by {method!r}; only awq, fp8 and dense weights can be read")
     if quantize and method:
         raise JobError(f"model.quantize: the weights are quantised already, by {method}; remove the key")
     if method == "awq":
-        group = found.get("group_size", 128)
-        if (found.get("bits"), found.get("version", "gemm").lower()) != (4, "gemm") or group not in GROUP_SIZES:
+        group_size, version = quantization.get("group_size", 128), quantization.get("version", "gemm").lower()
+        if (quantization.get("bits"), version) != (4, "gemm") or group_size not in GROUP_SIZES:
             raise JobError(
-                f"model.weights: of AWQ, 4 bits in groups of {GROUP_SIZES} in GEMM layout are read, not {found}"
+                f"model.weights: AWQ is read with 4 bits in groups of {GROUP_SIZES} in GEMM layout, not {quantization}"
             )
-        return (group,)
-    blocks = found.get("weight_block_size") or (FP8_BLOCK_SIZE, FP8_BLOCK_SIZE)
+        return (group_size,)
+    blocks = quantization.get("weight_block_size") or (FP8_BLOCK_SIZE, FP8_BLOCK_SIZE)
     if method == "fp8" and tuple(blocks) != (FP8_BLOCK_SIZE, FP8_BLOCK_SIZE):
-        raise JobError(f"model.weights: of fp8, blocks of {FP8_BLOCK_SIZE} x {FP8_BLOCK_SIZE} are read, not {blocks}")
+        raise JobError(f"model.weights: fp8 is read in blocks of {FP8_BLOCK_SIZE} x {FP8_BLOCK_SIZE}, not {blocks}")
     return GROUP_SIZES if quantize else ()
 
 
-def quantize_layer(name: str, layer: nn.Module, *, group_size: int, device: torch.device) -> nn.Module | None:
-    """What takes a dense layer's place; None where the kernel cannot take it."""
-    if TEXT_LAYERS not in f".{name}":
-        return None
+def quantize_layer(layer: nn.Module, *, group_size: int, device: torch.device) -> nn.Module | None:
+    """The four-bit layer that replaces a dense one; None where the kernel cannot take it."""
     if isinstance(layer, nn.Linear) and can_use_kernel(layer.weight, device.type):
         return quantize_linear(layer, device=device, group_size=group_size)
     experts = getattr(layer, "gate_up_proj", None)
@@ -55,7 +52,7 @@ def quantize_layer(name: str, layer: nn.Module, *, group_size: int, device: torc
 
 
 def quantize_linear(dense: nn.Linear, *, device: torch.device, group_size: int | None = None) -> Int4Linear:
-    """The nearest four-bit layer: each group's range is cut into fifteen equal steps."""
+    """Rounds to the nearest of sixteen values that divide each group's range evenly."""
     out_features, in_features = dense.weight.shape
     group_size = group_size or find_group_size(in_features, GROUP_SIZES)
     weight = dense.weight.detach().to(device, torch.float32).view(out_features, -1, group_size)
@@ -67,7 +64,7 @@ def quantize_linear(dense: nn.Linear, *, device: torch.device, group_size: int |
 
 
 class Int4Experts(nn.Module):
-    """The experts of a mixture, each a pair of four-bit layers; only those that a token asks for are read."""
+    """The experts of a mixture, each a pair of four-bit layers. Only experts that a token chose are read."""
 
     def __init__(self, dense: Any, *, device: torch.device):
         super().__init__()
@@ -81,19 +78,20 @@ class Int4Experts(nn.Module):
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         mixed = torch.zeros_like(hidden_states)
-        for expert in sorted({*top_k_index.flatten().tolist()} - {len(self.down)}):  # which stands for another rank's
-            rows, place = torch.where(top_k_index == expert)
+        not_here = len(self.down)  # the index that stands for experts of other ranks
+        for expert in sorted({*top_k_index.flatten().tolist()} - {not_here}):
+            rows, choices = torch.where(top_k_index == expert)
             gate, up = self.gate_up[expert](hidden_states[rows]).chunk(2, -1)
-            said = self.down[expert](self.act_fn(gate) * up) * top_k_weights[rows, place, None]
-            mixed.index_add_(0, rows, said.to(mixed.dtype))
+            weighted = self.down[expert](self.act_fn(gate) * up) * top_k_weights[rows, choices, None]
+            mixed.index_add_(0, rows, weighted.to(mixed.dtype))
         return mixed
 
 
 def build_dense_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """A dense layer of weights that exist already."""
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    made.weight, made.bias = nn.Parameter(weight, requires_grad=False), bias  # type: ignore[assignment]
-    return made
+    """A dense layer around existing weights."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight, layer.bias = nn.Parameter(weight, requires_grad=False), bias  # type: ignore[assignment]
+    return layer
 
 
 def load_awq_layer(
@@ -105,30 +103,28 @@ def load_awq_layer(
     dtype: torch.dtype,
     device: torch.device,
 ) -> nn.Module:
-    """An AWQ checkpoint's layer, or the part of it that a rank holds. Its files have [in, out], eight to a word."""
-    whole, held = checkpoint.get_shape(f"{name}.qweight"), []
-    for kind, per_word in (("qweight", 8), ("qzeros", 8), ("scales", 1)):
-        per_row = whole[0] // checkpoint.get_shape(f"{name}.{kind}")[0]
-        held.append(
-            checkpoint.read_weight(f"{name}.{kind}", weight_shard and to_awq_shard(weight_shard, per_row, per_word)).to(
-                device
-            )
-        )
-    nibbles, zeros, scales = unpack_awq_nibbles(held[0]).T, unpack_awq_nibbles(held[1]).T, held[2].T.to(dtype)
+    """A layer of an AWQ checkpoint, or a rank's part of it. Its files store [in, out], eight nibbles to a word."""
+    in_features, tensors = checkpoint.get_shape(f"{name}.qweight")[0], {}
+    for kind, outputs_per_word in (("qweight", 8), ("qzeros", 8), ("scales", 1)):
+        inputs_per_row = in_features // checkpoint.get_shape(f"{name}.{kind}")[0]
+        part = weight_shard and to_awq_shard(weight_shard, inputs_per_row, outputs_per_word)
+        tensors[kind] = checkpoint.read_weight(f"{name}.{kind}", part).to(device)
+    nibbles, zeros = (unpack_awq_nibbles(tensors[kind]).T for kind in ("qweight", "qzeros"))
+    scales = tensors["scales"].T.to(dtype)
     if can_use_kernel(nibbles, device.type):
         return Int4Linear(nibbles, scales, (8 - zeros) * scales, bias)
-    group = nibbles.shape[1] // scales.shape[1]
-    weight = (nibbles - zeros.repeat_interleave(group, 1)) * scales.repeat_interleave(group, 1)
+    group_size = nibbles.shape[1] // scales.shape[1]
+    weight = (nibbles - zeros.repeat_interleave(group_size, 1)) * scales.repeat_interleave(group_size, 1)
     return build_dense_linear(weight, bias)
 
 
 def to_awq_shard(weight_shard: WeightShard, inputs_per_row: int, outputs_per_word: int) -> WeightShard:
-    """The same part of [out, in] where it lies as [in / per_row, out / per_word]."""
-    each = inputs_per_row if weight_shard.dim else outputs_per_word
-    return WeightShard(1 - weight_shard.dim, (weight_shard.span[0] // each, weight_shard.span[1] // each))
+    """The same part of a weight [out, in] in a tensor [in / inputs_per_row, out / outputs_per_word]."""
+    divisor = inputs_per_row if weight_shard.dim else outputs_per_word
+    return WeightShard(1 - weight_shard.dim, (weight_shard.span[0] // divisor, weight_shard.span[1] // divisor))
 
 
 def unpack_awq_nibbles(words: Tensor) -> Tensor:
-    """[rows, words] of int32 -> [rows, 8 * words] in 0..15, in the order of the weights."""
-    shifts = torch.tensor([4 * place for place in AWQ_NIBBLE_ORDER], device=words.device)
+    """int32 [rows, words] becomes [rows, 8 * words] in 0..15, in the order of the weights."""
+    shifts = torch.tensor([4 * nibble for nibble in AWQ_NIBBLE_ORDER], device=words.device)
     return (words.unsqueeze(-1) >> shifts & 15).flatten(1)

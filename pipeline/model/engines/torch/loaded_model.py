@@ -1,4 +1,7 @@
-"""TODO."""
+"""A model on its device, in the parts that the engine runs.
+
+It stands apart from `model_loader`, because the memory plan needs it and the loader needs the memory plan.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,17 @@ from typing import Any
 
 import torch
 
-from pipeline.model.engines.torch.shard import TensorParallel
+from pipeline.model.families.model_architecture import ModelArchitecture, VisionTower
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    vision_tower: Any  # pixels -> embeddings
+    architecture: ModelArchitecture
+    vision_tower: VisionTower  # patches -> features
     language_model: Any  # embeddings -> hidden states
     lm_head: Any  # hidden states -> logits
     stop_tokens: frozenset[int]
-    cache_shape: tuple[int, int, int]  # layers, heads, dim
+    cache_shape: tuple[int, int, int]  # layers, key heads of this rank, head dim
     vocabulary_size: int
 
     @property
@@ -26,14 +30,3 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         return self.language_model.embed_tokens.weight.device  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True, slots=True)
-class WeightLayout:
-    """What of the weights is held, as what, and where."""
-
-    tp: TensorParallel
-    dtype: torch.dtype
-    device: torch.device
-    group_sizes: tuple[int, ...] = ()  # that four-bit weights come in
-    quantize_dense: bool = False  # dense weights, to four bits

@@ -1,33 +1,28 @@
-"""A checkpoint's folder -> its model on a device, or the share of it that one rank holds.
+"""Loads a checkpoint as a model on a device, or the share of it that one rank holds.
 
-The model is built without memory, then each weight is read, cut, and sent to its device, one by one:
-no more than one weight is ever held twice, and no rank reads what it does not keep.
+The model is built without memory. Then each weight is read, cut and sent to its device, one by one: no more than one
+weight is ever held twice, and no rank reads what it does not keep.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 
 from pipeline.errors import JobError
 from pipeline.model import family_loader, hf_models
 from pipeline.model.engines.torch import attention, int4, shard
 from pipeline.model.engines.torch.checkpoint import Checkpoint
 from pipeline.model.engines.torch.int4_linear import KERNEL_DTYPE
-from pipeline.model.engines.torch.loaded_model import LoadedModel, WeightLayout
-from pipeline.model.engines.torch.memory import GB, measure_free_cuda_bytes
+from pipeline.model.engines.torch.loaded_model import LoadedModel
 from pipeline.model.engines.torch.shard import SINGLE_RANK, TensorParallel
-
-LM_HEAD_WEIGHT = "lm_head.weight"
+from pipeline.model.engines.torch.weight_layout import WeightLayout, refuse_too_large
 
 
 def load_model(
@@ -39,19 +34,24 @@ def load_model(
     quantize: str | None = None,
     tp: TensorParallel = SINGLE_RANK,
 ) -> LoadedModel:
-    """`config` is config.json with what a job changes in it."""
-    said = config or family_loader.load_config(folder)
-    model = build_model(folder, said, dtype=dtype, device=torch.device(device), quantize=quantize, tp=tp)
+    """The model in parts, with packed attention. `config` is config.json with the job's changes."""
+    config = config or family_loader.load_config(folder)
+    architecture = family_loader.load_architecture(config["model_type"])
+    model = build_model(folder, config, dtype=dtype, device=device, quantize=quantize, tp=tp)
     hf_models.import_transformers().AttentionInterface.register(attention.ATTENTION_NAME, attention.attend)
     for module in model.modules():
         if hasattr(module, "config"):
             module.config._attn_implementation = attention.ATTENTION_NAME
-    tower, text = model.model.visual, model.config.text_config
-    flatten_patch_embedding(tower.patch_embed)
-    first, last = shard.assign_key_heads(text, tp)
-    shape = text.num_hidden_layers, last - first, shard.get_head_dim(text)
+    text_config = model.config.get_text_config()
+    first_key_head, end_key_head = shard.assign_key_heads(text_config, tp)
     return LoadedModel(
-        tower, model.model.language_model, model.lm_head, load_stop_tokens(folder, model), shape, text.vocab_size
+        architecture,
+        architecture.open_vision_tower(model),
+        model.get_submodule(architecture.language_model),
+        model.get_submodule(architecture.lm_head),
+        load_stop_tokens(folder, text_config),
+        (text_config.num_hidden_layers, end_key_head - first_key_head, shard.get_head_dim(text_config)),
+        text_config.vocab_size,
     )
 
 
@@ -64,41 +64,42 @@ def build_model(
     quantize: str | None = None,
     tp: TensorParallel = SINGLE_RANK,
 ) -> Any:
-    """The model class with its weights, as transformers has it but for four-bit layers."""
+    """transformers' model with its weights; four-bit layers are ours."""
     device = torch.device(device)
-    config, groups = parse_config(config_json, tp_size=tp.size, quantize=quantize)
+    architecture = family_loader.load_architecture(config_json["model_type"])
+    config, group_sizes = parse_config(config_json, tp_size=tp.size, quantize=quantize)
     config._attn_implementation = "sdpa"
     with without_weights():
         model = hf_models.get_model_class(config_json["model_type"])(config)
-    files = Checkpoint(folder)
-    chosen = choose_dtype(dtype, config, files, is_int4=bool(groups), device=device)
-    form = WeightLayout(tp, chosen, device, groups, quantize_dense=bool(quantize))
-    refuse_too_large(model, form)
-    fill_weights(model, files, form)
+    checkpoint = Checkpoint(folder, architecture)
+    weight_dtype = choose_dtype(dtype, config, checkpoint, is_int4=bool(group_sizes), device=device)
+    layout = WeightLayout(architecture, tp, weight_dtype, device, group_sizes, quantize_dense=bool(quantize))
+    refuse_too_large(model, layout)
+    fill_weights(model, checkpoint, layout)
     return model.eval().requires_grad_(False).to(device)
 
 
 def parse_config(config_json: Mapping[str, Any], *, tp_size: int, quantize: str | None) -> tuple[Any, tuple[int, ...]]:
-    """A config.json as transformers has it, and the sizes of groups of four-bit weights; a JobError if it cannot be."""
-    groups = int4.find_group_sizes(config_json, quantize)
+    """transformers' config, and the group sizes that four-bit weights may have; a JobError where they do not fit."""
+    group_sizes = int4.find_group_sizes(config_json, quantize)
     config = hf_models.get_config_class(config_json["model_type"]).from_dict(
         {key: value for key, value in config_json.items() if key != "quantization_config"}
     )
-    shard.check_tp_size(config.text_config, tp_size, group_sizes=groups)
-    return config, groups
+    shard.check_tp_size(config.get_text_config(), tp_size, group_sizes=group_sizes)
+    return config, group_sizes
 
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Modules made in here have parameters without memory; buffers, which are computed, have theirs."""
+    """Modules made inside have parameters without memory; buffers, which are computed, have theirs."""
     register = nn.Module.register_parameter
 
-    def empty(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+    def register_without_memory(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
         if param is not None and not param.is_meta:
             param = nn.Parameter(param.detach().to("meta"), requires_grad=False)
         register(self, name, param)
 
-    nn.Module.register_parameter = empty  # type: ignore[method-assign]
+    nn.Module.register_parameter = register_without_memory  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -108,119 +109,73 @@ def without_weights() -> Iterator[None]:
 def choose_dtype(
     requested: str, config: Any, checkpoint: Checkpoint, *, is_int4: bool, device: torch.device
 ) -> torch.dtype:
-    """The job's, else the checkpoint's. Most CPUs only imitate float16, at a quarter of the speed of float32."""
+    """The job's dtype, or else the checkpoint's."""
     if requested != "auto":
         return getattr(torch, requested)  # type: ignore[no-any-return]
-    own: torch.dtype = (
-        KERNEL_DTYPE if is_int4 else config.dtype or config.text_config.dtype or checkpoint.detect_dtype()
-    )
-    return torch.float32 if device.type == "cpu" and own == torch.float16 else own
+    if is_int4:
+        return KERNEL_DTYPE
+    dtype: torch.dtype = config.dtype or config.get_text_config().dtype or checkpoint.detect_dtype()
+    if device.type == "cpu" and dtype == torch.float16:
+        return torch.float32  # most CPUs only imitate float16, at a quarter of the speed
+    return dtype
 
 
-def fill_weights(model: Any, checkpoint: Checkpoint, weight_layout: WeightLayout) -> None:
-    """Every parameter gets its weight, or its part of it."""
-    text = model.config.text_config
-    tied = model.config.tie_word_embeddings or (
-        LM_HEAD_WEIGHT not in checkpoint and getattr(text, "tie_word_embeddings", False)
+def fill_weights(model: Any, checkpoint: Checkpoint, layout: WeightLayout) -> None:
+    """Gives every parameter its weight, or this rank's part of it."""
+    head_weight = f"{layout.architecture.lm_head}.weight"
+    text_config = model.config.get_text_config()
+    is_head_tied = model.config.tie_word_embeddings or (
+        head_weight not in checkpoint and getattr(text_config, "tie_word_embeddings", False)
     )
-    lacking = [
-        name
-        for name, _ in model.named_parameters()
-        if not has_weight(name, checkpoint) and not (tied and name == LM_HEAD_WEIGHT)
-    ]
-    if lacking:
-        raise JobError(
-            f"model.weights: {checkpoint.folder} lacks {len(lacking)} of the model's weights: {', '.join(lacking[:3])}, ..."
-        )
+    missing = [name for name, _ in model.named_parameters() if not has_weight(name, checkpoint)]
+    if is_head_tied and head_weight in missing:
+        missing.remove(head_weight)
+    if missing:
+        names = ", ".join(missing[:3])
+        raise JobError(f"model.weights: {checkpoint.folder} lacks {len(missing)} of the model's weights: {names}, ...")
     for name, module in list(model.named_modules()):
-        whole = {own: tuple(param.shape) for own, param in module.named_parameters(recurse=False)}
-        parts = {
-            own: shard.assign_shard(f"{name}.{own}", text, weight_layout.tp, group_sizes=weight_layout.group_sizes)
-            for own in whole
-        }
-        for own, shape in whole.items():
-            if (full := f"{name}.{own}") not in checkpoint:
-                continue
-            weight = checkpoint.read_weight(full, parts[own], shape=shape).to(weight_layout.device, weight_layout.dtype)
-            if own == "bias" and weight_layout.tp.rank and name.endswith(shard.ROW_SHARDED):
-                weight.zero_()  # summands: it counts once
-            setattr(module, own, nn.Parameter(weight, requires_grad=False))
-        made = None
-        if f"{name}.qweight" in checkpoint:
-            made = int4.load_awq_layer(
-                checkpoint, name, parts["weight"], module.bias, dtype=weight_layout.dtype, device=weight_layout.device
-            )
-        elif weight_layout.quantize_dense and whole:
-            group = shard.find_group_size(next(iter(whole.values()))[-1], weight_layout.group_sizes)
-            made = int4.quantize_layer(name, module, group_size=group, device=weight_layout.device)
-        if made is not None:
-            model.set_submodule(name, made)
-    if tied:
-        model.lm_head.weight = model.model.language_model.embed_tokens.weight
+        fill_module(model, name, module, checkpoint, layout)
+    if is_head_tied:
+        embeddings = model.get_submodule(layout.architecture.language_model).embed_tokens
+        model.get_submodule(layout.architecture.lm_head).weight = embeddings.weight
+
+
+def fill_module(model: Any, name: str, module: Any, checkpoint: Checkpoint, layout: WeightLayout) -> None:
+    """Fills a module's own parameters, and puts a four-bit layer in its place where one is stored or asked for."""
+    shapes = {kind: tuple(param.shape) for kind, param in module.named_parameters(recurse=False)}
+    text_config = model.config.get_text_config()
+    shards = {kind: layout.assign_shard(f"{name}.{kind}", text_config) for kind in shapes}
+    for kind, shape in shapes.items():
+        full_name = f"{name}.{kind}"
+        if full_name not in checkpoint:
+            continue
+        weight = checkpoint.read_weight(full_name, shards[kind], shape=shape).to(layout.device, layout.dtype)
+        rule = layout.architecture.get_shard_rule(full_name)
+        if kind == "bias" and layout.tp.rank and rule is not None and rule.makes_summands:
+            weight.zero_()  # the ranks' outputs are summed, so the bias must count once
+        setattr(module, kind, nn.Parameter(weight, requires_grad=False))
+    int4_layer = None
+    if f"{name}.qweight" in checkpoint:
+        int4_layer = int4.load_awq_layer(
+            checkpoint, name, shards["weight"], module.bias, dtype=layout.dtype, device=layout.device
+        )
+    elif layout.quantize_dense and shapes and layout.architecture.is_text_layer(name):
+        group_size = shard.find_group_size(next(iter(shapes.values()))[-1], layout.group_sizes)
+        int4_layer = int4.quantize_layer(module, group_size=group_size, device=layout.device)
+    if int4_layer is not None:
+        model.set_submodule(name, int4_layer)
 
 
 def has_weight(name: str, stored_names: Container[str]) -> bool:
-    return name in stored_names or (
-        name.endswith(".weight") and f"{name.removesuffix('.weight')}.qweight" in stored_names
-    )
+    awq_name = f"{name.removesuffix('.weight')}.qweight"
+    return name in stored_names or (name.endswith(".weight") and awq_name in stored_names)
 
 
-def flatten_patch_embedding(patch_embedding: Any) -> None:
-    """A convolution whose kernel is the whole patch is a matrix product, and many times faster as one."""
-    kernel = patch_embedding.proj.weight.flatten(1)
-    patch_embedding.forward = lambda patches: linear(patches.to(kernel.dtype), kernel, patch_embedding.proj.bias)
-
-
-def load_stop_tokens(folder: Path, model: Any) -> frozenset[int]:
+def load_stop_tokens(folder: Path, text_config: Any) -> frozenset[int]:
     path = folder / "generation_config.json"
-    said = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-    said = model.config.text_config.eos_token_id if said is None else said
-    return frozenset(said if isinstance(said, list) else [] if said is None else [said])
-
-
-def refuse_too_large(model: Any, weight_layout: WeightLayout) -> None:
-    """Before a weight is read: a model that the device cannot hold says how many would."""
-    now = weight_layout.tp.size
-    sizes = [
-        now,
-        *(
-            size
-            for size in shard.list_tp_sizes(model.config.text_config, group_sizes=weight_layout.group_sizes)
-            if size > now
-        ),
-    ]
-    needs = {size: estimate_weight_bytes(model, replace(weight_layout, tp=TensorParallel(0, size))) for size in sizes}
-    if weight_layout.device.type != "cuda":
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if needs[now] * now > there:
-            said = f"{needs[now] * now / GB:.1f} GB for its weights and this machine has {there / GB:.1f}"
-            raise JobError(f"model.weights: the model needs {said}; `model.quantize: int4` or a smaller model may fit")
-        return
-    free = measure_free_cuda_bytes(weight_layout.device)
-    if needs[now] <= free:
-        return
-    enough = next((size for size in sizes if needs[size] <= free), None)
-    advice = (
-        f"with model.tensor_parallel: {enough} and workers.generate.gpus: {enough} it needs {needs[enough] / GB:.1f}"
-        if enough
-        else "no number of them that it can be divided among is enough: `model.quantize: int4`, or a smaller model"
-    )
-    raise JobError(
-        f"model.weights: on each of {now} GPU(s) the model needs {needs[now] / GB:.1f} GB for its weights and "
-        f"{free / GB:.1f} are free; {advice}"
-    )
-
-
-def estimate_weight_bytes(model: Any, weight_layout: WeightLayout) -> int:
-    """What a rank's share of the weights takes, by the shapes of a model without memory."""
-    text, item, total = model.config.text_config, weight_layout.dtype.itemsize, 0.0
-    for name, param in model.named_parameters():
-        part = shard.assign_shard(name, text, weight_layout.tp, group_sizes=weight_layout.group_sizes)
-        share = (part.span[1] - part.span[0]) / param.shape[part.dim] if part else 1.0
-        group = (
-            shard.find_group_size(param.shape[-1], weight_layout.group_sizes)
-            if param.dim() > 1 and ".layers." in name
-            else 1
-        )
-        total += share * param.numel() * (item if group == 1 else 0.5 + 2 * item / group)
-    return int(total)
+    stop_tokens = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    if stop_tokens is None:
+        stop_tokens = text_config.eos_token_id
+    if stop_tokens is None:
+        return frozenset()
+    return frozenset(stop_tokens if isinstance(stop_tokens, list) else [stop_tokens])

@@ -1,7 +1,7 @@
-"""A checkpoint's config -> how large its model is, in parameters and bytes, without loading a weight.
+"""Computes a model's size in parameters and bytes from its config, without loading a weight.
 
-The model is built on torch's `meta` device, where tensors have shapes and no memory, so the counts are those of the
-real classes.
+The model is built on torch's `meta` device, where tensors have shapes and no memory, so the counts are those of
+transformers' own classes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pipeline.model import hf_models
+from pipeline.model import family_loader, hf_models
 from pipeline.model.engines.torch.loaded_model import LoadedModel
 from pipeline.model.engines.torch.memory import (
     CUDA_MEMORY_FRACTION,
@@ -23,52 +23,68 @@ from pipeline.model.engines.torch.memory import (
     estimate_step_bytes,
 )
 from pipeline.model.engines.torch.shard import get_head_dim
+from pipeline.model.families.model_architecture import ModelArchitecture
 
-INT4_WEIGHT_BYTES = 0.5 + 2.5 / 128  # of a weight, with scale and zero point of its group
+INT4_WEIGHT_BYTES = 0.5 + 2.5 / 128  # with the scale and zero point of its group
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
     vision_parameters: int
     text_parameters: int
-    active_parameters: int  # of the text model, for one token
+    active_parameters: int  # of the text model: those that one token uses
     weights_bytes: int
-    text_bytes: int  # of them, what one decoding step reads
-    token_bytes: int  # of key-value cache
-    step_bytes: int  # the largest step's own
+    text_bytes: int  # the part of them that a decode step reads
+    token_bytes: int  # KV cache of one token
+    step_bytes: int  # activations of the largest step
     patches_per_token: int
 
     def count_kv_tokens(self, gpu_memory_bytes: float, gpu_count: int = 1) -> int:
-        """Tokens of cache beside weights and a step, on so many GPUs of that memory; below zero it does not fit."""
+        """Tokens that the KV cache can hold beside weights and activations; negative where the model does not fit."""
         free = CUDA_MEMORY_FRACTION * gpu_memory_bytes - self.weights_bytes / gpu_count - self.step_bytes
         return int(free * gpu_count // self.token_bytes)
 
 
 def measure_model(config: Mapping[str, Any], *, dtype: str = "auto", quantize: str | None = None) -> ModelSize:
-    said = dict(config)
-    int4 = quantize == "int4" or said.pop("quantization_config", None) is not None
-    made = hf_models.get_config_class(said["model_type"]).from_dict(said)
-    kind = made.dtype if dtype == "auto" else getattr(torch, dtype)
+    config = dict(config)
+    is_int4 = quantize == "int4" or config.pop("quantization_config", None) is not None
+    architecture = family_loader.load_architecture(config["model_type"])
+    hf_config = hf_models.get_config_class(config["model_type"]).from_dict(config)
+    weight_dtype = hf_config.dtype if dtype == "auto" else getattr(torch, dtype)
     with torch.device("meta"):
-        model = hf_models.get_model_class(said["model_type"])._from_config(made, dtype=kind or torch.bfloat16)
-    tower, text = model.model.visual, model.config.text_config
-    shape = text.num_hidden_layers, text.num_key_value_heads, get_head_dim(text)
-    loaded = LoadedModel(tower, model.model.language_model, model.lm_head, frozenset(), shape, text.vocab_size)
-    vision = sum(weight.numel() for weight in tower.parameters())
-    item = loaded.dtype.itemsize
-    counts = {name: weight.numel() for name, weight in model.named_parameters() if ".visual." not in name}
-    plain = sum(count for name, count in counts.items() if "embed_tokens" in name or "lm_head" in name)
-    inner = sum(counts.values()) - plain
+        model_class = hf_models.get_model_class(config["model_type"])
+        model = model_class._from_config(hf_config, dtype=weight_dtype or torch.bfloat16)
+    text_config = model.config.get_text_config()
+    loaded = LoadedModel(
+        architecture,
+        architecture.open_vision_tower(model),
+        model.get_submodule(architecture.language_model),
+        model.get_submodule(architecture.lm_head),
+        frozenset(),
+        (text_config.num_hidden_layers, text_config.num_key_value_heads, get_head_dim(text_config)),
+        text_config.vocab_size,
+    )
+    counts = {name: weight.numel() for name, weight in model.named_parameters()}
+    vision = sum(count for name, count in counts.items() if architecture.is_vision_weight(name))
+    text = sum(counts.values()) - vision
+    dense = sum(count for name, count in counts.items() if is_vocabulary_weight(architecture, name))
     experts = sum(count for name, count in counts.items() if ".experts." in name)
-    used = getattr(text, "num_experts_per_tok", 1) / getattr(text, "num_experts", 1) if experts else 1.0
-    text_bytes = int(inner * (INT4_WEIGHT_BYTES if int4 else item)) + plain * item
+    active_share = getattr(text_config, "num_experts_per_tok", 1) / getattr(text_config, "num_experts", 1)
+    item_bytes = loaded.dtype.itemsize
+    text_bytes = int((text - dense) * (INT4_WEIGHT_BYTES if is_int4 else item_bytes)) + dense * item_bytes
     return ModelSize(
         vision_parameters=vision,
-        text_parameters=sum(counts.values()),
-        active_parameters=int(sum(counts.values()) - experts * (1 - used)),
-        weights_bytes=vision * item + text_bytes,
+        text_parameters=text,
+        active_parameters=int(text - experts * (1 - active_share)) if experts else text,
+        weights_bytes=vision * item_bytes + text_bytes,
         text_bytes=text_bytes,
-        token_bytes=2 * math.prod(shape) * item,
+        token_bytes=2 * math.prod(loaded.cache_shape) * item_bytes,
         step_bytes=estimate_step_bytes(loaded, DEFAULT_SLOTS["cuda"], DEFAULT_PATCHES["cuda"], DEFAULT_PREFILL_TOKENS),
-        patches_per_token=model.config.vision_config.spatial_merge_size**2,
+        patches_per_token=loaded.vision_tower.config.spatial_merge_size**2,
     )
+
+
+def is_vocabulary_weight(architecture: ModelArchitecture, name: str) -> bool:
+    """Whether a weight is the embeddings or the head, which stay dense."""
+    rule = architecture.get_shard_rule(name)
+    return rule is not None and rule.unit == "vocabulary"

@@ -20,7 +20,8 @@ from pipeline.model.engines.torch.memory import EngineSizes
 from pipeline.model.engines.torch.model_loader import load_model
 from pipeline.model.engines.torch.shard import TensorParallel
 from pipeline.model.engines.torch.step_runner import StepRunner, build_decode_function
-from pipeline.model.engines.torch.vision import VisionCache, VisionConfig
+from pipeline.model.engines.torch.vision_cache import VisionCache
+from pipeline.model.engines.torch.vision_encoder import VisionConfig
 from pipeline.model.engines.torch.worker_group import WorkerGroup
 
 

@@ -29,7 +29,7 @@ class SequenceState:
     vision_indices: NDArray[np.int64]  # positions of the pad tokens in the prompt
     matcher: AnswerMatcher | None = None
     token_ids: NDArray[np.int64] = field(init=False)  # [reserved_tokens], filled up to known_tokens
-    positions: NDArray[np.int64] = field(init=False)  # [3, reserved_tokens]: time, height, width
+    positions: NDArray[np.int64] = field(init=False)  # [axes, reserved_tokens]
     random: Random = field(init=False)
     known_tokens: int = field(init=False)
     computed_tokens: int = 0
@@ -46,7 +46,9 @@ class SequenceState:
         self.token_ids[: self.prompt_tokens] = self.request.input_ids
         answer_positions = self.request.positions.max() + 1 + np.arange(self.max_new_tokens)
         self.positions = np.concatenate(
-            [self.request.positions, np.tile(answer_positions, (3, 1))], axis=1, dtype=np.int64
+            [self.request.positions, np.tile(answer_positions, (len(self.request.positions), 1))],
+            axis=1,
+            dtype=np.int64,
         )
         self.random = Random(self.request.sampling.seed)
         self.known_tokens = self.prompt_tokens

@@ -13,7 +13,7 @@ from pipeline.errors import GenerateError, PromptError
 from pipeline.model.detokenizer import Detokenizer
 from pipeline.model.engines.torch.memory import EngineSizes
 from pipeline.model.engines.torch.sequence import SequenceState
-from pipeline.model.engines.torch.vision import VisionCache
+from pipeline.model.engines.torch.vision_cache import VisionCache
 from pipeline.model.families.base import Family
 from pipeline.types import Request
 
@@ -66,7 +66,7 @@ class SequenceBuilder:
 
     def check_request(self, request: Request, pad_count: int) -> None:
         ids, positions = request.input_ids, request.positions
-        if len(ids) == 0 or positions.shape != (3, len(ids)):
+        if len(ids) == 0 or positions.shape != (self.family.architecture.position_axes, len(ids)):
             raise PromptError("shape", f"{len(ids)} prompt tokens with positions of shape {positions.shape}")
         if ids.min() < 0 or ids.max() >= self.vocabulary_size:
             raise PromptError(

@@ -1,13 +1,13 @@
-"""A rank of a replica -> which part of each weight it holds. All pure.
+"""Which part of each weight a rank of a replica holds. Pure functions of shapes.
 
     column   outputs are divided: q, k, v, gate, up; embeddings and head by vocabulary
-    row      inputs are divided: o, down; what each rank makes is a summand of the whole
-    expert   whole experts: a mixture is divided by expert, not inside one
+    row      inputs are divided: o, down; the outputs of all ranks are summed
+    expert   whole experts: a mixture is divided between experts, never inside one
 
-Attention is divided by heads, so that a rank's heads find their keys on the same rank. With fewer
-key heads than ranks, neighbours hold the same one. Norms, a mixture's router and the vision tower
-are on every rank: a few per cent of the weights; the tower's work is divided by pictures instead.
-Cuts of four-bit weights fall between groups, so a share has exactly the weights of the whole.
+The family's `shard_rules` say which weight is divided how. Attention is divided by heads, so that a rank's query heads
+find their keys on the same rank; with fewer key heads than ranks, neighbours hold the same one. Norms, a mixture's
+router and the vision tower are on every rank: they are a few per cent of the weights, and the tower's work is divided
+by clips instead. Four-bit weights are cut between groups only, so the shares have exactly the weights of the whole.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import JobError
+from pipeline.model.families.model_architecture import ModelArchitecture, ShardUnit
 
 
 @dataclass(frozen=True, slots=True)
 class TensorParallel:
-    """One of how many."""
+    """This rank, and the number of ranks."""
 
     rank: int = 0
     size: int = 1
 
 
 SINGLE_RANK = TensorParallel()
-ROW_SHARDED = ("o_proj", "down_proj")  # divided by row
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class WeightShard:
-    """What of a weight is held: this span of one of its dimensions."""
+    """The part of a weight that a rank holds: a span of one dimension."""
 
     dim: int
     span: Span
 
 
 def compute_span(count: int, tp: TensorParallel, *, unit_size: int = 1) -> Span:
-    """This rank's share of so many, in whole units, as even as they allow.
+    """This rank's share of `count`, in whole units, as even as they allow.
 
-    >>> [span(10, Place(rank, 4)) for rank in range(4)]
+    >>> [compute_span(10, TensorParallel(rank, 4)) for rank in range(4)]
     [(0, 2), (2, 5), (5, 7), (7, 10)]
-    >>> [span(384, Place(rank, 2), unit=128) for rank in range(2)]
+    >>> [compute_span(384, TensorParallel(rank, 2), unit_size=128) for rank in range(2)]
     [(0, 128), (128, 384)]
     """
     units = count // unit_size
@@ -57,7 +57,7 @@ def get_head_dim(text_config: Any) -> int:
 
 
 def assign_key_heads(text_config: Any, tp: TensorParallel) -> Span:
-    """Every rank has at least one; where there are fewer than ranks, several have the same."""
+    """At least one for every rank; where there are fewer heads than ranks, several ranks hold the same one."""
     if text_config.num_key_value_heads >= tp.size:
         return compute_span(text_config.num_key_value_heads, tp)
     head = text_config.num_key_value_heads * tp.rank // tp.size
@@ -65,71 +65,66 @@ def assign_key_heads(text_config: Any, tp: TensorParallel) -> Span:
 
 
 def find_group_size(in_features: int, group_sizes: Sequence[int]) -> int:
-    """How many inputs of a four-bit layer stand together; 1 where its weights are dense."""
+    """How many inputs of a four-bit layer share a scale; 1 where its weights are dense."""
     return next((group for group in group_sizes if in_features % group == 0), 1)
 
 
 def assign_shard(
-    name: str, text_config: Any, tp: TensorParallel, *, group_sizes: Sequence[int] = ()
+    architecture: ModelArchitecture,
+    name: str,
+    text_config: Any,
+    tp: TensorParallel,
+    *,
+    group_sizes: Sequence[int] = (),
 ) -> WeightShard | None:
-    """Of a weight, by its name in the model; None is all of it. `groups` are sizes that four-bit weights come in."""
-    *_, owner, kind = name.split(".")
-    if tp.size == 1 or ".visual." in name:
+    """The part of a weight, by its name in the model; None is all of it."""
+    rule = architecture.get_shard_rule(name)
+    if tp.size == 1 or rule is None or (rule.dim == 1 and name.endswith(".bias")):
         return None
-    if owner == "experts":
-        return WeightShard(0, compute_span(text_config.num_experts, tp))
-    if owner in ("embed_tokens", "lm_head"):
-        return WeightShard(0, compute_span(text_config.vocab_size, tp))
-    if owner in ("gate_proj", "up_proj", "down_proj"):
-        within = compute_span(
-            text_config.intermediate_size, tp, unit_size=find_group_size(text_config.intermediate_size, group_sizes)
-        )
-    elif owner in ("q_proj", "o_proj", "k_proj", "v_proj"):
-        heads = (
-            assign_key_heads(text_config, tp)
-            if owner in ("k_proj", "v_proj")
-            else compute_span(text_config.num_attention_heads, tp)
-        )
-        within = heads[0] * get_head_dim(text_config), heads[1] * get_head_dim(text_config)
-    else:
-        return None
-    if owner in ROW_SHARDED:
-        return None if kind == "bias" else WeightShard(1, within)
-    return WeightShard(0, within)
+    return WeightShard(rule.dim, compute_unit_span(rule.unit, text_config, tp, group_sizes))
 
 
-def find_problems(text_config: Any, tp_size: int, *, group_sizes: Sequence[int] = ()) -> list[str]:
-    """Why this model cannot be divided among so many ranks, if it cannot."""
-    heads, keys, experts = (
-        text_config.num_attention_heads,
-        text_config.num_key_value_heads,
-        getattr(text_config, "num_experts", tp_size),
-    )
-    pieces = text_config.intermediate_size // find_group_size(text_config.intermediate_size, group_sizes)
-    attention = find_group_size(heads * get_head_dim(text_config), group_sizes)
-    out = []
+def compute_unit_span(unit: ShardUnit, text_config: Any, tp: TensorParallel, group_sizes: Sequence[int]) -> Span:
+    if unit == "vocabulary":
+        return compute_span(text_config.vocab_size, tp)
+    if unit == "experts":
+        return compute_span(text_config.num_experts, tp)
+    if unit == "mlp":
+        width = text_config.intermediate_size
+        return compute_span(width, tp, unit_size=find_group_size(width, group_sizes))
+    key_heads, head_dim = unit == "key_heads", get_head_dim(text_config)
+    heads = assign_key_heads(text_config, tp) if key_heads else compute_span(text_config.num_attention_heads, tp)
+    return heads[0] * head_dim, heads[1] * head_dim
+
+
+def find_tp_problems(text_config: Any, tp_size: int, *, group_sizes: Sequence[int] = ()) -> list[str]:
+    """Why this model cannot be divided among so many ranks; empty where it can."""
+    heads, key_heads = text_config.num_attention_heads, text_config.num_key_value_heads
+    head_dim, width = get_head_dim(text_config), text_config.intermediate_size
+    mlp_groups = width // find_group_size(width, group_sizes)
+    divisible_parts = min(getattr(text_config, "num_experts", tp_size), mlp_groups)
+    attention_group = find_group_size(heads * head_dim, group_sizes)
+    problems = []
     if heads % tp_size:
-        out.append(f"{heads} attention heads are not divisible by {tp_size}")
-    if keys % tp_size and tp_size % keys:
-        out.append(f"{keys} key-value heads can neither be divided by {tp_size} nor repeated evenly")
+        problems.append(f"{heads} attention heads are not divisible by {tp_size}")
+    if key_heads % tp_size and tp_size % key_heads:
+        problems.append(f"{key_heads} key-value heads can neither be divided by {tp_size} nor repeated evenly")
     if text_config.vocab_size % tp_size:
-        out.append(f"a vocabulary of {text_config.vocab_size:,} is not divisible by {tp_size}")
-    if min(experts, pieces) < tp_size:
-        out.append(f"{min(experts, pieces)} experts or groups of weights cannot be divided by {tp_size}")
-    if tp_size > 1 and heads // tp_size * get_head_dim(text_config) % attention:
-        out.append(
-            f"{heads}/{tp_size} heads of {get_head_dim(text_config)} do not end between groups of {attention} weights"
-        )
-    return out
+        problems.append(f"a vocabulary of {text_config.vocab_size:,} is not divisible by {tp_size}")
+    if divisible_parts < tp_size:
+        problems.append(f"{divisible_parts} experts or groups of weights cannot be divided by {tp_size}")
+    if tp_size > 1 and heads // tp_size * head_dim % attention_group:
+        problems.append(f"{heads}/{tp_size} heads of {head_dim} do not end between groups of {attention_group} weights")
+    return problems
 
 
 def list_tp_sizes(text_config: Any, *, group_sizes: Sequence[int] = (), max_size: int = 16) -> list[int]:
-    """The numbers of ranks that this model can be divided among."""
-    return [size for size in range(1, max_size + 1) if not find_problems(text_config, size, group_sizes=group_sizes)]
+    """The numbers of ranks among which this model can be divided."""
+    sizes = range(1, max_size + 1)
+    return [size for size in sizes if not find_tp_problems(text_config, size, group_sizes=group_sizes)]
 
 
 def check_tp_size(text_config: Any, tp_size: int, *, group_sizes: Sequence[int] = ()) -> None:
-    """A JobError that says which numbers would do."""
-    if wrong := find_problems(text_config, tp_size, group_sizes=group_sizes):
-        fitting = ", ".join(map(str, list_tp_sizes(text_config, group_sizes=group_sizes)))
-        raise JobError(f"model.tensor_parallel: {tp_size} does not work: {'; '.join(wrong)}. Possible: {fitting}")
+    if problems := find_tp_problems(text_config, tp_size, group_sizes=group_sizes):
+        possible = ", ".join(map(str, list_tp_sizes(text_config, group_sizes=group_sizes)))
+        raise JobError(f"model.tensor_parallel: {tp_size} does not work: {'; '.join(problems)}. Possible: {possible}")

@@ -20,7 +20,7 @@ from pipeline.model.engines.torch.kv_cache import FlashLayout, KVCache, PackedBa
 from pipeline.model.engines.torch.loaded_model import LoadedModel
 from pipeline.model.engines.torch.pending_step import UnreadTokens
 from pipeline.model.engines.torch.scheduler import ScheduledBatch
-from pipeline.model.engines.torch.vision import VisionCache
+from pipeline.model.engines.torch.vision_cache import VisionCache
 
 TokenCopy = tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]  # sampled tokens, indices into them, and into token_ids
 
@@ -28,7 +28,7 @@ TokenCopy = tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]  # sampled token
 @dataclass(frozen=True, slots=True)
 class StepInputs:
     token_ids: NDArray[np.int64]  # [tokens]
-    positions: NDArray[np.int64]  # [3, tokens]
+    positions: NDArray[np.int64]  # [axes, tokens]
     query_lengths: list[int]  # [sequences] tokens of each in this step
     run_starts: list[int]  # [sequences] where its run of the KV cache starts
     run_lengths: list[int]  # [sequences] tokens in the run after this step
@@ -148,7 +148,7 @@ class StepRunner:
 def run_language_model(
     loaded: LoadedModel, embeddings: Tensor, positions: Tensor, packed_batch: PackedBatch, **deepstack_arguments: Any
 ) -> Tensor:
-    """Embeddings [tokens, hidden] and positions [3, tokens] -> hidden states [tokens, hidden]."""
+    """Embeddings [tokens, hidden] and positions [axes, tokens] -> hidden states [tokens, hidden]."""
     out = loaded.language_model(
         inputs_embeds=embeddings[None],
         position_ids=positions[:, None],

@@ -13,7 +13,6 @@ from pipeline.job.spec import EngineSettings, Fraction, Job, PositiveInt, define
 from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engines.base import DEFAULT_SLOTS, Engine, EngineType
 from pipeline.model.engines.vllm.arguments import build_arguments, find_problems
-from pipeline.model.families.qwen import QwenFamily
 
 QUIET_ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}  # unless the environment says otherwise
 
@@ -49,7 +48,6 @@ class VllmEngineType(EngineType):
 
         folder = checkpoint_location.locate_checkpoint(job.model.weights, job.model.revision)
         family = family_loader.load_family(folder, model=job.model, add_vision_id=job.media.add_vision_id)
-        assert isinstance(family, QwenFamily)
         return VllmEngine(family, **build_arguments(job, folder, thinking=family.thinking))
 
     def find_problems(self, job: Job) -> list[str]:

@@ -6,46 +6,26 @@ sample. Pixels go over as they are; how a checkpoint spells a medium out is vLLM
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.errors import GenerateError
-from pipeline.model.families.qwen import QwenFamily, tokenize_pieces
-from pipeline.model.prompt import SpecialToken, build_prompt_pieces
+from pipeline.model.families.base import Family
 from pipeline.types import Clip, Request
 
 
-def build_prompt(request: Request, family: QwenFamily) -> dict[str, Any]:
+def build_prompt(request: Request, family: Family) -> dict[str, Any]:
     """Videos as arrays of [frames, height, width, 3], pictures as Pillow has them: an array's axes would be guessed."""
     from PIL import Image
 
     frames = [(clip, clip.pixels.transpose(0, 2, 3, 1)) for clip in request.clips]
     images = [Image.fromarray(pixels[0]) for clip, pixels in frames if clip.kind == "image"]
     videos = [(pixels, build_video_metadata(clip)) for clip, pixels in frames if clip.kind == "video"]
-    (ids,) = tokenize_pieces(
-        build_placeholder_pieces(request, family), family.tokenizer
-    )  # no medium cuts it in two: each is a pad
-    said: dict[str, Any] = {"prompt_token_ids": ids}
+    said: dict[str, Any] = {"prompt_token_ids": family.encode_placeholders(request.turns)}
     if frames:
         said["multi_modal_data"] = ({"image": images} if images else {}) | ({"video": videos} if videos else {})
         said["mm_processor_kwargs"] = {"do_resize": False} | ({"do_sample_frames": False} if videos else {})
     return said
-
-
-def build_placeholder_pieces(request: Request, family: QwenFamily) -> Iterator[str | int]:
-    for piece in build_prompt_pieces(request.turns, family.chat_format, add_vision_id=family.add_vision_id):
-        if isinstance(piece, Clip):
-            yield from get_placeholder(piece, family)
-        else:
-            yield family.special_tokens[piece] if isinstance(piece, SpecialToken) else piece
-
-
-def get_placeholder(clip: Clip, family: QwenFamily) -> list[int]:
-    """What vLLM replaces; times and markers of Qwen3-VL's video are part of that."""
-    if clip.kind == "video" and family.time_origin == "source":
-        return [family.video_token]
-    pad = family.image_token if clip.kind == "image" else family.video_token
-    return [family.vision_start, pad, family.vision_end]
 
 
 def build_video_metadata(clip: Clip) -> dict[str, Any]:
@@ -61,7 +41,7 @@ def build_video_metadata(clip: Clip) -> dict[str, Any]:
     }
 
 
-def check_prompt_tokens(request: Request, vllm_tokens: Sequence[int], family: QwenFamily) -> None:
+def check_prompt_tokens(request: Request, vllm_tokens: Sequence[int], family: Family) -> None:
     """The same text and as many vision tokens, or its boxes would be those of another picture."""
     ours, decode = request.input_ids.tolist(), family.tokenizer.decode
     same = vllm_tokens == ours or decode(vllm_tokens, skip_special_tokens=False) == decode(

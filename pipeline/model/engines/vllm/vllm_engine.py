@@ -19,7 +19,7 @@ from pipeline.errors import ExitCode, GenerateError, ItemError, JobError
 from pipeline.model.detokenizer import Detokenizer
 from pipeline.model.engines.http.responses import MAX_MESSAGE_LENGTH, TOO_LONG_MESSAGE
 from pipeline.model.engines.vllm.prompt_inputs import build_prompt, check_prompt_tokens
-from pipeline.model.families.qwen import QwenFamily
+from pipeline.model.families.base import Family
 from pipeline.model.guidance.reply_completer import ReplyCompleter
 from pipeline.types import Failure, Reply, Request
 from pipeline.watchdog import Watchdog
@@ -29,7 +29,7 @@ HANG_S, LIVENESS_CHECK_S = 1800.0, 1.0
 
 
 class VllmEngine:
-    def __init__(self, family: QwenFamily, **arguments: Any):
+    def __init__(self, family: Family, **arguments: Any):
         """`arguments` are those of vLLM's EngineArgs."""
         import vllm
         from vllm.exceptions import VLLMClientError
