@@ -1,4 +1,4 @@
-"""Schemas that are hard to end in time: each is legal, and each defeats some simple way of closing an answer."""
+"""Schemas whose answers are hard to end: each is legal, and each defeats some simple way to find an ending."""
 
 from __future__ import annotations
 

@@ -15,16 +15,18 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-if find_spec("vllm"):  # which needs torchvision; our own tests keep transformers from looking for it
+if find_spec("vllm"):  # vLLM needs torchvision; our own tests hide it from transformers
     from transformers.utils import is_torchvision_available
 
     is_torchvision_available()
 
 
 @pytest.fixture
-def hurry(monkeypatch):
+def short_waits(monkeypatch):
     """Retries wait for milliseconds; the number of attempts stays."""
     for name in ("MEDIA_POLICIES", "OUTPUT_POLICIES"):
-        table = getattr(retry_policy, name)
-        quick = {kind: policy._replace(first_wait_s=0.01, longest_wait_s=0.02) for kind, policy in table.items()}
-        monkeypatch.setattr(retry_policy, name, quick)
+        policies = getattr(retry_policy, name)
+        fast_policies = {
+            kind: policy._replace(first_wait_s=0.01, longest_wait_s=0.02) for kind, policy in policies.items()
+        }
+        monkeypatch.setattr(retry_policy, name, fast_policies)

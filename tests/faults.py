@@ -1,15 +1,15 @@
-"""A server that answers -> the same server through a proxy that misbehaves on order.
+"""A proxy that injects faults between a client and a server.
 
-    with Proxy("127.0.0.1:8333") as proxy:          # proxy.url goes where the server's URL went
-        proxy.rule = first(3, Fault(status=503))    # the first three requests are answered 503 SlowDown
-        proxy.rule = storm(0.2, BUSY, CUT, LOST)    # each fifth request meets one of these, drawn from a seed
+    with Proxy("127.0.0.1:8333") as proxy:          # use proxy.url instead of the server's URL
+        proxy.rule = first(3, Fault(status=503))    # the first three requests are answered with 503 SlowDown
+        proxy.rule = storm(0.2, BUSY, CUT, LOST)    # every fifth request, at random, meets one of these faults
         proxy.rule = only(first(1, LOST), method="PUT", path="/bucket/out/data/")
-        proxy.rule = None                           # from now on all is well
-        proxy.seen                                  # every request: method, path, range, fault, bytes of the answer
+        proxy.rule = None                           # from now on, no faults
+        proxy.seen                                  # every request: method, path, range, fault, bytes of the response
 
-A rule is any function of a Seen that gives a Fault or None; it is asked once a request, under a lock. Works for any
-HTTP/1.1 server, signed S3 requests too: the Host header is passed on as it came, and nothing in a request is touched.
-Threads of this process; what runs elsewhere reaches it by TCP, so that whole runs on Ray can be sent through it.
+A rule is any function from a SeenRequest to a Fault or None; it is called once per request, under a lock. The proxy
+works for any HTTP/1.1 server and for signed S3 requests: it passes requests on unchanged, with their Host header. It
+runs in threads of this process and listens on TCP, so that runs on Ray can be sent through it.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ Reply = tuple[int, str, list[tuple[str, str]], bytes]
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with one request. Several fields together go wrong together."""
+    """What goes wrong with one request. Several fields may be combined."""
 
-    delay_s: float = 0.0  # before anything is passed on
-    status: int = 0  # answered in the server's place, which never hears of the request
+    delay_s: float = 0.0  # before the request is passed on
+    status: int = 0  # answered by the proxy; the server never sees the request
     code: str = "SlowDown"  # of S3's error document that comes with `status`
-    lost: bool = False  # passed on and done, but the connection is reset (TCP RST) instead of an answer
-    keep: int | None = None  # so many bytes of the body, then the connection is closed
-    short: int | None = None  # so many bytes of the body, declared as if they were all
-    bytes_per_s: int = 0  # the body drips
+    lost: bool = False  # the server does the work, but the connection is reset (TCP RST) instead of a response
+    keep: int | None = None  # bytes of the body before the connection is closed
+    short: int | None = None  # bytes of the body, declared as its whole length
+    bytes_per_s: int = 0  # speed of the body; 0: unlimited
 
 
 BUSY, DOWN = Fault(status=503), Fault(status=500, code="InternalError")
@@ -51,8 +51,8 @@ CUT, LOST = Fault(keep=0), Fault(lost=True)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One request, in the order of arrival. `sent`: bytes of the answer's body that went out."""
+class SeenRequest:
+    """One request, numbered in order of arrival."""
 
     number: int
     method: str
@@ -60,35 +60,35 @@ class Seen:
     range: str = ""
     key: str = ""  # the access key it is signed with
     fault: Fault | None = None
-    sent: int = 0
+    sent: int = 0  # bytes of the response body
 
 
-Rule = Callable[[Seen], Fault | None]
+Rule = Callable[[SeenRequest], Fault | None]
 
 
 def first(count: int, fault: Fault) -> Rule:
-    """The first `count` requests that ask."""
+    """A fault for the first `count` requests."""
     left = iter(range(count))
     return lambda seen: fault if next(left, None) is not None else None
 
 
 def storm(chance: float, *faults: Fault, seed: int = 0) -> Rule:
-    """Each request with this chance, one of the faults."""
+    """One of the faults at random, with this probability."""
     draw = random.Random(seed)
     return lambda seen: draw.choice(faults) if draw.random() < chance else None
 
 
 def only(rule: Rule, *, method: str = "", path: str = "") -> Rule:
-    """Only requests of this method whose path begins so."""
+    """A rule for requests with this method and a path that starts with this one."""
     return lambda seen: rule(seen) if seen.method.startswith(method) and seen.path.startswith(path) else None
 
 
 class Proxy:
-    """Open while it is needed. `server` is host:port."""
+    """A context manager. `server` is host:port."""
 
     def __init__(self, server: str, rule: Rule | None = None):
         self.server, self.rule = server, rule
-        self.seen: list[Seen] = []
+        self.seen: list[SeenRequest] = []
         self.lock = threading.Lock()
         proxy = self
 
@@ -107,15 +107,15 @@ class Proxy:
         self.front.shutdown()
         self.front.server_close()
 
-    def note(self, method: str, path: str, headers: Any) -> Seen:
+    def note(self, method: str, path: str, headers: Any) -> SeenRequest:
         with self.lock:
             key = headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0]
-            seen = Seen(len(self.seen), method, path, headers.get("Range", ""), key)
+            seen = SeenRequest(len(self.seen), method, path, headers.get("Range", ""), key)
             seen = replace(seen, fault=self.rule(seen) if self.rule else None)
             self.seen.append(seen)
             return seen
 
-    def count(self, seen: Seen, sent: int) -> None:
+    def count(self, seen: SeenRequest, sent: int) -> None:
         with self.lock:
             self.seen[seen.number] = replace(seen, sent=sent)
 
@@ -136,22 +136,22 @@ class _Handler(BaseHTTPRequestHandler):
             self.upstream.close()
 
     def handle(self) -> None:
-        with contextlib.suppress(OSError):  # clients hang up when they like
+        with contextlib.suppress(OSError):  # clients may disconnect at any time
             super().handle()
 
     def pass_on(self) -> None:
-        body = self._body()
+        body = self._read_body()
         seen = self.owner.note(self.command, self.path, self.headers)
         fault = seen.fault or Fault()
         time.sleep(fault.delay_s)
-        reply = _refusal(fault) if fault.status else self._asked(body)
+        reply = _build_error_response(fault) if fault.status else self._forward(body)
         if fault.lost or reply is None:
             return self._reset()
-        self.owner.count(seen, self._answer(reply, fault))
+        self.owner.count(seen, self._send_response(reply, fault))
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_OPTIONS = do_PATCH = pass_on
 
-    def _body(self) -> bytes:
+    def _read_body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", "").lower():
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
         parts = []
@@ -162,9 +162,9 @@ class _Handler(BaseHTTPRequestHandler):
             pass
         return b"".join(parts)
 
-    def _asked(self, body: bytes) -> Reply | None:
-        """The server's answer, over a connection kept like the client's own; None if it gives none."""
-        for _ in range(2):  # a connection that idled may have been closed by the server
+    def _forward(self, body: bytes) -> Reply | None:
+        """The server's response; None if there is none. Keeps one connection per client connection."""
+        for _ in range(2):  # the server may have closed an idle connection
             fresh = self.upstream is None
             link = self.upstream = self.upstream or http.client.HTTPConnection(self.owner.server, timeout=120)
             try:
@@ -184,15 +184,17 @@ class _Handler(BaseHTTPRequestHandler):
                     return None
         return None
 
-    def _answer(self, reply: Reply, fault: Fault) -> int:
+    def _send_response(self, reply: Reply, fault: Fault) -> int:
         status, reason, headers, body = reply
         self.send_response_only(status, reason)
-        said = [(name, value) for name, value in headers if name.lower() not in (*HOP_BY_HOP, "content-length")]
+        passed_headers = [
+            (name, value) for name, value in headers if name.lower() not in (*HOP_BY_HOP, "content-length")
+        ]
         length = next((value for name, value in headers if name.lower() == "content-length"), str(len(body)))
         if fault.short is not None and body:
             body = body[: fault.short]
             length = str(len(body))
-        for name, value in [*said, *([] if status in (204, 304) else [("Content-Length", length)])]:
+        for name, value in [*passed_headers, *([] if status in (204, 304) else [("Content-Length", length)])]:
             self.send_header(name, value)
         self.end_headers()
         body = b"" if self.command == "HEAD" else body
@@ -204,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
         return len(out)
 
     def _reset(self) -> None:
-        """As a balancer or a dying server does: the socket is closed under everybody's hands."""
+        """Close the socket with a TCP reset, as a load balancer or a dying server does."""
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         os.close(self.connection.detach())
@@ -213,7 +215,9 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _refusal(fault: Fault) -> Reply:
-    text = f"<?xml version='1.0'?><Error><Code>{fault.code}</Code><Message>on order: {fault.code}</Message></Error>"
+def _build_error_response(fault: Fault) -> Reply:
+    text = (
+        f"<?xml version='1.0'?><Error><Code>{fault.code}</Code><Message>injected fault: {fault.code}</Message></Error>"
+    )
     headers = [("Content-Type", "application/xml"), ("x-amz-request-id", "0")]
     return fault.status, fault.code, headers, text.encode()

@@ -1,4 +1,4 @@
-"""A real S3 server on this machine, which checks credentials and can be ended and started again over what it holds."""
+"""A real S3 server (SeaweedFS) on this machine. It checks credentials, and can be restarted with its data."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from pathlib import Path
 
 KEY, SECRET = "reader", "a-secret-of-the-test"
 FIXED = ("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64", "-volume.max=20", "-filer", "-s3")
-QUIET = ("-s3.port.iceberg=0", "-s3.port.lance=0")  # fixed ports, that another server of a test may have
+QUIET = ("-s3.port.iceberg=0", "-s3.port.lance=0")  # these ports are fixed, so another test's server may hold them
 PARTS = ("master", "volume", "filer", "s3")
 
 
 def free_ports(count: int) -> list[int]:
-    """That nobody listens on."""
     sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    numbers = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
+    for unbound in sockets:
+        unbound.bind(("127.0.0.1", 0))
+    numbers = [bound.getsockname()[1] for bound in sockets]
+    for bound in sockets:
+        bound.close()
     return numbers
 
 
 class Seaweed:
-    """Open while it is needed; `environment` makes s3:// mean it."""
+    """A context manager. `environment` holds the variables that make s3:// URLs use this server."""
 
     def __init__(self, folder: Path):
         self.folder, self.ports = folder, free_ports(8)
@@ -43,21 +42,21 @@ class Seaweed:
             "AWS_DEFAULT_REGION": "us-east-1",
         }
         (folder / "volumes").mkdir(parents=True, exist_ok=True)
-        who = {"name": "test", "credentials": [{"accessKey": KEY, "secretKey": SECRET}]}
-        identities = [{**who, "actions": ["Admin", "Read", "List", "Write"]}]
+        user = {"name": "test", "credentials": [{"accessKey": KEY, "secretKey": SECRET}]}
+        identities = [{**user, "actions": ["Admin", "Read", "List", "Write"]}]
         (folder / "s3.json").write_text(json.dumps({"identities": identities}))
 
     def __enter__(self) -> Seaweed:
         listen = [f"-{name}.port={port}" for name, port in zip(PARTS, self.ports[:4], strict=True)]
         listen += [f"-{name}.port.grpc={port}" for name, port in zip(PARTS, self.ports[4:], strict=True)]
         weed = os.path.join(os.path.dirname(sys.executable), "weed")
-        places = [f"-dir={self.folder}/volumes", f"-s3.config={self.folder}/s3.json"]
+        paths = [f"-dir={self.folder}/volumes", f"-s3.config={self.folder}/s3.json"]
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
-                [weed, "server", *FIXED, *QUIET, *places, *listen], cwd=self.folder, stdout=log, stderr=log
+                [weed, "server", *FIXED, *QUIET, *paths, *listen], cwd=self.folder, stdout=log, stderr=log
             )
         for _ in range(1200):
-            if answers(self.url):
+            if is_running(self.url):
                 return self
             assert self.process.poll() is None, (self.folder / "log").read_text()
             time.sleep(0.1)
@@ -68,11 +67,11 @@ class Seaweed:
         self.process.wait()
 
 
-def answers(url: str) -> bool:
+def is_running(url: str) -> bool:
     try:
         urllib.request.urlopen(url, timeout=2)
     except urllib.error.HTTPError as error:
-        return error.code == 403  # it wants credentials
+        return error.code == 403  # running, and asking for credentials
     except OSError:
         return False
     return True

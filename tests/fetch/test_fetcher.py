@@ -133,7 +133,7 @@ def a_job(tmp_path: Path, *, hosts: tuple[str, ...] = (), deadline_s: float = 20
 
 
 @pytest.fixture
-def fetcher(server, tmp_path, hurry, monkeypatch):
+def fetcher(server, tmp_path, short_waits, monkeypatch):
     Behaviour.seen.clear()
     Behaviour.connections.clear()
     with Fetcher(a_job(tmp_path, hosts=(server,))) as opened:

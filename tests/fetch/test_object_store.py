@@ -24,7 +24,7 @@ def bucket():
 
 
 @pytest.fixture
-def fetcher(bucket, hurry):
+def fetcher(bucket, short_waits):
     with Fetcher(a_job(8 << 20)) as opened:
         yield opened
 

@@ -99,7 +99,7 @@ def opened(server):
 
 
 @pytest.fixture
-def see(server, opened, hurry, monkeypatch):
+def see(server, opened, short_waits, monkeypatch):
     monkeypatch.setattr(sparse_video, "LEAST_BYTES", MIB)
     monkeypatch.setattr("pipeline.fetch.web.FIRST", MIB // 4)
     monkeypatch.setattr(sparse_video, "FIRST", MIB // 4)

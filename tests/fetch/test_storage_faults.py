@@ -39,7 +39,7 @@ def proxy():
 
 
 @pytest.fixture
-def fetcher(proxy, hurry, monkeypatch, tmp_path):
+def fetcher(proxy, short_waits, monkeypatch, tmp_path):
     """Credentials are in a file, as those that are rotated are."""
     write_credentials(tmp_path, "OLDKEY")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

@@ -126,7 +126,7 @@ def test_a_row_that_failed_in_one_form_of_the_manifest_and_was_answered_in_anoth
     assert read_status(str(workspace.folder / "out")).wrong == {}
 
 
-def test_a_store_that_stumbles_is_asked_again_and_a_part_that_is_cut_short_is_named(workspace, monkeypatch, hurry):
+def test_a_store_that_stumbles_is_asked_again_and_a_part_that_is_cut_short_is_named(workspace, monkeypatch, short_waits):
     workspace.write_manifest(workspace.draw_images(4))
     workspace.run_job()
     for name in ("find", "open"):

@@ -37,7 +37,7 @@ def proxy():
 
 
 @pytest.fixture
-def store(proxy, hurry, monkeypatch, tmp_path):
+def store(proxy, short_waits, monkeypatch, tmp_path):
     """Credentials are in a file, as those that are rotated are."""
     credentials(tmp_path, "OLDKEY")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -156,7 +156,7 @@ def test_a_bucket_that_vanishes_stops_the_run_at_the_next_commit(store, proxy):
     assert len(proxy.seen) == 1
 
 
-def test_a_store_that_cannot_be_reached_is_said_to_be(hurry, monkeypatch):
+def test_a_store_that_cannot_be_reached_is_said_to_be(short_waits, monkeypatch):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
@@ -195,7 +195,7 @@ def test_a_full_disk_or_quota_is_said_to_be_full(number, tmp_path, monkeypatch):
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_a_disk_that_stumbles_is_tried_again(tmp_path, monkeypatch, hurry):
+def test_a_disk_that_stumbles_is_tried_again(tmp_path, monkeypatch, short_waits):
     troubles, fsync = [errno.EIO, errno.ESTALE], os.fsync
 
     def stumble(file):

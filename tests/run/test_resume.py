@@ -81,7 +81,7 @@ def test_a_manifest_that_changes_under_a_run_stops_it(workspace, monkeypatch):
     assert workspace.list_parts() == {}
 
 
-@pytest.mark.usefixtures("hurry")
+@pytest.mark.usefixtures("short_waits")
 def test_a_store_that_stumbles_while_a_run_reads_its_manifest_is_waited_for(workspace, monkeypatch):
     read, calls = ParquetSource.read_span, count()
 
