@@ -92,9 +92,9 @@ def _estimate_bytes(schema: SchemaCursor | None) -> int:
 
 
 def find_shortest_match(pattern: str) -> str | None:
-    """A short text that a regular expression matches; None where it is not one of Python's too.
+    """A short text that a regular expression matches; None if Python cannot parse the expression.
 
-    >>> shortest_match("^[A-Z]{3}-[0-9]{2}$")
+    >>> find_shortest_match("^[A-Z]{3}-[0-9]{2}$")
     'AAA-00'
     """
     try:
@@ -111,8 +111,8 @@ def _build_part(kind: Any, value: Any) -> str:
     if kind is regex_ops.LITERAL:
         return chr(value)
     if kind in (regex_ops.MAX_REPEAT, regex_ops.MIN_REPEAT):
-        least, _, inner = value
-        return _build_shortest(inner) * int(least)
+        min_repeats, _, repeated = value
+        return _build_shortest(repeated) * int(min_repeats)
     if kind is regex_ops.SUBPATTERN:
         return _build_shortest(value[-1])
     if kind is regex_ops.BRANCH:
@@ -120,23 +120,21 @@ def _build_part(kind: Any, value: Any) -> str:
     if kind is regex_ops.IN:
         return _choose_class_member(value)
     if kind in (regex_ops.ANY, regex_ops.NOT_LITERAL):
-        return next(letter for letter in CANDIDATE_CHARACTERS if kind is regex_ops.ANY or letter != chr(value))
+        return next(character for character in CANDIDATE_CHARACTERS if kind is regex_ops.ANY or character != chr(value))
     return ""
 
 
 def _choose_class_member(class_parts: Any) -> str:
-    """A letter of a class."""
     if class_parts[0][0] is regex_ops.NEGATE:
-        banned = {
-            letter
-            for letter in CANDIDATE_CHARACTERS
-            for kind, value in class_parts[1:]
-            if _is_in_class(kind, value, letter)
-        }
-        return next((letter for letter in CANDIDATE_CHARACTERS if letter not in banned), "a")
+        allowed = (
+            character
+            for character in CANDIDATE_CHARACTERS
+            if not any(_is_in_class(kind, value, character) for kind, value in class_parts[1:])
+        )
+        return next(allowed, "a")
     kind, value = class_parts[0]
     if kind is regex_ops.CATEGORY:
-        return next(letter for letter in CANDIDATE_CHARACTERS + "\t" if _is_in_class(kind, value, letter))
+        return next(character for character in CANDIDATE_CHARACTERS + "\t" if _is_in_class(kind, value, character))
     return chr(int(value[0] if kind is regex_ops.RANGE else value))
 
 
