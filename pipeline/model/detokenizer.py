@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
+from pipeline.model.thinking import THINK_END
+
 BOX_TAGS = ("object_ref_start", "object_ref_end", "box_start", "box_end", "quad_start", "quad_end")
 
 
@@ -25,9 +27,25 @@ class Detokenizer:
             for number, token in tokenizer.get_added_tokens_decoder().items()
             if token.special and token.content not in box_tags
         )
-        think_end_token = tokenizer.token_to_id("</think>") if thinking else None
+        think_end_token = tokenizer.token_to_id(THINK_END) if thinking else None
         return cls(tokenizer, frozenset(stop_tokens), think_end_token, control_tokens)
 
     def decode(self, tokens: Iterable[int]) -> str:
         text_tokens = [token for token in tokens if token not in self.control_tokens and token not in self.stop_tokens]
         return self.tokenizer.decode(text_tokens, skip_special_tokens=False)
+
+    def split_thinking(self, tokens: list[int]) -> tuple[list[int], list[int]]:
+        """The tokens of the thinking, `</think>` included, and those of the answer."""
+        end = self.think_end_token
+        if end is None:
+            return [], tokens
+        cut = tokens.index(end) + 1 if end in tokens else len(tokens)
+        return tokens[:cut], tokens[cut:]
+
+    def decode_output(self, tokens: list[int]) -> tuple[str | None, str]:
+        """The thinking, for a model that thinks, and the answer."""
+        if self.think_end_token is None:
+            return None, self.decode(tokens)
+        thinking, answer = self.split_thinking(tokens)
+        thought = self.decode(token for token in thinking if token != self.think_end_token)
+        return thought.strip(), self.decode(answer).lstrip()

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.model.engines.http import client
+from pipeline.retry_policy import RetryPolicy
 from tests.model.engines.chat_server import Act, Talker, said, wrong
 
 KEY = "sk-hunter2-hunter2-hunter2"
@@ -16,7 +17,7 @@ KEY = "sk-hunter2-hunter2-hunter2"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(client, "wait_s", lambda failures, chance: 0.01)
+    monkeypatch.setattr(client, "RETRY_POLICY", RetryPolicy(first_wait_s=0.01, longest_wait_s=0.01))
     monkeypatch.setenv("LLM_KEY", KEY)
 
 

@@ -1,8 +1,7 @@
-"""Request -> Reply by rule: an engine without a model, for tests of everything around one.
+"""Replies by rule and without a model, for tests of everything around one.
 
-The first rule whose text stands in the prompt gives the reply; `{id}` and `{prompt}` in it are
-filled. Imports no torch. A row takes `delay_ms` and `slots` rows are answered at once, so a test
-can make it as slow as a model and as much out of order as it likes.
+The first rule whose text occurs in the prompt gives the reply. `{id}` and `{prompt}` in a reply are filled in. A row
+takes `delay_ms`, and `slots` rows are answered at once, so that a test can make the engine slow.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pipeline.job.spec import EngineSettings, Job, PositiveInt, define_key
 from pipeline.model.engines.base import Engine, EngineType
 from pipeline.types import Failure, Reply, Request
 
-STEP_S = 0.01  # as long as a step of decoding may take
+MAX_STEP_S = 0.01  # while a slot is free, so that a new request does not wait long
 
 
 class ScriptedSettings(EngineSettings):
@@ -32,7 +31,7 @@ class ScriptedEngine:
     def __init__(self, settings: ScriptedSettings):
         self.settings = settings
         self.waiting: deque[Request] = deque()
-        self.busy: deque[tuple[float, Request]] = deque()  # with the time each is due, earliest first
+        self.busy: deque[tuple[float, Request]] = deque()  # with the time when the reply is due, in order
         self.answered_count = 0
 
     def has_room(self) -> bool:
@@ -44,9 +43,9 @@ class ScriptedEngine:
     def step(self) -> list[Reply | Failure]:
         while self.waiting and len(self.busy) < self.settings.slots:
             self.busy.append((time.monotonic() + self.settings.delay_ms / 1000, self.waiting.popleft()))
-        if self.busy:  # with a slot free, whoever comes meanwhile must not wait until another row is done
-            longest = STEP_S if len(self.busy) < self.settings.slots else math.inf
-            time.sleep(min(longest, max(0.0, self.busy[0][0] - time.monotonic())))
+        if self.busy:
+            longest_wait_s = MAX_STEP_S if len(self.busy) < self.settings.slots else math.inf
+            time.sleep(min(longest_wait_s, max(0.0, self.busy[0][0] - time.monotonic())))
         replies: list[Reply | Failure] = []
         while self.busy and self.busy[0][0] <= time.monotonic():
             replies.append(self.build_reply(self.busy.popleft()[1]))
@@ -56,7 +55,7 @@ class ScriptedEngine:
     def build_reply(self, request: Request) -> Reply:
         prompt = "\n".join(part for turn in request.turns for part in turn.parts if isinstance(part, str))
         rules = (reply for text, reply in self.settings.replies.items() if text in prompt)
-        # not str.format: a reply is often JSON, and its braces are its own
+        # not str.format: the braces of a JSON reply are no placeholders
         text = next(rules, self.settings.default).replace("{id}", request.id).replace("{prompt}", prompt)
         return Reply(request.id, text, output_tokens=len(text.split()))
 

@@ -1,7 +1,7 @@
-"""How many requests are under way: as many as the job says, fewer when the server says it is too much.
+"""Limits how many requests are in flight: to what the job says, and to fewer while the server is too busy.
 
-Halved at each 429, up by one for each full round of answers, as TCP does it: a thousand requests that were told to
-wait do not come back together, and many replicas share an endpoint without knowing of each other.
+The limit is halved at a 429 and grows by one with each full round of responses, as TCP does it. So a thousand requests
+that were told to wait do not come back together, and replicas share an endpoint without knowing of each other.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class ConcurrencyLimiter:
         while True:
             async with self.changed:
                 await self.changed.wait_for(lambda: self.in_flight < int(self.limit))
-                shut_s = self.paused_until - time.monotonic()
-                if shut_s <= 0:
+                pause_s = self.paused_until - time.monotonic()
+                if pause_s <= 0:
                     self.in_flight += 1
                     return
-            await asyncio.sleep(shut_s * (1 + random.random() / 4))
+            await asyncio.sleep(pause_s * (1 + random.random() / 4))
 
     async def __aexit__(self, *_: object) -> None:
         async with self.changed:
@@ -35,7 +35,7 @@ class ConcurrencyLimiter:
             self.changed.notify_all()
 
     def slow_down(self, pause_s: float) -> None:
-        """Too much. Those that hear it at the same moment are one sign, not many."""
+        """The server is too busy. Responses that arrive during a pause belong to the same overload."""
         now = time.monotonic()
         if now >= self.paused_until:
             self.limit = max(1.0, self.limit / 2)

@@ -1,11 +1,7 @@
-"""Requests -> replies through any server that speaks the OpenAI protocol; no GPU and no weights here.
+"""Answers requests through any server that speaks the OpenAI protocol.
 
-`model.weights` still names a checkpoint, of which only the small files are read: its rules say how large pictures are
-shown and how boxes are written, its tokenizer counts. Name the one that is served; for a server whose model nobody
-knows, any Qwen-VL gives sizes, and `engine.coordinates` says how that model writes boxes.
-
-`submit` and `step` hand over and collect; an event loop in a thread of its own does the rest. The schema goes along as
-the server takes it, tried out until the first answer; what comes back is checked like any other.
+`submit` and `step` hand requests to an event loop in a thread of its own and collect its replies. The dialect of the
+server, such as how it takes the schema, is found out with the first requests. Replies are checked like any other.
 """
 
 from __future__ import annotations
@@ -16,11 +12,12 @@ import queue
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
+from itertools import count
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import GenerateError, ItemError, JobError
-from pipeline.model.engines.http.client import MAX_FAULTS, HttpClient
+from pipeline.model.engines.http.client import MAX_ROW_FAULTS, HttpClient
 from pipeline.model.engines.http.http_settings import HttpSettings
 from pipeline.model.engines.http.request_body import GUIDE_MODES, Dialect, build_body
 from pipeline.model.engines.http.responses import (
@@ -35,7 +32,7 @@ from pipeline.types import Failure, Reply, Request
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-POLL_S = 0.1  # so long `step` waits at most, so that closing need not wait for a server
+STEP_TIMEOUT_S = 0.1  # so that closing does not wait for the server
 
 
 class HttpEngine:
@@ -44,14 +41,14 @@ class HttpEngine:
         self.reply_completer = reply_completer
         self.add_vision_id = add_vision_id
         self.dialect = Dialect(settings.model or "", GUIDE_MODES[0] if settings.guide == "auto" else settings.guide)
-        self.is_guide_settled = settings.guide != "auto"  # how the schema is sent is settled
+        self.is_guide_settled = settings.guide != "auto"
         self.finished: queue.SimpleQueue[Future[Reply | Failure]] = queue.SimpleQueue()
         self.in_flight = 0
         self.counts = {"rows": 0, "prompt_tokens": 0, "output_tokens": 0}
         self.loop = asyncio.new_event_loop()
         self.thread = Thread(target=self.loop.run_forever, name="http", daemon=True)
         self.thread.start()
-        self.client: HttpClient = self.run_in_loop(self.open_client())
+        self.client: HttpClient = self.run_in_loop(self.create_client())
 
     @classmethod
     def connect(cls, settings: HttpSettings, tokenizer: Tokenizer, *, add_vision_id: bool = False) -> HttpEngine:
@@ -64,30 +61,29 @@ class HttpEngine:
             raise
         return engine
 
-    async def open_client(self) -> HttpClient:
+    async def create_client(self) -> HttpClient:
         return HttpClient(self.settings)
 
     async def check_server(self) -> None:
-        """Who is there: a wrong key or name is found before the first row. A server may have no list of models."""
-        named = self.settings.model
+        """Check key and model name with the list of models, which some servers lack, and learn whether it is vLLM."""
+        model = self.settings.model
         try:
             listed = (await self.client.send_request("models")).get("data")
         except (JobError, GenerateError) as error:
-            if named is None and isinstance(error, GenerateError):
+            if model is None and isinstance(error, GenerateError):
                 raise JobError(f"engine.model: nothing is named, and there is no list: {error.message}") from error
-            if named is None or "api_key" in str(error):
+            if model is None or "api_key" in str(error):
                 raise
             return
-        models = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
-        names = [str(each.get("id")) for each in models]
-        if named is None and len(names) == 1:
-            named = names[0]
-        if named is None or (names and named not in {*names, *(each.get("root") for each in models)}):
+        entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+        names = [str(entry.get("id")) for entry in entries]
+        if model is None and len(names) == 1:
+            model = names[0]
+        if model is None or (names and model not in {*names, *(entry.get("root") for entry in entries)}):
             shown = ", ".join(names[:20]) or "no list of models"
-            raise JobError(f"engine.model: {named or 'nothing'} is named, and {self.settings.url} serves {shown}")
-        self.dialect = replace(
-            self.dialect, model=named, can_skip_resize=any(each.get("owned_by") == "vllm" for each in models)
-        )
+            raise JobError(f"engine.model: {model or 'nothing'} is named, and {self.settings.url} serves {shown}")
+        is_vllm = any(entry.get("owned_by") == "vllm" for entry in entries)
+        self.dialect = replace(self.dialect, model=model, can_skip_resize=is_vllm)
 
     def has_room(self) -> bool:
         return self.in_flight < self.settings.concurrency
@@ -100,7 +96,7 @@ class HttpEngine:
         answers: list[Reply | Failure] = []
         try:
             while self.in_flight:
-                answers.append(self.finished.get(timeout=0 if answers else POLL_S).result())
+                answers.append(self.finished.get(timeout=0 if answers else STEP_TIMEOUT_S).result())
                 self.in_flight -= 1
         except queue.Empty:
             pass
@@ -108,76 +104,75 @@ class HttpEngine:
 
     async def answer_request(self, request: Request) -> Reply | Failure:
         try:
-            found = await self.ask_until_valid(request)
+            reply = await self.fetch_reply(request)
         except ItemError as error:
             return error.to_failure(request.id)
-        if self.settings.send == "pixels" and self.settings.coordinates is None and has_shrunk_images(request, found):
-            found = replace(found, flags=("shrunk",))
+        if self.settings.send == "pixels" and self.settings.coordinates is None and has_shrunk_images(request, reply):
+            reply = replace(reply, flags=("shrunk",))
         self.counts["rows"] += 1
-        self.counts["prompt_tokens"] += found.prompt_tokens or 0
-        self.counts["output_tokens"] += found.output_tokens
-        return self.reply_completer.complete_reply(found, request)
+        self.counts["prompt_tokens"] += reply.prompt_tokens or 0
+        self.counts["output_tokens"] += reply.output_tokens
+        return self.reply_completer.complete_reply(reply, request)
 
-    async def ask_until_valid(self, request: Request) -> Reply:
-        """Ask, spelled as the server wants it; a broken answer is asked for again."""
-        for number in range(MAX_FAULTS):
+    async def fetch_reply(self, request: Request) -> Reply:
+        """Ask again while the server's answer is broken."""
+        for attempt in count(1):
             try:
-                return parse_reply(request, await self.send_in_dialect(request))
-            except TransientServerError as trouble:
-                if number == MAX_FAULTS - 1:
-                    raise RequestRefusedError(trouble.kind, trouble.message) from trouble
-        raise AssertionError
+                return parse_reply(request, await self.send_chat_completion(request))
+            except TransientServerError as error:
+                if attempt == MAX_ROW_FAULTS:
+                    raise RequestRefusedError(error.kind, error.message) from error
+        raise AssertionError("count() does not end")
 
-    async def send_in_dialect(self, request: Request) -> dict[str, Any]:
-        """In other words where the server wants others; what was taken once is kept for all rows."""
-        began = dialect = self.dialect
+    async def send_chat_completion(self, request: Request) -> dict[str, Any]:
+        """Send the request; when the server refuses its dialect, try another and keep what is accepted."""
+        first_dialect = dialect = self.dialect
         while True:
-            guidable = request.schema_text is not None and not self.is_guide_settled
-            said = await asyncio.to_thread(
+            can_change_guide = request.schema_text is not None and not self.is_guide_settled
+            body = await asyncio.to_thread(
                 build_body, request, self.settings, dialect, add_vision_id=self.add_vision_id
             )
+            key = compute_idempotency_key(request, body)
             try:
-                answer = await self.client.send_request(
-                    "chat/completions", said, idempotency_key=compute_idempotency_key(request, said)
-                )
+                response = await self.client.send_request("chat/completions", body, idempotency_key=key)
             except RequestRefusedError as error:
-                other = dialect.adapt_to(error.message, can_change_guide=guidable)
-                if other is None:
+                adapted = dialect.adapt_to(error.message, can_change_guide=can_change_guide)
+                if adapted is None:
                     raise
-                dialect = other
+                dialect = adapted
                 continue
             self.is_guide_settled |= request.schema_text is not None
-            if dialect != began:
+            if dialect != first_dialect:
                 self.dialect = dialect
-            return answer
+            return response
 
     def run_in_loop(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
 
     def metrics(self) -> Mapping[str, float]:
-        now = {
+        return {
+            **self.counts,
             "busy": self.in_flight,
             "slots": int(self.client.limiter.limit),
             "waiting": 0,
             "retries": self.client.retries,
         }
-        return {**self.counts, **now}
 
     def close(self) -> None:
-        """What is under way is given up: the connections are closed, and a good server stops computing."""
+        """Cancel the requests in flight; closed connections tell the server to stop computing."""
         self.run_in_loop(self.cancel_requests())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
 
     async def cancel_requests(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self.client.close()
 
 
 def compute_idempotency_key(request: Request, body: bytes) -> str:
-    """The same for every attempt at the same question, another for any other: servers may answer from memory."""
+    """Equal for every attempt of one request and for no other request, so that a server may answer from memory."""
     return hashlib.blake2b(request.id.encode() + b"\0" + body, digest_size=16).hexdigest()

@@ -1,9 +1,9 @@
-"""Request -> the body of a chat completion, in the dialect of the server.
+"""Converts a Request to the body of a chat completion, in the dialect of the server.
 
-What the server gets is what our own engine would see: prepared pixels as PNG in data URIs, frames with their times.
-A server of the same model resizes them to the size they have, unless its pixel budget is smaller than the job's; one
-that says it is vLLM is told not to resize at all, if it takes that (--trust-request-mm-kwargs). PNG costs three to ten
-times the bytes of JPEG and not one bit of the picture; `jpeg` buys the bytes back where the wire is slow.
+The server gets what our own engine would see: prepared pixels as PNG in data URIs, and frames with their times. A
+server of the same model resizes a picture to the size that it already has, unless its pixel budget is smaller than the
+job's. A server that calls itself vLLM is told not to resize, if it allows that (--trust-request-mm-kwargs). PNG takes
+three to ten times the bytes of JPEG and loses nothing; `engine.jpeg` saves the bytes where the network is slow.
 """
 
 from __future__ import annotations
@@ -21,29 +21,28 @@ from PIL import Image
 
 from pipeline.errors import PromptError
 from pipeline.model.engines.http.http_settings import HttpSettings
+from pipeline.model.engines.video_timing import compute_duration, compute_frame_times
 from pipeline.types import Clip, Request, Turn
 
 ContentPart = dict[str, Any]
 GUIDE_MODES = ("json_schema", "guided_json", "json_object", "none")
 SCHEMA_REFUSAL = re.compile(r"response_format|json|guided|structured|grammar|schema", re.I)
 SPECIAL_TOKEN_START = re.compile(r"<\|(?=\w+\|>)")
-ESCAPED_TOKEN_START = (
-    "<\u2060|"  # looks the same and is no token: a server would let a row close its turn with <|im_end|>
-)
-MICROSECONDS_PER_SECOND = 1_000_000  # frames as indices into a video of so many frames a second: times in whole numbers
+ESCAPED_TOKEN_START = "<\u2060|"  # looks the same, but cannot close the turn as <|im_end|> would
+VIDEO_FPS = 1_000_000  # a native video has a frame every microsecond, so that times are whole frame numbers
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What differs between servers."""
+    """What differs between servers of the protocol."""
 
     model: str = ""
     guide: str = GUIDE_MODES[0]
     max_tokens_key: str = "max_tokens"
-    can_skip_resize: bool = False  # it can be told not to resize
+    can_skip_resize: bool = False
 
     def adapt_to(self, refusal: str, *, can_change_guide: bool) -> Dialect | None:
-        """Another that the server may take, to judge by how it refused this one."""
+        """Another dialect to try, if the refusal names something that this dialect uses."""
         if "max_completion_tokens" in refusal and self.max_tokens_key == "max_tokens":
             return replace(self, max_tokens_key="max_completion_tokens")
         if "mm_processor_kwargs" in refusal and self.can_skip_resize:  # vLLM without --trust-request-mm-kwargs
@@ -54,51 +53,55 @@ class Dialect:
 
 
 def build_body(request: Request, settings: HttpSettings, dialect: Dialect, *, add_vision_id: bool) -> bytes:
-    sampling, counts = request.sampling, Counter[str]()
-    said: dict[str, Any] = {
+    sampling, media_counts = request.sampling, Counter[str]() if add_vision_id else None
+    body: dict[str, Any] = {
         "model": dialect.model,
-        "messages": [build_message(turn, settings, counts if add_vision_id else None) for turn in request.turns],
+        "messages": [build_message(turn, settings, media_counts) for turn in request.turns],
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "seed": sampling.seed,
         dialect.max_tokens_key: sampling.max_new_tokens + (sampling.max_thinking_tokens or 0),
     }
-    if sampling.top_k:  # not of the protocol, but of most servers
-        said["top_k"] = sampling.top_k
+    if sampling.top_k:  # not part of the protocol, but most servers know it
+        body["top_k"] = sampling.top_k
     if dialect.can_skip_resize and request.clips and settings.send == "pixels":
-        said["mm_processor_kwargs"] = {"do_resize": False}
+        body["mm_processor_kwargs"] = {"do_resize": False}
     if settings.video == "native" and any(clip.kind == "video" for clip in request.clips):
-        said |= build_video_timing(request)
+        body |= build_video_fields(request)
     if request.schema_text is not None:
-        said |= build_guide_fields(request.schema_text, dialect.guide, said["messages"])
-    return json.dumps({name: value for name, value in {**said, **settings.body}.items() if value is not None}).encode()
+        body |= build_guide_fields(request.schema_text, dialect.guide, body["messages"])
+    body |= settings.body
+    return json.dumps({name: value for name, value in body.items() if value is not None}).encode()
 
 
 def build_guide_fields(schema: str, guide: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
-    """The schema as the server takes it; where it takes none, the model reads it at the end of the question."""
+    """The schema as the server accepts it. Without `json_schema` and `guided_json` it is appended to the question."""
     if guide == "json_schema":
         return {"response_format": {"type": guide, "json_schema": {"name": "answer", "schema": json.loads(schema)}}}
     if guide == "guided_json":
         return {"guided_json": json.loads(schema)}
-    last = next(message for message in reversed(messages) if message["role"] == "user")
-    words = {"type": "text", "text": f"Answer with JSON only, of this JSON Schema: {schema}"}
-    content = last["content"]
-    last["content"] = [*([{"type": "text", "text": content}] if isinstance(content, str) else content), words]
+    last_message = next(message for message in reversed(messages) if message["role"] == "user")
+    content = last_message["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    instruction = {"type": "text", "text": f"Answer with JSON only, of this JSON Schema: {schema}"}
+    last_message["content"] = [*parts, instruction]
     return {"response_format": {"type": "json_object"}} if guide == "json_object" else {}
 
 
 def build_message(turn: Turn, settings: HttpSettings, media_counts: Counter[str] | None) -> dict[str, Any]:
-    """Text alone is a plain string, which every server reads."""
-    if all(isinstance(part, str) for part in turn.parts):
-        words = "".join(part for part in turn.parts if isinstance(part, str))
-        return {"role": turn.role, "content": SPECIAL_TOKEN_START.sub(ESCAPED_TOKEN_START, words)}
-    parts = [piece for part in turn.parts for piece in build_parts(part, settings, media_counts)]
-    return {"role": turn.role, "content": parts}
+    """A turn without media is a plain string, which every server understands."""
+    texts = [part for part in turn.parts if isinstance(part, str)]
+    if len(texts) == len(turn.parts):
+        return {"role": turn.role, "content": escape_special_tokens("".join(texts))}
+    return {
+        "role": turn.role,
+        "content": [piece for part in turn.parts for piece in build_parts(part, settings, media_counts)],
+    }
 
 
 def build_parts(part: Any, settings: HttpSettings, media_counts: Counter[str] | None) -> Iterator[ContentPart]:
     if not isinstance(part, Clip):
-        yield {"type": "text", "text": SPECIAL_TOKEN_START.sub(ESCAPED_TOKEN_START, part)}
+        yield {"type": "text", "text": escape_special_tokens(part)}
         return
     if media_counts is not None:
         media_counts[part.kind] += 1
@@ -112,8 +115,12 @@ def build_parts(part: Any, settings: HttpSettings, media_counts: Counter[str] | 
         for index, frame in enumerate(part.pixels):
             if index < len(part.times):
                 yield {"type": "text", "text": f"<{part.times[index]:.1f} seconds>"}
-            kind = "jpeg" if settings.jpeg else "png"
-            yield build_image_part(f"data:image/{kind};base64,{encode_frame(frame, settings.jpeg)}")
+            image_format = "jpeg" if settings.jpeg else "png"
+            yield build_image_part(f"data:image/{image_format};base64,{encode_frame(frame, settings.jpeg)}")
+
+
+def escape_special_tokens(text: str) -> str:
+    return SPECIAL_TOKEN_START.sub(ESCAPED_TOKEN_START, text)
 
 
 def build_image_part(url: str) -> ContentPart:
@@ -121,12 +128,12 @@ def build_image_part(url: str) -> ContentPart:
 
 
 def is_web_image(uri: str) -> bool:
-    """A page of a document is no picture at its URI."""
+    """The URI of a page of a document names the document, not a picture."""
     return uri.startswith(("http://", "https://")) and "#page=" not in uri
 
 
 def encode_frame(frame: Any, jpeg_quality: int | None) -> str:
-    """[3, height, width] -> base64 of a PNG, or of a JPEG whose colours are as fine as its light."""
+    """[3, height, width] -> base64 of a PNG, or of a JPEG without chroma subsampling."""
     out = io.BytesIO()
     image = Image.fromarray(frame.transpose(1, 2, 0))
     if jpeg_quality:
@@ -136,14 +143,18 @@ def encode_frame(frame: Any, jpeg_quality: int | None) -> str:
     return base64.b64encode(out.getvalue()).decode("ascii")
 
 
-def build_video_timing(request: Request) -> Mapping[str, Any]:
-    """When the frames of a native video were, for vLLM: what it does not know it makes up."""
+def build_video_fields(request: Request) -> Mapping[str, Any]:
+    """The times of a native video's frames, for vLLM, which would otherwise assume a rate."""
     videos = [clip for clip in request.clips if clip.kind == "video"]
     if len(videos) > 1:
         raise PromptError("media", "engine.video: native takes one video a row; leave it out to send frames")
-    clip, count = videos[0], len(videos[0].pixels)
-    times = [round(time * MICROSECONDS_PER_SECOND) for time in clip.times] or list(range(count))
-    total = max(count, round(count / clip.fps * MICROSECONDS_PER_SECOND)) if clip.fps else count
-    shown = {"fps": MICROSECONDS_PER_SECOND, "frames_indices": times, "total_num_frames": total}
-    kept = {"do_sample_frames": False, "do_resize": False}
-    return {"media_io_kwargs": {"video": shown}, "mm_processor_kwargs": kept}
+    (clip,) = videos
+    timing = {
+        "fps": VIDEO_FPS,
+        "frames_indices": [round(time * VIDEO_FPS) for time in compute_frame_times(clip)],
+        "total_num_frames": max(len(clip.pixels), round(compute_duration(clip) * VIDEO_FPS)),
+    }
+    return {
+        "media_io_kwargs": {"video": timing},
+        "mm_processor_kwargs": {"do_sample_frames": False, "do_resize": False},
+    }

@@ -114,12 +114,7 @@ class SequenceState:
 
     def build_reply(self, detokenizer: Detokenizer) -> Reply:
         output = self.token_ids[self.prompt_tokens : self.known_tokens].tolist()
-        if detokenizer.think_end_token is None:
-            thinking, text = None, detokenizer.decode(output)
-        else:
-            cut = len(output) if self.thinking_tokens is None else self.thinking_tokens
-            thought = (token for token in output[:cut] if token != detokenizer.think_end_token)
-            thinking, text = detokenizer.decode(thought).strip(), detokenizer.decode(output[cut:]).lstrip()
+        thinking, text = detokenizer.decode_output(output)
         return Reply(
             id=self.request.id,
             text=text,

@@ -1,7 +1,7 @@
-"""A job -> the arguments of vLLM's engine, or what is wrong with them, by the keys of the job.
+"""Converts a job to the arguments of vLLM's engine, or says by the keys of the job what is wrong with them.
 
-What a job says elsewhere is not said again under `engine`; any other argument is passed on. Which there are is read
-from vLLM's source: importing it takes ten seconds, and where jobs are checked it need not be installed at all.
+Every key under `engine` that is not ours is passed on. The names that vLLM knows are read from its source: importing it
+takes ten seconds, and it need not be installed where jobs are checked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline.job.spec import Job
 from pipeline.model import family_loader
 from pipeline.registry import format_suggestion
 
-JOB_KEYS = {  # arguments of vLLM that a job says elsewhere
+JOB_KEYS = {  # arguments of vLLM that other keys of a job set
     "model": "model.weights",
     "tokenizer": "model.weights",
     "revision": "model.revision",
@@ -27,18 +27,17 @@ JOB_KEYS = {  # arguments of vLLM that a job says elsewhere
 
 
 def find_problems(job: Job) -> list[str]:
-    """What vLLM does not know or does its own way."""
-    said, known = job.engine.model_extra or {}, list_engine_arguments()
-    elsewhere = {
+    given, known = job.engine.model_extra or {}, list_engine_arguments()
+    vllm_names = {  # keys of `model` that vLLM takes as arguments of its own
         "attention": (job.model.attention != "auto", "attention_backend"),
         "quantize": (job.model.quantize, "quantization, with a checkpoint that is quantised"),
         "context.rope": (job.model.context.rope, "hf_overrides"),
         "overrides": (job.model.overrides, "hf_overrides"),
     }
-    found = [f"model.{key}: with vLLM this is engine.{name}" for key, (given, name) in elsewhere.items() if given]
-    found += [f"engine.{name}: say it as {JOB_KEYS[name]}" for name in said if name in JOB_KEYS]
-    unknown = sorted(said.keys() - JOB_KEYS.keys() - known.keys()) if known else []
-    return found + [
+    problems = [f"model.{key}: with vLLM this is engine.{name}" for key, (is_set, name) in vllm_names.items() if is_set]
+    problems += [f"engine.{name}: say it as {JOB_KEYS[name]}" for name in given if name in JOB_KEYS]
+    unknown = sorted(given.keys() - JOB_KEYS.keys() - known.keys()) if known else []
+    return problems + [
         f"engine.{name}: vLLM's engine has no such argument{format_suggestion(name, known)}" for name in unknown
     ]
 
@@ -49,35 +48,36 @@ def build_arguments(job: Job, folder: Path, *, thinking: bool) -> dict[str, Any]
         "model": str(folder),
         "dtype": choose_dtype(folder, job),
         "tensor_parallel_size": size,
-        "distributed_executor_backend": "mp" if size > 1 else None,  # inside the replica, also where Ray is about
-        "max_model_len": job.model.context.max_length or -1,  # or what fits
+        "distributed_executor_backend": "mp" if size > 1 else None,  # not Ray, which runs the replica itself
+        "max_model_len": job.model.context.max_length or -1,  # -1: as much as fits
         "reasoning_parser": "qwen3" if thinking else "",  # the schema holds after </think>
         "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
-        "mm_processor_cache_gb": 0,  # no picture comes twice
+        "mm_processor_cache_gb": 0,  # no picture is used twice
         "disable_log_stats": True,
         **{name: value for name, value in job.engine.model_dump(exclude={"kind"}).items() if value is not None},
     }
 
 
 def choose_dtype(folder: Path, job: Job) -> str:
-    """As our engine chooses; vLLM's own `auto` would run a checkpoint of float32 in half of that."""
+    """The choice of our own engine. vLLM's `auto` would run a float32 checkpoint in half precision."""
     from vllm.platforms import current_platform
 
-    config = family_loader.load_config(folder)
-    text = config.get("text_config", config)
-    said = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype") or "auto"
     if job.model.dtype != "auto":
         return job.model.dtype
-    return "float32" if said == "float16" and current_platform.is_cpu() else str(said)
+    config = family_loader.load_config(folder)
+    sections = (config, config.get("text_config", config))
+    dtypes = (section.get(key) for section in sections for key in ("dtype", "torch_dtype"))
+    dtype = str(next(filter(None, dtypes), "auto"))
+    return "float32" if dtype == "float16" and current_platform.is_cpu() else dtype
 
 
 @cache
 def list_engine_arguments() -> dict[str, Any]:
-    """The arguments that the installed vLLM takes; none where it is not installed."""
+    """The names of the arguments as keys; empty where vLLM is not installed."""
     spec = find_spec("vllm")
     if spec is None or not spec.submodule_search_locations:
         return {}
     source = Path(spec.submodule_search_locations[0], "engine", "arg_utils.py").read_text(encoding="utf-8")
     classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == "EngineArgs"]
-    fields = [node.target for each in classes for node in each.body if isinstance(node, ast.AnnAssign)]
+    fields = [node.target for engine_args in classes for node in engine_args.body if isinstance(node, ast.AnnAssign)]
     return {field.id: None for field in fields if isinstance(field, ast.Name)}

@@ -1,7 +1,7 @@
-"""Request -> the prompt as vLLM takes it, and whether vLLM read what was prepared.
+"""Converts a Request to vLLM's prompt, and checks that vLLM read what was prepared.
 
-Ids with one pad for each medium, which vLLM replaces, and the prepared frames, which it is told not to resize or
-sample. Pixels go over as they are; how a checkpoint spells a medium out is vLLM's to know, so it is compared.
+The prompt is token ids with one pad token per medium, which vLLM expands, and the prepared frames, which vLLM must not
+resize or sample again. How a medium is expanded is vLLM's business, so its tokens are compared with ours afterwards.
 """
 
 from __future__ import annotations
@@ -10,44 +10,44 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.errors import GenerateError
+from pipeline.model.engines.video_timing import compute_duration, compute_frame_times
 from pipeline.model.families.base import Family
 from pipeline.types import Clip, Request
 
 
 def build_prompt(request: Request, family: Family) -> dict[str, Any]:
-    """Videos as arrays of [frames, height, width, 3], pictures as Pillow has them: an array's axes would be guessed."""
     from PIL import Image
 
     frames = [(clip, clip.pixels.transpose(0, 2, 3, 1)) for clip in request.clips]
-    images = [Image.fromarray(pixels[0]) for clip, pixels in frames if clip.kind == "image"]
+    images = [Image.fromarray(pixels[0]) for clip, pixels in frames if clip.kind == "image"]  # an array is ambiguous
     videos = [(pixels, build_video_metadata(clip)) for clip, pixels in frames if clip.kind == "video"]
-    said: dict[str, Any] = {"prompt_token_ids": family.encode_placeholders(request.turns)}
+    prompt: dict[str, Any] = {"prompt_token_ids": family.encode_placeholders(request.turns)}
     if frames:
-        said["multi_modal_data"] = ({"image": images} if images else {}) | ({"video": videos} if videos else {})
-        said["mm_processor_kwargs"] = {"do_resize": False} | ({"do_sample_frames": False} if videos else {})
-    return said
+        prompt["multi_modal_data"] = ({"image": images} if images else {}) | ({"video": videos} if videos else {})
+        prompt["mm_processor_kwargs"] = {"do_resize": False} | ({"do_sample_frames": False} if videos else {})
+    return prompt
 
 
 def build_video_metadata(clip: Clip) -> dict[str, Any]:
-    """What vLLM is told of a video's clock: a frame at each of its times, in all as many as make its rate."""
-    times = list(clip.times) or [index / clip.fps for index in range(len(clip.pixels))]
-    total = len(times) / clip.fps
+    """At one frame per second, the number of a frame is its time."""
+    duration = compute_duration(clip)
     return {
         "fps": 1.0,
-        "frames_indices": times,
-        "total_num_frames": total,
-        "duration": total,
+        "frames_indices": compute_frame_times(clip),
+        "total_num_frames": duration,
+        "duration": duration,
         "do_sample_frames": False,
     }
 
 
 def check_prompt_tokens(request: Request, vllm_tokens: Sequence[int], family: Family) -> None:
-    """The same text and as many vision tokens, or its boxes would be those of another picture."""
-    ours, decode = request.input_ids.tolist(), family.tokenizer.decode
-    same = vllm_tokens == ours or decode(vllm_tokens, skip_special_tokens=False) == decode(
-        ours, skip_special_tokens=False
-    )
-    if not same:
+    """A different text or number of vision tokens would mean boxes of a different picture."""
+    our_tokens: list[int] = request.input_ids.tolist()
+    if vllm_tokens == our_tokens:
+        return
+    ours, theirs = (family.tokenizer.decode(ids, skip_special_tokens=False) for ids in (our_tokens, vllm_tokens))
+    if ours != theirs:
         raise GenerateError(
-            "prompt", f"vLLM read {len(vllm_tokens):,} prompt tokens where {len(ours):,} were prepared, or other ones"
+            "prompt",
+            f"vLLM read {len(vllm_tokens):,} prompt tokens where {len(our_tokens):,} were prepared, or different ones",
         )

@@ -1,10 +1,8 @@
-"""Requests -> replies through vLLM's engine inside the replica: its scheduler and kernels, our prompt and our pixels.
+"""Runs vLLM's engine inside the replica: its scheduler and kernels, our prompt and our pixels.
 
-Schemas are held by llguidance, without white space, as in our own engine; where the budget ends first, the answer is
-ended as ours would be. An engine that is dead, or does not start, ends the process: what runs it starts it anew, and
-the rows are asked again.
-
-It costs what vLLM costs: tens of seconds to start, its own pins of torch and transformers, torchvision.
+llguidance enforces schemas without white space, as in our own engine, and an answer that the budget cut is completed in
+the same way. An engine that dies or does not start ends the process: whatever runs the process starts another one, and
+the rows are asked again. vLLM takes tens of seconds to start, and needs its own versions of torch and transformers.
 """
 
 from __future__ import annotations
@@ -17,14 +15,14 @@ from typing import Any, NoReturn
 
 from pipeline.errors import ExitCode, GenerateError, ItemError, JobError
 from pipeline.model.detokenizer import Detokenizer
-from pipeline.model.engines.http.responses import MAX_MESSAGE_LENGTH, TOO_LONG_MESSAGE
+from pipeline.model.engines.refusals import classify_refusal, shorten_message
 from pipeline.model.engines.vllm.prompt_inputs import build_prompt, check_prompt_tokens
 from pipeline.model.families.base import Family
 from pipeline.model.guidance.reply_completer import ReplyCompleter
 from pipeline.types import Failure, Reply, Request
 from pipeline.watchdog import Watchdog
 
-REQUESTS_PER_SLOT = 2  # rows handed over for each that can be decoded at once, so that vLLM never waits for one
+REQUESTS_PER_SLOT = 2  # so that vLLM never waits for the next request
 HANG_S, LIVENESS_CHECK_S = 1800.0, 1.0
 
 
@@ -40,7 +38,7 @@ class VllmEngine:
         except (ValueError, TypeError) as error:
             raise JobError(f"engine: vLLM refuses its arguments: {error}") from error
         except RuntimeError as error:
-            exit_process(f"vLLM does not start, most often for want of memory: {error}")
+            exit_process(f"vLLM does not start, most often because memory is short: {error}")
         self.vllm, self.dead_error, self.refusal_errors = vllm, EngineDeadError, (ValueError, VLLMClientError)
         self.slots: int = self.engine.vllm_config.scheduler_config.max_num_seqs
         self.family = family
@@ -51,8 +49,8 @@ class VllmEngine:
         self.counts = {"rows": 0, "prompt_tokens": 0, "output_tokens": 0}
         self.watchdog = Watchdog(HANG_S)
         self.closed = Event()
-        if hasattr(self.engine.engine_core, "ensure_alive"):  # it has a process of its own
-            Thread(target=self.watch_liveness, name="guard", daemon=True).start()
+        if hasattr(self.engine.engine_core, "ensure_alive"):  # the engine runs in a process of its own
+            Thread(target=self.watch_liveness, name="liveness", daemon=True).start()
 
     def has_room(self) -> bool:
         return len(self.in_flight) < REQUESTS_PER_SLOT * self.slots
@@ -62,9 +60,9 @@ class VllmEngine:
             self.engine.add_request(request.id, build_prompt(request, self.family), self.build_sampling_params(request))
             self.in_flight[request.id] = request
         except self.refusal_errors as error:
-            said = str(error)[:MAX_MESSAGE_LENGTH]  # it may hold every pixel
-            kind = "too_long" if TOO_LONG_MESSAGE.search(said) else "refused"
-            self.refused_failures.append(GenerateError(kind, f"vLLM does not take it: {said}").to_failure(request.id))
+            message = shorten_message(str(error))
+            refusal = GenerateError(classify_refusal(message), f"vLLM does not accept the request: {message}")
+            self.refused_failures.append(refusal.to_failure(request.id))
         except self.dead_error as error:
             exit_process(f"vLLM's engine is dead: {error}")
 
@@ -80,7 +78,7 @@ class VllmEngine:
         return [self.parse_output(output) for output in outputs if output.finished]
 
     def watch_liveness(self) -> None:
-        """vLLM's step waits for ever for an engine that was killed, as the kernel does where memory ends."""
+        """vLLM's step waits forever for an engine that was killed, for example because memory ran out."""
         while not self.closed.wait(LIVENESS_CHECK_S):
             try:
                 self.engine.engine_core.ensure_alive()
@@ -89,57 +87,49 @@ class VllmEngine:
                     exit_process(f"vLLM's engine is dead: {error}")
 
     def build_sampling_params(self, request: Request) -> Any:
-        how, thinking = request.sampling, request.sampling.max_thinking_tokens if self.family.thinking else None
-        guide = (
-            self.vllm.sampling_params.StructuredOutputsParams(json=request.schema_text) if request.schema_text else None
-        )
+        sampling = request.sampling
+        thinking_budget = sampling.max_thinking_tokens if self.family.thinking else None
+        guide = None
+        if request.schema_text:
+            guide = self.vllm.sampling_params.StructuredOutputsParams(json=request.schema_text)
         return self.vllm.SamplingParams(
-            max_tokens=how.max_new_tokens + (thinking or 0),
-            temperature=how.temperature,
-            top_p=how.top_p,
-            top_k=how.top_k,
-            seed=how.seed,
+            max_tokens=sampling.max_new_tokens + (thinking_budget or 0),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=sampling.seed,
             logprobs=0,
             detokenize=False,
-            thinking_token_budget=thinking,
+            thinking_token_budget=thinking_budget,
             structured_outputs=guide,
         )
 
     def parse_output(self, output: Any) -> Reply | Failure:
-        request, said = self.in_flight.pop(output.request_id), output.outputs[0]
+        request, completion = self.in_flight.pop(output.request_id), output.outputs[0]
         self.counts["rows"] += 1
         self.counts["prompt_tokens"] += len(output.prompt_token_ids)
-        self.counts["output_tokens"] += len(said.token_ids)
+        self.counts["output_tokens"] += len(completion.token_ids)
         try:
             check_prompt_tokens(request, output.prompt_token_ids, self.family)
-            if said.finish_reason not in ("stop", "length"):
-                raise GenerateError("engine", f"vLLM ended the row with {said.finish_reason!r}")
-            return self.build_reply(request, said)
+            if completion.finish_reason not in ("stop", "length"):
+                raise GenerateError("engine", f"vLLM ended the row with {completion.finish_reason!r}")
+            return self.build_reply(request, completion)
         except ItemError as error:
             return error.to_failure(request.id)
 
     def build_reply(self, request: Request, completion: Any) -> Reply:
-        thought, spoken = self.split_thinking(list(completion.token_ids))
-        text, count = self.detokenizer.decode(spoken), len(completion.token_ids)
+        tokens, logprob = list(completion.token_ids), completion.cumulative_logprob
+        thinking, text = self.detokenizer.decode_output(tokens)
         reply = Reply(
             id=request.id,
-            text=text if thought is None else text.lstrip(),
+            text=text,
             finish=completion.finish_reason,
-            output_tokens=count,
-            thinking=None if thought is None else self.detokenizer.decode(thought).strip(),
-            logprob=completion.cumulative_logprob / count
-            if completion.cumulative_logprob is not None and count
-            else None,
+            output_tokens=len(tokens),
+            thinking=thinking,
+            logprob=logprob / len(tokens) if logprob is not None and tokens else None,
         )
-        return self.reply_completer.complete_reply(reply, request, spoken)
-
-    def split_thinking(self, tokens: list[int]) -> tuple[list[int] | None, list[int]]:
-        """What was thought, and what was answered."""
-        end = self.detokenizer.think_end_token
-        if end is None:
-            return None, tokens
-        cut = tokens.index(end) if end in tokens else len(tokens)
-        return tokens[:cut], tokens[cut + 1 :]
+        _, answer_tokens = self.detokenizer.split_thinking(tokens)
+        return self.reply_completer.complete_reply(reply, request, answer_tokens)
 
     def metrics(self) -> Mapping[str, float]:
         busy = min(len(self.in_flight), self.slots)
@@ -152,7 +142,7 @@ class VllmEngine:
 
 
 def exit_process(reason: str) -> NoReturn:
-    """As a crash, which is what it is: raised, it would be taken for the fault of the rows."""
+    """End as a crash does. An exception would count against the rows."""
     os.write(2, f"vlbatch: {reason}\n".encode())
     sys.stderr.flush()
     os._exit(ExitCode.HANG)
