@@ -111,6 +111,7 @@ model: frames and text become tokens
     model/hf_models.py                      imports transformers' model classes
     model/prompt.py                         renders chat turns with the checkpoint's template
     model/engine_thread.py                  runs an engine in a thread that several chunks share
+    model/thinking.py                       separates a model's thinking from its answer
     model/detokenizer.py                    converts generated tokens to text
     model/families/base.py                  the seam: Family, a series of models
     model/families/model_architecture.py    where a family's vision tower, language model and head are
@@ -125,6 +126,8 @@ model: frames and text become tokens
     model/guidance/shortest_encoding.py     encodes bytes in the fewest tokens
     model/guidance/reply_completer.py       completes a reply that the budget cut off
     model/engines/base.py                   the seam: EngineType and Engine
+    model/engines/refusals.py               tells what a refusal means, and shortens its message
+    model/engines/video_timing.py           when the frames of a clip were shown
     model/engines/scripted.py               replies by rule, without a model
     model/engines/vllm/__init__.py          vLLM inside the replica: settings and checks
     model/engines/vllm/vllm_engine.py       runs vLLM's engine

@@ -81,10 +81,11 @@ class EngineThread:
                 for reply in replies:
                     self.deliver_reply(reply)
             self.fail_waiting(RuntimeError("the engine was closed before it answered"))
+        except PipelineError as error:
+            self.fail_waiting(error)
         except BaseException as error:
             self.fail_waiting(error)
-            if not isinstance(error, PipelineError):  # a caller shows that; anything else needs its traceback
-                raise
+            raise  # a bug needs its traceback
 
     def admit_requests(self) -> bool:
         """Submit what the engine has room for; wait for a request when nothing is in flight. False when closing."""
