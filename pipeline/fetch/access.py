@@ -1,9 +1,8 @@
-"""What a manifest names -> whether this job may look there. Rules only; nothing is opened.
+"""Decides whether a job may read what a manifest names. Rules only: nothing is opened.
 
-A manifest is written by strangers. Schemes come from a list; http(s) goes to global addresses or to
-hosts that the job names; local paths lie under roots that the job names, symlinks followed first.
-Filesystems whose URIs carry a host of their own (hdfs, webhdfs, ftp, sftp) are left out: they would
-be a way around the list of hosts.
+Manifests may be written by strangers, so only listed schemes are allowed: http(s) to public addresses or to hosts that
+the job names, and local paths under roots that the job names, after symlinks are followed. Filesystems whose URIs name
+a host (hdfs, webhdfs, ftp, sftp) are not among them: they would be a way around the list of hosts.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlencode, urlspl
 
 from pipeline.errors import FetchError
 
-STORE_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "oss")  # fsspec fetches these
+STORE_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "oss")  # read through fsspec
 WEB_SCHEMES = ("http", "https")
 MAX_URI_LENGTH = 8192
 NAT64 = IPv6Network("64:ff9b::/96")
-METADATA_ADDRESSES = {"168.63.129.16"}  # Azure's own service for its machines; global by number only
+METADATA_ADDRESSES = {"168.63.129.16"}  # Azure's service for its machines, which counts as a global address
 SECRET_PARAMETER = re.compile(
     r"x-(amz|goog|ms|oss)-|(^|[-_])(sig|signature|token|key|secret|password|pwd|auth|credential|policy)s?($|[-_])"
     r"|keyid|key-pair-id|access_?key|apikey|jwt|session|^(se|sp|sv|sr|st|skoid|sktid|expires)$",
@@ -30,105 +29,98 @@ SECRET_PARAMETER = re.compile(
 
 
 def parse_scheme(uri: str) -> str:
-    """`data`, `file`, `http`, `https` or one of STORES; FetchError for anything else."""
+    """`data`, `file`, or one of WEB_SCHEMES and STORE_SCHEMES; FetchError for anything else."""
     if not uri or uri.isspace():
         raise FetchError("uri", "the URI is empty")
     if uri[:5].lower() == "data:":
         return "data"
-    if len(uri) > MAX_URI_LENGTH or any(ord(letter) < 32 or ord(letter) == 127 for letter in uri):
-        raise FetchError("uri", f"not a URI: longer than {MAX_URI_LENGTH} letters, or control characters in it")
+    if len(uri) > MAX_URI_LENGTH or any(ord(char) < 32 or ord(char) == 127 for char in uri):
+        raise FetchError("uri", f"not a URI: longer than {MAX_URI_LENGTH} characters, or it holds control characters")
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):(?=//|:|/)", uri)
-    name = match[1].lower() if match else "file"
-    if name not in ("file", *WEB_SCHEMES, *STORE_SCHEMES):
-        known = ", ".join(("file", "data", *WEB_SCHEMES, *STORE_SCHEMES))
-        raise FetchError("scheme", f"{redact_source(uri)}: {name}: is not among what may be fetched: {known}")
-    if name in STORE_SCHEMES and ".." in re.split(r"[/\\]", unquote(uri)):
+    scheme = match[1].lower() if match else "file"
+    if scheme not in ("file", *WEB_SCHEMES, *STORE_SCHEMES):
+        allowed = ", ".join(("file", "data", *WEB_SCHEMES, *STORE_SCHEMES))
+        raise FetchError("scheme", f"{redact_source(uri)}: {scheme}: is not an allowed scheme; allowed: {allowed}")
+    if scheme in STORE_SCHEMES and ".." in re.split(r"[/\\]", unquote(uri)):
         raise FetchError("path", f"{redact_source(uri)}: `..` is not allowed in a path")
-    return name
+    return scheme
 
 
 def resolve_local_path(uri: str, allowed_roots: Sequence[str]) -> Path:
-    """The file behind a local path, which lies under one of the roots. Relative paths start at a root."""
+    """The file behind a local path, which must lie under one of the roots. Relative paths start at a root."""
     if not allowed_roots:
         raise FetchError("root", f"{redact_source(uri)}: local files are refused; list their folder under input.roots")
-    folders = [_list_possible_paths(root)[0].resolve() for root in allowed_roots]
-    candidates = [
-        folder / path for path in _list_possible_paths(uri) for folder in folders
-    ]  # of an absolute one: itself
+    roots = [_list_possible_paths(root)[0].resolve() for root in allowed_roots]
+    candidates = [root / path for path in _list_possible_paths(uri) for root in roots]  # an absolute path stays itself
     try:
-        found = next((file for file in candidates if file.exists()), candidates[0]).resolve()
+        path = next((file for file in candidates if file.exists()), candidates[0]).resolve()
     except (OSError, RuntimeError) as error:  # a name too long, a loop of symlinks
         raise FetchError("path", f"{redact_source(uri)}: cannot be followed ({type(error).__name__})") from error
-    if not any(found.is_relative_to(folder) for folder in folders):
-        listed = ", ".join(str(folder) for folder in folders)
-        raise FetchError(
-            "root", f"{redact_source(uri)}: lies outside {listed}; list its folder under input.roots to allow it"
-        )
-    return found
+    if not any(path.is_relative_to(root) for root in roots):
+        problem = f"lies outside {', '.join(map(str, roots))}; list its folder under input.roots to allow it"
+        raise FetchError("root", f"{redact_source(uri)}: {problem}")
+    return path
 
 
 def _list_possible_paths(uri: str) -> list[Path]:
-    """What a local path or `file:` URI may mean: letter by letter, as most programs write them, or percent-encoded.
+    """The paths that a local path or `file:` URI may mean: as written, or percent-encoded.
 
-    >>> [str(path) for path in _paths("file:///in/No%201#a.png")]
+    >>> [str(path) for path in _list_possible_paths("file:///in/No%201#a.png")]
     ['/in/No%201#a.png', '/in/No 1']
     """
     match = re.match(r"file:(?://([^/?#]*))?(.*)", uri, re.IGNORECASE | re.DOTALL)
     if match is None:
         return [Path(uri)]
     if match[1] not in (None, "", "localhost"):
-        raise FetchError("path", f"{redact_source(uri)}: file: URIs name no host; write file:///folder/name")
+        raise FetchError("path", f"{redact_source(uri)}: a file: URI cannot name a host; write file:///folder/name")
     return [Path(match[2]), Path(os.fsdecode(unquote_to_bytes(re.split("[?#]", match[2])[0])))]
 
 
 def is_named_host(host: str, port: int | None, allowed_hosts: Sequence[str]) -> bool:
-    """Whether the job names this very host: such a one may have any address, the operator said so.
+    """Whether the job names exactly this host, which then may have any address.
 
-    >>> named("cdn.acme.com", 443, ["cdn.acme.com"]), named("minio", 9000, ["minio:9000"])
+    >>> is_named_host("cdn.acme.com", 443, ["cdn.acme.com"]), is_named_host("minio", 9000, ["minio:9000"])
     (True, True)
-    >>> named("minio", 22, ["minio:9000"]), named("img.acme.com", 443, ["*.acme.com"])
+    >>> is_named_host("minio", 22, ["minio:9000"]), is_named_host("img.acme.com", 443, ["*.acme.com"])
     (False, False)
     """
-    plain = host.rstrip(".").lower()
-    return any(entry.lower() in (plain, f"{plain}:{port}", f"[{plain}]:{port}") for entry in allowed_hosts)
+    name = host.rstrip(".").lower()
+    return any(entry.lower() in (name, f"{name}:{port}", f"[{name}]:{port}") for entry in allowed_hosts)
 
 
 def is_allowed_host(host: str, port: int | None, allowed_hosts: Sequence[str]) -> bool:
-    """Whether the job's list lets a host in: no list, its name, or `*.` and the end of its name."""
-    ends = [entry[1:].lower() for entry in allowed_hosts if entry.startswith("*.")]
-    return (
-        not allowed_hosts
-        or is_named_host(host, port, allowed_hosts)
-        or host.rstrip(".").lower().endswith(tuple(ends) or ("\0",))
-    )
+    """Whether the job's list is empty, names the host, or has a wildcard (`*.`) that matches it."""
+    suffixes = tuple(entry[1:].lower() for entry in allowed_hosts if entry.startswith("*."))
+    is_matched = host.rstrip(".").lower().endswith(suffixes)
+    return not allowed_hosts or is_named_host(host, port, allowed_hosts) or is_matched
 
 
 def is_public_address(address: str) -> bool:
-    """Whether an address is one of the open internet, whatever it is wrapped in.
+    """Whether an address is on the open internet, also if IPv6 wraps an IPv4 address.
 
-    >>> [is_public(a) for a in ("8.8.8.8", "127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::a9fe:a9fe", "100.100.100.200")]
-    [True, False, False, False, False]
+    >>> [is_public_address(ip) for ip in ("8.8.8.8", "127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::a9fe:a9fe")]
+    [True, False, False, False]
     """
     ip: IPv4Address | IPv6Address = ip_address(address.partition("%")[0])
     if isinstance(ip, IPv6Address):
-        inner = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
-        inner += [IPv4Address(int(ip) & 0xFFFFFFFF)] if ip in NAT64 else []
-        if wrapped := [each for each in inner if each is not None]:
-            return all(is_public_address(str(each)) for each in wrapped)
+        wrapped_addresses = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
+        wrapped_addresses += [IPv4Address(int(ip) & 0xFFFFFFFF)] if ip in NAT64 else []
+        if addresses := [str(wrapped) for wrapped in wrapped_addresses if wrapped is not None]:
+            return all(map(is_public_address, addresses))
     return ip.is_global and not ip.is_multicast and not ip.is_reserved and str(ip) not in METADATA_ADDRESSES
 
 
 def redact_source(source: str | bytes) -> str:
-    """A source as it may appear in answers and messages: no credentials, no signatures, not long.
+    """A source for answers and messages: short, without credentials and signatures.
 
-    >>> shown("https://me:pw@a.com/x.png?w=5&X-Amz-Signature=abc")
+    >>> redact_source("https://me:pw@a.com/x.png?w=5&X-Amz-Signature=abc")
     'https://a.com/x.png?w=5'
     """
     if isinstance(source, bytes):
         return f"({len(source):,} bytes)"
     if source[:5].lower() == "data:":
         return f"{source[:64].partition(',')[0]},... ({len(source):,} letters)"
-    clean = "".join(letter if letter.isprintable() else "?" for letter in source[:MAX_URI_LENGTH])
+    clean = "".join(char if char.isprintable() else "?" for char in source[:MAX_URI_LENGTH])
     if "://" in clean:
         clean = _remove_secrets(clean)
     return clean if len(clean) <= 1024 else clean[:1000] + "..."
@@ -137,10 +129,10 @@ def redact_source(source: str | bytes) -> str:
 def _remove_secrets(uri: str) -> str:
     try:
         parts = urlsplit(uri)
-    except ValueError:  # brackets that are no address
+    except ValueError:  # brackets without an address
         return uri.partition("://")[0] + "://..."
     host = parts.netloc.rpartition("@")[2]
-    if parts.scheme.lower() in ("abfs", "abfss"):  # abfs://container@account/path: no credential
+    if parts.scheme.lower() in ("abfs", "abfss"):  # abfs://container@account/path holds no credential
         host = re.sub(r":[^@]*@", "@", parts.netloc)
     kept = [(name, value) for name, value in parse_qsl(parts.query, True) if not SECRET_PARAMETER.search(name)]
     query = parts.query if len(kept) == len(parse_qsl(parts.query, True)) else urlencode(kept)

@@ -1,7 +1,7 @@
-"""Bytes as they arrive -> a Blob: what kind it is, in memory or, a video, in a file.
+"""Collect arriving bytes in a Blob: a video in a temporary file, everything else in memory.
 
-The limit is checked on what is declared and again on what comes, before it is kept. Videos go to a
-file because decord reads file objects whole; it is gone with `close`.
+Byte limits are checked on the declared size, and again on what arrives before it is kept. Videos go to a file because
+decord reads file objects whole; `close` deletes the file.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from pipeline.fetch.access import redact_source
 from pipeline.fetch.sniff import SNIFF_BYTES, MediaKind, sniff_kind
 from pipeline.job.spec import LimitsSection
 
-ByteRanges = Sequence[tuple[int, int]]  # of bytes: from, to
+ByteRanges = Sequence[tuple[int, int]]  # start and end, in bytes
 PAGE_FRAGMENT = re.compile(r"#(page=[\d,\s-]*)$")
 
 
 class RangeLoader(Protocol):
-    """What brings the bytes that a file lacks."""
+    """Downloads ranges that a file lacks."""
 
     def load_ranges(self, batches: Sequence[ByteRanges]) -> list[Future[None]]:
-        """Starts to; each future is done when the ranges of its place, and of those before, are there."""
+        """Start downloading; a future is done when the ranges of its batch, and of those before it, are there."""
         ...
 
     def close(self) -> None: ...
@@ -37,24 +37,22 @@ class RangeLoader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """What arrived: `data`, or a `path` that is ours to delete if `temporary`."""
+    """The bytes of a source, in `data` or in a file."""
 
-    uri: str  # as it may be shown
-    kind: MediaKind | None  # by content; None: nothing known, maybe a picture all the same
+    uri: str  # redacted
+    kind: MediaKind | None  # by content; None if the content is unknown, which may still be an image
     data: bytes | None = None
     path: Path | None = None
-    is_temporary: bool = False
-    pages: str = ""  # which, of a document: "3" or "1-4,7"; empty: all
-    range_loader: RangeLoader | None = None  # of a file that is not all there yet
+    is_temporary: bool = False  # `close` deletes the file
+    pages: str = ""  # of a document: "3" or "1-4,7"; empty: all
+    range_loader: RangeLoader | None = None  # for a file that lacks ranges
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of memory."""
         return len(self.data or b"")
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the whole, wherever it is."""
         return self.path.stat().st_size if self.path else self.memory_bytes
 
     def close(self) -> None:
@@ -74,7 +72,7 @@ class Blob:
 
 def split_page_fragment(uri: str) -> tuple[str, str]:
     """
-    >>> split_pages("s3://b/scan.pdf#page=2-4")
+    >>> split_page_fragment("s3://b/scan.pdf#page=2-4")
     ('s3://b/scan.pdf', '2-4')
     """
     match = PAGE_FRAGMENT.search(uri)
@@ -82,27 +80,26 @@ def split_page_fragment(uri: str) -> tuple[str, str]:
 
 
 def check_byte_limit(size: int, kind: MediaKind | None, *, uri: str, limits: LimitsSection) -> None:
-    most = limits.video.bytes if kind == "video" else limits.image.bytes
-    if size > most:
-        name = "video" if kind == "video" else "image"
-        raise FetchError("too_large", f"{uri}: more than {most:,} bytes; raise limits.{name}.bytes to allow it")
+    section, max_bytes = ("video", limits.video.bytes) if kind == "video" else ("image", limits.image.bytes)
+    if size > max_bytes:
+        raise FetchError("too_large", f"{uri}: more than {max_bytes:,} bytes; raise limits.{section}.bytes to allow it")
 
 
 def write_at(descriptor: int, data: bytes, offset: int, *, uri: str) -> None:
-    left = memoryview(data)
+    remaining = memoryview(data)
     try:
-        while left:
-            left = left[os.pwrite(descriptor, left, offset + len(data) - len(left)) :]
+        while remaining:
+            remaining = remaining[os.pwrite(descriptor, remaining, offset + len(data) - len(remaining)) :]
     except OSError as error:
         folder = tempfile.gettempdir()
-        raise FetchError("disk", f"{uri}: cannot be kept in {folder} (TMPDIR): {error.strerror}") from error
+        raise FetchError("disk", f"{uri}: cannot be written to {folder} (TMPDIR): {error.strerror}") from error
 
 
 class BlobWriter:
-    """Takes chunks in order; `blob` when there are no more, `drop` when it will not be used."""
+    """Takes bytes in order. Ends with `to_blob`, or with `discard` if the bytes are not used."""
 
-    def __init__(self, uri: str, *, limits: LimitsSection, folder: Path, file_name: str):
-        self.uri, self.limits, self.path = redact_source(uri), limits, folder / file_name
+    def __init__(self, uri: str, *, limits: LimitsSection, path: Path):
+        self.uri, self.limits, self.path = redact_source(uri), limits, path
         self.buffered_pieces: list[bytes] = []
         self.received_bytes = self.declared_bytes = self.written_bytes = 0
         self.kind: MediaKind | None = None
@@ -110,7 +107,7 @@ class BlobWriter:
         self.descriptor: int | None = None
 
     def check_declared_size(self, size: int) -> None:
-        """What the sender declares: refused before it is read, as soon as the kind tells the limit."""
+        """Refuse what exceeds every limit; `write` checks again once the kind is known."""
         self.declared_bytes = size
         check_byte_limit(size, "video", uri=self.uri, limits=self.limits)
 
@@ -129,8 +126,8 @@ class BlobWriter:
 
     def _move_to_file(self) -> None:
         self.descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        for part in self.buffered_pieces:
-            self._append_to_file(part)
+        for piece in self.buffered_pieces:
+            self._append_to_file(piece)
         self.buffered_pieces.clear()
 
     def _append_to_file(self, data: bytes) -> None:

@@ -1,166 +1,134 @@
-"""A source -> the beginning of its bytes, which is enough to know a picture's size; the whole only when that is not.
+"""Fetch only the beginning of media where that is enough to know their size, for planning.
 
-The same rules and limits as fetching. Of JPEG, PNG, GIF, BMP and WebP one ranged read brings enough, of MP4 and
-QuickTime the table of their frames; files on this machine are opened where they lie. A TIFF is read where it
-lists its pages. HEIC, AVIF and PDF, animated pictures, WebP with EXIF (it stands at the end) and other videos come
-whole from stores and servers.
-S3 is asked through signed URLs: a call of its client costs three times as much.
+The rules and limits are those of a Fetcher. One ranged read is enough for JPEG, PNG, GIF, BMP and most WebP; MP4 and
+QuickTime need their table of frames, and TIFF the places where it lists its pages. HEIC, AVIF, PDF, WebP with EXIF
+(which stands at its end) and other videos are downloaded. Local files are opened in place.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
-import aiohttp
-
-from pipeline.errors import FetchError
-from pipeline.fetch import object_store, web
-from pipeline.fetch.access import WEB_SCHEMES, parse_scheme, redact_source, resolve_local_path
-from pipeline.fetch.blob import Blob, BlobWriter, check_byte_limit, split_page_fragment
-from pipeline.fetch.fetcher import Fetcher
+from pipeline.fetch.access import parse_scheme, redact_source, resolve_local_path
+from pipeline.fetch.blob import Blob, check_byte_limit, split_page_fragment
+from pipeline.fetch.data_uri import is_remote
+from pipeline.fetch.downloader import Downloader
+from pipeline.fetch.fetch_queue import FetchQueue
+from pipeline.fetch.object_store import ObjectStore
 from pipeline.fetch.ranged_file import RangedFile
 from pipeline.fetch.retry import fetch_with_retries
 from pipeline.fetch.sniff import SNIFF_BYTES, sniff_kind
+from pipeline.fetch.web import WebClient
 from pipeline.job.spec import Job
 from pipeline.types import Size
 
-PREFIX_BYTES = 64 << 10  # EXIF marks, colour profiles and small previews included
-SIZE_IN_PREFIX_SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM")  # formats whose size stands at the beginning
+PREFIX_BYTES = 64 << 10  # includes EXIF, colour profiles and small previews
+MAX_CONCURRENT_PREFIXES = 64
+MIN_SPARSE_BYTES = 4 * PREFIX_BYTES  # of a video only the table is read, so that sparse reading pays early
+SIZE_IN_PREFIX_SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM")
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-MAX_CONCURRENT_PREFIXES = 64  # beginnings on their way
-WEBP_EXIF_OR_XMP_FLAGS = 0b1100  # flags of WebP
-
-T = TypeVar("T")
+WEBP_EXIF_OR_XMP_FLAGS = 0b1100
 
 
 @dataclass(frozen=True, slots=True)
 class HeaderBlob(Blob):
-    """The beginning of a Blob, and a way to all of it."""
+    """The beginning of an image, and a way to the rest."""
 
     fetch_whole: Callable[[], Blob] | None = None
-    ranged_file: RangedFile | None = None  # of what does not say all at its beginning
+    ranged_file: RangedFile | None = None  # of a TIFF
 
 
-class HeaderFetcher(Fetcher):
-    """A Fetcher that brings beginnings."""
-
-    max_prefetched_blobs = MAX_CONCURRENT_PREFIXES
-    min_sparse_bytes = 4 * PREFIX_BYTES  # of a video nothing but its table is wanted
-
+class HeaderFetcher:
     def __init__(self, job: Job):
-        super().__init__(job)
-        self.max_frames = 0
-        self.unrestricted_session: aiohttp.ClientSession | None = None  # for signed URLs, wherever they lead
-        self.use_signed_urls = True
+        self.limits = job.limits
+        self.downloader = Downloader(job, max_frames=0, min_sparse_bytes=MIN_SPARSE_BYTES)
+        self.queue = FetchQueue(
+            self._fetch_header,
+            deadline_s=job.limits.deadline_s,
+            max_blobs=MAX_CONCURRENT_PREFIXES,
+            refill_below=MAX_CONCURRENT_PREFIXES // 2,
+        )
+
+    def fetch(self, source: str | bytes, *, deadline_s: float | None = None, full_download: bool = False) -> Blob:
+        if not is_remote(source):
+            return self.downloader.read_inline_source(source)
+        return self.queue.fetch(source, deadline_s, full_download)
+
+    def prefetch(self, sources: Iterable[str | bytes]) -> None:
+        self.queue.prefetch(sources)
 
     def close(self) -> None:
-        if self.unrestricted_session:
-            asyncio.run_coroutine_threadsafe(self.unrestricted_session.close(), self.event_loop).result(5)
-        super().close()
+        self.queue.close(self.downloader.close())
 
-    def _start_prefetches(self) -> None:
-        """Many at a time: every time, the two threads wait for each other."""
-        if len(self.prefetches) <= MAX_CONCURRENT_PREFIXES // 2:
-            super()._start_prefetches()
+    def __enter__(self) -> HeaderFetcher:
+        return self
 
-    async def _fetch_source(self, source: str, full_download: bool = False) -> Blob:
-        kind = parse_scheme(source)
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def _fetch_header(self, source: str, full_download: bool) -> Blob:
+        header = None if full_download else await self._try_header(source)
+        return header or await self.downloader.download(source, full_download)
+
+    async def _try_header(self, source: str) -> Blob | None:
+        """None where all of the source is needed, or where something is wrong that a download reports better."""
+        scheme = parse_scheme(source)
         uri, pages = split_page_fragment(source)
-        if kind == "file":
-            path = resolve_local_path(uri, self.allowed_roots)
-            data, size = await asyncio.to_thread(read_file_prefix, path)
-            if data and not data.startswith(SIZE_IN_PREFIX_SIGNATURES) and (found := sniff_kind(data[:SNIFF_BYTES])):
-                check_byte_limit(size, found, uri=redact_source(uri), limits=self.limits)
-                return Blob(redact_source(uri), found, path=path, pages=pages)
-        elif full_download or pages:
-            return await super()._fetch_source(source, full_download)
-        else:
-            data, size = await fetch_with_retries(lambda: self._fetch_prefix(kind, uri))
-            if data and len(data) == size:
-                return Blob(redact_source(uri), sniff_kind(data[:SNIFF_BYTES]), data=data)
-        listed = data.startswith(TIFF_SIGNATURES) and kind != "file"
-        if (
-            full_download
-            or len(data) == size
-            or not (data.startswith(SIZE_IN_PREFIX_SIGNATURES) or read_webp_size(data) or listed)
-        ):
-            return await super()._fetch_source(source, full_download)
+        if scheme == "file":
+            path = resolve_local_path(uri, self.downloader.allowed_roots)
+            return await asyncio.to_thread(self._open_local_header, source, uri, path, pages)
+        return None if pages else await self._fetch_remote_header(source, scheme, uri)
+
+    def _open_local_header(self, source: str, uri: str, path: Path, pages: str) -> Blob | None:
+        prefix, size = read_file_prefix(path)
+        if prefix.startswith(SIZE_IN_PREFIX_SIGNATURES):
+            return None if len(prefix) == size else self._build_header_blob(source, uri, prefix, size)
+        kind = sniff_kind(prefix[:SNIFF_BYTES])
+        if kind is None:
+            return None
+        check_byte_limit(size, kind, uri=redact_source(uri), limits=self.limits)
+        return Blob(redact_source(uri), kind, path=path, pages=pages)
+
+    async def _fetch_remote_header(self, source: str, scheme: str, uri: str) -> Blob | None:
+        client = self.downloader.get_client(scheme)
+        prefix, size = await fetch_with_retries(lambda: client.read_prefix(uri, PREFIX_BYTES))
+        if prefix and len(prefix) == size:
+            kind = sniff_kind(prefix[:SNIFF_BYTES])
+            check_byte_limit(size, kind, uri=redact_source(uri), limits=self.limits)
+            return Blob(redact_source(uri), kind, data=prefix)
+        if prefix.startswith(TIFF_SIGNATURES):
+            return self._build_header_blob(source, uri, prefix, size, self._open_ranged_file(client, uri, prefix, size))
+        if prefix.startswith(SIZE_IN_PREFIX_SIGNATURES) or read_webp_size(prefix):
+            return self._build_header_blob(source, uri, prefix, size)
+        return None
+
+    def _build_header_blob(
+        self, source: str, uri: str, prefix: bytes, size: int, ranged_file: RangedFile | None = None
+    ) -> HeaderBlob:
         check_byte_limit(size, "image", uri=redact_source(uri), limits=self.limits)
-        file = RangedFile(data, size, lambda start, end: self._wait_for(self._fetch_range(kind, uri, start, end), uri))
         return HeaderBlob(
             redact_source(uri),
             "image",
-            data=data,
+            data=prefix,
             fetch_whole=lambda: self._fetch_whole(source),
-            ranged_file=file if listed else None,
-        )
-
-    async def _fetch_prefix(self, kind: str, uri: str) -> tuple[bytes, int]:
-        """Its first bytes, and how many it has; nothing of what is not a picture."""
-        if kind in WEB_SCHEMES:
-            self.web_session = self.web_session or web.open_session(self.allowed_hosts)
-            return await web.read_prefix(uri, PREFIX_BYTES, session=self.web_session, allowed_hosts=self.allowed_hosts)
-        there = self.object_stores[kind] = self.object_stores.get(kind) or object_store.ObjectStore(kind)
-        url = await there.sign_url(kind + uri[len(kind) :]) if self.use_signed_urls else None
-        if url and (found := await self._fetch_signed_prefix(url)):
-            return found
-        sink = BlobWriter(
-            uri, limits=self.limits, folder=self.scratch_folder.path, file_name=str(next(self.file_numbers))
-        )
-        try:
-            rest = await there.download(kind + uri[len(kind) :], sink, first_read_bytes=PREFIX_BYTES)
-            self.use_signed_urls = (
-                self.use_signed_urls and not url
-            )  # what only the store's client can get is not asked for twice again
-            return b"".join(sink.buffered_pieces), rest.size_bytes if rest else sink.received_bytes
-        finally:
-            sink.discard()
-
-    async def _fetch_signed_prefix(self, url: str) -> tuple[bytes, int] | None:
-        """None, too, for what is wrong with it: the store's own client tells that better."""
-        self.unrestricted_session = self.unrestricted_session or web.open_unrestricted_session(MAX_CONCURRENT_PREFIXES)
-        try:
-            async with self.unrestricted_session.get(
-                web.parse_url(url), headers={"Range": f"bytes=0-{PREFIX_BYTES - 1}"}
-            ) as response:
-                size = response.headers.get("Content-Range", "").rpartition("/")[2]
-                data = await response.read() if response.status == 206 and size.isdecimal() else b""
-                return (data, int(size)) if data and len(data) == min(PREFIX_BYTES, int(size)) else None
-        except (aiohttp.ClientError, OSError):
-            return None
-
-    async def _fetch_range(self, kind: str, uri: str, start: int, end: int) -> bytes:
-        if kind not in WEB_SCHEMES:
-            return await fetch_with_retries(
-                lambda: self.object_stores[kind].read_range(kind + uri[len(kind) :], start, end)
-            )
-        assert self.web_session
-        session = self.web_session
-        return await fetch_with_retries(
-            lambda: web.read_range(uri, start, end, session=session, allowed_hosts=self.allowed_hosts)
+            ranged_file=ranged_file,
         )
 
     def _fetch_whole(self, source: str) -> Blob:
-        return self._wait_for(super()._fetch_source(source, True), source)
+        return self.queue.run(self.downloader.download(source, True), source)
 
-    def _wait_for(self, coroutine: Coroutine[Any, Any, T], source: str) -> T:
-        future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self.event_loop)
-        try:
-            return future.result(self.limits.deadline_s)
-        except TimeoutError as error:
-            future.cancel()
-            raise FetchError(
-                "deadline", f"{redact_source(source)}: not here after {self.limits.deadline_s:.0f} s"
-            ) from error
+    def _open_ranged_file(self, client: WebClient | ObjectStore, uri: str, prefix: bytes, size: int) -> RangedFile:
+        def read_range(start: int, end: int) -> bytes:
+            return self.queue.run(fetch_with_retries(lambda: client.read_range(uri, start, end)), uri)
+
+        return RangedFile(prefix, size, read_range)
 
 
 def read_file_prefix(path: Path) -> tuple[bytes, int]:
-    """The first bytes of a file, and how many it has. Whatever is wrong with it is told by who reads it whole."""
+    """The first bytes of a file, and its size. Errors are left to the download that follows."""
     try:
         if not path.is_file():
             return b"", 0
@@ -171,9 +139,9 @@ def read_file_prefix(path: Path) -> tuple[bytes, int]:
 
 
 def read_webp_size(data: bytes) -> Size | None:
-    """As it is shown; None of other formats, and where what follows the picture may say that it lies on its side.
+    """The size of an upright WebP. None for other formats, and where EXIF at the end may turn the image.
 
-    >>> webp_size(bytes.fromhex("52494646 00000000 57454250 56503858 0a000000 10000000 7f0200 df0100"))
+    >>> read_webp_size(bytes.fromhex("52494646 00000000 57454250 56503858 0a000000 10000000 7f0200 df0100"))
     (640, 480)
     """
     kind = data[12:16] if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) >= 30 else b""

@@ -1,7 +1,7 @@
-"""An object longer than one read -> its other bytes, a range at a time, all of the same object.
+"""Download a large object range by range.
 
-Every range says which version it is of, so that an object replaced half way is never read as a mixture.
-A range that fails is asked for again alone: a connection cut at seven gigabytes does not cost seven gigabytes.
+Each range is requested of the version that the first read saw, so an object replaced meanwhile is never read as a
+mixture. A range that fails is requested again alone: a connection cut at seven gigabytes does not cost seven gigabytes.
 """
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ from pipeline.errors import FetchError
 from pipeline.fetch.blob import BlobWriter
 from pipeline.fetch.retry import TransientError, fetch_with_retries
 
-FIRST_READ_BYTES, RANGE_BYTES = 4 << 20, 16 << 20  # bytes
+FIRST_READ_BYTES, RANGE_BYTES = 4 << 20, 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteObject:
-    """`get(start, end)` raises Passing for what is worth another attempt, Changed where nothing is."""
-
-    size_bytes: int  # of the whole object
-    fetch_range: Callable[[int, int], Awaitable[bytes]]
-    on_bytes_read: Callable[[int], None] | None = None  # is told how many bytes came
+    size_bytes: int
+    fetch_range: Callable[[int, int], Awaitable[bytes]]  # (start, end); may raise TransientError, ObjectChangedError
+    on_bytes_read: Callable[[int], None] | None = None
 
     async def read_range(self, start: int, end: int) -> bytes:
         data = await fetch_with_retries(lambda: self.fetch_range(start, end))
@@ -32,14 +30,13 @@ class RemoteObject:
 
 
 class ObjectChangedError(FetchError):
-    """The object was replaced since its first bytes were read: all of it must be read again."""
+    """The object was replaced after its first bytes were read; all of it must be read again."""
 
     def __init__(self, uri: str):
-        super().__init__("changed", f"{uri}: was replaced while it was read")
+        super().__init__("changed", f"{uri}: was replaced while it was being read")
 
 
 async def download_rest(remote_object: RemoteObject, writer: BlobWriter) -> None:
-    """What the sink has not got yet, in order."""
     for start in range(writer.received_bytes, remote_object.size_bytes, RANGE_BYTES):
         writer.write(await remote_object.read_range(start, min(start + RANGE_BYTES, remote_object.size_bytes)))
 

@@ -1,7 +1,7 @@
-"""An object far away -> a file that can be read anywhere in it, a block at a time.
+"""A remote object as a seekable file that downloads the blocks that are read.
 
-For who reads little of it and knows where: a TIFF lists its pages in places of its own choosing. Blocks that came are
-kept, so that going to and fro costs nothing.
+It serves readers that need little and jump about, as TIFF lists its pages in scattered places. Blocks are kept, so
+that returning to one costs nothing.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ BLOCK_BYTES = 64 << 10
 
 
 class RangedFile(io.RawIOBase):
-    """`get(start, end)` brings bytes; the beginning is there already."""
-
     def __init__(self, prefix: bytes, size_bytes: int, fetch_range: Callable[[int, int], bytes]):
         self.size_bytes, self.fetch_range, self.position = size_bytes, fetch_range, 0
+        whole_blocks_end = len(prefix) // BLOCK_BYTES * BLOCK_BYTES
         self.cached_blocks = {
-            at: prefix[at : at + BLOCK_BYTES] for at in range(0, len(prefix) // BLOCK_BYTES * BLOCK_BYTES, BLOCK_BYTES)
+            start: prefix[start : start + BLOCK_BYTES] for start in range(0, whole_blocks_end, BLOCK_BYTES)
         }
 
     def readable(self) -> bool:
@@ -29,9 +28,8 @@ class RangedFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.position = max(
-            0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size_bytes}[whence]
-        )
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size_bytes}[whence]
+        self.position = max(0, origin + offset)
         return self.position
 
     def tell(self) -> int:

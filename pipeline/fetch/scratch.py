@@ -1,7 +1,7 @@
-"""A folder for downloads that goes with its worker, also when the worker is killed.
+"""A temporary folder for downloads that disappears with its worker, even if the worker is killed.
 
-Whoever opens one holds a lock in it, which the kernel lets go of with the process; whoever opens the next
-one on the machine removes those whose lock is free. Without this, spot machines fill up with half videos.
+The owner holds a lock on a file in the folder, and the kernel releases the lock when the process ends. The next worker
+on the machine deletes folders whose lock is free. Otherwise killed workers would fill the disk with partial videos.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 FOLDER_PREFIX, LOCK_NAME = "vlbatch-", ".lock"
-MIN_ABANDONED_AGE_S = 60.0  # a folder this new may not have its lock yet
+MIN_ABANDONED_AGE_S = 60.0  # a younger folder may not be locked yet
 
 
 class ScratchFolder:
@@ -37,5 +37,5 @@ def delete_abandoned_folders(parent_folder: Path) -> None:
             with open(lock, "r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(lock.parent, ignore_errors=True)
-        except OSError:  # in use, somebody else's, or just swept by another worker
+        except OSError:  # in use, of another user, or just deleted by another worker
             continue

@@ -1,4 +1,4 @@
-"""How fsspec's clients are set up, and which exceptions they raise. Media, manifests and outputs share it.
+"""How fsspec's clients are set up, and what their errors mean. Media, manifests and outputs share it.
 
 A client never retries by itself: its retries on top of ours would make a hundred requests of one, to a store that
 says it has too many.
@@ -8,6 +8,12 @@ from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
+
+from pipeline import retry_policy
+from pipeline.errors import FetchError
+from pipeline.fetch.access import redact_source
+from pipeline.fetch.range_download import ObjectChangedError
+from pipeline.fetch.retry import TransientError
 
 SCHEME_ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 ERROR_CLASSES = {  # what each library raises besides OSError
@@ -20,6 +26,12 @@ ERROR_CLASSES = {  # what each library raises besides OSError
 S3_OPTIONS = {
     "config_kwargs": {"max_pool_connections": 32, "retries": {"total_max_attempts": 1}},
     "use_listings_cache": False,
+}
+ERROR_MESSAGES = {
+    "credentials": "the credentials of the workers have expired or are not valid; renew them and run again",
+    "denied": "access denied; check the workers' credentials and what they allow",
+    "refused": "not a valid name in this store",
+    "full": "no space is left on the worker",
 }
 
 
@@ -46,3 +58,14 @@ def disable_client_retries(filesystem: Any, scheme: str) -> None:
     """Turn off the retries that no option reaches."""
     if get_provider(scheme) == "s3":
         filesystem.retries = 1
+
+
+def translate_error(error: Exception, uri: str) -> FetchError:
+    chain = f"{error} {error.__cause__ or ''}"
+    if "PreconditionFailed" in chain or "(412)" in chain:
+        return ObjectChangedError(redact_source(uri))
+    kind = retry_policy.classify_error(error)
+    message = f"{redact_source(uri)}: {ERROR_MESSAGES.get(kind) or type(error.__cause__ or error).__name__}"
+    if kind in retry_policy.MEDIA_POLICIES:
+        return TransientError(kind, message)
+    return FetchError("uri" if kind == "refused" else kind, message)

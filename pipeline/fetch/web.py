@@ -1,263 +1,172 @@
-"""An http(s) URL -> its bytes, from a server the job may talk to.
+"""Download over HTTP from servers that the job allows.
 
-The address that was checked is the address that is connected to: the check sits in the resolver of
-the connection, so a name that resolves differently a moment later gains nothing. Redirects are
-followed here, each hop checked like the first. Proxies of the environment are not used: behind one,
-nobody could tell which address is reached.
+Redirects are followed here, not by aiohttp, so that each one is checked like the first URL.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
-from urllib.request import getproxies
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from pipeline.errors import FetchError
-from pipeline.fetch.access import WEB_SCHEMES, is_allowed_host, is_named_host, is_public_address, redact_source
+from pipeline.fetch.access import WEB_SCHEMES, redact_source
 from pipeline.fetch.blob import BlobWriter
 from pipeline.fetch.range_download import FIRST_READ_BYTES, ObjectChangedError, RemoteObject, require_length
 from pipeline.fetch.retry import TransientError
+from pipeline.fetch.web_session import check_url, open_restricted_session, parse_url
 from pipeline.retry_policy import parse_retry_after
 
-T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 MAX_REDIRECTS = 5
 MAX_RETRY_AFTER_S = 60.0
 READ_BYTES = 1 << 18
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 20.0  # of silence; the row's deadline bounds the whole
+REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 ERROR_KIND_BY_STATUS = {401: "denied", 403: "denied", 404: "not_found", 407: "denied", 410: "not_found", 451: "denied"}
 TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524)
 
 
-class PublicAddressResolver(AbstractResolver):
-    """Names to addresses, all of them public unless the job names the host."""
+class WebClient:
+    """The connections of one worker. Coroutines raise TransientError where another attempt may help."""
 
     def __init__(self, allowed_hosts: Sequence[str]):
         self.allowed_hosts = allowed_hosts
+        self.session: aiohttp.ClientSession | None = None
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
-        for *_, address in found:
-            check_address(host, port, str(address[0]), self.allowed_hosts)
-        return [
-            ResolveResult(
-                hostname=host, host=str(address[0]), port=port, family=kind, proto=proto, flags=socket.AI_NUMERICHOST
-            )
-            for kind, _, proto, _, address in found
-        ]
+    async def download(self, uri: str, writer: BlobWriter, *, full_download: bool = False) -> RemoteObject | None:
+        """Write the response. Of a long video only the beginning, if the server serves ranges; returns the object."""
 
-    async def close(self) -> None: ...
+        async def fetch_range(start: int, end: int) -> bytes:
+            return await self.read_range(uri, start, end, version=version)
 
+        size, version = await self._request(uri, lambda response: write_response(response, writer, full_download))
+        return RemoteObject(size, fetch_range) if size else None
 
-def check_address(host: str, port: int | None, address: str, allowed_hosts: Sequence[str]) -> None:
-    if not is_named_host(host, port, allowed_hosts) and not is_public_address(address):
-        what = address if host == address else f"{host} ({address})"
-        raise FetchError("address", f"{what} is not a public address; name {host}:{port} in input.hosts to allow it")
+    async def read_prefix(self, uri: str, max_bytes: int) -> tuple[bytes, int]:
+        """The first bytes of a file, and its size. Empty if the server does not tell the size."""
 
+        async def read_response(response: aiohttp.ClientResponse) -> tuple[bytes, int]:
+            size = read_total_size(response)
+            if not size or "Content-Encoding" in response.headers:
+                return b"", 0
+            return await response.content.readexactly(min(max_bytes, size)), size
 
-def check_url(url: URL, allowed_hosts: Sequence[str]) -> None:
-    """One hop: scheme, host and, where the host is a number, its address."""
-    if url.scheme not in WEB_SCHEMES:
-        raise FetchError("redirect", f"{redact_source(str(url))}: leads away from http(s)")
-    host = url.raw_host
-    if not host:
-        raise FetchError("uri", f"{redact_source(str(url))}: names no host")
-    if not is_allowed_host(host, url.port, allowed_hosts):
-        raise FetchError("host", f"{host}:{url.port} is not among input.hosts: {', '.join(allowed_hosts)}")
-    if (number := _parse_ip_address(host)) is not None:
-        check_address(host, url.port, number, allowed_hosts)
-
-
-def _parse_ip_address(host: str) -> str | None:
-    """The address that a host is, in any spelling: 127.1, 0x7f000001, [::1]. None for a name."""
-    if ":" in host:
-        return host
-    try:
-        return socket.inet_ntoa(socket.inet_aton(host))
-    except OSError:
-        return None
-
-
-def parse_url(uri: str) -> URL:
-    """Signed URLs must travel letter by letter, so only what is no URL as it stands is encoded."""
-    try:
-        return URL(uri, encoded=uri.isascii() and " " not in uri)
-    except ValueError as error:
-        raise FetchError("uri", f"{redact_source(uri)}: not a URL") from error
-
-
-def open_session(allowed_hosts: Sequence[str]) -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(resolver=PublicAddressResolver(allowed_hosts), limit=64, limit_per_host=16)
-    return aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S),
-        headers={"User-Agent": "vlbatch", "Accept": "*/*", "Accept-Encoding": "identity"},
-    )
-
-
-def open_unrestricted_session(max_connections: int) -> aiohttp.ClientSession:
-    """For addresses that no manifest named, through the environment's proxies."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=max_connections),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S),
-        trust_env=bool(getproxies()),  # or aiohttp would look for them anew at every request, in a thread
-    )
-
-
-async def read_prefix(
-    uri: str, max_bytes: int, *, session: aiohttp.ClientSession, allowed_hosts: Sequence[str]
-) -> tuple[bytes, int]:
-    """Its first bytes, and how many it has; nothing where the server does not say."""
-
-    async def take(response: aiohttp.ClientResponse) -> tuple[bytes, int]:
-        whole = response.headers.get("Content-Range", "").rpartition("/")[2]
-        size = int(whole) if whole.isdecimal() else 0 if response.status == 206 else response.content_length or 0
-        if not size or "Content-Encoding" in response.headers:
-            return b"", 0
-        return await response.content.readexactly(min(max_bytes, size)), size  # what else comes is cut off
-
-    try:
-        return await _send_request(uri, take, {"Range": f"bytes=0-{max_bytes - 1}"}, session, allowed_hosts)
-    except asyncio.IncompleteReadError as error:
-        raise TransientError("truncated", f"{redact_source(uri)}: the connection was cut before the end") from error
-    except FetchError as error:
-        if error.kind != "refused":
+        try:
+            return await self._request(uri, read_response, {"Range": f"bytes=0-{max_bytes - 1}"})
+        except FetchError as error:
+            if error.kind == "refused":  # perhaps only the range is: an empty file has none
+                return b"", 0
             raise
-        return b"", 0  # perhaps only the range of it: of an empty file there is none
+
+    async def read_range(self, uri: str, start: int, end: int, version: str = "") -> bytes:
+        headers = {"Range": f"bytes={start}-{end - 1}"} | ({"If-Range": version} if version else {})
+        return await self._request(uri, lambda response: read_range_response(response, start, end, version), headers)
+
+    async def _request(
+        self,
+        uri: str,
+        read_response: Callable[[aiohttp.ClientResponse], Awaitable[ResultT]],
+        headers: Mapping[str, str] | None = None,
+    ) -> ResultT:
+        self.session = self.session or open_restricted_session(self.allowed_hosts)
+        url = parse_url(uri)
+        with translate_errors(redact_source(uri)):
+            for _ in range(MAX_REDIRECTS + 1):
+                check_url(url, self.allowed_hosts)
+                async with self.session.get(url, allow_redirects=False, headers=headers) as response:
+                    if response.status not in REDIRECT_STATUSES:
+                        check_status(response, redact_source(uri))
+                        return await read_response(response)
+                    url = resolve_redirect(url, response)
+        raise FetchError("redirect", f"{redact_source(uri)}: more than {MAX_REDIRECTS} redirects")
+
+    async def close(self) -> None:
+        if self.session:
+            await self.session.close()
 
 
-async def read_range(
-    uri: str, start: int, end: int, *, session: aiohttp.ClientSession, allowed_hosts: Sequence[str]
-) -> bytes:
-    """Some bytes of what gave its beginning when it was asked for that."""
-    headers = {"Range": f"bytes={start}-{end - 1}"}
-    return await _send_request(
-        uri, lambda response: _read_range_response(response, start, end, ""), headers, session, allowed_hosts
-    )
-
-
-async def download(
-    uri: str,
-    writer: BlobWriter,
-    *,
-    session: aiohttp.ClientSession,
-    allowed_hosts: Sequence[str],
-    full_download: bool = False,
-) -> RemoteObject | None:
-    """Feeds the sink. Gives the rest of a long video, unless `whole`, where the server lets one ask for parts."""
-
-    async def get(start: int, end: int) -> bytes:
-        headers = {"Range": f"bytes={start}-{end - 1}", "If-Range": version}
-        return await _send_request(
-            uri, lambda response: _read_range_response(response, start, end, version), headers, session, allowed_hosts
-        )
-
-    size, version = await _send_request(
-        uri, lambda response: _download_response(response, writer, full_download), {}, session, allowed_hosts
-    )
-    return RemoteObject(size, get) if size else None
-
-
-async def _send_request(
-    uri: str,
-    read_response: Callable[[aiohttp.ClientResponse], Awaitable[T]],
-    headers: Mapping[str, str],
-    session: aiohttp.ClientSession,
-    allowed_hosts: Sequence[str],
-) -> T:
-    """One answer, wherever redirects lead. Raises Passing for what is worth another attempt."""
-    url = parse_url(uri)
+@contextmanager
+def translate_errors(shown_uri: str) -> Iterator[None]:
     try:
-        for _ in range(MAX_REDIRECTS + 1):
-            check_url(url, allowed_hosts)
-            async with session.get(url, allow_redirects=False, headers=headers) as response:
-                if response.status not in (301, 302, 303, 307, 308):
-                    _check_status(response, redact_source(uri))
-                    return await read_response(response)
-                url = _resolve_redirect(url, response)
+        yield
     except aiohttp.InvalidURL as error:
-        raise FetchError("uri", f"{redact_source(uri)}: not a URL") from error
+        raise FetchError("uri", f"{shown_uri}: not a URL") from error
     except aiohttp.ClientResponseError as error:
-        raise FetchError("protocol", f"{redact_source(uri)}: the server does not speak HTTP") from error
-    except aiohttp.ClientPayloadError as error:
-        raise TransientError("truncated", f"{redact_source(uri)}: the connection was cut before the end") from error
+        raise FetchError("protocol", f"{shown_uri}: the server does not speak HTTP") from error
+    except (aiohttp.ClientPayloadError, asyncio.IncompleteReadError) as error:
+        raise TransientError("truncated", f"{shown_uri}: the connection was cut before the end") from error
     except (TimeoutError, aiohttp.ServerTimeoutError) as error:
-        raise TransientError("timeout", f"{redact_source(uri)}: the server is silent") from error
+        raise TransientError("timeout", f"{shown_uri}: the server is silent") from error
     except aiohttp.ClientConnectorDNSError as error:
-        trouble = FetchError if error.errno == socket.EAI_NONAME else TransientError
-        raise trouble("dns", f"{redact_source(uri)}: the host has no address") from error
+        error_class = FetchError if error.errno == socket.EAI_NONAME else TransientError
+        raise error_class("dns", f"{shown_uri}: the host has no address") from error
     except aiohttp.ClientSSLError as error:
-        raise FetchError("tls", f"{redact_source(uri)}: the server's certificate is not accepted") from error
+        raise FetchError("tls", f"{shown_uri}: the server's certificate is not accepted") from error
     except (aiohttp.ClientError, OSError) as error:
-        raise TransientError("connection", f"{redact_source(uri)}: {type(error).__name__}") from error
-    raise FetchError("redirect", f"{redact_source(uri)}: more than {MAX_REDIRECTS} redirects")
+        raise TransientError("connection", f"{shown_uri}: {type(error).__name__}") from error
 
 
-def _resolve_redirect(url: URL, response: aiohttp.ClientResponse) -> URL:
-    place = response.headers.get("Location", "")
+def resolve_redirect(url: URL, response: aiohttp.ClientResponse) -> URL:
+    location, shown_url = response.headers.get("Location", ""), redact_source(str(url))
     try:
-        target = url.join(parse_url(place))
+        target = url.join(parse_url(location))
     except ValueError as error:
-        raise FetchError("redirect", f"{redact_source(str(url))}: redirects to something that is no URL") from error
-    if not place or target.scheme not in WEB_SCHEMES:
-        raise FetchError(
-            "redirect",
-            f"{redact_source(str(url))}: redirects to {redact_source(place) or 'nowhere'}, away from http(s)",
-        )
+        raise FetchError("redirect", f"{shown_url}: redirects to something that is no URL") from error
+    if not location or target.scheme not in WEB_SCHEMES:
+        shown_target = redact_source(location) or "nowhere"
+        raise FetchError("redirect", f"{shown_url}: redirects to {shown_target}, away from http(s)")
     return target
 
 
-def _check_status(response: aiohttp.ClientResponse, uri: str) -> None:
+def check_status(response: aiohttp.ClientResponse, shown_uri: str) -> None:
     status = response.status
     if status in TRANSIENT_STATUSES:
         raise TransientError(
             "unavailable",
-            f"{uri}: the server answers {status}",
+            f"{shown_uri}: the server answers {status}",
             retry_after_s=min(parse_retry_after(response.headers), MAX_RETRY_AFTER_S),
         )
     if status not in (200, 206):
-        raise FetchError(
-            ERROR_KIND_BY_STATUS.get(status, "refused"),
-            f"{uri}: the server answers {status} {response.reason or ''}".rstrip(),
-        )
+        kind = ERROR_KIND_BY_STATUS.get(status, "refused")
+        raise FetchError(kind, f"{shown_uri}: the server answers {status} {response.reason or ''}".rstrip())
 
 
-async def _download_response(
-    response: aiohttp.ClientResponse, writer: BlobWriter, full_download: bool
-) -> tuple[int, str]:
-    """All of it; or the beginning, and the size and the version of what may be had in parts."""
-    headers, size = response.headers, response.content_length or 0
+def read_total_size(response: aiohttp.ClientResponse) -> int:
+    """The size of the whole file; 0 where the server does not tell."""
+    total = response.headers.get("Content-Range", "").rpartition("/")[2]
+    if total.isdecimal():
+        return int(total)
+    return 0 if response.status == 206 else response.content_length or 0
+
+
+def read_version(response: aiohttp.ClientResponse) -> str:
+    return response.headers.get("ETag", "") or response.headers.get("Last-Modified", "")
+
+
+async def write_response(response: aiohttp.ClientResponse, writer: BlobWriter, full_download: bool) -> tuple[int, str]:
+    """Returns (0, "") after writing all; the size and version of a long video after writing its beginning."""
+    size, version = response.content_length or 0, read_version(response)
     writer.check_declared_size(size)
-    version = headers.get("ETag", "") or headers.get("Last-Modified", "")
-    parts = headers.get("Accept-Ranges") == "bytes" and "Content-Encoding" not in headers
-    async for chunk in response.content.iter_chunked(READ_BYTES):
-        writer.write(chunk)
-        if (
-            parts
-            and not full_download
-            and version[:2] not in ("", "W/")
-            and writer.kind == "video"
-            and size > writer.received_bytes >= FIRST_READ_BYTES
-        ):
+    serves_ranges = response.headers.get("Accept-Ranges") == "bytes" and "Content-Encoding" not in response.headers
+    has_strong_version = version[:2] not in ("", "W/")
+    async for data in response.content.iter_chunked(READ_BYTES):
+        writer.write(data)
+        is_long_video = writer.kind == "video" and size > writer.received_bytes >= FIRST_READ_BYTES
+        if is_long_video and serves_ranges and has_strong_version and not full_download:
             return size, version
     return 0, ""
 
 
-async def _read_range_response(response: aiohttp.ClientResponse, start: int, end: int, version: str) -> bytes:
+async def read_range_response(response: aiohttp.ClientResponse, start: int, end: int, version: str) -> bytes:
     uri = redact_source(str(response.url))
-    place = response.headers.get("Content-Range", "").partition("/")[0]
-    now = response.headers.get("ETag", "") or response.headers.get("Last-Modified", "")
-    if response.status != 206 or place != f"bytes {start}-{end - 1}" or (version and now not in ("", version)):
+    content_range = response.headers.get("Content-Range", "").partition("/")[0]
+    is_changed = version and read_version(response) not in ("", version)
+    if response.status != 206 or content_range != f"bytes {start}-{end - 1}" or is_changed:
         raise ObjectChangedError(uri)
     data = bytearray()
     async for chunk in response.content.iter_chunked(READ_BYTES):

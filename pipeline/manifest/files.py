@@ -16,8 +16,7 @@ import pyarrow as pa
 
 from pipeline import retry_policy
 from pipeline.errors import JobError, StoppedError
-from pipeline.fetch.object_store import translate_error
-from pipeline.fetch.storage_clients import load_error_types
+from pipeline.fetch.storage_clients import load_error_types, translate_error
 from pipeline.job.spec import Job
 from pipeline.manifest.sources.base import Source
 from pipeline.registry import SOURCES, load_registered

@@ -112,7 +112,7 @@ def main() -> None:
         with Fetcher(job) as fetcher, ClipDecoder(job, Plain()) as eyes:
 
             def sparse(uri: str, frames: int, most: int = 64) -> Clip:
-                fetcher.max_frames = most
+                fetcher.downloader.max_frames = most
                 (clip,) = load_clips(
                     MediaRef(uri, None, MediaOptions(frames=frames)), fetcher=fetcher, clip_decoder=eyes
                 )

@@ -1,4 +1,4 @@
-"""A store of the tests' own, in the way S3 speaks."""
+"""An S3 server for the tests of fetching."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from moto.server import ThreadedMotoServer
 
 
 @contextmanager
-def scans(objects: Mapping[str, bytes]) -> Iterator[Any]:
-    """While it is open, s3://scans holds these; gives a client of it."""
+def serve_scans(objects: Mapping[str, bytes]) -> Iterator[Any]:
+    """An S3 server whose bucket s3://scans holds these objects; gives a client of it."""
     server = ThreadedMotoServer("127.0.0.1", 0)
     server.start()
     with pytest.MonkeyPatch.context() as patch:

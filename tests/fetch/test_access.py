@@ -1,4 +1,4 @@
-"""Where a manifest may not look, and what of a URI may be shown."""
+"""Which URIs a manifest may name, and how URIs are shown in messages."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ PRIVATE_NAMES = {
 }
 
 
-def job(roots: list[str], hosts: tuple[str, ...] = ()) -> Job:
+def make_job(roots: list[str], hosts: tuple[str, ...] = ()) -> Job:
     return Job.model_validate(
         {
-            "name": "guard",
+            "name": "access",
             "input": {"manifest": "m.parquet", "roots": roots, "hosts": hosts},
             "model": {"weights": "builtin:tiny"},
             "limits": {"deadline_s": 5},
@@ -51,14 +51,14 @@ def fetcher(tmp_path, monkeypatch):
     (root / "loop").symlink_to(root / "loop")
     (root / "sub").mkdir()
     os.mkfifo(root / "pipe")
-    asked = socket.getaddrinfo
+    real_getaddrinfo = socket.getaddrinfo
 
-    def resolve(host, port, *more, **settings):
-        return asked(PRIVATE_NAMES.get(host, host), port, *more, **settings)
+    def resolve(host, *args, **options):
+        return real_getaddrinfo(PRIVATE_NAMES.get(host, host), *args, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    with Fetcher(job([str(root)])) as opened:
-        yield opened
+    with Fetcher(make_job([str(root)])) as open_fetcher:
+        yield open_fetcher
 
 
 HOSTILE = [
@@ -139,20 +139,20 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize(("uri", "kind"), HOSTILE, ids=[repr(uri)[:60] for uri, _ in HOSTILE])
-def test_a_hostile_uri_is_refused_and_the_reason_is_said(uri, kind, fetcher):
-    with pytest.raises(FetchError) as refusal:
+def test_a_hostile_uri_is_refused_with_a_reason(uri, kind, fetcher):
+    with pytest.raises(FetchError) as raised:
         fetcher.fetch(uri)
-    assert refusal.value.kind == kind, str(refusal.value)
-    assert "secret" not in refusal.value.message.replace("secret.txt", "")
+    assert raised.value.kind == kind, str(raised.value)
+    assert "secret" not in raised.value.message.replace("secret.txt", "")
 
 
-def test_a_file_under_a_root_is_read_by_every_spelling_of_its_path(fetcher, tmp_path):
+def test_a_file_under_a_root_is_found_by_every_form_of_its_path(fetcher, tmp_path):
     path = tmp_path / "root" / "photo.jpg"
     for uri in ("photo.jpg", "./photo.jpg", str(path), f"file://{path}", f"file:{path}", f"file://localhost{path}"):
         assert fetcher.fetch(uri).data == b"\xff\xd8picture"
 
 
-def test_a_file_is_found_whatever_signs_are_in_its_name_and_however_its_uri_writes_them(fetcher, tmp_path):
+def test_a_file_with_special_characters_is_found_encoded_or_not(fetcher, tmp_path):
     path = tmp_path / "root" / "50% off? #1 Straße.jpg"
     path.write_bytes(b"\xff\xd8picture")
     encoded = path.as_uri()
@@ -161,7 +161,7 @@ def test_a_file_is_found_whatever_signs_are_in_its_name_and_however_its_uri_writ
         assert fetcher.fetch(uri).data == b"\xff\xd8picture"
 
 
-def test_a_folder_with_a_name_that_is_not_utf8_is_read(tmp_path):
+def test_a_file_name_that_is_not_utf8_is_percent_encoded(tmp_path):
     path = tmp_path / os.fsdecode(b"caf\xe9 1.jpg")
     path.write_bytes(b"\xff\xd8picture")
     source = FolderSource(str(tmp_path))
@@ -171,7 +171,7 @@ def test_a_folder_with_a_name_that_is_not_utf8_is_read(tmp_path):
     assert resolve_local_path(row["uri"], [str(tmp_path)]) == path
 
 
-def test_a_path_may_go_up_as_long_as_it_stays_under_a_root(fetcher, tmp_path):
+def test_a_path_may_contain_dots_if_it_stays_under_a_root(fetcher, tmp_path):
     (tmp_path / "root" / "manifests").mkdir()
     assert fetcher.fetch(f"{tmp_path}/root/manifests/../photo.jpg").data == b"\xff\xd8picture"
 
@@ -192,7 +192,7 @@ def test_without_roots_local_files_are_refused_with_advice():
         resolve_local_path("/data/a.png", [])
 
 
-def test_a_listed_host_lets_in_only_itself():
+def test_a_listed_host_allows_only_itself():
     hosts = ("cdn.acme.com", "minio:9000", "*.images.example", "[::1]:80")
     assert is_allowed_host("CDN.acme.com.", 443, hosts)
     assert is_allowed_host("a.images.example", 443, hosts)
@@ -204,11 +204,11 @@ def test_a_listed_host_lets_in_only_itself():
     assert is_named_host("::1", 80, hosts)
 
 
-def test_a_host_matched_only_by_its_ending_still_needs_a_public_address():
+def test_a_host_allowed_by_a_wildcard_still_needs_a_public_address():
     assert not is_named_host("a.images.example", 443, ("*.images.example",))
 
 
-def test_open_internet_is_told_from_everything_else():
+def test_public_addresses_are_told_from_all_others():
     assert all(map(is_public_address, ("1.1.1.1", "2606:4700:4700::1111", "64:ff9b::101:101")))
     assert not any(
         map(
@@ -221,7 +221,7 @@ def test_open_internet_is_told_from_everything_else():
 @pytest.mark.parametrize(
     "uri", ["s3://b/k", "gs://b/k", "az://c/k", "abfs://c@a.dfs.core.windows.net/k", "hf://datasets/a/b/c.png"]
 )
-def test_object_stores_are_known(uri):
+def test_schemes_of_object_stores_are_allowed(uri):
     assert parse_scheme(uri) == uri.partition(":")[0]
 
 
@@ -241,10 +241,10 @@ def test_credentials_and_signatures_are_never_shown():
     assert {uri: redact_source(uri) for uri in cases} == cases
 
 
-def test_a_data_uri_is_shown_short():
+def test_a_data_uri_is_shortened():
     assert redact_source("data:image/png;base64," + "A" * 10_000) == "data:image/png;base64,... (10,022 letters)"
 
 
-def test_every_other_root_spelling_works(tmp_path):
+def test_a_root_may_be_a_file_uri(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     assert resolve_local_path("a.png", [f"file://{tmp_path}"]) == Path(tmp_path / "a.png").resolve()

@@ -1,4 +1,4 @@
-"""Bytes from files, servers, stores and the row itself; what is tried again, and what ends at once."""
+"""Fetching from files, servers and the row itself: what is retried, and what fails at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import FetchError
-from pipeline.fetch.fetcher import Fetcher, decode_data_uri
+from pipeline.fetch.data_uri import decode_data_uri
+from pipeline.fetch.fetcher import Fetcher
 from pipeline.job.spec import Job
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(1000)
@@ -19,7 +20,7 @@ MP4 = b"\0\0\0\x20ftypisom" + bytes(3000)
 
 
 class Behaviour(BaseHTTPRequestHandler):
-    """One way to misbehave a path."""
+    """Each path misbehaves in its own way."""
 
     protocol_version = "HTTP/1.1"
     seen: dict[str, int] = {}  # noqa: RUF012 - reset by the fixture
@@ -112,15 +113,15 @@ class Behaviour(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def server():
-    serving = ThreadingHTTPServer(("127.0.0.1", 0), Behaviour)
-    serving.daemon_threads = True
-    serving.handle_error = lambda *_: None  # clients hang up on purpose
-    threading.Thread(target=serving.serve_forever, daemon=True).start()
-    yield f"127.0.0.1:{serving.server_port}"
-    serving.shutdown()
+    http_server = ThreadingHTTPServer(("127.0.0.1", 0), Behaviour)
+    http_server.daemon_threads = True
+    http_server.handle_error = lambda *_: None  # clients hang up on purpose
+    threading.Thread(target=http_server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{http_server.server_port}"
+    http_server.shutdown()
 
 
-def a_job(tmp_path: Path, *, hosts: tuple[str, ...] = (), deadline_s: float = 20.0) -> Job:
+def make_job(tmp_path: Path, *, hosts: tuple[str, ...] = (), deadline_s: float = 20.0) -> Job:
     return Job.model_validate(
         {
             "name": "fetch",
@@ -136,73 +137,73 @@ def a_job(tmp_path: Path, *, hosts: tuple[str, ...] = (), deadline_s: float = 20
 def fetcher(server, tmp_path, short_waits, monkeypatch):
     Behaviour.seen.clear()
     Behaviour.connections.clear()
-    with Fetcher(a_job(tmp_path, hosts=(server,))) as opened:
-        yield opened
+    with Fetcher(make_job(tmp_path, hosts=(server,))) as open_fetcher:
+        yield open_fetcher
 
 
-def refused(fetcher: Fetcher, source: str, **settings: float) -> FetchError:
-    with pytest.raises(FetchError) as refusal:
+def fetch_error(fetcher: Fetcher, source: str, **settings: float) -> FetchError:
+    with pytest.raises(FetchError) as raised:
         fetcher.fetch(source, **settings)
-    return refusal.value
+    return raised.value
 
 
-def test_a_picture_stays_in_memory_and_a_video_goes_to_a_file_that_is_gone_after_use(fetcher, server):
-    picture = fetcher.fetch(f"http://{server}/good")
-    assert (picture.kind, picture.data, picture.path) == ("image", PNG, None)
+def test_an_image_stays_in_memory_and_a_video_goes_to_a_file_that_close_deletes(fetcher, server):
+    image = fetcher.fetch(f"http://{server}/good")
+    assert (image.kind, image.data, image.path) == ("image", PNG, None)
     with fetcher.fetch(f"http://{server}/video") as video:
         assert video.kind == "video"
         assert video.path.read_bytes() == MP4
     assert not video.path.exists()
 
 
-def test_a_storm_of_503_passes(fetcher, server):
+def test_several_503_responses_are_retried(fetcher, server):
     assert fetcher.fetch(f"http://{server}/storm").data == PNG
     assert Behaviour.seen["/storm"] == 4
 
 
-def test_a_server_that_stays_busy_is_given_up_after_ten_attempts(fetcher, server):
-    error = refused(fetcher, f"http://{server}/busy-for-ever")
+def test_a_server_that_stays_busy_fails_after_ten_attempts(fetcher, server):
+    error = fetch_error(fetcher, f"http://{server}/busy-for-ever")
     assert error.kind == "unavailable"
     assert Behaviour.seen["/busy-for-ever"] == 10
 
 
-def test_retry_after_is_heeded(fetcher, server):
+def test_retry_after_is_respected(fetcher, server):
     started = time.monotonic()
     assert fetcher.fetch(f"http://{server}/later").data == PNG
     assert time.monotonic() - started >= 1
 
 
 @pytest.mark.parametrize(("path", "kind"), [("gone", "not_found"), ("forbidden", "denied"), ("odd", "refused")])
-def test_what_will_not_pass_is_asked_once(path, kind, fetcher, server):
-    assert refused(fetcher, f"http://{server}/{path}").kind == kind
+def test_a_permanent_error_is_not_retried(path, kind, fetcher, server):
+    assert fetch_error(fetcher, f"http://{server}/{path}").kind == kind
     assert Behaviour.seen[f"/{path}"] == 1
 
 
-def test_a_cut_connection_is_tried_again(fetcher, server):
+def test_a_cut_connection_is_retried(fetcher, server):
     assert fetcher.fetch(f"http://{server}/cut").data == PNG
 
 
 @pytest.mark.parametrize("path", ["drip", "drip-headers", "silent"])
-def test_a_server_that_keeps_us_waiting_is_left_at_the_deadline(path, server, tmp_path):
-    with Fetcher(a_job(tmp_path, hosts=(server,), deadline_s=0.5)) as fetcher:
-        error = refused(fetcher, f"http://{server}/{path}")
+def test_a_slow_server_fails_at_the_deadline(path, server, tmp_path):
+    with Fetcher(make_job(tmp_path, hosts=(server,), deadline_s=0.5)) as fetcher:
+        error = fetch_error(fetcher, f"http://{server}/{path}")
     assert error.kind == "deadline"
     assert "limits.deadline_s" in error.message
 
 
-def test_what_is_left_of_a_rows_time_bounds_a_fetch(fetcher, server):
-    assert refused(fetcher, f"http://{server}/silent", deadline_s=0.3).kind == "deadline"
+def test_the_remaining_time_of_a_row_bounds_a_fetch(fetcher, server):
+    assert fetch_error(fetcher, f"http://{server}/silent", deadline_s=0.3).kind == "deadline"
 
 
 @pytest.mark.parametrize("path", ["huge", "endless", "bomb"])
-def test_too_many_bytes_are_refused_declared_or_not(path, fetcher, server):
-    error = refused(fetcher, f"http://{server}/{path}")
+def test_too_many_bytes_are_refused_whether_declared_or_not(path, fetcher, server):
+    error = fetch_error(fetcher, f"http://{server}/{path}")
     assert error.kind == "too_large"
     assert "limits." in error.message
 
 
 @pytest.mark.parametrize(
-    ("place", "kind"),
+    ("target", "kind"),
     [
         ("http://169.254.169.254/latest/meta-data/", "host"),
         ("http://127.0.0.1:1/", "host"),
@@ -212,50 +213,50 @@ def test_too_many_bytes_are_refused_declared_or_not(path, fetcher, server):
         ("gopher://127.0.0.1/x", "redirect"),
     ],
 )
-def test_every_redirect_is_checked_like_the_first(place, kind, fetcher, server):
-    assert refused(fetcher, f"http://{server}/to?{place}").kind == kind
+def test_every_redirect_is_checked_like_the_first_url(target, kind, fetcher, server):
+    assert fetch_error(fetcher, f"http://{server}/to?{target}").kind == kind
 
 
-def test_a_redirect_to_the_metadata_service_is_refused_where_any_public_host_may_be_named(server):
+def test_a_redirect_to_the_metadata_service_is_refused_if_any_public_host_is_allowed(server):
     from yarl import URL
 
-    from pipeline.fetch.web import check_url
+    from pipeline.fetch.web_session import check_url
 
-    for place in ("http://169.254.169.254/latest", "http://[::ffff:169.254.169.254]/", "http://0xa9fea9fe/"):
-        with pytest.raises(FetchError) as refusal:
-            check_url(URL(place), ())
-        assert refusal.value.kind == "address"
+    for url in ("http://169.254.169.254/latest", "http://[::ffff:169.254.169.254]/", "http://0xa9fea9fe/"):
+        with pytest.raises(FetchError) as raised:
+            check_url(URL(url), ())
+        assert raised.value.kind == "address"
 
 
 @pytest.mark.parametrize("path", ["loop", "nowhere"])
-def test_redirects_that_lead_nowhere_end(path, fetcher, server):
-    assert refused(fetcher, f"http://{server}/{path}").kind == "redirect"
+def test_redirects_that_lead_nowhere_fail(path, fetcher, server):
+    assert fetch_error(fetcher, f"http://{server}/{path}").kind == "redirect"
 
 
-def test_a_redirect_within_the_rules_is_followed(fetcher, server):
+def test_an_allowed_redirect_is_followed(fetcher, server):
     assert fetcher.fetch(f"http://{server}/to?http://{server}/good").data == PNG
     assert fetcher.fetch(f"http://{server}/to?/good").data == PNG
 
 
-def test_connections_are_used_again(fetcher, server):
+def test_connections_are_reused(fetcher, server):
     for _ in range(5):
         fetcher.fetch(f"http://{server}/good")
     assert len(Behaviour.connections) == 1
 
 
-def test_a_signed_url_travels_letter_by_letter(fetcher, server, monkeypatch):
+def test_a_signed_url_is_sent_unchanged(fetcher, server, monkeypatch):
     paths: list[str] = []
     monkeypatch.setattr(Behaviour, "good", lambda self: (paths.append(self.path), self.answer()))
     fetcher.fetch(f"http://{server}/good/a%2Fb%20c?X-Amz-Signature=a%2Bb%2F&x=1+2")
     assert paths == ["/good/a%2Fb%20c?X-Amz-Signature=a%2Bb%2F&x=1+2"]
 
 
-def test_no_message_carries_a_signature(fetcher, server):
-    error = refused(fetcher, f"http://me:hush@{server}/gone?sig=hush&token=hush")
+def test_no_message_contains_a_signature(fetcher, server):
+    error = fetch_error(fetcher, f"http://me:hush@{server}/gone?sig=hush&token=hush")
     assert "hush" not in str(error)
 
 
-def test_what_is_announced_is_fetched_ahead_and_only_once(fetcher, server):
+def test_announced_sources_are_prefetched_and_fetched_only_once(fetcher, server):
     sources = [f"http://{server}/good/{number}" for number in range(40)]
     fetcher.prefetch(sources)
     time.sleep(0.5)
@@ -264,28 +265,28 @@ def test_what_is_announced_is_fetched_ahead_and_only_once(fetcher, server):
     assert set(Behaviour.seen.values()) == {1}
 
 
-def test_an_announced_source_that_fails_fails_when_its_turn_comes(fetcher, server):
+def test_a_failed_prefetch_is_reported_when_the_source_is_fetched(fetcher, server):
     fetcher.prefetch([f"http://{server}/gone", f"http://{server}/good"])
-    assert refused(fetcher, f"http://{server}/gone").kind == "not_found"
+    assert fetch_error(fetcher, f"http://{server}/gone").kind == "not_found"
     assert fetcher.fetch(f"http://{server}/good").data == PNG
 
 
-def test_announced_videos_that_nobody_takes_leave_no_files(fetcher, server):
+def test_prefetched_videos_that_nobody_fetches_leave_no_files(fetcher, server):
     fetcher.prefetch([f"http://{server}/video/{number}" for number in range(4)])
     time.sleep(0.5)
-    fetcher.ahead([])
-    assert [path.name for path in fetcher.scratch.path.iterdir()] == [".lock"]
+    fetcher.prefetch([])
+    assert [path.name for path in fetcher.downloader.scratch_folder.path.iterdir()] == [".lock"]
 
 
-def test_files_are_told_by_content_and_measured_before_they_are_read(fetcher, tmp_path):
+def test_local_files_are_recognised_by_content_and_checked_before_they_are_read(fetcher, tmp_path):
     (tmp_path / "clip.jpg").write_bytes(MP4)
     assert fetcher.fetch("clip.jpg").path == tmp_path / "clip.jpg"
     (tmp_path / "big.png").write_bytes(PNG + bytes(2 << 20))
-    assert refused(fetcher, "big.png").kind == "too_large"
-    assert refused(fetcher, "no.png").kind == "not_found"
+    assert fetch_error(fetcher, "big.png").kind == "too_large"
+    assert fetch_error(fetcher, "no.png").kind == "not_found"
 
 
-def test_bytes_and_data_uris_are_taken_as_they_are(fetcher):
+def test_bytes_and_data_uris_need_no_fetch(fetcher):
     assert fetcher.fetch(PNG).data == PNG
     assert fetcher.fetch("data:image/png;base64," + base64.b64encode(PNG).decode()).data == PNG
     with fetcher.fetch(MP4) as video:
@@ -305,30 +306,30 @@ def test_bytes_and_data_uris_are_taken_as_they_are(fetcher):
         "data:application/octet-stream,%FB%FF",
     ],
 )
-def test_odd_data_uris_are_understood(uri):
+def test_unusual_data_uris_are_decoded(uri):
     assert decode_data_uri(uri) == b"\xfb\xff"
 
 
 @pytest.mark.parametrize("uri", ["data:image/png;base64", "data:image/png;base64,A", "data:image/png;base64,A*=="])
 def test_broken_data_uris_are_refused(uri):
-    with pytest.raises(FetchError) as refusal:
+    with pytest.raises(FetchError) as raised:
         decode_data_uri(uri)
-    assert refusal.value.kind == "data_uri"
+    assert raised.value.kind == "data_uri"
 
 
-def test_the_pages_of_a_document_are_split_off_its_uri(fetcher, tmp_path):
+def test_a_page_fragment_is_split_off_the_uri(fetcher, tmp_path):
     (tmp_path / "scan.pdf").write_bytes(b"%PDF-1.7")
     (tmp_path / "odd#name.png").write_bytes(PNG)
     assert fetcher.fetch("scan.pdf#page=2-4").pages == "2-4"
     assert fetcher.fetch("odd#name.png").data == PNG
 
 
-def test_a_full_disk_is_named_and_not_taken_for_the_network(fetcher, server, monkeypatch):
-    def full(*_):
+def test_a_full_disk_is_reported_and_not_retried_as_a_network_error(fetcher, server, monkeypatch):
+    def fail_with_full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.fetch.blob.os.pwrite", full)
-    error = refused(fetcher, f"http://{server}/video")
+    monkeypatch.setattr("pipeline.fetch.blob.os.pwrite", fail_with_full_disk)
+    error = fetch_error(fetcher, f"http://{server}/video")
     assert (error.kind, Behaviour.seen["/video"]) == ("disk", 1)
-    assert refused(fetcher, MP4).kind == "disk"
-    assert [path.name for path in fetcher.scratch_folder.path.iterdir()] == [".lock"]
+    assert fetch_error(fetcher, MP4).kind == "disk"
+    assert [path.name for path in fetcher.downloader.scratch_folder.path.iterdir()] == [".lock"]

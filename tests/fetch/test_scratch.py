@@ -1,4 +1,4 @@
-"""Downloads of killed workers do not stay on the machine, and those of living ones do."""
+"""Scratch folders of killed workers are deleted, and those of running workers are kept."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ import sys
 from pipeline.fetch import scratch
 
 
-def test_what_a_killed_worker_left_is_removed_and_what_a_living_one_holds_is_not(tmp_path, monkeypatch):
+def test_only_folders_of_killed_workers_are_deleted(tmp_path, monkeypatch):
     monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path))
-    living = scratch.ScratchFolder()
-    script = (
-        "import os; from pipeline.fetch.scratch import ScratchFolder; held = ScratchFolder(); os.kill(os.getpid(), 9)"
-    )
+    running = scratch.ScratchFolder()
+    script = "import os\nfrom pipeline.fetch.scratch import ScratchFolder\nfolder = ScratchFolder()\nos.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
     assert len(list(tmp_path.iterdir())) == 2
-    newcomer = scratch.ScratchFolder()
-    assert len(list(tmp_path.iterdir())) == 3, "too young to be judged"
+    newest = scratch.ScratchFolder()
+    assert len(list(tmp_path.iterdir())) == 3, "the folder of the killed worker is too young to be deleted"
     monkeypatch.setattr(scratch, "MIN_ABANDONED_AGE_S", -1.0)
     scratch.delete_abandoned_folders(tmp_path)
-    assert {*tmp_path.iterdir()} == {living.path, newcomer.path}
-    living.close()
-    newcomer.close()
+    assert {*tmp_path.iterdir()} == {running.path, newest.path}
+    running.close()
+    newest.close()
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""S3 behind a proxy that misbehaves: what passes is waited for, the rest is said once, nobody is asked too often."""
+"""S3 behind a faulty proxy: transient errors are retried, others are reported once, and no request is wasted."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def proxy():
 
 @pytest.fixture
 def fetcher(proxy, short_waits, monkeypatch, tmp_path):
-    """Credentials are in a file, as those that are rotated are."""
+    """Credentials are in a file, where a rotation replaces them."""
     write_credentials(tmp_path, "OLDKEY")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -58,28 +58,28 @@ def fetcher(proxy, short_waits, monkeypatch, tmp_path):
             "output": {"path": "out"},
         }
     )
-    with Fetcher(job) as opened:
-        yield opened
+    with Fetcher(job) as open_fetcher:
+        yield open_fetcher
 
 
 def write_credentials(folder, key):
     (folder / "credentials").write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = s\n")
 
 
-def refused(fetcher, source):
-    with pytest.raises(FetchError) as refusal:
+def fetch_error(fetcher, source):
+    with pytest.raises(FetchError) as raised:
         fetcher.fetch(source)
-    return refusal.value
+    return raised.value
 
 
 @pytest.mark.parametrize("fault", [BUSY, DOWN, CUT, LOST, Fault(keep=1000), Fault(short=1000), Fault(status=429)])
-def test_trouble_that_passes_costs_one_request_each_time_and_no_row(fault, fetcher, proxy):
+def test_each_transient_error_costs_one_request_and_no_row(fault, fetcher, proxy):
     proxy.rule = first(3, fault)
     assert fetcher.fetch("s3://scans/1.jpg").data == JPEG
     assert len(proxy.seen) == 4
 
 
-def test_a_hundred_rows_come_through_a_storm_of_everything(fetcher, proxy):
+def test_a_hundred_rows_survive_a_mix_of_all_faults(fetcher, proxy):
     proxy.rule = storm(0.3, BUSY, DOWN, CUT, LOST, Fault(keep=700), Fault(short=700), Fault(delay_s=0.2))
     sources = [f"s3://scans/{number}.jpg" for number in range(100)]
     fetcher.prefetch(sources)
@@ -87,7 +87,7 @@ def test_a_hundred_rows_come_through_a_storm_of_everything(fetcher, proxy):
     assert 120 < len(proxy.seen) < 200
 
 
-def test_a_part_that_is_cut_is_asked_for_again_alone(fetcher, proxy):
+def test_only_a_truncated_range_is_requested_again(fetcher, proxy):
     proxy.rule = lambda seen: Fault(keep=5000) if seen.number == 1 else None
     with fetcher.fetch("s3://scans/long.mp4") as blob:
         assert blob.path.read_bytes() == MP4
@@ -95,13 +95,13 @@ def test_a_part_that_is_cut_is_asked_for_again_alone(fetcher, proxy):
     assert ranges == ["bytes=0-4194303", *["bytes=4194304-5120011"] * 2]
 
 
-def test_a_store_that_stays_busy_is_given_up_and_said_to_be_busy(fetcher, proxy, monkeypatch):
+def test_a_store_that_stays_busy_is_reported_as_busy(fetcher, proxy, monkeypatch):
     proxy.rule = storm(1.0, BUSY)
-    error = refused(fetcher, "s3://scans/1.jpg")
+    error = fetch_error(fetcher, "s3://scans/1.jpg")
     assert (error.kind, len(proxy.seen)) == ("unavailable", retry_policy.MEDIA_POLICIES["unavailable"].max_attempts)
 
 
-def test_credentials_that_were_rotated_are_picked_up(fetcher, proxy, tmp_path):
+def test_rotated_credentials_are_picked_up(fetcher, proxy, tmp_path):
     assert fetcher.fetch("s3://scans/1.jpg").data == JPEG
     proxy.rule = lambda seen: EXPIRED if seen.key == "OLDKEY" else None
     write_credentials(tmp_path, "NEWKEY")
@@ -110,21 +110,21 @@ def test_credentials_that_were_rotated_are_picked_up(fetcher, proxy, tmp_path):
 
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
-def test_credentials_that_stay_bad_are_said_to_be(code, fetcher, proxy, monkeypatch):
+def test_credentials_that_stay_invalid_are_reported(code, fetcher, proxy, monkeypatch):
     proxy.rule = storm(1.0, Fault(status=403, code=code))
-    error = refused(fetcher, "s3://scans/1.jpg")
+    error = fetch_error(fetcher, "s3://scans/1.jpg")
     assert (error.kind, len(proxy.seen)) == ("credentials", retry_policy.MEDIA_POLICIES["credentials"].max_attempts)
     assert "renew them" in error.message
 
 
-def test_what_is_denied_or_not_there_is_asked_for_once(fetcher, proxy):
+def test_a_denied_or_missing_object_is_requested_once(fetcher, proxy):
     proxy.rule = only(storm(1.0, Fault(status=403, code="AccessDenied")), path="/scans/1.jpg")
-    assert refused(fetcher, "s3://scans/1.jpg").kind == "denied"
-    assert refused(fetcher, "s3://scans/none.jpg").kind == "not_found"
+    assert fetch_error(fetcher, "s3://scans/1.jpg").kind == "denied"
+    assert fetch_error(fetcher, "s3://scans/none.jpg").kind == "not_found"
     assert len(proxy.seen) == 2
 
 
-def test_an_object_replaced_half_way_is_read_again_from_its_start(fetcher, proxy):
+def test_an_object_replaced_meanwhile_is_read_again_from_its_start(fetcher, proxy):
     newer = MP4[:100] + MP4[100:][::-1]
 
     def replace_before_the_second(seen):

@@ -1,0 +1,112 @@
+"""Download one source at a time, from wherever it is, within the job's limits and access rules."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from dataclasses import replace
+from itertools import count
+
+from pipeline.errors import FetchError
+from pipeline.fetch.access import WEB_SCHEMES, parse_scheme, redact_source, resolve_local_path
+from pipeline.fetch.blob import Blob, BlobWriter, check_byte_limit, split_page_fragment
+from pipeline.fetch.data_uri import decode_inline_source
+from pipeline.fetch.object_store import ObjectStore
+from pipeline.fetch.range_download import ObjectChangedError, download_rest
+from pipeline.fetch.retry import fetch_with_retries
+from pipeline.fetch.scratch import ScratchFolder
+from pipeline.fetch.sniff import SNIFF_BYTES, sniff_kind
+from pipeline.fetch.sparse_video import open_sparse_video
+from pipeline.fetch.web import WebClient
+from pipeline.job.spec import Job
+
+
+class Downloader:
+    """The clients of one worker and its folder for videos. Coroutines run on the event loop of a FetchQueue."""
+
+    def __init__(self, job: Job, *, max_frames: int, min_sparse_bytes: int | None = None):
+        self.allowed_roots, self.limits = job.input.roots, job.limits
+        self.max_frames = max_frames  # that the model looks at in a video
+        self.min_sparse_bytes = min_sparse_bytes
+        self.web_client = WebClient(job.input.hosts)
+        self.object_stores: dict[str, ObjectStore] = {}
+        self.scratch_folder = ScratchFolder()
+        self.file_numbers = count()
+        self.bytes_read = 0  # of ranges of sparse videos
+
+    async def download(self, source: str, full_download: bool = False) -> Blob:
+        scheme = parse_scheme(source)
+        uri, pages = split_page_fragment(source)
+        if scheme == "file":
+            return await asyncio.to_thread(self._read_local_file, uri, pages)
+        try:
+            return await fetch_with_retries(lambda: self._download_remote(scheme, uri, pages, full_download))
+        except ObjectChangedError:
+            return await fetch_with_retries(lambda: self._download_remote(scheme, uri, pages, True))
+
+    async def _download_remote(self, scheme: str, uri: str, pages: str, full_download: bool) -> Blob:
+        writer = self._create_writer(uri)
+        try:
+            remote_object = await self.get_client(scheme).download(uri, writer, full_download=full_download)
+            if remote_object and not full_download:
+                remote_object = replace(remote_object, on_bytes_read=self._count_bytes)
+                if blob := await open_sparse_video(
+                    remote_object, writer, frame_count=self.max_frames, pages=pages, min_bytes=self.min_sparse_bytes
+                ):
+                    return blob
+            if remote_object:
+                await download_rest(remote_object, writer)
+            return writer.to_blob(pages)
+        except BaseException:
+            writer.discard()
+            raise
+
+    def get_client(self, scheme: str) -> WebClient | ObjectStore:
+        if scheme in WEB_SCHEMES:
+            return self.web_client
+        if scheme not in self.object_stores:
+            self.object_stores[scheme] = ObjectStore(scheme)
+        return self.object_stores[scheme]
+
+    def read_inline_source(self, source: str | bytes) -> Blob:
+        writer = self._create_writer(redact_source(source)[:80])
+        try:
+            writer.write(decode_inline_source(source))
+            return writer.to_blob()
+        except FetchError:
+            writer.discard()
+            raise
+
+    def _read_local_file(self, uri: str, pages: str) -> Blob:
+        path, shown_uri = resolve_local_path(uri, self.allowed_roots), redact_source(uri)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)  # pipes do not block
+            with open(descriptor, "rb") as file:
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode):
+                    raise FetchError("path", f"{shown_uri}: not a file")
+                prefix = file.read(SNIFF_BYTES)
+                kind = sniff_kind(prefix)
+                check_byte_limit(status.st_size, kind, uri=shown_uri, limits=self.limits)
+                if kind == "video":
+                    return Blob(shown_uri, kind, path=path, pages=pages)
+                return Blob(shown_uri, kind, data=prefix + file.read(), pages=pages)
+        except FileNotFoundError as error:
+            raise FetchError("not_found", f"{shown_uri}: no such file") from error
+        except PermissionError as error:
+            raise FetchError("denied", f"{shown_uri}: no permission to read it") from error
+        except OSError as error:
+            raise FetchError("path", f"{shown_uri}: {error.strerror}") from error
+
+    def _create_writer(self, uri: str) -> BlobWriter:
+        return BlobWriter(uri, limits=self.limits, path=self.scratch_folder.path / str(next(self.file_numbers)))
+
+    def _count_bytes(self, size: int) -> None:
+        self.bytes_read += size
+
+    async def close(self) -> None:
+        clients: list[WebClient | ObjectStore] = [self.web_client, *self.object_stores.values()]
+        for client in clients:
+            await client.close()
+        self.scratch_folder.close()

@@ -1,0 +1,120 @@
+"""Fetch what a worker needs next while it decodes what it has.
+
+One event loop in a thread of its own (fsspec's) does all waiting. How much is fetched ahead is bounded in number and
+in bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import CancelledError, Future
+from typing import Any, TypeVar
+
+import fsspec.asyn
+
+from pipeline.errors import FetchError
+from pipeline.fetch.access import redact_source
+from pipeline.fetch.blob import Blob
+from pipeline.fetch.data_uri import is_remote
+
+ResultT = TypeVar("ResultT")
+MAX_PREFETCHED_BYTES = 256 << 20
+CLOSE_TIMEOUT_S = 5
+
+
+class FetchQueue:
+    def __init__(
+        self,
+        fetch: Callable[[str, bool], Coroutine[Any, Any, Blob]],  # of a source; True: all its bytes
+        *,
+        deadline_s: float,
+        max_blobs: int,
+        refill_below: int | None = None,  # waiting until so few are left saves switches between the two threads
+    ):
+        self.fetch_on_loop, self.deadline_s, self.max_blobs = fetch, deadline_s, max_blobs
+        self.refill_below = refill_below or max_blobs
+        self.event_loop = fsspec.asyn.get_loop()
+        self.lock = threading.Lock()
+        self.queued_sources: deque[str] = deque()
+        self.prefetches: dict[str, deque[Future[Blob]]] = {}
+
+    def fetch(self, source: str, deadline_s: float | None, full_download: bool) -> Blob:
+        deadline_s = self.deadline_s if deadline_s is None else max(deadline_s, 0.0)
+        future = (None if full_download else self._take_prefetched(source)) or self._start(source, full_download)
+        self._start_prefetches()
+        try:
+            return future.result(deadline_s)
+        except (TimeoutError, CancelledError) as error:
+            discard_fetch(future)
+            raise build_deadline_error(source, deadline_s) from error
+
+    def prefetch(self, sources: Iterable[str | bytes]) -> None:
+        with self.lock:
+            dropped_fetches = [future for futures in self.prefetches.values() for future in futures]
+            self.prefetches.clear()
+            self.queued_sources = deque(source for source in sources if is_remote(source))
+        for future in dropped_fetches:
+            discard_fetch(future)
+        self._start_prefetches()
+
+    def close(self, close_clients: Coroutine[Any, Any, None]) -> None:
+        self.prefetch(())
+        asyncio.run_coroutine_threadsafe(close_clients, self.event_loop).result(CLOSE_TIMEOUT_S)
+
+    def run(self, coroutine: Coroutine[Any, Any, ResultT], source: str) -> ResultT:
+        """Run a coroutine that reads a source, and wait for it. Not for the event loop's own thread."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.event_loop)
+        try:
+            return future.result(self.deadline_s)
+        except TimeoutError as error:
+            future.cancel()
+            raise build_deadline_error(source, self.deadline_s) from error
+
+    def _start(self, source: str, full_download: bool = False) -> Future[Blob]:
+        return asyncio.run_coroutine_threadsafe(self._fetch_before_deadline(source, full_download), self.event_loop)
+
+    async def _fetch_before_deadline(self, source: str, full_download: bool) -> Blob:
+        try:
+            async with asyncio.timeout(self.deadline_s):
+                return await self.fetch_on_loop(source, full_download)
+        except TimeoutError as error:
+            raise build_deadline_error(source, self.deadline_s) from error
+
+    def _take_prefetched(self, source: str) -> Future[Blob] | None:
+        with self.lock:
+            if futures := self.prefetches.get(source):
+                future = futures.popleft()
+                if not futures:
+                    del self.prefetches[source]
+                return future
+            if source in self.queued_sources:
+                self.queued_sources.remove(source)
+        return None
+
+    def _start_prefetches(self) -> None:
+        with self.lock:
+            futures = [future for futures in self.prefetches.values() for future in futures]
+            if len(futures) > self.refill_below:
+                return
+            prefetched_bytes = sum(future.result().memory_bytes for future in futures if has_blob(future))
+            free_places = self.max_blobs - len(futures) if prefetched_bytes < MAX_PREFETCHED_BYTES else 0
+            for _ in range(min(free_places, len(self.queued_sources))):
+                source = self.queued_sources.popleft()
+                self.prefetches.setdefault(source, deque()).append(self._start(source))
+
+
+def has_blob(future: Future[Blob]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+def discard_fetch(future: Future[Blob]) -> None:
+    future.cancel()
+    future.add_done_callback(lambda done: done.result().close() if has_blob(done) else None)
+
+
+def build_deadline_error(source: str, seconds: float) -> FetchError:
+    problem = f"did not arrive within {seconds:.0f} s; raise limits.deadline_s to wait longer"
+    return FetchError("deadline", f"{redact_source(source)}: {problem}")
