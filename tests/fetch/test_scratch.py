@@ -12,7 +12,7 @@ from pipeline.fetch import scratch
 def test_only_folders_of_killed_workers_are_deleted(tmp_path, monkeypatch):
     monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path))
     running = scratch.ScratchFolder()
-    script = "import os\nfrom pipeline.fetch.scratch import ScratchFolder\nfolder = ScratchFolder()\nos.kill(os.getpid(), 9)"
+    script = "import os; from pipeline.fetch import scratch; folder = scratch.ScratchFolder(); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
     assert len(list(tmp_path.iterdir())) == 2
     newest = scratch.ScratchFolder()

@@ -1,0 +1,174 @@
+"""The contract of every manifest format in the registry, and a format that only a registry entry adds."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.errors import JobError
+from pipeline.job.spec import Job
+from pipeline.manifest.files import ManifestFile, list_manifest_files, load_source_class
+from pipeline.manifest.sources.base import Source, Span, split_rows
+from pipeline.registry import SOURCES
+from tests.workspace import JobWorkspace
+
+ROWS = [{"path": f"{number:02}.png", "uri": f"pics/{number:02}.png"} for number in range(23)]
+
+
+def write_parquet(folder: Path) -> Path:
+    pq.write_table(pa.Table.from_pylist(ROWS), folder / "m.parquet", row_group_size=10)
+    return folder / "m.parquet"
+
+
+def write_jsonl(folder: Path) -> Path:
+    (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return folder / "m.jsonl"
+
+
+def write_csv(folder: Path) -> Path:
+    with open(folder / "m.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ROWS[0])
+        writer.writeheader()
+        writer.writerows(ROWS)
+    return folder / "m.csv"
+
+
+def write_folder(folder: Path) -> Path:
+    (folder / "media").mkdir()
+    for row in ROWS:
+        (folder / "media" / row["path"]).write_bytes(b"\x89PNG")
+    return folder / "media"
+
+
+WRITERS: dict[str, Callable[[Path], Path]] = {  # write ROWS in each format
+    "parquet": write_parquet,
+    "jsonl": write_jsonl,
+    "csv": write_csv,
+    "folder": write_folder,
+}
+
+
+@pytest.fixture(params=SOURCES)
+def file(request: pytest.FixtureRequest, tmp_path: Path) -> ManifestFile:
+    url = WRITERS[request.param](tmp_path)
+    job = Job.model_validate(
+        {
+            "name": "s",
+            "input": {"manifest": str(url)},
+            "model": {"weights": "builtin:tiny"},
+            "output": {"path": str(tmp_path / "out")},
+        }
+    )
+    (found,) = list_manifest_files(job)
+    assert found == ManifestFile(f"file://{url}", request.param)
+    return found
+
+
+def read_all(source: Source, rows_per_span: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    return [row for span in source.list_spans(rows_per_span) for row in source.read_span(span, columns).to_pylist()]
+
+
+def test_every_ending_belongs_to_one_source_and_one_source_reads_folders() -> None:
+    endings = [ending for kind in SOURCES for ending in load_source_class(kind).file_endings]
+    assert all(ending.startswith(".") and ending == ending.lower() for ending in endings)
+    assert len(endings) == len(set(endings))
+    assert [kind for kind in SOURCES if not load_source_class(kind).file_endings] == ["folder"]
+
+
+def test_only_the_last_span_may_be_short(file: ManifestFile) -> None:
+    source = file.open_source()
+    assert [source.read_span(span).num_rows for span in source.list_spans(5)] == [5, 5, 5, 5, 3]
+
+
+def test_spans_hold_all_rows_in_order_however_long_they_are(file: ManifestFile) -> None:
+    names = [row["path"] for row in ROWS]
+    for rows_per_span in (1, 5, 23, 100):
+        rows = read_all(file.open_source(), rows_per_span)
+        assert [row["path"].rpartition("/")[2] for row in rows] == names
+
+
+def test_another_process_may_read_any_span_alone(file: ManifestFile) -> None:
+    spans = list(file.open_source().list_spans(4))
+    expected = read_all(file.open_source(), 4)
+    for number, span in reversed(list(enumerate(spans))):
+        assert file.open_source().read_span(span).to_pylist() == expected[4 * number :][:4]
+
+
+def test_one_source_may_read_spans_in_any_order(file: ManifestFile) -> None:
+    source = file.open_source()
+    spans = list(source.list_spans(6))
+    expected = [source.read_span(span).to_pylist() for span in spans]
+    assert [source.read_span(span).to_pylist() for span in reversed(spans)] == expected[::-1]
+
+
+def test_a_span_has_the_columns_asked_for_with_the_types_of_the_schema(file: ManifestFile) -> None:
+    source = file.open_source()
+    schema, span = source.read_schema(), next(source.list_spans(9))
+    assert source.read_span(span).schema.equals(schema)
+    for columns in (["uri"], ["uri", "path"]):
+        assert source.read_span(span, columns).schema.equals(pa.schema([schema.field(name) for name in columns]))
+
+
+def test_default_columns_exist(file: ManifestFile) -> None:
+    defaults = {*file.source_class.default_media, file.source_class.default_id} - {None}
+    assert defaults <= set(file.open_source().read_schema().names)
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_file_that_is_not_readable_is_named(kind: str, tmp_path: Path) -> None:
+    endings = load_source_class(kind).file_endings
+    path = tmp_path / f"bad{endings[0] if endings else ''}"
+    if endings:
+        path.write_bytes(b"\xff\xfe\n\n")
+    else:
+        path.mkdir()
+    with pytest.raises(JobError, match=path.name):
+        read_all(load_source_class(kind)(str(path)), 10)
+
+
+class TextSource(Source):
+    """A text file with one URI in each line."""
+
+    file_endings = (".txt",)
+    default_media, default_id = ("image",), "number"
+
+    def read_schema(self) -> pa.Schema:
+        return pa.schema([("number", pa.int64()), ("image", pa.string())])
+
+    def list_spans(self, rows_per_span: int) -> Iterator[Span]:
+        return split_rows(len(self.read_lines()), rows_per_span)
+
+    def read_span(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
+        rows = [{"number": number, "image": line} for number, line in enumerate(self.read_lines())]
+        table = pa.Table.from_pylist(rows[slice(*span)], schema=self.read_schema())
+        return table if columns is None else table.select(columns)
+
+    def read_lines(self) -> list[str]:
+        return Path(self.url.removeprefix("file://")).read_text().splitlines()
+
+
+def test_a_registry_entry_is_enough_to_add_a_source(
+    workspace: JobWorkspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(SOURCES, "text", f"{__name__}:TextSource")
+    images = [row["image"] for row in workspace.draw_images(10)]
+    (workspace.folder / "images.txt").write_text("\n".join(images))
+    manifest = {"manifest": str(workspace.folder), "media": [], "id": None, "keep": ["number"]}
+    job_file = str(workspace.write_job_file(input=manifest))
+    assert main(["check", job_file]) == 0
+    assert main(["plan", job_file]) == 0
+    assert "10" in capsys.readouterr().out
+    assert main(["run", job_file, "--local"]) == 0
+    answers = workspace.read_answers()
+    assert {row["id"]: (row["number"], row["text"]) for row in answers} == {
+        str(number): (number, f"seen {number}") for number in range(10)
+    }
+    assert len(workspace.list_parts()) == 3, "chunks of 4 rows"
