@@ -33,7 +33,7 @@ class Downloader:
         self.object_stores: dict[str, ObjectStore] = {}
         self.scratch_folder = ScratchFolder()
         self.file_numbers = count()
-        self.bytes_read = 0  # of ranges of sparse videos
+        self.range_bytes_read = 0  # of sparse videos, after they were fetched
 
     async def download(self, source: str, full_download: bool = False) -> Blob:
         scheme = parse_scheme(source)
@@ -103,7 +103,7 @@ class Downloader:
         return BlobWriter(uri, limits=self.limits, path=self.scratch_folder.path / str(next(self.file_numbers)))
 
     def _count_bytes(self, size: int) -> None:
-        self.bytes_read += size
+        self.range_bytes_read += size
 
     async def close(self) -> None:
         clients: list[WebClient | ObjectStore] = [self.web_client, *self.object_stores.values()]

@@ -40,16 +40,19 @@ class FetchQueue:
         self.lock = threading.Lock()
         self.queued_sources: deque[str] = deque()
         self.prefetches: dict[str, deque[Future[Blob]]] = {}
+        self.bytes_read = 0
 
     def fetch(self, source: str, deadline_s: float | None, full_download: bool) -> Blob:
         deadline_s = self.deadline_s if deadline_s is None else max(deadline_s, 0.0)
         future = (None if full_download else self._take_prefetched(source)) or self._start(source, full_download)
         self._start_prefetches()
         try:
-            return future.result(deadline_s)
+            blob = future.result(deadline_s)
         except (TimeoutError, CancelledError) as error:
             discard_fetch(future)
             raise build_deadline_error(source, deadline_s) from error
+        self.bytes_read += 0 if blob.range_loader else blob.size_bytes
+        return blob
 
     def prefetch(self, sources: Iterable[str | bytes]) -> None:
         with self.lock:

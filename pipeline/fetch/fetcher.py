@@ -26,9 +26,7 @@ class Fetcher:
         """The caller closes the Blob. A full download has all bytes of a video, even of a long one."""
         if not is_remote(source):
             return self.downloader.read_inline_source(source)
-        blob = self.queue.fetch(source, deadline_s, full_download)
-        self.downloader.bytes_read += 0 if blob.range_loader else blob.size_bytes
-        return blob
+        return self.queue.fetch(source, deadline_s, full_download)
 
     def prefetch(self, sources: Iterable[str | bytes]) -> None:
         """Announce what will be fetched next, in order. Sources announced before are forgotten."""
@@ -36,7 +34,7 @@ class Fetcher:
 
     @property
     def bytes_read(self) -> int:
-        return self.downloader.bytes_read
+        return self.queue.bytes_read + self.downloader.range_bytes_read
 
     def close(self) -> None:
         self.queue.close(self.downloader.close())

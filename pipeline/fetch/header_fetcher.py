@@ -60,6 +60,10 @@ class HeaderFetcher:
     def prefetch(self, sources: Iterable[str | bytes]) -> None:
         self.queue.prefetch(sources)
 
+    @property
+    def bytes_read(self) -> int:
+        return self.queue.bytes_read + self.downloader.range_bytes_read
+
     def close(self) -> None:
         self.queue.close(self.downloader.close())
 

@@ -1,4 +1,4 @@
-"""The first bytes of a file -> what it is. Names and content types are not asked: they are wrong too often."""
+"""Detect the kind of a file by its first bytes. Names and content types do not count: they are wrong too often."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipeline.registry import MEDIA_KINDS, load_registered
 
 MediaKind = str  # a key of MEDIA_KINDS
 BUILT_IN_KINDS = ("image", "video", "pdf")  # recognised below, because their modules import decoders
-SNIFF_BYTES = 512  # bytes that are enough to tell
+SNIFF_BYTES = 512
 
 IMAGE_BRANDS = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"hevc", b"jxl ")  # in ISO containers
 QUICKTIME_ATOMS = (b"moov", b"mdat", b"wide", b"free", b"skip", b"moof", b"styp", b"pnot")  # QuickTime before `ftyp`

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class MediaFetcher(Protocol):
-    bytes_read: int  # of all that was fetched so far
+    @property
+    def bytes_read(self) -> int:
+        """Of all that was fetched so far."""
+        ...
 
     def fetch(self, source: str | bytes, *, deadline_s: float | None = None, full_download: bool = False) -> Blob:
         """FetchError where it fails. The caller closes the Blob. With `full_download` no byte of it is missing."""

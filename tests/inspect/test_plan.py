@@ -88,7 +88,7 @@ def test_predicted_tokens_and_failures_are_those_of_the_run(workspace, mixed):
 
 def test_of_a_large_picture_only_the_beginning_is_read(workspace, mixed, monkeypatch):
     wholes = []
-    monkeypatch.setattr(HeaderFetcher, "_whole", lambda self, source: wholes.append(source))
+    monkeypatch.setattr(HeaderFetcher, "_fetch_whole", lambda self, source: wholes.append(source))
     job = Job.model_validate(workspace.build_job(**mixed))
     big = [workspace.folder / f"pics/{name}" for name in ("large.jpg", "large.png")]
     assert all(path.stat().st_size > 3 * PREFIX_BYTES for path in big)
