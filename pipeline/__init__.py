@@ -56,10 +56,14 @@ schema: what an answer must look like
     schema/validate.py                      checks an answer against its schema
 
 fetch: a URI becomes bytes
-    fetch/fetcher.py                        downloads media within the job's limits, ahead of use
-    fetch/header_fetcher.py                 downloads only the beginning of a file, enough to know its size
+    fetch/fetcher.py                        fetches the media of rows, ahead of use
+    fetch/header_fetcher.py                 fetches only the beginning of media, enough to know their size
+    fetch/fetch_queue.py                    runs fetches on an event loop and bounds those ahead
+    fetch/downloader.py                     downloads one source within the job's limits
     fetch/access.py                         decides whether a job may read a URI
+    fetch/data_uri.py                       decodes sources that carry their own bytes
     fetch/web.py                            downloads over HTTP
+    fetch/web_session.py                    HTTP sessions that connect only where the job allows
     fetch/object_store.py                   reads objects from S3, GCS, Azure and other stores
     fetch/storage_clients.py                options and errors of the stores' clients
     fetch/range_download.py                 downloads a large object in ranges

@@ -41,7 +41,7 @@ async def open_sparse_video(
     return writer.to_blob(pages, range_loader=video)
 
 
-class Box(NamedTuple):
+class Mp4Box(NamedTuple):
     """Part of an MP4 file: its place and its first bytes."""
 
     start: int
@@ -62,7 +62,7 @@ class SparseVideo:
         with open(self.path, "r+b") as file:
             file.truncate(self.size_bytes)
 
-    async def find_moov(self) -> Box | None:
+    async def find_moov(self) -> Mp4Box | None:
         start = 0
         for _ in range(MAX_TOP_LEVEL_BOXES):
             prefix = await self.read_range(start, start + BOX_HEADER_BYTES)
@@ -73,7 +73,7 @@ class SparseVideo:
                 size = self.size_bytes - start
             end = start + size
             if name == b"moov":
-                return Box(start, end, prefix) if size <= MAX_MOOV_BYTES and end <= self.size_bytes else None
+                return Mp4Box(start, end, prefix) if size <= MAX_MOOV_BYTES and end <= self.size_bytes else None
             if name == b"moof" or not name.isalnum() or size < 8 or end >= self.size_bytes:
                 return None
             start = end
