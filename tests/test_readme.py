@@ -1,0 +1,58 @@
+"""The example of README's section Contributing works as it is printed."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from PIL import Image
+
+from pipeline.__main__ import main
+from pipeline.prepare import Preparer
+from pipeline.registry import STEPS
+from pipeline.types import Item, Request
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+JOB = """\
+name: gray
+input: {manifest: m.jsonl, id: id, media: uri}
+model: {weights: "builtin:tiny"}
+engine: {kind: scripted, default: seen}
+media: {steps: [grayscale]}
+prompt: {user: "What is it?"}
+output: {path: out}
+"""
+
+
+@pytest.fixture
+def grayscale(monkeypatch, tmp_path):
+    """The printed module, registered by the printed line, and a folder with a job that uses it."""
+    (code,) = re.findall(r"```python\n# pipeline/media/steps/grayscale.py\n(.*?)```", README, re.DOTALL)
+    ((name, location),) = re.findall(r'`"(\w+)": "(pipeline\.media\.steps\.grayscale:\w+)"`', README)
+    module = ModuleType(location.partition(":")[0])
+    exec(code, module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(STEPS, name, location)
+    Image.new("RGB", (64, 64), (255, 0, 0)).save(tmp_path / "red.png")
+    (tmp_path / "m.jsonl").write_text(json.dumps({"id": "a", "uri": "red.png"}) + "\n")
+    (tmp_path / "job.yaml").write_text(JOB)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_example_step_removes_the_color_of_what_the_model_sees(grayscale, monkeypatch, capsys):
+    shown = []
+    build_request = Preparer.build_request
+
+    def spy(preparer: Preparer, item: Item) -> Request:
+        request = build_request(preparer, item)
+        shown.extend(clip.pixels for clip in request.clips)
+        return request
+
+    monkeypatch.setattr(Preparer, "build_request", spy)
+    for command in (["check", "job.yaml"], ["plan", "job.yaml"], ["run", "job.yaml", "--local"]):
+        assert main(command) == 0, capsys.readouterr().err
+    assert {int(value) for value in shown[-1].ravel()} == {85}
