@@ -43,6 +43,7 @@ Shared by all rooms
 job: a YAML file becomes a frozen Job
     job/spec.py                             every key of a job file, with its type, default and meaning
     job/step_settings.py                    checks media.steps and builds the steps
+    job/keys.py                             which keys may stand where in a job file
     job/job_loader.py                       reads a job file; errors name the file, the line and the key
     job/variables.py                        fills in `${...}` and refuses credentials
     job/fingerprint.py                      hashes everything that shapes an answer

@@ -24,7 +24,7 @@ import aiohttp
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipeline.errors import ExitCode, JobError
-from pipeline.job import job_loader, variables
+from pipeline.job import job_loader, keys, variables
 from pipeline.job.spec import Job
 from pipeline.schema import schema_loader
 
@@ -98,7 +98,7 @@ def load_submission(submission: Submission) -> tuple[Job, dict[str, str]]:
     for change in submission.overrides:
         job_loader.set_key(given, change)
     named = variables.find_variables(given)
-    secret = {name for name, places in named.items() if all(job_loader.is_secret_key(at) for at in places)}
+    secret = {name for name, places in named.items() if all(keys.is_secret_key(at) for at in places)}
     here = {**dict.fromkeys(secret, "the cluster's own"), **os.environ}
     job = job_loader.load_job(submission.job_path, changes=submission.overrides, date=submission.date, environment=here)
     sent = {name: os.environ[name] for name in sorted(named.keys() - secret) if name in os.environ}

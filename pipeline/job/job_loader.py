@@ -1,6 +1,7 @@
-"""YAML text, the environment and --set -> a frozen Job, or an error that names the file, the line and the key.
+"""Reads a job file into a frozen Job. Errors name the file, the line and the key.
 
-Read once, on the driver, before anything is started. What `${...}` may stand for is in `pipeline.job.variables`.
+`--set` changes go over the file, and variables are filled in before the values are checked. All problems are reported
+together.
 """
 
 from __future__ import annotations
@@ -8,20 +9,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from pipeline.errors import JobError
-from pipeline.job.spec import EngineSettings, Job
-from pipeline.job.variables import KeyPath, Problem, fill_variables, find_credentials, resolve_date
-from pipeline.registry import ENGINES, format_suggestion, load_registered
+from pipeline.job.keys import KeyPath, find_fields, format_key, is_secret_key, is_text_key
+from pipeline.job.spec import Job
+from pipeline.job.variables import Problem, fill_variables, find_credentials, resolve_date
+from pipeline.registry import format_suggestion
 
 TYPE_ERROR_MESSAGES = {"int": "must be a whole number", "float": "must be a number", "bool": "must be true or false"}
 TYPE_ERROR_MESSAGES |= {"string": "must be text", "model": "must be a section with keys of its own"}
-YAML_NULLS = ("", "~", "null")  # as YAML writes it
+YAML_NULLS = ("", "~", "null")
 
 
 def load_job(
@@ -31,7 +33,7 @@ def load_job(
     environment: Mapping[str, str] | None = None,
     date: str | None = None,
 ) -> Job:
-    """The job that a file describes, with `--set a.b=c` changes over it, for a day that is not today."""
+    """`changes` are those of `--set`, as `a.b=c`. `date` is the day that variables stand for, today by default."""
     return parse_job(read_job_text(path), source_name=str(path), changes=changes, environment=environment, date=date)
 
 
@@ -39,8 +41,8 @@ def read_job_text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        beside = {str(each): None for each in Path(path).parent.glob("*.y*ml")}
-        raise JobError(f"{path}: there is no such file{format_suggestion(str(path), beside)}") from error
+        siblings = {str(sibling): None for sibling in Path(path).parent.glob("*.y*ml")}
+        raise JobError(f"{path}: there is no such file{format_suggestion(str(path), siblings)}") from error
     except OSError as error:
         raise JobError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -55,34 +57,33 @@ def parse_job(
     environment: Mapping[str, str] | None = None,
     date: str | None = None,
 ) -> Job:
-    """The same from text; `name` stands for the file in messages."""
     node, given = parse_yaml(text, source_name)
-    lines = {path: f"{source_name}:{line}" for path, line in find_key_lines(node)}
+    positions = {path: f"{source_name}:{line}" for path, line in find_key_lines(node)}
+    lines = [f"{source_name}:{line}: {format_key(path)}: is given twice" for path, line in find_repeated_keys(node)]
     for change in changes:
         path = set_key(given, change)
-        lines |= {path[:end]: "--set" for end in range(1, len(path)) if path[:end] not in lines} | {path: "--set"}
-    environment = os.environ if environment is None else environment
-    problems = [
-        f"{format_position(path, {path: f'{source_name}:{again}'})}{format_key(path)}: is given twice"
-        for path, again in find_repeated_keys(node)
-    ]
-    found: list[Problem] = []
+        positions |= {path[:end]: "--set" for end in range(1, len(path)) if path[:end] not in positions}
+        positions[path] = "--set"
     given = {key: value for key, value in given.items() if value is not None}  # a section with all keys commented out
-    values = fill_variables(given, environment, resolve_date(date, environment), found)
-    secrets = list(find_credentials(given, values, is_secret_key))
-    problems += [f"{format_position(at, lines)}{format_key(at)}: {text}" for at, text in [*found, *secrets]]
-    try:
-        if not secrets:  # what is wrong elsewhere is said with the value that was given
+    environment = os.environ if environment is None else environment
+    problems: list[Problem] = []
+    values = fill_variables(given, environment, resolve_date(date, environment), problems)
+    credentials = list(find_credentials(given, values))
+    problems += credentials
+    job = None
+    if not credentials:  # validation errors repeat values
+        try:
             job = Job.model_validate(values)
-    except ValidationError as error:
-        problems += [format_position(e["loc"], lines) + describe_error(e["loc"], e) for e in error.errors()]
-    if problems:
-        raise JobError("\n".join([f"{source_name} is not a job that can run:", *(f"  {line}" for line in problems)]))
+        except ValidationError as error:
+            problems += [(details["loc"], describe_error(details)) for details in error.errors()]
+    lines += [f"{format_position(path, positions)}{format_key(path)}: {problem}" for path, problem in problems]
+    if job is None or lines:
+        raise JobError("\n".join([f"{source_name} is not a job that can run:", *(f"  {line}" for line in lines)]))
     return job
 
 
 def parse_yaml(text: str, source_name: str) -> tuple[yaml.Node | None, dict[str, Any]]:
-    """A job file's keys with their places, and the same as values."""
+    """The tree of YAML nodes, which know their lines, and the values."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
@@ -96,7 +97,7 @@ def parse_yaml(text: str, source_name: str) -> tuple[yaml.Node | None, dict[str,
 
 
 def find_key_lines(node: yaml.Node | None, key_path: KeyPath = ()) -> Iterator[tuple[KeyPath, int]]:
-    """Where each key stands, counted from one."""
+    """The line of each key, counted from one."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             yield (*key_path, key.value), key.start_mark.line + 1
@@ -108,7 +109,7 @@ def find_key_lines(node: yaml.Node | None, key_path: KeyPath = ()) -> Iterator[t
 
 
 def find_repeated_keys(node: yaml.Node | None, key_path: KeyPath = ()) -> Iterator[tuple[KeyPath, int]]:
-    """Keys given twice in one mapping; YAML would silently take the last."""
+    """Keys that are given twice in one mapping, with the later line. YAML would silently take the last."""
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
@@ -119,81 +120,42 @@ def find_repeated_keys(node: yaml.Node | None, key_path: KeyPath = ()) -> Iterat
 
 
 def set_key(values: dict[str, Any], change: str) -> KeyPath:
-    """Apply one `a.b=c`, and say which key it was. Text is taken as it is, all else read as YAML as in the file."""
-    where, equals, text = change.partition("=")
-    if not equals or not where.strip():
+    """Apply one `a.b=c` and return its key. The values of text keys are taken literally, all others are YAML."""
+    key, equals, text = change.partition("=")
+    if not equals or not key.strip():
         raise JobError(f"--set {change}: write it as key.key=value, such as --set answer.max_new_tokens=64")
-    path = *parents, last = tuple(where.strip().split("."))
-    target = values
-    for key in parents:
-        if (inner := target.get(key)) is None:
-            inner = target[key] = {}
-        if not isinstance(inner, dict):
-            raise JobError(f"--set {change}: {key} is a value, it has no keys")
-        target = inner
+    path = *parents, last = tuple(key.strip().split("."))
+    section = values
+    for name in parents:
+        if section.get(name) is None:
+            section[name] = {}
+        if not isinstance(section[name], dict):
+            raise JobError(f"--set {change}: {name} is a value, it has no keys")
+        section = section[name]
+    is_literal = is_text_key(path) and text not in YAML_NULLS and text[0] not in "'\""
     try:
-        target[last] = (
-            text if is_text_key(path) and text not in YAML_NULLS and text[0] not in "'\"" else yaml.safe_load(text)
-        )
+        section[last] = text if is_literal else yaml.safe_load(text)
     except yaml.YAMLError:
-        target[last] = text
+        section[last] = text
     return path
 
 
-def format_position(key_path: KeyPath, lines: Mapping[KeyPath, str]) -> str:
-    """`job.yaml:12: ` for the key or the nearest parent that is given."""
-    return next((f"{lines[key_path[:end]]}: " for end in range(len(key_path), 0, -1) if key_path[:end] in lines), "")
+def format_position(key_path: KeyPath, positions: Mapping[KeyPath, str]) -> str:
+    """`job.yaml:12: ` for the key, or for the nearest parent that the file gives."""
+    parents = (key_path[:end] for end in range(len(key_path), 0, -1))
+    return next((f"{positions[parent]}: " for parent in parents if parent in positions), "")
 
 
-def format_key(key_path: KeyPath) -> str:
-    return ".".join(str(part) for part in key_path) or "job"
-
-
-def describe_error(key_path: KeyPath, error: Any) -> str:
-    """One validation error as a person would say it."""
-    kind, text, given = error["type"], error["msg"], error.get("input")
+def describe_error(error: ErrorDetails) -> str:
+    kind, path, value = error["type"], error["loc"], error.get("input")
     if kind == "extra_forbidden":
-        known = find_fields(Job, key_path[:-1])
-        return f"{format_key(key_path)}: there is no such key{format_suggestion(str(key_path[-1]), known)}"
+        return f"there is no such key{format_suggestion(str(path[-1]), find_fields(path[:-1]))}"
     if kind == "missing":
-        return f"{format_key(key_path)}: is needed and not given"
-    shown = "" if isinstance(given, (dict, list)) or "key" in format_key(key_path) else f" (given: {given!r})"
-    said = (
-        TYPE_ERROR_MESSAGES.get(kind.partition("_")[0]) if kind.endswith(("_parsing", "_type", "_from_float")) else None
-    )
-    said = f'{said}; put it in quotes, as in "{{column}}: what is it?"' if isinstance(given, dict) and said else said
-    said = said or text.removeprefix("Value error, ").replace("Input should be ", "must be ")
-    return f"{format_key(key_path)}: {said[:1].lower() + said[1:]}{shown}"
-
-
-def find_fields(model: Any, key_path: Sequence[str | int]) -> dict[str, Any]:
-    """The keys that may stand at a place of the job file."""
-    names = {f.alias or name: f for section in find_sections(model) for name, f in section.model_fields.items()}
-    if not key_path:
-        return names
-    return find_fields(names[str(key_path[0])].annotation, key_path[1:]) if key_path[0] in names else {}
-
-
-def is_secret_key(key_path: KeyPath) -> bool:
-    """Whether a key holds what nobody should read in a job file."""
-    return has_type(key_path, SecretStr)
-
-
-def is_text_key(key_path: KeyPath) -> bool:
-    """Whether a key holds text, in which a brace, a colon or ` #` is text, too."""
-    return has_type(key_path, str)
-
-
-def has_type(key_path: KeyPath, value_type: type) -> bool:
-    field = find_fields(Job, key_path[:-1]).get(str(key_path[-1])) if key_path else None
-    annotation = field.annotation if field else None
-    return value_type in ((annotation, *get_args(annotation)) if get_origin(annotation) in (None, UnionType) else ())
-
-
-def find_sections(annotation: Any) -> list[type[BaseModel]]:
-    """The section classes inside an annotation; those of all engines for `engine`."""
-    if annotation is EngineSettings:
-        return [load_registered(ENGINES, kind, "engine.kind").Settings for kind in ENGINES]
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [inner for argument in get_args(annotation) if get_origin(annotation) for inner in find_sections(argument)]
+        return "is needed and not given"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be ", "must be ")
+    if kind.endswith(("_parsing", "_type", "_from_float")):
+        message = TYPE_ERROR_MESSAGES.get(kind.partition("_")[0], message)
+        if isinstance(value, dict) and message in TYPE_ERROR_MESSAGES.values():
+            message += '; put it in quotes, as in "{column}: what is it?"'
+    shown = "" if isinstance(value, (dict, list)) or is_secret_key(path) else f" (given: {value!r})"
+    return f"{message[:1].lower()}{message[1:]}{shown}"

@@ -1,6 +1,7 @@
-"""A job, as pydantic models: every key, its type, its default and what it means. The only place.
+"""Every key of a job, with its type, default and meaning, as pydantic models.
 
-`pipeline.job.job_loader` reads one from YAML; `python -m pipeline check --explain` prints this file.
+`pipeline.job.job_loader` reads a job from YAML, and `check --explain` prints the keys. The keys of the section `engine`
+stand with their engines in `pipeline/model/engines`.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ BYTE_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def parse_product(value: Any) -> Any:
-    """`1280*28*28` as people write pixel budgets."""
+    """Accept `1280*28*28`, as people write pixel budgets."""
     if isinstance(value, str) and re.fullmatch(r"\s*[\d_]+(\s*\*\s*[\d_]+)*\s*", value):
         return math.prod(int(factor) for factor in value.split("*"))
     return value
 
 
 def parse_byte_size(value: Any) -> Any:
-    """`64MiB` as people write bytes."""
+    """Accept `64MiB`."""
     match = re.fullmatch(r"\s*([\d_.]+)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
     if match and match[2].upper() in BYTE_UNITS:
         return int(float(match[1].replace("_", "")) * BYTE_UNITS[match[2].upper()])
@@ -46,8 +47,10 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 def define_key(description: str, default: Any = ..., *, affects_answers: bool = True, **constraints: Any) -> Any:
-    """A key with its one-line meaning. `answers`: a change of it changes what a model would say."""
-    return Field(default, description=description, json_schema_extra={"answers": affects_answers}, **constraints)
+    """A key with its one-line meaning. A key that affects answers is part of the fingerprint."""
+    return Field(
+        default, description=description, json_schema_extra={"affects_answers": affects_answers}, **constraints
+    )
 
 
 class JobSection(BaseModel):
@@ -230,7 +233,7 @@ class OutputSection(JobSection):
 
 
 class Job(JobSection):
-    """One run, fully described."""
+    """Everything that a user says about a run."""
 
     name: str = define_key("what to call it in logs and listings", pattern=r"^[\w.-]+$", affects_answers=False)
     input: InputSection = define_key("what to look at", affects_answers=False)

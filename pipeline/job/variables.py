@@ -1,8 +1,8 @@
-"""Strings of a job file -> the same with `${...}` filled in; credentials are refused.
+"""Fills in `${...}` in the strings of a job, and refuses credentials.
 
-Filled after parsing, so that a variable's content can never change the structure of the file. A day is settled once,
-on the driver, and stands in the resolved job: whoever reads `runs/<id>/job.json` sees which partition was asked.
-The day is that of the clock where the run starts (TZ is honoured), for that is what a schedule goes by.
+Variables are filled in after the file is parsed, so that their content cannot change its structure. The day is settled
+once, on the driver, by the clock of the machine where the run starts (TZ is honoured), because schedules go by that
+clock. It stands in the resolved job, so that `runs/<id>/job.json` shows which partition was read.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 from pipeline.errors import JobError
+from pipeline.job.keys import KeyPath, is_secret_key
 from pipeline.registry import format_suggestion
 
-KeyPath = tuple[str | int, ...]
 Problem = tuple[KeyPath, str]
 VARIABLE_PATTERN = re.compile(r"\$\{(\w+)(?::(%[^}]*))?(?::-([^}]*))?\}|\$\$\{")
 DATE_VARIABLE = "VLBATCH_DATE"
@@ -30,7 +30,7 @@ In any value:
 The day is today where the run starts (TZ is honoured), or what --date 2026-11-20 or {DATE_VARIABLE} says.
 Credentials do not belong in a job file; they come from the environment of every node, or from its service account."""
 
-SECRET_PATTERNS = {  # what a string must not hold, and what to call it
+CREDENTIAL_PATTERNS = {
     r"[a-z][\w+.-]*://[^/\s@?#:]*:[^/\s@]+@": "a user and password in a URL",
     r"(?i)[?&](x-amz-(signature|credential|security-token)|x-goog-signature|sig|access_token)=": "a signed URL",
     r"(?i)[?&](api[_-]?key|key|token)=": "a key in a URL",
@@ -41,14 +41,14 @@ SECRET_PATTERNS = {  # what a string must not hold, and what to call it
     r"\bgh[pousr]_[A-Za-z0-9]{30,}": "a GitHub token",
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----": "a private key",
 }
-SECRETS_ADVICE = (
+CREDENTIALS_ADVICE = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_*, HF_TOKEN "
     "in the environment of every node (on Kubernetes: a Secret or a service account), and take it out of the job"
 )
 
 
 def resolve_date(date_text: str | None, environment: Mapping[str, str]) -> date:
-    """The day that a job is for: what the command says, what the environment says, or today."""
+    """The day of `--date`, of the environment, or today."""
     text = date_text or environment.get(DATE_VARIABLE)
     if not text:
         return datetime.now().astimezone().date()
@@ -59,64 +59,69 @@ def resolve_date(date_text: str | None, environment: Mapping[str, str]) -> date:
 
 
 def fill_variables(value: Any, environment: Mapping[str, str], day: date, problems: list[Problem]) -> Any:
-    """Every string with its variables filled; what cannot be is added to the problems."""
+    """A copy with all variables filled in. Those that cannot be filled in are appended to `problems`."""
     days = {"date": day, "yesterday": day - timedelta(days=1), "week": day}
 
-    def dated(match: re.Match[str]) -> str:
-        """A day, also inside of a variable's content, so that a schedule's settings can name partitions."""
+    def format_day(match: re.Match[str]) -> str:
         return days[match[1]].strftime(match[2] or DATE_FORMATS[match[1]]) if match[1] in days else match[0]
 
-    def text(at: KeyPath, match: re.Match[str]) -> str:
-        name, form, default = match[1], match[2], match[3]
+    def replace_variable(key_path: KeyPath, match: re.Match[str]) -> str:
+        name, date_format, default = match[1], match[2], match[3]
         if name is None:
             return "${"
         if name in days:
-            return dated(match)
-        if form:
-            problems.append((at, f"${{{name}:{form}}}: only {', '.join(DATE_FORMATS)} can be written by a pattern"))
+            return format_day(match)
+        if date_format:
+            problem = f"${{{name}:{date_format}}}: only {', '.join(DATE_FORMATS)} can be written by a pattern"
+            problems.append((key_path, problem))
         elif name not in environment and default is None:
             hint = format_suggestion(name, DATE_FORMATS)
-            problems.append((at, f"${{{name}}} is not set; set it, or write ${{{name}:-default}}{hint}"))
-        return VARIABLE_PATTERN.sub(dated, environment.get(name) or default or "")
+            problems.append((key_path, f"${{{name}}} is not set; set it, or write ${{{name}:-default}}{hint}"))
+        content = environment.get(name) or default or ""
+        return VARIABLE_PATTERN.sub(format_day, content)  # a schedule's settings may name partitions by day
 
-    def each(value: Any, at: KeyPath) -> Any:
-        if isinstance(value, dict):
-            return {key: each(inner, (*at, key)) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [each(inner, (*at, index)) for index, inner in enumerate(value)]
-        return VARIABLE_PATTERN.sub(lambda match: text(at, match), value) if isinstance(value, str) else value
+    def fill(key_path: KeyPath, text: str) -> str:
+        return VARIABLE_PATTERN.sub(lambda match: replace_variable(key_path, match), text)
 
-    return each(value, ())
+    return map_strings(value, fill)
+
+
+def map_strings(value: Any, function: Callable[[KeyPath, str], str], key_path: KeyPath = ()) -> Any:
+    """A copy of the value with every string replaced."""
+    if isinstance(value, dict):
+        return {key: map_strings(inner, function, (*key_path, key)) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [map_strings(inner, function, (*key_path, index)) for index, inner in enumerate(value)]
+    return function(key_path, value) if isinstance(value, str) else value
 
 
 def find_strings(value: Any, key_path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
-    """Every string of a job, and where it stands."""
+    """Every string of a job with its key."""
     if isinstance(value, str):
         yield key_path, value
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, each in inner:
-        yield from find_strings(each, (*key_path, key))
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in entries:
+        yield from find_strings(inner, (*key_path, key))
 
 
 def find_variables(value: Any) -> dict[str, set[KeyPath]]:
-    """The environment's variables that a job names, and where."""
-    out: dict[str, set[KeyPath]] = {}
-    for at, text in find_strings(value):
+    """The environment variables that a job names, each with the keys that use it."""
+    keys_by_variable: dict[str, set[KeyPath]] = {}
+    for key_path, text in find_strings(value):
         for match in VARIABLE_PATTERN.finditer(text):
             if match[1] and match[1] not in DATE_FORMATS:
-                out.setdefault(match[1], set()).add(at)
-    return out
+                keys_by_variable.setdefault(match[1], set()).add(key_path)
+    return keys_by_variable
 
 
-def find_credentials(
-    raw_values: Any, filled_values: Any, is_secret_key: Callable[[KeyPath], bool]
-) -> Iterator[Problem]:
-    """Where a job holds what nobody should read in it. The value is never shown."""
-    for at, text in find_strings(raw_values):
-        if is_secret_key(at) and not re.fullmatch(r"\$\{\w+(:-)?\}", text):
-            yield at, "is a secret; write ${NAME} here and set NAME in the environment"
-    for at, text in find_strings(filled_values):
-        if what := next(
-            (what for form, what in SECRET_PATTERNS.items() if not is_secret_key(at) and re.search(form, text)), None
-        ):
-            yield at, f"holds {what}; {SECRETS_ADVICE}"
+def find_credentials(given: Any, filled: Any) -> Iterator[Problem]:
+    """Credentials in the values as they are given and as they are filled in. The messages never show them."""
+    for key_path, text in find_strings(given):
+        if is_secret_key(key_path) and not re.fullmatch(r"\$\{\w+(:-)?\}", text):
+            yield key_path, "is a secret; write ${NAME} here and set NAME in the environment"
+    for key_path, text in find_strings(filled):
+        if is_secret_key(key_path):
+            continue
+        name = next((name for pattern, name in CREDENTIAL_PATTERNS.items() if re.search(pattern, text)), None)
+        if name:
+            yield key_path, f"holds {name}; {CREDENTIALS_ADVICE}"
