@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.model.engines.torch.memory import DEFAULT_SLOTS
+from pipeline.model.engines.torch.memory import DEFAULT_SLOTS_BY_DEVICE
 from pipeline.model.engines.torch.model_size import ModelSize
 
 GIB = 2**30
@@ -70,7 +70,7 @@ def estimate_gpu(
     if kv_tokens < load.longest or not load.rows:
         return GpuEstimate(gpu_name, gpu_count, kv_tokens, 0, None, None, gpu_name in MEASURED_SHARES)
     row_tokens = (load.prompt + load.output) / load.rows
-    at_once = max(1, min(DEFAULT_SLOTS["cuda"], int(kv_tokens / row_tokens), int(load.rows)))
+    at_once = max(1, min(DEFAULT_SLOTS_BY_DEVICE["cuda"], int(kv_tokens / row_tokens), int(load.rows)))
     reading = 2.0 * (
         model.active_parameters * load.prompt + model.vision_parameters * load.vision * model.patches_per_token
     )

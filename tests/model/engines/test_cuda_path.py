@@ -10,17 +10,17 @@ from pipeline.model.engines.torch.step_runner import build_decode_function
 from tests.model.engines.conftest import Lab
 
 
-def attend_by_definition(q, k, v, bounds, most, *, scale, causal=False, seqused_k=None):
-    """Packed attention: row i's queries end at bounds[0][i + 1], its keys start at bounds[1][i]."""
-    ends, starts = bounds
+def attend_by_definition(q, k, v, offsets, max_lengths, *, scale, causal=False, seqused_k=None):
+    """Packed attention: queries of row i end at offsets[0][i + 1], its keys start at offsets[1][i]."""
+    ends, starts = offsets
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     for row in range(len(ends) - 1):
         first, last = int(ends[row]), int(ends[row + 1])
         used = int(seqused_k[row]) if seqused_k is not None else int(starts[row + 1] - starts[row])
-        assert last - first <= most[0]
-        assert used <= most[1]
-        at = int(starts[row])
-        keys, values = (part[at : at + used].repeat_interleave(q.shape[1] // k.shape[1], 1) for part in (k, v))
+        assert last - first <= max_lengths[0]
+        assert used <= max_lengths[1]
+        start = int(starts[row])
+        keys, values = (part[start : start + used].repeat_interleave(q.shape[1] // k.shape[1], 1) for part in (k, v))
         scores = torch.einsum("qhd,khd->hqk", q[first:last], keys) * scale
         if causal:  # aligned to the last key
             new = last - first
@@ -78,11 +78,11 @@ def test_the_decode_function_compiles_without_a_graph_break(lab: Lab, monkeypatc
         return attend_by_definition(q, k, v, (ends, starts), (1, 10**9), scale=scale, causal=True, seqused_k=used)
 
     varlen.register_fake(lambda q, k, v, starts, used, scale: torch.empty_like(q))
-    monkeypatch.setattr(
-        attention,
-        "flash_attention_varlen",
-        lambda q, k, v, bounds, most, **options: varlen(q, k, v, bounds[1], options["seqused_k"], options["scale"]),
-    )
+
+    def attend_compiled(q, k, v, offsets, max_lengths, **options):
+        return varlen(q, k, v, offsets[1], options["seqused_k"], options["scale"])
+
+    monkeypatch.setattr(attention, "flash_attention_varlen", attend_compiled)
     monkeypatch.setattr(replica, "has_flash", lambda device, dtype: True)
     engine = TorchEngine(lab.folder, lab.family, device="cpu", slots=4, kv_tokens=64)
     eager = build_decode_function(engine.step_runner.loaded)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.torch.engine import TorchEngine
+from pipeline.model.engines.torch.scheduler import select_sampled
 from tests.model.engines.conftest import GAP, Lab
 
 MIXES = st.permutations(range(10)).flatmap(lambda order: st.integers(1, 10).map(lambda count: order[:count]))
@@ -87,8 +88,7 @@ def test_logits_equal_those_of_the_reference_model(lab: Lab, requests):
 
     def run_and_record(batch, *unread):
         logits = step_runner(batch, *unread)
-        sampling = [sequence for sequence, count in batch if sequence.reaches_last_token(count)]
-        for sequence, line in zip(sampling, logits, strict=True):
+        for sequence, line in zip(select_sampled(batch), logits, strict=True):
             if sequence.output_tokens == 0:
                 first_logits[sequence.request.id] = line
         return logits

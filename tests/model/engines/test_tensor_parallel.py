@@ -10,6 +10,7 @@ from pipeline.errors import PipelineError
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.torch import memory, step_runner
 from pipeline.model.engines.torch.engine import TorchEngine
+from pipeline.model.engines.torch.scheduler import select_sampled
 from pipeline.types import Failure, Reply, Request
 from tests.model.engines.conftest import GAP, Lab
 from tests.model.engines.test_shard import WIDE
@@ -31,8 +32,7 @@ def generate_with_logits(engine: TorchEngine, requests) -> dict[str, tuple[list[
 
     def run_and_record(batch, *unread):
         batch_logits = step_runner(batch, *unread)
-        sampling = [sequence for sequence, count in batch if sequence.reaches_last_token(count)]
-        for sequence, line in zip(sampling, batch_logits, strict=True):
+        for sequence, line in zip(select_sampled(batch), batch_logits, strict=True):
             logits[sequence.request.id].append(line.clone())
         return batch_logits
 
@@ -60,7 +60,7 @@ def build_requests(lab: Lab) -> list[Request]:
         lab.build_request("picture", lab.make_image(7, 5), "what is it?", max_new_tokens=20),
         lab.build_request("same", same, "who?"),
         lab.build_request("again", same, "where?", temperature=0.8, seed=3),
-        lab.build_request("two", lab.make_image(3, 8), "and", lab.make_image(2, 2), "differ options?"),
+        lab.build_request("two", lab.make_image(3, 8), "and", lab.make_image(2, 2), "differ how?"),
         lab.build_request("film", lab.make_video(9, 3, 2), "and then?", max_new_tokens=16),
         lab.build_request("long", "a" * 150, max_new_tokens=5),
     ]
@@ -73,8 +73,8 @@ def check_divided(lab: Lab, ranks: int, requests: list[Request], expected, **opt
     assert not divided.vision_cache.features_by_clip
     divided.close()
     for name, (tokens, logits) in expected.items():
-        close = [at for at, line in enumerate(logits.topk(2).values) if line[0] - line[1] < GAP]
-        end = close[0] if close else len(tokens)
+        draws = [index for index, (best, second) in enumerate(logits.topk(2).values) if best - second < GAP]
+        end = draws[0] if draws else len(tokens)
         assert actual[name][0][:end] == tokens[:end], name
         torch.testing.assert_close(actual[name][1][: end + 1], logits[: end + 1], atol=1e-4, rtol=1e-4)
     return count_weight_bytes(divided)

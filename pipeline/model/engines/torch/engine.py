@@ -24,7 +24,7 @@ from pipeline.model.engines.torch.oom_backoff import MODEL_ERRORS, run_or_split
 from pipeline.model.engines.torch.pending_step import PendingStep, UnreadTokens, start_copy_to_host
 from pipeline.model.engines.torch.replica import RankConfig, start_replica
 from pipeline.model.engines.torch.sampler import apply_grammar_masks, sample_tokens
-from pipeline.model.engines.torch.scheduler import ScheduledBatch, Scheduler
+from pipeline.model.engines.torch.scheduler import ScheduledBatch, Scheduler, select_sampled
 from pipeline.model.engines.torch.sequence import SequenceState
 from pipeline.model.engines.torch.sequence_builder import SequenceBuilder
 from pipeline.model.engines.torch.vision_encoder import ClipSlice, VisionConfig
@@ -149,31 +149,31 @@ class TorchEngine:
 
     def advance_sequences(self, batch: ScheduledBatch, launched: PendingStep | None, *, launch_next: bool) -> None:
         """Run the model, sample, and update the sequences. All calls that may fail come before the first update."""
-        sampling = [sequence for sequence, count in batch if sequence.reaches_last_token(count)]
-        logits = (launched or self.launch_step(batch)).select_logits(sampling)
-        grammar_errors = apply_grammar_masks(logits, [sequence.matcher for sequence in sampling])
+        sampled = select_sampled(batch)
+        logits = (launched or self.launch_step(batch)).select_logits(sampled)
+        grammar_errors = apply_grammar_masks(logits, [sequence.matcher for sequence in sampled])
         for index, error in grammar_errors.items():
-            sampling[index].fail(error)
+            sampled[index].fail(error)
         tokens, logprobs = sample_tokens(
-            logits, [sequence.request.sampling for sequence in sampling], [sequence.random for sequence in sampling]
+            logits, [sequence.request.sampling for sequence in sampled], [sequence.generator for sequence in sampled]
         )
         read_tokens = start_copy_to_host(tokens, logprobs)
         self.mark_computed(batch)
         if launch_next:
-            self.launch_next_step(sampling, tokens)
-        for sequence, token, logprob in zip(sampling, *read_tokens(), strict=True):
+            self.launch_next_step(sampled, tokens)
+        for sequence, token, logprob in zip(sampled, *read_tokens(), strict=True):
             self.append_token(sequence, token, logprob)
 
     def launch_step(self, batch: ScheduledBatch, unread: UnreadTokens | None = None) -> PendingStep:
         logits = self.step_runner(batch, unread)
         self.counters["tokens_computed"] += sum(count for _, count in batch)
-        return PendingStep(batch, logits, [sequence for sequence, count in batch if sequence.reaches_last_token(count)])
+        return PendingStep(batch, logits, select_sampled(batch))
 
-    def launch_next_step(self, sampling: Sequence[SequenceState], tokens: Tensor) -> None:
+    def launch_next_step(self, sampled: Sequence[SequenceState], tokens: Tensor) -> None:
         """Launch the next step with tokens that the host has not read: see pending_step.py."""
         continuing = {
             sequence: index
-            for index, sequence in enumerate(sampling)
+            for index, sequence in enumerate(sampled)
             if sequence.failure is None and sequence.known_tokens + 1 < sequence.reserved_tokens
         }
         batch = self.scheduler.schedule(self.is_ready, self.limits.prefill_tokens, continuing)

@@ -15,8 +15,8 @@ from pipeline.model.engines.torch.oom_backoff import StepLimits
 if TYPE_CHECKING:
     from pipeline.model.engines.torch.loaded_model import LoadedModel
 
-DEFAULT_SLOTS = {"cuda": 256, "cpu": 64}
-DEFAULT_PATCHES = {"cuda": 32768, "cpu": 4096}  # per rank
+DEFAULT_SLOTS_BY_DEVICE = {"cuda": 256, "cpu": 64}
+DEFAULT_PATCHES_BY_DEVICE = {"cuda": 32768, "cpu": 4096}  # per rank
 DEFAULT_PREFILL_TOKENS = 4096
 CPU_MEMORY_FRACTION = 0.25  # of the free memory: other workers on the machine decode pictures
 CUDA_MEMORY_FRACTION = 0.92  # of all memory: fragments and libraries take the rest
@@ -50,8 +50,8 @@ def choose_sizes(
 ) -> EngineSizes:
     """Sizes that were not requested follow from the memory that this rank has."""
     device = loaded.device
-    slots = slots or DEFAULT_SLOTS[device.type]
-    patches = patches or DEFAULT_PATCHES[device.type] * rank_count
+    slots = slots or DEFAULT_SLOTS_BY_DEVICE[device.type]
+    patches = patches or DEFAULT_PATCHES_BY_DEVICE[device.type] * rank_count
     prefill_tokens = prefill_tokens or DEFAULT_PREFILL_TOKENS
     if kv_tokens is None:
         if device.type == "cuda":

@@ -17,9 +17,9 @@ from pipeline.model import family_loader, hf_models
 from pipeline.model.engines.torch.loaded_model import LoadedModel
 from pipeline.model.engines.torch.memory import (
     CUDA_MEMORY_FRACTION,
-    DEFAULT_PATCHES,
+    DEFAULT_PATCHES_BY_DEVICE,
     DEFAULT_PREFILL_TOKENS,
-    DEFAULT_SLOTS,
+    DEFAULT_SLOTS_BY_DEVICE,
     estimate_step_bytes,
 )
 from pipeline.model.engines.torch.shard import get_head_dim
@@ -79,7 +79,9 @@ def measure_model(config: Mapping[str, Any], *, dtype: str = "auto", quantize: s
         weights_bytes=vision * item_bytes + text_bytes,
         text_bytes=text_bytes,
         token_bytes=2 * math.prod(loaded.cache_shape) * item_bytes,
-        step_bytes=estimate_step_bytes(loaded, DEFAULT_SLOTS["cuda"], DEFAULT_PATCHES["cuda"], DEFAULT_PREFILL_TOKENS),
+        step_bytes=estimate_step_bytes(
+            loaded, DEFAULT_SLOTS_BY_DEVICE["cuda"], DEFAULT_PATCHES_BY_DEVICE["cuda"], DEFAULT_PREFILL_TOKENS
+        ),
         patches_per_token=loaded.vision_tower.config.spatial_merge_size**2,
     )
 

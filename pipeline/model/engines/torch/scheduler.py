@@ -69,6 +69,11 @@ class Scheduler:
         self.free_runs = release_run(self.free_runs, sequence.run_start, sequence.reserved_tokens)
 
 
+def select_sampled(batch: ScheduledBatch) -> list[SequenceState]:
+    """The sequences whose next token can be sampled after a step over the batch: it reaches their last known token."""
+    return [sequence for sequence, count in batch if sequence.reaches_last_token(count)]
+
+
 def allocate_run(free_runs: FreeRuns, tokens: int) -> tuple[int, FreeRuns] | None:
     """Take a run from the smallest free range that holds it: its start, and the ranges that are left.
 

@@ -30,7 +30,7 @@ class SequenceState:
     matcher: AnswerMatcher | None = None
     token_ids: NDArray[np.int64] = field(init=False)  # [reserved_tokens], filled up to known_tokens
     positions: NDArray[np.int64] = field(init=False)  # [axes, reserved_tokens]
-    random: Random = field(init=False)
+    generator: Random = field(init=False)
     known_tokens: int = field(init=False)
     computed_tokens: int = 0
     run_start: int = -1  # where its run of the KV cache starts; -1 while it waits
@@ -50,7 +50,7 @@ class SequenceState:
             axis=1,
             dtype=np.int64,
         )
-        self.random = Random(self.request.sampling.seed)
+        self.generator = Random(self.request.sampling.seed)
         self.known_tokens = self.prompt_tokens
 
     @property
