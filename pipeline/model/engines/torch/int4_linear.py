@@ -2,12 +2,12 @@
 
     weight = (nibble - 8) * scale + zero            one scale and zero for `group` inputs of an output
 
-Few rows go through torch's own int4 kernel, which reads a quarter of the memory; many rows through a
-dense copy made on the fly, because a real matrix product then costs less than it. The kernel takes
-bfloat16; other types always go the second way.
+Few rows go through torch's own int4 kernel, which reads a quarter of the memory. Many rows go through a dense copy
+made on the fly, because a dense matrix product then costs less. The kernel takes bfloat16 only; other types always use
+the dense copy.
 
-The kernel's layout of nibbles depends on device and processor, and torch can pack but not unpack. So
-the layout is learnt, once, from how a numbered tile is packed; weights are kept in one form only.
+The kernel's layout of nibbles depends on device and processor, and torch can pack but not unpack. So the layout is
+learned once, from how a numbered tile is packed, and weights are kept in packed form only.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-KERNEL_DTYPE = torch.bfloat16  # of activations that the kernel takes; the best choice where the job leaves it open
-MAX_KERNEL_ROWS = {"cpu": 1024, "cuda": 64}  # above it a dense copy pays: measured on CPU, estimated on CUDA
+KERNEL_DTYPE = torch.bfloat16  # of activations that the kernel takes
+MAX_KERNEL_ROWS = {"cpu": 1024, "cuda": 64}  # above it a dense copy is faster: measured on CPU, estimated on CUDA
 GROUP_SIZES = (128, 64, 32)
-MAX_DENSE_WEIGHTS = 2**24  # weights made dense at a time: bounds what is held beside the result
+MAX_DENSE_WEIGHTS = 2**24  # made dense at a time; bounds the memory beside the result
 
 
 class Int4Linear(nn.Module):
-    """A linear layer, packed for the device it was made on; to move it is to make it anew."""
+    """A linear layer, packed for the device on which it was made; it cannot be moved."""
 
     packed: Tensor
     scales_zeros: Tensor
@@ -55,12 +55,12 @@ class Int4Linear(nn.Module):
         weight = torch.empty(self.out_features, self.in_features, dtype=dtype, device=self.packed.device)
         scales, zeros = self.scales_zeros.to(dtype).transpose(0, 1).unsqueeze(2).unbind(-1)
         height, _, _ = learn_tile_layout(weight.device, self.in_features)
-        step = max(height, MAX_DENSE_WEIGHTS // self.in_features // height * height)
-        for start in range(0, self.out_features, step):
-            part = slice(start, start + step)
-            grouped = unpack_nibbles(self.packed, self.in_features, start // height, (start + step) // height).to(dtype)
-            grouped = grouped.view(-1, self.in_features // self.group_size, self.group_size)
-            weight[part] = torch.addcmul(zeros[part], grouped.sub_(8), scales[part]).flatten(1)
+        rows_at_once = max(height, MAX_DENSE_WEIGHTS // self.in_features // height * height)
+        for start in range(0, self.out_features, rows_at_once):
+            end = start + rows_at_once
+            nibbles = unpack_nibbles(self.packed, self.in_features, start // height, end // height).to(dtype)
+            groups = nibbles.view(-1, self.in_features // self.group_size, self.group_size)
+            weight[start:end] = torch.addcmul(zeros[start:end], groups.sub_(8), scales[start:end]).flatten(1)
         return weight
 
     def extra_repr(self) -> str:
@@ -68,7 +68,7 @@ class Int4Linear(nn.Module):
 
 
 def pack_nibbles(nibbles: Tensor) -> Tensor:
-    """[out, in] in 0..15 -> as the kernel of this device wants it."""
+    """[out, in] in 0..15 becomes the layout of this device's kernel."""
     if nibbles.is_cuda:
         pairs = (nibbles[:, ::2] << 4 | nibbles[:, 1::2]).to(torch.uint8)
         return torch._convert_weight_to_int4pack(pairs.contiguous(), choose_inner_tiles(nibbles.shape[1]))
@@ -77,7 +77,7 @@ def pack_nibbles(nibbles: Tensor) -> Tensor:
 
 
 def unpack_nibbles(packed: Tensor, in_features: int, first_tile: int, end_tile: int) -> Tensor:
-    """Rows of tiles `first` to `last` of a packed weight -> [out, in] in 0..15."""
+    """A range of rows of tiles, as [out, in] in 0..15."""
     height, deep, places = learn_tile_layout(packed.device, in_features)
     tiles = packed.view(torch.uint8).view(-1, in_features // deep, height * deep // 2)[first_tile:end_tile]
     nibbles = torch.stack([tiles & 15, tiles >> 4], -1).flatten(2)[:, :, places]
@@ -90,27 +90,26 @@ def choose_inner_tiles(in_features: int) -> int:
 
 @lru_cache
 def learn_tile_layout(device: torch.device, in_features: int) -> tuple[int, int, Tensor]:
-    """Outputs and inputs of one tile, and where in its nibbles each weight is, row by row."""
+    """Outputs and inputs of one tile, and the index among its nibbles of each weight, row by row."""
     deep = 16 * choose_inner_tiles(in_features) if device.type == "cuda" else 1
     height = 8 if device.type == "cuda" else measure_cpu_tile()
-    number = torch.arange(height * deep, device=device).view(height, deep).repeat(1, 32 if deep == 1 else 1)
-    there = torch.zeros(height * deep, dtype=torch.int64, device=device)
-    for digit in range(3):  # a nibble holds one hexadecimal digit of the number
-        flat = pack_nibbles((number >> 4 * digit) & 15).view(torch.uint8).flatten()[: height * deep // 2]
-        there += torch.stack([flat & 15, flat >> 4], -1).flatten().long() << 4 * digit
-    return height, deep, torch.argsort(there)
+    numbers = torch.arange(height * deep, device=device).view(height, deep).repeat(1, 32 if deep == 1 else 1)
+    packed_numbers = torch.zeros(height * deep, dtype=torch.int64, device=device)
+    for digit in range(3):  # a nibble holds one hexadecimal digit of a number
+        packed = pack_nibbles((numbers >> 4 * digit) & 15).view(torch.uint8).flatten()[: height * deep // 2]
+        packed_numbers += torch.stack([packed & 15, packed >> 4], -1).flatten().long() << 4 * digit
+    return height, deep, torch.argsort(packed_numbers)
 
 
 @lru_cache
 def measure_cpu_tile() -> int:
-    """How many outputs this processor's kernel packs together: the first repeats once all of them came."""
-    row = torch.arange(128).unsqueeze(1).expand(128, 32)
-    low, high = (pack_nibbles((row >> shift) & 15).flatten() for shift in (0, 4))
+    """How many outputs this processor's kernel packs together: the first one repeats after all of them."""
+    output_numbers = torch.arange(128).unsqueeze(1).expand(128, 32)
+    low, high = (pack_nibbles((output_numbers >> shift) & 15).flatten() for shift in (0, 4))
     first = (low & 15).long() | (high & 15).long() << 4
     return 2 * int((first == first[0]).nonzero()[1])
 
 
 def can_use_kernel(weight: Tensor, device_type: str) -> bool:
-    """Whether the kernel can take such a weight at all."""
     height = 8 if device_type == "cuda" else measure_cpu_tile()
     return weight.shape[0] % height == 0 and any(weight.shape[1] % group == 0 for group in GROUP_SIZES)
