@@ -1,4 +1,4 @@
-"""Chat templates that say what those of the checkpoints say, in their own language."""
+"""Chat templates that render like those of real checkpoints."""
 
 PARTS = """
 {%- macro parts(content) -%}

@@ -1,9 +1,9 @@
-"""What transformers' own processors and models make of a conversation, computed in a process of its own.
+"""Computes what transformers' processors and models make of conversations, in a process of its own.
 
     python tests/model/oracle.py QUESTIONS.json ANSWERS.pickle
 
-A process of its own because transformers remembers whether it saw torchvision: its processors need it, ours
-must not. The wheel's compiled part is missing for a CPU build of torch, so two operators are declared first.
+transformers remembers whether it saw torchvision; its processors need it and our code must work without. The
+compiled part of torchvision is missing for a CPU build of torch, so two operators are declared first.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 TOKENIZERS = {}
-SEEN = "<|vision_start|><|video_pad|><|vision_end|>"
+VIDEO_PLACEHOLDER = "<|vision_start|><|video_pad|><|vision_end|>"
 
 
 def picture(seed, width, height, frames=None):
-    """The same pixels here and there."""
+    """Random pixels, the same in both processes."""
     shape = (height, width, 3) if frames is None else (frames, height, width, 3)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
@@ -41,7 +41,7 @@ def answer(question, processors):
         add_vision_id=question.get("label", False),
     )
     qwen3 = model.config.model_type.startswith("qwen3")
-    inputs = text.replace(SEEN, "<|video_pad|>") if qwen3 else text  # 5.23 would put markers into markers
+    inputs = text.replace(VIDEO_PLACEHOLDER, "<|video_pad|>") if qwen3 else text  # 5.23 would put markers into markers
     images = [picture(*spec) for spec in question.get("images", [])]
     media = {"images": images} if images else {}
     if videos := question.get("videos", []):

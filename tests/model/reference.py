@@ -1,4 +1,4 @@
-"""Positions of tokens, token by token, from the definition: an independent second opinion.
+"""Computes positions token by token from the definition, independently of the families.
 
 A text token lies one after the largest position before it, in all three axes. The tokens of one grid
 lie at (time, row, column) counted from there, where time is counted in layers (Qwen2-VL, and every layer of

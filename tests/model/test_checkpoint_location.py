@@ -17,13 +17,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def checkpoint(tmp_path_factory):
     return write_random_checkpoint(tmp_path_factory.mktemp("weights") / "model", "qwen2_vl")
 
 
 @pytest.fixture
-def folder(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "model")
+def folder(checkpoint, tmp_path):
+    return shutil.copytree(checkpoint, tmp_path / "model")
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def bucket(made, monkeypatch, cache):
+def bucket(checkpoint, monkeypatch, cache):
     """An S3 bucket that holds the checkpoint under models/tiny."""
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
@@ -50,18 +50,18 @@ def bucket(made, monkeypatch, cache):
     s3fs.S3FileSystem.clear_instance_cache()
     store = boto3.client("s3")
     store.create_bucket(Bucket="acme")
-    for file in made.iterdir():
+    for file in checkpoint.iterdir():
         store.upload_file(str(file), "acme", f"models/tiny/{file.name}")
     yield store
     server.stop()
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def change(path, **keys):
+def change_keys(path, **keys):
     path.write_text(json.dumps(json.loads(path.read_text()) | keys))
 
 
-def test_a_folder_is_used_as_it_is(folder):
+def test_a_folder_is_used_in_place(folder):
     assert locate_checkpoint(str(folder)) == locate_small_files(f"file://{folder}") == folder
 
 
@@ -70,13 +70,13 @@ def test_a_name_that_is_neither_folder_nor_hub_id_is_refused():
         locate_checkpoint("./nowhere/at/all")
 
 
-def test_a_remote_folder_is_copied_once_and_its_weights_only_when_they_are_needed(bucket, made):
+def test_a_remote_folder_is_copied_once_and_weights_only_when_needed(bucket, checkpoint):
     small = locate_small_files("s3://acme/models/tiny")
     assert not (small / "model.safetensors").exists()
     assert load_family(small).patch_size == 14
     whole = locate_checkpoint("s3://acme/models/tiny/")
     assert whole == small
-    assert {file.name: file.read_bytes() for file in made.iterdir()} == {
+    assert {file.name: file.read_bytes() for file in checkpoint.iterdir()} == {
         file.name: file.read_bytes() for file in whole.iterdir() if file.name != ".lock"
     }
     bucket.delete_object(Bucket="acme", Key="models/tiny/generation_config.json")
@@ -84,7 +84,7 @@ def test_a_remote_folder_is_copied_once_and_its_weights_only_when_they_are_neede
     assert locate_checkpoint("s3://acme/models/tiny") != whole
 
 
-def test_half_a_download_is_not_taken_for_a_whole_one(bucket):
+def test_a_partial_download_is_fetched_again(bucket):
     folder = locate_small_files("s3://acme/models/tiny")
     (folder / "model.safetensors.part").write_bytes(b"half")
     whole = locate_checkpoint("s3://acme/models/tiny")
@@ -93,25 +93,25 @@ def test_half_a_download_is_not_taken_for_a_whole_one(bucket):
 
 
 @pytest.mark.parametrize("url", ["s3://acme/models/none", "s3://nobody/x", "nope://host/x"])
-def test_a_remote_folder_that_cannot_be_read_is_an_error_about_the_job(bucket, url):
+def test_an_unreadable_remote_folder_is_a_job_error(bucket, url):
     with pytest.raises(JobError, match=url):
         locate_checkpoint(url)
 
 
-def test_the_same_checkpoint_has_one_identity_wherever_it_lies(bucket, made, folder):
+def test_a_checkpoint_has_the_same_identity_in_every_location(bucket, checkpoint, folder):
     here = compute_identity(str(folder))
-    assert here == compute_identity(str(made)) == compute_identity("s3://acme/models/tiny")
+    assert here == compute_identity(str(checkpoint)) == compute_identity("s3://acme/models/tiny")
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "preprocessor_config.json"])
-def test_another_small_file_is_another_identity(folder, name):
+def test_a_changed_small_file_changes_the_identity(folder, name):
     before = compute_identity(str(folder))
-    change(folder / name, something="else")
+    change_keys(folder / name, something="else")
     assert compute_identity(str(folder)) != before
 
 
 @pytest.mark.parametrize("at", [100, -100])
-def test_other_weights_are_another_identity(folder, at, monkeypatch):
+def test_changed_weights_change_the_identity(folder, at, monkeypatch):
     monkeypatch.setattr(checkpoint_location, "SAMPLE_BYTES", 2000)
     before = compute_identity(str(folder))
     path = folder / "model.safetensors"
@@ -121,11 +121,11 @@ def test_other_weights_are_another_identity(folder, at, monkeypatch):
     assert compute_identity(str(folder)) != before
 
 
-def test_a_hub_id_is_taken_from_the_hub_s_cache_and_named_by_its_commit(made, tmp_path, monkeypatch):
+def test_a_hub_id_is_found_in_the_hub_cache_and_identified_by_its_commit(checkpoint, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     repository = tmp_path / "hub" / "models--acme--tiny"
-    shutil.copytree(made, repository / "snapshots" / COMMIT)
+    shutil.copytree(checkpoint, repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -137,7 +137,7 @@ def test_a_hub_id_is_taken_from_the_hub_s_cache_and_named_by_its_commit(made, tm
 
 
 @pytest.mark.parametrize("name", checkpoint_location.BUILTIN_NAMES)
-def test_a_built_in_model_is_there_and_loads_as_any_other(name):
+def test_a_builtin_model_loads_like_any_other(name):
     folder = locate_checkpoint(f"builtin:{name}")
     assert locate_small_files(f"builtin:{name}") == folder
     family = load_family(folder)
@@ -148,6 +148,6 @@ def test_a_built_in_model_is_there_and_loads_as_any_other(name):
     assert model.config.image_token_id == family.image_token
 
 
-def test_an_unknown_built_in_model_is_refused_with_those_there_are():
+def test_an_unknown_builtin_model_is_refused_with_the_known_names():
     with pytest.raises(JobError, match=r"builtin:huge; there is builtin:tiny"):
         locate_checkpoint("builtin:huge")

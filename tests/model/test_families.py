@@ -1,4 +1,4 @@
-"""Each family against transformers' own processors, and against the definition where those are wrong."""
+"""Each family against transformers' processors, and against the definition where those are wrong."""
 
 import copy
 import json
@@ -23,8 +23,8 @@ from tests.model import chat_templates, oracle, reference
 torch.set_num_threads(1)
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "thinking")
 VOCABULARIES = ("tiny", "real")
-LONG = {"seed": 7, "size": (70, 60), "count": 90, "fps": 25.0}
-SHORT = {"seed": 8, "size": (130, 210), "count": 11, "fps": 10.0}
+LONG_VIDEO = {"seed": 7, "size": (70, 60), "count": 90, "fps": 25.0}
+SHORT_VIDEO = {"seed": 8, "size": (130, 210), "count": 11, "fps": 10.0}
 
 
 def image():
@@ -39,69 +39,71 @@ def text(words):
     return {"type": "text", "text": words}
 
 
-def said(role, *content):
+def make_message(role, *content):
     return {"role": role, "content": [text(part) if isinstance(part, str) else part for part in content]}
 
 
 CONVERSATIONS = {
-    "text": {"messages": [said("user", "What is 7 x 6?  Answer:\n\n  naïve café ﬁn 你好 🙂 — 12,345.67 can't")]},
-    "system": {"messages": [said("system", "Be brief."), said("user", "Hi")]},
-    "one picture": {"messages": [said("user", image(), "What is it?")], "images": [[1, 61, 47]]},
-    "text first": {"messages": [said("user", "Look: ", image(), "?")], "images": [[2, 300, 33]]},
+    "text": {
+        "messages": [make_message("user", "What is 7 x 6?  Answer:\n\n  naïve café ﬁn 你好 🙂 — 12,345.67 can't")]
+    },
+    "system": {"messages": [make_message("system", "Be brief."), make_message("user", "Hi")]},
+    "one picture": {"messages": [make_message("user", image(), "What is it?")], "images": [[1, 61, 47]]},
+    "text first": {"messages": [make_message("user", "Look: ", image(), "?")], "images": [[2, 300, 33]]},
     "three pictures": {
-        "messages": [said("user", image(), image(), "Compare", image())],
+        "messages": [make_message("user", image(), image(), "Compare", image())],
         "images": [[3, 5, 200], [4, 640, 480], [5, 100, 101]],
     },
     "labels and a video": {
         "messages": [
-            said("user", image(), image(), video(), "Which?"),
-            said("assistant", "One."),
-            said("user", image()),
+            make_message("user", image(), image(), video(), "Which?"),
+            make_message("assistant", "One."),
+            make_message("user", image()),
         ],
         "images": [[3, 60, 70], [4, 70, 60], [5, 99, 98]],
-        "videos": [SHORT],
+        "videos": [SHORT_VIDEO],
         "label": True,
     },
-    "one video": {"messages": [said("user", video(), "What happens?")], "videos": [SHORT]},
+    "one video": {"messages": [make_message("user", video(), "What happens?")], "videos": [SHORT_VIDEO]},
     "videos and pictures": {
-        "messages": [said("user", video(), "then", image(), "and", video(), "tell")],
+        "messages": [make_message("user", video(), "then", image(), "and", video(), "tell")],
         "images": [[6, 81, 95]],
-        "videos": [LONG, SHORT],
+        "videos": [LONG_VIDEO, SHORT_VIDEO],
     },
     "chat": {
         "messages": [
-            said("system", "Be kind."),
-            said("user", image(), "Who?"),
-            said("assistant", "A cat."),
-            said("user", "Sure?  "),
+            make_message("system", "Be kind."),
+            make_message("user", image(), "Who?"),
+            make_message("assistant", "A cat."),
+            make_message("user", "Sure?  "),
         ],
         "images": [[1, 61, 47]],
     },
     "thoughts": {
         "messages": [
-            said("user", "Who?"),
-            said("assistant", "<think>\nhm\n</think>\n\nA cat."),
-            said("user", "Sure?"),
+            make_message("user", "Who?"),
+            make_message("assistant", "<think>\nhm\n</think>\n\nA cat."),
+            make_message("user", "Sure?"),
         ],
     },
 }
 
 
-def folder_of(kind, vocabulary, root):
-    """A checkpoint's small files."""
+def write_small_files(kind, vocabulary, root):
+    """A checkpoint without weights."""
     folder = write_random_checkpoint(root / f"{kind}-{vocabulary}", "qwen3_vl" if kind == "thinking" else kind)
     (folder / "model.safetensors").unlink()
     if vocabulary == "real":
         qwen_vocabulary.tokenizer().save(str(folder / "tokenizer.json"), pretty=False)
     template = chat_templates.QWEN2 if kind.startswith("qwen2") else chat_templates.QWEN3
-    said = json.loads((folder / "tokenizer_config.json").read_text())
-    said["chat_template"] = chat_templates.THINKING if kind == "thinking" else template
-    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer_config["chat_template"] = chat_templates.THINKING if kind == "thinking" else template
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     return folder
 
 
-def prepared(family, question):
-    """The conversation as turns of Clips, as the media code would make them, and each video's frames."""
+def build_turns(family, question):
+    """The conversation as turns of Clips, like those of the media code, and each video's selected frames."""
     images = iter(question.get("images", []))
     videos = iter(question.get("videos", []))
     turns, chosen = [], []
@@ -129,18 +131,18 @@ def prepared(family, question):
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """For each family, vocabulary and conversation: ours, its turns, and the oracle's."""
+    """By family, vocabulary and conversation: the family, its turns, its prompt, and what the oracle expects."""
     root = tmp_path_factory.mktemp("families")
     ours, questions = {}, []
     for kind in KINDS:
         for vocabulary in VOCABULARIES:
-            folder = folder_of(kind, vocabulary, root)
+            folder = write_small_files(kind, vocabulary, root)
             plain = load_family(folder)
             labelled = copy.copy(plain)
             labelled.add_vision_id = True
             for name, question in CONVERSATIONS.items():
                 family = labelled if question.get("label") else plain
-                turns, chosen = prepared(family, question)
+                turns, chosen = build_turns(family, question)
                 videos = [spec | {"indices": at} for spec, at in zip(question.get("videos", []), chosen, strict=True)]
                 questions.append(question | {"folder": str(folder), "videos": videos, "pixels": vocabulary == "tiny"})
                 ours[kind, vocabulary, name] = family, turns, family.encode_turns(turns)
@@ -150,8 +152,8 @@ def compared(tmp_path_factory):
     return {key: (*ours[key], found) for key, found in zip(ours, pickle.loads(answered.read_bytes()), strict=True)}
 
 
-def grids_of(family, turns):
-    """Grids in tokens and seconds a layer, as the definition wants them."""
+def list_grids(family, turns):
+    """Grids in tokens and the seconds of a layer, as `reference.positions` takes them."""
     grids, seconds = [], []
     for turn in turns:
         for clip in (part for part in turn.parts if isinstance(part, Clip)):
@@ -164,22 +166,22 @@ def grids_of(family, turns):
     return grids, seconds
 
 
-every = pytest.mark.parametrize(
+all_conversations = pytest.mark.parametrize(
     ("kind", "vocabulary", "name"),
     [(kind, vocabulary, name) for kind in KINDS for vocabulary in VOCABULARIES for name in CONVERSATIONS],
 )
 
 
-@every
-def test_the_prompt_is_the_reference_template_s(compared, kind, vocabulary, name):
-    _, _, encoded, found = compared[kind, vocabulary, name]
-    assert encoded.input_ids.tolist() == found["ids"].tolist()
+@all_conversations
+def test_the_prompt_is_that_of_the_reference_template(compared, kind, vocabulary, name):
+    _, _, encoded, expected = compared[kind, vocabulary, name]
+    assert encoded.input_ids.tolist() == expected["ids"].tolist()
 
 
-@every
-def test_positions_are_those_of_the_definition(compared, kind, vocabulary, name):
-    family, turns, encoded, found = compared[kind, vocabulary, name]
-    grids, seconds = grids_of(family, turns)
+@all_conversations
+def test_positions_follow_the_definition(compared, kind, vocabulary, name):
+    family, turns, encoded, expected = compared[kind, vocabulary, name]
+    grids, seconds = list_grids(family, turns)
     pads = (family.image_token, family.video_token)
     rate = getattr(family, "tokens_per_second", 1)
     ids = encoded.input_ids.tolist()
@@ -187,13 +189,13 @@ def test_positions_are_those_of_the_definition(compared, kind, vocabulary, name)
         ids, grids, pads=pads, seconds_per_layer=seconds, tokens_per_second=rate
     )
     if "video" not in name or not kind.startswith("qwen2"):
-        assert np.array_equal(encoded.positions, found["positions"])
+        assert np.array_equal(encoded.positions, expected["positions"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_pixels_are_the_reference_processor_s_bit_for_bit(compared, kind, name):
-    family, turns, encoded, found = compared[kind, "tiny", name]
+def test_pixels_equal_those_of_the_reference_processor_bit_for_bit(compared, kind, name):
+    family, turns, encoded, expected = compared[kind, "tiny", name]
     patches = {"image": [], "video": []}
     grids = {"image": [], "video": []}
     for clip in (part for turn in turns for part in turn.parts if isinstance(part, Clip)):
@@ -202,16 +204,16 @@ def test_pixels_are_the_reference_processor_s_bit_for_bit(compared, kind, name):
         grids[clip.kind].append(list(grid))
         patches[clip.kind].append(patchify(torch.from_numpy(clip.pixels), grid, family))
     for kind_of, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-        assert (pixels in found) == bool(patches[kind_of])
+        assert (pixels in expected) == bool(patches[kind_of])
         if patches[kind_of]:
-            assert grids[kind_of] == found[f"{kind_of}_grid_thw"].tolist()
-            assert np.array_equal(torch.cat(patches[kind_of]).numpy(), found[pixels])
+            assert grids[kind_of] == expected[f"{kind_of}_grid_thw"].tolist()
+            assert np.array_equal(torch.cat(patches[kind_of]).numpy(), expected[pixels])
     pads = np.isin(encoded.input_ids, (family.image_token, family.video_token)).sum()
-    assert encoded.vision_tokens == pads == sum(np.prod(grid) // 4 for found in grids.values() for grid in found)
+    assert encoded.vision_tokens == pads == sum(np.prod(grid) // 4 for found in grids.values() for grid in expected)
 
 
-def test_a_template_that_marks_what_was_trained_is_read_like_any_other():
-    """As trl saves it with a checkpoint: tags that only transformers' own Jinja knows."""
+def test_a_template_with_generation_tags_is_parsed_like_any_other():
+    """trl saves such templates; only transformers' own Jinja knows the tags."""
     marked = chat_templates.QWEN3.replace(
         "{%- set said", "{%- if message.role == 'tool' -%}{%- continue -%}{%- endif -%}{%- generation -%}{%- set said"
     ).replace("{%- endfor -%}{%- if add", "{%- endgeneration -%}{%- endfor -%}{%- if add")

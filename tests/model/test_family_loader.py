@@ -14,21 +14,21 @@ from pipeline.types import Clip, Turn
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def checkpoint(tmp_path_factory):
     return write_random_checkpoint(tmp_path_factory.mktemp("weights") / "model", "qwen2_vl")
 
 
 @pytest.fixture
-def folder(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "model")
+def folder(checkpoint, tmp_path):
+    return shutil.copytree(checkpoint, tmp_path / "model")
 
 
-def change(path, **keys):
+def change_keys(path, **keys):
     path.write_text(json.dumps(json.loads(path.read_text()) | keys))
 
 
-def test_an_unknown_family_is_refused_with_those_there_are(folder):
-    change(folder / "config.json", model_type="qwen4_vl")
+def test_an_unknown_family_is_refused_with_the_known_names(folder):
+    change_keys(folder / "config.json", model_type="qwen4_vl")
     with pytest.raises(JobError, match=r"'qwen4_vl' is not known; known: qwen2_vl, .*Did you mean 'qwen\d_vl'"):
         load_family(folder)
 
@@ -46,23 +46,23 @@ def test_a_broken_file_is_refused_by_its_name(folder):
         load_family(folder)
 
 
-def test_a_job_changes_nested_keys_and_leaves_their_neighbours(folder):
+def test_overrides_change_nested_keys_and_keep_their_neighbours(folder):
     model = ModelSection(weights="x", overrides={"text_config": {"rms_norm_eps": 0.5}, "new": 1})
-    before, said = load_config(folder), load_config(folder, model)
-    assert said["text_config"] == before["text_config"] | {"rms_norm_eps": 0.5}
-    assert said["new"] == 1
+    before, changed = load_config(folder), load_config(folder, model)
+    assert changed["text_config"] == before["text_config"] | {"rms_norm_eps": 0.5}
+    assert changed["new"] == 1
     assert load_config(folder) == before
 
 
-def test_the_longest_row_is_what_the_job_says_or_else_the_checkpoint(folder):
+def test_the_context_length_is_the_jobs_or_else_the_checkpoints(folder):
     model = ModelSection(weights="x", context=ContextSection(max_length=4000))
     assert load_family(folder).context_length == 32768
     assert load_family(folder, model=model).context_length == 4000
 
 
 @pytest.mark.parametrize("where", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
-def test_the_chat_template_is_found_where_checkpoints_keep_it(folder, where):
-    change(folder / "tokenizer_config.json", chat_template=None)
+def test_the_chat_template_is_found_in_every_usual_file(folder, where):
+    change_keys(folder / "tokenizer_config.json", chat_template=None)
     template = (
         "<|im_start|>system\nYou see.<|im_end|>\n{% for m in messages %}<|im_start|>{{ m.role }}\n"
         "{{ m.content[0].text }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n<think>\n"
@@ -81,13 +81,13 @@ def test_the_chat_template_is_found_where_checkpoints_keep_it(folder, where):
 
 
 @pytest.mark.parametrize("template", ["{{ messages[0].content[0].text }}", "{% if %}", "[INST]{{ messages }}"])
-def test_a_template_of_another_kind_is_refused(folder, template):
-    change(folder / "tokenizer_config.json", chat_template=template)
+def test_a_template_of_another_format_is_refused(folder, template):
+    change_keys(folder / "tokenizer_config.json", chat_template=template)
     with pytest.raises(JobError, match="chat template"):
         load_family(folder)
 
 
-def test_media_are_labelled_on_request(folder):
+def test_media_are_numbered_on_request(folder):
     family = load_family(folder, add_vision_id=True)
     clip = Clip("image", np.zeros((1, 3, 28, 28), np.uint8), (9, 9))
     ids = family.encode_turns([Turn("user", (clip, clip, "Compare"))]).input_ids
@@ -98,8 +98,10 @@ def test_media_are_labelled_on_request(folder):
     )
 
 
-@pytest.mark.parametrize(("means", "told"), [({"box"}, True), ({"seconds"}, True), ({"image"}, False), ((), False)])
-def test_a_stretched_model_that_is_asked_for_places_or_times_comes_with_a_caution(means, told):
+@pytest.mark.parametrize(
+    ("meanings", "is_warned"), [({"box"}, True), ({"seconds"}, True), ({"image"}, False), ((), False)]
+)
+def test_a_stretched_context_with_boxes_or_times_gives_a_warning(meanings, is_warned):
     stretched = ModelSection(weights="x", context=ContextSection(rope=RopeSection(factor=2)))
-    assert bool(describe_yarn_risk(stretched, means)) == told
-    assert describe_yarn_risk(ModelSection(weights="x"), means) is None
+    assert bool(describe_yarn_risk(stretched, meanings)) == is_warned
+    assert describe_yarn_risk(ModelSection(weights="x"), meanings) is None

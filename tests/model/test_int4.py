@@ -1,4 +1,4 @@
-"""Four-bit layers: what they keep of a dense layer, and AWQ checkpoints made here in the layout of real ones."""
+"""Four-bit layers, rounded here or read from AWQ checkpoints in the layout of real ones."""
 
 import json
 
@@ -31,8 +31,8 @@ NARROW["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_s
 CPU = torch.device("cpu")
 
 
-def nibbles_of(linear, group=128):
-    """A reference: nibble, scale and zero of each weight, by the definition of AWQ's integer zeros."""
+def quantize_reference(linear, group=128):
+    """Nibble, scale and zero of each weight, by the definition of AWQ's integer zeros."""
     weight = linear.weight.detach().float().view(linear.out_features, -1, group)
     low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
     scale = (high - low) / 15
@@ -41,16 +41,16 @@ def nibbles_of(linear, group=128):
     return nibble.view_as(linear.weight).int(), scale.squeeze(-1), zero.squeeze(-1).int()
 
 
-def awq_pack(rows):
-    """[rows, out] of 0..15 -> int32 words, as AutoAWQ packs eight columns: in the order 0 2 4 6 1 3 5 7."""
+def pack_awq(rows):
+    """[rows, out] of 0..15 becomes int32 words of eight columns, in AutoAWQ's order 0 2 4 6 1 3 5 7."""
     words = torch.zeros(rows.shape[0], rows.shape[1] // 8, dtype=torch.int64)
     for place, column in enumerate([0, 2, 4, 6, 1, 3, 5, 7]):
         words |= rows[:, column::8].long() << 4 * place
     return torch.where(words >= 2**31, words - 2**32, words).int()
 
 
-def awq_checkpoint(folder, dense):
-    """Rewrite a dense checkpoint as AutoAWQ saves one; returns the same rounded weights, dense."""
+def write_awq_checkpoint(folder, dense):
+    """Rewrites a dense checkpoint as AutoAWQ saves one. Returns the rounded weights, dense."""
     tensors, rounded = {}, {}
     for name, tensor in load_file(dense / "model.safetensors").items():
         if "visual" in name or tensor.dim() != 2 or ".layers." not in name:
@@ -59,10 +59,10 @@ def awq_checkpoint(folder, dense):
             continue
         linear = torch.nn.Linear(tensor.shape[1], tensor.shape[0], bias=False)
         linear.weight.data = tensor.float()
-        nibble, scale, zero = nibbles_of(linear)
+        nibble, scale, zero = quantize_reference(linear)
         scale = scale.half()
-        tensors[name.replace("weight", "qweight")] = awq_pack(nibble.T.contiguous())
-        tensors[name.replace("weight", "qzeros")] = awq_pack(zero.T.contiguous())
+        tensors[name.replace("weight", "qweight")] = pack_awq(nibble.T.contiguous())
+        tensors[name.replace("weight", "qzeros")] = pack_awq(zero.T.contiguous())
         tensors[name.replace("weight", "scales")] = scale.T.contiguous()
         rounded[name] = (nibble - zero.repeat_interleave(128, 1)) * scale.float().repeat_interleave(128, 1)
     for file in dense.iterdir():
@@ -82,8 +82,8 @@ def awq_checkpoint(folder, dense):
     return rounded
 
 
-def loaded(folder, **how):
-    return build_model(folder, load_config(folder), **how)
+def load(folder, **options):
+    return build_model(folder, load_config(folder), **options)
 
 
 def logits(model, tokens=40):
@@ -92,7 +92,7 @@ def logits(model, tokens=40):
         return model(input_ids=ids).logits.float()[0]
 
 
-def error(ours, reference):
+def relative_error(ours, reference):
     return ((ours - reference).norm() / reference.norm()).item()
 
 
@@ -104,7 +104,7 @@ def dense(tmp_path_factory):
 @pytest.fixture(scope="module")
 def awq(tmp_path_factory, dense):
     folder = tmp_path_factory.mktemp("awq")
-    return folder, awq_checkpoint(folder, dense)
+    return folder, write_awq_checkpoint(folder, dense)
 
 
 DEVICES = pytest.mark.parametrize(
@@ -114,7 +114,7 @@ DEVICES = pytest.mark.parametrize(
 
 @DEVICES
 @pytest.mark.parametrize("shape", [(64, 128), (192, 256), (512, 3584), (128, 96)])
-def test_what_was_packed_is_unpacked_again(device, shape):
+def test_packed_nibbles_unpack_to_the_same_nibbles(device, shape):
     nibbles = torch.randint(0, 16, shape, generator=torch.Generator().manual_seed(0)).to(device)
     tiles = shape[0] // (8 if device == "cuda" else int4_linear.measure_cpu_tile())
     back = int4_linear.unpack_nibbles(int4_linear.pack_nibbles(nibbles), shape[1], 0, tiles)
@@ -123,25 +123,25 @@ def test_what_was_packed_is_unpacked_again(device, shape):
 
 @DEVICES
 @pytest.mark.parametrize("rows", [1, 3, 60])
-def test_the_kernel_and_the_dense_copy_are_the_same_layer(device, rows):
+def test_the_kernel_and_the_dense_copy_compute_the_same(device, rows):
     torch.manual_seed(rows)
     layer = int4.quantize_linear(torch.nn.Linear(256, 192).bfloat16(), device=torch.device(device))
     inputs = torch.randn(rows, 256).bfloat16().to(device)
     by_kernel = layer(inputs).float()
     by_copy = torch.nn.functional.linear(inputs.float(), layer.dequantize(torch.float32), layer.bias.float())
-    assert error(by_kernel, by_copy) < 0.01
+    assert relative_error(by_kernel, by_copy) < 0.01
 
 
-def test_many_rows_do_not_go_through_the_kernel(monkeypatch):
+def test_many_rows_use_the_dense_copy(monkeypatch):
     layer = int4.quantize_linear(torch.nn.Linear(128, 64).bfloat16(), device=CPU)
     inputs = torch.randn(33, 128).bfloat16()
     by_kernel = layer(inputs)
     monkeypatch.setitem(int4_linear.MAX_KERNEL_ROWS, "cpu", 32)
     monkeypatch.setattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
-    assert error(layer(inputs).float(), by_kernel.float()) < 0.01
+    assert relative_error(layer(inputs).float(), by_kernel.float()) < 0.01
 
 
-def test_a_weight_made_dense_in_several_steps_is_the_same(monkeypatch):
+def test_a_weight_dequantized_in_several_steps_is_the_same(monkeypatch):
     layer = int4.quantize_linear(torch.nn.Linear(128, 320), device=CPU)
     whole = layer.dequantize(torch.float32)
     monkeypatch.setattr(int4_linear, "MAX_DENSE_WEIGHTS", 128 * int4_linear.measure_cpu_tile())
@@ -167,7 +167,7 @@ def test_a_group_of_equal_weights_keeps_them():
     assert torch.allclose(int4.quantize_linear(linear, device=CPU).dequantize(torch.float32), linear.weight, atol=1e-4)
 
 
-def test_an_awq_checkpoint_is_kept_in_four_bits_and_answers_as_its_dequantised_self(awq, dense):
+def test_an_awq_checkpoint_stays_in_four_bits_and_equals_its_dequantized_weights(awq, dense):
     folder, rounded = awq
     reference = hf_models.get_model_class("qwen2_5_vl").from_pretrained(dense, dtype=torch.float32).eval()
     before = logits(reference)
@@ -175,39 +175,39 @@ def test_an_awq_checkpoint_is_kept_in_four_bits_and_answers_as_its_dequantised_s
     for name, value in rounded.items():
         own[next(key for key in own if key.endswith(name.removeprefix("model.")))].data.copy_(value)
     expected = logits(reference)
-    model = loaded(folder, dtype="float32")
+    model = load(folder, dtype="float32")
     layers = [module for module in model.modules() if isinstance(module, int4_linear.Int4Linear)]
     assert len(layers) == 3 * 7
-    assert error(logits(model), expected) < 1e-4  # float32: always through the dense copy
-    assert 0.01 < error(expected, before) < 1  # the rounding is there to be seen
+    assert relative_error(logits(model), expected) < 1e-4  # float32: always through the dense copy
+    assert 0.01 < relative_error(expected, before) < 1  # the rounding is there to be seen
 
 
-def test_both_paths_of_an_awq_checkpoint_lie_within_rounding(awq, monkeypatch):
+def test_kernel_and_dense_copy_of_an_awq_checkpoint_agree_within_rounding(awq, monkeypatch):
     folder, _ = awq
-    model = loaded(folder, dtype="auto")
-    exact = logits(loaded(folder, dtype="float32"))
+    model = load(folder, dtype="auto")
+    exact = logits(load(folder, dtype="float32"))
     by_kernel = logits(model)
     monkeypatch.setitem(int4_linear.MAX_KERNEL_ROWS, "cpu", 0)
     by_copy = logits(model)
     assert model.dtype == torch.bfloat16
-    assert error(by_kernel, exact) < 0.05
-    assert error(by_copy, exact) < 0.05
+    assert relative_error(by_kernel, exact) < 0.05
+    assert relative_error(by_copy, exact) < 0.05
 
 
 def test_an_awq_layer_that_the_kernel_cannot_take_becomes_dense(tmp_path):
     folder = write_random_checkpoint(tmp_path / "dense", "qwen2_5_vl", text_config=NARROW)
     (tmp_path / "awq").mkdir()
-    awq_checkpoint(tmp_path / "awq", folder)
-    model = loaded(tmp_path / "awq", dtype="float32")
+    write_awq_checkpoint(tmp_path / "awq", folder)
+    model = load(tmp_path / "awq", dtype="float32")
     kinds = {type(layer) for layer in model.model.language_model.layers[0].self_attn.children()}
     assert {torch.nn.Linear, int4_linear.Int4Linear} <= kinds
     assert torch.isfinite(logits(model)).all()
 
 
-def test_quantize_rounds_the_language_model_and_nothing_else(dense):
-    model = loaded(dense, dtype="float32", quantize="int4")
-    exact = logits(loaded(dense, dtype="float32"))
-    assert 0.001 < error(logits(model), exact) < 0.5  # 21 layers of random weights
+def test_quantize_rounds_only_the_language_model(dense):
+    model = load(dense, dtype="float32", quantize="int4")
+    exact = logits(load(dense, dtype="float32"))
+    assert 0.001 < relative_error(logits(model), exact) < 0.5  # 21 layers of random weights
     kinds = {name for name, module in model.named_modules() if isinstance(module, int4_linear.Int4Linear)}
     assert len(kinds) == 3 * 7
     assert all(".language_model.layers." in name for name in kinds)
@@ -228,17 +228,17 @@ def test_four_bits_take_less_than_a_third_of_the_memory_of_sixteen():
         ({"quant_method": "awq", "bits": 8, "group_size": 128, "version": "gemm"}, "4 bits"),
     ],
 )
-def test_other_quantisations_are_refused_by_name(dense, said, message):
+def test_unknown_quantisations_are_refused_by_name(dense, said, message):
     with pytest.raises(JobError, match=message):
         build_model(dense, load_config(dense) | {"quantization_config": said})
 
 
 def test_a_quantised_checkpoint_is_not_rounded_again(awq):
     with pytest.raises(JobError, match="already"):
-        loaded(awq[0], dtype="auto", quantize="int4")
+        load(awq[0], dtype="auto", quantize="int4")
 
 
-def test_a_checkpoint_that_lacks_weights_is_refused(dense, tmp_path):
+def test_a_checkpoint_with_missing_weights_is_refused(dense, tmp_path):
     for file in dense.iterdir():
         if file.suffix == ".json":
             (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -246,7 +246,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(dense, tmp_path):
     gone = next(name for name in tensors if name.endswith("layers.1.mlp.up_proj.weight"))
     save_file({name: tensors[name] for name in tensors if name != gone}, tmp_path / "model.safetensors")
     with pytest.raises(JobError, match=r"lacks 1 of the model's weights: .*layers\.1\.mlp\.up_proj\.weight"):
-        loaded(tmp_path, dtype="auto")
+        load(tmp_path, dtype="auto")
 
 
 REAL = {  # config.json of Qwen2.5-VL-7B-Instruct-AWQ, as the hub has it
@@ -305,7 +305,7 @@ REAL = {  # config.json of Qwen2.5-VL-7B-Instruct-AWQ, as the hub has it
 }
 
 
-def test_the_real_7b_checkpoint_s_config_and_tensor_names_are_understood(dense, tmp_path):
+def test_config_and_tensor_names_of_the_real_7b_awq_checkpoint_are_understood(dense, tmp_path):
     for file in dense.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "config.json").write_text(json.dumps(REAL))
@@ -335,7 +335,7 @@ def test_the_real_7b_checkpoint_s_config_and_tensor_names_are_understood(dense, 
     )
 
 
-def test_awq_answers_of_a_mixed_batch_are_those_of_its_dense_self(awq, dense, tmp_path):
+def test_an_awq_checkpoint_answers_a_mixed_batch_like_its_dequantized_weights(awq, dense, tmp_path):
     folder, rounded = awq
     tensors = load_file(dense / "model.safetensors")
     save_file(tensors | {name: value.float() for name, value in rounded.items()}, tmp_path / "model.safetensors")
@@ -344,9 +344,9 @@ def test_awq_answers_of_a_mixed_batch_are_those_of_its_dense_self(awq, dense, tm
             (tmp_path / file.name).write_bytes(file.read_bytes())
     family = load_family(dense)
     picture = Clip("image", np.arange(3 * 56 * 84, dtype=np.uint8).reshape(1, 3, 56, 84), (9, 9))
-    film = Clip("video", np.arange(5 * 3 * 28 * 56, dtype=np.uint8).reshape(5, 3, 28, 56), (9, 9), fps=2.0)
+    video = Clip("video", np.arange(5 * 3 * 28 * 56, dtype=np.uint8).reshape(5, 3, 28, 56), (9, 9), fps=2.0)
     chat = [Turn("system", ("Be brief",)), Turn("user", (picture,)), Turn("assistant", ("A",)), Turn("user", ("B?",))]
-    asked = [[Turn("user", parts)] for parts in (("Hi",), (picture, "?"), (picture, picture), (film, "then"))]
+    asked = [[Turn("user", parts)] for parts in (("Hi",), (picture, "?"), (picture, picture), (video, "then"))]
     requests = []
     for name, turns in enumerate([*asked, chat]):
         encoded = family.encode_turns(turns)
@@ -368,13 +368,13 @@ def mixture(tmp_path_factory):
     return write_random_checkpoint(tmp_path_factory.mktemp("moe") / "model", "qwen3_vl_moe", text_config=sizes)
 
 
-def test_experts_are_rounded_too(mixture):
-    model = loaded(mixture, dtype="float32", quantize="int4")
+def test_experts_are_quantized_too(mixture):
+    model = load(mixture, dtype="float32", quantize="int4")
     experts = [module for module in model.modules() if isinstance(module, int4.Int4Experts)]
     assert len(experts) == 3
     assert not hasattr(model.model.language_model.layers[0].mlp.experts, "gate_up_proj")
-    dense = loaded(mixture, dtype="float32")
-    assert 0.001 < error(logits(model), logits(dense)) < 0.9
+    dense = load(mixture, dtype="float32")
+    assert 0.001 < relative_error(logits(model), logits(dense)) < 0.9
     rows = torch.randn(11, 128)
     place = torch.randint(0, 4, (11, 2), generator=torch.Generator().manual_seed(0))
     place[:, 1] = (place[:, 0] + 1) % 4
@@ -387,8 +387,8 @@ def test_experts_are_rounded_too(mixture):
     assert torch.allclose(ours(rows, place, shares), theirs(rows, place, shares), atol=1e-5)
 
 
-def test_a_row_s_experts_do_not_depend_on_its_neighbours(mixture):
-    experts = loaded(mixture, dtype="float32", quantize="int4").model.language_model.layers[1].mlp.experts
+def test_the_experts_of_a_row_do_not_depend_on_other_rows(mixture):
+    experts = load(mixture, dtype="float32", quantize="int4").model.language_model.layers[1].mlp.experts
     rows = torch.randn(20, 128)
     place = torch.stack([torch.arange(20) % 4, (torch.arange(20) + 1) % 4], 1)
     shares = torch.rand(20, 2)
@@ -397,7 +397,7 @@ def test_a_row_s_experts_do_not_depend_on_its_neighbours(mixture):
     assert torch.allclose(together, alone, atol=1e-5)
 
 
-def test_both_layouts_of_a_mixture_s_weights_are_the_same_model(mixture, tmp_path):
+def test_both_storage_layouts_of_experts_give_the_same_model(mixture, tmp_path):
     tensors = load_file(mixture / "model.safetensors")
     stacked = [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]
     assert len(stacked) == 6
@@ -406,4 +406,4 @@ def test_both_layouts_of_a_mixture_s_weights_are_the_same_model(mixture, tmp_pat
     for file in mixture.iterdir():
         if file.suffix == ".json":
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    assert torch.equal(logits(loaded(mixture, dtype="float32")), logits(loaded(tmp_path, dtype="float32")))
+    assert torch.equal(logits(load(mixture, dtype="float32")), logits(load(tmp_path, dtype="float32")))

@@ -1,4 +1,4 @@
-"""What each rank holds of a model: together it is the model, and only what must be is held twice."""
+"""The shares of all ranks make up the model, and only small weights are held twice."""
 
 import json
 from itertools import pairwise
@@ -21,17 +21,17 @@ from pipeline.model.engines.torch.weight_layout import WeightLayout
 from pipeline.model.families.model_architecture import SHARD_RULES
 from pipeline.model.family_loader import load_architecture, load_config
 
-WHOLE = ("norm", "layernorm", "q_norm", "k_norm", "gate")  # owners of what every rank has all of
+REPLICATED_OWNERS = ("norm", "layernorm", "q_norm", "k_norm", "gate")  # owners of weights that every rank holds
 
 
-def ranks(folder, size, **how):
-    return [build_model(folder, load_config(folder), tp=TensorParallel(rank, size), **how) for rank in range(size)]
+def build_shares(folder, size, **options):
+    return [build_model(folder, load_config(folder), tp=TensorParallel(rank, size), **options) for rank in range(size)]
 
 
-def joined(name, parts, whole):
+def join_parts(name, parts, whole):
     """The weight that ranks hold parts of, and along which dimension."""
     dims = [
-        dim for dim, (part, all_of_it) in enumerate(zip(parts[0].shape, whole.shape, strict=True)) if part < all_of_it
+        dim for dim, (part, whole_size) in enumerate(zip(parts[0].shape, whole.shape, strict=True)) if part < whole_size
     ]
     if not dims:
         assert all(torch.equal(part, whole) for part in parts), name
@@ -41,12 +41,12 @@ def joined(name, parts, whole):
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_shares_are_the_model_cut_and_only_what_is_small_is_whole(lab, size):
+def test_shares_make_up_the_model_and_only_small_weights_are_replicated(lab, size):
     model = build_model(lab.folder, load_config(lab.folder))
-    shares = [dict(share.named_parameters()) for share in ranks(lab.folder, size)]
+    shares = [dict(share.named_parameters()) for share in build_shares(lab.folder, size)]
     replicated = set()
     for name, whole in model.named_parameters():
-        made = joined(name, [share[name] for share in shares], whole)
+        made = join_parts(name, [share[name] for share in shares], whole)
         if made is None:
             replicated.add(name)
         elif size == 4 and name.split(".")[-2] in ("k_proj", "v_proj"):  # two key heads for four ranks
@@ -55,23 +55,25 @@ def test_shares_are_the_model_cut_and_only_what_is_small_is_whole(lab, size):
         else:
             assert torch.equal(made, whole), name
     text = {name for name in replicated if ".visual." not in name}
-    assert {name.split(".")[-2].removeprefix("input_").removeprefix("post_attention_") for name in text} <= set(WHOLE)
+    assert {name.split(".")[-2].removeprefix("input_").removeprefix("post_attention_") for name in text} <= set(
+        REPLICATED_OWNERS
+    )
     divided = sum(param.numel() for name, param in model.named_parameters() if name not in replicated)
     held = sum(param.numel() for name, param in shares[0].items() if name not in replicated)
     assert held / divided < 1.1 / size
 
 
-def test_a_rank_reads_no_more_of_a_file_than_it_holds(lab, monkeypatch):
+def test_a_rank_reads_only_the_bytes_that_it_holds(lab, monkeypatch):
     from pipeline.model.engines.torch.checkpoint import Checkpoint
 
     taken, read = [], Checkpoint.read_weight
 
-    def noting(self, name, *arguments, **named):
+    def count_numbers(self, name, *arguments, **named):
         weight = read(self, name, *arguments, **named)
         taken.append(weight.numel())
         return weight
 
-    monkeypatch.setattr(Checkpoint, "read_weight", noting)
+    monkeypatch.setattr(Checkpoint, "read_weight", count_numbers)
     share = build_model(lab.folder, load_config(lab.folder), tp=TensorParallel(1, 2))
     assert sum(taken) == sum(param.numel() for param in share.parameters())
 
@@ -87,12 +89,12 @@ WIDE = {
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_four_bit_shares_have_the_very_weights_of_the_whole(tmp_path, size):
+def test_four_bit_shares_have_exactly_the_weights_of_the_whole(tmp_path, size):
     sizes = WIDE | ({"num_attention_heads": 6, "num_key_value_heads": 3, "vocab_size": 384} if size == 3 else {})
     folder = write_random_checkpoint(tmp_path, "qwen3_vl", text_config=sizes)
-    how = {"dtype": "float32", "quantize": "int4"}
-    whole = build_model(folder, load_config(folder), **how).model.language_model.layers[0]
-    shares = [share.model.language_model.layers[0] for share in ranks(folder, size, **how)]
+    options = {"dtype": "float32", "quantize": "int4"}
+    whole = build_model(folder, load_config(folder), **options).model.language_model.layers[0]
+    shares = [share.model.language_model.layers[0] for share in build_shares(folder, size, **options)]
     for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
         of = "mlp" if name[0] in "gud" else "self_attn"
         dense = [getattr(getattr(layer, of), name).dequantize(torch.float32) for layer in (whole, *shares)]
@@ -100,7 +102,7 @@ def test_four_bit_shares_have_the_very_weights_of_the_whole(tmp_path, size):
         assert dense[1].numel() <= dense[0].numel() * 0.5
 
 
-def test_what_cannot_be_divided_is_refused_with_what_can(tmp_path):
+def test_an_impossible_number_of_ranks_is_refused_with_the_possible_ones(tmp_path):
     folder = write_random_checkpoint(tmp_path, "qwen2_5_vl")
     with pytest.raises(
         JobError, match=r"tensor_parallel: 3 .*4 attention heads are not divisible by 3.*Possible: 1, 2, 4$"
@@ -118,7 +120,7 @@ REAL = {  # heads, key heads, head_dim, width, vocabulary, experts
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_the_real_models_divide_as_their_shapes_allow(name):
+def test_real_models_divide_among_the_expected_numbers_of_ranks(name):
     heads, keys, dim, width, vocabulary, experts, expected = REAL[name]
     text = SimpleNamespace(num_attention_heads=heads, num_key_value_heads=keys, head_dim=dim)
     text.intermediate_size, text.vocab_size = width, vocabulary
@@ -138,7 +140,7 @@ def test_spans_cover_everything_once_in_whole_units(units, size, unit):
 
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 9), st.integers(1, 9)), min_size=1), st.integers(1, 8))
-def test_pictures_are_divided_evenly_and_stay_in_order(grids, size):
+def test_slices_are_divided_evenly_and_stay_in_order(grids, size):
     pieces = [ClipSlice(str(key), torch.arange(2 * grid[0]), grid) for key, grid in enumerate(grids)]
     parts, owners = assign_slices(pieces, size, 2)
     for piece in pieces:
@@ -152,7 +154,7 @@ def test_pictures_are_divided_evenly_and_stay_in_order(grids, size):
     assert max(busy) - min(busy) <= max(part.patches for part in parts)
 
 
-def test_weights_of_eight_bits_are_made_whole_as_they_are_read(tmp_path):
+def test_fp8_weights_are_scaled_as_they_are_read(tmp_path):
     folder = write_random_checkpoint(tmp_path / "dense", "qwen3_vl", text_config=WIDE)
     tensors, rounded = load_file(folder / "model.safetensors"), {}
     for name in [name for name in tensors if ".layers." in name and tensors[name].dim() == 2]:
@@ -175,7 +177,7 @@ def test_weights_of_eight_bits_are_made_whole_as_they_are_read(tmp_path):
             assert torch.equal(model[name], expected), name
 
 
-def test_a_model_too_large_says_how_many_gpus_would_hold_it(monkeypatch):
+def test_the_error_of_a_too_large_model_says_how_many_gpus_would_hold_it(monkeypatch):
     text = {"hidden_size": 8192, "intermediate_size": 29568, "num_attention_heads": 64, "num_key_value_heads": 8}
     text |= {"num_hidden_layers": 80, "vocab_size": 152064, "tie_word_embeddings": False}
     vision = {"hidden_size": 1280, "out_hidden_size": 8192, "intermediate_size": 3456, "depth": 32}
@@ -205,7 +207,7 @@ def test_a_model_too_large_says_how_many_gpus_would_hold_it(monkeypatch):
         )
 
 
-def test_a_folder_with_its_weights_twice_is_read_by_its_index(tmp_path):
+def test_the_index_decides_which_weight_files_are_read(tmp_path):
     folder = write_random_checkpoint(tmp_path, "qwen2_vl")
     tensors = load_file(folder / "model.safetensors")
     save_file(
@@ -219,7 +221,7 @@ def test_a_folder_with_its_weights_twice_is_read_by_its_index(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_head_that_is_its_embeddings_is_held_once(tmp_path, kept):
+def test_a_tied_head_is_held_once(tmp_path, kept):
     folder = write_random_checkpoint(tmp_path, "qwen3_vl", tie_word_embeddings=True)
     tensors = load_file(folder / "model.safetensors")
     embeddings = tensors["model.language_model.embed_tokens.weight"]
