@@ -209,7 +209,9 @@ def test_pixels_equal_those_of_the_reference_processor_bit_for_bit(compared, kin
             assert grids[kind_of] == expected[f"{kind_of}_grid_thw"].tolist()
             assert np.array_equal(torch.cat(patches[kind_of]).numpy(), expected[pixels])
     pads = np.isin(encoded.input_ids, (family.image_token, family.video_token)).sum()
-    assert encoded.vision_tokens == pads == sum(np.prod(grid) // 4 for found in grids.values() for grid in expected)
+    assert (
+        encoded.vision_tokens == pads == sum(np.prod(grid) // 4 for kind_grids in grids.values() for grid in kind_grids)
+    )
 
 
 def test_a_template_with_generation_tags_is_parsed_like_any_other():
