@@ -18,11 +18,11 @@ from pipeline.schema import schema_loader
 def test_the_grammar_allows_every_token_of_a_true_answer(task):
     tokenizer = build_tokenizer()
     stop = tokenizer.token_to_id("<|im_end|>")
-    grammars = GrammarCompiler(tokenizer, vocab_size=1600, stop_tokens=[stop])
+    compiler = GrammarCompiler(tokenizer, vocab_size=1600, stop_tokens=[stop])
     schema_text = schema_loader.load_schema(TASK_SCHEMAS[task], base_folder=Path()).text
     for number in range(20):
         text = json.dumps(create_scene("train", task, number).answer, separators=(",", ":"))
-        matcher, mask = grammars.create_matcher(schema_text, budget=160), np.zeros(50, np.int32)
+        matcher, mask = compiler.create_matcher(schema_text, budget=160), np.zeros(50, np.int32)
         for token in [*tokenizer.encode(text, add_special_tokens=False).ids, stop]:
             matcher.fill_mask(mask)
             assert mask.view(np.uint32)[token // 32] >> token % 32 & 1, tokenizer.id_to_token(token)

@@ -146,7 +146,7 @@ class AnswerMatcher:
 
     def fill_mask(self, mask: NDArray[np.int32]) -> None:
         """Write which tokens may come next: bit i of word i // 32, over the model's vocabulary."""
-        if self.state is MatcherState.ANSWERING:
+        if self.state in (MatcherState.ANSWERING, MatcherState.DONE):  # when done, the grammar allows stop tokens only
             self.token_matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
             return
         bits = mask.view(np.uint32)
