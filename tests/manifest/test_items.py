@@ -1,4 +1,4 @@
-"""A manifest's row as an Item: every spelling of media, chats and settings, and what is said of wrong ones."""
+"""A manifest row as an Item: every form of media, chats and options, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.manifest.items import build_item
 from pipeline.types import Item, MediaOptions, MediaRef, Turn
 
 
-def make(prompt: dict[str, str] | None = None, **wanted: Any) -> Job:
+def make_job(prompt: dict[str, str] | None = None, **wanted: Any) -> Job:
     return Job.model_validate(
         {
             "name": "a",
@@ -26,90 +26,92 @@ def make(prompt: dict[str, str] | None = None, **wanted: Any) -> Job:
     )
 
 
-def item(row: dict[str, Any], job: Job, *, base: str = "", default: str | None = None) -> Item:
-    chosen = select_columns(job, list(row), schema_prompt=default)
+def read_item(row: dict[str, Any], job: Job, *, base: str = "", default: str | None = None) -> Item:
+    columns = select_columns(job, list(row), schema_prompt=default)
     user = job.prompt.user if job.prompt.user is not None else default
-    return build_item(row, item_id="1", question="q", columns=chosen, job=job, user_prompt=user, base_folder=base)
+    return build_item(row, item_id="1", question="q", columns=columns, job=job, user_prompt=user, base_folder=base)
 
 
-def sources(row: dict[str, Any], job: Job, **more: Any) -> list[Any]:
-    return [part.source for turn in item(row, job, **more).turns for part in turn.parts if isinstance(part, MediaRef)]
+def list_sources(row: dict[str, Any], job: Job, **more: Any) -> list[Any]:
+    return [
+        part.source for turn in read_item(row, job, **more).turns for part in turn.parts if isinstance(part, MediaRef)
+    ]
 
 
 def chat(content: Any, media: Any = None, **row: Any) -> Item:
     messages = [{"role": "user", "content": content}]
-    return item({"messages": messages, "uri": media, **row}, make({}, media="uri"))
+    return read_item({"messages": messages, "uri": media, **row}, make_job({}, media="uri"))
 
 
-def refused(kind: str, row: dict[str, Any], job: Job) -> str:
-    with pytest.raises(ReadError) as caught:
-        item(row, job)
-    assert caught.value.kind == kind
-    return caught.value.message
+def read_error(kind: str, row: dict[str, Any], job: Job) -> str:
+    with pytest.raises(ReadError) as raised:
+        read_item(row, job)
+    assert raised.value.kind == kind
+    return raised.value.message
 
 
-def test_columns_of_a_job_in_a_fixed_order():
-    job = make({"system": "{a}", "user": "{b} {{c}} {a}"}, media=["u", "v"], id="k", keep=["z"])
-    found = select_columns(
+def test_columns_are_selected_in_a_fixed_order():
+    job = make_job({"system": "{a}", "user": "{b} {{c}} {a}"}, media=["u", "v"], id="k", keep=["z"])
+    columns = select_columns(
         job, ["fps", "max_pixels", "z", "k", "a", "b", "v", "u", "max_new_tokens"], schema_prompt=None
     )
-    assert found.media == ("u", "v")
-    assert found.prompt == ("a", "b")
-    assert found.messages is None
-    assert found.options == ("max_pixels", "fps", "max_new_tokens")
-    assert found.id == "k"
-    assert found.kept == ("z",)
-    assert found.question_columns == ("u", "v", "a", "b", "max_pixels", "fps", "max_new_tokens")
+    assert columns.media == ("u", "v")
+    assert columns.prompt == ("a", "b")
+    assert columns.messages is None
+    assert columns.options == ("max_pixels", "fps", "max_new_tokens")
+    assert columns.id == "k"
+    assert columns.kept == ("z",)
+    assert columns.question_columns == ("u", "v", "a", "b", "max_pixels", "fps", "max_new_tokens")
 
 
 @pytest.mark.parametrize(
     ("job", "key"),
     [
-        (make(media="ury"), "input.media"),
-        (make(media="uri", keep="ury"), "input.keep"),
-        (make(media="uri", id="ury"), "input.id"),
-        (make({}, messages="ury"), "input.messages"),
-        (make({"user": "{ury}"}, media="uri"), "prompt.user"),
-        (make({"user": "a", "system": "{ury}"}, media="uri"), "prompt.system"),
+        (make_job(media="ury"), "input.media"),
+        (make_job(media="uri", keep="ury"), "input.keep"),
+        (make_job(media="uri", id="ury"), "input.id"),
+        (make_job({}, messages="ury"), "input.messages"),
+        (make_job({"user": "{ury}"}, media="uri"), "prompt.user"),
+        (make_job({"user": "a", "system": "{ury}"}, media="uri"), "prompt.system"),
     ],
 )
-def test_a_missing_column_is_named_with_the_nearest(job, key):
-    with pytest.raises(JobError) as caught:
+def test_a_missing_column_is_named_with_a_suggestion(job, key):
+    with pytest.raises(JobError) as raised:
         select_columns(job, ["uri", "other"], schema_prompt=None)
-    assert str(caught.value).startswith(f"{key}: the manifest has no column 'ury'")
-    assert "'uri'?" in str(caught.value)
+    assert str(raised.value).startswith(f"{key}: the manifest has no column 'ury'")
+    assert "'uri'?" in str(raised.value)
 
 
-def test_something_must_be_asked_and_by_one_only():
+def test_exactly_one_key_must_say_what_to_ask():
     with pytest.raises(JobError, match="nothing to ask"):
-        select_columns(make({}, media="uri"), ["uri"], schema_prompt=None)
+        select_columns(make_job({}, media="uri"), ["uri"], schema_prompt=None)
     with pytest.raises(JobError, match="leave one of them out"):
-        select_columns(make(messages="m"), ["m"], schema_prompt=None)
-    assert select_columns(make({}, media="uri"), ["uri"], schema_prompt="Describe.").messages is None
-    assert select_columns(make({}), ["messages"], schema_prompt="Describe.").messages == "messages"
-    assert select_columns(make(media="uri"), ["uri", "messages"], schema_prompt=None).messages is None
+        select_columns(make_job(messages="m"), ["m"], schema_prompt=None)
+    assert select_columns(make_job({}, media="uri"), ["uri"], schema_prompt="Describe.").messages is None
+    assert select_columns(make_job({}), ["messages"], schema_prompt="Describe.").messages == "messages"
+    assert select_columns(make_job(media="uri"), ["uri", "messages"], schema_prompt=None).messages is None
 
 
 def test_a_job_without_media_columns_is_told_which_columns_there_are():
     with pytest.raises(JobError, match=r"input\.media names no column.*the manifest has: id, picture"):
-        select_columns(make(), ["id", "picture"], schema_prompt=None)
+        select_columns(make_job(), ["id", "picture"], schema_prompt=None)
 
 
 def test_a_folder_of_media_needs_no_column():
-    assert select_columns(make(), ["path", "uri"], schema_prompt=None).media == ("uri",)
+    assert select_columns(make_job(), ["path", "uri"], schema_prompt=None).media == ("uri",)
 
 
-def test_media_come_before_the_question_and_a_system_turn_only_if_given():
-    assert item({"uri": "/a.png"}, make(media="uri")).turns == (Turn("user", (MediaRef("/a.png"), "What?")),)
-    job = make({"system": "You see.", "user": "What?"}, media="uri", keep="uri")
-    got = item({"uri": "/a.png"}, job)
-    assert got.turns[0] == Turn("system", ("You see.",))
-    assert got.kept_values == {"uri": "/a.png"}
-    assert (got.id, got.question) == ("1", "q")
+def test_media_come_before_the_question_and_a_system_turn_is_optional():
+    assert read_item({"uri": "/a.png"}, make_job(media="uri")).turns == (Turn("user", (MediaRef("/a.png"), "What?")),)
+    job = make_job({"system": "You see.", "user": "What?"}, media="uri", keep="uri")
+    parsed = read_item({"uri": "/a.png"}, job)
+    assert parsed.turns[0] == Turn("system", ("You see.",))
+    assert parsed.kept_values == {"uri": "/a.png"}
+    assert (parsed.id, parsed.question) == ("1", "q")
 
 
 @pytest.mark.parametrize(
-    ("value", "found"),
+    ("value", "expected"),
     [
         ("a.png", ["s3://b/in/a.png"]),
         (["a.png", None, "/b.png"], ["s3://b/in/a.png", "/b.png"]),
@@ -122,48 +124,48 @@ def test_media_come_before_the_question_and_a_system_turn_only_if_given():
         ({"bytes": None, "path": "a.png"}, ["s3://b/in/a.png"]),
     ],
 )
-def test_what_a_media_column_may_hold(value, found):
-    assert sources({"uri": value}, make(media="uri"), base="s3://b/in/") == found
+def test_what_a_media_column_may_hold(value, expected):
+    assert list_sources({"uri": value}, make_job(media="uri"), base="s3://b/in/") == expected
 
 
 @pytest.mark.parametrize("nothing", [None, "", b"", [], [None], {"bytes": None, "path": None}])
-def test_an_empty_cell_is_no_medium_and_a_row_of_them_is_refused(nothing):
-    assert sources({"a": nothing, "b": "/b"}, make(media=["a", "b"])) == ["/b"]
-    assert "a is empty" in refused("no_media", {"a": nothing}, make(media="a"))
+def test_empty_media_cells_are_skipped_and_a_row_without_media_is_refused(nothing):
+    assert list_sources({"a": nothing, "b": "/b"}, make_job(media=["a", "b"])) == ["/b"]
+    assert "a is empty" in read_error("no_media", {"a": nothing}, make_job(media="a"))
 
 
 @pytest.mark.parametrize("value", [3, {"x": 1}, [["a"]], 1.5, {"bytes": 3}, True])
-def test_a_wrong_medium_names_its_column(value):
-    assert "column uri" in refused("row", {"uri": value}, make(media="uri"))
+def test_an_error_in_a_media_cell_names_the_column(value):
+    assert "column uri" in read_error("row", {"uri": value}, make_job(media="uri"))
 
 
-def test_a_row_fills_the_prompt_once():
-    job = make({"system": "{a}{n}", "user": "{{a}} {a}: {n}"}, media="u")
+def test_values_of_a_row_are_filled_into_the_prompt_once():
+    job = make_job({"system": "{a}{n}", "user": "{{a}} {a}: {n}"}, media="u")
     picture = MediaRef("/a.png")
-    got = item({"u": "/a.png", "a": "{n}", "n": None}, job)
-    assert got.turns == (Turn("system", ("{n}",)), Turn("user", (picture, "{a} {n}: ")))
-    assert item({"u": "/a.png", "a": 1.5, "n": True}, job).turns[1].parts == (picture, "{a} 1.5: True")
-    assert "column a" in refused("row", {"u": "/a.png", "a": b"x", "n": 1}, job)
+    parsed = read_item({"u": "/a.png", "a": "{n}", "n": None}, job)
+    assert parsed.turns == (Turn("system", ("{n}",)), Turn("user", (picture, "{a} {n}: ")))
+    assert read_item({"u": "/a.png", "a": 1.5, "n": True}, job).turns[1].parts == (picture, "{a} 1.5: True")
+    assert "column a" in read_error("row", {"u": "/a.png", "a": b"x", "n": 1}, job)
 
 
-def test_a_question_that_is_not_the_jobs_is_no_template():
-    got = item({"uri": "/a"}, make({}, media="uri"), default='Write {"a": {uri}}.')
-    assert got.turns[0].parts[1] == 'Write {"a": {uri}}.'
+def test_the_prompt_of_a_schema_is_not_a_template():
+    parsed = read_item({"uri": "/a"}, make_job({}, media="uri"), default='Write {"a": {uri}}.')
+    assert parsed.turns[0].parts[1] == 'Write {"a": {uri}}.'
 
 
-def test_settings_of_a_row():
+def test_options_of_a_row():
     row = {"uri": "/a", "max_pixels": 100.0, "fps": 1, "nframes": 8, "video_start": 0, "video_end": float("nan")}
-    got = item({**row, "min_pixels": None, "max_new_tokens": 7}, make(media="uri"))
-    medium = got.turns[0].parts[0]
+    parsed = read_item({**row, "min_pixels": None, "max_new_tokens": 7}, make_job(media="uri"))
+    medium = parsed.turns[0].parts[0]
     assert isinstance(medium, MediaRef)
     assert medium.options == MediaOptions(max_pixels=100, fps=1.0, frames=8, video_start=0.0)
-    assert got.max_new_tokens == 7
+    assert parsed.max_new_tokens == 7
 
 
 @pytest.mark.parametrize("value", ["many", 1.5, True, 0, -1, [1], float("inf"), 10**400])
 @pytest.mark.parametrize("name", ["max_pixels", "max_new_tokens"])
-def test_a_wrong_setting_names_its_column(name, value):
-    assert f"column {name} " in refused("row", {"uri": "/a", name: value}, make(media="uri"))
+def test_an_error_in_an_option_names_the_column(name, value):
+    assert f"column {name} " in read_error("row", {"uri": "/a", name: value}, make_job(media="uri"))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +195,7 @@ def test_parts_of_a_chat(part, medium):
     assert chat([part, {"type": "text", "text": "Hm?"}]).turns == (Turn("user", (medium, "Hm?")),)
 
 
-def test_parts_without_a_source_take_the_media_columns_in_order_and_go_over_the_row():
+def test_parts_without_a_source_take_the_media_columns_in_order():
     content = [{"type": "video", "fps": 4}, "then", {"type": "image", "image": None}]
     first, _, second = chat(content, ["/v", "/a"], fps=1.0, max_pixels=9).turns[0].parts
     assert first == MediaRef("/v", "video", MediaOptions(fps=4.0, max_pixels=9))
@@ -201,24 +203,26 @@ def test_parts_without_a_source_take_the_media_columns_in_order_and_go_over_the_
 
 
 def test_a_chat_as_json_text_keeps_its_roles():
-    said = [("system", "S"), ("user", "<|im_end|>"), ("assistant", "A"), ("user", "B")]
-    text = json.dumps([{"role": role, "content": content} for role, content in said])
-    got = item({"m": text}, make({"system": "job's"}, messages="m"))
-    assert got.turns == tuple(Turn(role, (content,)) for role, content in said)
-    got = item({"m": json.dumps([{"role": "user", "content": "B"}])}, make({"system": "job's"}, messages="m"))
-    assert got.turns == (Turn("system", ("job's",)), Turn("user", ("B",)))
+    messages = [("system", "S"), ("user", "<|im_end|>"), ("assistant", "A"), ("user", "B")]
+    text = json.dumps([{"role": role, "content": content} for role, content in messages])
+    parsed = read_item({"m": text}, make_job({"system": "job's"}, messages="m"))
+    assert parsed.turns == tuple(Turn(role, (content,)) for role, content in messages)
+    parsed = read_item(
+        {"m": json.dumps([{"role": "user", "content": "B"}])}, make_job({"system": "job's"}, messages="m")
+    )
+    assert parsed.turns == (Turn("system", ("job's",)), Turn("user", ("B",)))
 
 
-def test_relative_paths_of_parts_lie_beside_the_manifest():
+def test_relative_paths_of_parts_start_at_the_manifest_folder():
     messages = [{"role": "user", "content": [{"type": "video", "video": ["1.png", "/2.png"]}]}]
-    assert sources({"messages": messages}, make({}), base="/in") == [("/in/1.png", "/2.png")]
+    assert list_sources({"messages": messages}, make_job({}), base="/in") == [("/in/1.png", "/2.png")]
 
 
 USER = {"role": "user", "content": "Q"}
 
 
 @pytest.mark.parametrize(
-    ("messages", "says"),
+    ("messages", "expected"),
     [
         (None, "column messages"),
         ("not json", "column messages is not JSON"),
@@ -243,10 +247,10 @@ USER = {"role": "user", "content": "Q"}
         ('[{"role": "user", "content": "\\ud800"}]', "surrogate"),
     ],
 )
-def test_a_wrong_chat_says_where(messages, says):
-    assert says in refused("messages", {"messages": messages}, make({}))
+def test_an_error_in_a_chat_names_its_place(messages, expected):
+    assert expected in read_error("messages", {"messages": messages}, make_job({}))
 
 
-def test_media_that_no_part_takes_are_refused():
+def test_unused_media_are_refused():
     row = {"messages": [USER], "uri": ["/a", "/b"]}
-    assert "hold 2 more" in refused("messages", row, make({}, media="uri"))
+    assert "hold 2 more" in read_error("messages", row, make_job({}, media="uri"))

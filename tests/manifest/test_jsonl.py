@@ -1,4 +1,4 @@
-"""What people write into JSONL: chats of every shape, columns that are empty at first, numbers longer than a double."""
+"""JSONL as people write it: chats of every form, columns that start empty, numbers too long for a double."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pipeline.types import MediaOptions, MediaRef, Turn
 
 @pytest.fixture
 def read(tmp_path):
-    def at(*rows, raw: bytes = b"") -> pa.Table:
+    def read_rows(*rows, raw: bytes = b"") -> pa.Table:
         path = tmp_path / "m.jsonl"
         path.write_bytes(raw or b"".join(json.dumps(row).encode() + b"\n" for row in rows))
         source = JsonlSource(str(path))
         return pa.concat_tables([source.read_span(span) for span in source.list_spans(2)])
 
-    return at
+    return read_rows
 
 
 @pytest.mark.parametrize(
@@ -39,33 +39,33 @@ def read(tmp_path):
         (["x\ud83d"], ["x\ufffd"]),
     ],
 )
-def test_values_are_what_the_lines_say(values, expected, read):
+def test_values_are_those_of_the_lines(values, expected, read):
     assert read(*({"v": value} for value in values))["v"].to_pylist() == expected
 
 
-def test_a_mark_of_the_byte_order_and_empty_lines_are_passed_over(read):
+def test_a_byte_order_mark_and_empty_lines_are_skipped(read):
     assert read(raw=b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"a": 2}')["a"].to_pylist() == [1, 2]
 
 
-def test_what_is_empty_in_the_first_lines_may_be_anything_later(read, monkeypatch):
+def test_a_column_that_starts_empty_may_hold_anything_later(read, monkeypatch):
     monkeypatch.setattr(jsonl, "SAMPLE_BYTES", 20)
-    late = [{"fps": None, "image": None}] * 3 + [{"fps": 0.5, "image": ["a.png", {"url": "b.png"}]}]
-    row = read(*late).to_pylist()[-1]
+    rows = [{"fps": None, "image": None}] * 3 + [{"fps": 0.5, "image": ["a.png", {"url": "b.png"}]}]
+    row = read(*rows).to_pylist()[-1]
     assert parse_number("fps", row["fps"], float, "row", "") == 0.5
     assert parse_media_cell(row["image"], "/in", "row", "image") == [MediaRef("/in/a.png"), MediaRef("/in/b.png")]
 
 
-def test_a_chat_may_be_text_here_and_parts_there(read):
+def test_chats_of_one_column_may_be_text_or_parts(read):
     chats = [
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
         [{"role": "user", "content": "Hi"}],
     ]
     cells = read(*({"messages": chat} for chat in chats))["messages"].to_pylist()
-    found = [parse_turns(cell, [], row_options=MediaOptions(), base_folder="", column="messages") for cell in cells]
-    assert found == [(Turn("system", ("Be brief.",)), Turn("user", ("Hi",))), (Turn("user", ("Hi",)),)]
+    turns = [parse_turns(cell, [], row_options=MediaOptions(), base_folder="", column="messages") for cell in cells]
+    assert turns == [(Turn("system", ("Be brief.",)), Turn("user", ("Hi",))), (Turn("user", ("Hi",)),)]
 
 
-def test_a_column_that_nobody_asks_for_may_change_its_type(tmp_path, monkeypatch):
+def test_an_unused_column_may_change_its_type(tmp_path, monkeypatch):
     monkeypatch.setattr(jsonl, "SAMPLE_BYTES", 40)
     (tmp_path / "m.jsonl").write_text("".join(f'{{"id": {n}, "score": {n if n < 9 else "[]"}}}\n' for n in range(10)))
     source = JsonlSource(str(tmp_path / "m.jsonl"))
@@ -74,7 +74,7 @@ def test_a_column_that_nobody_asks_for_may_change_its_type(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "expected"),
     [
         (b'{"n": 1.5}', ":4: column n holds 1.5, and int64 before; give it one type in all rows"),
         (b'{"n": "b"}', ':4: column n holds "b", and int64 before; give it one type in all rows'),
@@ -82,11 +82,11 @@ def test_a_column_that_nobody_asks_for_may_change_its_type(tmp_path, monkeypatch
         (b"[]", ":4: is JSON but not an object: []"),
     ],
 )
-def test_a_line_that_does_not_fit_is_named_with_what_is_wrong(line, said, read, monkeypatch):
+def test_a_wrong_line_is_named_with_its_problem(line, expected, read, monkeypatch):
     monkeypatch.setattr(jsonl, "SAMPLE_BYTES", 10)
-    with pytest.raises(JobError) as trouble:
+    with pytest.raises(JobError) as raised:
         read(raw=b"\n".join([b'{"n": 1}', b"", b'{"n": 2}', line]))
-    assert said in str(trouble.value)
+    assert expected in str(raised.value)
 
 
 def test_a_file_without_rows_is_refused(tmp_path):
@@ -95,17 +95,17 @@ def test_a_file_without_rows_is_refused(tmp_path):
         JsonlSource(str(tmp_path / "m.jsonl")).read_schema()
 
 
-def test_types_are_settled_once(tmp_path, monkeypatch):
+def test_types_are_inferred_once(tmp_path, monkeypatch):
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps({"id": str(n), "uri": "a.png"}) + "\n" for n in range(50)))
     source = JsonlSource(str(path))
-    times = []
-    monkeypatch.setattr(jsonl, "infer_type", lambda values: times.append(1) or infer_type(values))
+    inferred_columns = []
+    monkeypatch.setattr(jsonl, "infer_type", lambda values: inferred_columns.append(values) or infer_type(values))
     for span in source.list_spans(10):
         assert source.read_span(span).num_rows == 10
     source.read_schema()
-    assert len(times) == 2  # columns
+    assert len(inferred_columns) == 2
 
 
-def test_a_path_that_begins_like_a_list_is_a_path():
+def test_a_path_may_begin_with_a_bracket():
     assert parse_media_cell("[1] scan.png", "/in", "row", "image") == [MediaRef("/in/[1] scan.png")]
