@@ -192,29 +192,33 @@ answer: a Request becomes a Row
     answer.py                               asks the engine and builds the rows of a chunk
 
 run: one run, without Ray
-    run/driver.py                           one run from start to exit code
-    run/local.py                            runs all steps in one process
+    run/driver.py                           runs a job from its check to its exit code
+    run/runner.py                           the seam: Runner, which works on the chunks
+    run/local.py                            the runner without Ray: all steps in this process
     run/preflight.py                        builds the RunContext and checks the job before anything starts
     run/resume.py                           finds the chunks that are left to do
     run/retry_errors.py                     selects failed rows to ask again
-    run/dedup.py                            finds duplicate ids with little memory
-    run/lease.py                            claims the output for one run
+    run/dedup.py                            finds duplicate rows in little memory
+    run/lease.py                            lets one run at a time work on an output
+    run/signals.py                          stops a run in good order on SIGTERM and Ctrl-C
     run/tally.py                            adds up receipts
     run/progress.py                         shows the progress of a run
-    run/log.py                              writes log lines as text or JSON
-    run/signals.py                          ends a run in good order on SIGTERM and Ctrl-C
+    run/run_report.py                       the first and last lines of a run, and its report.json
+    run/log.py                              logs events as text or JSON
 
 export: answers become other people's formats
     export/table.py                         one clean table of all answers
     export/partitioned_files.py             writes large Parquet files in Hive folders
 
 cluster: everything that needs Ray
-    cluster/ray_runner.py                   runs the steps on Ray Data
+    cluster/ray_session.py                  connects to Ray and keeps it quiet
+    cluster/ray_runner.py                   the runner on Ray Data
     cluster/workers.py                      the actors of the two pools
-    cluster/chunk_codec.py                  packs a prepared chunk into one Arrow row
-    cluster/isolation.py                    isolates rows that kill their process
-    cluster/crash_ledger.py                 records which rows a process worked on when it died
-    cluster/pools.py                        chooses how many workers each pool gets
+    cluster/chunk_codec.py                  encodes a prepared chunk as one Arrow row
+    cluster/isolation.py                    isolates rows that crash their process
+    cluster/crash_ledger.py                 finds such rows: it records what each process works on
+    cluster/pools.py                        computes how many workers each pool gets
+    cluster/submission.py                   checks a job and collects the files to submit
     cluster/submit.py                       submits a job to a Ray cluster and follows it
     cluster/metrics.py                      exports Prometheus metrics
 

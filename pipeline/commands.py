@@ -21,7 +21,7 @@ def run_job(options: argparse.Namespace) -> int:
 
     run_options = driver.RunOptions(
         row_limit=options.limit,
-        in_process=options.local,
+        runner="local" if options.local else "ray",
         allow_other_questions=options.on_change == "add",
         take_over=options.take_over,
         retry_kind=options.retry_errors,
@@ -32,14 +32,15 @@ def run_job(options: argparse.Namespace) -> int:
 
 
 def submit_job(options: argparse.Namespace) -> int:
-    from pipeline.cluster import submit
+    from pipeline.cluster.submission import Submission
+    from pipeline.cluster.submit import submit_job as submit_to_cluster
 
     run_arguments = [f"--set={change}" for change in options.set]
     run_arguments += [f"--limit={options.limit}"] if options.limit else []
     run_arguments += [f"--on-change={options.on_change}", *(["--allow-errors"] if options.allow_errors else [])]
     run_arguments += ["--take-over"] * options.take_over + ["--ray-log"] * options.ray_log
     run_arguments += [] if options.retry_errors is None else [f"--retry-errors={options.retry_errors}"]
-    submission = submit.Submission(
+    submission = Submission(
         job_path=options.job,
         overrides=options.set,
         date=options.date,
@@ -47,7 +48,7 @@ def submit_job(options: argparse.Namespace) -> int:
         address=options.address,
         grace_s=options.grace,
     )
-    return submit.submit_job(submission, follow=options.follow)
+    return submit_to_cluster(submission, follow=options.follow)
 
 
 def plan_job(options: argparse.Namespace) -> int:

@@ -43,6 +43,10 @@ SCHEMAS = {  # by `answer.schema`
     "invoice": "schemas.invoice:Invoice",
     "document": "schemas.document:Document",
 }
+RUNNERS = {  # by the command line
+    "local": "pipeline.run.local:LocalRunner",
+    "ray": "pipeline.cluster.ray_runner:RayRunner",
+}
 
 
 def load_registered(table: Mapping[str, str], name: str, label: str) -> Any:

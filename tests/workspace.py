@@ -71,7 +71,7 @@ class JobWorkspace:
     def run_job(
         self,
         *,
-        in_process: bool = True,
+        runner: str = "local",
         row_limit: int | None = None,
         allow_other_questions: bool = False,
         retry_kind: str | None = None,
@@ -83,7 +83,7 @@ class JobWorkspace:
             job,
             driver.RunOptions(
                 row_limit=row_limit,
-                in_process=in_process,
+                runner=runner,
                 allow_other_questions=allow_other_questions,
                 retry_kind=retry_kind,
             ),

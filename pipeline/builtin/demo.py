@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.builtin import scene_files, scores
 from pipeline.builtin.evaluate import TASKS, format_figures, read_answers_and_truths, run_task
-from pipeline.cluster import ray_runner
+from pipeline.cluster.ray_session import connect_to_ray
 
 SCENES_PER_TASK = 16
 FIRST_SCENE = 100_000  # evaluation uses lower numbers
@@ -31,9 +31,9 @@ def run_demo(folder: str) -> int:
         f"Drawn: {SCENES_PER_TASK} scenes for each of {', '.join(TASKS)}, in {root}. Running jobs/demo/*.yaml on Ray:"
     )
     codes, pairs = [], {}
-    with ray_runner.connect_to_ray():
+    with connect_to_ray():
         for task in TASKS:
-            codes.append(run_task(task, root, [], local=False))
+            codes.append(run_task(task, root, [], runner="ray"))
             pairs[task] = read_answers_and_truths(root / task / "manifest.parquet", root / "answers" / task)
             print(f"  {task} done after {time.monotonic() - started:.0f} s", flush=True)
     print("\nAnswers against the truth (1 is best):")

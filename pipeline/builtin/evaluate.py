@@ -28,14 +28,14 @@ def evaluate_task(
 ) -> dict[str, float]:
     """Draw scenes, run the job of a task over them, and score the answers."""
     manifest = scene_files.write_scene_files(folder / task, task, scene_count, first_scene=first_scene)
-    run_task(task, folder, ["answer.guided=false", "limits.error_rate=1", *changes], local=True)
+    run_task(task, folder, ["answer.guided=false", "limits.error_rate=1", *changes], runner="local")
     return scores.score_answers(task, read_answers_and_truths(manifest, folder / "answers" / task))
 
 
-def run_task(task: str, folder: Path, changes: Sequence[str], *, local: bool) -> int:
+def run_task(task: str, folder: Path, changes: Sequence[str], *, runner: str) -> int:
     where = [f"input.manifest={folder / task / 'manifest.parquet'}", f"output.path={folder / 'answers' / task}"]
     job = job_loader.load_job(JOBS_FOLDER / f"{task}.yaml", changes=[*where, *changes])
-    return driver.run_job(job, driver.RunOptions(in_process=local), say=lambda line: None)
+    return driver.run_job(job, driver.RunOptions(runner=runner), say=lambda line: None)
 
 
 def read_answers_and_truths(manifest: Path, output: Path) -> list[tuple[Mapping[str, Any] | None, Mapping[str, Any]]]:

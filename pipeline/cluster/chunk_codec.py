@@ -1,7 +1,7 @@
-"""Prepared entries <-> one row of Arrow, so that pixels cross the object store once, uncopied on arrival.
+"""Encodes a prepared chunk as one row of Arrow, so that pixels cross the object store once and are read in place.
 
-A chunk is one row: Ray never divides a row, and where it is asked for GPUs it wants to know how many rows a call takes.
-Everything but the arrays is pickled; the arrays travel beside as buffers (pickle protocol 5) and are read in place.
+A chunk is one row because Ray never divides a row and plans GPU pools by the rows that a call takes. The arrays of an
+item are buffers beside its pickle (protocol 5).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pipeline.types import PreparedItem
 
 PREPARED_CHUNK_SCHEMA = pa.schema(
     [
-        ("key", pa.string()),
-        ("spent", pa.binary()),
+        ("key", pa.string()),  # the name of the part
+        ("spent", pa.binary()),  # the seconds of preparing, by step
         ("entries", pa.list_(pa.large_binary())),
         ("arrays", pa.list_(pa.list_(pa.large_binary()))),
     ]
@@ -26,14 +26,14 @@ PREPARED_CHUNK_SCHEMA = pa.schema(
 def encode_chunk(
     part_name: str, prepared_items: Sequence[PreparedItem], prepare_seconds: Mapping[str, float]
 ) -> pa.Table:
-    """`seconds`: what preparing took, by step."""
-    heads: list[bytes] = []
+    pickles: list[bytes] = []
     arrays: list[list[memoryview]] = []
-    for entry in prepared_items:
+    for item in prepared_items:
         buffers: list[pickle.PickleBuffer] = []
-        heads.append(pickle.dumps(entry, protocol=5, buffer_callback=buffers.append))
+        pickles.append(pickle.dumps(item, protocol=5, buffer_callback=buffers.append))
         arrays.append([buffer.raw() for buffer in buffers])
-    return pa.table([[part_name], [pickle.dumps(prepare_seconds)], [heads], [arrays]], schema=PREPARED_CHUNK_SCHEMA)
+    columns = [[part_name], [pickle.dumps(prepare_seconds)], [pickles], [arrays]]
+    return pa.table(columns, schema=PREPARED_CHUNK_SCHEMA)
 
 
 def read_part_name(table: pa.Table) -> str:
@@ -46,8 +46,8 @@ def count_rows(table: pa.Table) -> int:
 
 def decode_chunk(table: pa.Table) -> list[PreparedItem]:
     return [
-        pickle.loads(head.as_buffer(), buffers=[one.as_buffer() for one in arrays.values])
-        for head, arrays in zip(table["entries"][0].values, table["arrays"][0].values, strict=True)
+        pickle.loads(item.as_buffer(), buffers=[array.as_buffer() for array in arrays.values])
+        for item, arrays in zip(table["entries"][0].values, table["arrays"][0].values, strict=True)
     ]
 
 

@@ -1,9 +1,9 @@
-"""What a run counts -> Prometheus, by way of Ray.
+"""Exports the metrics of a run to Prometheus through Ray.
 
-One table says every metric; the dashboard, the alerts and the tests are made from it, so that names cannot drift
-apart. What comes with a receipt is counted once, on the driver. What only a worker knows is kept there as plain
-totals, by code that does not know Ray, and read every few seconds by a thread: nothing waits for a counter.
-Ray adds WorkerId and NodeAddress to each, writes `ray_` before a name, and `_total` behind a counter's.
+The table METRICS defines them all; the dashboard, the alerts and the tests are generated from it. The driver counts
+what receipts hold. Workers keep other totals in code that does not know Ray, and a thread reads them every few
+seconds, so that no row waits for a metric. Ray adds the labels WorkerId and NodeAddress, the prefix `ray_`, and the
+suffix `_total` of counters.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pipeline.prepare import Preparer
 from pipeline.run.lease import Lease
 
 SAMPLE_INTERVAL_S = 2.0
-FIRST_COUNT = 1e-9  # a counter must be seen before its first step for that to be seen as one; Ray takes no zero
+FIRST_COUNT = 1e-9  # Prometheus sees an increase only from an earlier sample, and Ray exports no zero
 TOKEN_KINDS = ("vision", "prompt", "output")
-JOB_LABEL = "job_name"  # `job` is the scraper's own
+JOB_LABEL = "job_name"  # Prometheus itself sets `job`
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +53,18 @@ METRICS = {
     "kv_used": Metric("gauge", "tokens in them"),
     "lease_age_seconds": Metric("gauge", "seconds since the run last renewed its lease on the output"),
 }
-GAUGE_BY_ENGINE_KEY = {"slots": "slots", "busy": "slots_busy", "waiting": "rows_waiting", "kv_tokens": "kv_tokens"}
-GAUGE_BY_ENGINE_KEY |= {"kv_used": "kv_used"}  # what an engine calls it -> the gauge
+GAUGE_BY_ENGINE_KEY = {  # by the key in Engine.metrics()
+    "slots": "slots",
+    "busy": "slots_busy",
+    "waiting": "rows_waiting",
+    "kv_tokens": "kv_tokens",
+    "kv_used": "kv_used",
+}
 
-MetricSample = dict[tuple[str, ...], float]  # (metric, value of each label ...) -> its total, or its state now
+MetricSample = dict[tuple[str, ...], float]  # by (metric, label values ...): the total of a counter, or a gauge
 
 
 def to_prometheus_name(name: str) -> str:
-    """What Prometheus calls it."""
     return f"ray_vlbatch_{name}{'_total' if METRICS[name].kind == 'counter' else ''}"
 
 
@@ -74,55 +78,55 @@ def get_instrument(name: str) -> Any:
 def record_sample(
     job_name: str, sample: Mapping[tuple[str, ...], float], previous_sample: Mapping[tuple[str, ...], float]
 ) -> None:
-    """Gauges as they are, counters by what came since."""
+    """Set gauges, and increase counters by the difference to the previous sample."""
     for (name, *values), value in sample.items():
         tags = {JOB_LABEL: job_name, **dict(zip(METRICS[name].labels, values, strict=True))}
         if METRICS[name].kind == "gauge":
             get_instrument(name).set(value, tags)
-        elif (more := value - previous_sample.get((name, *values), 0.0)) > 0:
-            get_instrument(name).inc(more, tags)
+        elif (increase := value - previous_sample.get((name, *values), 0.0)) > 0:
+            get_instrument(name).inc(increase, tags)
 
 
 def build_receipt_counter(context: RunContext, chunks: Sequence[Chunk]) -> Callable[[CommitReceipt], None]:
-    """What counts the receipts of these chunks, on the driver."""
-    left = sum(chunk.asked_row_count for chunk in chunks)
+    """A function that counts the receipts of these chunks, on the driver."""
+    rows_left = sum(chunk.asked_row_count for chunk in chunks)
 
-    def count(receipt: CommitReceipt) -> None:
-        nonlocal left
-        left -= receipt.answered + receipt.failed
-        counted: MetricSample = {
+    def count_receipt(receipt: CommitReceipt) -> None:
+        nonlocal rows_left
+        rows_left -= receipt.answered + receipt.failed
+        sample: MetricSample = {
             ("rows", "answered"): receipt.answered,
             ("rows", "failed"): receipt.failed,
-            ("rows_left",): left,
+            ("rows_left",): rows_left,
             ("tokens", "vision"): receipt.vision_tokens,
             ("tokens", "prompt"): receipt.prompt_tokens,
             ("tokens", "output"): receipt.output_tokens,
             ("retries",): receipt.retries,
         }
-        counted |= {("seconds", step): spent for step, spent in receipt.worker_seconds.items()}
-        counted |= {("errors", *kind.split("/", 1)): rows for kind, rows in receipt.failure_counts.items()}
-        record_sample(context.job.name, counted, {})
+        sample |= {("seconds", step): seconds for step, seconds in receipt.worker_seconds.items()}
+        sample |= {("errors", *kind.split("/", 1)): rows for kind, rows in receipt.failure_counts.items()}
+        record_sample(context.job.name, sample, {})
 
-    known = [("rows", "answered"), ("rows", "failed"), *(("tokens", kind) for kind in TOKEN_KINDS), ("retries",)]
-    record_sample(context.job.name, {("rows_left",): left, **dict.fromkeys(known, FIRST_COUNT)}, {})
-    return count
+    counters = [("rows", "answered"), ("rows", "failed"), *(("tokens", kind) for kind in TOKEN_KINDS), ("retries",)]
+    record_sample(context.job.name, {("rows_left",): rows_left, **dict.fromkeys(counters, FIRST_COUNT)}, {})
+    return count_receipt
 
 
 def start_sampling(
     context: RunContext, read_sample: Callable[[], MetricSample], end_event: Event | None = None
 ) -> None:
-    """Read a worker's totals now and then, until that, or as long as its process lives."""
-    over = end_event or Event()
+    """Read the totals of a process every few seconds, until the event is set or the process ends."""
+    ended = end_event or Event()
 
-    def follow() -> None:
-        before: MetricSample = {}
-        while not over.is_set():
-            now = read_sample()
-            record_sample(context.job.name, now, before)
-            before = now
-            over.wait(SAMPLE_INTERVAL_S)
+    def poll() -> None:
+        previous_sample: MetricSample = {}
+        while not ended.is_set():
+            sample = read_sample()
+            record_sample(context.job.name, sample, previous_sample)
+            previous_sample = sample
+            ended.wait(SAMPLE_INTERVAL_S)
 
-    Thread(target=follow, name="metrics", daemon=True).start()
+    Thread(target=poll, name="metrics", daemon=True).start()
 
 
 def export_lease_age(context: RunContext, lease: Lease) -> None:
@@ -136,9 +140,9 @@ def export_prepare_metrics(context: RunContext, preparer: Preparer) -> None:
 def export_generate_metrics(context: RunContext, answerer: Answerer) -> None:
     started, gpus, engine = time.monotonic(), context.job.workers.generate.gpus, answerer.engine_thread.engine
 
-    def sample() -> MetricSample:
-        said = engine.metrics()
-        gauges: MetricSample = {(gauge,): said[name] for name, gauge in GAUGE_BY_ENGINE_KEY.items() if name in said}
+    def read_sample() -> MetricSample:
+        values = engine.metrics()
+        gauges: MetricSample = {(gauge,): values[key] for key, gauge in GAUGE_BY_ENGINE_KEY.items() if key in values}
         return {("gpu_seconds",): gpus * (time.monotonic() - started), **gauges}
 
-    start_sampling(context, sample)
+    start_sampling(context, read_sample)

@@ -1,6 +1,6 @@
-"""The actors of the two pools: a chunk -> prepared entries; prepared entries -> a commit and its receipt.
+"""The actors of the two pools: one prepares chunks, the other answers and commits them.
 
-What stops a run is handed over as a value, in place of a receipt: Ray would bury its message under pages of its own.
+An error that stops the run is returned in place of a receipt, because Ray would bury its message in tracebacks.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk
 from pipeline.media.decode import EXTRA_S_PER_FRAME
 from pipeline.output.commit import CommitReceipt
+from pipeline.output.dataset import Dataset
 from pipeline.output.store import OutputStore
 from pipeline.prepare import Preparer
 from pipeline.run import log
@@ -30,13 +31,13 @@ from pipeline.run.local import commit_outcomes
 from pipeline.types import Failure, Outcome, PreparedItem, ReadItem
 from pipeline.watchdog import Watchdog
 
-HANG_MARGIN_S = 120.0  # by which preparing a row may outlast its time, which fetching and decoding keep by themselves
-RECEIPT_COLUMN = "receipt"  # the one column of a block that needs no more work
+HANG_MARGIN_S = 120.0  # fetching and decoding keep a row's deadline by themselves; a row that takes longer hangs
+RECEIPT_COLUMN = "receipt"  # a block with this column alone needs no more work
 
 WorkerT = TypeVar("WorkerT", Preparer, Answerer)
 
 
-class Prepare:
+class PrepareWorker:
     def __init__(self, context: RunContext, ledger: Any):
         self.isolation = CrashIsolation(ledger, "prepare", exclusive=True)
         self.preparer = self.isolation.open_worker(lambda: Preparer(context))
@@ -56,18 +57,18 @@ class Prepare:
             load_rows=lambda: preparer.read_items(chunk),
             process_rows=lambda items: list(self.watchdog.watch_steps(preparer.prepare_items(items))),
             fail_row=fail_unprepared_row,
-            finish_chunk=lambda entries: chunk_codec.encode_chunk(
-                chunk.part_name, entries, preparer.timer.take_seconds()
+            finish_chunk=lambda prepared_items: chunk_codec.encode_chunk(
+                chunk.part_name, prepared_items, preparer.timer.take_seconds()
             ),
         )
         return self.isolation.run_stage(chunk.part_name, chunk.asked_row_count, stage)
 
 
-class Generate:
+class GenerateWorker:
     def __init__(self, context: RunContext, ledger: Any):
         log.set_run_labels(context)
         self.isolation = CrashIsolation(ledger, "generate", exclusive=False)
-        self.store = OutputStore(context.job.output.path)
+        self.dataset = Dataset(OutputStore(context.job.output.path), context.fingerprint)
         self.answerer = self.isolation.open_worker(lambda: Answerer(context))
         if isinstance(self.answerer, Answerer):
             metrics.export_generate_metrics(context, self.answerer)
@@ -81,18 +82,18 @@ class Generate:
             return build_receipt_table(error)
 
     def generate_chunk(self, answerer: Answerer, batch: pa.Table) -> CommitReceipt | None:
-        key, spent = chunk_codec.read_part_name(batch), chunk_codec.read_prepare_seconds(batch)
+        part_name, prepare_seconds = chunk_codec.read_part_name(batch), chunk_codec.read_prepare_seconds(batch)
         stage = ChunkStage(
             load_rows=lambda: chunk_codec.decode_chunk(batch),
-            process_rows=lambda entries: answer_or_exit(answerer, entries),
+            process_rows=lambda prepared_items: answer_or_exit(answerer, prepared_items),
             fail_row=fail_unanswered_row,
-            finish_chunk=lambda outcomes: commit_outcomes(key, outcomes, spent, answerer, self.store),
+            finish_chunk=lambda outcomes: commit_outcomes(part_name, outcomes, prepare_seconds, answerer, self.dataset),
         )
-        return self.isolation.run_stage(key, chunk_codec.count_rows(batch), stage)
+        return self.isolation.run_stage(part_name, chunk_codec.count_rows(batch), stage)
 
 
 def compute_row_timeout_s(job: Job) -> float:
-    """What a row may take: its deadline, and what is added for each frame of a video in each of its columns."""
+    """A row's deadline, and the extra time for every frame of a video in each of its media columns."""
     return job.limits.deadline_s + EXTRA_S_PER_FRAME * job.media.video.max_frames * max(1, len(job.input.media))
 
 
@@ -118,7 +119,7 @@ def fail_unanswered_row(prepared_item: PreparedItem, message: str) -> Outcome:
 
 
 def answer_or_exit(answerer: Answerer, prepared_items: Sequence[PreparedItem]) -> list[Outcome]:
-    """An engine that fails as a whole takes its process with it: Ray starts another, and the ledger knows why."""
+    """End the process if the engine as a whole has failed. Ray starts another one, and the ledger counts the crash."""
     try:
         return answerer.answer_items(prepared_items)
     except PipelineError:

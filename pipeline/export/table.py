@@ -27,8 +27,8 @@ from pipeline.output.dataset import Dataset, list_questions, split_part_name
 from pipeline.output.store import ObjectInfo, OutputStore
 from pipeline.output.thread_map import map_in_threads
 from pipeline.run import preflight, resume, retry_errors
-from pipeline.run.dedup import HashBuckets, find_common, find_duplicates
-from pipeline.run.progress import Say
+from pipeline.run.dedup import HashBuckets, find_common_rows, find_duplicates
+from pipeline.run.log import Say
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,8 @@ def export_table(job: Job, target: str, *, rows_per_file: int, partition_by: Seq
         raise JobError(f"{target}: is the job's own output; export to another folder")
     if work.fingerprint not in list_questions(store):
         raise OutputError(f"{store.path}: holds no answers to this question; run the job first")
-    todo = resume.build_resume_plan(work, manifest, store)
+    dataset = Dataset(store, work.fingerprint)
+    todo = resume.build_resume_plan(work, manifest, dataset)
     sources = list_sources(todo, manifest, work, store)
     settings = {"rows_per_file": rows_per_file, "partition_by": list(partition_by)}
     claim_export_folder(goal, work, schema, sources, settings)
@@ -69,12 +70,7 @@ def export_table(job: Job, target: str, *, rows_per_file: int, partition_by: Seq
             write_group(name, group, ExportTask(work, store, goal, partition_by))
         rows += int(json.loads(goal.read_object(f"_groups/{name}.json"))["rows"])
         say(f"{rows:,} rows, {number:,} of {len(groups):,} groups")
-    wrong = sum(
-        1
-        for _ in retry_errors.read_failed_rows(
-            retry_errors.find_retry_scope(todo, work, store), store, work.fingerprint
-        )
-    )
+    wrong = sum(1 for _ in retry_errors.read_failed_rows(retry_errors.find_retry_scope(todo, dataset), dataset))
     if rows + wrong + todo.rows_left != todo.rows:
         raise OutputError(
             f"{store.path}: {rows:,} answered, {wrong:,} failed and {todo.rows_left:,} open rows are not the "
@@ -124,10 +120,10 @@ def list_orphan_sources(
             for _, some in split_file(context.job, file, context.schema_prompt):
                 asked.add_hashes(some)
         starts = [0]
-        for hashes in resume.read_row_hashes(orphan_parts, store, context.fingerprint):
+        for hashes in resume.read_row_hashes(orphan_parts, Dataset(store, context.fingerprint)):
             rows.add_hashes(hashes)
             starts.append(rows.row_count)
-        wanted = [theirs["at"][find_common(theirs, ours)] for ours, theirs in zip(asked, rows, strict=True)]
+        wanted = [theirs["at"][find_common_rows(theirs, ours)] for ours, theirs in zip(asked, rows, strict=True)]
         twice = np.concatenate([find_duplicates(theirs)[0] for theirs in rows])
     chosen = np.setdiff1d(np.concatenate(wanted), twice)
     for number, offsets in resume.group_by_chunk(chosen, np.array(starts)):

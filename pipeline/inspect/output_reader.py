@@ -27,7 +27,7 @@ class OutputReader:
     @cached_property
     def lease_holder(self) -> LeaseHolder | None:
         """The newest run by the order of leases: the clocks of different machines do not count."""
-        return read_newest_holder(self.dataset.store, self.dataset.fingerprint)
+        return read_newest_holder(self.dataset)
 
     @cached_property
     def run_reports(self) -> list[dict[str, Any]]:
@@ -68,7 +68,7 @@ class OutputReader:
             failed_chunks.pop(chunk_name, None)
         scope = retry_errors.RetryScope(failed_chunks, (), plan.get("since", ()))
         seen_rows = set()
-        for letter in retry_errors.read_failed_rows(scope, self.dataset.store, self.dataset.fingerprint):
+        for letter in retry_errors.read_failed_rows(scope, self.dataset):
             row_hash = hash((letter.id, letter.question))
             if row_hash not in seen_rows:
                 seen_rows.add(row_hash)

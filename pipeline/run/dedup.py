@@ -1,7 +1,7 @@
-"""Hashes of very many rows -> which of them are equal, in little memory.
+"""Compares the hashes of very many rows in little memory.
 
-Rows are parted by the hash of their id, on disk beyond a few mebibytes, so that equal rows fall into one bucket and
-a bucket is all that is held at once: 32 bytes a row, a 256th of the rows.
+Rows are divided into buckets by the hash of their id, so that equal rows share a bucket. A bucket beyond a few
+kibibytes is written to disk, and one bucket at a time is read: 32 bytes for each of a 256th of the rows.
 """
 
 from __future__ import annotations
@@ -15,20 +15,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 BUCKET_COUNT = 256
-SPOOL_BYTES = 2**16  # of each bucket, before it goes to disk
-MAX_BUFFERED_ROWS = 2**18  # rows parted in one go
+SPOOL_BYTES = 2**16  # of a bucket in memory
+MAX_BUFFERED_ROWS = 2**18  # rows that are divided into buckets at once
 HASHED_ROW_DTYPE = np.dtype(
-    [("id", "<u8"), ("high", "<u8"), ("low", "<u8"), ("at", "<u8")]
-)  # `high`, `low`: of (id, question)
+    [
+        ("id", "<u8"),
+        ("high", "<u8"),  # of (id, question)
+        ("low", "<u8"),
+        ("at", "<u8"),  # the row's number
+    ]
+)
 
 HashedRows = NDArray[np.void]
 
 
 class HashBuckets:
+    """Row hashes by bucket. Iterating gives the buckets, always in the same order."""
+
     def __init__(self) -> None:
         self.stack = ExitStack()
-        spool = tempfile.SpooledTemporaryFile
-        self.bucket_files: list[Any] = [self.stack.enter_context(spool(SPOOL_BYTES)) for _ in range(BUCKET_COUNT)]
+        open_file = tempfile.SpooledTemporaryFile
+        self.bucket_files: list[Any] = [self.stack.enter_context(open_file(SPOOL_BYTES)) for _ in range(BUCKET_COUNT)]
         self.buffered_arrays: list[HashedRows] = []
         self.buffered_rows = 0
         self.row_count = 0
@@ -40,7 +47,7 @@ class HashBuckets:
         self.stack.close()
 
     def add_hashes(self, hashes: NDArray[np.uint64]) -> None:
-        """Rows of three hashes each; `at` counts them as they come."""
+        """Add rows of three hashes each. Rows are numbered in the order in which they are added."""
         rows = np.empty(len(hashes), HASHED_ROW_DTYPE)
         rows["id"], rows["high"], rows["low"] = hashes.T
         rows["at"] = np.arange(self.row_count, self.row_count + len(rows))
@@ -55,40 +62,40 @@ class HashBuckets:
             return
         rows = np.concatenate(self.buffered_arrays)
         self.buffered_arrays, self.buffered_rows = [], 0
-        bucket = rows["id"] % BUCKET_COUNT
-        order = np.argsort(bucket, kind="stable")
-        ends = np.searchsorted(bucket[order], np.arange(BUCKET_COUNT), side="right")
-        for file, some in zip(self.bucket_files, np.split(rows[order], ends[:-1]), strict=True):
-            file.write(some.tobytes())
+        buckets = rows["id"] % BUCKET_COUNT
+        order = np.argsort(buckets, kind="stable")
+        ends = np.searchsorted(buckets[order], np.arange(BUCKET_COUNT), side="right")
+        for file, bucket_rows in zip(self.bucket_files, np.split(rows[order], ends[:-1]), strict=True):
+            file.write(bucket_rows.tobytes())
 
     def __iter__(self) -> Iterator[HashedRows]:
-        """Bucket after bucket, always in the same order."""
         self.flush()
         for file in self.bucket_files:
             file.seek(0)
             yield np.frombuffer(file.read(), HASHED_ROW_DTYPE)
 
 
-def find_duplicates(rows: HashedRows) -> tuple[NDArray[np.uint64], list[tuple[int, int]]]:
-    """Of one bucket: `at` of rows that an earlier one equals, and pairs that share an id and ask different things."""
-    rows = rows[np.lexsort((rows["at"], rows["low"], rows["high"], rows["id"]))]
+def find_duplicates(bucket: HashedRows) -> tuple[NDArray[np.uint64], list[tuple[int, int]]]:
+    """The numbers of rows that repeat an earlier row, and pairs of rows with the same id and different questions."""
+    rows = bucket[np.lexsort((bucket["at"], bucket["low"], bucket["high"], bucket["id"]))]
     before, after = rows[:-1], rows[1:]
     same_id = before["id"] == after["id"]
-    same = same_id & (before["high"] == after["high"]) & (before["low"] == after["low"])
-    torn = np.flatnonzero(same_id & ~same)
-    return after["at"][same], [(int(before["at"][n]), int(after["at"][n])) for n in torn]
+    same_question = (before["high"] == after["high"]) & (before["low"] == after["low"])
+    conflicts = np.flatnonzero(same_id & ~same_question)
+    pairs = [(int(before["at"][index]), int(after["at"][index])) for index in conflicts]
+    return after["at"][same_id & same_question], pairs
 
 
-def find_common(rows: HashedRows, others: HashedRows) -> NDArray[np.bool_]:
-    """Of one bucket: which of `rows` stand among `others`, too."""
-    both = np.concatenate([rows, others])
+def find_common_rows(bucket: HashedRows, other_bucket: HashedRows) -> NDArray[np.bool_]:
+    """A mask of the rows in the first bucket whose id and question are also in the second one."""
+    both = np.concatenate([bucket, other_bucket])
     order = np.lexsort((both["low"], both["high"]))
     high, low = both["high"][order], both["low"][order]
-    new = np.ones(len(both), bool)
-    new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-    kind = np.cumsum(new) - 1
-    wanted = np.zeros(len(both), bool)
-    wanted[kind[order >= len(rows)]] = True
-    found = np.empty(len(both), bool)
-    found[order] = wanted[kind]
-    return found[: len(rows)]
+    starts_group = np.ones(len(both), bool)  # equal rows are neighbours and form a group
+    starts_group[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    group_of_sorted_row = np.cumsum(starts_group) - 1
+    group_is_in_other = np.zeros(len(both), bool)
+    group_is_in_other[group_of_sorted_row[order >= len(bucket)]] = True
+    is_common = np.empty(len(both), bool)
+    is_common[order] = group_is_in_other[group_of_sorted_row]
+    return is_common[: len(bucket)]

@@ -1,246 +1,148 @@
-"""A job -> answers on disk and an exit code: plan, run, count, reconcile, report.
+"""Runs a job: check it, lease the output, plan what is left, run that, reconcile and report.
 
-Nothing is inferred from the absence of an exception: at the end the output is listed again, chunks that are not
-there are run once more, and what is still missing makes the exit code say so.
+The driver trusts only the output. After the last receipt it lists the parts again and runs missing chunks once more;
+rows that are still missing have an exit code of their own.
 """
 
 from __future__ import annotations
 
 import json
-import platform
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
-from importlib.metadata import version
 
 from pipeline.context import RunContext
-from pipeline.errors import ExitCode, JobError, OutputError, StoppedError
+from pipeline.errors import JobError, OutputError, StoppedError
 from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk
 from pipeline.manifest.files import ManifestFile, list_manifest_files
-from pipeline.output.commit import CommitReceipt, read_receipt
+from pipeline.output.commit import read_receipt
 from pipeline.output.dataset import Dataset, write_run_document
-from pipeline.output.store import OutputStore
-from pipeline.run import local, log, preflight, resume, retry_errors
+from pipeline.registry import RUNNERS, load_registered
+from pipeline.run import log, preflight, retry_errors, run_report
 from pipeline.run.lease import Lease
-from pipeline.run.progress import Progress, Say
+from pipeline.run.log import Say
+from pipeline.run.progress import Progress
+from pipeline.run.resume import ResumePlan, build_resume_plan, split_in_process
+from pipeline.run.runner import Runner
 from pipeline.run.signals import StopSignals
 
-LeasedRunner = Callable[[RunContext, Sequence[Chunk]], Generator[CommitReceipt, None, None]]
-ChunkRunner = Callable[[RunContext, Sequence[Chunk], StopSignals], Iterator[CommitReceipt]]
+MAX_PASSES = 2  # over the chunks: the second one runs those that were lost in the first
 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What a person asks of one run, beside the job."""
+    """The choices of one run that are not part of the job."""
 
-    row_limit: int | None = None  # only so many rows of the manifest
-    in_process: bool = False  # in this process, else on Ray
-    allow_other_questions: bool = False  # another question may be put to the same output
-    take_over: bool = False  # from a run that holds the output
-    retry_kind: str | None = None  # failed rows of this kind once more; empty: of any kind
-    show_ray_log: bool = False  # Ray's own log, too
+    runner: str = "ray"  # a name in registry.RUNNERS
+    row_limit: int | None = None  # run only the first rows of the manifest
+    allow_other_questions: bool = False  # the output may hold answers to other questions
+    take_over: bool = False  # take the output from a run that holds it
+    retry_kind: str | None = None  # ask failed rows of this kind again; empty: of any kind
+    show_ray_log: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveRun:
+    """A run that holds the lease on its output and is connected to its runner."""
+
+    context: RunContext
+    dataset: Dataset
+    lease: Lease
+    runner: Runner
+    signals: StopSignals
+    progress: Progress
 
 
 def run_job(job: Job, options: RunOptions = RunOptions(), *, say: Say | None = None) -> int:
     """Run a job to its end. Returns the exit code. `say` takes the lines that otherwise go to the terminal."""
     with Progress(job.name, say=say, live_disabled=options.show_ray_log) as progress:
-        return run_with_progress(job, options, progress)
+        manifest_files = list_manifest_files(job)
+        context = check_job(job, manifest_files, progress.say)
+        store = preflight.open_output_store(context, allow_other_questions=options.allow_other_questions)
+        dataset = Dataset(store, context.fingerprint)
+        runner: Runner = load_registered(RUNNERS, options.runner, "runner")()
+        lease = Lease(dataset, context.run_id, say=progress.say, take_over=options.take_over)
+        with StopSignals(progress.say), lease:
+            context = replace(context, lease_epoch=lease.epoch)
+            write_run_document(store, context.run_id, "job", context.job.model_dump_json(indent=2, by_alias=True))
+            lease.wait_for_late_commits()
+            # Ray's native code installs signal handlers as it starts, so ours are installed once more after it.
+            with runner.connect(show_log=options.show_ray_log), StopSignals(progress.say) as signals:
+                run = ActiveRun(context, dataset, lease, runner, signals, progress)
+                runner.export_lease_age(context, lease)
+                plan = plan_run(run, manifest_files, options)
+                missing_chunks = run_plan(run, plan)
+                retry_errors.delete_uncommitted_letters(plan.remaining_chunks, dataset)
+                has_dead_letters = retry_errors.has_failed_rows(plan, dataset)
+                return run_report.print_summary(context, dataset, progress, missing_chunks, has_dead_letters)
 
 
-def run_with_progress(job: Job, options: RunOptions, progress: Progress) -> int:
-    manifest = list_manifest_files(job)
-    work = preflight.build_run_context(job, manifest)
-    log.set_run_labels(work)
-    if problems := preflight.find_job_problems(work, manifest[:1]):  # before anything is started
+def check_job(job: Job, manifest_files: Sequence[ManifestFile], say: Say) -> RunContext:
+    """Raise a JobError that lists all problems, before anything is started."""
+    context = preflight.build_run_context(job, manifest_files)
+    log.set_run_labels(context)
+    if problems := preflight.find_job_problems(context, manifest_files[:1]):
         raise JobError("\n".join(problems))
-    if caution := preflight.format_warnings(work):
-        progress.say(f"careful: {caution}")
-    store = preflight.open_output_store(work, allow_other_questions=options.allow_other_questions)
-    lease = Lease(store, work.fingerprint, work.run_id, say=progress.say, take_over=options.take_over)
-    with StopSignals(progress.say) as signals, lease:
-        work = replace(work, lease_epoch=lease.epoch)
-        write_run_document(store, work.run_id, "job", work.job.model_dump_json(indent=2, by_alias=True))
-        lease.wait_for_late_commits()
-        plan = partial(plan_run, work, manifest, store, options)
-        if options.in_process:
-            todo = plan(resume.split_in_process, progress.say)
-            return run_to_completion(work, todo, store, guard_with_lease(local.run, lease, signals), progress)
-        from pipeline.cluster import metrics, ray_runner  # Ray takes seconds to import; a plain loop does not need it
-
-        # signals again, for Ray's native code installs a handler of its own
-        with ray_runner.connect_to_ray(show_ray_log=options.show_ray_log), StopSignals(progress.say) as signals:
-            metrics.export_lease_age(work, lease)
-            cutter = (
-                ray_runner.split_on_cluster if options.row_limit is None else resume.split_in_process
-            )  # a trial cuts what it needs
-            todo = plan(cutter, progress.say)
-            return run_to_completion(
-                work,
-                todo,
-                store,
-                guard_with_lease(
-                    partial(ray_runner.run, on_rows_in_flight=progress.set_rows_in_flight), lease, signals
-                ),
-                progress,
-            )
+    if warnings := preflight.format_warnings(context):
+        say(f"careful: {warnings}")
+    return context
 
 
-def plan_run(
-    context: RunContext,
-    manifest_files: Sequence[ManifestFile],
-    store: OutputStore,
-    options: RunOptions,
-    splitter: resume.ManifestSplitter,
-    say: Say,
-) -> resume.ResumePlan:
-    """What there is to do; told to whoever asks how far it is, also where this run dies."""
-    todo = resume.build_resume_plan(context, manifest_files, store, splitter=splitter, row_limit=options.row_limit)
-    where = retry_errors.find_retry_scope(todo, context, store)
-    said = {"fingerprint": context.fingerprint, "rows": todo.rows, "rows_left": todo.rows_left}
-    if options.row_limit is None:  # of a part of the manifest nothing follows for the rest
-        said |= {"gone": where.removed_chunks, "since": where.later_parts}
-    write_run_document(store, context.run_id, "plan", json.dumps(said))
-    if options.retry_kind is None:
-        return todo
-    return retry_errors.add_retries(
-        todo, where, list(retry_errors.read_failed_rows(where, store, context.fingerprint)), options.retry_kind, say
-    )
+def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: RunOptions) -> ResumePlan:
+    """Plan what is left, with retries if they are asked for. `status` reads plan.json, even if the run dies."""
+    # A limited run splits only the files that it needs, so it does not start workers for that.
+    splitter = run.runner.split_manifest if options.row_limit is None else split_in_process
+    plan = build_resume_plan(run.context, manifest_files, run.dataset, splitter=splitter, row_limit=options.row_limit)
+    retry_scope = retry_errors.find_retry_scope(plan, run.dataset)
+    values = {"fingerprint": run.context.fingerprint, "rows": plan.rows, "rows_left": plan.rows_left}
+    if options.row_limit is None:  # the first rows of a manifest do not tell which chunks were removed
+        values |= {"gone": retry_scope.removed_chunks, "since": retry_scope.later_parts}
+    write_run_document(run.dataset.store, run.context.run_id, "plan", json.dumps(values))
+    if options.retry_kind is not None:
+        plan = retry_errors.add_retries(plan, retry_scope, run.dataset, options.retry_kind, run.progress.say)
+    run.progress.say(run_report.describe_plan(run.context.job.name, plan))
+    return plan
 
 
-def guard_with_lease(runner: ChunkRunner, lease: Lease, signals: StopSignals) -> LeasedRunner:
-    """A runner that ends when its output is another's."""
-
-    def run(work: RunContext, chunks: Sequence[Chunk]) -> Generator[CommitReceipt, None, None]:
-        for receipt in runner(work, chunks, signals):
-            lease.raise_if_taken_over()
-            yield receipt
-
-    return run
-
-
-def run_to_completion(
-    context: RunContext, resume_plan: resume.ResumePlan, store: OutputStore, runner: LeasedRunner, progress: Progress
-) -> int:
-    duplicates = f", {resume_plan.duplicate_rows:,} asked twice and answered once" if resume_plan.duplicate_rows else ""
-    before = (
-        f", {resume_plan.rows - resume_plan.rows_left:,} done before"
-        if resume_plan.rows > resume_plan.rows_left
-        else ""
-    )
-    left_over = f"{resume_plan.rows_left:,} to do in {len(resume_plan.remaining_chunks):,} chunk{'s' * (len(resume_plan.remaining_chunks) != 1)}"
-    progress.say(f"{context.job.name}: {resume_plan.rows:,} rows{duplicates}{before}; {left_over}")
-    progress.start(resume_plan.rows_left)
+def run_plan(run: ActiveRun, plan: ResumePlan) -> Sequence[Chunk]:
+    """Run the chunks that are left. Returns those that are still missing. Every run writes its report."""
+    run.progress.start(plan.rows_left)
     status = "stopped"
     try:
-        left: Sequence[Chunk] = resume_plan.remaining_chunks
-        for _ in range(2):  # whatever was lost on the way gets a second chance
-            if left:
-                run_chunks(context, left, runner, progress)
-                left = find_missing_chunks(context, left, store)
-                count_lost_receipts(context, resume_plan, left, store, progress)
-        status = "missing" if left else "done"
+        missing_chunks: Sequence[Chunk] = plan.remaining_chunks
+        for _ in range(MAX_PASSES):
+            if missing_chunks:
+                run_chunks(run, missing_chunks)
+                missing_chunks = find_missing_chunks(run.dataset, missing_chunks)
+                add_lost_receipts(run, plan, missing_chunks)
+        status = "missing" if missing_chunks else "done"
+        return missing_chunks
     except OutputError as error:
-        store.retries_enabled = False  # whoever could not commit has waited long enough
+        run.dataset.store.retries_enabled = False  # the commit has been retried long enough; the report must not be
         raise StoppedError(f"stopped: {error}") from error
     finally:
-        write_run_report(context, resume_plan, progress, status, store)
-    retry_errors.delete_uncommitted_letters(resume_plan.remaining_chunks, context, store)
-    dead = any(
-        True
-        for _ in retry_errors.read_failed_rows(
-            retry_errors.find_retry_scope(resume_plan, context, store), store, context.fingerprint
-        )
-    )
-    return print_summary(context, progress, sum(chunk.asked_row_count for chunk in left), dead)
+        run_report.write_run_report(run.context, plan, run.progress, status, run.dataset.store)
 
 
-def run_chunks(context: RunContext, chunks: Sequence[Chunk], runner: LeasedRunner, progress: Progress) -> None:
-    with closing(runner(context, chunks)) as receipts:  # what ends it ends what it opened, before Ray ends
+def run_chunks(run: ActiveRun, chunks: Sequence[Chunk]) -> None:
+    receipts = run.runner.run_chunks(run.context, chunks, run.signals, run.progress.set_rows_in_flight)
+    with closing(receipts):  # the workers end before Ray does
         for receipt in receipts:
-            progress.add_receipt(receipt)
+            run.lease.raise_if_taken_over()
+            run.progress.add_receipt(receipt)
             log.write_commit_event(receipt)
-            progress.totals.raise_if_error_rate_exceeded(context.job.limits.error_rate)
+            run.progress.totals.raise_if_error_rate_exceeded(run.context.job.limits.error_rate)
 
 
-def find_missing_chunks(context: RunContext, chunks: Sequence[Chunk], store: OutputStore) -> list[Chunk]:
-    parts = Dataset(store, context.fingerprint).list_parts()
+def find_missing_chunks(dataset: Dataset, chunks: Sequence[Chunk]) -> list[Chunk]:
+    parts = dataset.list_parts()
     return [chunk for chunk in chunks if chunk.part_name not in parts]
 
 
-def count_lost_receipts(
-    context: RunContext,
-    resume_plan: resume.ResumePlan,
-    missing_chunks: Sequence[Chunk],
-    store: OutputStore,
-    progress: Progress,
-) -> None:
-    """Count chunks whose receipt was lost on the way: what they hold is read from them."""
-    there = (
-        {chunk.part_name for chunk in resume_plan.remaining_chunks}
-        - {chunk.part_name for chunk in missing_chunks}
-        - progress.totals.reported_parts
-    )
-    for name in sorted(there):
-        progress.add_receipt(read_receipt(Dataset(store, context.fingerprint), name))
-
-
-def print_summary(context: RunContext, progress: Progress, missing_rows: int, has_dead_letters: bool) -> int:
-    """The last lines of a run, and its exit code."""
-    path, tally = context.job.output.path, progress.totals
-    last = progress.format_summary() if tally.done_rows else ""
-    progress.stop_display()
-    if last:
-        progress.say(last)
-    if cost := context.job.engine.compute_cost(tally.prompt_tokens, tally.output_tokens):
-        progress.say(f"cost: {cost:,.4g} for the answers that came; what was asked again comes on top")
-    if tally.cut_off:
-        most = f"answer.max_new_tokens ({context.job.answer.max_new_tokens:,})"
-        progress.say(f"cut off by {most}: {tally.cut_off:,} of these answers, whose column finish says length")
-    if tally.failed:
-        progress.say(tally.format_failure_reasons())
-    progress.say(f"answers: {path}/data/fp={context.fingerprint}/*.parquet; see them: python -m pipeline report {path}")
-    if has_dead_letters:
-        why = "" if tally.failed else f"python -m pipeline status {path} says why; "
-        letters = f"{path}/errors/fp={context.fingerprint}/*.parquet"
-        progress.say(f"dead letters{' of earlier runs' if why else ''}: {letters}; {why}--retry-errors asks them again")
-    if missing_rows:
-        progress.say(f"{missing_rows:,} rows are neither answered nor failed; run the same command again")
-        return ExitCode.INCOMPLETE
-    if tally.failure_counts["internal/internal"]:
-        return ExitCode.INTERNAL_ERROR
-    return ExitCode.FAILED_ROWS if has_dead_letters else ExitCode.ALL_ANSWERED
-
-
-def write_run_report(
-    context: RunContext, resume_plan: resume.ResumePlan, progress: Progress, status: str, store: OutputStore
-) -> None:
-    """`runs/<id>/`: what was asked, and what came of it: rows = rows_before + answered + failed + missing."""
-    tally = progress.totals
-    counts = {
-        "run": context.run_id,
-        "status": status,
-        "fingerprint": context.fingerprint,
-        "rows": resume_plan.rows,
-        "rows_before": resume_plan.rows - resume_plan.rows_left,
-        "duplicates": resume_plan.duplicate_rows,
-        "orphans": len(resume_plan.orphan_parts),  # parts of chunks that an earlier form of the manifest had
-        "answered": tally.answered,
-        "failed": tally.failed,
-        "missing": resume_plan.rows_left - tally.done_rows,
-        "kinds": dict(tally.failure_counts),
-        "vision_tokens": tally.vision_tokens,
-        "prompt_tokens": tally.prompt_tokens,
-        "output_tokens": tally.output_tokens,
-        "cut_off": tally.cut_off,
-        "cost": context.job.engine.compute_cost(tally.prompt_tokens, tally.output_tokens),
-        "seconds": round(progress.elapsed_s, 3),
-        "workers_seconds": {name: round(each, 3) for name, each in tally.worker_seconds.items()},
-        "versions": {name: version(name) for name in ("ray", "torch", "transformers", "pyarrow")}
-        | {"python": platform.python_version()},
-    }
-    try:
-        write_run_document(store, context.run_id, "report", json.dumps(counts, indent=2))
-    except OutputError as error:
-        progress.say(f"this run has no report: {error}")
+def add_lost_receipts(run: ActiveRun, plan: ResumePlan, missing_chunks: Sequence[Chunk]) -> None:
+    """Count chunks that were committed but whose receipt never arrived, from their parts."""
+    planned = {chunk.part_name for chunk in plan.remaining_chunks}
+    committed = planned - {chunk.part_name for chunk in missing_chunks}
+    for part_name in sorted(committed - run.progress.totals.reported_parts):
+        run.progress.add_receipt(read_receipt(run.dataset, part_name))

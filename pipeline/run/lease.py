@@ -1,9 +1,10 @@
-"""One run at a time on an output, for one question; a second one knows whom it waits for.
+"""Lets one run at a time work on an output for one question. A second run waits and says for whom.
 
-Each holder creates the next epoch, an object that can be created once, and beats beside it. Who waits judges by its
-own clock: a lease is free when it was given back, when its holder is a dead process of this machine, or when no beat
-was seen for as long as the holder promised one. That saves work done twice; it is not what keeps answers single: a
-part can be created once, and who was taken over is refused before it commits what it still holds.
+Each holder creates the next epoch, an object that can be created once, and writes a heartbeat beside it. A run that
+waits measures time by its own clock. It regards a lease as free when its holder released it, when its holder was a
+process of this machine that has exited, or when no heartbeat came for as long as the holder promised one. The lease
+only saves duplicate work. Answers stay single without it, because a part can be created once, and a run that was taken
+over is refused before it commits.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,35 +23,36 @@ from typing import Any
 import psutil
 
 from pipeline.errors import OutputError, StoppedError
-from pipeline.output.store import OutputStore
+from pipeline.output.dataset import Dataset
+from pipeline.run.log import Say
 
-LEASE_TIMEOUT_S = 60.0  # without a beat for so long, a holder counts as gone; VLBATCH_LEASE_S says otherwise
-HEARTBEATS_PER_TIMEOUT = 6  # in that time
-POLL_INTERVAL_S = 2.0  # how often a waiting run looks
-COMMIT_GRACE_S = 2.0  # for one commit, once it was allowed
+LEASE_TIMEOUT_S = 60.0  # after so long without a heartbeat a holder counts as dead; VLBATCH_LEASE_S overrides it
+HEARTBEATS_PER_TIMEOUT = 6
+POLL_INTERVAL_S = 2.0  # of a run that waits
+COMMIT_GRACE_S = 2.0  # a commit that was allowed has ended by then
 BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
-
-Say = Callable[[str], None]
+HELD, RELEASED = "held", "over"  # the first word of a heartbeat
 
 
 class Lease:
-    """Opened around a run: `epoch` is set, and given back at the end."""
+    """Held while it is open. Entering waits until the output is free and sets `epoch`."""
 
-    def __init__(self, store: OutputStore, fingerprint: str, run: str, *, say: Say, take_over: bool = False):
-        self.store, self.folder, self.say, self.take_over = store, f"lease/fp={fingerprint}", say, take_over
+    def __init__(self, dataset: Dataset, run_id: str, *, say: Say, take_over: bool = False):
+        self.store, self.folder, self.say, self.take_over = dataset.store, dataset.lease_folder, say, take_over
         self.timeout_s = float(os.environ.get("VLBATCH_LEASE_S") or LEASE_TIMEOUT_S)
         self.holder_record = {
-            "run": run,
+            "run": run_id,
             **describe_process(),
             "since": format_time(datetime.now(UTC)),
             "patience_s": self.timeout_s,
         }
+        self.dataset = dataset
         self.epoch = 0
         self.predecessor_unreleased = False
         self.heartbeat_count = 0
         self.renewed_at = time.monotonic()
         self.ended = threading.Event()
-        self.taken_over_by: str | None = None  # who took it
+        self.taken_over_by: str | None = None  # a run
         self.heartbeat_thread = threading.Thread(target=self.send_heartbeats, daemon=True, name="lease")
 
     def __enter__(self) -> Lease:
@@ -64,60 +65,58 @@ class Lease:
         self.ended.set()
         self.heartbeat_thread.join()
         if not self.taken_over_by:
-            with suppress(OutputError):  # then the next run waits until it may doubt us
-                self.write_heartbeat("over")
+            with suppress(OutputError):  # then the next run waits until the lease times out
+                self.write_heartbeat(RELEASED)
 
     def try_claim(self) -> bool:
-        """Wait until the newest epoch is free, then try to be the next."""
-        newest = list_epochs(self.store, self.folder)
+        """Wait until the newest epoch is free, then try to create the next one. False if another run was faster."""
+        newest = find_newest_epoch(self.dataset)
         if newest and not self.take_over:
-            self.wait_until_free(max(newest))
-        self.epoch = max(newest, default=0) + 1
-        self.predecessor_unreleased = bool(newest) and not read_heartbeat(
-            self.store, self.folder, max(newest)
-        ).startswith("over")
-        if not self.store.create_object(
-            f"{self.folder}/{self.epoch:08d}.json", json.dumps(self.holder_record).encode()
-        ):
+            self.wait_until_free(newest)
+        self.epoch = newest + 1
+        self.predecessor_unreleased = newest > 0 and not is_released(self.dataset, newest)
+        record = json.dumps(self.holder_record).encode()
+        if not self.store.create_object(f"{self.folder}/{self.epoch:08d}.json", record):
             return False
-        self.write_heartbeat("held")
+        self.write_heartbeat(HELD)
         return True
 
     def wait_for_late_commits(self) -> None:
-        """After who did not give it back: what was allowed before and is being written is there when this ends."""
+        """A holder that did not release the lease may be writing a last part. Wait until it is written."""
         if self.predecessor_unreleased:
             time.sleep(COMMIT_GRACE_S)
 
     def wait_until_free(self, epoch: int) -> None:
-        card = json.loads(self.store.read_object(f"{self.folder}/{epoch:08d}.json"))
-        who = f"run {card['run']} on {card['host']}, process {card['process']}, at work since {card['since']}"
-        last, seen, told = "", time.monotonic(), False
-        while not has_holder_exited(card):
-            beat = read_heartbeat(self.store, self.folder, epoch)
-            if beat.startswith("over") or max(list_epochs(self.store, self.folder)) > epoch:
+        record = read_holder_record(self.dataset, epoch)
+        timeout_s = record["patience_s"]
+        holder = (
+            f"run {record['run']} on {record['host']}, process {record['process']}, running since {record['since']}"
+        )
+        last_heartbeat, last_change, is_announced = "", time.monotonic(), False
+        while not has_holder_exited(record):
+            heartbeat = read_heartbeat(self.dataset, epoch)
+            if heartbeat.startswith(RELEASED) or find_newest_epoch(self.dataset) > epoch:
                 return
-            if beat != last:
-                last, seen = beat, time.monotonic()
-            elif time.monotonic() - seen > card["patience_s"]:
-                self.say(f"{who}, has shown no sign of life for {card['patience_s']:g} s; going on in its place")
+            if heartbeat != last_heartbeat:
+                last_heartbeat, last_change = heartbeat, time.monotonic()
+            elif time.monotonic() - last_change > timeout_s:
+                self.say(f"{holder}, has given no sign of life for {timeout_s:g} s; this run takes its place")
                 return
-            if not told:
-                told = True
-                self.say(f"{self.store.path}: {who}; waiting for it to end (--take-over does not wait)")
-            time.sleep(min(POLL_INTERVAL_S, card["patience_s"] / HEARTBEATS_PER_TIMEOUT))
+            if not is_announced:
+                is_announced = True
+                self.say(f"{self.store.path}: {holder}; waiting for it to end (--take-over does not wait)")
+            time.sleep(min(POLL_INTERVAL_S, timeout_s / HEARTBEATS_PER_TIMEOUT))
 
     def send_heartbeats(self) -> None:
         while not self.ended.wait(self.timeout_s / HEARTBEATS_PER_TIMEOUT):
-            try:
-                self.write_heartbeat("held")
+            with suppress(OutputError):  # the storage may be back for the next heartbeat, which also notices a takeover
+                self.write_heartbeat(HELD)
                 self.detect_takeover()
-            except OutputError:
-                continue  # the storage may be back at the next beat; whoever takes over in between is seen then
 
     def detect_takeover(self) -> None:
-        newest = max(list_epochs(self.store, self.folder))
+        newest = find_newest_epoch(self.dataset)
         if newest > self.epoch:
-            self.taken_over_by = json.loads(self.store.read_object(f"{self.folder}/{newest:08d}.json"))["run"]
+            self.taken_over_by = read_holder_record(self.dataset, newest)["run"]
             self.ended.set()
 
     def write_heartbeat(self, state: str) -> None:
@@ -126,63 +125,81 @@ class Lease:
         self.renewed_at = time.monotonic()
 
     def raise_if_taken_over(self) -> None:
-        """Between two receipts: is the output still ours?"""
+        """The driver's check, as of the last heartbeat."""
         if self.taken_over_by:
             raise StoppedError(
-                f"stopped: run {self.taken_over_by} has taken over {self.store.path}; it does what was left"
+                f"stopped: run {self.taken_over_by} has taken over {self.store.path} and does what was left"
             )
 
 
-def raise_if_taken_over(store: OutputStore, fingerprint: str, epoch: int) -> None:
-    """What a worker asks just before it commits: it may work for a driver that slept while another took over."""
-    if epoch and max(list_epochs(store, f"lease/fp={fingerprint}"), default=0) > epoch:
-        raise StoppedError(f"stopped: another run has taken over {store.path}; it does what was left")
+def raise_if_taken_over(dataset: Dataset, epoch: int) -> None:
+    """A worker's check before it commits: its driver may have been suspended while another run took over."""
+    if epoch and find_newest_epoch(dataset) > epoch:
+        raise StoppedError(f"stopped: another run has taken over {dataset.store.path} and does what was left")
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseHolder:
-    """The newest lease, as `status` shows it. Who was killed on another machine holds it still: `seen` tells."""
+    """The newest lease, for `status`. A run that was killed on another machine still holds its lease; see `seen`."""
 
     run: str
     host: str
     since: str
     held: bool
-    seen: str  # when it beat last, by the store's clock
+    seen: str  # the last heartbeat, by the store's clock
 
 
-def read_newest_holder(store: OutputStore, fingerprint: str) -> LeaseHolder | None:
-    folder = f"lease/fp={fingerprint}"
-    epoch = max(list_epochs(store, folder), default=None)
-    if epoch is None:
+def read_newest_holder(dataset: Dataset) -> LeaseHolder | None:
+    epoch = find_newest_epoch(dataset)
+    if not epoch:
         return None
-    card = json.loads(store.read_object(f"{folder}/{epoch:08d}.json"))
-    held = not read_heartbeat(store, folder, epoch).startswith("over") and not has_holder_exited(card)
-    beat = store.list_objects(folder).get(f"{epoch:08d}.beat")
-    seen = format_time(datetime.fromtimestamp(beat.modified_at, UTC)) if beat and beat.modified_at else card["since"]
-    return LeaseHolder(card["run"], card["host"], card["since"], held, seen)
+    record = read_holder_record(dataset, epoch)
+    held = not is_released(dataset, epoch) and not has_holder_exited(record)
+    heartbeat = dataset.store.list_objects(dataset.lease_folder).get(f"{epoch:08d}.beat")
+    modified_at = heartbeat.modified_at if heartbeat else None
+    seen = format_time(datetime.fromtimestamp(modified_at, UTC)) if modified_at else record["since"]
+    return LeaseHolder(record["run"], record["host"], record["since"], held, seen)
 
 
-def list_epochs(store: OutputStore, folder: str) -> list[int]:
-    return [int(name.removesuffix(".json")) for name in store.list_names(folder) if name.endswith(".json")]
+def find_newest_epoch(dataset: Dataset) -> int:
+    """0 if no run has held a lease."""
+    names = dataset.store.list_names(dataset.lease_folder)
+    return max((int(name.removesuffix(".json")) for name in names if name.endswith(".json")), default=0)
+
+
+def read_holder_record(dataset: Dataset, epoch: int) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(dataset.store.read_object(f"{dataset.lease_folder}/{epoch:08d}.json"))
+    return record
+
+
+def read_heartbeat(dataset: Dataset, epoch: int) -> str:
+    name = f"{epoch:08d}.beat"
+    if name not in dataset.store.list_names(dataset.lease_folder):
+        return ""
+    return dataset.store.read_object(f"{dataset.lease_folder}/{name}").decode()
+
+
+def is_released(dataset: Dataset, epoch: int) -> bool:
+    return read_heartbeat(dataset, epoch).startswith(RELEASED)
 
 
 def format_time(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def read_heartbeat(store: OutputStore, folder: str, epoch: int) -> str:
-    name = f"{epoch:08d}.beat"
-    return store.read_object(f"{folder}/{name}").decode() if name in store.list_names(folder) else ""
-
-
 def describe_process() -> dict[str, Any]:
-    """Where this process is: enough to tell, on the same machine, that it is no more."""
-    me = psutil.Process()  # its hash is of the moment it began, by a clock that nobody sets
-    return {"host": socket.gethostname(), "machine": identify_machine(), "process": me.pid, "started": hash(me)}
+    """Enough about this process to tell later, on the same machine, whether it has exited."""
+    process = psutil.Process()  # its hash depends on its start time, by a clock that cannot be set
+    return {
+        "host": socket.gethostname(),
+        "machine": identify_machine(),
+        "process": process.pid,
+        "started": hash(process),
+    }
 
 
 def identify_machine() -> str:
-    """The space in which a process number means something; containers have their own, and hosts may share a name."""
+    """The scope of a process number. Containers have their own, and two hosts may share a name."""
     try:
         return f"{BOOT_ID_FILE.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -190,7 +207,7 @@ def identify_machine() -> str:
 
 
 def has_holder_exited(holder_record: dict[str, Any]) -> bool:
-    """Whether the holder was a process here that runs no more."""
+    """True only for a process of this machine; those of other machines cannot be seen."""
     if holder_record["machine"] != identify_machine():
         return False
     try:

@@ -1,36 +1,58 @@
-"""The flow in one process. This is what the pipeline means; cluster.py is how it scales."""
+"""Runs chunks in this process, one after another. This defines what a run does; `cluster/` does the same on Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 
 from pipeline.answer import Answerer
 from pipeline.context import RunContext
+from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk
+from pipeline.manifest.files import ManifestFile
 from pipeline.output.commit import CommitReceipt, commit_chunk
 from pipeline.output.dataset import Dataset
 from pipeline.output.store import OutputStore
 from pipeline.prepare import Preparer
 from pipeline.run import log
-from pipeline.run.lease import raise_if_taken_over
+from pipeline.run.lease import Lease, raise_if_taken_over
+from pipeline.run.resume import HashedChunk, split_in_process
+from pipeline.run.runner import RowsInFlightCallback, ignore_rows_in_flight
 from pipeline.run.signals import StopSignals
 from pipeline.types import Outcome
 
 
-def run(context: RunContext, chunks: Sequence[Chunk], signals: StopSignals) -> Iterator[CommitReceipt]:
-    store = OutputStore(context.job.output.path)
-    with (
-        closing(Preparer(context)) as preparer,
-        closing(Answerer(context)) as answerer,
-        signals.stop_gracefully() as stopping,
-    ):
-        for chunk in chunks:
-            if stopping.is_set():
-                return
-            outcomes = answerer.answer_items(preparer.prepare_chunk(chunk))
-            yield commit_outcomes(chunk.part_name, outcomes, preparer.timer.take_seconds(), answerer, store)
+class LocalRunner:
+    def connect(self, *, show_log: bool) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def split_manifest(
+        self, job: Job, manifest_files: Sequence[ManifestFile], schema_prompt: str | None
+    ) -> Iterator[HashedChunk]:
+        return split_in_process(job, manifest_files, schema_prompt)
+
+    def run_chunks(
+        self,
+        context: RunContext,
+        chunks: Sequence[Chunk],
+        signals: StopSignals,
+        on_rows_in_flight: RowsInFlightCallback = ignore_rows_in_flight,
+    ) -> Generator[CommitReceipt, None, None]:
+        dataset = Dataset(OutputStore(context.job.output.path), context.fingerprint)
+        with (
+            closing(Preparer(context)) as preparer,
+            closing(Answerer(context)) as answerer,
+            signals.stop_gracefully() as stopping,
+        ):
+            for chunk in chunks:
+                if stopping.is_set():
+                    return
+                outcomes = answerer.answer_items(preparer.prepare_chunk(chunk))
+                yield commit_outcomes(chunk.part_name, outcomes, preparer.timer.take_seconds(), answerer, dataset)
+
+    def export_lease_age(self, context: RunContext, lease: Lease) -> None:
+        """Only a cluster has metrics."""
 
 
 def commit_outcomes(
@@ -38,11 +60,11 @@ def commit_outcomes(
     outcomes: Sequence[Outcome],
     prepare_seconds: Mapping[str, float],
     answerer: Answerer,
-    store: OutputStore,
+    dataset: Dataset,
 ) -> CommitReceipt:
-    """Commit an answered chunk; `spent` are the seconds that preparing it took."""
-    raise_if_taken_over(store, answerer.context.fingerprint, answerer.context.lease_epoch)
+    """Commit an answered chunk, unless another run has taken over the output."""
+    raise_if_taken_over(dataset, answerer.context.lease_epoch)
     log.write_failure_events(outcomes)
     with answerer.timer.measure("commit"):
-        receipt = commit_chunk(part_name, outcomes, answerer.context, Dataset(store, answerer.context.fingerprint))
+        receipt = commit_chunk(part_name, outcomes, answerer.context, dataset)
     return replace(receipt, worker_seconds={**prepare_seconds, **answerer.timer.take_seconds()})

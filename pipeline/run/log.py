@@ -1,8 +1,8 @@
-"""What happens in a run -> one line each: text for people, JSON where a machine reads.
+"""Logs the events of a run to stderr: as text for people, or as JSON lines for machines.
 
-In a Kubernetes pod each event is one JSON object on stderr, with the job, the run and, where there is one, the row;
-elsewhere there are only the lines meant for people. VLBATCH_LOG=json or text says otherwise; Ray's workers must see
-it too. What a row asked and what a model said is never logged: `errors/` has it, behind the output's own doors.
+In a Kubernetes pod every event is one JSON object with the job, the run and, if there is one, the row. Elsewhere only
+the lines for people are written. VLBATCH_LOG=json or text overrides this, on Ray's workers too. Questions and answers
+are never logged: dead letters hold them, under the access rules of the output.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from pipeline.output.commit import CommitReceipt
     from pipeline.types import Outcome
 
+Say = Callable[[str], None]  # takes a line for people
+
 LOG_FORMATS = ("json", "text")
-CONFIDENTIAL_STAGES = ("answer", "internal")  # whose messages quote the model, or what a row holds
-MAX_MESSAGE_LENGTH = 300  # of a row's message
-run_labels: dict[str, str] = {}  # of this process: the job and the run that every event belongs to
+CONFIDENTIAL_STAGES = ("answer", "internal")  # their messages quote the model or the row
+MAX_MESSAGE_LENGTH = 300  # of a failed row
+run_labels: dict[str, str] = {}  # the job and the run of this process, added to every event
 
 
 def is_json_format() -> bool:
@@ -33,19 +35,18 @@ def is_json_format() -> bool:
 
 
 def set_run_labels(context: RunContext) -> None:
-    """Whatever this process logs from now on is of this run."""
     run_labels.update(job=context.job.name, run=context.run_id)
 
 
 def write_event(name: str, *, level: str = "info", **fields: Any) -> None:
-    """One JSON line, where these are wanted."""
+    """Write a JSON line, if the format is JSON."""
     if is_json_format():
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         write_line(json.dumps({"time": now, "level": level, "event": name, **run_labels, **fields}, ensure_ascii=False))
 
 
 def write_line(line: str) -> None:
-    """In one piece, whichever thread says it; where nobody reads any more, a run goes on all the same."""
+    """Write a line in one piece, from any thread. A closed stderr does not stop the run."""
     try:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
@@ -53,22 +54,22 @@ def write_line(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-def get_line_sink() -> Callable[[str], None] | None:
-    """Who takes the lines that are meant for people, where no person reads."""
+def get_line_sink() -> Say | None:
+    """Where lines for people go instead of the terminal, if the format is JSON."""
     if (mode := os.environ.get("VLBATCH_LOG", "text")) not in LOG_FORMATS:
         raise JobError(f"VLBATCH_LOG={mode}: set it to json or text, or leave it out")
     return (lambda line: write_event("said", message=line)) if is_json_format() else None
 
 
 def write_message(message: str) -> None:
-    """A line from a thread that has nobody to say it for it."""
+    """Write a line for people from a thread that has no Progress to print it."""
     write_event("said", message=message)
     if not is_json_format():
         write_line(message)
 
 
 def write_exit_reason(message: str, *, level: str = "error") -> None:
-    """Why a command ends, in whichever form is wanted."""
+    """Write why a command ends."""
     if is_json_format():
         write_event("ended", level=level, message=message)
     else:
@@ -82,8 +83,9 @@ def write_commit_event(receipt: CommitReceipt) -> None:
 
 
 def write_failure_events(outcomes: Iterable[Outcome]) -> None:
-    """One event for each row that failed."""
-    for _, row in outcomes:
-        if isinstance(row, Failure):
-            words = "" if row.stage in CONFIDENTIAL_STAGES else row.message[:MAX_MESSAGE_LENGTH]
-            write_event("row_failed", level="warning", row=row.id, stage=row.stage, kind=row.kind, message=words)
+    for _, result in outcomes:
+        if isinstance(result, Failure):
+            message = "" if result.stage in CONFIDENTIAL_STAGES else result.message[:MAX_MESSAGE_LENGTH]
+            write_event(
+                "row_failed", level="warning", row=result.id, stage=result.stage, kind=result.kind, message=message
+            )

@@ -1,14 +1,14 @@
-"""Receipts as they come -> what a person sees of a run: one live display, or a line now and then in a log.
+"""Shows the progress of a run: a live display on a terminal or in a notebook, and lines in a log elsewhere.
 
-On a terminal and in a notebook the display stays in its place and what is said scrolls above it. Everywhere else
-lines come at growing distances, so that a log of a night can still be read.
+Messages scroll above the live display. The intervals between lines in a log grow, so that the log of a night stays
+readable.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from threading import Lock
 from types import TracebackType
 
@@ -20,22 +20,26 @@ from rich.text import Text
 
 from pipeline.output.commit import CommitReceipt
 from pipeline.run import log
+from pipeline.run.log import Say
 from pipeline.run.tally import RunTotals
 
-Say = Callable[[str], None]
-MIN_LINE_INTERVAL_S, MAX_LINE_INTERVAL_S = 5.0, 120.0  # between two lines of a log: each time twice as long, up to this
-REFRESHES_PER_SECOND = 2  # pictures of the live display
-RATE_WINDOW_S = 120.0  # the time left follows from what was done in so many seconds
+MIN_LINE_INTERVAL_S, MAX_LINE_INTERVAL_S = 5.0, 120.0  # each interval between lines is twice the one before
+REFRESHES_PER_SECOND = 2  # of the live display
+RATE_WINDOW_S = 120.0  # the current rate is that of the last seconds
+MAX_SHOWN_KINDS = 3
 
 
 class Progress:
-    """Opened around a run. `say` takes lines in place of the terminal; `still`: others write, too."""
+    """Open during a run. `say` takes the lines that otherwise go to the terminal.
+
+    `live_disabled` is for a run during which Ray writes to the terminal, too.
+    """
 
     def __init__(
         self, job_name: str, *, say: Say | None = None, console: Console | None = None, live_disabled: bool = False
     ):
         self.job_name, self.line_sink, self.live_disabled = job_name, say, live_disabled
-        self.rows_in_flight: dict[str, int] = {}  # rows, by stage
+        self.rows_in_flight: Mapping[str, int] = {}  # by stage
         self.console = console or Console(stderr=True)
         self.total_rows, self.totals, self.lock = 0, RunTotals(), Lock()
         self.started_at = self.last_line_at = time.monotonic()
@@ -47,16 +51,12 @@ class Progress:
         return self
 
     def start(self, total_rows: int) -> None:
-        """So many rows from now on; the clock starts."""
+        """Start the clock of the run, and the display."""
         self.total_rows = total_rows
         self.started_at = self.last_line_at = time.monotonic()
         self.rate_samples.append((self.started_at, 0))
-        if (
-            total_rows
-            and self.line_sink is None
-            and not self.live_disabled
-            and (self.console.is_terminal or self.console.is_jupyter)
-        ):
+        is_interactive = self.console.is_terminal or self.console.is_jupyter
+        if total_rows and self.line_sink is None and is_interactive and not self.live_disabled:
             self.live = Live(
                 console=self.console,
                 get_renderable=self.render_display,
@@ -71,12 +71,12 @@ class Progress:
         self.stop_display()
 
     def stop_display(self) -> None:
-        """The display goes; what is said from now on stays."""
+        """Remove the display. Later messages stay on the screen."""
         if self.live:
             self.live.stop()
             self.live = None
 
-    def set_rows_in_flight(self, rows_in_flight: dict[str, int]) -> None:
+    def set_rows_in_flight(self, rows_in_flight: Mapping[str, int]) -> None:
         self.rows_in_flight = rows_in_flight
 
     def add_receipt(self, receipt: CommitReceipt) -> None:
@@ -86,11 +86,8 @@ class Progress:
             self.rate_samples.append((now, self.totals.done_rows))
             while len(self.rate_samples) > 2 and now - self.rate_samples[0][0] > RATE_WINDOW_S:
                 self.rate_samples.popleft()
-        if (
-            self.live is None
-            and now - self.last_line_at >= self.line_interval_s
-            and self.totals.done_rows < self.total_rows
-        ):  # the end has its own
+        is_line_due = self.live is None and now - self.last_line_at >= self.line_interval_s
+        if is_line_due and self.totals.done_rows < self.total_rows:  # the end has a line of its own
             self.say(self.format_line())
             self.last_line_at, self.line_interval_s = now, min(2 * self.line_interval_s, MAX_LINE_INTERVAL_S)
 
@@ -107,73 +104,84 @@ class Progress:
         return time.monotonic() - self.started_at
 
     def compute_rate(self) -> float:
-        """Rows per second, lately."""
-        (since, before), (until, done) = self.rate_samples[0], self.rate_samples[-1]
-        return (done - before) / (until - since) if until > since else 0.0
+        """Rows per second within the rate window."""
+        (start, done_before), (end, done_rows) = self.rate_samples[0], self.rate_samples[-1]
+        return (done_rows - done_before) / (end - start) if end > start else 0.0
 
     def estimate_remaining_s(self) -> float | None:
         rate = self.compute_rate()
-        return (
-            max(0.0, (self.total_rows - self.totals.done_rows) / rate - (time.monotonic() - self.rate_samples[-1][0]))
-            if rate
-            else None
-        )
+        if not rate:
+            return None
+        since_last_receipt = time.monotonic() - self.rate_samples[-1][0]
+        return max(0.0, (self.total_rows - self.totals.done_rows) / rate - since_last_receipt)
 
     def format_line(self) -> str:
-        """How it goes, for a log."""
-        tally, left = self.totals, self.estimate_remaining_s()
+        """One line for a log."""
+        totals, remaining_s = self.totals, self.estimate_remaining_s()
         parts = [
-            f"{tally.done_rows:,} of {self.total_rows:,} rows",
-            f"{tally.failed:,} failed",
+            f"{totals.done_rows:,} of {self.total_rows:,} rows",
+            f"{totals.failed:,} failed",
             f"{self.compute_rate():.1f} rows/s",
+            f"{totals.vision_tokens / self.elapsed_s:,.0f} vision tokens/s",
+            *format_busy_share(totals),
+            *format_rows_in_flight(self.rows_in_flight),
         ]
-        parts += [f"{tally.vision_tokens / self.elapsed_s:,.0f} vision tokens/s", *format_busy_share(tally)]
-        parts += format_rows_in_flight(self.rows_in_flight)
-        return ", ".join([*parts, *([f"{format_duration(left)} left"] if left is not None else [])])
+        if remaining_s is not None:
+            parts.append(f"{format_duration(remaining_s)} left")
+        return ", ".join(parts)
 
     def render_display(self) -> Group:
-        """The same as three lines that stay in their place."""
+        """Two to four lines: the bar, the pace, the workers and the failures."""
         with self.lock:
-            tally, rate, left = self.totals, self.compute_rate(), self.estimate_remaining_s()
-            seconds = max(self.elapsed_s, 1e-9)
-            top = Table.grid(padding=(0, 2), expand=True)
-            top.add_column(no_wrap=True)
-            top.add_column(ratio=1)
-            top.add_column(no_wrap=True, justify="right")
-            top.add_row(
-                Text(self.job_name, style="bold"),
-                ProgressBar(total=self.total_rows, completed=tally.done_rows, pulse=not tally.done_rows),
-                f"{tally.done_rows:,} of {self.total_rows:,} rows",
-            )
-            ahead = (
-                f"{format_duration(left)} left"
-                if left is not None
-                else "the workers start"
-                if not tally.done_rows
-                else ""
-            )
-            speed = [f"{rate:.1f} rows/s", f"{tally.vision_tokens / seconds:,.0f} vision tokens/s"]
-            speed += [f"{tally.output_tokens / seconds:,.0f} output tokens/s"]
-            pace = "  ".join([format_duration(seconds), ahead, *(speed if tally.done_rows else [])])
-            lines = [Text(pace, style="dim", no_wrap=True, overflow="ellipsis")]
-            if busy := [*format_rows_in_flight(self.rows_in_flight), *format_busy_share(tally)]:
-                lines.append(Text("; ".join(busy), style="dim", no_wrap=True, overflow="ellipsis"))
-            if tally.failed:
-                kinds = ", ".join(f"{count:,} {kind}" for kind, count in tally.failure_counts.most_common(3))
-                lines.append(Text(f"{tally.failed:,} failed: {kinds}", style="yellow", overflow="ellipsis"))
-            return Group(top, *lines)
+            lines = [Text(self.format_pace(), style="dim", no_wrap=True, overflow="ellipsis")]
+            if workers := [*format_rows_in_flight(self.rows_in_flight), *format_busy_share(self.totals)]:
+                lines.append(Text("; ".join(workers), style="dim", no_wrap=True, overflow="ellipsis"))
+            if failed := self.totals.failed:
+                most_common = self.totals.failure_counts.most_common(MAX_SHOWN_KINDS)
+                kinds = ", ".join(f"{count:,} {kind}" for kind, count in most_common)
+                lines.append(Text(f"{failed:,} failed: {kinds}", style="yellow", overflow="ellipsis"))
+            return Group(self.render_bar(), *lines)
+
+    def render_bar(self) -> Table:
+        done_rows = self.totals.done_rows
+        bar = Table.grid(padding=(0, 2), expand=True)
+        bar.add_column(no_wrap=True)
+        bar.add_column(ratio=1)
+        bar.add_column(no_wrap=True, justify="right")
+        bar.add_row(
+            Text(self.job_name, style="bold"),
+            ProgressBar(total=self.total_rows, completed=done_rows, pulse=not done_rows),
+            f"{done_rows:,} of {self.total_rows:,} rows",
+        )
+        return bar
+
+    def format_pace(self) -> str:
+        totals, remaining_s = self.totals, self.estimate_remaining_s()
+        seconds = max(self.elapsed_s, 1e-9)
+        if remaining_s is not None:
+            outlook = f"{format_duration(remaining_s)} left"
+        else:
+            outlook = "" if totals.done_rows else "the workers start"
+        parts = [format_duration(seconds), outlook]
+        if totals.done_rows:
+            parts += [
+                f"{self.compute_rate():.1f} rows/s",
+                f"{totals.vision_tokens / seconds:,.0f} vision tokens/s",
+                f"{totals.output_tokens / seconds:,.0f} output tokens/s",
+            ]
+        return "  ".join(parts)
 
     def format_summary(self) -> str:
         """The whole run in one line."""
-        tally, seconds = self.totals, max(self.elapsed_s, 1e-9)
-        vision, output = tally.vision_tokens / seconds, tally.output_tokens / seconds
-        done = f"{tally.answered:,} answered, {tally.failed:,} failed in {format_duration(seconds)}"
-        speed = f"{tally.done_rows / seconds:.1f} rows/s, {vision:,.0f} vision and {output:,.0f} output tokens/s"
-        return ", ".join([f"{done}: {speed}", *format_busy_share(tally)])
+        totals, seconds = self.totals, max(self.elapsed_s, 1e-9)
+        vision, output = totals.vision_tokens / seconds, totals.output_tokens / seconds
+        rows = f"{totals.answered:,} answered, {totals.failed:,} failed in {format_duration(seconds)}"
+        speed = f"{totals.done_rows / seconds:.1f} rows/s, {vision:,.0f} vision and {output:,.0f} output tokens/s"
+        return ", ".join([f"{rows}: {speed}", *format_busy_share(totals)])
 
 
 def format_busy_share(totals: RunTotals) -> list[str]:
-    """What there is to say of how busy the engines were: nothing or one phrase."""
+    """How busy the engines were, as one phrase; empty if it is not known."""
     if totals.busy_share is None:
         return []
     waits = ", ".join(f"{share:.0%} on {step}" for step, share in list(totals.wait_shares.items())[:2])
@@ -181,9 +189,9 @@ def format_busy_share(totals: RunTotals) -> list[str]:
 
 
 def format_rows_in_flight(rows_in_flight: Mapping[str, int]) -> list[str]:
-    """What is under way now: nothing or one phrase.
+    """One phrase; empty if there are no rows in flight.
 
-    >>> spoken_rows({"prepare": 64, "generate": 0})
+    >>> format_rows_in_flight({"prepare": 64, "generate": 0})
     ['now 64 rows preparing, 0 answering']
     """
     if not any(rows_in_flight.values()):
@@ -193,10 +201,12 @@ def format_rows_in_flight(rows_in_flight: Mapping[str, int]) -> list[str]:
 
 def format_duration(seconds: float) -> str:
     """
-    >>> clock(4.25), clock(75), clock(7322)
+    >>> format_duration(4.25), format_duration(75), format_duration(7322)
     ('4.2 s', '1:15', '2:02:02')
     """
     if seconds < 60:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+    minutes, remaining_seconds = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}:{remaining_seconds:02}"
+    return f"{minutes // 60}:{minutes % 60:02}:{remaining_seconds:02}"

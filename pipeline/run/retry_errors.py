@@ -1,126 +1,139 @@
-"""What is wrong with the rows of a manifest -> chunks that ask them again.
+"""Plans chunks that ask the failed rows of a manifest again, and cleans up dead letters that do not count.
 
-The letters of a chunk that no longer stands in the manifest count for nothing: the rows of it that are still asked
-are asked by another chunk, which has an answer or letters of its own. The other way round, a row can be wrong in its
-chunk and answered in a part that was written later for another form of the manifest; that answer counts.
+Dead letters of a chunk that the manifest no longer has are ignored: rows of it that are still in the manifest belong to
+another chunk, with answers or dead letters of its own. Conversely, a failed row may be answered in a part that was
+written later for another version of the manifest. That answer counts.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from pipeline.context import RunContext
 from pipeline.manifest.chunks import Chunk
 from pipeline.manifest.rows import hash_row_keys
-from pipeline.output import dead_letters
 from pipeline.output.dataset import Dataset, get_part_of_dead_letters, split_part_name
-from pipeline.output.dead_letters import DeadLetter
-from pipeline.output.store import OutputStore
+from pipeline.output.dead_letters import DeadLetter, find_failed_chunks, read_unresolved_letters
+from pipeline.output.store import ObjectInfo
 from pipeline.output.thread_map import map_in_threads
 from pipeline.run.dedup import HashBuckets
-from pipeline.run.progress import Say
+from pipeline.run.log import Say
 from pipeline.run.resume import ResumePlan, find_answered_rows
 from pipeline.types import RetryHistory
 
 
 @dataclass(frozen=True, slots=True)
 class RetryScope:
-    """Where to look for the rows of a manifest that failed, and for answers that they have after all."""
+    """The chunks with dead letters, and the parts that may answer their rows after all."""
 
-    failed_chunks: Mapping[str, Sequence[str]]  # its chunks with letters, and the parts of each
-    removed_chunks: Sequence[str]  # chunks with letters that it has no more
-    later_parts: Sequence[
-        str
-    ]  # parts of other chunks, not older than the oldest with letters: nobody skipped what they hold
+    failed_chunks: Mapping[str, Sequence[str]]  # the parts of each chunk of the manifest that has dead letters
+    removed_chunks: Sequence[str]  # chunks with dead letters that the manifest no longer has
+    later_parts: Sequence[str]  # see find_later_parts
 
 
-def find_retry_scope(resume_plan: ResumePlan, context: RunContext, store: OutputStore) -> RetryScope:
-    dataset = Dataset(store, context.fingerprint)
-    written = dataset.list_dead_letters()
-    there = dataset.list_parts() if written else {}
-    names, failing = {chunk.name for chunk in resume_plan.chunks}, dead_letters.find_failed_chunks(there, written)
-    failed = {name: parts for name, parts in failing.items() if name in names}
-    if not failed:
-        return RetryScope({}, [*failing], ())
-    first = min(there[name].modified_at or 0 for name in failed)
-    parts = ((part, info.modified_at) for part, info in there.items())
-    since = sorted(part for part, at in parts if (at is None or at >= first) and split_part_name(part)[0] not in names)
-    return RetryScope(failed, sorted(failing.keys() - names), since)
+def find_retry_scope(plan: ResumePlan, dataset: Dataset) -> RetryScope:
+    dead_letter_files = dataset.list_dead_letters()
+    parts = dataset.list_parts() if dead_letter_files else {}
+    chunk_names = {chunk.name for chunk in plan.chunks}
+    all_failed_chunks = find_failed_chunks(parts, dead_letter_files)
+    failed_chunks = {name: own_parts for name, own_parts in all_failed_chunks.items() if name in chunk_names}
+    return RetryScope(
+        failed_chunks=failed_chunks,
+        removed_chunks=[name for name in all_failed_chunks if name not in chunk_names],
+        later_parts=find_later_parts(parts, failed_chunks, chunk_names) if failed_chunks else [],
+    )
 
 
-def read_failed_rows(retry_scope: RetryScope, store: OutputStore, fingerprint: str) -> Iterator[DeadLetter]:
+def find_later_parts(
+    parts: Mapping[str, ObjectInfo], failed_chunks: Collection[str], chunk_names: Collection[str]
+) -> list[str]:
+    """The parts of removed chunks that are not older than the oldest failure.
+
+    Older parts cannot answer a failed row: it would not have been asked.
+    """
+    oldest_failure = min(parts[chunk_name].modified_at or 0 for chunk_name in failed_chunks)
+    return sorted(
+        part
+        for part, info in parts.items()
+        if split_part_name(part)[0] not in chunk_names
+        and (info.modified_at is None or info.modified_at >= oldest_failure)
+    )
+
+
+def read_failed_rows(retry_scope: RetryScope, dataset: Dataset) -> Iterator[DeadLetter]:
     """The rows of the manifest that failed and have no answer, chunk by chunk."""
-    dataset, answered = Dataset(store, fingerprint), set[int]()
-    if retry_scope.later_parts:
-        with HashBuckets() as rows:
-            for _, some in groupby(
-                dead_letters.read_unresolved_letters(dataset, retry_scope.failed_chunks),
-                lambda letter: letter.key,
-            ):
-                rows.add_hashes(hash_row_keys([(letter.id, letter.question) for letter in some]))
-            answered = set(find_answered_rows(retry_scope.later_parts, rows, store, fingerprint).tolist())
-    for at, letter in enumerate(dead_letters.read_unresolved_letters(dataset, retry_scope.failed_chunks)):
-        if at not in answered:
+    answered = find_answered_letters(retry_scope, dataset) if retry_scope.later_parts else set()
+    for number, letter in enumerate(read_unresolved_letters(dataset, retry_scope.failed_chunks)):
+        if number not in answered:
             yield letter
 
 
-def add_retries(
-    resume_plan: ResumePlan, retry_scope: RetryScope, failed_rows: Sequence[DeadLetter], kind_filter: str, say: Say
-) -> ResumePlan:
-    """The plan, and in it those of the failed rows that are of a kind once more; empty means of any kind."""
-    chunks = build_retry_chunks(
-        resume_plan.chunks, [letter for letter in failed_rows if letter.is_of_kind(kind_filter)], retry_scope
-    )
-    rows = sum(chunk.asked_row_count for chunk in chunks)
+def find_answered_letters(retry_scope: RetryScope, dataset: Dataset) -> set[int]:
+    """The positions of the dead letters whose rows are answered in a later part."""
+    letters = read_unresolved_letters(dataset, retry_scope.failed_chunks)
+    with HashBuckets() as row_hashes:
+        for _, letters_of_chunk in groupby(letters, lambda letter: letter.key):
+            row_hashes.add_hashes(hash_row_keys([(letter.id, letter.question) for letter in letters_of_chunk]))
+        return set(find_answered_rows(retry_scope.later_parts, row_hashes, dataset).tolist())
+
+
+def has_failed_rows(plan: ResumePlan, dataset: Dataset) -> bool:
+    return any(True for _ in read_failed_rows(find_retry_scope(plan, dataset), dataset))
+
+
+def add_retries(plan: ResumePlan, retry_scope: RetryScope, dataset: Dataset, kind_filter: str, say: Say) -> ResumePlan:
+    """Add chunks that ask failed rows of a kind again; an empty filter means all kinds."""
+    failed_rows = list(read_failed_rows(retry_scope, dataset))
+    letters = [letter for letter in failed_rows if letter.is_of_kind(kind_filter)]
+    chunks = build_retry_chunks(plan.chunks, letters, retry_scope)
     if chunks or not failed_rows:
-        say(f"{rows:,} of {len(failed_rows):,} failed rows are asked again")
+        row_count = sum(chunk.asked_row_count for chunk in chunks)
+        say(f"{row_count:,} of {len(failed_rows):,} failed rows are asked again")
     else:
-        kinds = Counter(f"{letter.stage}/{letter.kind}" for letter in failed_rows).most_common()
-        there = ", ".join(f"{count:,} {name}" for name, count in kinds)
-        say(f"no failed row is of {kind_filter!r}; there are: {there}")
-    return replace(resume_plan, remaining_chunks=(*resume_plan.remaining_chunks, *chunks))
+        counts = Counter(f"{letter.stage}/{letter.kind}" for letter in failed_rows).most_common()
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts)
+        say(f"no failed row is of kind {kind_filter!r}; the kinds are: {kinds}")
+    return replace(plan, remaining_chunks=(*plan.remaining_chunks, *chunks))
 
 
-def build_retry_chunks(
-    chunks: Sequence[Chunk], failed_rows: Sequence[DeadLetter], retry_scope: RetryScope
-) -> list[Chunk]:
-    """The next generation of those chunks that the letters belong to."""
-    rows: dict[str, list[tuple[str, RetryHistory]]] = {}
-    for letter in failed_rows:
-        past = RetryHistory(letter.attempts, letter.attempts if letter.stage == "answer" else 0)
-        rows.setdefault(letter.key, []).append((letter.id, past))
-    return [
-        replace(
-            chunk,
-            generation=split_part_name(retry_scope.failed_chunks[chunk.name][-1])[1] + 1,
-            retry_histories=tuple(rows[chunk.name]),
-        )
-        for chunk in chunks
-        if chunk.name in rows
-    ]
+def build_retry_chunks(chunks: Sequence[Chunk], letters: Sequence[DeadLetter], retry_scope: RetryScope) -> list[Chunk]:
+    """The next generation of each chunk that the dead letters belong to."""
+    histories: dict[str, list[tuple[str, RetryHistory]]] = defaultdict(list)
+    for letter in letters:
+        wrong_answers = letter.attempts if letter.stage == "answer" else 0
+        histories[letter.key].append((letter.id, RetryHistory(letter.attempts, wrong_answers)))
+    retry_chunks = []
+    for chunk in chunks:
+        if chunk.name in histories:
+            _, last_generation = split_part_name(retry_scope.failed_chunks[chunk.name][-1])
+            retry_histories = tuple(histories[chunk.name])
+            retry_chunks.append(replace(chunk, generation=last_generation + 1, retry_histories=retry_histories))
+    return retry_chunks
 
 
-def delete_uncommitted_letters(chunks: Sequence[Chunk], context: RunContext, store: OutputStore) -> None:
-    """Take away letters that no commit names: of writers that died, and whose chunk another one committed.
+def delete_uncommitted_letters(chunks: Sequence[Chunk], dataset: Dataset) -> None:
+    """Delete dead letters of these chunks that no commit names: their writer died, or another one committed first.
 
-    Where nothing is committed yet, their writer may be at work still.
+    The letters of a chunk that is not committed stay, because their writer may still be running.
     """
-    dataset = Dataset(store, context.fingerprint)
-    written: dict[str, list[str]] = {chunk.part_name: [] for chunk in chunks}
-    for name in dataset.list_dead_letters() if chunks else ():
-        if get_part_of_dead_letters(name) in written:
-            written[get_part_of_dead_letters(name)].append(name)
-    committed = dataset.list_parts() if any(written.values()) else ()
-    parts = [part for part, names in written.items() if names and part in committed]
+    if not chunks:
+        return
+    part_names = {chunk.part_name for chunk in chunks}
+    files_by_part: dict[str, list[str]] = defaultdict(list)
+    for file in dataset.list_dead_letters():
+        if (part := get_part_of_dead_letters(file)) in part_names:
+            files_by_part[part].append(file)
+    if not files_by_part:
+        return
+    committed_parts = files_by_part.keys() & dataset.list_parts().keys()
 
-    def clean(part: str) -> None:
-        named = dataset.read_footer(part).note["errors"]
-        for name in written[part]:
-            if name != named:
-                dataset.delete_dead_letters(name)
+    def delete_letters_of_part(part: str) -> None:
+        committed_file = dataset.read_footer(part).note["errors"]
+        for file in files_by_part[part]:
+            if file != committed_file:
+                dataset.delete_dead_letters(file)
 
-    for _ in map_in_threads(clean, parts):
+    for _ in map_in_threads(delete_letters_of_part, sorted(committed_parts)):
         pass

@@ -1,7 +1,8 @@
-"""SIGTERM and Ctrl-C -> a run that ends in good order.
+"""Stops a run in good order on SIGTERM or Ctrl-C.
 
-While chunks are under way the first signal only asks: nothing new is begun, what is begun is committed. The second
-ends at once, and so does the end of the grace: who sent the first (Kubernetes, `ray job stop`) kills when it is over.
+While chunks are being worked on, the first signal only asks: no chunk is begun, and chunks that have begun are
+committed. The second signal ends the run at once. So does the end of the grace period, before the sender of the first
+signal (Kubernetes, `ray job stop`) kills the process.
 """
 
 from __future__ import annotations
@@ -15,23 +16,24 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from pipeline.errors import Terminated
+from pipeline.run.log import Say
 
 DEFAULT_GRACE_S = 25.0  # Kubernetes gives 30
-STOPPING_MESSAGE = "stopping: what is under way is committed first; once more to stop at once"
-GRACE_SHARE = 0.8  # of the grace is for what is under way; the rest is for leaving
+GRACE_SHARE = 0.8  # of the grace period is for chunks that have begun, the rest for shutting down
+STOPPING_MESSAGE = "stopping: chunks that have begun are committed first; send the signal again to stop at once"
 
 
 class StopSignals:
-    """Open while a run can be stopped, and again inside of Ray, whose native code installs a handler of its own."""
+    """Handles both signals while it is open."""
 
-    def __init__(self, say: Callable[[str], None]):
+    def __init__(self, say: Say):
         self.say = say
-        self.stop_event: Event | None = None  # while there is something to end in good order
+        self.stop_event: Event | None = None  # set while there are chunks to finish
         self.signal_number = signal.SIGTERM
 
     def __enter__(self) -> StopSignals:
         self.previous_handlers: dict[int, Any] = {
-            n: signal.signal(n, self.handle_signal) for n in (signal.SIGTERM, signal.SIGINT)
+            number: signal.signal(number, self.handle_signal) for number in (signal.SIGTERM, signal.SIGINT)
         }
         return self
 
@@ -41,7 +43,7 @@ class StopSignals:
 
     @contextmanager
     def stop_gracefully(self, on_stop: Callable[[], object] = lambda: None) -> Iterator[Event]:
-        """Set, and `then` called, when nothing new is to be begun; who then leaves in good order is ended by it."""
+        """The first signal sets the event and calls `on_stop`; when the block then ends, so does the run."""
         grace_s = GRACE_SHARE * float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S") or DEFAULT_GRACE_S)
         self.grace_timer = Timer(grace_s, lambda: os.kill(os.getpid(), self.signal_number))
         self.grace_timer.daemon = True
@@ -61,7 +63,7 @@ class StopSignals:
             self.raise_termination()
         self.stop_event.set()
         self.grace_timer.start()
-        # from a thread, for whoever was interrupted may hold the display's lock, or one of Ray's
+        # In a thread, because the interrupted code may hold the lock of the display or one of Ray's.
         Thread(target=lambda: (self.on_stop(), self.say(STOPPING_MESSAGE)), daemon=True).start()
 
     def raise_termination(self) -> NoReturn:

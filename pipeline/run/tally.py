@@ -1,4 +1,4 @@
-"""Receipts -> what a run adds up to so far, and whether it is worth going on."""
+"""Adds up the receipts of a run, and stops a run in which too many rows fail."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from dataclasses import dataclass, field
 from pipeline.errors import StoppedError
 from pipeline.output.commit import CommitReceipt
 
-ERROR_WINDOW_ROWS, MIN_ROWS_FOR_ERROR_RATE = (
-    1000,
-    100,
-)  # rows that the error rate is of, and how many make it worth believing
-PREPARE_STEPS = ("fetch", "decode", "prompt", "read", "commit")  # what an engine may wait for
-MIN_WAIT_SHARE = 0.005  # of the time: a share that is worth a word
+ERROR_WINDOW_ROWS = 1000  # the error rate is that of the last rows
+MIN_ROWS_FOR_ERROR_RATE = 100
+PREPARE_STEPS = ("fetch", "decode", "prompt", "read", "commit")  # an engine may wait for these
+MIN_WAIT_SHARE = 0.005  # a smaller share of the time is not worth a word
+MAX_REASONS = 4
 
 
 @dataclass
 class RunTotals:
-    reported_parts: set[str] = field(default_factory=set)  # of the chunks that were heard of
+    reported_parts: set[str] = field(default_factory=set)
     answered: int = 0
     failed: int = 0
     vision_tokens: int = 0
@@ -27,8 +26,8 @@ class RunTotals:
     cut_off: int = 0
     failure_counts: Counter[str] = field(default_factory=Counter)
     failure_examples: dict[str, str] = field(default_factory=dict)
-    worker_seconds: Counter[str] = field(default_factory=Counter)  # of all workers together, by what they went to
-    recent_counts: deque[tuple[int, int]] = field(default_factory=deque)
+    worker_seconds: Counter[str] = field(default_factory=Counter)  # of all workers together, by step
+    recent_counts: deque[tuple[int, int]] = field(default_factory=deque)  # (answered, failed) of the last chunks
 
     @property
     def done_rows(self) -> int:
@@ -45,44 +44,50 @@ class RunTotals:
         self.failure_counts.update(receipt.failure_counts)
         self.worker_seconds.update(receipt.worker_seconds)
         self.failure_examples = {**receipt.failure_examples, **self.failure_examples}
-        if "." not in receipt.part_name:  # of rows that failed before, many may fail again
+        if "." not in receipt.part_name:  # many rows of a later generation, which failed before, may fail again
             self.recent_counts.append((receipt.answered, receipt.failed))
-        while (
-            self.recent_counts and sum(map(sum, self.recent_counts)) - sum(self.recent_counts[0]) >= ERROR_WINDOW_ROWS
-        ):
+        while len(self.recent_counts) > 1 and self.count_recent_rows(skip=1) >= ERROR_WINDOW_ROWS:
             self.recent_counts.popleft()
 
+    def count_recent_rows(self, skip: int = 0) -> int:
+        return sum(answered + failed for answered, failed in list(self.recent_counts)[skip:])
+
     def raise_if_error_rate_exceeded(self, error_rate: float) -> None:
-        answered, failed = (sum(pair[each] for pair in self.recent_counts) for each in (0, 1))
-        if answered + failed >= MIN_ROWS_FOR_ERROR_RATE and failed / (answered + failed) > error_rate:
+        rows = self.count_recent_rows()
+        failed_rows = sum(failed for _, failed in self.recent_counts)
+        if rows >= MIN_ROWS_FOR_ERROR_RATE and failed_rows / rows > error_rate:
             raise StoppedError(
-                f"stopped: {failed} of the last {answered + failed} rows failed, more than limits.error_rate "
-                f"({error_rate:g}) allows. The commonest reasons:\n{self.format_failure_reasons()}"
+                f"stopped: {failed_rows} of the last {rows} rows failed, more than limits.error_rate "
+                f"({error_rate:g}) allows. The most frequent reasons:\n{self.format_failure_reasons()}"
             )
 
     def format_failure_reasons(self) -> str:
-        such = {
-            kind: f", such as {example}" for kind, example in self.failure_examples.items()
-        }  # not of what others committed
-        common = self.failure_counts.most_common(3 if len(self.failure_counts) > 4 else 4)
-        lines = [f"  {count:>6}  {kind}{such.get(kind, '')}" for kind, count in common]
-        rest = self.failure_counts.total() - sum(count for _, count in common)
-        return "\n".join([*lines, *([f"  {rest:>6}  of {len(self.failure_counts) - 3} other kinds"] if rest else [])])
+        most_common = self.failure_counts.most_common()
+        shown = most_common if len(most_common) <= MAX_REASONS else most_common[: MAX_REASONS - 1]
+        lines = [f"  {count:>6}  {kind}{self.format_example(kind)}" for kind, count in shown]
+        if hidden := most_common[len(shown) :]:
+            lines.append(f"  {sum(count for _, count in hidden):>6}  of {len(hidden)} other kinds")
+        return "\n".join(lines)
+
+    def format_example(self, kind: str) -> str:
+        """Empty for a kind that is only known from chunks that other runs committed."""
+        example = self.failure_examples.get(kind)
+        return f", such as {example}" if example else ""
 
     @property
     def busy_share(self) -> float | None:
-        """The share of their time that engines had something to do: of what the engine alone would reach."""
+        """The share of their time in which the engines had work."""
         worked, waited = self.worker_seconds["worked"], self.worker_seconds["waited"]
         return worked / (worked + waited) if worked + waited else None
 
     @property
     def wait_shares(self) -> dict[str, float]:
-        """The shares of their time that engines waited, by what took the others' time meanwhile."""
-        preparing = {step: self.worker_seconds[step] for step in PREPARE_STEPS}
-        whole = sum(preparing.values())
-        if self.busy_share is None or not whole:
+        """The share of their time in which the engines waited, divided among the steps by the time that these took."""
+        step_seconds = {step: self.worker_seconds[step] for step in PREPARE_STEPS}
+        total_seconds = sum(step_seconds.values())
+        if self.busy_share is None or not total_seconds:
             return {}
-        shares = {step: (1 - self.busy_share) * seconds / whole for step, seconds in preparing.items()}
-        return {
-            step: share for step, share in sorted(shares.items(), key=lambda each: -each[1]) if share >= MIN_WAIT_SHARE
-        }
+        waiting_share = 1 - self.busy_share
+        shares = {step: waiting_share * seconds / total_seconds for step, seconds in step_seconds.items()}
+        largest_first = sorted(shares.items(), key=lambda item: -item[1])
+        return {step: share for step, share in largest_first if share >= MIN_WAIT_SHARE}

@@ -78,7 +78,7 @@ class Captioner:
 
 def ours(manifest: Path, out: Path) -> None:
     """Our side: only the job file."""
-    from pipeline.cluster.ray_runner import connect_to_ray
+    from pipeline.cluster.ray_session import connect_to_ray
     from pipeline.errors import ExitCode
     from pipeline.job.spec import Job
     from pipeline.run import driver

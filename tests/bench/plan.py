@@ -28,6 +28,7 @@ from pipeline.inspect.plan.survey import survey_chunks
 from pipeline.job import job_loader
 from pipeline.manifest.chunks import Chunk
 from pipeline.manifest.files import list_manifest_files
+from pipeline.output.dataset import Dataset
 from pipeline.output.store import OutputStore
 from pipeline.prepare import Preparer
 from pipeline.run import preflight, resume
@@ -88,7 +89,11 @@ def main() -> None:
         job = job_loader.parse_job(JOB.replace("PLACE", folder))
         found = list_manifest_files(job)
         work = preflight.build_run_context(job, found)
-        chunks = list(resume.build_resume_plan(work, found, OutputStore(work.job.output.path)).remaining_chunks)
+        chunks = list(
+            resume.build_resume_plan(
+                work, found, Dataset(OutputStore(work.job.output.path), work.fingerprint)
+            ).remaining_chunks
+        )
         few = chunks[: max(1, len(chunks) // SHARE)]
         survey_chunks(work, few[:1])
         sides = {

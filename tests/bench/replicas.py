@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from pipeline.cluster import ray_runner
+from pipeline.cluster.ray_runner import RayRunner
 from pipeline.job import job_loader
 from pipeline.manifest.files import list_manifest_files
+from pipeline.output.dataset import Dataset
 from pipeline.output.store import OutputStore
 from pipeline.run import preflight, resume
 from pipeline.run.signals import StopSignals
@@ -49,11 +50,13 @@ def measure(place: Path, replicas: int, seconds: float) -> dict[str, float]:
     pq.write_table(pa.table({"id": names, "chat": chats}), place / "manifest.parquet")
     job = job_loader.parse_job(JOB.replace("PLACE", str(place)).replace("REPLICAS", str(replicas)))
     work = preflight.build_run_context(job, list_manifest_files(job))
-    plan = resume.build_resume_plan(work, list_manifest_files(job), OutputStore(job.output.path))
+    plan = resume.build_resume_plan(
+        work, list_manifest_files(job), Dataset(OutputStore(job.output.path), work.fingerprint)
+    )
     driver, done = psutil.Process(), 0
     marks: list[tuple[float, float, int]] = []
     spent = Counter[str]()
-    for receipt in ray_runner.run(work, plan.remaining_chunks, StopSignals(print)):
+    for receipt in RayRunner().run_chunks(work, plan.remaining_chunks, StopSignals(print)):
         assert receipt.failed == 0
         done += receipt.answered
         if rows * FIRST <= done <= rows - 2 * replicas * SLOTS:
@@ -75,7 +78,8 @@ def measure(place: Path, replicas: int, seconds: float) -> dict[str, float]:
 
 def without_torch() -> bool:
     """Whether no replica has loaded torch."""
-    workers = [one for one in psutil.Process().children(recursive=True) if "(Generate)" in " ".join(one.cmdline())]
+    children = psutil.Process().children(recursive=True)
+    workers = [process for process in children if "(GenerateWorker)" in " ".join(process.cmdline())]
     return bool(workers) and not any("libtorch" in part.path for one in workers for part in one.memory_maps())
 
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline.job import job_loader
 from pipeline.manifest.files import list_manifest_files
+from pipeline.output.dataset import Dataset
 from pipeline.output.store import OutputStore
 from pipeline.run import preflight, resume
 from tests.bench import harness
@@ -56,7 +57,7 @@ def one(place: Path, *, done: bool) -> dict[str, float]:
         for chunk, _ in resume.split_in_process(job, found, work.schema_prompt):
             (folder / f"{chunk.name}.parquet").touch()
     start = time.perf_counter()
-    plan = resume.build_resume_plan(work, found, store)
+    plan = resume.build_resume_plan(work, found, Dataset(store, work.fingerprint))
     taken = time.perf_counter() - start
     assert bool(plan.rows_left) != done or not plan.rows
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

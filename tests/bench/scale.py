@@ -25,10 +25,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.cluster import ray_runner
+from pipeline.cluster import ray_session
+from pipeline.cluster.ray_runner import RayRunner
 from pipeline.context import RunContext
 from pipeline.job import job_loader
 from pipeline.manifest.files import list_manifest_files
+from pipeline.output.dataset import Dataset
 from pipeline.output.store import OutputStore
 from pipeline.run import preflight, resume
 from pipeline.run.signals import StopSignals
@@ -55,7 +57,9 @@ def planned(place: Path, columns: dict[str, list[str]], **said: str) -> tuple[Ru
     work, started = preflight.build_run_context(job, list_manifest_files(job)), time.monotonic()
     return (
         work,
-        resume.build_resume_plan(work, list_manifest_files(job), OutputStore(job.output.path)),
+        resume.build_resume_plan(
+            work, list_manifest_files(job), Dataset(OutputStore(job.output.path), work.fingerprint)
+        ),
         time.monotonic() - started,
     )
 
@@ -82,7 +86,7 @@ def drive(work: RunContext, plan: resume.ResumePlan) -> dict[str, float]:
     """Rows per second from the first chunk to the last, and their cost for the driver."""
     driver, marks = psutil.Process(), []
     with store_peak() as peak:
-        for receipt in ray_runner.run(work, plan.remaining_chunks, StopSignals(print)):
+        for receipt in RayRunner().run_chunks(work, plan.remaining_chunks, StopSignals(print)):
             assert receipt.failed == 0
             marks.append((time.monotonic(), sum(driver.cpu_times()[:2]), receipt.answered))
     (first, cpu, rows), (last, cpu_end, _) = marks[0], marks[-1]
@@ -141,7 +145,7 @@ def main() -> None:
     parser.add_argument("--planned", type=int, default=1_000_000)
     options = parser.parse_args()
     driven, tail = (10_000, 1000) if options.quick else (options.driven, 3000)
-    with ray_runner.connect_to_ray(), tempfile.TemporaryDirectory() as folder:
+    with ray_session.connect_to_ray(), tempfile.TemporaryDirectory() as folder:
         lines, figures = growing(Path(folder), driven, options.planned)
         rates = tailed(Path(folder), tail)
     header = ["rows", "chunks", "planned in s", "driver MiB", "rows/s", "driver CPU ms a chunk", "store peak MiB"]

@@ -23,11 +23,13 @@ import pyarrow.parquet as pq
 
 from pipeline.answer import Answerer
 from pipeline.builtin.scenes import create_scene
-from pipeline.cluster import pools, ray_runner
+from pipeline.cluster import pools, ray_session
+from pipeline.cluster.ray_runner import RayRunner
 from pipeline.context import RunContext
 from pipeline.job import job_loader
 from pipeline.manifest.chunks import Chunk
 from pipeline.manifest.files import list_manifest_files
+from pipeline.output.dataset import Dataset
 from pipeline.output.store import OutputStore
 from pipeline.prepare import Preparer
 from pipeline.run import preflight, resume
@@ -64,7 +66,7 @@ def planned(place: Path, engine: str, rows: int) -> tuple[RunContext, tuple[Chun
     path = f"{work.job.output.path}/{time.monotonic_ns()}"
     fresh = work.job.model_copy(update={"output": work.job.output.model_copy(update={"path": path})})
     return replace(work, job=fresh), resume.build_resume_plan(
-        work, list_manifest_files(job), OutputStore(path), row_limit=rows
+        work, list_manifest_files(job), Dataset(OutputStore(path), work.fingerprint), row_limit=rows
     ).remaining_chunks
 
 
@@ -85,7 +87,7 @@ def alone(work: RunContext, chunks: tuple[Chunk, ...]) -> tuple[float, float]:
 def through_ray(work: RunContext, chunks: tuple[Chunk, ...]) -> tuple[float, float, Counter[str]]:
     """Rows per second, seconds to the first answer, and the workers' time by step."""
     marks, spent, started = [], Counter[str](), time.monotonic()
-    for receipt in ray_runner.run(work, chunks, StopSignals(print)):
+    for receipt in RayRunner().run_chunks(work, chunks, StopSignals(print)):
         assert receipt.failed == 0
         marks.append((time.monotonic(), receipt.answered))
         spent.update(receipt.worker_seconds if len(marks) > 1 else {})
@@ -107,7 +109,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = 768 if options.quick else options.rows
     lines, ratios, figures = [], {}, {}
-    with ray_runner.connect_to_ray(), tempfile.TemporaryDirectory() as folder:
+    with ray_session.connect_to_ray(), tempfile.TemporaryDirectory() as folder:
         draw(Path(folder), rows)
         for name, engine in ENGINES.items():
             work, chunks = planned(Path(folder), engine.replace("DELAY", str(options.delay_ms)), rows)

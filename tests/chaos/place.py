@@ -33,7 +33,7 @@ from tests.seaweed import KEY, SECRET, Seaweed
 ROOT = Path(__file__).parents[2]
 BUCKET = "chaos"
 NODES = 2  # beside the head
-PREPARE, GENERATE = "MapWorker(MapBatches(Prepare))", "MapWorker(MapBatches(Generate))"
+PREPARE, GENERATE = "MapWorker(MapBatches(PrepareWorker))", "MapWorker(MapBatches(GenerateWorker))"
 RANK, DECODER = "pipeline.model.engines.torch.tp_worker", "pipeline.media.decoder_process"
 START_TRIES = 5
 

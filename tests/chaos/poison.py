@@ -63,7 +63,7 @@ def main() -> None:
             workspace.write_manifest(rows)
             started = time.monotonic()
             output = {"path": str(folder / sort), "chunk_rows": 64}
-            code = workspace.run_job(in_process=False, output=output, limits={"deadline_s": DEADLINE_S})
+            code = workspace.run_job(runner="ray", output=output, limits={"deadline_s": DEADLINE_S})
             (letter,) = workspace.read_dead_letters(sort)
             answered = set(workspace.list_answered_ids(sort))
             assert (code, len(workspace.list_answered_ids(sort))) == (3, options.rows - 1)

@@ -1,4 +1,4 @@
-"""A prepared chunk crosses as one row, whatever is in it."""
+"""A prepared chunk is one row of Arrow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipeline.cluster import chunk_codec
 from pipeline.types import Clip, Failure, Item, Request, Turn
 
 
-def test_a_chunk_is_one_row_and_arrives_as_it_left():
+def test_a_chunk_is_one_row_and_decodes_to_the_same_items():
     pixels = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 4, 5)
     turns = (Turn("user", (Clip("video", pixels, (9, 9), times=(0.0, 1.0)), "what?")),)
     request = Request("a", turns, np.arange(7, dtype=np.int32), np.zeros((3, 7), np.int32), 4)
@@ -35,7 +35,7 @@ def test_a_chunk_is_one_row_and_arrives_as_it_left():
     assert np.array_equal(asked.input_ids, request.input_ids)
 
 
-def test_a_chunk_without_rows_still_has_a_key():
+def test_a_chunk_without_rows_still_has_a_part_name():
     table = chunk_codec.encode_chunk("key", [], {})
     assert (
         table.num_rows,

@@ -1,4 +1,4 @@
-"""Taking turns inside a process, and what is read of one that died."""
+"""The lock inside a worker process, and the last words of one that died."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.cluster.workers import compute_row_timeout_s
 from pipeline.errors import StoppedError
 from pipeline.job.spec import Job
 
-FAULT = """:actor_name:MapWorker(MapBatches(Generate))
+FAULT = """:actor_name:MapWorker(MapBatches(GenerateWorker))
 *** SIGSEGV received at time=1795247700 on cpu 0 ***
 Fatal Python error: Segmentation fault
 
@@ -21,42 +21,42 @@ Stack (most recent call first):
 """
 
 
-def test_who_is_alone_waits_for_those_who_share_and_newcomers_wait_for_the_one_who_waits():
-    turns, inside, leave, order = SharedExclusiveLock(), Event(), Event(), []
+def test_an_exclusive_holder_waits_for_the_others_and_newcomers_wait_for_it():
+    lock, inside, leave, order = SharedExclusiveLock(), Event(), Event(), []
 
     def share(name, held=None):
-        with turns.hold_shared():
+        with lock.hold_shared():
             order.append(name)
             inside.set()
             if held:
                 held.wait(20)
 
     def be_alone():
-        with turns.hold_exclusive():
+        with lock.hold_exclusive():
             order.append("alone")
 
     first, alone = Thread(target=share, args=("first", leave)), Thread(target=be_alone)
     first.start()
     inside.wait(20)
     alone.start()
-    while not turns.exclusive_waiting:
+    while not lock.exclusive_waiting:
         pass
     newcomer = Thread(target=share, args=("newcomer",))
     newcomer.start()
     newcomer.join(0.2)
     assert order == ["first"]
     leave.set()
-    for each in (first, alone, newcomer):
-        each.join(20)
+    for thread in (first, alone, newcomer):
+        thread.join(20)
     assert order == ["first", "alone", "newcomer"]
 
 
-def test_many_may_share(tmp_path):
-    turns = SharedExclusiveLock()
-    with turns.hold_shared(), turns.hold_shared():
-        assert turns.shared_count == 2
-    with turns.hold_exclusive():
-        assert turns.shared_count == 0
+def test_several_threads_share_the_lock(tmp_path):
+    lock = SharedExclusiveLock()
+    with lock.hold_shared(), lock.hold_shared():
+        assert lock.shared_count == 2
+    with lock.hold_exclusive():
+        assert lock.shared_count == 0
 
 
 def test_the_last_words_are_the_line_that_says_why(tmp_path):
@@ -67,18 +67,18 @@ def test_the_last_words_are_the_line_that_says_why(tmp_path):
     assert read_crash_line(str(log)) == "a step of the engine took more than 600 s; ending"
 
 
-def test_who_was_killed_said_nothing(tmp_path):
+def test_a_killed_process_has_no_last_words(tmp_path):
     (tmp_path / "worker.err").write_text(":job_id:01000000\n")
     assert read_crash_line(str(tmp_path / "worker.err")) == ""
     assert read_crash_line(str(tmp_path / "never.err")) == ""
 
 
-def test_a_row_is_given_the_time_that_the_frames_of_its_videos_add_before_its_process_is_ended():
-    said = {"name": "t", "input": {"manifest": "m", "media": ["a", "b"]}, "model": {"weights": "w"}}
-    job = Job.model_validate({**said, "limits": {"deadline_s": 100}, "output": {"path": "o"}})
+def test_the_row_timeout_grows_with_the_frames_of_its_videos():
+    values = {"name": "t", "input": {"manifest": "m", "media": ["a", "b"]}, "model": {"weights": "w"}}
+    job = Job.model_validate({**values, "limits": {"deadline_s": 100}, "output": {"path": "o"}})
     assert compute_row_timeout_s(job) == 100 + 2 * 768 / 4
 
 
-def test_a_refusal_for_which_no_process_stands_says_nothing_of_its_last_words():
-    with pytest.raises(StoppedError, match=r"^stopped: it is not the rows$"):
-        raise_if_refused(StepInstructions(stop_reason="it is not the rows"))
+def test_a_refusal_without_a_process_has_no_last_words():
+    with pytest.raises(StoppedError, match=r"^stopped: the cause is not a row$"):
+        raise_if_refused(StepInstructions(stop_reason="the cause is not a row"))

@@ -24,7 +24,7 @@ import s3fs
 from ray.job_submission import JobSubmissionClient
 
 from pipeline.cluster.metrics import METRICS, to_prometheus_name
-from tests.run.test_s3 import picture, read
+from tests.run.test_s3 import draw_noise, read_rows
 from tests.seaweed import KEY, SECRET, free_ports
 from tests.workspace import wait_for_url
 
@@ -109,7 +109,7 @@ def store(s3_environment):
 def partition(store, day: str, count: int, broken: int = 0) -> set[str]:
     """A day's manifest and its pictures; the ids."""
     rows = [{"id": f"{day}-{n}", "image": f"s3://night/pics/{day}-{n}.png"} for n in range(count)]
-    content = [b"no picture" if n < broken else picture(n % 5) for n in range(count)]
+    content = [b"no picture" if n < broken else draw_noise(n % 5) for n in range(count)]
     store.pipe({row["image"][5:]: data for row, data in zip(rows, content, strict=True)})
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), sink)
@@ -143,7 +143,7 @@ def follow(process: subprocess.Popen[str], until: str, then) -> str:
     return "".join(said)
 
 
-def test_a_night_on_nodes_that_share_only_object_storage_waits_for_its_gpu(nodes, store):
+def test_a_run_on_nodes_that_share_only_object_storage_waits_for_its_gpu(nodes, store):
     ids = partition(store, "2026-11-20", 12, broken=1)
     scraped: set[str] = set()
     process = nodes.submit("--date", "2026-11-20", "--allow-errors", *engine(300), **VARIABLES)
@@ -159,16 +159,16 @@ def test_a_night_on_nodes_that_share_only_object_storage_waits_for_its_gpu(nodes
     said = follow(process, "the first replica waits for 1 GPU", lambda: nodes.start(*bring))
     watcher.join()
     assert process.returncode == 0, said
-    answered = read(store, "night/labels/2026/data")
+    answered = read_rows(store, "night/labels/2026/data")
     assert {row["id"] for row in answered} == ids - {"2026-11-20-0"}
     assert {row["answer"]["caption"] for row in answered} == {"a thing"}
-    assert [row["id"] for row in read(store, "night/labels/2026/errors")] == ["2026-11-20-0"]
+    assert [row["id"] for row in read_rows(store, "night/labels/2026/errors")] == ["2026-11-20-0"]
     assert scraped == {
         to_prometheus_name(name) for name in METRICS if not name.startswith("kv_")
     }  # a script has no cache
 
 
-def test_the_next_night_does_only_what_is_new_and_goes_on_after_a_stop(nodes, store):
+def test_the_next_run_does_only_what_is_new_and_resumes_after_a_stop(nodes, store):
     before = {path: store.info(path)["ETag"] for path in store.find("night/labels/2026/data")}
     ids = partition(store, "2026-11-21", 24)
     client = JobSubmissionClient(nodes.url)
@@ -195,13 +195,13 @@ def test_the_next_night_does_only_what_is_new_and_goes_on_after_a_stop(nodes, st
     store.invalidate_cache()
     after = {path: store.info(path)["ETag"] for path in store.find("night/labels/2026/data")}
     assert kept.items() < after.items()
-    counted = Counter(row["id"] for row in read(store, "night/labels/2026/data"))
+    counted = Counter(row["id"] for row in read_rows(store, "night/labels/2026/data"))
     assert {row_id for row_id in counted if row_id.startswith("2026-11-21")} == ids
     assert set(counted.values()) == {1}
 
 
-def test_what_failed_is_driven_again_on_the_cluster_and_the_clean_table_holds_every_row(nodes, store):
-    store.pipe_file("night/pics/2026-11-20-0.png", picture(3))
+def test_failed_rows_are_retried_on_the_cluster_and_the_export_has_every_row(nodes, store):
+    store.pipe_file("night/pics/2026-11-20-0.png", draw_noise(3))
     again = nodes.submit("--date", "2026-11-21", "--retry-errors", *engine(0), **VARIABLES)
     said = follow(again, "", None)
     assert again.returncode == 0, said
@@ -209,11 +209,11 @@ def test_what_failed_is_driven_again_on_the_cluster_and_the_clean_table_holds_ev
     export = [sys.executable, "-m", "pipeline", "export", str(NIGHTLY), "s3://night/clean", *engine(0)]
     done = subprocess.run([*export, "--date", "2026-11-21"], cwd=ROOT, env={**nodes.env, **VARIABLES}, check=False)
     assert done.returncode == 0
-    ids = [row["id"] for row in read(store, "night/clean")]
+    ids = [row["id"] for row in read_rows(store, "night/clean")]
     assert sorted(ids) == sorted([f"2026-11-20-{n}" for n in range(12)] + [f"2026-11-21-{n}" for n in range(24)])
 
 
-def test_what_was_submitted_holds_no_credentials(nodes):
+def test_a_submission_holds_no_credentials(nodes):
     told = JobSubmissionClient(nodes.url).list_jobs()
     assert told
     assert SECRET not in str(told)

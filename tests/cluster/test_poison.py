@@ -1,6 +1,6 @@
-"""A row that ends its process: everyone else is answered, and it is one error row that says what happened.
+"""A row that crashes its process becomes an error that says what happened, and all other rows are answered.
 
-All sorts of them, each among 500: `python -m tests.chaos.poison`.
+`python -m tests.chaos.poison` tries every kind of crash, each among 500 rows.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ def workspace():
         yield JobWorkspace(folder)
 
 
-def test_rows_that_end_their_process_are_errors_that_say_how_and_all_others_are_answered(workspace):
+def test_rows_that_crash_their_process_become_errors_and_all_others_are_answered(workspace):
     rows = workspace.draw_images(48)
     rows[5]["id"], rows[40]["id"] = "engine-segfault", "prepare-memory"
     workspace.write_manifest(rows)
-    assert workspace.run_job(in_process=False, output={"chunk_rows": 16}) == 3
+    assert workspace.run_job(runner="ray", output={"chunk_rows": 16}) == 3
     engine, prepare = workspace.read_dead_letters()
     assert workspace.list_answered_ids() == sorted({row["id"] for row in rows} - {engine["id"], prepare["id"]})
     assert [engine["id"], prepare["id"]] == ["engine-segfault", "prepare-memory"]
@@ -32,17 +32,15 @@ def test_rows_that_end_their_process_are_errors_that_say_how_and_all_others_are_
     assert "most likely for want of memory" in prepare["message"]
 
 
-def test_an_engine_that_ends_its_process_whenever_it_starts_stops_the_run_and_says_so(workspace):
+def test_an_engine_that_crashes_at_every_start_stops_the_run_and_says_so(workspace):
     workspace.write_manifest(workspace.draw_images(4))
     with pytest.raises(StoppedError, match=r"(?s)died while they started.*most likely for want of memory"):
-        workspace.run_job(
-            in_process=False, engine={"default": "memory"}, output={"path": str(workspace.folder / "never")}
-        )
+        workspace.run_job(runner="ray", engine={"default": "memory"}, output={"path": str(workspace.folder / "never")})
 
 
-def test_what_keeps_a_preparing_worker_from_starting_reaches_the_user_in_its_own_words(workspace):
+def test_the_error_that_keeps_a_prepare_worker_from_starting_reaches_the_user(workspace):
     workspace.write_manifest(workspace.draw_images(4))
     with pytest.raises(PipelineError, match=r"^there is no tokenizer on this node$"):
         workspace.run_job(
-            in_process=False, engine={"default": "no preparer"}, output={"path": str(workspace.folder / "nor this")}
+            runner="ray", engine={"default": "no preparer"}, output={"path": str(workspace.folder / "nor this")}
         )

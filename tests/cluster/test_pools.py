@@ -1,4 +1,4 @@
-"""How many workers a cluster gets, and what is said of one that is too small."""
+"""The sizes of the worker pools, and the errors for clusters that are too small."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pipeline.job.spec import Job
 
 
 def job(**workers) -> Job:
-    shares = max(1, int(workers.get("generate", {}).get("gpus", 1)))
-    model = {"weights": "w", "tensor_parallel": shares}
-    least = {"name": "t", "input": {"manifest": "m"}, "model": model, "output": {"path": "o"}}
-    return Job.model_validate({**least, "workers": workers})
+    tensor_parallel = max(1, int(workers.get("generate", {}).get("gpus", 1)))
+    model = {"weights": "w", "tensor_parallel": tensor_parallel}
+    required = {"name": "t", "input": {"manifest": "m"}, "model": model, "output": {"path": "o"}}
+    return Job.model_validate({**required, "workers": workers})
 
 
-def test_a_laptop_squeezes_both_pools_in():
+def test_both_pools_share_the_cpu_of_a_laptop():
     assert compute_pool_sizes(job(), [{"CPU": 1.0}]) == PoolSizes(
         prepare_max=1, prepare_cpus=0.5, generate_max=1, generate_cpus=0.5
     )
 
 
-def test_a_fixed_cluster_is_filled_and_no_more():
+def test_a_fixed_cluster_is_filled():
     found = compute_pool_sizes(job(generate={"gpus": 1}), [{"CPU": 32.0, "GPU": 4.0}])
     assert found == PoolSizes(prepare_max=28, prepare_cpus=1.0, generate_max=4, generate_cpus=1.0)
     assert compute_pool_sizes(job(generate={"gpus": 1, "max": 3}), [{"CPU": 32.0, "GPU": 4.0}]).generate_max == 3
@@ -39,17 +39,17 @@ def test_a_fixed_cluster_is_filled_and_no_more():
         (64, {"kind": "http", "url": "https://a/v1", "model": "m", "concurrency": 256}, 6),
     ],
 )
-def test_the_fewer_rows_a_chunk_has_the_more_chunks_an_engine_is_given(rows, engine, at_once):
-    said = job().model_dump(by_alias=True) | {"engine": engine, "output": {"path": "o", "chunk_rows": rows}}
-    assert count_concurrent_calls(Job.model_validate(said)) == at_once
+def test_smaller_chunks_mean_more_concurrent_calls(rows, engine, at_once):
+    values = job().model_dump(by_alias=True) | {"engine": engine, "output": {"path": "o", "chunk_rows": rows}}
+    assert count_concurrent_calls(Job.model_validate(values)) == at_once
 
 
-def test_gpus_that_a_fixed_cluster_has_not_are_refused():
+def test_a_job_that_needs_more_gpus_than_a_fixed_cluster_has_is_refused():
     with pytest.raises(JobError, match="asks for 2 x 1 GPUs, each time on one node, and the nodes have 1; lower it"):
         compute_pool_sizes(job(generate={"gpus": 1, "min": 2}), [{"CPU": 4.0, "GPU": 1.0}])
 
 
-def test_gpus_that_a_growing_cluster_has_not_yet_are_waited_for():
+def test_a_growing_cluster_may_lack_gpus():
     found = compute_pool_sizes(job(generate={"gpus": 1, "min": 2}, prepare={"max": 64}), [{"CPU": 2.0}], can_grow=True)
     assert found == PoolSizes(prepare_max=64, prepare_cpus=1.0, generate_max=None, generate_cpus=1.0)
     assert compute_pool_sizes(job(), [{"CPU": 2.0}], can_grow=True).generate_max == 1
@@ -64,21 +64,21 @@ def test_gpus_that_a_growing_cluster_has_not_yet_are_waited_for():
         ({"prepare": {"memory": "3GiB", "min": 3}}, [8]),
     ],
 )
-def test_memory_that_a_fixed_cluster_has_not_is_refused(workers, nodes):
-    have = [{"CPU": 4.0, "memory": gib * 2.0**30} for gib in nodes]
+def test_a_job_that_needs_more_memory_than_a_fixed_cluster_has_is_refused(workers, nodes):
+    node_resources = [{"CPU": 4.0, "memory": gib * 2.0**30} for gib in nodes]
     with pytest.raises(
         JobError, match=r"ask for [\d.]+ GiB to start with, .* and the nodes have 8\.0.* GiB; lower them"
     ):
-        compute_pool_sizes(job(**workers), have)
-    assert compute_pool_sizes(job(**workers), have, can_grow=True)
-    assert compute_pool_sizes(job(**workers), [*have, {"CPU": 4.0, "memory": 16 * 2.0**30}])
+        compute_pool_sizes(job(**workers), node_resources)
+    assert compute_pool_sizes(job(**workers), node_resources, can_grow=True)
+    assert compute_pool_sizes(job(**workers), [*node_resources, {"CPU": 4.0, "memory": 16 * 2.0**30}])
 
 
 def node(cpus: int, gpus: int = 0, kind: str | None = None) -> dict[str, float]:
     return {"CPU": cpus, "GPU": gpus} | ({f"accelerator_type:{kind}": 1.0} if kind else {})
 
 
-def test_a_replica_is_on_one_node():
+def test_a_replica_does_not_span_nodes():
     assert compute_pool_sizes(job(generate={"gpus": 2}), [node(8, 2), node(8, 5)]).generate_max == 3
     assert compute_pool_sizes(job(generate={"gpus": 0.25}), [node(8, 1)]).generate_max == 4
     assert compute_pool_sizes(job(generate={"gpus": 0, "cpus": 8}), [node(4), node(4)]).generate_cpus <= 4
@@ -88,10 +88,10 @@ def test_a_replica_is_on_one_node():
     ("generate", "nodes", "found"),
     [
         ({"gpus": 4}, [node(8, 2), node(8, 2)], "1 x 4 GPUs, each time on one node, and the nodes have 2, 2;"),
-        ({"gpus": 1, "accelerator": "H100"}, [node(8, 8, "L4")], "1 x 1 GPUs of H100, .* have none;"),
+        ({"gpus": 1, "accelerator": "H100"}, [node(8, 8, "L4")], "1 x 1 GPUs of type H100, .* have none;"),
         ({"gpus": 1, "min": 3}, [node(8, 2)], "3 x 1 GPUs, .* have 2;"),
     ],
 )
-def test_what_would_wait_for_ever_is_refused(generate, nodes, found):
+def test_a_pool_that_would_wait_for_ever_is_refused(generate, nodes, found):
     with pytest.raises(JobError, match=found):
         compute_pool_sizes(job(generate=generate), nodes)

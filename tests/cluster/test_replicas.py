@@ -21,7 +21,7 @@ from pipeline.builtin.random_checkpoint import write_random_checkpoint
 
 log = logging.getLogger(__name__)
 BY_HAND = pytest.mark.skipif(not os.environ.get("VLBATCH_CHAOS"), reason="takes minutes: VLBATCH_CHAOS=1 runs it")
-REPLICA, RANK = "ray::MapWorker(MapBatches(Generate))", "pipeline.model.engines.torch.tp_worker"
+REPLICA, RANK = "ray::MapWorker(MapBatches(GenerateWorker))", "pipeline.model.engines.torch.tp_worker"
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_rows_are_answered_once_while_ranks_and_a_node_are_killed(workspace, nod
     striker = Thread(target=strike, daemon=True)
     striker.start()
     code = workspace.run_job(
-        in_process=False,
+        runner="ray",
         model={"weights": str(write_random_checkpoint(tmp_path / "model", "qwen3_vl")), "tensor_parallel": 2},
         engine={"kind": "torch", "slots": 4, "kv_tokens": 2000, "hang_s": 60},
         answer={"max_new_tokens": 16},
@@ -103,7 +103,7 @@ def test_a_pool_grows_under_load_and_is_gone_when_its_input_ends(workspace, node
     watcher = Thread(target=watch)
     watcher.start()
     code = workspace.run_job(
-        in_process=False,
+        runner="ray",
         engine={"kind": "scripted", "default": "seen {id}", "slots": 4, "delay_ms": 1500},
         workers={"generate": {"min": 1, "max": 4, "cpus": 1}, "prepare": {"max": 1}},
         output={"chunk_rows": 4},

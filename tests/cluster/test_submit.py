@@ -68,7 +68,7 @@ def submit(ray_environment, place):
 
 
 @pytest.mark.parametrize("words", [("--working-dir", ".", JOB), (JOB,)], ids=["working dir", "literal"])
-def test_the_demo_job_is_submitted_as_it_is(submit, place, words):
+def test_ray_job_submit_runs_the_demo_job_unchanged(submit, place, words):
     shutil.rmtree(place / "answers", ignore_errors=True)
     scraped: set[str] = set()
     done = submit(*words, scraped=scraped)
@@ -80,7 +80,7 @@ def test_the_demo_job_is_submitted_as_it_is(submit, place, words):
     assert scraped == {to_prometheus_name(name) for name in METRICS if name not in ("gpu_seconds", "errors")}
 
 
-def test_a_broken_job_fails_with_the_line_that_is_wrong(submit, tmp_path):
+def test_a_broken_job_fails_and_names_the_line(submit, tmp_path):
     broken = tmp_path / "broken.yaml"
     broken.write_text((ROOT / JOB).read_text().replace("  max_new_tokens: 96", "  max_tokens: 96"))
     broken.chmod(0o755)
@@ -93,7 +93,7 @@ def test_a_broken_job_fails_with_the_line_that_is_wrong(submit, tmp_path):
     assert "max_tokens" in said
 
 
-def test_rows_in_errors_are_a_failure_to_ray_unless_they_are_allowed(submit, place, tmp_path):
+def test_failed_rows_fail_the_ray_job_unless_they_are_allowed(submit, place, tmp_path):
     run = ["--", "python", "-m", "pipeline", "run", JOB, f"--set=output.path={tmp_path}/out", "--limit=1"]
     run += ["--set=input.media=truth", "--set=limits.error_rate=1"]  # a column without a picture in it
     done = submit("--working-dir", ".", *run)

@@ -1,4 +1,4 @@
-"""A submitted run is followed over a connection that breaks."""
+"""Following a submitted run over a connection that breaks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pipeline.__main__ import main
 from pipeline.cluster import submit
 
 
-class Client:
-    """A cluster that is out of reach for a while, after the first line of the log."""
+class UnreachableClient:
+    """The cluster cannot be reached for a while after the first line of the log."""
 
-    def __init__(self, silent: int):
-        self.silent = silent
+    def __init__(self, failures: int):
+        self.failures = failures
 
     def get_address(self):
         return "http://cluster:8265"
@@ -27,8 +27,8 @@ class Client:
         raise RuntimeError("WebSocket connection closed unexpectedly")
 
     def get_job_status(self, _):
-        self.silent -= 1
-        if self.silent >= 0:
+        self.failures -= 1
+        if self.failures >= 0:
             raise requests.exceptions.ConnectionError("Connection refused")
         return JobStatus.FAILED
 
@@ -38,26 +38,27 @@ class Client:
 
 @pytest.fixture
 def follow(workspace, monkeypatch):
-    """A function: the exit code of a submission to a cluster that is silent so often."""
-    monkeypatch.setattr(submit, "LOOK_S", 0.01)
-    monkeypatch.setattr(submit, "LOST_S", 0.5)
+    """A function that submits a job to a cluster that fails so often. Returns the exit code."""
+    monkeypatch.setattr(submit, "POLL_INTERVAL_S", 0.01)
+    monkeypatch.setattr(submit, "CONNECTION_TIMEOUT_S", 0.5)
     workspace.write_manifest(workspace.draw_images(1))
 
-    def run(silent):
-        monkeypatch.setattr(submit, "connect", lambda address: Client(silent))
+    def run(failures):
+        monkeypatch.setattr(submit, "connect_to_cluster", lambda address: UnreachableClient(failures))
         return main(["submit", str(workspace.write_job_file()), "--follow"])
 
     return run
 
 
-def test_a_connection_that_comes_back_ends_with_the_exit_code_of_the_run(follow, capsys):
+def test_after_a_broken_connection_the_exit_code_is_that_of_the_run(follow, capsys):
     assert follow(3) == 3
     assert "4 of 8 rows" in capsys.readouterr().out
 
 
-def test_a_connection_that_stays_away_is_said_to_be_no_end_of_the_run(follow, capsys):
+def test_a_lost_connection_is_not_reported_as_the_end_of_the_run(follow, capsys):
     assert follow(10**9) == 1
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said == (
-        "lost sight of it: Connection refused; it goes on. ray job logs --follow --address http://cluster:8265 labels-1"
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert last_line == (
+        "lost the connection: Connection refused; the job goes on. "
+        "ray job logs --follow --address http://cluster:8265 labels-1"
     )

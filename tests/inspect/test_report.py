@@ -67,7 +67,7 @@ def answered(place: Path, name: str, rows: list[tuple[str, str, object]], schema
         "limits": {"error_rate": 1},
         "output": {"path": str(place / name)},
     }
-    driver.run_job(Job.model_validate(job), driver.RunOptions(in_process=True), say=lambda line: None)
+    driver.run_job(Job.model_validate(job), driver.RunOptions(runner="local"), say=lambda line: None)
     return place / name
 
 
@@ -234,7 +234,7 @@ def test_the_least_confident_answers_of_a_real_model_come_first(tmp_path):
     drawn.write_scene_files(tmp_path / "detect", "detect", 6, first_scene=100_000)
     where = [f"input.manifest={tmp_path}/detect/manifest.parquet", f"output.path={tmp_path}/out"]
     job = job_loader.load_job(JOBS_FOLDER / "detect.yaml", changes=where)
-    assert driver.run_job(job, driver.RunOptions(in_process=True), say=lambda line: None) == 0
+    assert driver.run_job(job, driver.RunOptions(runner="local"), say=lambda line: None) == 0
     rows = [row for path in (tmp_path / "out").glob("data/*/*.parquet") for row in pq.read_table(path).to_pylist()]
     assert all(row["logprob"] < 0 < row["latency_s"] for row in rows)
     doubtful = [row["id"] for row in sorted(rows, key=lambda row: row["logprob"])[:2]]

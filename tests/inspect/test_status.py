@@ -126,7 +126,9 @@ def test_a_row_that_failed_in_one_form_of_the_manifest_and_was_answered_in_anoth
     assert read_status(str(workspace.folder / "out")).wrong == {}
 
 
-def test_a_store_that_stumbles_is_asked_again_and_a_part_that_is_cut_short_is_named(workspace, monkeypatch, short_waits):
+def test_a_store_that_stumbles_is_asked_again_and_a_part_that_is_cut_short_is_named(
+    workspace, monkeypatch, short_waits
+):
     workspace.write_manifest(workspace.draw_images(4))
     workspace.run_job()
     for name in ("find", "open"):
@@ -149,7 +151,7 @@ def test_who_is_at_work_is_said(workspace):
     workspace.write_manifest(workspace.draw_images(2))
     workspace.run_job()
     store = OutputStore(str(workspace.folder / "out"))
-    with Lease(store, read_status(store.path).fingerprint, "20261121T000000-beef", say=lambda line: None):
+    with Lease(Dataset(store, read_status(store.path).fingerprint), "20261121T000000-beef", say=lambda line: None):
         said = "\n".join(format_status(read_status(store.path)))
         assert re.search(r"running   run 20261121T000000-beef on .*, since \S+ \S+ UTC; last seen 20.* UTC", said)
     assert "running   no" in "\n".join(format_status(read_status(store.path)))

@@ -1,4 +1,4 @@
-"""Whole runs through a server: what it costs, what is kept of its key, what stops it and what does not."""
+"""Runs through an HTTP server: costs, secrets, and errors that stop a run or do not."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def command(workspace, talker, *more, **sections):
     return [*more[:1], str(path), *more[1:]]
 
 
-def test_no_row_is_lost_to_a_server_in_trouble_and_the_cost_is_told(workspace, capsys):
-    """Every kind of trouble, in turn, at half of the requests."""
-    troubles = [
+def test_no_row_is_lost_to_server_errors_and_the_cost_is_reported(workspace, capsys):
+    """Every second request gets an error, of all kinds in turn."""
+    errors = [
         wrong(429, "slow", **{"Retry-After": "0.01"}),
         wrong(500, "oops"),
         Act(200, "<html>"),
@@ -42,7 +42,7 @@ def test_no_row_is_lost_to_a_server_in_trouble_and_the_cost_is_told(workspace, c
     def script(heard):
         with lock:
             count[0] += 1
-            return troubles[count[0] // 2 % len(troubles)] if count[0] % 2 else said("fine")
+            return errors[count[0] // 2 % len(errors)] if count[0] % 2 else said("fine")
 
     workspace.write_manifest(workspace.draw_images(20))
     with Talker(script) as talker:
@@ -56,8 +56,8 @@ def test_no_row_is_lost_to_a_server_in_trouble_and_the_cost_is_told(workspace, c
     assert "0.00088" in (workspace.folder / "page.html").read_text()
 
 
-def test_the_key_is_in_nothing_that_is_written_or_said(workspace, capsys):
-    """Not even where the server sends it back."""
+def test_the_api_key_is_in_no_file_and_no_message(workspace, capsys):
+    """Not even if the server sends it back."""
     script = {"fine": said("fine"), "echo": wrong(400, f"key {KEY} may not")}
     workspace.write_manifest(
         [dict(row, hint="echo" if at else "fine") for at, row in enumerate(workspace.draw_images(3))]
@@ -73,14 +73,14 @@ def test_the_key_is_in_nothing_that_is_written_or_said(workspace, capsys):
     assert KEY not in out.out + out.err
 
 
-def test_a_key_that_is_taken_back_stops_the_run_and_the_next_goes_on_from_there(workspace, capsys):
-    gone = threading.Event()
+def test_a_revoked_key_stops_the_run_and_the_next_run_goes_on(workspace, capsys):
+    revoked = threading.Event()
 
     def script(heard):
-        if gone.is_set():
+        if revoked.is_set():
             return wrong(401, "expired")
         if len(talker.heard) > 8:
-            gone.set()
+            revoked.set()
         return said("fine")
 
     workspace.write_manifest(workspace.draw_images(20))
@@ -89,7 +89,7 @@ def test_a_key_that_is_taken_back_stops_the_run_and_the_next_goes_on_from_there(
         assert "engine.api_key: " in capsys.readouterr().err
         before = set(workspace.list_answered_ids())
         assert 4 <= len(before) < 20
-        gone.clear()
+        revoked.clear()
         asked = len(talker.heard)
         talker.script = lambda heard: said("fine")
         assert main(command(workspace, talker, "run", "--local")) == 0
@@ -98,7 +98,7 @@ def test_a_key_that_is_taken_back_stops_the_run_and_the_next_goes_on_from_there(
     assert workspace.read_dead_letters() == []
 
 
-def test_a_plan_tells_the_price(workspace, capsys):
+def test_a_plan_shows_the_price(workspace, capsys):
     workspace.write_manifest(workspace.draw_images(4))
     with Talker() as talker:
         assert main(command(workspace, talker, "plan", "--answer-tokens", "100000")) == 0
@@ -108,7 +108,7 @@ def test_a_plan_tells_the_price(workspace, capsys):
     assert "GPU hours" not in out
 
 
-def test_boxes_are_read_as_the_job_says_the_server_writes_them(workspace):
+def test_boxes_use_the_coordinates_that_the_job_declares(workspace):
     answer = said('{"boxes": [{"bbox_2d": [0, 0, 500, 1000], "label": "all"}]}')
     workspace.write_manifest(workspace.draw_images(1))
     more = {"answer": {"schema": "boxes"}}

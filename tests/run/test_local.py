@@ -1,4 +1,4 @@
-"""What a run means, in one process: no Ray."""
+"""Runs in one process, without Ray."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_row_is_answered_or_a_typed_error(workspace):
     assert all(row["kind"] and row["message"] for row in workspace.read_dead_letters())
 
 
-def test_the_question_of_the_job_is_asked_with_the_row_in_it(workspace):
+def test_the_prompt_is_filled_with_the_columns_of_the_row(workspace):
     workspace.write_manifest(
         [*workspace.draw_images(1), *[{**row, "hint": "{id}"} for row in workspace.draw_images(1, start=1)]]
     )
@@ -53,7 +53,7 @@ def test_the_question_of_the_job_is_asked_with_the_row_in_it(workspace):
     ]
 
 
-def test_a_run_in_which_all_is_answered_exits_with_0(workspace):
+def test_a_run_that_answers_every_row_exits_with_0(workspace):
     workspace.write_manifest(workspace.draw_images(3))
     assert workspace.run_job() == 0
     assert workspace.list_answered_ids() == ["r0", "r1", "r2"]
@@ -80,20 +80,20 @@ def test_answers_that_were_cut_off_are_counted_at_the_end(workspace):
     )
 
 
-def test_a_run_with_nothing_to_do_does_not_list_its_output_over_and_over(workspace, monkeypatch):
+def test_a_run_with_nothing_to_do_lists_its_output_only_a_few_times(workspace, monkeypatch):
     """Each listing of a million parts takes a minute."""
     workspace.write_manifest([*workspace.draw_images(5), *workspace.write_broken_images(1)])
     assert workspace.run_job() == 3
-    listing, listed = OutputStore.list_objects, Counter()
+    list_objects, listed = OutputStore.list_objects, Counter()
     monkeypatch.setattr(
-        OutputStore, "listing", lambda store, name: (listed.update([name[:4]]), listing(store, name))[1]
+        OutputStore, "list_objects", lambda store, name: (listed.update([name[:4]]), list_objects(store, name))[1]
     )
     assert workspace.run_job() == 3
     assert listed["data"] == 3
     assert listed["erro"] == 2
 
 
-def test_a_run_is_reported_with_what_came_of_it(workspace):
+def test_a_run_writes_a_report_of_its_result(workspace):
     workspace.write_manifest([*workspace.draw_images(2), *workspace.write_broken_images(1)])
     workspace.run_job()
     (path,) = (workspace.folder / "out/runs").glob("*/report.json")
@@ -102,7 +102,7 @@ def test_a_run_is_reported_with_what_came_of_it(workspace):
     assert json.loads(path.with_name("job.json").read_text())["name"] == "t"
 
 
-def test_a_trial_of_five_rows_is_not_done_again_by_the_whole_run(workspace):
+def test_a_full_run_does_not_repeat_the_rows_of_a_trial(workspace):
     workspace.write_manifest(workspace.draw_images(10))
     assert workspace.run_job(row_limit=5) == 0
     assert workspace.list_answered_ids() == ["r0", "r1", "r2", "r3", "r4"]
@@ -113,10 +113,10 @@ def test_a_trial_of_five_rows_is_not_done_again_by_the_whole_run(workspace):
     assert "5 done before; 5 to do" in workspace.messages[0]
 
 
-def test_an_id_that_asks_two_things_is_refused_by_name(workspace):
+def test_an_id_with_two_questions_is_refused_by_name(workspace):
     rows = workspace.draw_images(6)
     workspace.write_manifest([*rows, {**rows[1], "image": "pics/5.png"}])
-    with pytest.raises(JobError, match=r"id 'r1' stands twice with different questions in .*m\.parquet"):
+    with pytest.raises(JobError, match=r"id 'r1' appears twice with different questions in .*m\.parquet"):
         workspace.run_job()
 
 
@@ -128,13 +128,13 @@ def test_a_question_asked_twice_is_answered_once(workspace):
     assert "2 asked twice and answered once" in workspace.messages[0]
 
 
-def test_of_a_rewritten_manifest_only_the_new_rows_are_answered(workspace):
+def test_only_the_new_rows_of_a_rewritten_manifest_are_answered(workspace):
     rows = workspace.draw_images(9)
     workspace.write_manifest(rows)
     workspace.run_job()
     before = workspace.list_parts()
-    new = workspace.draw_images(2, start=20)
-    workspace.write_manifest([new[0], *reversed(rows), new[1]])
+    new_rows = workspace.draw_images(2, start=20)
+    workspace.write_manifest([new_rows[0], *reversed(rows), new_rows[1]])
     assert workspace.run_job() == 0
     assert workspace.list_answered_ids() == sorted([f"r{n}" for n in range(9)] + ["r20", "r21"])
     assert before.items() <= workspace.list_parts().items()
@@ -148,7 +148,7 @@ def test_another_question_in_the_same_output_is_refused_with_the_difference(work
         workspace.run_job(prompt={"user": "What colour is it?"})
 
 
-def test_another_question_is_added_beside_the_first_when_that_is_asked_for(workspace):
+def test_another_question_can_be_added_to_the_same_output(workspace):
     workspace.write_manifest(workspace.draw_images(3))
     workspace.run_job()
     assert workspace.run_job(prompt={"user": "What colour is it?"}, allow_other_questions=True) == 0
@@ -166,28 +166,28 @@ def test_an_object_is_created_once(workspace):
     assert store.list_names("data") == {"a.json"}
 
 
-def test_a_write_that_is_killed_leaves_nothing_that_a_reader_or_the_next_run_sees(workspace):
+def test_a_killed_write_leaves_nothing_that_a_reader_or_the_next_run_sees(workspace):
     workspace.write_manifest(workspace.draw_images(6))
     job = workspace.write_job_file()
     program = (
         "import os, signal, sys\n"
         "link = os.link\n"
-        "def die(beside, path):\n"
-        "    os.kill(os.getpid(), signal.SIGKILL) if '/data/' in path else link(beside, path)\n"
+        "def die(temp_file, path):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL) if '/data/' in path else link(temp_file, path)\n"
         "os.link = die\n"
         "from pipeline.__main__ import main\n"
         f"main(['run', {str(job)!r}, '--local'])\n"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
-    left = [name for _, _, names in os.walk(workspace.folder / "out/data") for name in names]
-    assert len(left) == 1  # what was being written when the process died
+    files = [name for _, _, names in os.walk(workspace.folder / "out/data") for name in names]
+    assert len(files) == 1  # the file that was being written
     assert workspace.list_parts() == {}
     assert ds.dataset(workspace.folder / "out/data").files == []
     assert workspace.run_job() == 0
     assert ds.dataset(workspace.folder / "out/data").count_rows() == 6
 
 
-def test_a_run_in_which_too_much_fails_stops_and_says_why(workspace):
+def test_a_run_with_too_many_failures_stops_and_says_why(workspace):
     workspace.write_manifest([*workspace.write_broken_images(160), *workspace.draw_images(4)])
     with pytest.raises(StoppedError, match=r"(?s)100 of the last 100 rows failed.*0\.05.*100  decode/"):
         workspace.run_job(limits={"error_rate": 0.05}, output={"chunk_rows": 20})
@@ -196,19 +196,19 @@ def test_a_run_in_which_too_much_fails_stops_and_says_why(workspace):
     assert json.loads(report.read_text())["status"] == "stopped"
 
 
-def test_a_disk_that_fills_up_stops_the_run_and_what_was_committed_stays(workspace, monkeypatch):
+def test_a_full_disk_stops_the_run_and_keeps_what_was_committed(workspace, monkeypatch):
     workspace.write_manifest(workspace.draw_images(8))
     commits, fsync = [], os.fsync
 
-    def full(file):
+    def raise_disk_full(file):
         name = os.readlink(f"/proc/self/fd/{file}")
         commits.append("/data/" in name)
         if sum(commits) > 1:
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(file)
 
-    monkeypatch.setattr("pipeline.output.store.os.fsync", full)
-    monkeypatch.setenv("VLBATCH_LEASE_S", "1")  # a lease that cannot be given back is waited for, in the same process
+    monkeypatch.setattr("pipeline.output.store.os.fsync", raise_disk_full)
+    monkeypatch.setenv("VLBATCH_LEASE_S", "1")  # the next run waits for a lease that could not be released
     with pytest.raises(StoppedError, match=r"stopped: .*no space is left; make room .*the same command goes on"):
         workspace.run_job()
     assert any("this run has no report" in line for line in workspace.messages)
@@ -226,7 +226,7 @@ def signals():
 
 
 @pytest.mark.usefixtures("signals")
-def test_the_command_exits_with_4_when_too_much_fails_and_with_2_for_a_job_that_cannot_run(workspace, capsys):
+def test_too_many_failures_exit_with_4_and_an_invalid_job_with_2(workspace, capsys):
     workspace.write_manifest(workspace.write_broken_images(120))
     job = str(workspace.write_job_file(limits={"error_rate": 0.1}, output={"chunk_rows": 40}))
     assert main(["run", job, "--local"]) == 4
@@ -235,22 +235,24 @@ def test_the_command_exits_with_4_when_too_much_fails_and_with_2_for_a_job_that_
     assert "there is no nowhere.parquet" in capsys.readouterr().err
 
 
-def test_what_another_has_committed_counts_with_its_reasons(workspace, monkeypatch):
-    """As where a worker dies between its commit and its word of it, and the next one finds the chunk done."""
+def test_a_chunk_that_another_worker_committed_counts_with_its_failures(workspace, monkeypatch):
+    """A worker dies between its commit and its receipt; the next one finds the chunk committed."""
     workspace.write_manifest([*workspace.draw_images(2), *workspace.write_broken_images(1)])
-    monkeypatch.setattr(local, "write", lambda *chunk: (commit_chunk(*chunk), commit_chunk(*chunk))[1])
+    monkeypatch.setattr(local, "commit_chunk", lambda *chunk: (commit_chunk(*chunk), commit_chunk(*chunk))[1])
     assert workspace.run_job() == 3
     assert workspace.messages[1].startswith("2 answered, 1 failed")
     assert workspace.messages[2] == "       1  decode/unknown_format"
 
 
-def test_of_a_manifest_of_many_files_one_is_open_at_a_time(workspace, monkeypatch):
+def test_only_one_manifest_file_is_open_at_a_time(workspace, monkeypatch):
     (workspace.folder / "m").mkdir()
     for number, row in enumerate(workspace.draw_images(20)):
-        one = pa.Table.from_pylist([{**row, "image": str(workspace.folder / row["image"])}])
-        pq.write_table(one, workspace.folder / f"m/{number:02}.parquet")
+        table = pa.Table.from_pylist([{**row, "image": str(workspace.folder / row["image"])}])
+        pq.write_table(table, workspace.folder / f"m/{number:02}.parquet")
     counts, commit = [], local.commit_outcomes
-    monkeypatch.setattr(local, "commit", lambda *chunk: (counts.append(psutil.Process().num_fds()), commit(*chunk))[1])
+    monkeypatch.setattr(
+        local, "commit_outcomes", lambda *chunk: (counts.append(psutil.Process().num_fds()), commit(*chunk))[1]
+    )
     assert workspace.run_job(input={"manifest": str(workspace.folder / "m"), "roots": [str(workspace.folder)]}) == 0
     assert len(counts) == 20
     assert counts[-1] < counts[0] + 10
@@ -267,7 +269,7 @@ def test_a_folder_of_pictures_is_a_manifest(workspace):
 
 def test_a_folder_of_pictures_may_hold_the_output_of_the_job(workspace):
     workspace.draw_images(2)
-    (workspace.folder / "pics/._0.png").write_bytes(b"what macOS leaves beside a picture")
+    (workspace.folder / "pics/._0.png").write_bytes(b"a file that macOS leaves beside a picture")
     (workspace.folder / "pics/photo.HEIF").write_bytes(b"no picture")
     places = {
         "input": {"manifest": str(workspace.folder / "pics"), "id": None, "media": [], "keep": []},
@@ -296,7 +298,7 @@ def test_pictures_in_a_column_need_an_id(workspace):
     assert workspace.list_answered_ids() == ["r0", "r1", "r2", "r3", "r4"]
 
 
-def test_a_kept_column_of_another_type_in_a_later_file_is_told_with_the_file(workspace):
+def test_a_kept_column_with_another_type_in_a_later_file_is_an_error_that_names_the_file(workspace):
     rows = workspace.draw_images(2)
     workspace.write_manifest(rows[:1])
     (workspace.folder / "later.jsonl").write_text(json.dumps({**rows[1], "hint": "h"}) + "\n")

@@ -1,4 +1,4 @@
-"""What a run logs: lines for people, JSON where a machine reads, and never what a row holds."""
+"""The log of a run: lines for people, JSON for machines, and never the content of a row."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from pipeline.types import Failure, Item
 
 
 @pytest.fixture
-def told(monkeypatch, capfd):
-    """A function: what a command says with these variables, and its exit code."""
+def run_command(monkeypatch, capfd):
+    """A function that runs a command with environment variables. Returns its exit code and its lines on stderr."""
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
 
-    def tell(words, **environment):
+    def run(words, **environment):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         code = main([str(word) for word in words])
         return code, capfd.readouterr().err.splitlines()
 
-    return tell
+    return run
 
 
-def test_in_a_pod_every_line_is_one_json_object_with_job_and_run(workspace, told):
+def test_in_a_pod_every_line_is_one_json_object_with_job_and_run(workspace, run_command):
     workspace.write_manifest([*workspace.draw_images(5), *workspace.write_broken_images(1)])
-    code, lines = told(["run", workspace.write_job_file(), "--local"], KUBERNETES_SERVICE_HOST="10.0.0.1")
+    code, lines = run_command(["run", workspace.write_job_file(), "--local"], KUBERNETES_SERVICE_HOST="10.0.0.1")
     events = [json.loads(line) for line in lines]
     assert code == 3
     assert {event["job"] for event in events} == {"t"}
@@ -43,27 +43,27 @@ def test_in_a_pod_every_line_is_one_json_object_with_job_and_run(workspace, told
     assert sorted((event["answered"], event["failed"]) for event in chunks) == [(1, 1), (4, 0)]
 
 
-def test_elsewhere_there_are_only_lines_for_people(workspace, told):
+def test_outside_a_pod_there_are_only_lines_for_people(workspace, run_command):
     workspace.write_manifest([*workspace.draw_images(1), *workspace.write_broken_images(1)])
-    _, lines = told(["run", workspace.write_job_file(), "--local"])
+    _, lines = run_command(["run", workspace.write_job_file(), "--local"])
     assert lines[0] == "t: 2 rows; 2 to do in 1 chunk"
     assert not any(line.startswith("{") for line in lines)
 
 
-def test_what_stops_a_command_is_logged_in_the_same_form(workspace, told):
-    code, (line,) = told(["run", workspace.folder / "none.yaml"], VLBATCH_LOG="json")
+def test_the_reason_a_command_ends_is_logged_in_the_same_format(workspace, run_command):
+    code, (line,) = run_command(["run", workspace.folder / "none.yaml"], VLBATCH_LOG="json")
     ended = json.loads(line)
     assert (code, ended["event"], ended["level"]) == (2, "ended", "error")
     assert "none.yaml: there is no such file" in ended["message"]
 
 
-def test_a_form_that_is_none_is_refused(workspace, told):
-    code, lines = told(["run", workspace.write_job_file(), "--local"], VLBATCH_LOG="xml")
+def test_an_unknown_log_format_is_refused(workspace, run_command):
+    code, lines = run_command(["run", workspace.write_job_file(), "--local"], VLBATCH_LOG="xml")
     assert code == 2
     assert lines == ["error: VLBATCH_LOG=xml: set it to json or text, or leave it out"]
 
 
-def test_lines_of_several_threads_do_not_run_into_each_other(monkeypatch, capfd):
+def test_lines_of_several_threads_do_not_mix(monkeypatch, capfd):
     monkeypatch.setenv("VLBATCH_LOG", "json")
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -83,15 +83,15 @@ def test_lines_of_several_threads_do_not_run_into_each_other(monkeypatch, capfd)
 
 
 @pytest.mark.parametrize("command", ["run", "export"])
-def test_who_no_longer_reads_ends_no_run_and_is_told_that_an_export_is_not_whole(workspace, command):
+def test_a_closed_terminal_does_not_end_a_run_but_ends_an_export(workspace, command):
     workspace.write_manifest(workspace.draw_images(24))
-    words = ["--local", "--set", "engine.delay_ms=20"] if command == "run" else [str(workspace.folder / "table")]
+    arguments = ["--local", "--set", "engine.delay_ms=20"] if command == "run" else [str(workspace.folder / "table")]
     if command == "export":
         assert workspace.run_job() == 0
-        words += ["--rows-per-file", "1"]
+        arguments += ["--rows-per-file", "1"]
     read, written = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", command, str(workspace.write_job_file()), *words],
+        [sys.executable, "-m", "pipeline", command, str(workspace.write_job_file()), *arguments],
         stdout=written,
         stderr=written,
     )
@@ -103,11 +103,11 @@ def test_who_no_longer_reads_ends_no_run_and_is_told_that_an_export_is_not_whole
 
 
 @pytest.mark.parametrize("stage", ["answer", "internal"])
-def test_what_a_model_said_is_not_logged(stage, monkeypatch, capfd):
+def test_answers_are_not_logged(stage, monkeypatch, capfd):
     monkeypatch.setenv("VLBATCH_LOG", "json")
     log.write_failure_events(
         [(Item("r1", "q", ()), Failure("r1", stage, "invalid", "given: 4111 1111", text="4111 1111"))]
     )
-    said = capfd.readouterr().err
-    assert json.loads(said)["row"] == "r1"
-    assert "4111" not in said
+    line = capfd.readouterr().err
+    assert json.loads(line)["row"] == "r1"
+    assert "4111" not in line

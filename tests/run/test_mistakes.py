@@ -1,4 +1,4 @@
-"""Forty mistakes that people make, and the whole of what they are told. Whoever changes a message reads it here."""
+"""Forty mistakes that people make, and the messages that they get. A change of a message must be made here too."""
 
 # ruff: noqa: E501 - a golden text stands on one line
 
@@ -241,7 +241,7 @@ MISTAKES: list[Case] = [
         "id that is not unique",
         rows([*ROWS, {**ROWS[0], "image": "b.png"}]),
         RUN,
-        "error: id 'a' stands twice with different questions in file://HERE/m.parquet; input.id must name a column that is unique, or be left out",
+        "error: id 'a' appears twice with different questions in file://HERE/m.parquet; input.id must name a column that is unique, or be left out",
     ),
     (
         "id that is empty",
@@ -392,19 +392,19 @@ def told(here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]) -
 @pytest.mark.parametrize(
     ("make", "arguments", "message"), [case[1:] for case in MISTAKES], ids=[case[0] for case in MISTAKES]
 )
-def test_a_mistake_is_told_so_that_it_can_be_mended(here, capsys, make, arguments, message):
+def test_the_message_says_what_is_wrong_and_what_to_do(here, capsys, make, arguments, message):
     make(here)
     assert told(here, capsys, arguments) == message
 
 
-def test_the_command_line_says_what_it_wanted(here, capsys):
+def test_a_wrong_command_line_shows_what_is_expected(here, capsys):
     assert told(here, capsys, [*RUN, "--limit", "0"]).endswith("--limit: '0': give a whole number of 1 or more")
     assert "choose from 'run'," in told(here, capsys, ["rnu", "job.yaml"]).replace(
         "choose from run", "choose from 'run'"
     )
 
 
-def test_another_question_in_the_same_output_is_told_with_the_difference(here, capsys):
+def test_another_question_in_the_same_output_is_refused_with_a_message_that_lists_the_differences(here, capsys):
     (here / "out/questions").mkdir(parents=True)
     (here / "out/questions/abc.json").write_text(json.dumps({"prompt": {"user": "What?"}}))
     said = told(here, capsys, RUN)
@@ -413,7 +413,7 @@ def test_another_question_in_the_same_output_is_told_with_the_difference(here, c
     assert said.endswith("or add these answers beside the others with --on-change add.")
 
 
-def test_gpus_that_are_not_there_are_refused_with_what_to_do():
+def test_missing_gpus_are_refused_with_what_to_do():
     asked = Job.model_validate(
         {
             "name": "t",
@@ -429,7 +429,7 @@ def test_gpus_that_are_not_there_are_refused_with_what_to_do():
         compute_pool_sizes(asked, [{"CPU": 2.0}])
 
 
-def test_a_gpu_asked_for_where_torch_sees_none_is_told_without_ray_too(here, capsys, monkeypatch):
+def test_a_gpu_that_torch_does_not_see_is_refused_without_ray_too(here, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     job("engine: {kind: scripted}", "workers: {generate: {gpus: 1}}")(here)
     assert told(here, capsys, RUN).splitlines()[-1] == (
@@ -438,13 +438,13 @@ def test_a_gpu_asked_for_where_torch_sees_none_is_told_without_ray_too(here, cap
     )
 
 
-def test_a_traceback_is_shown_to_whoever_asks_for_it(here):
+def test_debug_shows_the_traceback(here):
     with pytest.raises(JobError):
         main(["check", "nothing.yaml", "--debug"])
 
 
 @pytest.mark.parametrize(("gpus", "told"), [(0, True), (1, False)])
-def test_a_model_that_would_run_on_cpu_is_said_to(here, capsys, gpus, told):
+def test_a_warning_says_that_the_model_runs_on_cpu(here, capsys, gpus, told):
     weights = Path(builtin.__file__).parent / "weights/tiny"
     text = GOOD.replace("builtin:tiny", str(weights)).replace("engine: {kind: scripted}", "engine: {kind: torch}")
     (here / "job.yaml").write_text(f"{text}workers: {{generate: {{gpus: {gpus}}}}}\n")

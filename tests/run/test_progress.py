@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes on, and its last line."""
+"""The progress of a run on a terminal and in a log, and its last line."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def receipt(answered, failed=0, **more):
 
 @pytest.fixture
 def now(monkeypatch):
-    """The clock of the progress, which stands until it is set."""
+    """The clock of the progress. It stands still until a test sets it."""
     time = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: time[0])
     return time
 
 
-def test_a_log_gets_lines_at_growing_distances(now):
+def test_a_log_gets_lines_at_growing_intervals(now):
     said = []
     with Progress("job", say=said.append) as shown:
         shown.start(1000)
@@ -43,11 +43,11 @@ def test_a_log_gets_lines_at_growing_distances(now):
     assert said[0] == "25 of 1,000 rows, 0 failed, 5.0 rows/s, 100 vision tokens/s, 3:15 left"
 
 
-def test_the_time_left_follows_from_what_was_done_lately(now):
+def test_the_remaining_time_follows_from_the_recent_rate(now):
     with Progress("job", say=lambda line: None) as shown:
         shown.start(3000)
         now[0] = 600.0
-        shown.add_receipt(receipt(0))  # five hundred seconds of starting
+        shown.add_receipt(receipt(0))  # the workers took five hundred seconds to start
         for second in range(1, 201):
             now[0] = 600.0 + second
             shown.add_receipt(receipt(10))
@@ -55,7 +55,7 @@ def test_the_time_left_follows_from_what_was_done_lately(now):
         assert shown.estimate_remaining_s() == 100.0
 
 
-def test_a_log_has_one_line_about_the_end(now):
+def test_the_end_gets_no_progress_line(now):
     said = []
     with Progress("job", say=said.append) as shown:
         shown.start(10)
@@ -64,49 +64,49 @@ def test_a_log_has_one_line_about_the_end(now):
     assert said == []
 
 
-def test_reasons_say_how_many_rows_failed_for_others(now):
-    tally = RunTotals()
+def test_failure_reasons_count_the_other_kinds(now):
+    totals = RunTotals()
     kinds = {f"fetch/{letter}": 6 - number for number, letter in enumerate("abcde")}
-    tally.add_receipt(
+    totals.add_receipt(
         CommitReceipt("k", True, 0, 20, failure_counts=kinds, failure_examples=dict.fromkeys(kinds, "r1: gone"))
     )
-    assert tally.format_failure_reasons().splitlines()[2:] == [
+    assert totals.format_failure_reasons().splitlines()[2:] == [
         "       4  fetch/c, such as r1: gone",
         "       5  of 2 other kinds",
     ]
 
 
-def test_the_last_line_says_what_the_engines_waited_for(now):
+def test_the_summary_says_what_the_engines_waited_for(now):
     shown = Progress("job", say=lambda line: None)
     shown.start(10)
     now[0] = 105.0
-    shown.add_receipt(receipt(9, 1, vision_tokens=1000, output_tokens=50, seconds=HALF_IDLE))
+    shown.add_receipt(receipt(9, 1, vision_tokens=1000, output_tokens=50, worker_seconds=HALF_IDLE))
     assert shown.format_summary() == (
         "9 answered, 1 failed in 5.0 s: 2.0 rows/s, 200 vision and 10 output tokens/s, "
         "75% of engine speed (waited 19% on decode, 6% on fetch)"
     )
 
 
-def test_shares_are_of_all_receipts_together():
-    tally = RunTotals()
-    tally.add_receipt(receipt(1, seconds={"worked": 1.0, "waited": 3.0, "decode": 1.0}))
-    tally.add_receipt(receipt(1, seconds={"worked": 2.0, "waited": 0.0, "fetch": 2.0}))
-    assert tally.busy_share == 0.5
-    assert tally.wait_shares == {"fetch": pytest.approx(1 / 3), "decode": pytest.approx(1 / 6)}
+def test_shares_are_computed_over_all_receipts():
+    totals = RunTotals()
+    totals.add_receipt(receipt(1, worker_seconds={"worked": 1.0, "waited": 3.0, "decode": 1.0}))
+    totals.add_receipt(receipt(1, worker_seconds={"worked": 2.0, "waited": 0.0, "fetch": 2.0}))
+    assert totals.busy_share == 0.5
+    assert totals.wait_shares == {"fetch": pytest.approx(1 / 3), "decode": pytest.approx(1 / 6)}
     assert RunTotals().busy_share is None
 
 
-def screen(width=100):
+def open_console(width=100):
     return Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None, legacy_windows=False)
 
 
-def test_a_terminal_gets_one_display_that_is_gone_at_the_end_with_lines_above_it(now):
-    console = screen()
+def test_a_terminal_shows_a_live_display_that_disappears_at_the_end(now):
+    console = open_console()
     with Progress("captions", console=console) as shown:
         shown.say("captions: 40 rows")
         shown.start(40)
         now[0] = 110.0
-        shown.add_receipt(receipt(9, 1, vision_tokens=2000, seconds=HALF_IDLE))
+        shown.add_receipt(receipt(9, 1, vision_tokens=2000, worker_seconds=HALF_IDLE))
         shown.say("[not markup]")
         shown.live.refresh()
     text = console.file.getvalue()
@@ -115,15 +115,17 @@ def test_a_terminal_gets_one_display_that_is_gone_at_the_end_with_lines_above_it
     assert "10.0 s  30.0 s left  1.0 rows/s  200 vision tokens/s  0 output tokens/s" in text
     assert "75% of engine speed (waited 19% on decode, 6% on fetch)" in text
     assert "1 failed: 1 decode/truncated" in text
-    assert text.rstrip().endswith("\x1b[2K") or "\x1b[?25h" in text  # erased, and the cursor is back
+    assert (
+        text.rstrip().endswith("\x1b[2K") or "\x1b[?25h" in text
+    )  # the display is erased, or the cursor is visible again
 
 
-def test_what_is_under_way_in_each_stage_is_said_on_a_terminal_and_in_a_log(now):
-    console, said = screen(), []
+def test_rows_in_flight_are_shown_on_a_terminal_and_in_a_log(now):
+    console, said = open_console(), []
     with Progress("captions", console=console) as shown, Progress("captions", say=said.append) as log:
-        for each in (shown, log):
-            each.start(400)
-            each.set_rows_in_flight({"prepare": 64, "generate": 128})
+        for progress_display in (shown, log):
+            progress_display.start(400)
+            progress_display.set_rows_in_flight({"prepare": 64, "generate": 128})
         now[0] = 110.0
         shown.add_receipt(receipt(9))
         log.add_receipt(receipt(9))
@@ -132,8 +134,8 @@ def test_what_is_under_way_in_each_stage_is_said_on_a_terminal_and_in_a_log(now)
     assert "now 64 rows preparing, 128 answering" in said[0]
 
 
-def test_where_others_write_too_there_are_lines_in_place_of_the_live_display(now):
-    console = screen()
+def test_the_live_display_is_off_when_ray_writes_to_the_terminal(now):
+    console = open_console()
     with Progress("captions", console=console, live_disabled=True) as shown:
         shown.start(40)
         assert shown.live is None
@@ -141,29 +143,29 @@ def test_where_others_write_too_there_are_lines_in_place_of_the_live_display(now
 
 
 def test_a_narrow_terminal_keeps_every_line_of_the_display_on_one_line(now):
-    console = screen(width=40)
+    console = open_console(width=40)
     shown = Progress("a-name-that-is-long", console=console)
     shown.total_rows = 1_000_000
     shown.rate_samples.append((now[0], 0))
     now[0] = 107.0
-    shown.add_receipt(receipt(9, 1, seconds=HALF_IDLE))
+    shown.add_receipt(receipt(9, 1, worker_seconds=HALF_IDLE))
     lines = console.render_lines(shown.render_display(), pad=False)
     assert len(lines) == 4
     assert all(sum(segment.cell_length for segment in line) <= 40 for line in lines)
 
 
-def test_durations_read_as_people_say_them():
+def test_durations_are_easy_to_read():
     assert [format_duration(s) for s in (0.04, 59.9, 60, 3599, 3600)] == ["0.0 s", "59.9 s", "1:00", "59:59", "1:00:00"]
 
 
-def test_a_meter_gives_each_second_once():
-    meter = StepTimer()
-    with meter.measure("decode"):
+def test_a_step_timer_gives_each_second_once():
+    timer = StepTimer()
+    with timer.measure("decode"):
         pass
-    with pytest.raises(KeyError), meter.measure("fetch"):
+    with pytest.raises(KeyError), timer.measure("fetch"):
         raise KeyError
-    assert meter.take_seconds().keys() == {"decode", "fetch"}
-    assert meter.take_seconds() == {}
+    assert timer.take_seconds().keys() == {"decode", "fetch"}
+    assert timer.take_seconds() == {}
 
 
 def test_a_run_ends_with_its_figures_and_where_the_answers_are(workspace):

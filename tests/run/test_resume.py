@@ -1,4 +1,4 @@
-"""Which chunks are left: after crashes, and as a manifest changes."""
+"""The chunks that are left after crashes and after changes of the manifest."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from pipeline.manifest.sources.parquet import ParquetSource
 from pipeline.prepare import Preparer
 
 
-def remove_parts_with(workspace, wanted):
+def delete_parts_with(workspace, row_id):
     for path in (workspace.folder / "out/data").rglob("*.parquet"):
-        if wanted in pq.ParquetFile(path).read(columns=["id"])["id"].to_pylist():
+        if row_id in pq.ParquetFile(path).read(columns=["id"])["id"].to_pylist():
             path.unlink()
 
 
-def test_a_question_asked_twice_is_not_lost_when_the_chunk_that_asked_it_first_was_not_committed(workspace):
+def test_a_repeated_question_is_not_lost_if_its_first_chunk_was_not_committed(workspace):
     x, y, z = workspace.draw_images(3)
     workspace.write_manifest([x, y, x, z])
     assert workspace.run_job(output={"chunk_rows": 2}) == 0
-    remove_parts_with(workspace, "r0")  # a crash before the first chunk was committed
+    delete_parts_with(workspace, "r0")  # as if the run had crashed before it committed the first chunk
     assert workspace.run_job(output={"chunk_rows": 2}) == 0
     assert workspace.list_answered_ids() == ["r0", "r1", "r2"]
 
 
-def test_a_question_asked_twice_is_not_lost_when_its_first_place_leaves_the_manifest(workspace):
+def test_a_repeated_question_is_not_lost_if_its_first_row_leaves_the_manifest(workspace):
     x, y, z = workspace.draw_images(3)
     workspace.write_manifest([x, y, x, z])
     assert workspace.run_job(output={"chunk_rows": 2}) == 0
-    remove_parts_with(workspace, "r0")
+    delete_parts_with(workspace, "r0")
     workspace.write_manifest([x, z])
     assert workspace.run_job(output={"chunk_rows": 2}) == 0
     assert workspace.list_answered_ids() == ["r0", "r2"]
@@ -48,7 +48,7 @@ def test_a_question_that_moves_to_the_front_of_the_manifest_is_not_asked_again(w
     assert "4 done before; 0 to do" in workspace.messages[0]
 
 
-def test_rows_are_known_again_however_the_manifest_is_cut_and_ordered(workspace):
+def test_answered_rows_are_recognised_in_any_chunk_size_and_order(workspace):
     rows = workspace.draw_images(9)
     workspace.write_manifest(rows[:7])
     assert workspace.run_job(output={"chunk_rows": 3}) == 0
@@ -58,7 +58,7 @@ def test_rows_are_known_again_however_the_manifest_is_cut_and_ordered(workspace)
     assert "7 done before; 2 to do" in workspace.messages[0]
 
 
-def test_a_limit_counts_what_is_repeated_before_it_and_nothing_after(workspace):
+def test_a_row_limit_counts_repeated_rows(workspace):
     rows = workspace.draw_images(4)
     workspace.write_manifest([rows[0], rows[0], rows[1], rows[2], rows[0], rows[3]])
     assert workspace.run_job(row_limit=3) == 0
@@ -66,62 +66,62 @@ def test_a_limit_counts_what_is_repeated_before_it_and_nothing_after(workspace):
     assert "2 rows, 1 asked twice" in workspace.messages[0]
 
 
-def test_a_manifest_that_changes_under_a_run_stops_it(workspace, monkeypatch):
+def test_a_manifest_that_changes_during_a_run_stops_it(workspace, monkeypatch):
     rows = workspace.draw_images(6)
     workspace.write_manifest(rows)
     prepare = Preparer.prepare_chunk
 
-    def rewritten(self, chunk, *more):
+    def rewrite_manifest(self, chunk, *more):
         workspace.write_manifest(rows[::-1])
         return prepare(self, chunk, *more)
 
-    monkeypatch.setattr(Preparer, "prepare", rewritten)
+    monkeypatch.setattr(Preparer, "prepare_chunk", rewrite_manifest)
     with pytest.raises(StoppedError, match=r"m\.parquet was changed during the run; run the same command again"):
         workspace.run_job()
     assert workspace.list_parts() == {}
 
 
 @pytest.mark.usefixtures("short_waits")
-def test_a_store_that_stumbles_while_a_run_reads_its_manifest_is_waited_for(workspace, monkeypatch):
+def test_reading_the_manifest_is_retried_after_a_connection_error(workspace, monkeypatch):
     read, calls = ParquetSource.read_span, count()
 
-    def stumble(source, span, columns=None):
+    def fail_sometimes(source, span, columns=None):
         table = read(source, span, columns)
-        if next(calls) in (2, 3, 5):  # two to plan; then the first chunk twice, and the second
+        if next(calls) in (2, 3, 5):  # calls 0 and 1 plan; then the first chunk fails twice and the second once
             raise ConnectionResetError
         return table
 
-    monkeypatch.setattr(ParquetSource, "read", stumble)
+    monkeypatch.setattr(ParquetSource, "read_span", fail_sometimes)
     workspace.write_manifest(workspace.draw_images(8))
     assert workspace.run_job() == 0
     assert workspace.list_answered_ids() == [f"r{number}" for number in range(8)]
     assert next(calls) == 7
 
 
-def test_a_store_that_is_gone_while_a_run_plans_is_told_in_a_sentence(workspace, monkeypatch):
-    def lost(source, span, columns=None):
+def test_an_unreachable_manifest_is_an_error_of_one_sentence(workspace, monkeypatch):
+    def fail(source, span, columns=None):
         raise ConnectionResetError
 
-    monkeypatch.setattr(ParquetSource, "read", lost)
+    monkeypatch.setattr(ParquetSource, "read_span", fail)
     workspace.write_manifest(workspace.draw_images(2))
     with pytest.raises(StoppedError, match=r"m\.parquet cannot be read \(ConnectionResetError\); what was committed"):
         workspace.run_job()
 
 
-def test_a_manifest_that_is_taken_away_under_a_run_stops_it(workspace, monkeypatch):
+def test_a_manifest_that_is_deleted_during_a_run_stops_it(workspace, monkeypatch):
     prepare = Preparer.prepare_chunk
 
-    def gone(self, chunk):
+    def delete_manifest(self, chunk):
         (workspace.folder / "m.parquet").unlink()
         return prepare(self, chunk)
 
-    monkeypatch.setattr(Preparer, "prepare", gone)
+    monkeypatch.setattr(Preparer, "prepare_chunk", delete_manifest)
     workspace.write_manifest(workspace.draw_images(2))
     with pytest.raises(StoppedError, match=r"m\.parquet cannot be read \(No such file or directory\); what was"):
         workspace.run_job()
 
 
-def test_a_column_to_keep_that_is_not_there_is_named(workspace, capsys):
+def test_a_missing_kept_column_is_named(workspace, capsys):
     workspace.write_manifest(workspace.draw_images(1))
     path = workspace.write_job_file()
     assert main(["check", str(path), "--set", "input.keep=nope"]) == 2

@@ -86,7 +86,7 @@ def plan_job(
     if problems := preflight.find_job_problems(work, found):
         raise JobError("\n".join(problems))
     store = OutputStore(work.job.output.path)
-    todo = resume.build_resume_plan(work, found, store, row_limit=row_limit)
+    todo = resume.build_resume_plan(work, found, Dataset(store, work.fingerprint), row_limit=row_limit)
     chunks = list(todo.remaining_chunks if sample_rows is None else sample_chunks(todo.remaining_chunks, sample_rows))
     console = Console(stderr=True)
     bar = track(chunks, "headers", console=console, transient=True, disable=not console.is_terminal)

@@ -233,7 +233,7 @@ def test_the_built_in_models_answer_and_score_the_same_through_every_door(taught
             out = tmp_path / task / kind
             line = json.dumps({"kind": kind, **more})
             changes = [f"engine={line}", f"output.path={out}", "model.context.max_length=4096", "limits.error_rate=1"]
-            assert evaluate.run_task(task, tmp_path, changes, local=True) == 0
+            assert evaluate.run_task(task, tmp_path, changes, runner="local") == 0
             columns = ["id", "text", "answer", "finish", "tokens", "flags", "question", "fingerprint"]
             rows = ds.dataset(out / "data").to_table(columns).to_pylist()
             for row in rows:

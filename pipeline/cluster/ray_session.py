@@ -1,0 +1,103 @@
+"""Connects to Ray and disconnects again, without the pages that Ray prints and without its signal handlers.
+
+A run uses the cluster that RAY_ADDRESS names, or starts one of its own. It never joins a cluster that happens to run
+on this machine.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import ray
+
+from pipeline.errors import JobError
+
+DATASET_READER_THREAD = "iter_threaded"  # Ray Data reads a dataset in threads of this name and never joins them
+JOIN_TIMEOUT_S = 10.0
+
+
+@contextmanager
+def connect_to_ray(*, show_log: bool = False) -> Iterator[None]:
+    """A caller who is connected already stays so. `show_log` prints what Ray and its workers log."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not show_log:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray logs the start of every actor pool as an error
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield
+        return
+    start_ray(os.environ.get("RAY_ADDRESS") or "local", show_log=show_log)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start_ray(address: str, *, show_log: bool) -> None:
+    own_cluster = address == "local"
+    if own_cluster:  # no other machine reaches it, and otherwise Ray writes a token into the home directory
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    try:
+        # Ray's own SIGTERM handler would end a run that is starting or ending with exit code 15 and no message.
+        with (
+            disable_function(ray._private.utils, "set_sigterm_handler"),
+            nullcontext() if show_log else silence_ray_start(),
+        ):
+            ray.init(
+                address=address,
+                log_to_driver=show_log,
+                logging_level=logging.INFO if show_log else logging.ERROR,
+                include_dashboard=False if own_cluster else None,
+            )
+    except (ConnectionError, ValueError) as error:
+        raise JobError(f"RAY_ADDRESS: no Ray cluster at {address}; unset it to run on this machine") from error
+
+
+@contextmanager
+def silence_ray_start() -> Iterator[None]:
+    """Drop what Ray's native code writes to stderr as it starts, and keep its thread of error messages from starting.
+
+    `log_to_driver=False` turns off neither.
+    """
+    sys.stderr.flush()
+    saved_stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
+    try:
+        with disable_function(ray._private.worker, "listen_error_messages"):
+            yield
+    finally:
+        os.dup2(saved_stderr, 2)
+        os.close(saved_stderr)
+        os.close(devnull)
+
+
+@contextmanager
+def disable_function(module: Any, function_name: str) -> Iterator[None]:
+    """Replace a function of Ray's with one that does nothing."""
+    original = getattr(module, function_name, None)
+    setattr(module, function_name, lambda *_: None)
+    try:
+        yield
+    finally:
+        setattr(module, function_name, original)
+
+
+@contextmanager
+def join_dataset_readers() -> Iterator[None]:
+    """At the end, wait for the threads that Ray Data started meanwhile.
+
+    A reader that outlives Ray ends the process with exit code 1 and no message.
+    """
+    threads_before = {*threading.enumerate()}
+    try:
+        yield
+    finally:
+        for thread in {*threading.enumerate()} - threads_before:
+            if thread.name == DATASET_READER_THREAD:
+                thread.join(JOIN_TIMEOUT_S)

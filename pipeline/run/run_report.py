@@ -1,0 +1,96 @@
+"""What a run says about itself: the first line, the last lines with the exit code, and `report.json`."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from pipeline.context import RunContext
+from pipeline.errors import ExitCode, OutputError
+from pipeline.manifest.chunks import Chunk
+from pipeline.output.dataset import Dataset, write_run_document
+from pipeline.output.store import OutputStore
+from pipeline.run.progress import Progress
+from pipeline.run.resume import ResumePlan
+from pipeline.run.tally import RunTotals
+
+REPORTED_PACKAGES = ("ray", "torch", "transformers", "pyarrow")
+
+
+def describe_plan(job_name: str, plan: ResumePlan) -> str:
+    duplicates = f", {plan.duplicate_rows:,} asked twice and answered once" if plan.duplicate_rows else ""
+    done_before = f", {plan.rows - plan.rows_left:,} done before" if plan.rows > plan.rows_left else ""
+    chunk_count = len(plan.remaining_chunks)
+    remaining = f"{plan.rows_left:,} to do in {chunk_count:,} chunk{'s' * (chunk_count != 1)}"
+    return f"{job_name}: {plan.rows:,} rows{duplicates}{done_before}; {remaining}"
+
+
+def print_summary(
+    context: RunContext,
+    dataset: Dataset,
+    progress: Progress,
+    missing_chunks: Sequence[Chunk],
+    has_dead_letters: bool,
+) -> ExitCode:
+    job, totals, say = context.job, progress.totals, progress.say
+    summary = progress.format_summary() if totals.done_rows else None
+    progress.stop_display()
+    if summary:
+        say(summary)
+    if cost := job.engine.compute_cost(totals.prompt_tokens, totals.output_tokens):
+        say(f"cost: {cost:,.4g} for the answers that were kept; repeated requests cost extra")
+    if totals.cut_off:
+        limit = f"answer.max_new_tokens ({job.answer.max_new_tokens:,})"
+        say(f"cut off by {limit}: {totals.cut_off:,} of these answers, whose column finish says length")
+    if totals.failed:
+        say(totals.format_failure_reasons())
+    say(f"answers: {dataset.parts_path}; see them: python -m pipeline report {job.output.path}")
+    if has_dead_letters:
+        of_earlier_runs = "" if totals.failed else " of earlier runs"
+        reasons = "" if totals.failed else f"python -m pipeline status {job.output.path} says why; "
+        say(f"dead letters{of_earlier_runs}: {dataset.dead_letters_path}; {reasons}--retry-errors asks them again")
+    if missing_rows := sum(chunk.asked_row_count for chunk in missing_chunks):
+        say(f"{missing_rows:,} rows are neither answered nor failed; run the same command again")
+    return choose_exit_code(totals, missing_rows, has_dead_letters)
+
+
+def choose_exit_code(totals: RunTotals, missing_rows: int, has_dead_letters: bool) -> ExitCode:
+    if missing_rows:
+        return ExitCode.INCOMPLETE
+    if totals.failure_counts["internal/internal"]:
+        return ExitCode.INTERNAL_ERROR
+    return ExitCode.FAILED_ROWS if has_dead_letters else ExitCode.ALL_ANSWERED
+
+
+def write_run_report(
+    context: RunContext, plan: ResumePlan, progress: Progress, status: str, store: OutputStore
+) -> None:
+    """Write `report.json`. In it, rows = rows_before + answered + failed + missing."""
+    totals = progress.totals
+    values = {
+        "run": context.run_id,
+        "status": status,
+        "fingerprint": context.fingerprint,
+        "rows": plan.rows,
+        "rows_before": plan.rows - plan.rows_left,
+        "duplicates": plan.duplicate_rows,
+        "orphans": len(plan.orphan_parts),
+        "answered": totals.answered,
+        "failed": totals.failed,
+        "missing": plan.rows_left - totals.done_rows,
+        "kinds": dict(totals.failure_counts),
+        "vision_tokens": totals.vision_tokens,
+        "prompt_tokens": totals.prompt_tokens,
+        "output_tokens": totals.output_tokens,
+        "cut_off": totals.cut_off,
+        "cost": context.job.engine.compute_cost(totals.prompt_tokens, totals.output_tokens),
+        "seconds": round(progress.elapsed_s, 3),
+        "workers_seconds": {step: round(seconds, 3) for step, seconds in totals.worker_seconds.items()},
+        "versions": {name: version(name) for name in REPORTED_PACKAGES} | {"python": platform.python_version()},
+    }
+    try:
+        write_run_document(store, context.run_id, "report", json.dumps(values, indent=2))
+    except OutputError as error:
+        progress.say(f"this run has no report: {error}")

@@ -1,0 +1,46 @@
+"""What a run needs from the place where its chunks are worked on: this process or a Ray cluster.
+
+The driver looks a runner up by name in `registry.RUNNERS`, so that a run without Ray never imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from pipeline.context import RunContext
+from pipeline.job.spec import Job
+from pipeline.manifest.chunks import Chunk
+from pipeline.manifest.files import ManifestFile
+from pipeline.output.commit import CommitReceipt
+from pipeline.run.lease import Lease
+from pipeline.run.resume import HashedChunk
+from pipeline.run.signals import StopSignals
+
+RowsInFlightCallback = Callable[[Mapping[str, int]], None]  # takes the rows that are worked on, by stage
+
+
+def ignore_rows_in_flight(rows_in_flight: Mapping[str, int]) -> None:
+    """The callback of a caller that does not show them."""
+
+
+class Runner(Protocol):
+    def connect(self, *, show_log: bool) -> AbstractContextManager[None]:
+        """The runner can be used while this is open."""
+
+    def split_manifest(
+        self, job: Job, manifest_files: Sequence[ManifestFile], schema_prompt: str | None
+    ) -> Iterable[HashedChunk]: ...
+
+    def run_chunks(
+        self,
+        context: RunContext,
+        chunks: Sequence[Chunk],
+        signals: StopSignals,
+        on_rows_in_flight: RowsInFlightCallback = ignore_rows_in_flight,
+    ) -> Generator[CommitReceipt, None, None]:
+        """Answer and commit the chunks. After a stop signal, only those that have begun are finished."""
+
+    def export_lease_age(self, context: RunContext, lease: Lease) -> None:
+        """Keep the metric `lease_age_seconds` up to date until the lease ends."""
