@@ -1,7 +1,7 @@
 """Hashes everything that shapes an answer, so that answers to different questions stay apart.
 
-Only settings that differ from their defaults count. So a key that is added in a later version, with a default that keeps
-the behaviour, leaves the fingerprints of existing outputs alone.
+Only settings that differ from their defaults count. So a key that a later version adds, with a default that keeps the
+behaviour, does not change the fingerprints of existing outputs.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from pipeline.builtin.scores import score_answers
 from pipeline.job import job_loader
 from pipeline.model import checkpoint_location
 from tests.bench import harness
-from tests.model.engines.vllm_server import KEY, serving
+from tests.model.engines.vllm_server import KEY, serve_with_vllm
 
 SLOTS = 32
 VLLM = {"max_num_seqs": SLOTS, "max_num_batched_tokens": 4096, "enforce_eager": True}
@@ -62,7 +62,7 @@ def answers(task: str, scenes: int) -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         manifest = scene_files.write_scene_files(folder / task, task, scenes)
-        with serving(model, folder / "server.log", longest=4096, slots=SLOTS) as url:
+        with serve_with_vllm(model, folder / "server.log", max_model_len=4096, slots=SLOTS) as url:
             http = {"url": url, "api_key": "${DOORS_KEY}"} | ({"video": "native"} if task == "video" else {})
             engines = {"torch": {"slots": SLOTS}, "vllm": VLLM, "http": http}
             return {kind: run(task, manifest, folder / kind, kind, more) for kind, more in engines.items()}

@@ -24,7 +24,7 @@ from pipeline.model.engine_thread import EngineThread, generate_replies
 from pipeline.model.engines.base import Engine, EngineType, get_engine_type
 from pipeline.registry import ENGINES
 from pipeline.types import Clip, Failure, Reply, Request, Sampling, Turn
-from tests.model.engines.chat_server import Act, Heard, Talker, said, wrong
+from tests.model.engines.chat_server import ChatServer, ReceivedRequest, ServerResponse, complete, refuse
 
 WIDE = {  # heads that vLLM's CPU kernels have
     "hidden_size": 128,
@@ -54,11 +54,11 @@ assert not {"torch", "vllm", "transformers", "aiohttp", "ray"} & set(sys.modules
 """
 
 
-def answer_as_small_model(heard: Heard) -> Act:
-    """What a server says whose model has a short context."""
-    if len(heard.text) > 400:
-        return wrong(400, "the maximum context length is 512 tokens")
-    return said(f"ah, {heard.text}")
+def answer_as_small_model(received: ReceivedRequest) -> ServerResponse:
+    """Refuse prompts that are too long for the context."""
+    if len(received.text) > 400:
+        return refuse(400, "the maximum context length is 512 tokens")
+    return complete(f"ah, {received.text}")
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +74,9 @@ def family(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Talker]:
-    with Talker(answer_as_small_model) as talker:
-        yield talker
+def server() -> Iterator[ChatServer]:
+    with ChatServer(answer_as_small_model) as server:
+        yield server
 
 
 @pytest.fixture(
@@ -89,7 +89,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def job(kind: str, folder: Path, server: Talker) -> Job:
+def job(kind: str, folder: Path, server: ChatServer) -> Job:
     return build_job(kind, folder, server.url)
 
 
@@ -116,16 +116,16 @@ def build_job(kind: str, folder: Path, url: str) -> Job:
     return Job.model_validate(sections)
 
 
-def ask(family: Any, name: str, *parts: str | Clip, schema: str | None = None, **how: Any) -> Request:
+def build_request(family: Any, name: str, *parts: str | Clip, schema: str | None = None, **sampling: Any) -> Request:
     turns = (Turn("user", parts),)
     encoded = family.encode_turns(turns)
-    sampling = Sampling(**{"max_new_tokens": 6, **how})
+    sampling = Sampling(**{"max_new_tokens": 6, **sampling})
     return Request(name, turns, encoded.input_ids, encoded.positions, encoded.vision_tokens, sampling, schema)
 
 
 @pytest.fixture
 def requests(family: Any) -> list[Request]:
-    return [ask(family, str(number), f"question {number}", max_new_tokens=2 + number) for number in range(7)]
+    return [build_request(family, str(number), f"question {number}", max_new_tokens=2 + number) for number in range(7)]
 
 
 def test_the_registry_and_the_settings_agree_on_the_kind(kind, engine_type):
@@ -133,7 +133,7 @@ def test_the_registry_and_the_settings_agree_on_the_kind(kind, engine_type):
     assert get_args(engine_type.Settings.model_fields["kind"].annotation) == (kind,)
 
 
-def test_a_job_keeps_its_settings_when_it_is_written_and_read_again(job, engine_type):
+def test_a_stored_job_is_read_back_equal(job, engine_type):
     assert type(job.engine) is engine_type.Settings
     assert Job.model_validate(job.model_dump(by_alias=True)) == job
     assert Job.model_validate_json(job.model_dump_json(by_alias=True)) == job
@@ -150,7 +150,7 @@ def test_it_knows_its_slots_before_it_starts(job, engine_type, engine):
     assert engine_type.count_slots(job) == engine.metrics()["slots"] == 2
 
 
-def test_it_says_how_answers_are_to_be_read(job, engine_type, family):
+def test_it_knows_the_conventions_of_its_answers(job, engine_type, family):
     assert engine_type.get_coordinate_system(job, family) in ("pixels", "thousandths")
     assert engine_type.get_time_origin(job, family) in ("clip", "source")
 
@@ -174,20 +174,24 @@ def test_the_same_requests_get_the_same_answers(engine, requests):
 
 def test_a_request_with_a_picture_is_answered(engine, family):
     pixels = np.random.default_rng(0).integers(0, 256, (1, 3, 56, 84), dtype=np.uint8)
-    (answer,) = generate_replies(engine, [ask(family, "p", Clip("image", pixels, (84, 56)), "what is it?")])
+    (answer,) = generate_replies(engine, [build_request(family, "p", Clip("image", pixels, (84, 56)), "what is it?")])
     assert isinstance(answer, Reply)
 
 
-def test_a_reply_says_how_it_ended_and_what_it_took(engine, family):
-    (reply,) = generate_replies(engine, [ask(family, "r", "words", max_new_tokens=5)])
+def test_a_reply_has_a_finish_reason_and_a_token_count(engine, family):
+    (reply,) = generate_replies(engine, [build_request(family, "r", "words", max_new_tokens=5)])
     assert reply.finish in ("stop", "length")
     assert 0 < reply.output_tokens <= 5
 
 
-def test_a_row_that_never_fits_is_an_error_and_its_neighbours_are_answered(engine, kind, family):
+def test_a_prompt_that_is_too_long_fails_alone(engine, kind, family):
     if kind == "scripted":
         pytest.skip("nothing is too long for it")
-    rows = [ask(family, "a", "short"), ask(family, "long", "word " * 200), ask(family, "b", "short")]
+    rows = [
+        build_request(family, "a", "short"),
+        build_request(family, "long", "word " * 200),
+        build_request(family, "b", "short"),
+    ]
     answers = {answer.id: answer for answer in generate_replies(engine, rows)}
     assert isinstance(answers["a"], Reply)
     assert isinstance(answers["b"], Reply)
@@ -195,15 +199,17 @@ def test_a_row_that_never_fits_is_an_error_and_its_neighbours_are_answered(engin
     assert (answers["long"].stage, answers["long"].kind) == ("generate", "too_long")
 
 
-def test_an_engine_with_guidance_fits_the_schema_however_small_the_budget(engine, engine_type, family):
+def test_with_guidance_an_answer_fits_its_schema_and_budget(engine, engine_type, family):
     if "guidance" not in engine_type.abilities:
         pytest.skip("it does not promise guidance")
-    rows = [ask(family, str(budget), "say", schema=SCHEMA, max_new_tokens=budget) for budget in (12, 15, 20, 30)]
+    rows = [
+        build_request(family, str(budget), "say", schema=SCHEMA, max_new_tokens=budget) for budget in (12, 15, 20, 30)
+    ]
     for answer in generate_replies(engine, rows):
         assert json.loads(answer.text).keys() == {"a", "b"}
 
 
-def test_an_engine_with_confidence_gives_the_log_probability_of_its_tokens(engine, engine_type, requests):
+def test_with_confidence_a_reply_has_a_log_probability(engine, engine_type, requests):
     if "confidence" not in engine_type.abilities:
         pytest.skip("it does not promise confidence")
     assert all(answer.logprob <= 0 for answer in generate_replies(engine, requests))
@@ -230,12 +236,12 @@ def test_metrics_are_numbers_by_name(engine, requests):
     assert all(isinstance(value, int | float) for value in metrics.values())
 
 
-def test_several_callers_get_their_own_answers_in_order_and_a_close_ends_their_wait(job, engine_type, family, requests):
+def test_callers_get_their_own_replies_in_order_and_closing_ends_their_wait(job, engine_type, family, requests):
     with closing(EngineThread(engine_type.open(job))) as thread:
         first, second = thread.answer_requests(requests[:4]), thread.answer_requests(requests[2:])
         assert [answer.id for answer in first] == ["0", "1", "2", "3"]
         assert [answer.id for answer in second] == ["2", "3", "4", "5", "6"]
-        long = ask(family, "", "a long one", max_new_tokens=400)
+        long = build_request(family, "", "a long one", max_new_tokens=400)
         waiting = [thread.submit_request(replace(long, id=f"late {number}")) for number in range(200)]
     assert isinstance(waiting[-1].exception(timeout=20), RuntimeError)
     assert all(future.done() for future in waiting)

@@ -1,4 +1,4 @@
-"""What `${...}` stands for in a job file, and what must not stand in one."""
+"""Variables in job files, and credentials, which job files must not hold."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.job.job_loader import parse_job
 from pipeline.job.spec import Job
 from pipeline.job.variables import DATE_FORMATS, fill_variables, find_credentials, find_variables, resolve_date
 
-LEAST = """\
+MINIMAL = """\
 name: nightly
 input: {manifest: "s3://scans/day=${yesterday}/*.parquet", media: uri}
 prompt: {user: "What is it?"}
@@ -23,52 +23,56 @@ output: {path: "s3://labels/${week}"}
 """
 
 
-def job(text: str = LEAST, **more: object) -> Job:
-    return parse_job(text, source_name="job.yaml", **{"environment": {}, "date": "2026-11-21", **more})
+def parse(text: str = MINIMAL, **arguments: object) -> Job:
+    return parse_job(text, source_name="job.yaml", **{"environment": {}, "date": "2026-11-21", **arguments})
 
 
-def wrong(text: str, **more: object) -> str:
+def read_error(text: str, **arguments: object) -> str:
     with pytest.raises(JobError) as caught:
-        job(text, **more)
+        parse(text, **arguments)
     return str(caught.value)
 
 
-def test_the_day_of_a_run_stands_in_the_resolved_job():
-    assert job().input.manifest == ("s3://scans/day=2026-11-20/*.parquet",)
-    assert job().output.path == "s3://labels/2026-W47"
+def test_the_resolved_job_holds_the_day_of_the_run():
+    assert parse().input.manifest == ("s3://scans/day=2026-11-20/*.parquet",)
+    assert parse().output.path == "s3://labels/2026-W47"
 
 
-def test_a_missed_day_is_caught_up_by_naming_it():
-    assert job(date="2026-03-01").input.manifest == ("s3://scans/day=2026-02-28/*.parquet",)
-    assert job(date=None, environment={"VLBATCH_DATE": "2025-12-29"}).output.path == "s3://labels/2026-W01"
-    assert job(date="2026-11-21", environment={"VLBATCH_DATE": "2025-12-29"}).output.path == "s3://labels/2026-W47"
+def test_a_missed_day_can_be_named():
+    assert parse(date="2026-03-01").input.manifest == ("s3://scans/day=2026-02-28/*.parquet",)
+    assert parse(date=None, environment={"VLBATCH_DATE": "2025-12-29"}).output.path == "s3://labels/2026-W01"
+    assert parse(date="2026-11-21", environment={"VLBATCH_DATE": "2025-12-29"}).output.path == "s3://labels/2026-W47"
 
 
-def test_a_day_can_be_written_as_the_partitions_are():
-    text = LEAST.replace("day=${yesterday}", "${date:%Y/%m/%d}")
-    assert job(text).input.manifest == ("s3://scans/2026/11/21/*.parquet",)
-    assert "${Q:%Y}: only date, yesterday, week" in wrong(LEAST.replace("${week}", "${Q:%Y}"), environment={"Q": "q"})
+def test_a_day_can_be_written_by_a_pattern():
+    text = MINIMAL.replace("day=${yesterday}", "${date:%Y/%m/%d}")
+    assert parse(text).input.manifest == ("s3://scans/2026/11/21/*.parquet",)
+    assert "${Q:%Y}: only date, yesterday, week" in read_error(
+        MINIMAL.replace("${week}", "${Q:%Y}"), environment={"Q": "q"}
+    )
 
 
-def test_a_day_may_stand_in_what_a_variable_says_and_nothing_else_may():
-    text = LEAST.replace("s3://scans/day=${yesterday}/*.parquet", "${M}")
-    assert job(text, environment={"M": "s3://a/${date:%d}/${HOME}"}).input.manifest == ("s3://a/21/${HOME}",)
+def test_the_content_of_a_variable_may_hold_days_but_no_variables():
+    text = MINIMAL.replace("s3://scans/day=${yesterday}/*.parquet", "${M}")
+    assert parse(text, environment={"M": "s3://a/${date:%d}/${HOME}"}).input.manifest == ("s3://a/21/${HOME}",)
 
 
-@pytest.mark.parametrize(("environment", "said"), [({}, "b"), ({"M": ""}, "b"), ({"M": "c"}, "c")])
-def test_a_default_stands_for_a_variable_that_is_not_set_or_empty_as_in_a_shell(environment, said):
-    text = LEAST.replace("s3://scans/day=${yesterday}/*.parquet", "${M:-b}")
-    assert job(text, environment=environment).input.manifest == (said,)
+@pytest.mark.parametrize(("environment", "printed"), [({}, "b"), ({"M": ""}, "b"), ({"M": "c"}, "c")])
+def test_a_default_replaces_a_variable_that_is_unset_or_empty(environment, printed):
+    text = MINIMAL.replace("s3://scans/day=${yesterday}/*.parquet", "${M:-b}")
+    assert parse(text, environment=environment).input.manifest == (printed,)
 
 
-def test_a_day_that_is_none_is_refused_with_an_example():
-    assert "--date 21.11.2026: write a day as 2026-11-20" in wrong(LEAST, date="21.11.2026")
-    assert "VLBATCH_DATE 2026-02-30: write" in wrong(LEAST, date=None, environment={"VLBATCH_DATE": "2026-02-30"})
+def test_an_invalid_day_is_refused_with_an_example():
+    assert "--date 21.11.2026: write a day as 2026-11-20" in read_error(MINIMAL, date="21.11.2026")
+    assert "VLBATCH_DATE 2026-02-30: write" in read_error(
+        MINIMAL, date=None, environment={"VLBATCH_DATE": "2026-02-30"}
+    )
 
 
-def test_today_is_the_day_of_the_clock_that_the_zone_names(monkeypatch):
+def test_today_follows_the_time_zone(monkeypatch):
     days = []
-    for zone in ("UTC-14", "UTC+12"):  # POSIX: hours to add to reach UTC; 26 hours apart is never one day
+    for zone in ("UTC-14", "UTC+12"):  # 26 hours apart, so never the same day
         monkeypatch.setenv("TZ", zone)
         time.tzset()
         days.append(resolve_date(None, {}))
@@ -77,20 +81,20 @@ def test_today_is_the_day_of_the_clock_that_the_zone_names(monkeypatch):
     assert days[0] > days[1]
 
 
-def test_a_typo_in_a_day_is_told_the_nearest():
-    assert "${yesterdy} is not set" in (message := wrong(LEAST.replace("yesterday", "yesterdy")))
+def test_a_misspelled_day_is_reported_with_the_closest_name():
+    assert "${yesterdy} is not set" in (message := read_error(MINIMAL.replace("yesterday", "yesterdy")))
     assert "'yesterday'" in message
 
 
 @given(st.dates())
-def test_a_week_and_its_days_agree_at_every_turn_of_the_year(day):
+def test_weeks_agree_with_days_around_new_year(day):
     year, week, _ = day.isocalendar()
-    found: list[object] = []
+    problems: list[object] = []
     assert (
-        fill_variables("${week}|${date}", {}, day, found) == f"{year:04}-W{week:02}|{day.isoformat()}"
+        fill_variables("${week}|${date}", {}, day, problems) == f"{year:04}-W{week:02}|{day.isoformat()}"
         or day.year < 1000
     )
-    assert not found
+    assert not problems
 
 
 @pytest.mark.parametrize(
@@ -104,42 +108,42 @@ def test_a_week_and_its_days_agree_at_every_turn_of_the_year(day):
         ("hf_abcdefghijhunter2secretabcdefghij", "a Hugging Face token"),
     ],
 )
-def test_credentials_are_refused_with_advice_and_never_repeated(text, name):
-    message = wrong(LEAST.replace("s3://scans/day=${yesterday}/*.parquet", text))
+def test_credentials_are_refused_with_advice_and_not_shown(text, name):
+    message = read_error(MINIMAL.replace("s3://scans/day=${yesterday}/*.parquet", text))
     assert f"job.yaml:2: input.manifest: holds {name}" in message
     assert "environment of every node" in message
     assert "hunter2secret" not in message
-    from_outside = LEAST.replace("s3://scans/day=${yesterday}/*.parquet", "${M}")
-    assert f"holds {name}" in (message := wrong(from_outside, environment={"M": text}))
+    from_outside = MINIMAL.replace("s3://scans/day=${yesterday}/*.parquet", "${M}")
+    assert f"holds {name}" in (message := read_error(from_outside, environment={"M": text}))
     assert "hunter2secret" not in message
 
 
-def test_a_secret_key_takes_a_reference_only():
+def test_a_secret_key_accepts_only_a_variable():
     engine = 'engine: {kind: http, url: "http://llm:8000/v1", api_key: "%s"}\n'
-    message = wrong(LEAST + engine % "hunter2secret")
+    message = read_error(MINIMAL + engine % "hunter2secret")
     assert "job.yaml:6: engine.api_key: is a secret; write ${NAME}" in message
     assert "hunter2secret" not in message
-    assert "hunter2secret" not in wrong(LEAST, changes=["engine.kind=http", "engine.api_key=hunter2secret"])
+    assert "hunter2secret" not in read_error(MINIMAL, changes=["engine.kind=http", "engine.api_key=hunter2secret"])
     given = {"engine": {"kind": "http", "api_key": "${KEY}"}}
     filled = {"engine": {"kind": "http", "api_key": "sk-hunter2secrethunter2secret"}}
     assert not list(find_credentials(given, filled))
 
 
-def test_what_only_looks_like_a_credential_passes():
+def test_text_that_resembles_credentials_is_accepted():
     for text in (
         "s3://key:board/AKIA/m.parquet",
         "https://cdn.acme.com/a@b:c/m.parquet?page=2",
         "/data/sk-1/m.parquet",
     ):
-        assert job(LEAST.replace("s3://scans/day=${yesterday}/*.parquet", text)).input.manifest == (text,)
+        assert parse(MINIMAL.replace("s3://scans/day=${yesterday}/*.parquet", text)).input.manifest == (text,)
 
 
-def test_the_variables_of_a_job_are_known_without_their_values():
+def test_variables_are_listed_without_their_values():
     assert find_variables({"a": "${X} ${date} $${Y}", "b": ["${X:-1}"]}) == {"X": {("a",), ("b", 0)}}
 
 
-def test_explain_says_what_every_day_is(capsys):
+def test_explain_describes_every_day_variable(capsys):
     assert main(["check", "--explain"]) == 0
-    said = capsys.readouterr().out
-    assert all(f"${{{name}}}" in said for name in DATE_FORMATS)
-    assert "VLBATCH_DATE" in said
+    printed = capsys.readouterr().out
+    assert all(f"${{{name}}}" in printed for name in DATE_FORMATS)
+    assert "VLBATCH_DATE" in printed

@@ -1,4 +1,4 @@
-"""The engine's driver: order, sharing between callers, and what happens when the engine dies."""
+"""The engine thread: order, sharing between callers, and what happens when the engine dies."""
 
 import threading
 import time
@@ -12,118 +12,123 @@ from pipeline.model.engines.scripted import ScriptedEngine, ScriptedSettings
 from pipeline.types import Reply, Request, Turn
 
 
-def ask(name: str, text: str = "hello") -> Request:
+def build_request(name: str, text: str = "hello") -> Request:
     return Request(name, (Turn("user", (text,)),), np.zeros(1, np.int32), np.zeros((3, 1), np.int32))
 
 
-def scripted(**settings: object) -> ScriptedEngine:
+def open_scripted(**settings: object) -> ScriptedEngine:
     return ScriptedEngine(
         ScriptedSettings.model_validate({"kind": "scripted", "default": "{id}: {prompt}", **settings})
     )
 
 
-def test_every_request_is_answered_and_only_as_many_pulled_as_there_is_room_for():
-    pulled: list[str] = []
+def test_requests_are_taken_only_when_the_engine_has_room():
+    taken: list[str] = []
 
-    def source():
+    def generate_requests():
         for number in range(20):
-            pulled.append(str(number))
-            yield ask(str(number))
+            taken.append(str(number))
+            yield build_request(str(number))
 
-    replies = generate_replies(scripted(slots=2), source())
+    replies = generate_replies(open_scripted(slots=2), generate_requests())
     assert next(replies).text == "0: hello"
-    assert len(pulled) < 8
+    assert len(taken) < 8
     assert [reply.id for reply in replies] == [str(number) for number in range(1, 20)]
 
 
-def test_the_first_rule_that_fits_gives_the_reply_and_its_braces_are_its_own():
-    engine = scripted(replies={"cat": '{"who": "{id}"}', "c": "later rule"})
-    assert [reply.text for reply in generate_replies(engine, [ask("a", "a cat"), ask("b", "dog")])] == [
+def test_the_first_matching_rule_gives_the_reply_and_its_braces_stay():
+    engine = open_scripted(replies={"cat": '{"who": "{id}"}', "c": "later rule"})
+    assert [
+        reply.text for reply in generate_replies(engine, [build_request("a", "a cat"), build_request("b", "dog")])
+    ] == [
         '{"who": "a"}',
         "b: dog",
     ]
 
 
-def test_a_free_slot_is_filled_while_other_rows_are_being_answered():
-    engine = scripted(slots=3, delay_ms=3_600_000)
+def test_a_free_slot_is_filled_while_other_slots_are_busy():
+    engine = open_scripted(slots=3, delay_ms=3_600_000)
     for busy in (1, 2):
-        engine.submit(ask(str(busy)))
+        engine.submit(build_request(str(busy)))
         assert engine.step() == []
         assert engine.metrics()["busy"] == busy
 
 
-def test_a_desk_answers_in_the_order_asked_whatever_order_the_engine_finishes_in():
-    class Backwards(ScriptedEngine):
+def test_replies_come_in_the_order_of_the_requests():
+    class BackwardsEngine(ScriptedEngine):
         def step(self):
-            answers = [self.build_reply(request) for request in reversed(self.waiting)]
+            replies = [self.build_reply(request) for request in reversed(self.waiting)]
             self.waiting.clear()
-            return answers
+            return replies
 
-    desk = EngineThread(Backwards(scripted().settings))
-    answers = desk.answer_requests([ask(name) for name in "edcba"])
-    desk.close()
-    assert [answer.id for answer in answers] == list("edcba")
+    engine_thread = EngineThread(BackwardsEngine(open_scripted().settings))
+    replies = engine_thread.answer_requests([build_request(name) for name in "edcba"])
+    engine_thread.close()
+    assert [reply.id for reply in replies] == list("edcba")
 
 
-def test_callers_share_a_desk_and_the_same_id_twice_is_two_questions():
-    desk = EngineThread(scripted(slots=4, delay_ms=1))
+def test_callers_share_an_engine_and_may_use_the_same_ids():
+    engine_thread = EngineThread(open_scripted(slots=4, delay_ms=1))
     texts: dict[int, list[str]] = {}
 
-    def caller(number: int) -> None:
+    def ask_ten_rows(number: int) -> None:
         texts[number] = [
-            answer.text for answer in desk.answer_requests([ask(str(row), f"from {number}") for row in range(10)])
+            reply.text
+            for reply in engine_thread.answer_requests([build_request(str(row), f"from {number}") for row in range(10)])
         ]
 
-    threads = [threading.Thread(target=caller, args=(number,)) for number in range(5)]
+    threads = [threading.Thread(target=ask_ten_rows, args=(number,)) for number in range(5)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    desk.close()
+    engine_thread.close()
     assert texts == {number: [f"{row}: from {number}" for row in range(10)] for number in range(5)}
 
 
-def test_a_batch_is_no_barrier_for_another_callers_batch():
-    class Stuck(ScriptedEngine):
-        """Never answers the id `never` while others are asked."""
+def test_a_batch_does_not_wait_for_another_callers_batch():
+    class StuckEngine(ScriptedEngine):
+        """Never answers the id `never`."""
 
         def step(self):
-            answers = [self.build_reply(request) for request in self.waiting if request.id != "never"]
+            replies = [self.build_reply(request) for request in self.waiting if request.id != "never"]
             self.waiting = type(self.waiting)(request for request in self.waiting if request.id == "never")
-            return answers
+            return replies
 
-    desk = EngineThread(Stuck(scripted(slots=4).settings))
-    stuck = desk.submit_request(ask("never"))
-    assert desk.answer_requests([ask("a"), ask("b")])[1].id == "b"
-    assert not stuck.done()
-    desk.close()
+    engine_thread = EngineThread(StuckEngine(open_scripted(slots=4).settings))
+    future = engine_thread.submit_request(build_request("never"))
+    assert engine_thread.answer_requests([build_request("a"), build_request("b")])[1].id == "b"
+    assert not future.done()
+    engine_thread.close()
     with pytest.raises(RuntimeError, match="closed"):
-        stuck.result()
+        future.result()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_engine_that_dies_tells_everyone_who_waits_and_everyone_who_comes_later():
-    class Broken(ScriptedEngine):
+def test_an_engine_that_dies_raises_in_every_waiting_and_later_caller():
+    class BrokenEngine(ScriptedEngine):
         def step(self):
             if any(request.id == "bad" for request in self.waiting):
                 raise MemoryError("no more")
             return super().step()
 
-    desk = EngineThread(Broken(scripted().settings))
-    assert desk.answer_requests([ask("good")]) == [Reply("good", "good: hello", output_tokens=2)]
+    engine_thread = EngineThread(BrokenEngine(open_scripted().settings))
+    assert engine_thread.answer_requests([build_request("good")]) == [Reply("good", "good: hello", output_tokens=2)]
     with pytest.raises(MemoryError, match="no more"):
-        desk.answer_requests([ask("good"), ask("bad")])
+        engine_thread.answer_requests([build_request("good"), build_request("bad")])
     with pytest.raises(MemoryError):
-        desk.answer_requests([replace(ask("late"), id="late")])
-    desk.close()
+        engine_thread.answer_requests([replace(build_request("late"), id="late")])
+    engine_thread.close()
 
 
-def test_every_answer_says_how_long_the_engine_had_it():
-    class Slow(ScriptedEngine):
+def test_replies_carry_their_latency():
+    class SlowEngine(ScriptedEngine):
         def step(self):
             time.sleep(0.02)
             return super().step()
 
-    desk = EngineThread(Slow(scripted().settings))
-    assert all(reply.latency_s >= 0.02 for reply in desk.answer_requests([ask("a"), ask("b")]))
-    desk.close()
+    engine_thread = EngineThread(SlowEngine(open_scripted().settings))
+    assert all(
+        reply.latency_s >= 0.02 for reply in engine_thread.answer_requests([build_request("a"), build_request("b")])
+    )
+    engine_thread.close()

@@ -10,19 +10,19 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.model.engines.http import client
 from pipeline.retry_policy import RetryPolicy
-from tests.model.engines.chat_server import Act, Talker, said, wrong
+from tests.model.engines.chat_server import ChatServer, ServerResponse, complete, refuse
 
 KEY = "sk-hunter2-hunter2-hunter2"
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def shorten_waits(monkeypatch):
     monkeypatch.setattr(client, "RETRY_POLICY", RetryPolicy(first_wait_s=0.01, longest_wait_s=0.01))
     monkeypatch.setenv("LLM_KEY", KEY)
 
 
-def command(workspace, talker, *more, **sections):
-    engine = {"kind": "http", "url": talker.url, "api_key": "${LLM_KEY}", "price": {"input": 2.0, "output": 10.0}}
+def build_command(workspace, server, *more, **sections):
+    engine = {"kind": "http", "url": server.url, "api_key": "${LLM_KEY}", "price": {"input": 2.0, "output": 10.0}}
     path = workspace.write_job_file(**{"engine": engine, **sections})
     text = path.read_text().replace("  default: seen {id}\n", "").replace("  slots: 8\n", "")
     path.write_text(text)
@@ -32,21 +32,21 @@ def command(workspace, talker, *more, **sections):
 def test_no_row_is_lost_to_server_errors_and_the_cost_is_reported(workspace, capsys):
     """Every second request gets an error, of all kinds in turn."""
     errors = [
-        wrong(429, "slow", **{"Retry-After": "0.01"}),
-        wrong(500, "oops"),
-        Act(200, "<html>"),
-        Act(200, "x", cut=0),
+        refuse(429, "slow", **{"Retry-After": "0.01"}),
+        refuse(500, "oops"),
+        ServerResponse(200, "<html>"),
+        ServerResponse(200, "x", cut=0),
     ]
     lock, count = threading.Lock(), [0]
 
-    def script(heard):
+    def respond(received):
         with lock:
             count[0] += 1
-            return errors[count[0] // 2 % len(errors)] if count[0] % 2 else said("fine")
+            return errors[count[0] // 2 % len(errors)] if count[0] % 2 else complete("fine")
 
     workspace.write_manifest(workspace.draw_images(20))
-    with Talker(script) as talker:
-        assert main(command(workspace, talker, "run", "--local")) == 0
+    with ChatServer(respond) as server:
+        assert main(build_command(workspace, server, "run", "--local")) == 0
     assert workspace.list_answered_ids() == sorted(f"r{number}" for number in range(20))
     assert {row["tokens"]["prompt"] for row in workspace.read_answers()} == {7}
     (path,) = (workspace.folder / "out/runs").glob("*/report.json")
@@ -58,13 +58,13 @@ def test_no_row_is_lost_to_server_errors_and_the_cost_is_reported(workspace, cap
 
 def test_the_api_key_is_in_no_file_and_no_message(workspace, capsys):
     """Not even if the server sends it back."""
-    script = {"fine": said("fine"), "echo": wrong(400, f"key {KEY} may not")}
+    respond = {"fine": complete("fine"), "echo": refuse(400, f"key {KEY} may not")}
     workspace.write_manifest(
         [dict(row, hint="echo" if at else "fine") for at, row in enumerate(workspace.draw_images(3))]
     )
-    with Talker(lambda heard: script["echo" if "echo" in heard.text else "fine"]) as talker:
-        assert main(command(workspace, talker, "run", "--local", prompt={"user": "{hint}"})) == 3
-        assert talker.heard[0].headers["Authorization"] == f"Bearer {KEY}"
+    with ChatServer(lambda received: respond["echo" if "echo" in received.text else "fine"]) as server:
+        assert main(build_command(workspace, server, "run", "--local", prompt={"user": "{hint}"})) == 3
+        assert server.received[0].headers["Authorization"] == f"Bearer {KEY}"
     written = [path for path in (workspace.folder / "out").rglob("*") if path.is_file()]
     assert {path.suffix for path in written} >= {".json", ".parquet"}
     assert [path for path in written if KEY.encode() in path.read_bytes()] == []
@@ -76,44 +76,44 @@ def test_the_api_key_is_in_no_file_and_no_message(workspace, capsys):
 def test_a_revoked_key_stops_the_run_and_the_next_run_goes_on(workspace, capsys):
     revoked = threading.Event()
 
-    def script(heard):
+    def respond(received):
         if revoked.is_set():
-            return wrong(401, "expired")
-        if len(talker.heard) > 8:
+            return refuse(401, "expired")
+        if len(server.received) > 8:
             revoked.set()
-        return said("fine")
+        return complete("fine")
 
     workspace.write_manifest(workspace.draw_images(20))
-    with Talker(script) as talker:
-        assert main(command(workspace, talker, "run", "--local")) == 2
+    with ChatServer(respond) as server:
+        assert main(build_command(workspace, server, "run", "--local")) == 2
         assert "engine.api_key: " in capsys.readouterr().err
         before = set(workspace.list_answered_ids())
         assert 4 <= len(before) < 20
         revoked.clear()
-        asked = len(talker.heard)
-        talker.script = lambda heard: said("fine")
-        assert main(command(workspace, talker, "run", "--local")) == 0
-        assert len(talker.heard) - asked == 20 - len(before)
+        requests_before = len(server.received)
+        server.respond = lambda received: complete("fine")
+        assert main(build_command(workspace, server, "run", "--local")) == 0
+        assert len(server.received) - requests_before == 20 - len(before)
     assert workspace.list_answered_ids() == sorted(f"r{number}" for number in range(20))
     assert workspace.read_dead_letters() == []
 
 
 def test_a_plan_shows_the_price(workspace, capsys):
     workspace.write_manifest(workspace.draw_images(4))
-    with Talker() as talker:
-        assert main(command(workspace, talker, "plan", "--answer-tokens", "100000")) == 0
-        assert talker.heard == []
+    with ChatServer() as server:
+        assert main(build_command(workspace, server, "plan", "--answer-tokens", "100000")) == 0
+        assert server.received == []
     out = capsys.readouterr().out
     assert "cost            4.0" in out
     assert "GPU hours" not in out
 
 
 def test_boxes_use_the_coordinates_that_the_job_declares(workspace):
-    answer = said('{"boxes": [{"bbox_2d": [0, 0, 500, 1000], "label": "all"}]}')
+    answer = complete('{"boxes": [{"bbox_2d": [0, 0, 500, 1000], "label": "all"}]}')
     workspace.write_manifest(workspace.draw_images(1))
     more = {"answer": {"schema": "boxes"}}
-    with Talker(lambda heard: answer) as talker:
-        path = command(workspace, talker, "run", "--local", "--set", "engine.coordinates=thousandths", **more)
+    with ChatServer(lambda received: answer) as server:
+        path = build_command(workspace, server, "run", "--local", "--set", "engine.coordinates=thousandths", **more)
         assert main(path) == 0
     (row,) = workspace.read_answers()
     assert row["answer"]["boxes"][0]["bbox_2d"] == [0, 0, 20, 30]

@@ -1,6 +1,6 @@
-"""vLLM, inside and as a server, says what our own engine says: same prompts, same pixels, same schemas, same endings.
+"""vLLM in the replica and as a server gives the answers of our own engine, schemas and completed answers included.
 
-Run by `make test-vllm` with the Python that has vLLM; a CPU build is enough.
+`make test-vllm` runs it with a Python that has vLLM. A CPU build is enough.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.base import get_engine_type
 from pipeline.model.engines.vllm import VllmEngineType
 from pipeline.types import Clip, Failure, Reply, Request, Sampling, Turn
-from tests.model.engines.vllm_server import KEY, serving
+from tests.model.engines.vllm_server import KEY, serve_with_vllm
 
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="make test-vllm")]
 ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}
@@ -36,7 +36,7 @@ WIDE = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 32,
-}  # as vLLM's CPU kernels have
+}  # head sizes that vLLM's CPU kernels support
 VISION = {
     "qwen2_vl": {"hidden_size": 128},
     "qwen2_5_vl": {"out_hidden_size": 128},
@@ -61,114 +61,120 @@ SCHEMA = json.dumps(
 )
 
 
-def tiny(folder: Path, kind: str) -> Path:
-    rope = ROPE | ({"mrope_interleaved": True} if kind == "qwen3_vl" else {})  # as the hub's checkpoints say
+def write_tiny_checkpoint(folder: Path, kind: str) -> Path:
+    rope = ROPE | ({"mrope_interleaved": True} if kind == "qwen3_vl" else {})  # as in the checkpoints of the hub
     return write_random_checkpoint(
         folder, kind, text_config=WIDE | {"rope_parameters": rope}, vision_config=VISION[kind]
     )
 
 
-def job(folder: Path, **engine: Any) -> Job:
-    said = {"name": "t", "input": {"manifest": "m"}, "output": {"path": "out"}, "engine": engine}
+def build_job(folder: Path, **engine: Any) -> Job:
+    summarize = {"name": "t", "input": {"manifest": "m"}, "output": {"path": "out"}, "engine": engine}
     model = {"weights": str(folder), "context": {"max_length": 2048}}
-    return Job.model_validate(said | {"model": model})
+    return Job.model_validate(summarize | {"model": model})
 
 
-def asked(family: Any) -> list[Request]:
-    """Pictures of odd shapes, several, none; videos at odd rates; schemas with too little and enough room."""
+def build_requests(family: Any) -> list[Request]:
+    """Images of unusual shapes, several or none, videos at unusual rates, and schemas with enough and too small budgets."""
     rng, side = np.random.default_rng(0), family.patch_size * family.merge_size
 
-    def picture(height: int, width: int) -> Clip:
+    def build_image(height: int, width: int) -> Clip:
         pixels = rng.integers(0, 256, (1, 3, height * side, width * side), dtype=np.uint8)
         return Clip("image", pixels, (width * side, height * side))
 
-    def film(frames: int, height: int, width: int) -> Clip:
+    def build_video(frames: int, height: int, width: int) -> Clip:
         pixels = rng.integers(0, 256, (frames, 3, height * side, width * side), dtype=np.uint8)
         times = tuple(0.3 + 0.7 * frame for frame in range(frames))
         return Clip("video", pixels, (width * side, height * side), "film", times, 1 / 0.7)
 
     rows: dict[str, tuple[tuple[str | Clip, ...], int, str | None]] = {
-        "picture": ((picture(4, 3), "what is this?"), 24, None),
-        "two": ((picture(2, 5), picture(3, 3), "compare <|image_pad|> both"), 24, None),
+        "picture": ((build_image(4, 3), "what is this?"), 24, None),
+        "two": ((build_image(2, 5), build_image(3, 3), "compare <|image_pad|> both"), 24, None),
         "words": (("no picture",), 24, None),
-        "cut": ((picture(4, 3), "box"), 40, SCHEMA),
-        "whole": ((picture(5, 3), "box"), 200, SCHEMA),
-        "film": ((film(6, 2, 2), "what happens?"), 24, None),
-        "films": (("first ", film(5, 2, 3), " then ", film(4, 2, 2), "?"), 24, None),
+        "cut": ((build_image(4, 3), "box"), 40, SCHEMA),
+        "whole": ((build_image(5, 3), "box"), 200, SCHEMA),
+        "film": ((build_video(6, 2, 2), "what happens?"), 24, None),
+        "films": (("first ", build_video(5, 2, 3), " then ", build_video(4, 2, 2), "?"), 24, None),
     }
-    made = []
+    requests = []
     for name, (parts, budget, schema) in rows.items():
         turns = (Turn("user", parts),)
         encoded = family.encode_turns(turns)
-        how = Sampling(max_new_tokens=budget)
-        made.append(Request(name, turns, encoded.input_ids, encoded.positions, encoded.vision_tokens, how, schema))
-    return made
+        sampling = Sampling(max_new_tokens=budget)
+        requests.append(
+            Request(name, turns, encoded.input_ids, encoded.positions, encoded.vision_tokens, sampling, schema)
+        )
+    return requests
 
 
-def answers(asking: Job, requests: list[Request]) -> dict[str, Reply | Failure]:
-    engine = get_engine_type(asking).open(asking)
+def get_answers(job: Job, requests: list[Request]) -> dict[str, Reply | Failure]:
+    engine = get_engine_type(job).open(job)
     try:
         return {answer.id: answer for answer in generate_replies(engine, requests)}
     finally:
         engine.close()
 
 
-def said(found: dict[str, Reply | Failure]) -> dict[str, tuple[str, str]]:
+def summarize(answers: dict[str, Reply | Failure]) -> dict[str, tuple[str, str]]:
     return {
-        name: (each.text, each.finish) if isinstance(each, Reply) else (each.kind, each.message)
-        for name, each in found.items()
+        name: (answer.text, answer.finish) if isinstance(answer, Reply) else (answer.kind, answer.message)
+        for name, answer in answers.items()
     }
 
 
-def plain(found: dict[str, Reply | Failure], *names: str) -> dict[str, tuple[str, str]]:
-    """Without what servers leave out: control tokens, and the bytes of half a character."""
-    return {name: (re.sub(r"<\|\w+\|>|\ufffd", "", found[name].text), found[name].finish) for name in names}
+def strip_control_tokens(answers: dict[str, Reply | Failure], *names: str) -> dict[str, tuple[str, str]]:
+    """Servers leave out control tokens and the bytes of half a character."""
+    return {name: (re.sub(r"<\|\w+\|>|\ufffd", "", answers[name].text), answers[name].finish) for name in names}
 
 
 @pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl", "qwen2_vl"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny(tmp_path_factory.mktemp("w"), request.param)
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("w"), request.param)
 
 
-def test_vllm_inside_says_what_our_engine_says(folder):
-    requests = asked(family_loader.load_family(folder))
-    theirs = answers(job(folder, kind="vllm", **SMALL), requests)
-    assert said(theirs) == said(answers(job(folder, kind="torch"), requests))
+def test_vllm_in_the_replica_answers_as_our_engine_does(folder):
+    requests = build_requests(family_loader.load_family(folder))
+    theirs = get_answers(build_job(folder, kind="vllm", **SMALL), requests)
+    assert summarize(theirs) == summarize(get_answers(build_job(folder, kind="torch"), requests))
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    folder = tiny(tmp_path_factory.mktemp("s"), "qwen2_5_vl")
-    with serving(folder, folder / "server.log", longest=2048, slots=8) as url:
+    folder = write_tiny_checkpoint(tmp_path_factory.mktemp("s"), "qwen2_5_vl")
+    with serve_with_vllm(folder, folder / "server.log", max_model_len=2048, slots=8) as url:
         yield url, folder
 
 
-def test_vllms_server_says_what_our_engine_says(server):
+def test_vllms_server_answers_as_our_engine_does(server):
     url, folder = server
-    alike = (
+    compared_ids = (
         "picture",
         "words",
         "cut",
         "whole",
         "film",
-    )  # one video a row; what is special in a row's text is broken up
-    requests = [request for request in asked(family_loader.load_family(folder)) if request.id in alike]
-    theirs = answers(job(folder, kind="http", url=url, api_key=KEY, video="native"), requests)
-    ours = answers(job(folder, kind="torch"), requests)
-    assert plain(theirs, "picture", "words", "whole", "film") == plain(ours, "picture", "words", "whole", "film")
-    label, box = json.loads(theirs["cut"].text).values()  # ended past the server's budget, ours within it
+    )  # without several videos per row, and without special tokens in the text, which are escaped
+    requests = [request for request in build_requests(family_loader.load_family(folder)) if request.id in compared_ids]
+    theirs = get_answers(build_job(folder, kind="http", url=url, api_key=KEY, video="native"), requests)
+    ours = get_answers(build_job(folder, kind="torch"), requests)
+    assert strip_control_tokens(theirs, "picture", "words", "whole", "film") == strip_control_tokens(
+        ours, "picture", "words", "whole", "film"
+    )
+    label, box = json.loads(
+        theirs["cut"].text
+    ).values()  # completed beyond the server's budget; our engine stays within it
     assert label.startswith(json.loads(ours["cut"].text)["label"])
     assert len(box) == 4
     for request in requests:
         assert theirs[request.id].prompt_tokens == len(request.input_ids)
 
 
-def test_vllms_server_refuses_a_wrong_key_and_a_wrong_name(server):
+def test_vllms_server_refuses_a_wrong_api_key_and_a_wrong_model(server):
     url, folder = server
     with pytest.raises(JobError, match=r"engine\.api_key: .* answers 401"):
-        answers(job(folder, kind="http", url=url, api_key="mellon"), [])
+        get_answers(build_job(folder, kind="http", url=url, api_key="mellon"), [])
     with pytest.raises(JobError, match=r"engine\.model: large is named, and .* serves tiny"):
-        answers(job(folder, kind="http", url=url, api_key=KEY, model="large"), [])
+        get_answers(build_job(folder, kind="http", url=url, api_key=KEY, model="large"), [])
 
 
 SCRIPT = """
@@ -193,42 +199,47 @@ while True:
 
 
 @pytest.mark.parametrize(("what", "words"), [("start", "vLLM does not start"), ("death", "vLLM's engine is dead")])
-def test_an_engine_that_does_not_start_or_dies_ends_its_process_and_says_so(tmp_path, what, words):
-    """As a crash, which Ray answers with another process; an exception would be held against the rows."""
-    command = [sys.executable, "-c", SCRIPT, str(tiny(tmp_path, "qwen2_5_vl")), what]
+def test_an_engine_that_does_not_start_or_dies_ends_its_process_with_a_message(tmp_path, what, words):
+    """Ray answers a crash with another process. An exception would count against the rows."""
+    command = [sys.executable, "-c", SCRIPT, str(write_tiny_checkpoint(tmp_path, "qwen2_5_vl")), what]
     done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=300)
     assert done.returncode == ExitCode.HANG
     assert f"vlbatch: {words}" in done.stderr
 
 
-def test_an_argument_that_vllm_does_not_know_is_refused_with_the_nearest_it_knows():
-    found = VllmEngineType().find_problems(job(Path("w"), kind="vllm", max_num_seq=4, dtype="float16"))
-    assert found == [
+def test_an_unknown_argument_is_refused_with_the_closest_known_one():
+    answers = VllmEngineType().find_problems(build_job(Path("w"), kind="vllm", max_num_seq=4, dtype="float16"))
+    assert answers == [
         "engine.dtype: say it as model.dtype",
         "engine.max_num_seq: vLLM's engine has no such argument. Did you mean 'max_num_seqs'?",
     ]
 
 
 @pytest.fixture(scope="module", params=[("builtin:tiny", "caption detect video"), ("builtin:tiny-invoice", "invoice")])
-def taught(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[str]]]:
-    """A built-in model, served; and what it was taught."""
+def served_model(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, list[str]]]:
+    """The URL of a server with a built-in model, and the tasks of the model."""
     name, tasks = request.param
-    with serving(
-        checkpoint_location.locate_checkpoint(name), tmp_path_factory.mktemp("t") / "server.log", longest=4096, slots=32
+    with serve_with_vllm(
+        checkpoint_location.locate_checkpoint(name),
+        tmp_path_factory.mktemp("t") / "server.log",
+        max_model_len=4096,
+        slots=32,
     ) as url:
         yield url, tasks.split()
 
 
-def test_the_built_in_models_answer_and_score_the_same_through_every_door(taught, tmp_path, monkeypatch):
-    """The jobs of the demo, with one line changed: the same words, boxes, fields and times, and so the same marks."""
-    url, tasks = taught
+def test_the_built_in_models_answer_and_score_the_same_with_every_engine(served_model, tmp_path, monkeypatch):
+    """The jobs of the demo with one line changed give the same answers and scores."""
+    url, tasks = served_model
     monkeypatch.setenv("DOORS_KEY", KEY)
     http = {"url": url, "api_key": "${DOORS_KEY}"}
     for task in tasks:
-        native = {"video": "native"} if task == "video" else {}  # which makes it another question, so to speak
+        native = {"video": "native"} if task == "video" else {}  # which changes the fingerprint
         engines = {"torch": {}, "vllm": {**SMALL, "max_num_seqs": 32}, "http": http | native}
         manifest = scene_files.write_scene_files(tmp_path / task, task, 24)
-        found, marks = {}, {}
+        answers, scores_by_engine = {}, {}
         for kind, more in engines.items():
             out = tmp_path / task / kind
             line = json.dumps({"kind": kind, **more})
@@ -237,12 +248,14 @@ def test_the_built_in_models_answer_and_score_the_same_through_every_door(taught
             columns = ["id", "text", "answer", "finish", "tokens", "flags", "question", "fingerprint"]
             rows = ds.dataset(out / "data").to_table(columns).to_pylist()
             for row in rows:
-                del row["tokens"]["output"]  # forced words may be spelled in fewer tokens than a model takes
-            found[kind] = {row["id"]: row for row in rows}
-            marks[kind] = scores.score_answers(task, evaluate.read_answers_and_truths(manifest, out))
-        assert len(found["torch"]) == 24
-        for name, row in found["torch"].items():
-            assert found["vllm"][name] == row
-            assert found["http"][name] == row | ({"fingerprint": found["http"][name]["fingerprint"]} if native else {})
-        assert marks["vllm"] == marks["http"] == marks["torch"]
-        assert min(marks["torch"].values()) > 0.6
+                del row["tokens"]["output"]  # forced text may take fewer tokens than the model would use
+            answers[kind] = {row["id"]: row for row in rows}
+            scores_by_engine[kind] = scores.score_answers(task, evaluate.read_answers_and_truths(manifest, out))
+        assert len(answers["torch"]) == 24
+        for name, row in answers["torch"].items():
+            assert answers["vllm"][name] == row
+            assert answers["http"][name] == row | (
+                {"fingerprint": answers["http"][name]["fingerprint"]} if native else {}
+            )
+        assert scores_by_engine["vllm"] == scores_by_engine["http"] == scores_by_engine["torch"]
+        assert min(scores_by_engine["torch"].values()) > 0.6

@@ -1,4 +1,4 @@
-"""vLLM's own OpenAI server over a checkpoint, on this machine, for as long as it is needed."""
+"""Runs vLLM's own OpenAI server on this machine for a test."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ FLAGS = ["--enforce-eager", "--trust-request-mm-kwargs"]
 
 
 @contextmanager
-def serving(weights: Path, log: Path, *, longest: int, slots: int) -> Iterator[str]:
-    """Its address; it wants KEY."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    said = {**OPTIONS, "model": weights, "port": port, "max-model-len": longest, "max-num-seqs": slots}
+def serve_with_vllm(weights: Path, log: Path, *, max_model_len: int, slots: int) -> Iterator[str]:
+    """The URL of the server, which expects the API key KEY."""
+    with socket.socket() as free_socket:
+        free_socket.bind(("127.0.0.1", 0))
+        port = free_socket.getsockname()[1]
+    options = {**OPTIONS, "model": weights, "port": port, "max-model-len": max_model_len, "max-num-seqs": slots}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *FLAGS]
-    command += [word for name, value in said.items() for word in (f"--{name}", str(value))]
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    with log.open("wb") as log_file:
+        process = subprocess.Popen(command, stdout=log_file, stderr=log_file, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     try:
-        while not healthy(f"http://127.0.0.1:{port}/health"):
+        while not is_healthy(f"http://127.0.0.1:{port}/health"):
             if process.poll() is not None:
                 raise RuntimeError(f"the server ended:\n{log.read_text()[-3000:]}")
             time.sleep(0.5)
@@ -46,7 +46,7 @@ def serving(weights: Path, log: Path, *, longest: int, slots: int) -> Iterator[s
         process.wait(60)
 
 
-def healthy(url: str) -> bool:
+def is_healthy(url: str) -> bool:
     try:
         urllib.request.urlopen(url, timeout=2).close()
     except OSError:
