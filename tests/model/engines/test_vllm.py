@@ -75,7 +75,7 @@ def build_job(folder: Path, **engine: Any) -> Job:
 
 
 def build_requests(family: Any) -> list[Request]:
-    """Images of unusual shapes, several or none, videos at unusual rates, and schemas with enough and too small budgets."""
+    """Images of unusual shapes, several or none, videos at unusual rates, schemas with large and small budgets."""
     rng, side = np.random.default_rng(0), family.patch_size * family.merge_size
 
     def build_image(height: int, width: int) -> Clip:
