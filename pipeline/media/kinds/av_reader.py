@@ -1,9 +1,9 @@
-"""A video file -> its frames, through PyAV (FFmpeg).
+"""Reads video frames with PyAV (FFmpeg).
 
-Bit-exact shortcuts: a jump to the key frame before a wanted frame, nothing decoded after it, and frames that
-nothing refers to left out. Where a jump lands wrong (streams without an index), all is read from the start.
-A file with holes is read only where that was announced: what a hole holds is no video.
-FFmpeg may open nothing but this file: playlists, which name other files and hosts, are no format here.
+The shortcuts do not change pixels: it seeks to the key frame before a wanted frame, stops after the frame, and skips
+frames that no other frame refers to. Where a seek lands wrong, as in streams without an index, it reads from the
+start. In a partly downloaded file it reads only the ranges that were announced. FFmpeg may open no other file:
+playlists, which name files and hosts, are not among the allowed formats.
 """
 
 from __future__ import annotations
@@ -27,29 +27,26 @@ from pipeline.media.kinds.packets import Packet, PacketIndex, PacketRun
 Frame = NDArray[np.uint8]
 ALLOWED_FORMATS = "mov,matroska,webm,avi,flv,asf,mpegts,mpeg,mpegvideo,h264,hevc,yuv4mpegpipe,ogg,ivf,gif"
 CONTAINER_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ALLOWED_FORMATS}
-UNPARSED_OPTIONS = {
-    **CONTAINER_OPTIONS,
-    "fflags": "noparse",
-}  # packets as the container lists them, whatever is in them
+UNPARSED_OPTIONS = {**CONTAINER_OPTIONS, "fflags": "noparse"}  # lists packets without reading them
 
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """How a telephone was held, or that a film is mirrored: axes swapped first, then flipped."""
+    """How a phone was held, or that a video is mirrored. Axes are swapped first, then flipped."""
 
     swap_axes: bool = False
-    flip_horizontal: bool = False  # left is right
-    flip_vertical: bool = False  # up is down
+    flip_horizontal: bool = False
+    flip_vertical: bool = False
 
     @classmethod
     def from_frame(cls, frame: VideoFrame) -> Orientation:
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
         if matrix is None:
             return cls()
-        right, down, _, left, below, *_ = struct.unpack("=9i", bytes(matrix))  # where steps to the right and down lead
-        if abs(down) > abs(right):
-            return cls(True, left < 0, down < 0)
-        return cls(False, right < 0, below < 0)
+        x_to_x, x_to_y, _, y_to_x, y_to_y, *_ = struct.unpack("=9i", bytes(matrix))
+        if abs(x_to_y) > abs(x_to_x):
+            return cls(True, y_to_x < 0, x_to_y < 0)
+        return cls(False, x_to_x < 0, y_to_y < 0)
 
     def apply(self, frame: Frame) -> Frame:
         frame = frame.transpose(1, 0, 2) if self.swap_axes else frame
@@ -71,17 +68,17 @@ class PyAvReader:
             self._reopen_container()
         first = next((frame for _, frame in self._iterate_frames([0], seek=limits.holes)), None) if self.times else None
         if first is None and limits.holes:
-            raise DecodeError("holes", "its first frame is not among the bytes that were read")
+            raise DecodeError("holes", "its first frame is not among the downloaded bytes")
         self.orientation = Orientation.from_frame(first) if first else Orientation()
         size = (first.width, first.height) if first else (self.codec.width, self.codec.height)
         self.size = (size[1], size[0]) if self.orientation.swap_axes else size
 
     def _open_container(self, options: dict[str, str] = CONTAINER_OPTIONS) -> None:
         self.container = av.open(str(self.path), options=options, metadata_errors="replace")
-        found = [each for each in self.container.streams.video if "attached_pic" not in str(each.disposition)]
-        if not found:
+        streams = [stream for stream in self.container.streams.video if "attached_pic" not in str(stream.disposition)]
+        if not streams:
             raise DecodeError("no_video", "a file without a video track")
-        self.stream = found[0]
+        self.stream = streams[0]
         self.codec = self.stream.codec_context
         if self.codec is None:
             raise DecodeError("codec", "no decoder for this kind of video")
@@ -89,19 +86,14 @@ class PyAvReader:
         self.codec.thread_type = "AUTO" if self.limits.threads > 1 else "SLICE"
 
     def _index_packets(self) -> None:
-        """Where every frame is in time. Streams that do not say are read in order, evenly spaced."""
+        """Sets the time of every frame. Frames of streams without timestamps are taken to be evenly spaced."""
+        packets = [packet for packet in self.container.demux(self.stream) if packet.size]
         self.packet_index = PacketIndex(
-            [
-                Packet(each.pts, each.is_keyframe, not each.is_discard, -1 if each.pos is None else each.pos, each.size)
-                for each in self.container.demux(self.stream)
-                if each.size
-            ]
+            [Packet(p.pts, p.is_keyframe, not p.is_discard, -1 if p.pos is None else p.pos, p.size) for p in packets]
         )
-        base = float(self.stream.time_base or 1)
-        rate = float(self.stream.average_rate or 25)
-        self.times = [
-            stamp * base if self.packet_index.has_usable_pts else stamp / rate for stamp in self.packet_index.frame_pts
-        ]
+        has_pts = self.packet_index.has_usable_pts
+        unit = float(self.stream.time_base or 1) if has_pts else 1 / float(self.stream.average_rate or 25)
+        self.times = [pts * unit for pts in self.packet_index.frame_pts]
 
     def find_byte_ranges(self, indices: Sequence[int]) -> list[tuple[int, int]] | None:
         return self.packet_index.find_byte_ranges(indices)
@@ -109,11 +101,11 @@ class PyAvReader:
     def decode_frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Frame]]:
         wanted = {self.packet_index.frame_pts[index]: index for index in indices}
         if self.limits.holes:
-            self._reopen_container()  # forgets what it read where there was nothing yet
-        for leap in (True, False) if self.packet_index.has_usable_pts else (False,):
-            for stamp, frame in self._iterate_frames(sorted(wanted.values()), seek=leap):
-                if stamp in wanted:
-                    yield wanted.pop(stamp), self._to_rgb_array(frame)
+            self._reopen_container()  # drops what was buffered before the bytes arrived
+        for seek in (True, False) if self.packet_index.has_usable_pts else (False,):
+            for pts, frame in self._iterate_frames(sorted(wanted.values()), seek=seek):
+                if pts in wanted:
+                    yield wanted.pop(pts), self._to_rgb_array(frame)
             if not wanted or self.limits.holes:
                 return
 
@@ -122,51 +114,51 @@ class PyAvReader:
         return self.orientation.apply(pixels)
 
     def _iterate_frames(self, indices: Sequence[int], *, seek: bool) -> Iterator[tuple[int, VideoFrame]]:
-        """Frames, those wanted among them: of all there is, or, leaping, of the runs alone."""
-        ordered = self.packet_index.has_usable_pts
-        wanted = {self.packet_index.frame_pts[index] for index in indices} if ordered else None
-        if seek and ordered:
+        """(pts, frame) of all frames, or with `seek` of the runs that hold the wanted ones."""
+        has_pts = self.packet_index.has_usable_pts
+        wanted = {self.packet_index.frame_pts[index] for index in indices} if has_pts else None
+        if seek and has_pts:
             for run in self.packet_index.find_runs(indices):
                 self.container.seek(self.packet_index.packets[run.first_packet].pts or 0, stream=self.stream)
                 yield from ((frame.pts, frame) for frame in self._decode_packets(wanted, run) if frame.pts is not None)
             return
         self._reopen_container()
         for number, frame in enumerate(self._decode_packets(wanted, None)):
-            yield (frame.pts if ordered and frame.pts is not None else number), frame
+            yield (frame.pts if has_pts and frame.pts is not None else number), frame
 
     def _reopen_container(self) -> None:
         self.container.close()
         self._open_container()
 
     def _decode_packets(self, wanted_pts: set[int] | None, run: PacketRun | None) -> Iterator[VideoFrame]:
-        """Decodes on from where the file stands. Broken packets are passed over."""
-        skip: Literal["DEFAULT", "NONREF"] = "DEFAULT"
-        self.codec.skip_frame = skip
+        """Decodes from the current position. Broken packets are skipped."""
+        skipped: Literal["DEFAULT", "NONREF"] = "DEFAULT"
+        self.codec.skip_frame = skipped
         for packet in self._iterate_packets(run):
             if wanted_pts is not None and packet is not None and packet.pts is not None:
-                need: Literal["DEFAULT", "NONREF"] = "DEFAULT" if packet.pts in wanted_pts else "NONREF"
-                if need != skip:
-                    self.codec.skip_frame = skip = need
+                can_skip: Literal["DEFAULT", "NONREF"] = "DEFAULT" if packet.pts in wanted_pts else "NONREF"
+                if can_skip != skipped:
+                    self.codec.skip_frame = skipped = can_skip
             try:
                 yield from self.codec.decode(packet)
             except av.error.InvalidDataError:
                 continue
 
     def _iterate_packets(self, run: PacketRun | None) -> Iterator[AvPacket[Any] | None]:
-        """Those of the run, or all that follow; None, which has the decoder give what it holds back."""
-        following = run.first_packet if run else 0
+        """The packets of the run, or all that follow; then None, which flushes the decoder."""
+        next_number = run.first_packet if run else 0
         for packet in self.container.demux(self.stream):
             if run and packet.size:
                 number = -1 if packet.pts is None else self.packet_index.number_by_pts.get(packet.pts, -1)
-                if number < following:
+                if number < next_number:
                     continue
-                if number > following:  # landed too late
+                if number > next_number:  # the seek landed too late
                     break
-                following += 1
+                next_number += 1
             yield packet if packet.size else None
             if not packet.size:
                 return
-            if run and following > run.last_packet:
+            if run and next_number > run.last_packet:
                 break
         yield None
 

@@ -1,4 +1,4 @@
-"""A video file -> its frames, through decord. From a path: decord reads file objects whole."""
+"""Reads video frames with decord, from a path: decord would read a file object whole."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pipeline.media.kinds.base import DecodeLimits
 
 
 class DecordReader:
-    """Frames one by one: a batch of them at full size would be the largest thing in memory."""
+    """Decodes frames one by one: a batch at full size would be the largest thing in memory."""
 
     def __init__(self, path: Path, limits: DecodeLimits):
         if limits.holes:
-            raise DecodeError("holes", "decord reads a file whole")
+            raise DecodeError("holes", "decord needs the whole file")
         self.video: Any = decord.VideoReader(str(path), num_threads=limits.threads)
         self.fps = float(self.video.get_avg_fps())
         count = len(self.video)

@@ -1,7 +1,8 @@
-"""The packets of a video, in the order in which they lie in the file -> which of them must be decoded for some frames.
+"""Which packets of a video must be decoded for some frames.
 
-A run begins at a key frame and ends with the last packet that its frames need; what lies between two
-runs is neither read nor decoded. Pure: the same answer tells a reader what to decode and a fetcher what to bring.
+Packets are listed in file order. A run begins at a key frame and ends with the last packet that its frames need;
+packets between two runs are neither read nor decoded. The reader decodes by this list, and the fetcher downloads by
+it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from functools import cached_property
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    pts: int | None  # when it is shown, in the stream's own unit
+    pts: int | None  # when it is shown, in the stream's time base
     is_keyframe: bool
-    is_shown: bool  # False: only there for others to lean on
+    is_shown: bool  # False: only other frames refer to it
     offset: int  # in the file; -1 where the container does not say
     size: int
 
@@ -34,10 +35,11 @@ class PacketIndex:
 
     @cached_property
     def number_by_pts(self) -> dict[int, int]:
-        """Of the packet with a stamp. Empty where stamps are missing, not unique, or of several recordings at once."""
-        found = {each.pts: number for number, each in enumerate(self.packets) if each.pts is not None}
-        in_file = [stamp for stamp, number in found.items() if self.packets[number].is_keyframe]
-        return found if len(found) == len(self.packets) and in_file == self.keyframe_pts else {}
+        """Empty where timestamps are missing or not unique, or where the file holds several recordings."""
+        numbers = {packet.pts: number for number, packet in enumerate(self.packets) if packet.pts is not None}
+        keyframe_pts_in_file = [pts for pts, number in numbers.items() if self.packets[number].is_keyframe]
+        is_usable = len(numbers) == len(self.packets) and keyframe_pts_in_file == self.keyframe_pts
+        return numbers if is_usable else {}
 
     @property
     def has_usable_pts(self) -> bool:
@@ -45,29 +47,29 @@ class PacketIndex:
 
     @cached_property
     def frame_pts(self) -> list[int]:
-        """Of every frame, in the order of showing; without stamps frames count as they come.
+        """The timestamp of every frame, in display order. Without timestamps, frames are numbered in file order.
 
-        What is shown before the first key frame leans on what was cut off, and no decoder gives it.
+        Frames before the first key frame are left out: they refer to what was cut off, so no decoder returns them.
         """
-        shown = [each.pts for each in self.packets if each.is_shown]
+        shown = [packet.pts for packet in self.packets if packet.is_shown]
         if not self.has_usable_pts:
             return [*range(len(shown))]
         start = self.keyframe_pts[0] if self.keyframe_pts else -math.inf
-        return sorted(stamp for stamp in shown if stamp is not None and stamp >= start)
+        return sorted(pts for pts in shown if pts is not None and pts >= start)
 
     @cached_property
     def keyframe_pts(self) -> list[int]:
-        """Stamps of key frames. A frame shown before one may lean on what came before it."""
-        return sorted(each.pts for each in self.packets if each.is_keyframe and each.pts is not None)
+        """A frame that is shown before a key frame may refer to frames before it."""
+        return sorted(packet.pts for packet in self.packets if packet.is_keyframe and packet.pts is not None)
 
     def find_runs(self, indices: Sequence[int]) -> list[PacketRun]:
-        """For frames in ascending order."""
+        """Takes frames in ascending order."""
         runs: list[PacketRun] = []
         for index in indices:
-            stamp = self.frame_pts[index]
-            last = self.number_by_pts[stamp]
-            at = bisect_right(self.keyframe_pts, stamp)
-            first = min(self.number_by_pts[self.keyframe_pts[at - 1]] if at else 0, last)
+            pts = self.frame_pts[index]
+            last = self.number_by_pts[pts]
+            keyframes_before = bisect_right(self.keyframe_pts, pts)
+            first = min(self.number_by_pts[self.keyframe_pts[keyframes_before - 1]] if keyframes_before else 0, last)
             if runs and first <= runs[-1].last_packet:
                 runs[-1] = PacketRun(runs[-1].first_packet, max(runs[-1].last_packet, last))
             else:
@@ -75,11 +77,11 @@ class PacketIndex:
         return runs
 
     def find_byte_ranges(self, indices: Sequence[int]) -> list[tuple[int, int]] | None:
-        """Where in the file the packets for some frames lie: from, to. None where that is not known."""
-        found = []
+        """Where the file holds the packets of these frames: (start, end). None where that is not known."""
+        ranges = []
         for run in self.find_runs(indices) if self.has_usable_pts else ():
             packets = self.packets[run.first_packet : run.last_packet + 1]
-            if any(each.offset < 0 for each in packets):
+            if any(packet.offset < 0 for packet in packets):
                 return None
-            found.append((min(each.offset for each in packets), max(each.offset + each.size for each in packets)))
-        return found or None
+            ranges.append((min(packet.offset for packet in packets), max(p.offset + p.size for p in packets)))
+        return ranges or None
