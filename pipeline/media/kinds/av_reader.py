@@ -91,9 +91,9 @@ class PyAvReader:
         self.packet_index = PacketIndex(
             [Packet(p.pts, p.is_keyframe, not p.is_discard, -1 if p.pos is None else p.pos, p.size) for p in packets]
         )
+        time_base, rate = float(self.stream.time_base or 1), float(self.stream.average_rate or 25)
         has_pts = self.packet_index.has_usable_pts
-        unit = float(self.stream.time_base or 1) if has_pts else 1 / float(self.stream.average_rate or 25)
-        self.times = [pts * unit for pts in self.packet_index.frame_pts]
+        self.times = [pts * time_base if has_pts else pts / rate for pts in self.packet_index.frame_pts]
 
     def find_byte_ranges(self, indices: Sequence[int]) -> list[tuple[int, int]] | None:
         return self.packet_index.find_byte_ranges(indices)
