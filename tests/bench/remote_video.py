@@ -30,7 +30,7 @@ from pipeline.types import Clip, MediaOptions, MediaRef
 from tests.bench import harness
 from tests.bench.prepare import photo
 from tests.faults import Proxy
-from tests.media.sample_media import Plain, a_job, repeated
+from tests.media.sample_media import PlainFrameRules, build_media_job, repeat_video
 
 PIECE_S, RATE = 30, 25
 
@@ -63,8 +63,8 @@ def faststart(path: Path, target: Path) -> Path:
 
 def films(folder: Path, seconds: int) -> dict[str, Path]:
     short = piece(folder / "short.mp4")
-    long = repeated(short, seconds // PIECE_S, folder / "long.mp4")
-    matroska = repeated(short, seconds // PIECE_S, folder / "long.mkv")
+    long = repeat_video(short, seconds // PIECE_S, folder / "long.mp4")
+    matroska = repeat_video(short, seconds // PIECE_S, folder / "long.mkv")
     return {"MP4": long, "MP4, faststart": faststart(long, folder / "fast.mp4"), "Matroska": matroska}
 
 
@@ -93,7 +93,7 @@ def compared(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="half an hour, one film, fewer frames")
+    parser.add_argument("--quick", action="store_true", help="half an hour, one write_video, fewer frames")
     quick = parser.parse_args().quick
     server = ThreadedMotoServer("127.0.0.1", 0)
     server.start()
@@ -106,10 +106,10 @@ def main() -> None:
         made = films(Path(folder), 1800 if quick else 7200)
         made = {"MP4": made["MP4"]} if quick else made
         served(proxy, list(made.values()))
-        job = a_job(limits={"deadline_s": 600}, video={"max_frames": 768})
+        job = build_media_job(limits={"deadline_s": 600}, video={"max_frames": 768})
         host = proxy.url.removeprefix("http://")
         job = job.model_copy(update={"input": job.input.model_copy(update={"hosts": (host,)})})
-        with Fetcher(job) as fetcher, ClipDecoder(job, Plain()) as eyes:
+        with Fetcher(job) as fetcher, ClipDecoder(job, PlainFrameRules()) as eyes:
 
             def sparse(uri: str, frames: int, most: int = 64) -> Clip:
                 fetcher.downloader.max_frames = most

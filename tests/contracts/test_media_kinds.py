@@ -17,29 +17,29 @@ from pipeline.media.kinds.base import DecodeLimits, Kind, Probe
 from pipeline.media.resize import resize
 from pipeline.registry import MEDIA_KINDS, load_registered
 from pipeline.types import ClipKind, PixelRegion, Size
-from tests.media.sample_media import encoded, film, picture
+from tests.media.sample_media import draw_pixels, encode_image, write_video
 from tests.workspace import JobWorkspace
 
 LIMITS = DecodeLimits(image_pixels=10**6, frame_pixels=10**6, duration_s=60)
 
 
-def write_image(folder: Path) -> Path:
+def make_image(folder: Path) -> Path:
     path = folder / "a.png"
-    path.write_bytes(encoded(picture(120, 80)))
+    path.write_bytes(encode_image(draw_pixels(120, 80)))
     return path
 
 
-def write_video(folder: Path) -> Path:
-    return film(folder / "a.mp4", 12, size=(120, 80))
+def make_video(folder: Path) -> Path:
+    return write_video(folder / "a.mp4", 12, size=(120, 80))
 
 
-def write_pdf(folder: Path) -> Path:
+def make_pdf(folder: Path) -> Path:
     path = folder / "a.pdf"
-    path.write_bytes(encoded(picture(120, 80), "PDF"))
+    path.write_bytes(encode_image(draw_pixels(120, 80), "PDF"))
     return path
 
 
-SAMPLES: dict[str, Callable[[Path], Path]] = {"image": write_image, "video": write_video, "pdf": write_pdf}
+SAMPLES: dict[str, Callable[[Path], Path]] = {"image": make_image, "video": make_video, "pdf": make_pdf}
 REFUSED_CLAIMS = {("video", "image"), ("pdf", "video")}
 
 
@@ -64,25 +64,25 @@ def kind(name: str, path: Path) -> Iterator[Kind]:
     opened.close()
 
 
-def test_its_first_bytes_tell_the_kind(name, path):
+def test_first_bytes_tell_the_kind(name, path):
     assert sniff_kind(path.read_bytes()[:512]) == name
 
 
-def test_the_probe_gives_upright_sizes_and_frames(kind):
+def test_probe_gives_upright_sizes_and_frames(kind):
     assert kind.probe.kind in ("image", "video")
     assert all(width > 0 and height > 0 for width, height in kind.probe.sizes)
     assert kind.probe.count >= len(kind.probe.sizes) >= 1
     assert kind.probe.kind == "image" or kind.probe.fps > 0
 
 
-def test_frames_come_resized_and_in_the_order_asked(kind):
+def test_frames_are_resized_and_in_the_requested_order(kind):
     pixels = kind.read([0], (56, 28))
     assert (pixels.dtype, pixels.shape) == (np.uint8, (1, 3, 28, 56))
     last = kind.probe.count - 1
     assert np.array_equal(kind.read([last, 0], (56, 28))[1], pixels[0])
 
 
-def test_a_region_is_what_lies_there_at_the_resolution_of_the_source(kind):
+def test_region_is_cut_at_the_resolution_of_the_source(kind):
     width, height = kind.probe.sizes[0]
     whole = kind.read([0], (width, height))
     left, top, right, bottom = width // 4, height // 4, width // 2, height
@@ -93,7 +93,7 @@ def test_a_region_is_what_lies_there_at_the_resolution_of_the_source(kind):
 
 
 @pytest.mark.parametrize("claimed_kind", ["image", "video"])
-def test_a_claim_is_met_or_refused(name, path, claimed_kind):
+def test_claimed_kind_is_followed_or_refused(name, path, claimed_kind):
     open_kind = load_registered(MEDIA_KINDS, name, "kind")
     if (name, claimed_kind) in REFUSED_CLAIMS:
         with pytest.raises(DecodeError, match=f"the manifest calls it an? {claimed_kind}") as error:
@@ -105,7 +105,7 @@ def test_a_claim_is_met_or_refused(name, path, claimed_kind):
         opened.close()
 
 
-def test_a_picture_over_the_limit_is_refused_before_it_is_decoded(name, path):
+def test_file_over_the_pixel_limit_is_refused(name, path):
     def open_and_read():
         opened = load_registered(MEDIA_KINDS, name, "kind")(path, DecodeLimits(100, 100, 60), claimed_kind=None)
         opened.read([0], (28, 28))
@@ -115,7 +115,7 @@ def test_a_picture_over_the_limit_is_refused_before_it_is_decoded(name, path):
     assert error.value.kind == "too_large"
 
 
-def test_what_is_no_such_file_is_one_error(name, tmp_path):
+def test_file_of_another_format_is_one_error(name, tmp_path):
     broken = tmp_path / "broken"
     broken.write_bytes(b"neither this nor that" * 50)
     with pytest.raises(DecodeError):

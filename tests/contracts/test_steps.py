@@ -30,7 +30,7 @@ from pipeline.model.engines.base import get_engine_type
 from pipeline.registry import STEPS
 from pipeline.step_timer import StepTimer
 from pipeline.types import Clip, Item, MediaOptions, MediaRef, Turn
-from tests.media.sample_media import Plain, a_job, encoded, film, picture
+from tests.media.sample_media import PlainFrameRules, build_media_job, draw_pixels, encode_image, write_video
 from tests.workspace import JobWorkspace
 
 ARGUMENTS: dict[str, dict[str, Any]] = {"crop": {"left": 0.25, "top": 0, "right": 1, "bottom": 0.5}}
@@ -53,22 +53,22 @@ def test_every_registered_step_has_arguments_here():
 @pytest.fixture(scope="module", params=[DecoderClient, HeaderDecoder])
 def tools(request: pytest.FixtureRequest) -> Iterator[PreparationTools]:
     """Those of a run, and those of a plan."""
-    job = a_job()
+    job = build_media_job()
     decoder: FrameDecoder = request.param(build_decode_limits(job))
-    with Fetcher(job) as fetcher, ClipDecoder(job, Plain(), decoder) as clip_decoder:
-        yield PreparationTools(fetcher, clip_decoder, Plain(), StepTimer())
+    with Fetcher(job) as fetcher, ClipDecoder(job, PlainFrameRules(), decoder) as clip_decoder:
+        yield PreparationTools(fetcher, clip_decoder, PlainFrameRules(), StepTimer())
 
 
 @pytest.fixture
 def state(tmp_path) -> PreparationState:
-    video = str(film(tmp_path / "a.mp4", 12))
-    parts = ("Look: ", MediaRef(encoded(picture(200, 120))), MediaRef(video), "What is it?")
+    video = str(write_video(tmp_path / "a.mp4", 12))
+    parts = ("Look: ", MediaRef(encode_image(draw_pixels(200, 120))), MediaRef(video), "What is it?")
     turns = (Turn("system", ("Be brief.",)), Turn("user", parts))
     return PreparationState(Item("a", "q", turns), turns, time.monotonic() + 60)
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_keeps_text_and_gives_clips_that_know_their_original(name, state, tools):
+def test_step_keeps_text_and_clips_know_their_original(name, state, tools):
     step = build_step(name, ARGUMENTS[name])
     order = [step, load_media] if runs_before_loading(step) else [load_media, step]
     for function in order:
@@ -89,9 +89,9 @@ def test_a_step_keeps_text_and_gives_clips_that_know_their_original(name, state,
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_changes_the_fingerprint_only_where_a_job_names_it(name):
+def test_step_changes_the_fingerprint_only_of_jobs_that_name_it(name):
     def inputs(**media: Any) -> dict[str, Any]:
-        return build_fingerprint_inputs(a_job(**media), weights="w", schema_text=None)
+        return build_fingerprint_inputs(build_media_job(**media), weights="w", schema_text=None)
 
     assert inputs(steps=[]) == inputs()
     assert "steps" not in inputs()["media"]
@@ -99,10 +99,10 @@ def test_a_step_changes_the_fingerprint_only_where_a_job_names_it(name):
     assert inputs(steps=name) == inputs(steps=[{name: {}}]) == inputs(steps=[{name: None}])
 
 
-def test_crops_of_crops_are_taken_from_the_source(tools):
+def test_crop_of_a_crop_is_taken_from_the_source(tools):
     upper_right = build_step("crop", {"left": 0.5, "bottom": 0.5})
     left_half = build_step("crop", {"right": 0.5})
-    (turn,) = (Turn("user", (MediaRef(encoded(picture(200, 120))),)),)
+    (turn,) = (Turn("user", (MediaRef(encode_image(draw_pixels(200, 120))),)),)
     state = PreparationState(Item("a", "q", (turn,)), (turn,), time.monotonic() + 60)
     for step in (upper_right, left_half, load_media):
         state = step(state, tools)
@@ -110,11 +110,11 @@ def test_crops_of_crops_are_taken_from_the_source(tools):
     assert (clip.source_size, clip.region) == ((200, 120), (100, 0, 150, 60))
 
 
-def test_a_crop_shows_the_pixels_of_its_region(tmp_path):
-    job, pixels = a_job(), picture(224, 112)
-    turns = (Turn("user", (MediaRef(encoded(pixels)),)),)
-    with Fetcher(job) as fetcher, ClipDecoder(job, Plain()) as clip_decoder:
-        tools = PreparationTools(fetcher, clip_decoder, Plain(), StepTimer())
+def test_crop_shows_the_pixels_of_its_region(tmp_path):
+    job, pixels = build_media_job(), draw_pixels(224, 112)
+    turns = (Turn("user", (MediaRef(encode_image(pixels)),)),)
+    with Fetcher(job) as fetcher, ClipDecoder(job, PlainFrameRules()) as clip_decoder:
+        tools = PreparationTools(fetcher, clip_decoder, PlainFrameRules(), StepTimer())
         state = PreparationState(Item("a", "q", turns), turns, time.monotonic() + 60)
         state = load_media(build_step("crop", {"left": 0.5, "right": 0.75, "bottom": 0.5})(state, tools), tools)
     (clip,) = state.turns[0].parts
@@ -134,18 +134,18 @@ def test_a_crop_shows_the_pixels_of_its_region(tmp_path):
         ("7", r"a step is a name or one"),
     ],
 )
-def test_a_step_that_cannot_be_built_is_an_error_of_the_job(step, message):
+def test_step_that_cannot_be_built_is_a_job_error(step, message):
     with pytest.raises(JobError, match=message):
         parse_job(JOB.replace("STEP", step))
 
 
-def test_a_server_that_fetches_media_itself_cannot_have_steps():
+def test_server_that_fetches_media_itself_refuses_steps():
     engine = {"kind": "http", "url": "http://a/v1", "send": "uri"}
-    job = Job.model_validate(a_job(steps="crop").model_dump() | {"engine": engine})
+    job = Job.model_validate(build_media_job(steps="crop").model_dump() | {"engine": engine})
     assert any("engine.send" in problem for problem in get_engine_type(job).find_problems(job))
 
 
-def test_the_reference_of_keys_explains_steps(capsys):
+def test_explain_describes_media_steps(capsys):
     assert main(["check", "--explain"]) == 0
     assert "  steps: what is done to media before the model sees them" in capsys.readouterr().out
 
@@ -172,7 +172,7 @@ class RightPart:
 def test_a_new_step_needs_a_file_and_a_line(workspace: JobWorkspace, monkeypatch, capsys):
     """`check`, `plan` and `run --local` use a step that only the registry names; boxes are in the original's pixels."""
     monkeypatch.setitem(STEPS, "right_part", f"{__name__}:RightPart")
-    (workspace.folder / "a.png").write_bytes(encoded(picture(448, 224)))
+    (workspace.folder / "a.png").write_bytes(encode_image(draw_pixels(448, 224)))
     workspace.write_manifest([{"id": "a", "image": "a.png", "hint": "h"}])
     boxes = {"boxes": [{"label": "circle", "bbox_2d": [21, 42, 105, 147]}]}
     job = str(
@@ -197,7 +197,7 @@ def test_a_new_step_needs_a_file_and_a_line(workspace: JobWorkspace, monkeypatch
     assert row["answer"]["boxes"][0]["bbox_2d"] == [224 + 28, 56, 224 + 140, 196]
 
 
-def test_the_built_in_model_finds_a_circle_in_a_crop(workspace: JobWorkspace):
+def test_built_in_model_finds_a_circle_in_a_crop(workspace: JobWorkspace):
     """The same answer as for the cropped file itself, moved to where the crop lies."""
     scene = Image.new("RGB", (224, 224), "white")
     ImageDraw.Draw(scene).ellipse((60, 80, 140, 160), fill=(200, 30, 30))

@@ -21,7 +21,7 @@ from pipeline.media.decoder_client import DecoderClient
 from pipeline.media.header_decoder import HeaderDecoder
 from pipeline.media.kinds.base import DecodeLimits
 from tests.fetch.conftest import serve_scans
-from tests.media.sample_media import a_job
+from tests.media.sample_media import build_media_job
 
 LIMITS = DecodeLimits(image_pixels=10_000_000, frame_pixels=10_000_000, duration_s=60)
 
@@ -103,7 +103,7 @@ def servers():
     web.handle_error = lambda *_: None  # clients hang up on purpose
     threading.Thread(target=web.serve_forever, args=(0.05,), daemon=True).start()
     with serve_scans({**IMAGES, **OTHER_FILES, "empty.png": b""}):
-        job = a_job(limits={"deadline_s": 60})
+        job = build_media_job(limits={"deadline_s": 60})
         hosts = (f"127.0.0.1:{web.server_port}",)
         job = job.model_copy(update={"input": job.input.model_copy(update={"hosts": hosts})})
         yield {"web": f"http://{hosts[0]}", "plain": f"http://{hosts[0]}/plain", "s3": "s3://scans"}, job
@@ -200,7 +200,7 @@ def test_a_local_file_is_opened_in_place(tmp_path, decoders):
     path = tmp_path / "a.tiff"
     pages = [PIL.Image.new("RGB", (200, 300 + 50 * at)) for at in range(3)]
     pages[0].save(path, save_all=True, append_images=pages[1:])
-    with HeaderFetcher(a_job()) as header_fetcher, header_fetcher.fetch(f"file://{path}") as blob:
+    with HeaderFetcher(build_media_job()) as header_fetcher, header_fetcher.fetch(f"file://{path}") as blob:
         assert (blob.data, blob.path, blob.is_temporary) == (None, path, False)
         probed = decoders[1].open(blob, "image", claimed_kind=None, deadline=time.monotonic() + 60)
     assert probed.sizes == ((200, 300), (200, 350), (200, 400))

@@ -18,7 +18,7 @@ from pipeline.media.clips import WHOLE_FILE_RETRY_KINDS, load_clips
 from pipeline.media.decode import ClipDecoder, build_decode_limits
 from pipeline.media.header_decoder import HeaderDecoder
 from pipeline.types import MediaOptions, MediaRef
-from tests.media.sample_media import Plain, a_job, film, repeated
+from tests.media.sample_media import PlainFrameRules, build_media_job, write_video, repeat_video
 
 MIB = 1 << 20
 
@@ -67,9 +67,9 @@ class Files(BaseHTTPRequestHandler):
 def videos(tmp_path_factory):
     """20 minutes at 10 frames per second: 12 MB with a key frame every 12 frames."""
     folder = tmp_path_factory.mktemp("videos")
-    short = film(folder / "short.mp4", 60, size=(320, 240), crf="1")
-    long = repeated(short, 200, folder / "long.mp4")
-    paths = {"moov at the end": long, "matroska": repeated(short, 200, folder / "long.mkv")}
+    short = write_video(folder / "short.mp4", 60, size=(320, 240), crf="1")
+    long = repeat_video(short, 200, folder / "long.mp4")
+    paths = {"moov at the end": long, "matroska": repeat_video(short, 200, folder / "long.mkv")}
     for name, flags in {"moov at the beginning": "faststart", "fragmented": "frag_keyframe+empty_moov"}.items():
         paths[name] = folder / f"{flags}.mp4"
         with av.open(str(long)) as source, av.open(str(paths[name]), "w", options={"movflags": flags}) as target:
@@ -95,9 +95,9 @@ def server(videos):
 
 @pytest.fixture(scope="module")
 def tools(server):
-    job = a_job(limits={"deadline_s": 60})
+    job = build_media_job(limits={"deadline_s": 60})
     job = job.model_copy(update={"input": job.input.model_copy(update={"hosts": (server,)})})
-    with Fetcher(job) as fetcher, ClipDecoder(job, Plain()) as clip_decoder:
+    with Fetcher(job) as fetcher, ClipDecoder(job, PlainFrameRules()) as clip_decoder:
         yield fetcher, clip_decoder, job
 
 
@@ -155,7 +155,7 @@ def test_planning_reads_the_table_of_frames_and_no_frame(name, load_video, tools
     Files.sent_bytes = 0
     with (
         HeaderFetcher(tools[2]) as header_fetcher,
-        ClipDecoder(tools[2], Plain(), HeaderDecoder(build_decode_limits(tools[2]))) as clip_decoder,
+        ClipDecoder(tools[2], PlainFrameRules(), HeaderDecoder(build_decode_limits(tools[2]))) as clip_decoder,
     ):
         (clip,) = load_clips(MediaRef(uri, None, options), fetcher=header_fetcher, clip_decoder=clip_decoder)
     assert Files.sent_bytes < videos[name].stat().st_size / 4

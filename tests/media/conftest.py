@@ -1,8 +1,9 @@
-"""One decoder for all tests of this folder, and others where a test needs other settings."""
+"""One decoder for all tests of this folder, and others for tests that need other settings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -12,37 +13,30 @@ from pipeline.job.spec import Job
 from pipeline.media.clips import load_clips
 from pipeline.media.decode import ClipDecoder
 from pipeline.types import Clip, MediaOptions, MediaRef
-from tests.media.sample_media import Look, Plain, a_job
+from tests.media.sample_media import LoadClips, PlainFrameRules, build_media_job
+
+
+def open_clip_loader(job: Job, resources: ExitStack) -> LoadClips:
+    fetcher = resources.enter_context(Fetcher(job))
+    clip_decoder = resources.enter_context(ClipDecoder(job, PlainFrameRules()))
+
+    def load(source: Any, kind: Any = None, **options: Any) -> list[Clip]:
+        media_ref = MediaRef(source, kind, MediaOptions(**options))
+        return load_clips(media_ref, fetcher=fetcher, clip_decoder=clip_decoder)
+
+    load.clip_decoder = clip_decoder
+    return load
 
 
 @pytest.fixture(scope="session")
-def see() -> Iterator[Look]:
-    """Look at something with default settings."""
-    job = a_job()
-    with Fetcher(job) as fetcher, ClipDecoder(job, Plain()) as eyes:
-
-        def at(source: Any, kind: Any = None, **ask: Any) -> list[Clip]:
-            return load_clips(MediaRef(source, kind, MediaOptions(**ask)), fetcher=fetcher, clip_decoder=eyes)
-
-        at.eyes = eyes
-        yield at
+def load() -> Iterator[LoadClips]:
+    """Loads media with default settings."""
+    with ExitStack() as resources:
+        yield open_clip_loader(build_media_job(), resources)
 
 
 @pytest.fixture
-def see_with() -> Iterator[Callable[[Job], Look]]:
-    """Look with other settings; the decoder goes with the test."""
-    opened: list[Any] = []
-
-    def build(job: Job) -> Look:
-        fetcher, eyes = Fetcher(job), ClipDecoder(job, Plain())
-        opened.extend((fetcher, eyes))
-
-        def at(source: Any, kind: Any = None, **options: Any) -> list[Clip]:
-            return load_clips(MediaRef(source, kind, MediaOptions(**options)), fetcher=fetcher, clip_decoder=eyes)
-
-        at.eyes = eyes
-        return at
-
-    yield build
-    for each in opened:
-        each.close()
+def open_loader() -> Iterator[Callable[[Job], LoadClips]]:
+    """Loads media with the settings of a job."""
+    with ExitStack() as resources:
+        yield lambda job: open_clip_loader(job, resources)

@@ -1,4 +1,4 @@
-"""Media made on the fly, settings to look at them with, and a family that takes what it is asked for."""
+"""Generated media, a job to load them with, and frame rules that follow the options."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pipeline.job.spec import Job
 from pipeline.types import Clip, MediaOptions, Size
 
 
-class Plain:
-    """A family that takes what it is asked for: sizes to the next 28, frames evenly spread."""
+class PlainFrameRules:
+    """Rounds sizes to multiples of 28 and spreads frames evenly."""
 
     def fit_image_size(self, source: Size, options: MediaOptions) -> Size:
         if options.resized_width and options.resized_height:
@@ -31,15 +31,15 @@ class Plain:
         return self.fit_image_size(source, options)
 
     def select_frames(self, frame_range: range, fps: float, options: MediaOptions) -> list[int]:
-        wish = min(
+        count = min(
             options.frames or max(1, int(len(frame_range) / fps * (options.fps or 2))),
             options.max_frames or 8,
             len(frame_range),
         )
-        return [int(place) for place in np.linspace(frame_range[0], frame_range[-1], wish).round()]
+        return [int(index) for index in np.linspace(frame_range[0], frame_range[-1], count).round()]
 
 
-def a_job(roots: tuple[str, ...] = ("/",), limits: dict[str, Any] | None = None, **media: Any) -> Job:
+def build_media_job(roots: tuple[str, ...] = ("/",), limits: dict[str, Any] | None = None, **media: Any) -> Job:
     return Job.model_validate(
         {
             "name": "media",
@@ -52,35 +52,35 @@ def a_job(roots: tuple[str, ...] = ("/",), limits: dict[str, Any] | None = None,
     )
 
 
-def shipped(package: str, *folders: str) -> Path:
-    """A folder of real files inside an installed package, which is not imported."""
+def find_package_files(package: str, *folders: str) -> Path:
+    """A folder of an installed package, found without importing it."""
     spec = find_spec(package)
     assert spec
     assert spec.origin
     return Path(spec.origin).parent.joinpath(*folders)
 
 
-Look = Callable[..., list[Clip]]
+LoadClips = Callable[..., list[Clip]]
 
 
-def picture(width: int = 90, height: int = 60, seed: int = 0) -> np.ndarray:
-    """Smooth colours with some detail, as photographs have."""
+def draw_pixels(width: int = 90, height: int = 60, seed: int = 0) -> np.ndarray:
+    """Smooth colours with some detail, like a photograph."""
     noise = np.random.default_rng(seed).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), np.uint8)
     return np.array(PIL.Image.fromarray(noise).resize((width, height), PIL.Image.Resampling.BICUBIC))
 
 
-def encoded(pixels: np.ndarray | PIL.Image.Image, name: str = "PNG", **settings: Any) -> bytes:
+def encode_image(pixels: np.ndarray | PIL.Image.Image, name: str = "PNG", **settings: Any) -> bytes:
     buffer = io.BytesIO()
     (pixels if isinstance(pixels, PIL.Image.Image) else PIL.Image.fromarray(pixels)).save(buffer, name, **settings)
     return buffer.getvalue()
 
 
-def frame_number(pixels: np.ndarray) -> int:
-    """The number that `film` painted into a frame [3, height, width]."""
+def read_frame_number(pixels: np.ndarray) -> int:
+    """The number that `write_video` drew into a frame [3, height, width]."""
     return round(float(pixels[:, 4 : pixels.shape[1] // 3].mean()) / 4)
 
 
-def film(
+def write_video(
     path: Path,
     frames: int = 60,
     *,
@@ -90,7 +90,7 @@ def film(
     times_ms: list[int] | None = None,
     **options: str,
 ) -> Path:
-    """A video whose upper half is as bright as four times the frame's number."""
+    """A video. The upper half of a frame has four times the frame's number as its brightness."""
     container = av.open(str(path), "w")
     stream = container.add_stream(codec, rate=rate)
     stream.width, stream.height = size
@@ -98,7 +98,7 @@ def film(
     stream.options = {"g": "12", "bf": "2", "crf": "10"} | options if codec == "libx264" else options
     if times_ms:
         stream.codec_context.time_base = Fraction(1, 1000)
-    base = picture(*size, seed=1)
+    base = draw_pixels(*size, seed=1)
     for index in range(frames):
         pixels = np.roll(base, index * 3, axis=1)
         pixels[: size[1] // 2] = index * 4 % 256
@@ -110,8 +110,8 @@ def film(
     return path
 
 
-def repeated(path: Path, times: int, target: Path) -> Path:
-    """A video over and over, without encoding it again."""
+def repeat_video(path: Path, times: int, target: Path) -> Path:
+    """Repeats a video without encoding it again."""
     with av.open(str(path)) as source, av.open(str(target), "w") as container:
         stream = source.streams.video[0]
         copy = container.add_stream_from_template(stream)
@@ -131,7 +131,7 @@ def repeated(path: Path, times: int, target: Path) -> Path:
     return target
 
 
-def memory_peak(process: int) -> int:
-    """Bytes that a process held at most."""
+def read_memory_peak(process: int) -> int:
+    """The most bytes that a process has held."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))

@@ -1,4 +1,4 @@
-"""A file may crash, hang or eat the decoder: that is its own error, and the next file is looked at."""
+"""A file may crash, hang or exhaust the decoder. That costs its row only; the next file is decoded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import DecodeError
 from pipeline.registry import MEDIA_KINDS
-from tests.media.sample_media import a_job, encoded, picture
+from tests.media.sample_media import build_media_job, draw_pixels, encode_image
 
 HOSTILE = """
 import ctypes, os, pathlib, signal, time
@@ -47,19 +47,19 @@ class Hostile:
 
 
 @pytest.fixture
-def hostile(tmp_path, monkeypatch, see_with):
-    """The real decoder process, where some files do what broken files do to native code."""
+def hostile(tmp_path, monkeypatch, open_loader):
+    """A loader whose decoder process treats some files as native code treats broken ones."""
     (tmp_path / "hostile_kind.py").write_text(HOSTILE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(MEDIA_KINDS, "image", "hostile_kind:Hostile")
-    return see_with(
-        a_job(limits={"deadline_s": 3, "image": {"pixels": 1_000_000}, "video": {"pixels_per_frame": 1000}})
+    return open_loader(
+        build_media_job(limits={"deadline_s": 3, "image": {"pixels": 1_000_000}, "video": {"pixels_per_frame": 1000}})
     )
 
 
-def test_one_bad_file_after_the_other_and_the_good_between_them_is_seen(hostile):
-    good = encoded(picture(56, 56))
-    fates = {
+def test_good_files_between_bad_ones_are_decoded(hostile):
+    good = encode_image(draw_pixels(56, 56))
+    errors = {
         "crash": ("decoder_died", "SIGSEGV"),
         "abort": ("decoder_died", "SIGABRT"),
         "exit": ("decoder_died", "code 3"),
@@ -67,73 +67,74 @@ def test_one_bad_file_after_the_other_and_the_good_between_them_is_seen(hostile)
         "hog": ("memory", "memory"),
         "raise": ("undecodable", "what a library throws"),
     }
-    for name, (kind, words) in fates.items():
-        with pytest.raises(DecodeError, match=words) as trouble:
+    for name, (kind, message) in errors.items():
+        with pytest.raises(DecodeError, match=message) as error:
             hostile(b"\xff\xd8 " + name.encode())
-        assert trouble.value.kind == kind, name
+        assert error.value.kind == kind, name
         assert hostile(good)[0].source_size == (56, 56)
 
 
-def test_a_decoder_that_is_killed_over_a_file_once_costs_the_file_nothing(hostile, tmp_path):
-    (tmp_path / "good").write_bytes(encoded(picture(56, 56)))
+def test_file_survives_one_death_of_the_decoder(hostile, tmp_path):
+    (tmp_path / "good").write_bytes(encode_image(draw_pixels(56, 56)))
     assert hostile(b"\xff\xd8 once")[0].source_size == (56, 56)
     assert (tmp_path / "first").exists()
 
 
-def test_a_decoder_that_was_killed_between_two_files_is_nobodys_error(hostile):
-    good = encoded(picture(56, 56))
+def test_death_of_the_decoder_between_two_files_is_no_error(hostile):
+    good = encode_image(draw_pixels(56, 56))
     hostile(good)
     for _ in range(3):
-        decoder = hostile.eyes.decoder.process.pid
+        decoder = hostile.clip_decoder.decoder.process.pid
         os.kill(decoder, signal.SIGKILL)
         os.waitid(os.P_PID, decoder, os.WEXITED | os.WNOWAIT)  # or it is killed at the next file
         assert hostile(good)[0].source_size == (56, 56)
 
 
-def test_a_decoder_that_is_killed_as_it_starts_is_started_again(hostile):
-    decoder = hostile.eyes.decoder
+def test_decoder_killed_at_its_start_is_restarted(hostile):
+    decoder = hostile.clip_decoder.decoder
     decoder.close()
     decoder._start_process()
     os.kill(decoder.process.pid, signal.SIGKILL)
-    assert hostile(encoded(picture(56, 56)))[0].source_size == (56, 56)
+    assert hostile(encode_image(draw_pixels(56, 56)))[0].source_size == (56, 56)
 
 
-def test_a_file_that_hangs_native_code_is_left_at_the_deadline(hostile):
-    good = encoded(picture(56, 56))
+def test_file_that_hangs_native_code_is_given_up_at_the_deadline(hostile):
+    good = encode_image(draw_pixels(56, 56))
     hostile(good)
     started = time.monotonic()
-    with pytest.raises(DecodeError, match=r"limits\.deadline_s") as trouble:
+    with pytest.raises(DecodeError, match=r"limits\.deadline_s") as error:
         hostile(b"\xff\xd8 hang")
-    assert trouble.value.kind == "deadline"
+    assert error.value.kind == "deadline"
     assert time.monotonic() - started < 20
     assert hostile(good)[0].source_size == (56, 56)
 
 
-def test_the_decoder_ends_with_its_owner(see_with):
-    look = see_with(a_job())
-    look(encoded(picture(56, 56)))
-    process = look.eyes.decoder.process
-    look.eyes.close()
+def test_decoder_process_ends_with_its_owner(open_loader):
+    load = open_loader(build_media_job())
+    load(encode_image(draw_pixels(56, 56)))
+    process = load.clip_decoder.decoder.process
+    load.clip_decoder.close()
     assert process.poll() is not None
 
 
-def test_an_orphan_ends_by_itself_even_while_it_hangs(tmp_path):
+def test_orphaned_decoder_process_ends_even_while_it_hangs(tmp_path):
     (tmp_path / "hostile_kind.py").write_text(HOSTILE)
     script = """
 import os, sys, threading, time
 sys.path[:0] = sys.argv[1].split(":")
-from tests.media.sample_media import a_job, Plain
+from tests.media.sample_media import build_media_job, PlainFrameRules
 from pipeline.fetch.blob import Blob
 from pipeline.media.decode import ClipDecoder
 from pipeline.registry import MEDIA_KINDS
 from pipeline.types import MediaRef
 MEDIA_KINDS["image"] = "hostile_kind:Hostile"
-eyes = ClipDecoder(a_job(), Plain())
+clip_decoder = ClipDecoder(build_media_job(), PlainFrameRules())
 blob = Blob("x", "image", b"\\xff\\xd8 hang")
-threading.Thread(target=lambda: eyes.decode(MediaRef(b""), [blob], deadline=time.monotonic() + 2), daemon=True).start()
-while not eyes.decoder.is_ready:
+decode = lambda: clip_decoder.decode(MediaRef(b""), [blob], deadline=time.monotonic() + 2)
+threading.Thread(target=decode, daemon=True).start()
+while not clip_decoder.decoder.is_ready:
     time.sleep(0.01)
-print(eyes.decoder.process.pid, flush=True)
+print(clip_decoder.decoder.process.pid, flush=True)
 time.sleep(0.5)
 os._exit(0)
 """

@@ -1,4 +1,4 @@
-"""What the largest files cost in memory: the decoder's peak, beyond what it holds before it sees any."""
+"""The decoder's peak memory for the largest files, beyond what it holds before the first."""
 
 from __future__ import annotations
 
@@ -8,31 +8,38 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tests.media.sample_media import a_job, encoded, film, memory_peak, picture, repeated
+from tests.media.sample_media import (
+    build_media_job,
+    draw_pixels,
+    encode_image,
+    read_memory_peak,
+    repeat_video,
+    write_video,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 MIB = 1 << 20
 
 
-def cost(look, source, **ask) -> tuple[int, list]:
-    look(encoded(picture(56, 56)))
-    before = memory_peak(look.eyes.decoder.process.pid)
-    clips = look(source, **ask)
-    return memory_peak(look.eyes.decoder.process.pid) - before, clips
+def cost(load, source, **ask) -> tuple[int, list]:
+    load(encode_image(draw_pixels(56, 56)))
+    before = read_memory_peak(load.clip_decoder.decoder.process.pid)
+    clips = load(source, **ask)
+    return read_memory_peak(load.clip_decoder.decoder.process.pid) - before, clips
 
 
-def test_a_large_picture_costs_four_bytes_a_pixel_and_no_copy(see_with):
-    """Pillow's own four; a whole copy for numpy would be three more, and one for torch three again."""
+def test_large_picture_takes_four_bytes_per_pixel_and_no_copy(open_loader):
+    """Pillow holds four. A full copy for numpy would add three, and one for torch three more."""
     rough = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 150, 3), np.uint8))
-    data = encoded(rough.resize((9000, 6000), PIL.Image.Resampling.BILINEAR), "JPEG", quality=50)
-    peak, (clip,) = cost(see_with(a_job()), data)
+    data = encode_image(rough.resize((9000, 6000), PIL.Image.Resampling.BILINEAR), "JPEG", quality=50)
+    peak, (clip,) = cost(open_loader(build_media_job()), data)
     assert clip.source_size == (9000, 6000)
     assert peak < 4.5 * 9000 * 6000 + 64 * MIB
 
 
-def test_a_video_of_two_hours_costs_no_more_than_its_clip(see_with, tmp_path):
-    short = film(tmp_path / "short.mp4", 60, size=(640, 360))
-    path = repeated(short, 1200, tmp_path / "long.mp4")  # 2 h at 10 frames a second
-    peak, (clip,) = cost(see_with(a_job(limits={"deadline_s": 60})), str(path), frames=8)
+def test_two_hour_video_takes_no_more_memory_than_its_clip(open_loader, tmp_path):
+    short = write_video(tmp_path / "short.mp4", 60, size=(640, 360))
+    path = repeat_video(short, 1200, tmp_path / "long.mp4")  # 2 h at 10 frames a second
+    peak, (clip,) = cost(open_loader(build_media_job(limits={"deadline_s": 60})), str(path), frames=8)
     assert clip.times[-1] == pytest.approx(7199.9)
     assert peak < clip.pixels.nbytes + 64 * MIB

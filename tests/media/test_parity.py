@@ -1,4 +1,4 @@
-"""What the model is shown is, number for number, what transformers' processors show it."""
+"""Pixels and sizes equal those of transformers' processors, number for number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.media.sample import merge_image_options, merge_video_options, sele
 from pipeline.model import family_loader
 from pipeline.types import MediaOptions
 from tests.media.oracle import digest, noise
-from tests.media.sample_media import a_job, encoded
+from tests.media.sample_media import build_media_job, encode_image
 
 torch.set_num_threads(1)
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -58,8 +58,8 @@ def answers(cases, folder: Path):
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
-def test_three_hundred_pictures_equal_the_references(name, families, tmp_path, see):
-    """Qwen2.5-VL's pictures are Qwen2-VL's: same sizes, same colours."""
+def test_300_pictures_equal_those_of_the_reference_processor(name, families, tmp_path, load):
+    """Qwen2.5-VL prepares pictures as Qwen2-VL does."""
     family, chance = families[name], random.Random(name)
     least = 4 * family.factor**2
     cases = [
@@ -71,27 +71,27 @@ def test_three_hundred_pictures_equal_the_references(name, families, tmp_path, s
         }
         for seed in range(CASES)
     ]
-    media = a_job().media
-    eyes, plain = see.eyes, see.eyes.frame_rules
-    eyes.frame_rules = family
+    media = build_media_job().media
+    clip_decoder, plain = load.clip_decoder, load.clip_decoder.frame_rules
+    clip_decoder.frame_rules = family
     try:
         for case, (values, grid) in zip(cases, answers(cases, tmp_path), strict=True):
             asked = MediaOptions(min_pixels=case["budget"][0], max_pixels=case["budget"][1])
-            data = encoded(noise(case["seed"], *case["size"])[0], compress_level=0)
-            (clip,) = see(data, min_pixels=asked.min_pixels, max_pixels=asked.max_pixels)
+            data = encode_image(noise(case["seed"], *case["size"])[0], compress_level=0)
+            (clip,) = load(data, min_pixels=asked.min_pixels, max_pixels=asked.max_pixels)
             assert clip.size == family.fit_image_size(tuple(case["size"]), merge_image_options(media, asked)), case
             ours, ours_grid = patchified(np.repeat(clip.pixels, 2, axis=0), family)
             assert digest(ours, ours_grid) == [values, grid], case
             assert family.count_vision_tokens(clip.size) == np.prod(grid) // family.merge_size**2
     finally:
-        eyes.frame_rules = plain
+        clip_decoder.frame_rules = plain
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
-def test_three_hundred_clips_equal_the_references(name, families, tmp_path):
-    """Qwen2-VL's clips are Qwen2.5-VL's."""
+def test_300_clips_equal_those_of_the_reference_processor(name, families, tmp_path):
+    """Qwen2-VL prepares videos as Qwen2.5-VL does."""
     family, chance = families[name], random.Random(name)
-    ask = merge_video_options(a_job(video={"max_frames": 768}).media, MediaOptions())
+    ask = merge_video_options(build_media_job(video={"max_frames": 768}).media, MediaOptions())
     cases = []
     for seed in range(CASES):
         size = (chance.randint(20, 90), chance.randint(20, 90))

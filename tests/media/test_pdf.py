@@ -1,16 +1,16 @@
-"""Pages of a PDF are pictures, drawn at the size the model asks for."""
+"""Pages of a PDF are pictures, rendered at the size that the model asks for."""
 
 from __future__ import annotations
 
 import pytest
 
 from pipeline.errors import DecodeError
-from tests.media.sample_media import a_job
+from tests.media.sample_media import build_media_job
 
 
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory):
-    """Three pages of 100x50 points, the last turned; a black square in the upper left corner of each."""
+    """Three pages of 100x50 points with a black square in the upper left corner. The last page is turned."""
     square = b"0 0 0 rg 0 30 20 20 re f"
     pages = b""
     for number, turn in ((3, b""), (5, b""), (7, b" /Rotate 90")):
@@ -28,8 +28,8 @@ def scan(tmp_path_factory):
     return path
 
 
-def test_every_page_is_a_picture_at_144_dpi_and_upright(scan, see):
-    clips = see(str(scan))
+def test_every_page_is_an_upright_picture_at_144_dpi(scan, load):
+    clips = load(str(scan))
     assert [clip.source_size for clip in clips] == [(200, 100), (200, 100), (100, 200)]
     assert [clip.uri.rpartition("#")[2] for clip in clips] == ["page=1", "page=2", "page=3"]
     flat = clips[0].pixels[0]
@@ -42,39 +42,39 @@ def test_every_page_is_a_picture_at_144_dpi_and_upright(scan, see):
 @pytest.mark.parametrize(
     ("wish", "found"), [("3", ["3"]), ("2-3", ["2", "3"]), ("1,3", ["1", "3"]), ("2-", ["2", "3"]), ("1-1", ["1"])]
 )
-def test_pages_are_chosen_in_the_uri(wish, found, scan, see):
-    assert [clip.uri.rpartition("=")[2] for clip in see(f"{scan}#page={wish}")] == found
+def test_uri_fragment_selects_pages(wish, found, scan, load):
+    assert [clip.uri.rpartition("=")[2] for clip in load(f"{scan}#page={wish}")] == found
 
 
 @pytest.mark.parametrize("wish", ["0", "4", "3-9", "2-1", "-", "1,,2"])
-def test_pages_that_are_not_there_are_an_error(wish, scan, see):
-    with pytest.raises(DecodeError) as trouble:
-        see(f"{scan}#page={wish}")
-    assert trouble.value.kind == "page"
+def test_missing_pages_are_an_error(wish, scan, load):
+    with pytest.raises(DecodeError) as error:
+        load(f"{scan}#page={wish}")
+    assert error.value.kind == "page"
 
 
-def test_a_page_is_drawn_at_the_models_size_not_enlarged_from_a_small_one(scan, see):
-    (clip,) = see(f"{scan}#page=1", resized_width=1120, resized_height=560)
+def test_page_is_rendered_at_the_size_of_the_model(scan, load):
+    (clip,) = load(f"{scan}#page=1", resized_width=1120, resized_height=560)
     edge = clip.pixels[0, 0, 100]
     assert ((edge > 20) & (edge < 235)).sum() <= 2  # a sharp edge, whatever the size
 
 
-def test_a_page_of_monstrous_size_is_refused(scan, see_with):
+def test_page_over_the_pixel_limit_is_refused(scan, open_loader):
     with pytest.raises(DecodeError, match=r"limits\.image\.pixels"):
-        see_with(a_job(limits={"image": {"pixels": 100}, "deadline_s": 20}))(str(scan))
+        open_loader(build_media_job(limits={"image": {"pixels": 100}, "deadline_s": 20}))(str(scan))
 
 
-def test_a_pdf_with_a_password_says_so(scan, see):
+def test_pdf_with_a_password_is_an_error_of_its_own_kind(scan, load):
     data = scan.read_bytes().replace(
         b"trailer<<", b"9 0 obj<</Filter/Standard/V 1/R 2/O(" + b"o" * 32 + b")/U(" + b"u" * 32 + b")/P -4>>endobj\n"
         b"trailer<</Encrypt 9 0 R/ID[(a)(b)]"
     )  # fmt: skip
-    with pytest.raises(DecodeError) as trouble:
-        see(data)
-    assert trouble.value.kind == "encrypted"
+    with pytest.raises(DecodeError) as error:
+        load(data)
+    assert error.value.kind == "encrypted"
 
 
-def test_a_pdf_is_no_video(scan, see):
-    with pytest.raises(DecodeError) as trouble:
-        see(str(scan), "video")
-    assert trouble.value.kind == "kind"
+def test_pdf_claimed_as_video_is_refused(scan, load):
+    with pytest.raises(DecodeError) as error:
+        load(str(scan), "video")
+    assert error.value.kind == "kind"

@@ -1,4 +1,4 @@
-"""One way of resizing, several ways of getting there, the same bits."""
+"""Resizing rows, stripes and planes gives the same bits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def plane_by_plane(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return torch.nn.functional.interpolate(planes, size[::-1], mode="bicubic", antialias=True).numpy()
 
 
-def test_rows_stripes_and_planes_give_the_same_bits():
+def test_rows_stripes_and_planes_resize_to_the_same_bits():
     chance = random.Random(0)
     for seed in range(200):
         width, height, rows = chance.randint(1, 300), chance.randint(1, 300), chance.randint(1, 90)
@@ -35,7 +35,7 @@ def test_rows_stripes_and_planes_give_the_same_bits():
 
 
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
-def test_a_very_large_picture_is_taken_in_stripes(monkeypatch):
+def test_very_large_picture_is_resized_in_stripes(monkeypatch):
     monkeypatch.setattr(image, "STRIPE_ABOVE_PIXELS", 1000)
     monkeypatch.setattr(image, "STRIPE_PIXELS", 700)
     pixels = np.random.default_rng(0).integers(0, 256, (120, 90, 3), np.uint8)

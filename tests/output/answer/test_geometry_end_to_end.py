@@ -18,7 +18,7 @@ from pipeline.model.families.base import Family
 from pipeline.output.answer.build_row import build_row
 from pipeline.schema.schema_loader import load_schema
 from pipeline.types import Clip, Item, MediaRef, Reply, Request, Row, Size, Turn
-from tests.media.sample_media import a_job
+from tests.media.sample_media import build_media_job
 
 SIZES = [(40, 40), (64, 48), (57, 113), (200, 100), (100, 200), (333, 251), (512, 512), (640, 480)]
 SIZES += [(481, 641), (900, 300), (300, 900), (1200, 800)]
@@ -43,7 +43,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def eyes(family: Family) -> Iterator[ClipDecoder]:
-    with ClipDecoder(a_job(), family) as opened:
+    with ClipDecoder(build_media_job(), family) as opened:
         yield opened
 
 
