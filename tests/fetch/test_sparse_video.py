@@ -18,7 +18,7 @@ from pipeline.media.clips import WHOLE_FILE_RETRY_KINDS, load_clips
 from pipeline.media.decode import ClipDecoder, build_decode_limits
 from pipeline.media.header_decoder import HeaderDecoder
 from pipeline.types import MediaOptions, MediaRef
-from tests.media.sample_media import PlainFrameRules, build_media_job, write_video, repeat_video
+from tests.media.sample_media import PlainFrameRules, build_media_job, repeat_video, write_video
 
 MIB = 1 << 20
 

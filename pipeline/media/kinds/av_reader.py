@@ -87,7 +87,7 @@ class PyAvReader:
 
     def _index_packets(self) -> None:
         """Sets the time of every frame. Frames of streams without timestamps are taken to be evenly spaced."""
-        packets = [packet for packet in self.container.demux(self.stream) if packet.size]
+        packets = (packet for packet in self.container.demux(self.stream) if packet.size)  # never all in memory
         self.packet_index = PacketIndex(
             [Packet(p.pts, p.is_keyframe, not p.is_discard, -1 if p.pos is None else p.pos, p.size) for p in packets]
         )
