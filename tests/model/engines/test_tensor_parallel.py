@@ -14,7 +14,7 @@ from pipeline.model.engines.torch.scheduler import select_sampled
 from pipeline.types import Failure, Reply, Request
 from tests.model.engines.conftest import GAP, Lab
 from tests.model.engines.test_shard import WIDE
-from tests.model.test_int4 import awq_checkpoint
+from tests.model.test_int4 import write_awq_checkpoint
 
 RANKS = (2, 4)  # with four, two ranks share a key head, and each has one expert of the mixture
 
@@ -97,7 +97,7 @@ def test_divided_four_bit_weights_answer_as_in_one_process(made_by, tmp_path):
     lab = Lab(tmp_path / "dense", "qwen3_vl", text_config=WIDE, vision_config={"out_hidden_size": 128})
     if made_by == "AWQ":
         (tmp_path / "awq").mkdir()
-        awq_checkpoint(tmp_path / "awq", lab.folder)
+        write_awq_checkpoint(tmp_path / "awq", lab.folder)
         lab.folder = tmp_path / "awq"
     options = {"dtype": "float32"} | ({"quantize": "int4"} if made_by == "us" else {})
     requests, alone = build_requests(lab), open_engine(lab, 1, **options)
