@@ -1,6 +1,6 @@
-"""Rows and Failures -> the two Parquet tables of a chunk.
+"""Builds the two tables of a chunk: its answered rows and its dead letters.
 
-Both schemas are fixed by the job and the manifest before anything runs, so a part without rows has the same columns.
+Their columns follow from the job and the manifest, so a part without rows has the same columns as any other.
 """
 
 from __future__ import annotations
@@ -28,36 +28,34 @@ MEDIA_TYPE = pa.list_(
     )
 )
 TOKENS_TYPE = pa.struct([("vision", pa.int64()), ("prompt", pa.int64()), ("output", pa.int64())])
-COLUMN_DESCRIPTIONS = {  # of the columns that are not the manifest's
+COLUMN_DESCRIPTIONS = {  # of the columns that the manifest does not have
     "id": "the row's name: input.id, or a hash of what it asks",
-    "text": "what the model said",
+    "text": "what the model wrote",
     "answer": "the same in the schema's types; boxes, points and times are those of the original file",
-    "finish": "stop, or length where the budget ended before the answer",
-    "media": "what it saw: sizes in the original and for the model, frames, times in seconds",
-    "tokens": "of the vision, of the whole prompt, of the output",
+    "finish": "stop, or length if the token budget ended before the answer",
+    "media": "what the model saw: sizes of the original and for the model, frames, times in seconds",
+    "tokens": "vision tokens, all prompt tokens, output tokens",
     "attempts": "how often the row was tried, over all runs",
-    "thinking": "what a Thinking model thought",
+    "thinking": "what a thinking model thought",
     "logprob": "mean log-probability of the answer's tokens",
     "latency_s": "seconds from when the engine took the row until it had answered",
-    "raw": "the model's own JSON, where geometry or repair changed it",
+    "raw": "the model's own JSON, if geometry or repair changed it",
     "flags": "what was done to the answer: repaired, clamped, ...; shrunk: the server made its pictures smaller",
-    "violations": "what the schema doubts about it, in sentences",
+    "violations": "what the schema doubts about the answer, in sentences",
     "question": "hash of what the row asks",
     "model": "the weights",
-    "fingerprint": "hash of all in the job that changes an answer",
-    "run": "the run that answered it",
+    "fingerprint": "hash of everything in the job that changes an answer",
+    "run": "the run that answered the row",
 }
-RESERVED_COLUMNS = (
-    *COLUMN_DESCRIPTIONS,
-    "stage",
-    "kind",
-    "message",
-    "fp",
-)  # no column of a manifest can have these names here
+RESERVED_COLUMNS = (*COLUMN_DESCRIPTIONS, "stage", "kind", "message", "fp")  # names that kept columns cannot have
+ROW_FIELDS = (
+    *("id", "question", "text", "answer", "finish", "thinking"),
+    *("logprob", "latency_s", "raw", "flags", "violations"),
+)
+FAILURE_FIELDS = ("stage", "kind", "message", "text")
 
 
 def build_data_schema(context: RunContext) -> pa.Schema:
-    """The columns of an answered row."""
     answer = [context.schema.answer_field] if context.schema else []
     return pa.schema(
         [
@@ -84,13 +82,11 @@ def build_data_schema(context: RunContext) -> pa.Schema:
 
 
 def build_errors_schema(context: RunContext) -> pa.Schema:
-    """The columns of a dead letter."""
-    strings = ("stage", "kind", "message")
     return pa.schema(
         [
             pa.field("id", pa.string(), nullable=False),
             *context.kept_schema,
-            *(pa.field(name, pa.string(), nullable=False) for name in strings),
+            *(pa.field(name, pa.string(), nullable=False) for name in ("stage", "kind", "message")),
             pa.field("attempts", pa.int32()),
             pa.field("text", pa.string()),
             pa.field("question", pa.string(), nullable=False),
@@ -101,38 +97,33 @@ def build_errors_schema(context: RunContext) -> pa.Schema:
 
 
 def build_tables(outcomes: Sequence[Outcome], context: RunContext) -> tuple[pa.Table, pa.Table]:
-    """(answered, failed)."""
-    same = {"model": context.model_name, "fingerprint": context.fingerprint, "run": context.run_id}
-    rows = [to_answered_record(item, row) | same for item, row in outcomes if isinstance(row, Row)]
-    failures = [to_failed_record(item, row) | same for item, row in outcomes if isinstance(row, Failure)]
-    return build_table(rows, build_data_schema(context)), build_table(failures, build_errors_schema(context))
+    """The answered and the failed rows."""
+    constants = {"model": context.model_name, "fingerprint": context.fingerprint, "run": context.run_id}
+    answered = [to_answered_record(item, row) | constants for item, row in outcomes if isinstance(row, Row)]
+    failed = [to_failed_record(item, row) | constants for item, row in outcomes if isinstance(row, Failure)]
+    return build_table(answered, build_data_schema(context)), build_table(failed, build_errors_schema(context))
 
 
-def build_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    return pa.table([pa.array([row[f.name] for row in rows], f.type) for f in schema], schema=schema)
+def build_table(records: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    columns = [pa.array([record[field.name] for record in records], field.type) for field in schema]
+    return pa.table(columns, schema=schema)
 
 
 def to_answered_record(item: Item, row: Row) -> dict[str, Any]:
-    plain = (
-        "id",
-        "question",
-        "text",
-        "answer",
-        "finish",
-        "thinking",
-        "logprob",
-        "latency_s",
-        "raw",
-        "flags",
-        "violations",
-    )
-    media = [{name: getattr(seen, name) for name in seen.__slots__} for seen in row.media]
-    tokens = {"vision": row.vision_tokens, "prompt": row.prompt_tokens, "output": row.output_tokens}
-    same = {"media": media, "tokens": tokens, "attempts": item.history.attempts + row.attempts}
-    return {**row.kept_values, **{name: getattr(row, name) for name in plain}, **same}
+    return {
+        **row.kept_values,
+        **{name: getattr(row, name) for name in ROW_FIELDS},
+        "media": [{name: getattr(info, name) for name in info.__slots__} for info in row.media],
+        "tokens": {"vision": row.vision_tokens, "prompt": row.prompt_tokens, "output": row.output_tokens},
+        "attempts": item.history.attempts + row.attempts,
+    }
 
 
 def to_failed_record(item: Item, failure: Failure) -> dict[str, Any]:
-    plain = {name: getattr(failure, name) for name in ("stage", "kind", "message", "text")}
-    attempts = item.history.attempts + failure.attempts
-    return {**item.kept_values, "id": item.id, "question": item.question, "attempts": attempts, **plain}
+    return {
+        **item.kept_values,
+        **{name: getattr(failure, name) for name in FAILURE_FIELDS},
+        "id": item.id,
+        "question": item.question,
+        "attempts": item.history.attempts + failure.attempts,
+    }

@@ -23,7 +23,6 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
 from pipeline.output.store import ObjectInfo, OutputStore
-from pipeline.retry_policy import Truncated
 
 COMMIT_NOTE_KEY = b"vlbatch"  # the key of the commit note in a part's metadata
 RunDocument = Literal["job", "plan", "report"]
@@ -68,16 +67,7 @@ class Dataset:
 
     def read_footer(self, part: str) -> PartFooter:
         """The row count and the commit note, without the rows."""
-        path = self._get_part_path(part)
-
-        def read() -> pq.FileMetaData:
-            with self.store.filesystem.open(f"{self.store.root}/{path}", "rb") as file:
-                try:
-                    return pq.read_metadata(file)
-                except pa.ArrowInvalid as error:
-                    raise Truncated(f"{path} is cut short") from error
-
-        metadata = self.store.run_with_retries(path, read)
+        metadata = self.store.read_parquet_metadata(self._get_part_path(part))
         return PartFooter(metadata.num_rows, json.loads(metadata.metadata[COMMIT_NOTE_KEY]))
 
     def commit_part(self, part: str, rows: pa.Table, note: Mapping[str, Any]) -> bool:

@@ -1,26 +1,25 @@
-"""An output folder, wherever fsspec reaches -> objects that appear whole, once, or not at all.
+"""Objects in a folder that fsspec can reach: a local disk or an object store. They appear whole, once, or not at all.
 
-Trouble that may pass is waited out as pipeline/retry_policy.py says; the rest is an OutputError
-that stops the run. Retries are ours alone: each library's own on top would make a hundred requests of one, to a store
-that says it has too many. A client whose credentials have expired is made anew, and finds what was put in their place.
+Temporary errors are retried by pipeline/retry_policy.py; any other error is an OutputError and stops the run. The
+libraries' own retries are off: on top of ours they would multiply the requests to a store that is already too busy.
+When credentials expire, the client is made anew, so that it reads the ones that replaced them.
 """
 
 from __future__ import annotations
 
-import io
-import os
-import shutil
-import uuid
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline import retry_policy
 from pipeline.errors import OutputError
 from pipeline.fetch.storage_clients import disable_client_retries, get_client_options, load_error_types
+from pipeline.output import local_files
 from pipeline.retry_policy import Truncated, classify_error
 
 T = TypeVar("T")
@@ -39,26 +38,25 @@ ERROR_ADVICE = {
 
 class ObjectInfo(NamedTuple):
     size: int
-    modified_at: float | None  # by the store's own clock
+    modified_at: float | None  # by the store's clock
 
 
 def open_filesystem(path: str, **options: Any) -> tuple[Any, str]:
-    """The filesystem of a path and what it is called there."""
+    """The filesystem of a path, and the path inside it."""
     try:
         return fsspec.core.url_to_fs(path, **options)  # type: ignore[no-any-return]
-    except (ImportError, ValueError) as error:  # a scheme that nobody knows, or whose package is missing
+    except (ImportError, ValueError) as error:  # an unknown scheme, or one whose package is missing
         raise OutputError(f"{path}: {error}") from error
 
 
 class OutputStore:
     def __init__(self, path: str):
         self.path = path.rstrip("/")
-        self.retries_enabled = True  # until it has waited in vain once
-        self.connect()
+        self.retries_enabled = True  # until a retry was in vain: later calls then fail at once
+        self._connect()
         self.error_types = load_error_types(list_protocols(self.filesystem)[0])
 
-    def connect(self) -> None:
-        """A client of its own."""
+    def _connect(self) -> None:
         scheme = self.path.partition("://")[0] if "://" in self.path else ""
         options = get_client_options(scheme)
         self.filesystem, self.root = open_filesystem(self.path, skip_instance_cache=bool(scheme), **options)
@@ -69,49 +67,55 @@ class OutputStore:
         return "file" in list_protocols(self.filesystem)
 
     def create_object(self, name: str, data: bytes) -> bool:
-        """Create an object whole, or not at all; False where it was there before."""
-        path = f"{self.root}/{name}"
-        return self.run_with_retries(
-            name, lambda: create_local_file(path, data) if self.is_local else self.put_if_absent(path, data)
-        )
+        """Create an object; False if it exists already."""
+        create = local_files.create_file if self.is_local else self._put_if_absent
+        return self.run_with_retries(name, lambda: create(f"{self.root}/{name}", data))
 
-    def put_if_absent(self, path: str, data: bytes) -> bool:
+    def _put_if_absent(self, path: str, data: bytes) -> bool:
         try:
             self.filesystem.pipe_file(path, data, mode="create")
         except FileExistsError:
-            return self.is_own_object(path, data)
-        except OSError as error:  # what s3fs makes of a failed precondition on some servers
+            return self._is_own_object(path, data)
+        except OSError as error:  # s3fs raises it for a failed precondition on some servers
             if "recondition" in f"{error} {error.__cause__}":
-                return self.is_own_object(path, data)
+                return self._is_own_object(path, data)
             raise
         return True
 
-    def is_own_object(self, path: str, data: bytes) -> bool:
-        """A refused PUT may be one's own, sent twice after a lost reply: the content tells."""
-        return self.filesystem.size(path) == len(data) and self.read_complete(path) == data
+    def _is_own_object(self, path: str, data: bytes) -> bool:
+        """Whether the existing object is ours: if a reply is lost, the repeated PUT is refused because of the first."""
+        return self.filesystem.size(path) == len(data) and self._read_complete(path) == data
 
     def overwrite(self, name: str, data: bytes) -> None:
-        """For what is not an answer: whoever writes last is right."""
-        path = f"{self.root}/{name}"
-        self.run_with_retries(
-            name, lambda: replace_local_file(path, data) if self.is_local else self.filesystem.pipe_file(path, data)
-        )
+        """Create or replace an object that is not an answer."""
+        replace = local_files.replace_file if self.is_local else self.filesystem.pipe_file
+        self.run_with_retries(name, lambda: replace(f"{self.root}/{name}", data))
 
     def upload_file(self, name: str, source: Path) -> None:
-        """The same for a large file of this machine."""
-        path = f"{self.root}/{name}"
-        self.run_with_retries(
-            name, lambda: copy_to_local_file(source, path) if self.is_local else self.filesystem.put_file(source, path)
-        )
+        """Create or replace an object from a local file."""
+        copy = local_files.copy_file if self.is_local else self.filesystem.put_file
+        self.run_with_retries(name, lambda: copy(source, f"{self.root}/{name}"))
 
     def read_object(self, name: str) -> bytes:
-        return self.run_with_retries(name, lambda: self.read_complete(f"{self.root}/{name}"))
+        return self.run_with_retries(name, lambda: self._read_complete(f"{self.root}/{name}"))
 
-    def read_complete(self, path: str) -> bytes:
+    def _read_complete(self, path: str) -> bytes:
         data = bytes(self.filesystem.cat_file(path))
         if data[-4:] != b"PAR1" if path.endswith(".parquet") else len(data) != self.filesystem.size(path):
             raise Truncated(f"{path} is cut short")
         return data
+
+    def read_parquet_metadata(self, name: str) -> pq.FileMetaData:
+        """Read a Parquet file's footer without its rows."""
+
+        def read() -> pq.FileMetaData:
+            with self.filesystem.open(f"{self.root}/{name}", "rb") as file:
+                try:
+                    return pq.read_metadata(file)
+                except pa.ArrowInvalid as error:
+                    raise Truncated(f"{name} is cut short") from error
+
+        return self.run_with_retries(name, read)
 
     def delete_object(self, name: str) -> None:
         try:
@@ -120,21 +124,28 @@ class OutputStore:
             return
 
     def list_names(self, folder: str) -> set[str]:
-        """The objects below a folder, by their paths in it; empty where there is none."""
+        """The objects at any depth below a folder, by their paths in it; empty if there is no such folder."""
         return set(self.list_objects(folder))
 
     def list_objects(self, folder: str) -> dict[str, ObjectInfo]:
+        path = f"{self.root}/{folder}"
         try:
-            found = self.run_with_retries(
-                folder, lambda: self.filesystem.find(f"{self.root}/{folder}", detail=True), missing_ok=True
-            )
+            entries = self.run_with_retries(folder, lambda: self.filesystem.find(path, detail=True), missing_ok=True)
         except FileNotFoundError:
             return {}
         return {
-            path.rpartition(f"/{folder}/")[2]: ObjectInfo(info.get("size") or 0, get_modified_time(info))
-            for path, info in found.items()
-            if path.rpartition("/")[2][:1] not in ("", ".")  # what a killed write left
+            entry.rpartition(f"/{folder}/")[2]: ObjectInfo(info.get("size") or 0, get_modified_time(info))
+            for entry, info in entries.items()
+            if entry.rpartition("/")[2][:1] not in ("", ".")  # temporary files of killed writers
         }
+
+    def list_top_entries(self) -> set[str]:
+        """The names of the files and folders at the top."""
+        try:
+            paths = self.run_with_retries("", lambda: self.filesystem.ls(self.root, detail=False), missing_ok=True)
+        except FileNotFoundError:
+            return set()
+        return {path.rstrip("/").rpartition("/")[2] for path in paths if path.rstrip("/") != self.root}
 
     def run_with_retries(self, name: str, operation: Callable[[], T], *, missing_ok: bool = False) -> T:
         used_filesystem = self.filesystem
@@ -155,7 +166,7 @@ class OutputStore:
                 self.retries_enabled = False
                 raise OutputError(f"{self.path}/{name}: {describe_error(kind, error, failures)}") from error
             if kind == "credentials" and self.filesystem is used_filesystem:  # no other thread has reconnected
-                self.connect()
+                self._connect()
             return wait_s
 
         return retry_policy.run_with_retries(attempt, self.error_types, decide_wait_s)
@@ -164,7 +175,7 @@ class OutputStore:
 def describe_error(kind: str, error: Exception, attempts: int) -> str:
     reason = getattr(error, "strerror", None) or type(error.__cause__ or error).__name__
     tried = f", after {attempts} attempts" if attempts > 1 else ""
-    return f"{ERROR_ADVICE[kind]} ({reason}{tried}). What was committed stays; the same command goes on from there"
+    return f"{ERROR_ADVICE[kind]} ({reason}{tried}). Committed answers are kept; run the same command again to continue"
 
 
 def list_protocols(filesystem: Any) -> tuple[str, ...]:
@@ -175,40 +186,3 @@ def list_protocols(filesystem: Any) -> tuple[str, ...]:
 def get_modified_time(info: dict[str, Any]) -> float | None:
     value = next((info[key] for key in ("mtime", "LastModified", "last_modified", "updated") if key in info), None)
     return value.timestamp() if isinstance(value, datetime) else value if isinstance(value, float) else None
-
-
-def create_local_file(path: str, data: bytes) -> bool:
-    """A local object appears whole: written beside, under a name that readers pass over, then linked to its own."""
-    beside = write_temp_file(path, data)
-    try:
-        os.link(beside, path)
-    except FileExistsError:
-        return False
-    finally:
-        os.unlink(beside)
-    return True
-
-
-def replace_local_file(path: str, data: bytes) -> None:
-    os.replace(write_temp_file(path, data), path)
-
-
-def copy_to_local_file(source: Path, path: str) -> None:
-    with open(source, "rb") as data:
-        os.replace(write_temp_file(path, data), path)
-
-
-def write_temp_file(path: str, data: bytes | IO[bytes]) -> str:
-    folder, name = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
-    beside = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
-    try:
-        with open(beside, "wb") as file:
-            shutil.copyfileobj(io.BytesIO(data) if isinstance(data, bytes) else data, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        if os.path.exists(beside):
-            os.unlink(beside)
-        raise
-    return beside

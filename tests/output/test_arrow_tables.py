@@ -1,4 +1,4 @@
-"""What a user does with the output: SELECT answer.total, with nothing to parse and nothing to cast."""
+"""Users query typed answers directly, as in SELECT answer.total, without parsing or casting."""
 
 from datetime import date
 from decimal import Decimal
@@ -19,7 +19,7 @@ INVOICE = {"number": "7", "issued": "2026-03-02", "seller": {"name": "Acme"}, "c
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def part_folder(tmp_path: Path) -> Path:
     """Two parts: answers in one, nothing but a null in the other."""
     schema = load_schema("invoice", base_folder=Path())
     assert schema is not None
@@ -32,17 +32,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_duckdb_reads_typed_answers(folder: Path) -> None:
-    query = f"SELECT id, answer.total, len(answer.lines) FROM '{folder}/*/*.parquet' WHERE answer.currency = 'EUR'"
+def test_duckdb_reads_typed_answers(part_folder: Path) -> None:
+    query = f"SELECT id, answer.total, len(answer.lines) FROM '{part_folder}/*/*.parquet' WHERE answer.currency = 'EUR'"
     assert duckdb.sql(query).fetchall() == [("1", Decimal("90.0000"), 2)]
     columns = "answer.issued, sum(answer.total), answer.lines[1].amount"
-    found = duckdb.sql(f"SELECT {columns} FROM '{folder}/*/*.parquet' GROUP BY ALL").fetchall()
+    found = duckdb.sql(f"SELECT {columns} FROM '{part_folder}/*/*.parquet' GROUP BY ALL").fetchall()
     assert (date(2026, 3, 2), Decimal("135.0000"), Decimal("45.0000")) in found
 
 
-def test_pandas_reads_typed_answers(folder: Path) -> None:
-    frame = pd.read_parquet(folder / "a" / "part.parquet")
+def test_pandas_reads_typed_answers(part_folder: Path) -> None:
+    frame = pd.read_parquet(part_folder / "a" / "part.parquet")
     assert frame["answer"][0]["total"] == Decimal("90.0000")
     assert frame["answer"][0]["issued"] == date(2026, 3, 2)
-    flat = pd.read_parquet(folder / "a" / "part.parquet", dtype_backend="pyarrow")["answer"].struct.field("total")
+    flat = pd.read_parquet(part_folder / "a" / "part.parquet", dtype_backend="pyarrow")["answer"].struct.field("total")
     assert flat.sum() == Decimal("135.0000")

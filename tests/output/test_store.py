@@ -1,4 +1,4 @@
-"""An output meets trouble: what passes is waited out, the rest stops with a reason, and no object is ever doubled."""
+"""Temporary errors of a store are retried, others stop the run with a reason, and no object is written twice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PART = encode_parquet(pa.table({"id": [str(number) for number in range(500)]}), 
 
 @pytest.fixture(scope="module")
 def proxy():
-    """Objects in S3, from a real server on this machine, behind a proxy that misbehaves on order."""
+    """An S3 server on this machine behind a proxy that injects errors."""
     server = ThreadedMotoServer("127.0.0.1", 0)
     server.start()
     host = f"127.0.0.1:{server.get_host_and_port()[1]}"
@@ -38,8 +38,8 @@ def proxy():
 
 @pytest.fixture
 def store(proxy, short_waits, monkeypatch, tmp_path):
-    """Credentials are in a file, as those that are rotated are."""
-    credentials(tmp_path, "OLDKEY")
+    """A store in a new bucket, with credentials in a file that can be rotated."""
+    write_credentials(tmp_path, "OLDKEY")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
@@ -53,16 +53,16 @@ def store(proxy, short_waits, monkeypatch, tmp_path):
     return opened
 
 
-def credentials(folder, key):
+def write_credentials(folder, key):
     (folder / "credentials").write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = s\n")
 
 
-def bucket_of(store):
+def get_bucket(store):
     return store.path.split("/")[2]
 
 
 @pytest.mark.parametrize("fault", [BUSY, DOWN, CUT, Fault(status=429, code="TooManyRequests")])
-def test_trouble_that_passes_costs_one_request_each_time_and_no_object(fault, store, proxy):
+def test_each_temporary_error_costs_one_request_and_no_object(fault, store, proxy):
     proxy.rule = first(3, fault)
     assert store.create_object("data/a.parquet", PART)
     proxy.rule = first(3, fault)
@@ -72,21 +72,21 @@ def test_trouble_that_passes_costs_one_request_each_time_and_no_object(fault, st
 
 
 @pytest.mark.parametrize("lost", [1, 3])
-def test_an_object_whose_reply_was_lost_is_known_as_ones_own(lost, store, proxy):
+def test_an_object_whose_reply_was_lost_is_recognised(lost, store, proxy):
     proxy.rule = only(first(lost, LOST), method="PUT")
     assert store.create_object("data/a.parquet", PART) is True
     assert store.create_object("data/a.parquet", PART[::-1]) is False
     assert store.read_object("data/a.parquet") == PART
 
 
-def test_an_own_object_that_is_read_back_cut_short_is_read_again(store, proxy):
+def test_a_truncated_read_of_an_own_object_is_repeated(store, proxy):
     lost, short = only(first(1, LOST), method="PUT"), only(first(2, Fault(short=100)), method="GET")
     proxy.rule = lambda seen: lost(seen) or short(seen)
     assert store.create_object("data/a.parquet", PART) is True
 
 
 @pytest.mark.parametrize("fault", [Fault(short=100), Fault(keep=100)])
-def test_a_part_that_arrives_cut_short_is_read_again(fault, store, proxy):
+def test_a_part_that_arrives_truncated_is_read_again(fault, store, proxy):
     store.create_object("data/a.parquet", PART)
     store.create_object("questions/q.json", b'{"a": 1}' * 100)
     proxy.rule = only(first(2, fault), method="GET")
@@ -95,15 +95,15 @@ def test_a_part_that_arrives_cut_short_is_read_again(fault, store, proxy):
     assert store.read_object("questions/q.json") == b'{"a": 1}' * 100
 
 
-def test_a_part_that_is_cut_short_in_the_store_is_named(store, proxy):
-    proxy.client.put_object(Bucket=bucket_of(store), Key="out/data/a.parquet", Body=PART[:100])
+def test_a_part_that_is_truncated_in_the_store_is_named(store, proxy):
+    proxy.client.put_object(Bucket=get_bucket(store), Key="out/data/a.parquet", Body=PART[:100])
     with pytest.raises(
         OutputError, match=r"out/data/a\.parquet: is cut short; delete it, and its rows are asked again"
     ):
         store.read_object("data/a.parquet")
 
 
-def test_a_hundred_objects_come_through_a_storm_of_everything(store, proxy):
+def test_a_hundred_objects_survive_random_errors(store, proxy):
     proxy.rule = storm(0.3, BUSY, DOWN, CUT, LOST, Fault(delay_s=0.1))
     assert all(store.create_object(f"data/{number}.parquet", PART) for number in range(100))
     assert not any(store.create_object(f"data/{number}.parquet", PART + PART) for number in range(0, 100, 10))
@@ -111,10 +111,10 @@ def test_a_hundred_objects_come_through_a_storm_of_everything(store, proxy):
     assert all(store.read_object(f"data/{number}.parquet") == PART for number in range(0, 100, 10))
 
 
-def test_a_store_that_stays_busy_is_given_up_after_a_while_and_not_waited_for_twice(store, proxy):
+def test_a_busy_store_is_waited_for_once(store, proxy):
     proxy.rule = storm(1.0, BUSY)
     with pytest.raises(
-        OutputError, match=r"out/data/a: the store is too busy \(.*after 16 attempts\)\. What was commit"
+        OutputError, match=r"out/data/a: the store is too busy \(.*after 16 attempts\)\. Committed answers are kept"
     ):
         store.create_object("data/a", b"x")
     assert len(proxy.seen) == retry_policy.OUTPUT_POLICIES["unavailable"].max_attempts
@@ -125,16 +125,16 @@ def test_a_store_that_stays_busy_is_given_up_after_a_while_and_not_waited_for_tw
     assert store.create_object("data/a", b"x")
 
 
-def test_credentials_that_were_rotated_are_picked_up(store, proxy, tmp_path):
+def test_rotated_credentials_are_picked_up(store, proxy, tmp_path):
     assert store.create_object("data/a", b"x")
     proxy.rule = lambda seen: EXPIRED if seen.key == "OLDKEY" else None
-    credentials(tmp_path, "NEWKEY")
+    write_credentials(tmp_path, "NEWKEY")
     assert store.create_object("data/b", b"x")
     assert [seen.key for seen in proxy.seen if seen.method == "PUT"] == ["OLDKEY", "OLDKEY", "NEWKEY"]
 
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
-def test_credentials_that_stay_bad_stop_the_run_and_are_not_shown(code, store, proxy):
+def test_invalid_credentials_stop_the_run_and_are_not_shown(code, store, proxy):
     proxy.rule = storm(1.0, Fault(status=403, code=code))
     with pytest.raises(OutputError, match="the credentials have expired or are not valid; renew them") as refusal:
         store.create_object("data/a", b"x")
@@ -142,21 +142,21 @@ def test_credentials_that_stay_bad_stop_the_run_and_are_not_shown(code, store, p
     assert "OLDKEY" not in str(refusal.value)
 
 
-def test_what_is_denied_is_asked_for_once(store, proxy):
+def test_denied_access_is_not_retried(store, proxy):
     proxy.rule = storm(1.0, Fault(status=403, code="AccessDenied"))
     with pytest.raises(OutputError, match=r"access denied; check output\.path and the credentials"):
         store.create_object("data/a", b"x")
     assert len(proxy.seen) == 1
 
 
-def test_a_bucket_that_vanishes_stops_the_run_at_the_next_commit(store, proxy):
-    proxy.client.delete_bucket(Bucket=bucket_of(store))
+def test_a_deleted_bucket_stops_the_run_at_the_next_commit(store, proxy):
+    proxy.client.delete_bucket(Bucket=get_bucket(store))
     with pytest.raises(OutputError, match=r"is not there \(any more\): a bucket or a file was deleted"):
         store.create_object("data/a", b"x")
     assert len(proxy.seen) == 1
 
 
-def test_a_store_that_cannot_be_reached_is_said_to_be(short_waits, monkeypatch):
+def test_an_unreachable_store_is_reported(short_waits, monkeypatch):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
@@ -167,8 +167,8 @@ def test_a_store_that_cannot_be_reached_is_said_to_be(short_waits, monkeypatch):
         OutputStore("s3://nowhere/out").create_object("data/a", b"x")
 
 
-def test_a_full_disk_stops_at_once_and_leaves_nothing_half(tmp_path):
-    """A limit on the size of files stands for it: the kernel refuses the same way, in the middle of a write."""
+def test_a_full_disk_stops_at_once_and_leaves_no_partial_file(tmp_path):
+    """A file size limit makes the kernel refuse in the middle of a write, as a full disk does."""
     program = (
         "import resource, sys\n"
         "from pipeline.output.store import OutputStore\n"
@@ -185,17 +185,17 @@ def test_a_full_disk_stops_at_once_and_leaves_nothing_half(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_or_quota_is_said_to_be_full(number, tmp_path, monkeypatch):
+def test_a_full_disk_or_quota_is_reported(number, tmp_path, monkeypatch):
     def full(file):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("pipeline.output.store.os.fsync", full)
+    monkeypatch.setattr("pipeline.output.local_files.os.fsync", full)
     with pytest.raises(OutputError, match="no space is left"):
         OutputStore(str(tmp_path)).create_object("data/a", b"x")
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_a_disk_that_stumbles_is_tried_again(tmp_path, monkeypatch, short_waits):
+def test_a_temporary_disk_error_is_retried(tmp_path, monkeypatch, short_waits):
     troubles, fsync = [errno.EIO, errno.ESTALE], os.fsync
 
     def stumble(file):
@@ -203,12 +203,12 @@ def test_a_disk_that_stumbles_is_tried_again(tmp_path, monkeypatch, short_waits)
             raise OSError(troubles.pop(), "stumbled")
         fsync(file)
 
-    monkeypatch.setattr("pipeline.output.store.os.fsync", stumble)
+    monkeypatch.setattr("pipeline.output.local_files.os.fsync", stumble)
     assert OutputStore(str(tmp_path)).create_object("data/a", b"x")
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["a"]
 
 
-def test_a_file_is_handed_over_whole(tmp_path, store, proxy):
+def test_a_file_is_uploaded_whole(tmp_path, store, proxy):
     (tmp_path / "large").write_bytes(PART * 100)
     proxy.rule = only(first(2, LOST), method="PUT")
     for each in (OutputStore(str(tmp_path / "out")), store):
@@ -217,7 +217,7 @@ def test_a_file_is_handed_over_whole(tmp_path, store, proxy):
     assert [path.name for path in (tmp_path / "out/currency=EUR").iterdir()] == ["a.parquet"]
 
 
-def test_an_object_is_replaced_and_removed(tmp_path, store):
+def test_an_object_is_overwritten_and_deleted(tmp_path, store):
     for each in (OutputStore(str(tmp_path)), store):
         assert each.create_object("lease/1.beat", b"held 1")
         each.overwrite("lease/1.beat", b"held 2")

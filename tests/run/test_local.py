@@ -207,12 +207,12 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_committed(workspace, monke
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(file)
 
-    monkeypatch.setattr("pipeline.output.store.os.fsync", raise_disk_full)
+    monkeypatch.setattr("pipeline.output.local_files.os.fsync", raise_disk_full)
     monkeypatch.setenv("VLBATCH_LEASE_S", "1")  # the next run waits for a lease that could not be released
-    with pytest.raises(StoppedError, match=r"stopped: .*no space is left; make room .*the same command goes on"):
+    with pytest.raises(StoppedError, match=r"stopped: .*no space is left; make room .*run the same command again"):
         workspace.run_job()
     assert any("this run has no report" in line for line in workspace.messages)
-    monkeypatch.setattr("pipeline.output.store.os.fsync", fsync)
+    monkeypatch.setattr("pipeline.output.local_files.os.fsync", fsync)
     assert workspace.list_answered_ids() == ["r0", "r1", "r2", "r3"]
     assert workspace.run_job() == 0
     assert workspace.list_answered_ids() == [f"r{number}" for number in range(8)]

@@ -345,7 +345,7 @@ MISTAKES: list[Case] = [
         "output not writable",
         job("path: out", "path: /dev/null/out"),
         RUN,
-        "error: /dev/null/out/questions/FP.json: cannot be used as an output (Not a directory). What was committed stays; the same command goes on from there",
+        "error: /dev/null/out/questions/FP.json: cannot be used as an output (Not a directory). Committed answers are kept; run the same command again to continue",
     ),
     (
         "unknown gpu",

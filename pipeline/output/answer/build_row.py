@@ -1,7 +1,7 @@
-"""Item, Request, Reply -> Row: what the model said, parsed, checked, typed, and in the original's coordinates.
+"""Builds a Row from a Reply: the answer is parsed, checked, typed and mapped to the original media.
 
-An AnswerError says why there is no row, and keeps what the model said. Where repair or geometry changed the answer,
-`raw` holds the model's own JSON.
+An AnswerError says why there is no row, and keeps the model's text. If repair or geometry changed the answer, `raw`
+holds the model's own JSON.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ def build_row(
     time_origin: TimeOrigin = "clip",
     attempts: int = 1,
 ) -> Row:
-    """The row of one answered item; AnswerError where the answer cannot be used."""
-    answered = _build_answer(request, reply, schema, coordinate_system, time_origin) if schema else {}
+    answer_fields = _build_answer(request, reply, schema, coordinate_system, time_origin) if schema else {}
     return Row(
         id=item.id,
         question=item.question,
         kept_values=item.kept_values,
         text=reply.text,
-        answer=answered.get("answer"),
+        answer=answer_fields.get("answer"),
         finish=reply.finish,
         media=tuple(_to_media_info(clip) for clip in request.clips),
         vision_tokens=request.vision_tokens,
@@ -45,9 +44,9 @@ def build_row(
         thinking=reply.thinking,
         logprob=reply.logprob,
         latency_s=reply.latency_s,
-        raw=answered.get("raw"),
-        flags=(*reply.flags, *answered.get("flags", ())),
-        violations=answered.get("violations", ()),
+        raw=answer_fields.get("raw"),
+        flags=(*reply.flags, *answer_fields.get("flags", ())),
+        violations=answer_fields.get("violations", ()),
     )
 
 
@@ -55,33 +54,35 @@ def _build_answer(
     request: Request, reply: Reply, schema: Schema, coordinate_system: CoordinateSystem, time_origin: TimeOrigin
 ) -> Mapping[str, Any]:
     try:
-        said, repaired = parse_answer(reply.text)
-        value, wrapped = _wrap_bare_list(said, schema.json_schema)
-        plain, violations = validate.check_answer(value, schema)
+        parsed, was_repaired = parse_answer(reply.text)
+        value, was_wrapped = _wrap_bare_list(parsed, schema.json_schema)
+        checked, violations = validate.check_answer(value, schema)
         mapped, flags = map_to_source(
-            plain, schema.json_schema, coordinate_system=coordinate_system, clips=request.clips, time_origin=time_origin
+            checked,
+            schema.json_schema,
+            coordinate_system=coordinate_system,
+            clips=request.clips,
+            time_origin=time_origin,
         )
-        if mapped is None and plain is not None:
+        if mapped is None and checked is not None:
             raise AnswerError("no_place", "the answer has no area in the picture, or speaks of one that was not shown")
         typed = validate.to_typed_answer(mapped, schema)
     except RecursionError as error:
         raise AnswerError("invalid_answer", "the answer is nested too deeply", text=reply.text) from error
     except AnswerError as error:
         if error.kind == "not_json" and reply.finish == "length":
-            budget = request.sampling.max_new_tokens
-            raise AnswerError(
-                "cut_off", f"the budget of {budget} tokens ended before the answer did", text=reply.text
-            ) from error
+            message = f"the budget of {request.sampling.max_new_tokens} tokens ended before the answer did"
+            raise AnswerError("cut_off", message, text=reply.text) from error
         raise AnswerError(error.kind, error.message, text=reply.text) from error
-    changed = flags or repaired or wrapped or mapped != plain
-    if repaired or wrapped:
+    if was_repaired or was_wrapped:
         flags = ("repaired", *flags)
-    raw = json.dumps(said, ensure_ascii=False, separators=(",", ":")) if changed else None
+    is_changed = flags or mapped != checked
+    raw = json.dumps(parsed, ensure_ascii=False, separators=(",", ":")) if is_changed else None
     return {"answer": typed, "raw": raw, "flags": flags, "violations": violations}
 
 
 def _wrap_bare_list(value: Any, schema: Mapping[str, Any]) -> tuple[Any, bool]:
-    """A bare list, as Qwen likes to answer, where the schema is an object around one list."""
+    """Wrap a bare list if the schema is an object with one field: Qwen often answers like that."""
     properties = schema.get("properties", {})
     if isinstance(value, list) and len(properties) == 1:
         return {next(iter(properties)): value}, True

@@ -1,10 +1,10 @@
-"""An answer in the numbers a model speaks -> the same answer in pixels and seconds of the original file.
+"""Maps the coordinates and times in an answer to pixels and seconds of the original file.
 
-Which fields are places is said by name (`bbox_2d`, `point_2d`: what Qwen was trained on) or by `x-means` in the schema
-(box, point, seconds, image). An object that may speak of several pictures says which by its `image`, counted from 1.
-Corners are put in order, what lies outside is clamped, what has no area left is dropped; each with a flag.
-Whole numbers stay whole: the rounding is at most half a pixel of the original. Answers are mapped before they are
-typed: a column of JSON text holds places, too.
+A field holds a place or a time if its name says so (`bbox_2d`, `point_2d`: the names Qwen was trained on) or if the
+schema does, with `x-means`: box, point, seconds or image. An object may name its picture in an `image` field, from 1.
+Corners are put in order, coordinates outside the picture are clamped, and objects without area are dropped; each sets
+a flag. Integers stay integers, so rounding moves them by at most half a pixel. Answers are mapped before they are
+typed, because a column of JSON text may hold places too.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ MEANING_BY_FIELD_NAME = {"bbox_2d": "box", "point_2d": "point"}
 
 @dataclass(frozen=True, slots=True)
 class GeometryMapping:
-    """How the answer of one row is mapped; `flags` collects what had to be done, in order."""
+    """How the answer of one row is mapped."""
 
-    meanings: Mapping[str, str]
+    meanings: Mapping[str, str]  # of fields, by name
     coordinate_system: CoordinateSystem
     time_origin: TimeOrigin
     clips: Sequence[Clip]
-    flags: dict[str, None] = field(default_factory=dict)
+    flags: dict[str, None] = field(default_factory=dict)  # what was changed, in order
+
+    def add_flag(self, flag: str, condition: bool = True) -> None:
+        if condition:
+            self.flags[flag] = None
 
 
 def map_to_source(
@@ -38,11 +42,11 @@ def map_to_source(
     clips: Sequence[Clip],
     time_origin: TimeOrigin = "clip",
 ) -> tuple[Any, tuple[str, ...]]:
-    """The answer in the original's numbers, and the flags: reordered, clamped, dropped."""
-    where = GeometryMapping(find_field_meanings(schema), coordinate_system, time_origin, clips)
-    if not clips or not set(where.meanings.values()) - {"image"}:
+    """The mapped answer and its flags: reordered, clamped, dropped."""
+    mapping = GeometryMapping(find_field_meanings(schema), coordinate_system, time_origin, clips)
+    if not clips or not set(mapping.meanings.values()) - {"image"}:
         return value, ()
-    return _map_value(value, where), tuple(where.flags)
+    return _map_value(value, mapping), tuple(mapping.flags)
 
 
 def find_field_meanings(schema: SchemaNode) -> dict[str, str]:
@@ -68,42 +72,43 @@ def _find_meaning(schema: SchemaCursor | None) -> str | None:
 
 
 def _map_value(value: Any, mapping: GeometryMapping) -> Any:
-    """The value with its places mapped; None in place of an object that lies nowhere."""
+    """The value with its places mapped; None for an object that lies nowhere."""
     if isinstance(value, dict):
         return _map_object(value, mapping)
     if isinstance(value, list):
-        parts = [(part, _map_value(part, mapping)) for part in value]
-        return [after for before, after in parts if after is not None or before is None]
+        mapped_elements = [(element, _map_value(element, mapping)) for element in value]
+        return [mapped for element, mapped in mapped_elements if mapped is not None or element is None]
     return value
 
 
 def _map_object(value: dict[str, Any], mapping: GeometryMapping) -> dict[str, Any] | None:
     clip = _find_clip(value, mapping)
     result = {}
-    for name, part in value.items():
-        means = mapping.meanings.get(name, "image")
-        if part is None or means == "image":
-            result[name] = _map_value(part, mapping)
+    for name, field_value in value.items():
+        meaning = mapping.meanings.get(name, "image")
+        if field_value is None or meaning == "image":
+            result[name] = _map_value(field_value, mapping)
             continue
-        result[name] = None if clip is None else _map_location(part, means, clip, mapping)
+        result[name] = None if clip is None else _map_location(field_value, meaning, clip, mapping)
         if result[name] is None:
-            mapping.flags["dropped"] = None
+            mapping.add_flag("dropped")
             return None
     return result
 
 
 def _find_clip(value: dict[str, Any], mapping: GeometryMapping) -> Clip | None:
-    """The picture or video that an object speaks of; None if it names one that was not shown."""
-    names = [name for name, means in mapping.meanings.items() if means == "image"]
-    said = int(next((value[name] for name in names if value.get(name) is not None), 1))
-    return mapping.clips[said - 1] if 1 <= said <= len(mapping.clips) else None
+    """The picture or video that an object is about; None if it names one that was not shown."""
+    image_fields = [name for name, meaning in mapping.meanings.items() if meaning == "image"]
+    number = int(next((value[name] for name in image_fields if value.get(name) is not None), 1))
+    return mapping.clips[number - 1] if 1 <= number <= len(mapping.clips) else None
 
 
 def _map_location(value: Any, meaning: str, clip: Clip, mapping: GeometryMapping) -> Any:
+    """Map a box, a point, a time, or a list of them; None if nothing is left of it."""
     if isinstance(value, list) and (meaning == "seconds" or not value or isinstance(value[0], list)):
-        places = [_map_location(part, meaning, clip, mapping) for part in value]
-        mapping.flags.update({"dropped": None} if None in places else {})
-        return [place for place in places if place is not None]
+        locations = [_map_location(element, meaning, clip, mapping) for element in value]
+        mapping.add_flag("dropped", None in locations)
+        return [location for location in locations if location is not None]
     if meaning == "seconds":
         return _map_seconds(float(value), clip, mapping)
     if isinstance(value, dict):
@@ -112,30 +117,37 @@ def _map_location(value: Any, meaning: str, clip: Clip, mapping: GeometryMapping
 
 
 def _map_box_or_point(value: list[Any], meaning: str, clip: Clip, mapping: GeometryMapping) -> list[Any] | None:
-    """One box or point in the original; None where nothing is left of it."""
+    """Map x, y or x1, y1, x2, y2; None if no area is left or numbers are missing."""
     if len(value) != {"box": 4, "point": 2}[meaning] or None in value:
         return None
     scale = clip.size if mapping.coordinate_system == "pixels" else (1000, 1000)
     left, top, right, bottom = clip.source_region
-    origin, extent = (left, top), clip.source_region_size
-    ends = [float(number) * extent[axis % 2] / scale[axis % 2] + origin[axis % 2] for axis, number in enumerate(value)]
+    numbers = [
+        float(number) * clip.source_region_size[index % 2] / scale[index % 2] + (left, top)[index % 2]
+        for index, number in enumerate(value)
+    ]
     if meaning == "box":
-        ordered = [min(ends[0], ends[2]), min(ends[1], ends[3]), max(ends[0], ends[2]), max(ends[1], ends[3])]
-        mapping.flags.update({} if ordered == ends else {"reordered": None})
-        ends = ordered
-    inside = [min(max(number, origin[axis % 2]), (right, bottom)[axis % 2]) for axis, number in enumerate(ends)]
-    mapping.flags.update({} if inside == ends else {"clamped": None})
-    result = [round(number) if isinstance(said, int) else number for said, number in zip(value, inside, strict=True)]
-    empty = meaning == "box" and (result[0] == result[2] or result[1] == result[3])
-    return None if empty else result
+        x1, y1, x2, y2 = numbers
+        ordered = [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
+        mapping.add_flag("reordered", ordered != numbers)
+        numbers = ordered
+    clamped = [
+        min(max(number, (left, top)[index % 2]), (right, bottom)[index % 2]) for index, number in enumerate(numbers)
+    ]
+    mapping.add_flag("clamped", clamped != numbers)
+    result = [
+        round(number) if isinstance(original, int) else number for original, number in zip(value, clamped, strict=True)
+    ]
+    is_empty = meaning == "box" and (result[0] == result[2] or result[1] == result[3])
+    return None if is_empty else result
 
 
 def _map_seconds(value: float, clip: Clip, mapping: GeometryMapping) -> float:
-    """A moment of the file, no later than the last frame shown lasts."""
+    """A time in the file, at the latest when the last shown frame ends."""
     if not clip.times:
         return value
-    moment = value + (clip.times[0] if mapping.time_origin == "clip" else 0)
-    last = clip.times[-1] + (1 / clip.fps if clip.fps else 0)
-    inside = min(max(moment, 0), last)
-    mapping.flags.update({} if inside == moment else {"clamped": None})
-    return value if inside == value else round(inside, 3)
+    second = value + (clip.times[0] if mapping.time_origin == "clip" else 0)
+    end = clip.times[-1] + (1 / clip.fps if clip.fps else 0)
+    clamped = min(max(second, 0), end)
+    mapping.add_flag("clamped", clamped != second)
+    return value if clamped == value else round(clamped, 3)

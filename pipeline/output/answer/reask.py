@@ -1,7 +1,7 @@
-"""Requests, an engine -> rows, asking again where an answer is not good enough.
+"""Asks the engine again if an answer is invalid or doubtful.
 
-Every round asks all that is still open at once. A better attempt replaces a worse one: a valid answer an invalid one,
-fewer violations more. The temperature rises with the attempt, because a greedy model would say the same again.
+Each round asks all open rows at once. A valid answer replaces an invalid one, and fewer violations replace more. The
+temperature rises with each attempt, because a greedy model would repeat its answer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import replace
 from pipeline.errors import AnswerError
 from pipeline.types import Failure, Item, Reply, Request, Row
 
-RETRY_TEMPERATURES = (0.0, 0.3, 0.6, 0.8, 1.0)  # at least so warm, by attempt
+RETRY_TEMPERATURES = (0.0, 0.3, 0.6, 0.8, 1.0)  # the minimum, by attempt
 
 AnswerRequests = Callable[[Sequence[Request]], Sequence[Reply | Failure]]
 BuildRow = Callable[[Item, Request, Reply, int], Row | Failure]
@@ -25,34 +25,33 @@ def answer_with_retries(
     build_row: BuildRow,
     max_retries: int,
 ) -> list[Row | Failure]:
-    """One row or failure for each, in order; `answer` replies to requests in order."""
-    best: dict[int, Row | Failure] = {}
-    still = list(range(len(item_requests)))
+    """The outcomes in the order of the items. `answer_requests` returns replies in the order of the requests."""
+    best_outcomes: dict[int, Row | Failure] = {}
+    open_indices = list(range(len(item_requests)))
     for attempt in range(1, max_retries + 2):
         requests = [
             build_retry_request(request, item.history.rejected_answers + attempt)
-            for item, request in (item_requests[index] for index in still)
+            for item, request in (item_requests[index] for index in open_indices)
         ]
-        for index, request, reply in zip(still, requests, answer_requests(requests), strict=True):
+        for index, request, reply in zip(open_indices, requests, answer_requests(requests), strict=True):
             outcome = _build_outcome(item_requests[index][0], request, reply, build_row, attempt)
-            if index not in best or _count_faults(outcome) < _count_faults(best[index]):
-                best[index] = outcome
-            best[index] = replace(best[index], attempts=attempt)
-        still = [index for index in still if _is_worth_retrying(best[index])]
-        if not still:
+            best = best_outcomes.get(index, outcome)
+            best = outcome if _count_faults(outcome) < _count_faults(best) else best
+            best_outcomes[index] = replace(best, attempts=attempt)
+        open_indices = [index for index in open_indices if _is_worth_retrying(best_outcomes[index])]
+        if not open_indices:
             break
-    return [best[index] for index in range(len(item_requests))]
+    return [best_outcomes[index] for index in range(len(item_requests))]
 
 
 def build_retry_request(request: Request, attempt: int) -> Request:
-    """The request of a later attempt: warmer, and with another seed. The first is the request itself."""
+    """The request with a higher temperature and another seed; the first attempt sends it unchanged."""
     if attempt == 1:
         return request
     sampling = request.sampling
-    warmth = max(sampling.temperature, RETRY_TEMPERATURES[min(attempt, len(RETRY_TEMPERATURES)) - 1])
-    return replace(
-        request, sampling=replace(sampling, temperature=warmth, seed=sampling.seed + (attempt - 1) * 1_000_003)
-    )
+    minimum = RETRY_TEMPERATURES[min(attempt, len(RETRY_TEMPERATURES)) - 1]
+    temperature, seed = max(sampling.temperature, minimum), sampling.seed + (attempt - 1) * 1_000_003
+    return replace(request, sampling=replace(sampling, temperature=temperature, seed=seed))
 
 
 def _build_outcome(
@@ -71,5 +70,5 @@ def _count_faults(outcome: Row | Failure) -> float:
 
 
 def _is_worth_retrying(outcome: Row | Failure) -> bool:
-    """Another try may help an answer; it does not help a row that the engine cannot answer."""
+    """A retry may improve an answer. It does not help a row that the engine cannot answer."""
     return outcome.stage == "answer" if isinstance(outcome, Failure) else bool(outcome.violations)

@@ -1,3 +1,5 @@
+"""A reply becomes a row: parsed, checked, typed, and in the coordinates of the original."""
+
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ from pipeline.errors import AnswerError
 from pipeline.output.answer.build_row import build_row
 from pipeline.schema.schema import Schema
 from pipeline.schema.schema_loader import load_schema
-from pipeline.types import Clip, Item, MediaInfo, Reply, Request, Row, Sampling
+from pipeline.types import Clip, Item, MediaInfo, Reply, Request, Row, Sampling, Turn
 
 CLIP = Clip("image", np.zeros((1, 3, 100, 200), np.uint8), (400, 200), uri="s3://a/b.jpg")
 ITEM = Item("a", "hash", (), kept_values={"k": 1})
@@ -15,54 +17,52 @@ BOXES = load_schema("boxes", base_folder=Path())
 CAPTION = load_schema("caption", base_folder=Path())
 
 
-def request(*clips: Clip) -> Request:
-    from pipeline.types import Turn
-
+def build_request(*clips: Clip) -> Request:
     ids = np.zeros(7, np.int32)
     return Request("a", (Turn("user", clips),), ids, np.zeros((3, 7), np.int32), 3, Sampling(max_new_tokens=9))
 
 
-def row(text: str, schema: Schema | None, **reply: object) -> Row:
-    said = Reply("a", text, **reply)  # type: ignore[arg-type]
-    return build_row(ITEM, request(CLIP), said, schema=schema, coordinate_system="pixels", attempts=2)
+def build_test_row(text: str, schema: Schema | None, **reply: object) -> Row:
+    model_reply = Reply("a", text, **reply)  # type: ignore[arg-type]
+    return build_row(ITEM, build_request(CLIP), model_reply, schema=schema, coordinate_system="pixels", attempts=2)
 
 
-def test_text_without_a_schema_is_the_row() -> None:
-    found = row("a dog", None, output_tokens=2, logprob=-0.5, thinking="hm")
-    seen = MediaInfo("image", "s3://a/b.jpg", 400, 200, 200, 100, 1)
-    assert found == Row("a", "hash", {"k": 1}, "a dog", None, "stop", (seen,), 3, 7, 2, 2, "hm", -0.5)
+def test_without_a_schema_the_text_is_the_answer() -> None:
+    row = build_test_row("a dog", None, output_tokens=2, logprob=-0.5, thinking="hm")
+    media_info = MediaInfo("image", "s3://a/b.jpg", 400, 200, 200, 100, 1)
+    assert row == Row("a", "hash", {"k": 1}, "a dog", None, "stop", (media_info,), 3, 7, 2, 2, "hm", -0.5)
 
 
-def test_boxes_are_in_pixels_of_the_file_and_the_models_numbers_are_kept() -> None:
-    found = row('{"boxes":[{"bbox_2d":[10,20,30,40],"label":"dog"}]}', BOXES)
-    assert found.answer == {"boxes": [{"bbox_2d": [20, 40, 60, 80], "label": "dog", "image": None}]}
-    assert found.raw == '{"boxes":[{"bbox_2d":[10,20,30,40],"label":"dog"}]}'
-    assert found.flags == ()
+def test_boxes_are_mapped_and_the_models_numbers_are_kept_in_raw() -> None:
+    row = build_test_row('{"boxes":[{"bbox_2d":[10,20,30,40],"label":"dog"}]}', BOXES)
+    assert row.answer == {"boxes": [{"bbox_2d": [20, 40, 60, 80], "label": "dog", "image": None}]}
+    assert row.raw == '{"boxes":[{"bbox_2d":[10,20,30,40],"label":"dog"}]}'
+    assert row.flags == ()
 
 
-def test_nothing_is_kept_twice_where_nothing_changed() -> None:
-    assert row('{"caption":"a","tags":[],"language":"en"}', CAPTION).raw is None
+def test_raw_is_empty_if_nothing_changed() -> None:
+    assert build_test_row('{"caption":"a","tags":[],"language":"en"}', CAPTION).raw is None
 
 
-def test_a_repaired_answer_says_so() -> None:
-    found = row("```json\n{'caption': 'a', 'tags': [], 'language': 'en',}\n```", CAPTION)
-    assert found.answer == {"caption": "a", "tags": [], "language": "en"}
-    assert found.flags == ("repaired",)
-    assert found.raw == '{"caption":"a","tags":[],"language":"en"}'
-    assert found.text.startswith("```")
+def test_a_repaired_answer_has_a_flag() -> None:
+    row = build_test_row("```json\n{'caption': 'a', 'tags': [], 'language': 'en',}\n```", CAPTION)
+    assert row.answer == {"caption": "a", "tags": [], "language": "en"}
+    assert row.flags == ("repaired",)
+    assert row.raw == '{"caption":"a","tags":[],"language":"en"}'
+    assert row.text.startswith("```")
 
 
-def test_the_bare_list_that_qwen_likes_to_give_is_taken_as_the_only_field() -> None:
-    found = row('[{"bbox_2d": [10, 20, 30, 40], "label": "dog"}]', BOXES)
-    assert found.answer is not None
-    assert found.answer["boxes"][0]["bbox_2d"] == [20, 40, 60, 80]
-    assert found.flags == ("repaired",)
+def test_a_bare_list_becomes_the_only_field() -> None:
+    row = build_test_row('[{"bbox_2d": [10, 20, 30, 40], "label": "dog"}]', BOXES)
+    assert row.answer is not None
+    assert row.answer["boxes"][0]["bbox_2d"] == [20, 40, 60, 80]
+    assert row.flags == ("repaired",)
 
 
-def test_doubts_stand_on_the_row() -> None:
-    found = row('{"boxes":[{"bbox_2d":[30,40,10,20],"label":"dog"}]}', BOXES)
-    assert found.violations == ("box 1 (dog) has its corners in the wrong order",)
-    assert found.flags == ("reordered",)
+def test_violations_are_kept_on_the_row() -> None:
+    row = build_test_row('{"boxes":[{"bbox_2d":[30,40,10,20],"label":"dog"}]}', BOXES)
+    assert row.violations == ("box 1 (dog) has its corners in the wrong order",)
+    assert row.flags == ("reordered",)
 
 
 @pytest.mark.parametrize(
@@ -74,34 +74,34 @@ def test_doubts_stand_on_the_row() -> None:
         ("I cannot", "stop", "not_json"),
     ],
 )
-def test_an_answer_that_cannot_be_used_says_why_and_keeps_the_text(text: str, ending: str, kind: str) -> None:
+def test_an_unusable_answer_has_a_kind_and_keeps_its_text(text: str, ending: str, kind: str) -> None:
     with pytest.raises(AnswerError) as caught:
-        row(text, CAPTION, finish=ending)
+        build_test_row(text, CAPTION, finish=ending)
     assert (caught.value.kind, caught.value.text) == (kind, text)
 
 
-def test_places_in_a_column_of_json_text_are_in_pixels_of_the_file_too(tmp_path: Path) -> None:
+def test_boxes_in_a_column_of_json_text_are_mapped_too(tmp_path: Path) -> None:
     (tmp_path / "tree.py").write_text(
         "from pydantic import BaseModel\n"
         "class Block(BaseModel):\n    bbox_2d: list[int]\n    inside: list['Block']\n"
         "class Page(BaseModel):\n    blocks: list[Block]\n"
     )
     said = '{"blocks":[{"bbox_2d":[0,0,100,50],"inside":[{"bbox_2d":[10,20,30,40],"inside":[]}]}]}'
-    found = row(said, load_schema("tree.py:Page", base_folder=tmp_path))
+    row = build_test_row(said, load_schema("tree.py:Page", base_folder=tmp_path))
     inner = '{"bbox_2d":[20,40,60,80],"inside":[]}'
-    assert found.answer == {"blocks": [{"bbox_2d": [0, 0, 200, 100], "inside": [inner]}]}
-    assert found.raw == said
+    assert row.answer == {"blocks": [{"bbox_2d": [0, 0, 200, 100], "inside": [inner]}]}
+    assert row.raw == said
 
 
-def test_an_answer_that_is_nowhere_is_an_error_and_not_an_empty_cell(tmp_path: Path) -> None:
+def test_an_answer_without_a_place_is_an_error_and_not_an_empty_cell(tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text("from pydantic import BaseModel\nclass One(BaseModel):\n    bbox_2d: list[int]\n")
     with pytest.raises(AnswerError) as caught:
-        row('{"bbox_2d":[9,9,9,9]}', load_schema("one.py:One", base_folder=tmp_path))
+        build_test_row('{"bbox_2d":[9,9,9,9]}', load_schema("one.py:One", base_folder=tmp_path))
     assert (caught.value.kind, caught.value.text) == ("no_place", '{"bbox_2d":[9,9,9,9]}')
 
 
-def test_an_answer_nested_deeper_than_can_be_checked_is_an_error_of_its_row(tmp_path: Path) -> None:
+def test_an_answer_that_is_nested_too_deeply_is_an_error_of_its_row(tmp_path: Path) -> None:
     (tmp_path / "any.json").write_text('{"type":"object","properties":{"x":{}},"required":["x"]}')
     with pytest.raises(AnswerError) as caught:
-        row('{"x":' + "[" * 300 + "]" * 300 + "}", load_schema("any.json", base_folder=tmp_path))
+        build_test_row('{"x":' + "[" * 300 + "]" * 300 + "}", load_schema("any.json", base_folder=tmp_path))
     assert (caught.value.kind, caught.value.message) == ("invalid_answer", "the answer is nested too deeply")

@@ -1,4 +1,4 @@
-"""Boxes that a model is known to mean come back in the pixels of the file, whatever the model's convention."""
+"""Boxes, points and times are mapped to the original file, from any coordinate system of a model."""
 
 import numpy as np
 import pytest
@@ -29,10 +29,10 @@ def box(*numbers: int, **more: object) -> dict[str, object]:
 
 @pytest.mark.parametrize("source", SIZES)
 @pytest.mark.parametrize("size", [(28, 28), (616, 448), (1036, 1456)])
-def test_pixels_of_the_resized_picture_become_pixels_of_the_file(source: Size, size: Size) -> None:
+def test_pixels_of_the_resized_image_become_pixels_of_the_file(source: Size, size: Size) -> None:
     true = [source[0] * 0.25, source[1] * 0.125, source[0], source[1] * 0.75]
-    spoken = [round(true[axis] * size[axis % 2] / source[axis % 2]) for axis in range(4)]
-    mapped, flags = map_to_source(box(*spoken), BOXES, coordinate_system="pixels", clips=[clip(source, size)])
+    model_box = [round(true[axis] * size[axis % 2] / source[axis % 2]) for axis in range(4)]
+    mapped, flags = map_to_source(box(*model_box), BOXES, coordinate_system="pixels", clips=[clip(source, size)])
     step = max(source[0] / size[0], source[1] / size[1])
     if "dropped" not in flags:  # a picture of a few pixels: a part of it may be less than one
         assert np.abs(np.array(mapped["boxes"][0]["bbox_2d"]) - true).max() <= step / 2 + 0.5
@@ -41,7 +41,7 @@ def test_pixels_of_the_resized_picture_become_pixels_of_the_file(source: Size, s
 
 
 @pytest.mark.parametrize("source", SIZES)
-def test_thousandths_become_pixels_of_the_file_whatever_the_resized_size(source: Size) -> None:
+def test_thousandths_become_pixels_of_the_file_for_any_resized_size(source: Size) -> None:
     mapped, flags = map_to_source(
         box(250, 125, 1000, 750), BOXES, coordinate_system="thousandths", clips=[clip(source, (28, 56))]
     )
@@ -52,22 +52,24 @@ def test_thousandths_become_pixels_of_the_file_whatever_the_resized_size(source:
 
 
 def test_a_point_keeps_its_fraction_where_the_schema_has_fractions() -> None:
-    found = map_to_source(
+    mapped_answer = map_to_source(
         {"point_2d": [500.5, 1.0]}, POINT, coordinate_system="thousandths", clips=[clip((300, 200), (28, 28))]
     )
-    assert found == ({"point_2d": [150.15, 0.2]}, ())
+    assert mapped_answer == ({"point_2d": [150.15, 0.2]}, ())
 
 
 def test_corners_in_the_wrong_order_are_put_in_order() -> None:
-    found = map_to_source(box(30, 40, 10, 20), BOXES, coordinate_system="pixels", clips=[clip((100, 100), (100, 100))])
-    assert found == (box(10, 20, 30, 40), ("reordered",))
+    mapped_answer = map_to_source(
+        box(30, 40, 10, 20), BOXES, coordinate_system="pixels", clips=[clip((100, 100), (100, 100))]
+    )
+    assert mapped_answer == (box(10, 20, 30, 40), ("reordered",))
 
 
-def test_what_lies_outside_is_clamped() -> None:
-    found = map_to_source(
+def test_coordinates_outside_the_image_are_clamped() -> None:
+    mapped_answer = map_to_source(
         box(50, 50, 130, 130), BOXES, coordinate_system="pixels", clips=[clip((200, 100), (100, 100))]
     )
-    assert found == (box(100, 50, 200, 100), ("clamped",))
+    assert mapped_answer == (box(100, 50, 200, 100), ("clamped",))
 
 
 def test_a_box_without_area_is_dropped_and_the_others_stay() -> None:
@@ -77,13 +79,13 @@ def test_a_box_without_area_is_dropped_and_the_others_stay() -> None:
     assert flags == ("dropped", "clamped")
 
 
-def test_a_box_that_lacks_a_number_is_dropped() -> None:
+def test_an_incomplete_box_is_dropped() -> None:
     answer = {"boxes": [{"bbox_2d": [1, None, 3, 4]}, {"bbox_2d": [1, 2, 3]}, {"bbox_2d": None}]}
-    found = map_to_source(answer, BOXES, coordinate_system="pixels", clips=[clip((10, 10), (10, 10))])
-    assert found == ({"boxes": [{"bbox_2d": None}]}, ("dropped",))
+    mapped_answer = map_to_source(answer, BOXES, coordinate_system="pixels", clips=[clip((10, 10), (10, 10))])
+    assert mapped_answer == ({"boxes": [{"bbox_2d": None}]}, ("dropped",))
 
 
-def test_several_pictures_are_told_apart_by_their_number() -> None:
+def test_boxes_of_several_images_are_mapped_by_their_image_number() -> None:
     clips = [clip((1000, 1000), (100, 100)), clip((50, 20), (100, 100))]
     assert map_to_source(box(10, 10, 20, 20, image=2), BOXES, coordinate_system="pixels", clips=clips)[0] == box(
         5, 2, 10, 4, image=2
@@ -97,7 +99,7 @@ def test_several_pictures_are_told_apart_by_their_number() -> None:
     )
 
 
-def test_seconds_of_a_part_become_seconds_of_the_file() -> None:
+def test_seconds_of_a_clip_become_seconds_of_the_file() -> None:
     part = clip((10, 10), (28, 28), times=(30.0, 30.5, 31.0, 31.5), fps=2.0)
     spoken = {"start": 0.5, "end": 1.5}
     assert map_to_source(spoken, EVENTS, coordinate_system="pixels", clips=[part], time_origin="clip") == (
@@ -109,7 +111,7 @@ def test_seconds_of_a_part_become_seconds_of_the_file() -> None:
     assert map_to_source(spoken, EVENTS, coordinate_system="thousandths", clips=[part], time_origin="source") == mapped
 
 
-def test_seconds_that_are_mapped_are_rounded_to_milliseconds_and_others_stay() -> None:
+def test_only_mapped_seconds_are_rounded_to_milliseconds() -> None:
     part = clip((10, 10), (28, 28), times=(0.1, 4.6716667), fps=2.0)
     spoken = {"start": 0.2, "end": 9.0}
     mapped = ({"start": 0.3, "end": 5.172}, ("clamped",))
@@ -118,22 +120,22 @@ def test_seconds_that_are_mapped_are_rounded_to_milliseconds_and_others_stay() -
     assert map_to_source(said, EVENTS, coordinate_system="pixels", clips=[part], time_origin="source") == (said, ())
 
 
-def test_places_are_found_wherever_the_schema_has_them() -> None:
+def test_places_are_found_anywhere_in_the_schema() -> None:
     schema = canonicalize_schema(
         struct(a=either(struct(region=listed(WHOLE) | {"x-means": "box"}), struct(none={"type": "null"})))
     )
     assert find_field_meanings(schema) == {"region": "box"}
-    found, _ = map_to_source(
+    mapped_answer, _ = map_to_source(
         {"a": {"region": [0, 0, 500, 500]}}, schema, coordinate_system="thousandths", clips=[clip((10, 20), (28, 28))]
     )
-    assert found == {"a": {"region": [0, 0, 5, 10]}}
+    assert mapped_answer == {"a": {"region": [0, 0, 5, 10]}}
 
 
-def test_a_row_without_pictures_is_left_alone() -> None:
+def test_a_row_without_images_is_unchanged() -> None:
     assert map_to_source(box(1, 2, 3, 4), BOXES, coordinate_system="pixels", clips=[]) == (box(1, 2, 3, 4), ())
 
 
-def test_a_schema_without_places_is_left_alone() -> None:
+def test_an_answer_without_places_is_unchanged() -> None:
     schema = canonicalize_schema(struct(a=listed(WHOLE)))
     assert map_to_source({"a": [1, 2]}, schema, coordinate_system="pixels", clips=[clip((10, 10), (28, 28))]) == (
         {"a": [1, 2]},
@@ -141,22 +143,22 @@ def test_a_schema_without_places_is_left_alone() -> None:
     )
 
 
-def test_places_that_may_be_null_or_are_many_are_mapped() -> None:
+def test_nullable_places_and_lists_of_places_are_mapped() -> None:
     second = {"type": "number", "x-means": "seconds"}
     schema = canonicalize_schema(
         struct(start=either(second, {"type": "null"}), cuts=listed(second), hit={"$ref": "#/$defs/hit"})
     )
     schema["$defs"] = {"hit": second}
     part = clip((10, 10), (28, 28), times=(30.0, 31.0), fps=1.0)
-    found, _ = map_to_source(
+    mapped_answer, _ = map_to_source(
         {"start": 0.5, "cuts": [0.0, 1.0], "hit": 1.5}, schema, coordinate_system="pixels", clips=[part]
     )
-    assert found == {"start": 30.5, "cuts": [30.0, 31.0], "hit": 31.5}
+    assert mapped_answer == {"start": 30.5, "cuts": [30.0, 31.0], "hit": 31.5}
 
 
-def test_a_list_of_boxes_may_be_empty_and_loses_only_those_that_lie_nowhere() -> None:
+def test_a_list_of_boxes_loses_only_boxes_without_area() -> None:
     schema = canonicalize_schema(struct(areas=listed(listed(WHOLE)) | {"x-means": "box"}))
     where = {"coordinate_system": "thousandths", "clips": [clip((2000, 1000), (28, 28))]}
     assert map_to_source({"areas": []}, schema, **where) == ({"areas": []}, ())  # type: ignore[arg-type]
-    found = map_to_source({"areas": [[0, 0, 100, 100], [1200, 0, 1300, 5]]}, schema, **where)  # type: ignore[arg-type]
-    assert found == ({"areas": [[0, 0, 200, 100]]}, ("clamped", "dropped"))
+    mapped_answer = map_to_source({"areas": [[0, 0, 100, 100], [1200, 0, 1300, 5]]}, schema, **where)  # type: ignore[arg-type]
+    assert mapped_answer == ({"areas": [[0, 0, 200, 100]]}, ("clamped", "dropped"))

@@ -1,4 +1,4 @@
-"""A picture with a known rectangle, seen as the model sees it, spoken of as the model speaks: the box comes back."""
+"""A rectangle in a photo is decoded and resized, answered in the model's coordinates, and mapped back."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from tests.media.sample_media import build_media_job
 
 SIZES = [(40, 40), (64, 48), (57, 113), (200, 100), (100, 200), (333, 251), (512, 512), (640, 480)]
 SIZES += [(481, 641), (900, 300), (300, 900), (1200, 800)]
-STORED = {  # how a camera held this way writes what stands upright
+TRANSPOSE_BY_ORIENTATION = {  # from upright to how a camera stores it, by EXIF orientation
     1: None,
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -42,35 +42,35 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def eyes(family: Family) -> Iterator[ClipDecoder]:
+def clip_decoder(family: Family) -> Iterator[ClipDecoder]:
     with ClipDecoder(build_media_job(), family) as opened:
         yield opened
 
 
-def photograph(size: Size, orientation: int) -> tuple[bytes, list[int]]:
-    """A JPEG as a camera writes it, and where upright its bright rectangle lies."""
+def write_photo(size: Size, orientation: int) -> tuple[bytes, list[int]]:
+    """A JPEG as a camera stores it, and its bright rectangle in the upright image."""
     width, height = size
-    place = [width // 5, height // 4, width // 5 + width // 2, height // 4 + height // 3]
+    rectangle = [width // 5, height // 4, width // 5 + width // 2, height // 4 + height // 3]
     upright = np.zeros((height, width, 3), np.uint8)
-    upright[place[1] : place[3], place[0] : place[2]] = 255
-    picture, turn = PIL.Image.fromarray(upright), STORED[orientation]
+    upright[rectangle[1] : rectangle[3], rectangle[0] : rectangle[2]] = 255
+    picture, turn = PIL.Image.fromarray(upright), TRANSPOSE_BY_ORIENTATION[orientation]
     stored, exif, file = picture.transpose(turn) if turn is not None else picture, PIL.Image.Exif(), io.BytesIO()
     exif[0x0112] = orientation
     stored.save(file, "JPEG", quality=95, subsampling=0, exif=exif)
-    return file.getvalue(), place
+    return file.getvalue(), rectangle
 
 
-def speak(clip: Clip, family: Family) -> str:
-    """What a perfect model says of the rectangle it sees."""
+def write_model_answer(clip: Clip, family: Family) -> str:
+    """The answer of a perfect model to the resized rectangle."""
     bright = clip.pixels[0, 0] > 127
     rows, columns = np.flatnonzero(bright.any(1)), np.flatnonzero(bright.any(0))
-    seen = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
     if family.coordinates == "thousandths":
-        seen = [1000 * seen[axis] / clip.size[axis % 2] for axis in range(4)]
-    return json.dumps({"boxes": [{"bbox_2d": [round(float(number)) for number in seen], "label": "bright"}]})
+        box = [1000 * box[axis] / clip.size[axis % 2] for axis in range(4)]
+    return json.dumps({"boxes": [{"bbox_2d": [round(float(number)) for number in box], "label": "bright"}]})
 
 
-def answered(clips: list[Clip], text: str, family: Family) -> Row:
+def build_answered_row(clips: list[Clip], text: str, family: Family) -> Row:
     turns = (Turn("user", tuple(clips)),)
     prompt = family.encode_turns(turns)
     request = Request("a", turns, prompt.input_ids, prompt.positions, prompt.vision_tokens)
@@ -80,18 +80,20 @@ def answered(clips: list[Clip], text: str, family: Family) -> Row:
     )
 
 
-@pytest.mark.parametrize("orientation", STORED)
-def test_boxes_are_in_pixels_of_the_upright_original(family: Family, eyes: ClipDecoder, orientation: int) -> None:
+@pytest.mark.parametrize("orientation", TRANSPOSE_BY_ORIENTATION)
+def test_boxes_are_in_pixels_of_the_upright_original(
+    family: Family, clip_decoder: ClipDecoder, orientation: int
+) -> None:
     for size in SIZES if orientation == 1 else SIZES[orientation % 3 :: 3]:
-        data, place = photograph(size, orientation)
-        clips = eyes.decode(MediaRef(data), [Blob("a.jpg", "image", data)])
+        data, rectangle = write_photo(size, orientation)
+        clips = clip_decoder.decode(MediaRef(data), [Blob("a.jpg", "image", data)])
         assert clips[0].source_size == size
-        row = answered(clips, speak(clips[0], family), family)
+        row = build_answered_row(clips, write_model_answer(clips[0], family), family)
         assert row.answer is not None
         found = np.array(row.answer["boxes"][0]["bbox_2d"])
         step = [size[axis % 2] / clips[0].size[axis % 2] for axis in range(4)]
         grain = [size[axis % 2] / 1000 for axis in range(4)] if family.coordinates == "thousandths" else [0.0] * 4
         allowed = 0.5 + np.array(step) / 2 + np.array(grain) / 2
-        assert (np.abs(found - place) <= allowed).all(), (size, orientation, found, place)
+        assert (np.abs(found - rectangle) <= allowed).all(), (size, orientation, found, rectangle)
         assert (row.media[0].width, row.media[0].height) == size
         assert row.flags == ()
