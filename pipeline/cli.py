@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from pipeline import commands
+from pipeline.registry import EXPORTERS
 
 EXIT_CODES_HELP = """\
 Exit codes: 0 all rows answered; 1 internal error or crash; 2 the job cannot run; 3 finished, but some rows are in
@@ -113,6 +114,8 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
 
 def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="TARGET", help="an empty folder: any fsspec URL")
+    format_help = f"one of {', '.join(EXPORTERS)}; default table"
+    parser.add_argument("--to", default="table", metavar="FORMAT", help=format_help)
     rows_help = "maximum rows in a file; default 1,000,000"
     parser.add_argument("--rows-per-file", type=parse_positive_int, default=1_000_000, metavar="N", help=rows_help)
     partition_help = "one Hive folder per value of a column or of a field such as answer.currency; may be repeated"
@@ -183,7 +186,7 @@ COMMANDS = {
         job_argument="none",
     ),
     "export": Command(
-        "write one table of all answers, in large files",
+        "write all answers in one format: a clean table in large files, for instance",
         """\
   python -m pipeline export job.yaml s3://acme/tables/invoices-2026-11-20
   python -m pipeline export job.yaml ./table --partition-by answer.currency""",

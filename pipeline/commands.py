@@ -53,7 +53,7 @@ def submit_job(options: argparse.Namespace) -> int:
 
 def plan_job(options: argparse.Namespace) -> int:
     from pipeline.inspect import plan as planning
-    from pipeline.inspect.plan.format import format_plan
+    from pipeline.inspect.plan.plan_text import format_plan
 
     plan = planning.plan_job(
         load_job(options),
@@ -68,15 +68,11 @@ def plan_job(options: argparse.Namespace) -> int:
 
 
 def export_answers(options: argparse.Namespace) -> int:
-    from pipeline.export.table import export_table
+    from pipeline.export.base import ExportOptions
+    from pipeline.export.export_job import export_job
 
-    export_table(
-        load_job(options),
-        options.target,
-        rows_per_file=options.rows_per_file,
-        partition_by=options.partition_by,
-        say=print,
-    )
+    export_options = ExportOptions(options.rows_per_file, tuple(options.partition_by))
+    export_job(load_job(options), options.target, options.to, export_options, say=print)
     return ExitCode.ALL_ANSWERED
 
 
@@ -111,7 +107,7 @@ def show_status(options: argparse.Namespace) -> int:
 
 def write_report(options: argparse.Namespace) -> int:
     from pipeline.inspect import report as reporting
-    from pipeline.inspect.report.gather import ReportOptions
+    from pipeline.inspect.report.row_sampler import ReportOptions
 
     folder = Path() if "://" in options.output else Path(options.output)
     report = reporting.write_report(

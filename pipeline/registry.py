@@ -35,6 +35,9 @@ ENGINES = {  # by `engine.kind`
     "vllm": "pipeline.model.engines.vllm:VllmEngineType",
     "http": "pipeline.model.engines.http:HttpEngineType",
 }
+EXPORTERS = {  # by `export --to`
+    "table": "pipeline.export.table:TableExporter",
+}
 SCHEMAS = {  # by `answer.schema`
     "caption": "schemas.caption:Caption",
     "boxes": "schemas.boxes:Boxes",

@@ -1,7 +1,7 @@
-"""Tables as they come -> one large Parquet file for each partition among them, in Hive's folders.
+"""Writes tables into one large Parquet file for each partition, in Hive folders such as `currency=EUR/`.
 
-Files are written on this machine and handed over whole. What waits to be written is bounded; a row group is what
-came together, so many partitions in random order make small ones.
+The files are written on this machine first and uploaded whole. Rows are buffered up to a limit, and a row group is what
+was buffered together, so many partitions in random order make small row groups.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -18,8 +17,8 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
 
-MAX_BUFFERED_ROWS = 2**16  # rows that wait before they are written
-MAX_PARTITIONS = 1000  # partitions in one file's worth of rows
+MAX_BUFFERED_ROWS = 2**16
+MAX_PARTITIONS = 1000
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 PARTITION_TYPE_CHECKS = (
     pa.types.is_string,
@@ -31,7 +30,7 @@ PARTITION_TYPE_CHECKS = (
 
 
 class PartitionedFileWriter:
-    """Open for one file's worth of rows. `written` is there after `end`."""
+    """Open for one group of rows. After `finish`, `paths_by_partition` names the local files."""
 
     def __init__(self, schema: pa.Schema, partition_columns: Sequence[str]):
         self.partition_columns = partition_columns
@@ -45,69 +44,66 @@ class PartitionedFileWriter:
     def __enter__(self) -> PartitionedFileWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for writer in self.writers_by_partition.values():
-            writer.close()
+    def __exit__(self, *_: object) -> None:
+        self._close_writers()
         self.temp_folder.cleanup()
 
     def add_table(self, table: pa.Table) -> None:
         self.buffered_tables.append(table)
         self.buffered_rows += table.num_rows
         if self.buffered_rows >= MAX_BUFFERED_ROWS:
-            self.flush()
+            self._flush()
 
     def finish(self) -> None:
-        self.flush()
+        self._flush()
+        self._close_writers()
+
+    def _flush(self) -> None:
+        if not self.buffered_rows:
+            return
+        for folder, rows in split_by_partition(pa.concat_tables(self.buffered_tables), self.partition_columns):
+            self._get_writer(folder).write_table(rows.select(self.schema.names))
+        self.buffered_tables, self.buffered_rows = [], 0
+
+    def _get_writer(self, folder: str) -> pq.ParquetWriter:
+        if folder not in self.writers_by_partition:
+            number = len(self.writers_by_partition)
+            if number >= MAX_PARTITIONS:
+                columns = " ".join(self.partition_columns)
+                raise OutputError(
+                    f"--partition-by {columns}: there are more than {MAX_PARTITIONS} values; take a column with fewer"
+                )
+            path = self.paths_by_partition[folder] = Path(self.temp_folder.name) / f"{number}.parquet"
+            self.writers_by_partition[folder] = pq.ParquetWriter(path, self.schema, compression="zstd")
+        return self.writers_by_partition[folder]
+
+    def _close_writers(self) -> None:
         for writer in self.writers_by_partition.values():
             writer.close()
 
-    def flush(self) -> None:
-        if not self.buffered_rows:
-            return
-        for place, rows in split_by_partition(pa.concat_tables(self.buffered_tables), self.partition_columns):
-            self.get_writer(place).write_table(rows.select(self.schema.names))
-        self.buffered_tables, self.buffered_rows = [], 0
-
-    def get_writer(self, partition_folder: str) -> pq.ParquetWriter:
-        if partition_folder not in self.writers_by_partition:
-            if len(self.writers_by_partition) >= MAX_PARTITIONS:
-                raise OutputError(
-                    f"--partition-by {' '.join(self.partition_columns)}: more than {MAX_PARTITIONS} values; take a column with fewer"
-                )
-            self.paths_by_partition[partition_folder] = (
-                Path(self.temp_folder.name) / f"{len(self.writers_by_partition)}.parquet"
-            )
-            self.writers_by_partition[partition_folder] = pq.ParquetWriter(
-                self.paths_by_partition[partition_folder], self.schema, compression="zstd"
-            )
-        return self.writers_by_partition[partition_folder]
-
 
 def split_by_partition(table: pa.Table, partition_columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
+    """Each partition's folder and its rows."""
     if not partition_columns:
         yield "", table
         return
     names = [f"c{number}" for number in range(len(partition_columns))]
     keys = pa.table([get_column_values(table, column) for column in partition_columns], names=names)
-    for key in keys.group_by(names, use_threads=False).aggregate([]).to_pylist():
-        same = [
-            pc.is_null(keys[name]) if key[name] is None else pc.fill_null(pc.equal(keys[name], key[name]), False)
-            for name in names
-        ]
-        chosen = same[0]
-        for other in same[1:]:
-            chosen = pc.and_(chosen, other)
-        place = "".join(
-            f"{quote(column)}={format_partition_value(key[name])}/"
+    for values in keys.group_by(names, use_threads=False).aggregate([]).to_pylist():
+        mask = pa.scalar(True)
+        for name in names:
+            value = values[name]
+            is_same = pc.is_null(keys[name]) if value is None else pc.fill_null(pc.equal(keys[name], value), False)
+            mask = pc.and_(mask, is_same)
+        folders = (
+            f"{quote(column)}={format_partition_value(values[name])}/"
             for column, name in zip(partition_columns, names, strict=True)
         )
-        yield place, table.filter(chosen)
+        yield "".join(folders), table.filter(mask)
 
 
 def get_column_values(table: pa.Table, column: str) -> pa.ChunkedArray:
-    """A column, or a field of one: answer.currency."""
+    """The values of a column, or of a field such as answer.currency."""
     first, *fields = column.split(".")
     return pc.struct_field(table[first], fields) if fields else table[first]
 
@@ -118,21 +114,23 @@ def format_partition_value(value: object) -> str:
 
 
 def check_partition_columns(schema: pa.Schema, partition_columns: Sequence[str]) -> None:
-    """Refuse a column that is not there, or whose values make no folders."""
+    """Refuse a column that does not exist or whose values cannot name folders."""
     for column in partition_columns:
-        first, *fields = column.split(".")
-        kind = schema.field(first).type if first in schema.names else None
-        for name in fields:
-            kind = (
-                kind.field(name).type
-                if kind is not None and pa.types.is_struct(kind) and has_field(kind, name)
-                else None
-            )
-        if kind is None:
+        column_type = find_column_type(schema, column)
+        if column_type is None:
             raise OutputError(f"--partition-by {column}: there is no such column; there are {', '.join(schema.names)}")
-        if not any(fits(kind) for fits in PARTITION_TYPE_CHECKS):
-            raise OutputError(f"--partition-by {column}: {kind} makes no folders; text, whole numbers and dates do")
+        if not any(is_type(column_type) for is_type in PARTITION_TYPE_CHECKS):
+            raise OutputError(
+                f"--partition-by {column}: values of type {column_type} cannot name folders; "
+                "text, whole numbers, booleans and dates can"
+            )
 
 
-def has_field(struct: pa.StructType, name: str) -> bool:
-    return any(struct.field(number).name == name for number in range(struct.num_fields))
+def find_column_type(schema: pa.Schema, column: str) -> pa.DataType | None:
+    struct = pa.struct(list(schema))
+    for name in column.split("."):
+        position = struct.get_field_index(name) if pa.types.is_struct(struct) else -1
+        if position < 0:
+            return None
+        struct = struct.field(position).type
+    return struct
