@@ -185,6 +185,7 @@ output: a Reply becomes a Row, and Rows become a committed part
     output/commit.py                        writes a part; creating it is the commit
     output/dataset.py                       knows the layout of an output folder: parts, dead letters, runs, questions
     output/dead_letters.py                  finds the rows of a chunk that failed and have no answer yet
+    output/local_files.py                   writes files on a local disk whole or not at all
     output/store.py                         creates, reads and lists objects in an output folder
     output/thread_map.py                    calls a function on many items from a few threads
 
@@ -207,7 +208,10 @@ run: one run, without Ray
     run/log.py                              logs events as text or JSON
 
 export: answers become other people's formats
-    export/table.py                         one clean table of all answers
+    export/base.py                          the seam: Exporter, a format
+    export/export_job.py                    exports the answers of a job: resumes, and accounts for every row
+    export/export_sources.py                chooses the rows to export
+    export/table.py                         the format of a clean table
     export/partitioned_files.py             writes large Parquet files in Hive folders
 
 cluster: everything that needs Ray
@@ -226,15 +230,18 @@ inspect: what people look at
     inspect/output_reader.py                reads the answers, failures and runs of one question
     inspect/status.py                       shows what is answered, failed and left
     inspect/plan/__init__.py                predicts cost and failures before a run
+    inspect/plan/advice.py                  suggests smaller media where that saves many tokens
     inspect/plan/survey.py                  counts rows, tokens and failures from headers
     inspect/plan/gpus.py                    converts tokens to hours and money
-    inspect/plan/format.py                  prints a plan
+    inspect/plan/plan_text.py               prints a plan
+    inspect/figures.py                      samples, bins and rounds numbers for the plan and the report
     inspect/report/__init__.py              writes an HTML report of an output
-    inspect/report/gather.py                reads the figures and the rows to show
-    inspect/report/pictures.py              makes thumbnails
-    inspect/report/marks.py                 finds boxes, points and time spans in an answer
-    inspect/report/charts.py                lays out charts and marks
-    inspect/report/cards.py                 fills the values of the page template
+    inspect/report/statistics.py            reads the figures, the rows to show, and the failures by reason
+    inspect/report/row_sampler.py           chooses the rows to show
+    inspect/report/previews.py              makes small previews of media
+    inspect/report/annotations.py           finds boxes, points and time spans in an answer
+    inspect/report/charts.py                lays out charts and annotations
+    inspect/report/cards.py                 builds the values of the page template
     inspect/report/page.py                  renders the page
 
 builtin: models trained here on drawn scenes; pipeline/builtin/weights/README.md is their model card

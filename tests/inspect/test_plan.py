@@ -1,4 +1,4 @@
-"""What a plan says, against what a run then does."""
+"""A plan predicts what a run then does."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.fetch.header_fetcher import PREFIX_BYTES, HeaderFetcher
-from pipeline.inspect.plan import format, plan_job
+from pipeline.inspect.plan import plan_job, plan_text
 from pipeline.inspect.plan.gpus import GPUS, TokenLoad, estimate_gpu
 from pipeline.job.spec import Job
 
 HUGE = 20_000_000
 
 
-def noise(width, height, kind, path, **how):
+def write_noise_image(width, height, kind, path, **how):
     PIL.Image.effect_noise((width, height), 60).convert("RGB").save(path, kind, **how)
 
 
-def video(path, frames, size=(96, 64)):
+def write_video(path, frames, size=(96, 64)):
     with av.open(str(path), "w") as out:
         stream = out.add_stream("mpeg4", rate=10)
         stream.width, stream.height = size
@@ -33,23 +33,23 @@ def video(path, frames, size=(96, 64)):
 
 
 @pytest.fixture
-def mixed(workspace):
-    """Rows of every kind, some of them with something wrong that a header tells."""
+def mixed_job(workspace):
+    """A job over media of all kinds. The headers of some show that they will fail."""
     pics = workspace.folder / "pics"
     rows = workspace.draw_images(6)
-    noise(1600, 1200, "JPEG", pics / "large.jpg", quality=95)
-    noise(900, 1400, "PNG", pics / "large.png")
+    write_noise_image(1600, 1200, "JPEG", pics / "large.jpg", quality=95)
+    write_noise_image(900, 1400, "PNG", pics / "large.png")
     turned = PIL.Image.Exif()
     turned[0x0112] = 6
-    noise(800, 300, "JPEG", pics / "turned.jpg", exif=turned)
-    noise(500, 300, "WEBP", pics / "a.webp", lossless=True)
+    write_noise_image(800, 300, "JPEG", pics / "turned.jpg", exif=turned)
+    write_noise_image(500, 300, "WEBP", pics / "a.webp", lossless=True)
     pages = [PIL.Image.new("RGB", (200, 300 + 50 * at)) for at in range(3)]
     pages[0].save(pics / "pages.tiff", save_all=True, append_images=pages[1:])
-    video(pics / "a.mp4", 33)
-    noise(5000, 4100, "JPEG", pics / "wide.jpg", quality=10)
+    write_video(pics / "a.mp4", 33)
+    write_noise_image(5000, 4100, "JPEG", pics / "wide.jpg", quality=10)
     (pics / "text.png").write_bytes(b"no picture at all")
     (pics / "thin.png").write_bytes(b"")
-    noise(3000, 10, "PNG", pics / "strip.png")
+    write_noise_image(3000, 10, "PNG", pics / "strip.png")
     names = [
         "large.jpg",
         "large.png",
@@ -67,9 +67,9 @@ def mixed(workspace):
     return {"limits": {"error_rate": 1, "image": {"pixels": HUGE}}, "prompt": {"user": "{hint}: what is it?"}}
 
 
-def test_predicted_tokens_and_failures_are_those_of_the_run(workspace, mixed):
-    said = plan_job(Job.model_validate(workspace.build_job(**mixed)), sample_rows=None)
-    assert workspace.run_job(**mixed) == 3
+def test_predicted_tokens_and_failures_are_those_of_the_run(workspace, mixed_job):
+    said = plan_job(Job.model_validate(workspace.build_job(**mixed_job)), sample_rows=None)
+    assert workspace.run_job(**mixed_job) == 3
     data, errors = workspace.read_answers(), workspace.read_dead_letters()
     assert sum(tokens * rows for tokens, rows in said.survey.vision.items()) == sum(r["tokens"]["vision"] for r in data)
     assert said.load.prompt == sum(row["tokens"]["prompt"] for row in data)
@@ -86,10 +86,10 @@ def test_predicted_tokens_and_failures_are_those_of_the_run(workspace, mixed):
     assert said.survey.media == {"image": 13, "video": 1}
 
 
-def test_of_a_large_picture_only_the_beginning_is_read(workspace, mixed, monkeypatch):
+def test_only_the_beginning_of_a_large_image_is_read(workspace, mixed_job, monkeypatch):
     wholes = []
     monkeypatch.setattr(HeaderFetcher, "_fetch_whole", lambda self, source: wholes.append(source))
-    job = Job.model_validate(workspace.build_job(**mixed))
+    job = Job.model_validate(workspace.build_job(**mixed_job))
     big = [workspace.folder / f"pics/{name}" for name in ("large.jpg", "large.png")]
     assert all(path.stat().st_size > 3 * PREFIX_BYTES for path in big)
     workspace.write_manifest([{"id": path.name, "image": str(path), "hint": ""} for path in big])
@@ -97,18 +97,18 @@ def test_of_a_large_picture_only_the_beginning_is_read(workspace, mixed, monkeyp
     assert wholes == []
 
 
-def test_a_beginning_that_is_not_enough_is_completed(workspace):
+def test_a_file_is_read_further_if_its_beginning_is_not_enough(workspace):
     (workspace.folder / "pics").mkdir()
     exif = PIL.Image.Exif()
     exif[0x010E] = "d" * 60_000
     icc = b"\0" * 120_000  # two markers of colour profile before the size
-    noise(700, 500, "JPEG", workspace.folder / "pics/late.jpg", exif=exif, icc_profile=icc)
+    write_noise_image(700, 500, "JPEG", workspace.folder / "pics/late.jpg", exif=exif, icc_profile=icc)
     workspace.write_manifest([{"id": "late", "image": "pics/late.jpg", "hint": ""}])
     said = plan_job(Job.model_validate(workspace.build_job()), sample_rows=None)
     assert said.survey.largest == {"image": (700, 500)}
 
 
-def test_a_sample_stands_for_the_rows_it_was_taken_from(workspace):
+def test_a_sample_is_scaled_to_all_rows(workspace):
     workspace.write_manifest(workspace.draw_images(60))
     said = plan_job(Job.model_validate(workspace.build_job()), sample_rows=20)
     assert said.survey.rows == 30  # two of each of fifteen chunks
@@ -117,7 +117,7 @@ def test_a_sample_stands_for_the_rows_it_was_taken_from(workspace):
     assert said.load.vision == 2 * sum(tokens * rows for tokens, rows in said.survey.vision.items())
 
 
-def test_what_was_answered_before_is_not_planned_and_tells_how_long_answers_are(workspace):
+def test_answered_rows_are_not_planned_and_give_the_expected_answer_length(workspace):
     workspace.write_manifest(workspace.draw_images(12))
     workspace.run_job(row_limit=8, engine={"default": "one two three"})
     said = plan_job(Job.model_validate(workspace.build_job(engine={"default": "one two three"})), sample_rows=None)
@@ -125,13 +125,13 @@ def test_what_was_answered_before_is_not_planned_and_tells_how_long_answers_are(
     assert (said.answers_known, said.answer_tokens) == (8, 3.0)
     workspace.run_job(engine={"default": "one two three"})
     said = plan_job(Job.model_validate(workspace.build_job(engine={"default": "one two three"})), sample_rows=None)
-    assert list(format.format_plan(said)) == ["t: 12 rows, 12 done before, 0 to do", "nothing is left to plan"]
+    assert list(plan_text.format_plan(said)) == ["t: 12 rows, 12 done before, 0 to do", "nothing is left to plan"]
 
 
-def test_smaller_pictures_are_advised_with_what_they_save(workspace):
+def test_advice_says_how_many_tokens_smaller_images_save(workspace):
     (workspace.folder / "pics").mkdir()
     for at in range(4):
-        noise(*((1600, 1600) if at else (200, 200)), "JPEG", workspace.folder / f"pics/{at}.jpg")
+        write_noise_image(*((1600, 1600) if at else (200, 200)), "JPEG", workspace.folder / f"pics/{at}.jpg")
     workspace.write_manifest([{"id": str(at), "image": f"pics/{at}.jpg", "hint": ""} for at in range(4)])
     said = plan_job(Job.model_validate(workspace.build_job(media={"max_pixels": 1_000_000})), sample_rows=None)
     first = said.advice[0]
@@ -141,7 +141,7 @@ def test_smaller_pictures_are_advised_with_what_they_save(workspace):
     assert 1 - smaller.load.vision / said.load.vision == pytest.approx(first.saves)
 
 
-def test_a_model_that_has_no_room_for_the_longest_row_is_said_not_to_fit():
+def test_a_model_does_not_fit_if_the_longest_row_has_no_room():
     from pipeline.model.engines.torch.model_size import ModelSize
 
     seven = ModelSize(
@@ -155,8 +155,8 @@ def test_a_model_that_has_no_room_for_the_longest_row_is_said_not_to_fit():
     assert not any(each.measured for each in costs)
 
 
-def test_the_command_prints_a_plan_for_people_and_for_programs(workspace, mixed, capsys):
-    job = str(workspace.write_job_file(**mixed))
+def test_the_command_prints_text_or_json(workspace, mixed_job, capsys):
+    job = str(workspace.write_job_file(**mixed_job))
     assert main(["plan", job, "--all", "--gpu", "H100", "--price", "2"]) == 0
     said = capsys.readouterr()
     assert "t: 17 rows, 17 to do" in said.out
@@ -171,9 +171,9 @@ def test_the_command_prints_a_plan_for_people_and_for_programs(workspace, mixed,
     assert "Did you mean 'H100'?" in capsys.readouterr().err
 
 
-def test_of_rows_that_all_fail_a_plan_says_why_and_nothing_about_gpus(workspace):
+def test_a_plan_of_failing_rows_lists_reasons_and_no_gpus(workspace):
     workspace.write_manifest(workspace.write_broken_images(2))
-    said = list(format.format_plan(plan_job(Job.model_validate(workspace.build_job()))))
+    said = list(plan_text.format_plan(plan_job(Job.model_validate(workspace.build_job()))))
     assert said[:3] == ["t: 2 rows, 2 to do", "headers read: all of them", ""]
     assert said[3] == "rows that will fail: 2, 100.0%"
     assert len(said) == 5

@@ -1,4 +1,4 @@
-"""The page that `report` writes, opened in a real browser, and what it is made of."""
+"""The page that `report` writes, opened in a real browser, and its parts."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pipeline.builtin import scene_files as drawn
 from pipeline.builtin.evaluate import JOBS_FOLDER
 from pipeline.errors import OutputError
 from pipeline.inspect.report import write_report
+from pipeline.inspect.report.annotations import Annotation, find_annotations
 from pipeline.inspect.report.charts import Palette, annotate_media, place_event, place_label
-from pipeline.inspect.report.marks import Annotation, find_annotations
 from pipeline.inspect.report.page import escape_control_characters
-from pipeline.inspect.report.pictures import MediaPreview, fit_size
+from pipeline.inspect.report.previews import MediaPreview, fit_size
 from pipeline.job import job_loader
 from pipeline.job.spec import Job
 from pipeline.run import driver
@@ -30,19 +30,19 @@ from tests.inspect.browser import Browser
 
 HOSTILE = '<script>window.pwned=1</script>"><img src=x onerror="window.pwned=2">'
 BIDI = "invoice\u202efdp.exe"
-SIZE = (560, 420)  # whole tokens and within the budget: the model's pixels are the original's
+SIZE = (560, 420)  # a multiple of the token size within the budget, so it is not resized
 BOX = (100, 60, 320, 200)
 RED, PAPER = (255, 0, 0), (240, 240, 235)
 
 
-def draw(path: Path) -> None:
+def draw_box_image(path: Path) -> None:
     picture = Image.new("RGB", SIZE, PAPER)
     left, top, right, bottom = BOX
     ImageDraw.Draw(picture).rectangle((left, top, right - 1, bottom - 1), fill=RED)
     picture.save(path)
 
 
-def film(path: Path) -> None:
+def write_video(path: Path) -> None:
     with av.open(str(path), "w") as out:
         stream = out.add_stream("mpeg4", rate=8)
         stream.width, stream.height = 224, 140
@@ -51,8 +51,8 @@ def film(path: Path) -> None:
         out.mux(stream.encode(None))
 
 
-def answered(place: Path, name: str, rows: list[tuple[str, str, object]], schema: str) -> Path:
-    """An output in which each (id, file, answer) was answered so."""
+def write_output(place: Path, name: str, rows: list[tuple[str, str, object]], schema: str) -> Path:
+    """An output with these answers, as (id, file, answer)."""
     table = [{"id": id, "file": file, "hint": f"q{at}q", "note": HOSTILE} for at, (id, file, _) in enumerate(rows)]
     pq.write_table(pa.Table.from_pylist(table), place / f"{name}.parquet")
     replies = {f"q{at}q": json.dumps(answer) for at, (_, _, answer) in enumerate(rows)}
@@ -73,9 +73,9 @@ def answered(place: Path, name: str, rows: list[tuple[str, str, object]], schema
 
 @pytest.fixture(scope="module")
 def boxes(tmp_path_factory):
-    """Answers with places, some of them written by somebody hostile."""
+    """Answers with boxes; some rows try to inject markup."""
     place = tmp_path_factory.mktemp("boxes")
-    draw(place / "a.png")
+    draw_box_image(place / "a.png")
     (place / "bad<b>.png").write_bytes(b"<script>window.pwned=3</script>")
     (place / f"{BIDI}.png").write_bytes((place / "a.png").read_bytes())
     box = {"bbox_2d": BOX, "label": "red square"}
@@ -83,7 +83,7 @@ def boxes(tmp_path_factory):
     rows += [(HOSTILE, "a.png", {"boxes": [{**box, "label": HOSTILE}]})]
     rows += [("bidi", f"{BIDI}.png", {"boxes": [{**box, "label": BIDI}]})]
     rows += [("broken", "bad<b>.png", {"boxes": []}), ("wrong", "a.png", {HOSTILE: 1})]
-    return answered(place, "hostile", rows, "boxes")
+    return write_output(place, "hostile", rows, "boxes")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def browser():
 
 
 @pytest.fixture
-def at(browser, page):
+def opened_page(browser, page):
     browser.open(page)
     if folder := os.environ.get("REPORT_SCREENSHOTS"):
         browser.picture(whole=True).save(Path(folder) / "boxes.png")
@@ -111,17 +111,19 @@ def at(browser, page):
 CARD = "document.querySelector('article[aria-labelledby=\"id1\"]')"
 
 
-def test_boxes_lie_on_the_pixels_they_speak_of(at):
-    at.value(f"{CARD}.scrollIntoView({{block: 'center'}})")
+def test_boxes_lie_on_their_pixels(opened_page):
+    opened_page.value(f"{CARD}.scrollIntoView({{block: 'center'}})")
     frame, rect = (
-        at.value(f"(r => [r.x, r.y, r.width, r.height])({CARD}.querySelector('{what}').getBoundingClientRect())")
+        opened_page.value(
+            f"(r => [r.x, r.y, r.width, r.height])({CARD}.querySelector('{what}').getBoundingClientRect())"
+        )
         for what in (".stage img", "rect.box")
     )
     scale = frame[2] / SIZE[0]
     left, top = (rect[axis] - frame[axis] for axis in (0, 1))
     wanted = [BOX[0] * scale, BOX[1] * scale, (BOX[2] - BOX[0]) * scale, (BOX[3] - BOX[1]) * scale]
     assert [left, top, rect[2], rect[3]] == pytest.approx(wanted, abs=1.0)
-    seen = at.picture()
+    seen = opened_page.picture()
     middle = (rect[1] + rect[3] / 2, rect[0] + rect[2] / 2)
     inside = [(rect[0] + 6, middle[0]), (rect[0] + rect[2] - 6, middle[0]), (middle[1], rect[1] + rect[3] - 6)]
     outside = [(rect[0] - 6, middle[0]), (rect[0] + rect[2] + 6, middle[0]), (middle[1], rect[1] + rect[3] + 6)]
@@ -130,30 +132,36 @@ def test_boxes_lie_on_the_pixels_they_speak_of(at):
             assert seen.getpixel((round(x), round(y))) == pytest.approx(colour, abs=12)
 
 
-def test_the_page_asks_the_network_for_nothing_and_says_nothing_on_the_console(at, page):
-    asked = [url for kind, url in at.log if kind == "request" and not url.startswith("data:")]
+def test_the_page_makes_no_requests_and_logs_nothing(opened_page, page):
+    asked = [url for kind, url in opened_page.log if kind == "request" and not url.startswith("data:")]
     assert asked == [page.as_uri()]
-    assert [entry for entry in at.log if entry[0] != "request"] == []
+    assert [entry for entry in opened_page.log if entry[0] != "request"] == []
 
 
-def test_what_a_model_or_a_manifest_says_is_only_ever_text(at):
-    assert at.value("window.pwned") is None
-    assert at.value("document.scripts.length") == 1
-    assert at.value("[...document.images].filter(i => !i.src.startsWith('data:image/webp;base64,')).length") == 0
-    assert at.value("document.querySelectorAll('[onerror], [onclick], [style], b b, iframe, object').length") == 0
-    assert at.value("document.body.textContent").count(HOSTILE) >= 3
-    assert "\u202e" not in at.value("document.documentElement.outerHTML")
-    assert "invoice[U+202E]fdp.exe" in at.value("document.body.textContent")
+def test_text_of_models_and_manifests_is_never_markup(opened_page):
+    assert opened_page.value("window.pwned") is None
+    assert opened_page.value("document.scripts.length") == 1
+    assert (
+        opened_page.value("[...document.images].filter(i => !i.src.startsWith('data:image/webp;base64,')).length") == 0
+    )
+    assert (
+        opened_page.value("document.querySelectorAll('[onerror], [onclick], [style], b b, iframe, object').length") == 0
+    )
+    assert opened_page.value("document.body.textContent").count(HOSTILE) >= 3
+    assert "\u202e" not in opened_page.value("document.documentElement.outerHTML")
+    assert "invoice[U+202E]fdp.exe" in opened_page.value("document.body.textContent")
 
 
-def test_a_script_that_slipped_in_would_not_run(at):
+def test_an_injected_script_does_not_run(opened_page):
     outside = socket.create_server(("127.0.0.1", 0))
     outside.settimeout(0.1)
     image = f"<img src=http://127.0.0.1:{outside.getsockname()[1]}/x onerror=window.pwned=5>"
-    at.value(f"document.body.insertAdjacentHTML('beforeend', '{image}')")
-    at.value("(s => { s.textContent = 'window.pwned = 4'; document.body.append(s) })(document.createElement('script'))")
-    at.value("new Promise(done => setTimeout(done, 200))")
-    assert at.value("window.pwned") is None
+    opened_page.value(f"document.body.insertAdjacentHTML('beforeend', '{image}')")
+    opened_page.value(
+        "(s => { s.textContent = 'window.pwned = 4'; document.body.append(s) })(document.createElement('script'))"
+    )
+    opened_page.value("new Promise(done => setTimeout(done, 200))")
+    assert opened_page.value("window.pwned") is None
     with outside, pytest.raises(TimeoutError):
         outside.accept()
 
@@ -161,37 +169,37 @@ def test_a_script_that_slipped_in_would_not_run(at):
 SHOWN = "[...document.querySelectorAll('.card')].filter(c => !c.hidden).length"
 
 
-def test_rows_are_found_by_words_and_by_kind(at):
-    assert at.value(SHOWN) == 6
-    at.press("/")
-    at.type("plain2")
-    assert at.value(SHOWN) == 1
-    assert at.value("document.getElementById('count').value") == "1 of 6"
-    at.press("Escape")
-    assert at.value(SHOWN) == 6
-    at.value("document.querySelector('[data-show=marks]').click()")
-    assert at.value(SHOWN) == 6
-    at.press("/")
-    at.type("no such words")
-    assert at.value(SHOWN) == 0
+def test_rows_are_filtered_by_words_and_by_kind(opened_page):
+    assert opened_page.value(SHOWN) == 6
+    opened_page.press("/")
+    opened_page.type("plain2")
+    assert opened_page.value(SHOWN) == 1
+    assert opened_page.value("document.getElementById('count').value") == "1 of 6"
+    opened_page.press("Escape")
+    assert opened_page.value(SHOWN) == 6
+    opened_page.value("document.querySelector('[data-show=marks]').click()")
+    assert opened_page.value(SHOWN) == 6
+    opened_page.press("/")
+    opened_page.type("no such words")
+    assert opened_page.value(SHOWN) == 0
 
 
-def test_the_keyboard_goes_through_rows_and_shows_one_large(at):
-    at.press("j")
-    at.press("j")
-    assert at.value("document.activeElement.getAttribute('aria-labelledby')") == "id2"
-    at.press("Enter")
-    assert at.value("document.getElementById('large').open")
-    assert at.value("document.querySelectorAll('#inside rect.box').length") == 1
-    at.press("k")
-    assert at.value("document.querySelector('#inside .card').getAttribute('aria-labelledby')") == "id1"
-    at.press("Escape")
-    assert not at.value("document.getElementById('large').open")
-    assert at.value("document.activeElement.getAttribute('aria-labelledby')") == "id1"
+def test_the_keyboard_moves_through_cards_and_enlarges_one(opened_page):
+    opened_page.press("j")
+    opened_page.press("j")
+    assert opened_page.value("document.activeElement.getAttribute('aria-labelledby')") == "id2"
+    opened_page.press("Enter")
+    assert opened_page.value("document.getElementById('large').open")
+    assert opened_page.value("document.querySelectorAll('#inside rect.box').length") == 1
+    opened_page.press("k")
+    assert opened_page.value("document.querySelector('#inside .card').getAttribute('aria-labelledby')") == "id1"
+    opened_page.press("Escape")
+    assert not opened_page.value("document.getElementById('large').open")
+    assert opened_page.value("document.activeElement.getAttribute('aria-labelledby')") == "id1"
 
 
-def test_errors_are_grouped_with_examples(at):
-    said = at.value("document.getElementById('errors').innerText")
+def test_errors_are_grouped_with_examples(opened_page):
+    said = opened_page.value("document.getElementById('errors').innerText")
     assert "decode/unknown_format" in said
     assert "answer/invalid_answer" in said
     assert "broken" in said
@@ -202,10 +210,10 @@ def test_a_narrow_window_needs_no_sideways_scrolling(browser, page):
     assert browser.value("document.documentElement.scrollWidth") <= 420
 
 
-def test_events_stand_on_a_time_line_below_the_frames(browser, tmp_path):
-    film(tmp_path / "v.mp4")
+def test_events_are_drawn_on_a_time_line_below_the_frames(browser, tmp_path):
+    write_video(tmp_path / "v.mp4")
     events = [{"what": "It begins.", "start": 0.0, "end": 2.0}, {"what": "It ends " * 20, "start": 6.0, "end": 8.0}]
-    out = answered(tmp_path, "events", [("v", "v.mp4", {"events": events})], "events")
+    out = write_output(tmp_path, "events", [("v", "v.mp4", {"events": events})], "events")
     assert main(["report", str(out), "--to", str(tmp_path / "e.html")]) == 0
     browser.open(tmp_path / "e.html")
     if folder := os.environ.get("REPORT_SCREENSHOTS"):
@@ -223,7 +231,7 @@ def test_events_stand_on_a_time_line_below_the_frames(browser, tmp_path):
     assert right <= line[0] + line[1] + 4
 
 
-def test_the_page_is_whole_without_a_browser(page):
+def test_the_page_is_complete_without_a_browser(page):
     html = page.read_text(encoding="utf-8")
     assert "<script>window" not in html
     assert "default-src 'none'; img-src data:; style-src 'sha256-" in html
@@ -248,7 +256,7 @@ def test_the_least_confident_answers_of_a_real_model_come_first(tmp_path):
     assert "<h3>confidence</h3>" in html
 
 
-def test_a_row_can_be_asked_for_by_its_id(boxes, tmp_path, capsys):
+def test_a_row_can_be_chosen_by_its_id(boxes, tmp_path, capsys):
     to = tmp_path / "one.html"
     assert main(["report", str(boxes), "--to", str(to), "--random", "0", "--worst", "0", "--id", "plain3"]) == 0
     assert "one.html: 1 rows" in capsys.readouterr().out
@@ -256,7 +264,7 @@ def test_a_row_can_be_asked_for_by_its_id(boxes, tmp_path, capsys):
     assert "--id nobody: no row of that id is answered" in capsys.readouterr().err
 
 
-def test_places_are_found_wherever_an_answer_holds_them():
+def test_annotations_are_found_anywhere_in_an_answer():
     means = {"bbox_2d": "box", "point_2d": "point", "start": "seconds", "end": "seconds", "image": "image"}
     answer = {
         "pages": [{"bbox_2d": [1, 2, 3, 4], "label": "a", "image": 2}],
@@ -282,21 +290,21 @@ def test_labels_stay_inside_the_picture():
         assert 0 <= where["y"] <= 600 - where["height"]
 
 
-def test_the_words_of_an_event_are_cut_to_the_room_there_is():
+def test_the_label_of_an_event_is_cut_to_fit():
     assert place_event(Annotation("event", (0, 10), "short"), 10)["side"] == "inside"
     long = place_event(Annotation("event", (4, 5), "w" * 200), 10)
     assert (long["side"], len(long["label"])) == ("after", 54)
     assert place_event(Annotation("event", (9.5, 10), "it leaves"), 10)["side"] == "before"
 
 
-def test_a_medium_that_is_gone_leaves_a_frame_of_its_size():
+def test_missing_media_leave_a_frame_of_their_size():
     gone = MediaPreview("image", "s3://b/x.png", (200, 100), missing="not_found: no such object")
     drawn = annotate_media(gone, [Annotation("box", (10, 10, 20, 20), "a")], Palette())
     assert (drawn.size, drawn.stills, len(drawn.boxes)) == ((200, 100), (), 1)
     assert fit_size((200, 100), 50) == (50, 25)
 
 
-def test_characters_that_change_their_neighbours_are_made_visible():
+def test_control_characters_are_made_visible():
     assert escape_control_characters("a\u202eb\x00\u200f") == "a[U+202E]b[U+0000][U+200F]"
     assert escape_control_characters("👩‍👧 ok\n") == "👩‍👧 ok\n"
 

@@ -1,4 +1,4 @@
-"""What an output says of itself, without its manifest."""
+"""The status of an output is read without its manifest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.run import driver, preflight
 from pipeline.run.lease import Lease
 
 
-def test_an_output_says_what_is_answered_wrong_and_left(workspace):
+def test_status_counts_answered_failed_and_left_rows(workspace):
     workspace.write_manifest(
         [
             *workspace.draw_images(9),
@@ -29,28 +29,28 @@ def test_an_output_says_what_is_answered_wrong_and_left(workspace):
         ]
     )
     workspace.run_job()
-    found = read_status(str(workspace.folder / "out"))
-    assert (found.answered, found.rows, found.left, found.parts) == (9, 12, 0, 3)
-    assert found.wrong == {"decode/unknown_format": 2, "fetch/not_found": 1}
-    said = "\n".join(format_status(found))
-    assert "answered  9 rows in 3 parts" in said
-    assert "2  decode/unknown_format: file://" in said
-    assert "gone.png: no such file" in said
-    assert "running   no" in said
-    assert " done " in said
+    status = read_status(str(workspace.folder / "out"))
+    assert (status.answered, status.rows, status.left, status.parts) == (9, 12, 0, 3)
+    assert status.wrong == {"decode/unknown_format": 2, "fetch/not_found": 1}
+    text = "\n".join(format_status(status))
+    assert "answered  9 rows in 3 parts" in text
+    assert "2  decode/unknown_format: file://" in text
+    assert "gone.png: no such file" in text
+    assert "running   no" in text
+    assert " done " in text
 
 
-def test_what_a_stopped_run_left_is_counted(workspace):
+def test_rows_that_a_stopped_run_left_are_counted(workspace):
     workspace.write_manifest(workspace.draw_images(12))
     workspace.run_job()
     one = min((workspace.folder / "out/data").glob("fp=*/*.parquet"))
     one.unlink()
-    found = read_status(str(workspace.folder / "out"))
-    assert found.left == 4
-    assert "give the same run command again: it asks the rows that are left" in "\n".join(format_status(found))
+    status = read_status(str(workspace.folder / "out"))
+    assert status.left == 4
+    assert "give the same run command again: it asks the rows that are left" in "\n".join(format_status(status))
 
 
-def test_a_row_that_failed_before_its_manifest_was_rewritten_and_was_answered_since_is_not_wrong(workspace):
+def test_a_failed_row_that_a_rewritten_manifest_answered_counts_as_answered(workspace):
     bad = workspace.write_broken_images(2)
     workspace.write_manifest([*workspace.draw_images(6), *bad])
     assert workspace.run_job() == 3
@@ -58,11 +58,11 @@ def test_a_row_that_failed_before_its_manifest_was_rewritten_and_was_answered_si
     (workspace.folder / "pics/bad0.png").write_bytes(good)
     workspace.write_manifest([bad[0], *workspace.draw_images(6), bad[1]])  # other chunks: all that failed is asked anew
     assert workspace.run_job() == 3
-    found = read_status(str(workspace.folder / "out"))
-    assert (found.answered, found.wrong, found.left) == (7, {"decode/unknown_format": 1}, 0)
+    status = read_status(str(workspace.folder / "out"))
+    assert (status.answered, status.wrong, status.left) == (7, {"decode/unknown_format": 1}, 0)
 
 
-def test_what_is_left_is_of_the_manifest_of_the_last_run_whatever_was_answered_before(workspace):
+def test_left_rows_are_those_of_the_newest_manifest(workspace):
     workspace.write_manifest(workspace.draw_images(12))
     assert workspace.run_job() == 0
     bad = workspace.write_broken_images(1)
@@ -72,11 +72,11 @@ def test_what_is_left_is_of_the_manifest_of_the_last_run_whatever_was_answered_b
     for path in sorted((workspace.folder / "out/data").glob("fp=*/*.parquet"), key=os.path.getmtime)[-2:]:
         path.unlink()  # as if it had died before
     next((workspace.folder / "out/runs").glob(f"{max(os.listdir(workspace.folder / 'out/runs'))}/report.json")).unlink()
-    found = read_status(str(workspace.folder / "out"))
-    assert (found.answered, found.rows, found.left, found.wrong) == (16, 12, 8, {})
+    status = read_status(str(workspace.folder / "out"))
+    assert (status.answered, status.rows, status.left, status.wrong) == (16, 12, 8, {})
 
 
-def test_the_last_run_is_the_last_whatever_the_clocks_of_two_machines_say(workspace, monkeypatch):
+def test_the_newest_run_does_not_depend_on_clocks(workspace, monkeypatch):
     class Ahead(datetime):
         @classmethod
         def now(cls, zone):
@@ -91,18 +91,23 @@ def test_the_last_run_is_the_last_whatever_the_clocks_of_two_machines_say(worksp
     assert read_status(str(workspace.folder / "out")).rows == 9
 
 
-def test_what_a_run_that_died_over_a_rewritten_manifest_asks_anew_is_left_and_not_wrong(workspace, monkeypatch):
+def raise_interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_rows_that_a_dead_run_would_have_asked_again_are_left_and_not_failed(workspace, monkeypatch):
     bad = workspace.write_broken_images(2)
     workspace.write_manifest([*workspace.draw_images(6), *bad])
     assert workspace.run_job() == 3
     workspace.write_manifest([*workspace.draw_images(5), *bad])
-    monkeypatch.setattr(driver, "run_to_completion", lambda *_: 9)
-    assert workspace.run_job() == 9
-    found = read_status(str(workspace.folder / "out"))
-    assert (found.answered, found.rows, found.left, found.wrong) == (6, 7, 2, {})
+    monkeypatch.setattr(driver, "run_plan", raise_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        workspace.run_job()
+    status = read_status(str(workspace.folder / "out"))
+    assert (status.answered, status.rows, status.left, status.wrong) == (6, 7, 2, {})
 
 
-def test_rows_that_failed_are_looked_for_in_parts_that_may_answer_them_and_in_no_others(workspace, monkeypatch):
+def test_only_parts_that_may_answer_a_failed_row_are_read(workspace, monkeypatch):
     rows, bad = workspace.draw_images(12), workspace.write_broken_images(1)
     workspace.write_manifest([*bad, *rows])
     assert workspace.run_job(row_limit=2) == 3  # a trial, whose chunk the whole does not have
@@ -113,7 +118,7 @@ def test_rows_that_failed_are_looked_for_in_parts_that_may_answer_them_and_in_no
     assert seen == []  # the note of the chunk with the dead letter stands in its footer
 
 
-def test_a_row_that_failed_in_one_form_of_the_manifest_and_was_answered_in_another_is_not_wrong_in_the_first(workspace):
+def test_an_answer_from_another_form_of_the_manifest_resolves_a_failed_row(workspace):
     bad = workspace.write_broken_images(1)
     first = [*workspace.draw_images(3), *bad]
     workspace.write_manifest(first)
@@ -126,9 +131,7 @@ def test_a_row_that_failed_in_one_form_of_the_manifest_and_was_answered_in_anoth
     assert read_status(str(workspace.folder / "out")).wrong == {}
 
 
-def test_a_store_that_stumbles_is_asked_again_and_a_part_that_is_cut_short_is_named(
-    workspace, monkeypatch, short_waits
-):
+def test_a_failing_store_is_asked_again_and_a_truncated_part_is_named(workspace, monkeypatch, short_waits):
     workspace.write_manifest(workspace.draw_images(4))
     workspace.run_job()
     for name in ("find", "open"):
@@ -147,17 +150,17 @@ def test_a_store_that_stumbles_is_asked_again_and_a_part_that_is_cut_short_is_na
         read_status(str(workspace.folder / "out"))
 
 
-def test_who_is_at_work_is_said(workspace):
+def test_status_names_the_running_run(workspace):
     workspace.write_manifest(workspace.draw_images(2))
     workspace.run_job()
     store = OutputStore(str(workspace.folder / "out"))
     with Lease(Dataset(store, read_status(store.path).fingerprint), "20261121T000000-beef", say=lambda line: None):
-        said = "\n".join(format_status(read_status(store.path)))
-        assert re.search(r"running   run 20261121T000000-beef on .*, since \S+ \S+ UTC; last seen 20.* UTC", said)
+        text = "\n".join(format_status(read_status(store.path)))
+        assert re.search(r"running   run 20261121T000000-beef on .*, since \S+ \S+ UTC; last seen 20.* UTC", text)
     assert "running   no" in "\n".join(format_status(read_status(store.path)))
 
 
-def test_the_question_asked_last_is_shown_and_others_by_name(workspace, capsys):
+def test_the_newest_question_is_shown_and_others_by_name(workspace, capsys):
     workspace.write_manifest(workspace.draw_images(3))
     workspace.run_job()
     first = read_status(str(workspace.folder / "out"))
@@ -168,7 +171,7 @@ def test_the_question_asked_last_is_shown_and_others_by_name(workspace, capsys):
     assert (second.answered, second.rows, second.questions) == (2, 2, 2)
     assert f"the newest of 2 (--question shows another: {first.fingerprint})" in "\n".join(format_status(second))
     assert main(["status", out, "--question", first.fingerprint, "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert (said["answered"], said["left"], len(said["runs"])) == (3, 0, 1)
+    text = json.loads(capsys.readouterr().out)
+    assert (text["answered"], text["left"], len(text["runs"])) == (3, 0, 1)
     with pytest.raises(OutputError, match="no question abc was asked here"):
         read_status(out, "abc")

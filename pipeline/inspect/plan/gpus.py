@@ -1,8 +1,8 @@
-"""Tokens, a model's extent -> hours and money on GPUs people rent.
+"""Estimates hours and money for a load of tokens on GPUs that people rent.
 
-A roofline: arithmetic of reading prompts at half of a card's peak, bytes moved by writing answers at 60 % of its
-bandwidth, one after the other. This engine has not been measured on any of them yet; a figure that is measured goes
-into `MEASURED` and takes the place of the shares. Prices are typical ones on demand, in USD; yours differ.
+The estimate is a roofline: prompts are computed at half of a card's peak, answers move bytes at 60 % of its bandwidth,
+one after the other. Shares that were measured with this engine go into `MEASURED_SHARES` and replace these two. Prices
+are typical ones on demand, in USD.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipeline.model.engines.torch.model_size import ModelSize
 
 GIB = 2**30
 PEAK_SHARE, BANDWIDTH_SHARE = 0.5, 0.6
-MEASURED_SHARES: dict[str, tuple[float, float]] = {}  # by GPU: the two shares that this engine reached
+MEASURED_SHARES: dict[str, tuple[float, float]] = {}  # by GPU: peak and bandwidth
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Gpu:
     memory_gib: float
     tflops: float  # dense, bf16
     bandwidth_gb_s: float
-    price_per_hour: float  # USD an hour
+    price_per_hour: float  # USD
 
 
 GPUS = {
@@ -39,24 +39,24 @@ GPUS = {
 
 @dataclass(frozen=True, slots=True)
 class TokenLoad:
-    """What is to be done, in tokens."""
+    """Tokens of all rows. The field names are keys of `plan --json`."""
 
     rows: float
     vision: float
     prompt: float  # vision tokens included
     output: float
-    longest: int  # of one row, answer included
+    longest: int  # of one row, with its answer
 
 
 @dataclass(frozen=True, slots=True)
 class GpuEstimate:
-    """One kind of GPU for one load."""
+    """A load on one kind of GPU. The field names are keys of `plan --json`."""
 
     gpu: str
-    gpus: int  # of one replica
+    gpus: int  # for one replica
     kv_tokens: int
     rows_at_once: int
-    gpu_hours: float | None  # None: it does not fit
+    gpu_hours: float | None  # None if the model does not fit
     cost: float | None
     measured: bool
 
@@ -70,22 +70,14 @@ def estimate_gpu(
     if kv_tokens < load.longest or not load.rows:
         return GpuEstimate(gpu_name, gpu_count, kv_tokens, 0, None, None, gpu_name in MEASURED_SHARES)
     row_tokens = (load.prompt + load.output) / load.rows
-    at_once = max(1, min(DEFAULT_SLOTS_BY_DEVICE["cuda"], int(kv_tokens / row_tokens), int(load.rows)))
-    reading = 2.0 * (
-        model.active_parameters * load.prompt + model.vision_parameters * load.vision * model.patches_per_token
-    )
-    step_bytes = model.text_bytes + at_once * row_tokens * model.token_bytes
-    writing = step_bytes * load.output / at_once
-    seconds = reading / (gpu.tflops * 1e12 * peak) + writing / (
-        gpu.bandwidth_gb_s * 1e9 * bandwidth
-    )  # of one GPU's work
-    hours = seconds / 3600
-    return GpuEstimate(
-        gpu_name,
-        gpu_count,
-        kv_tokens,
-        at_once,
-        hours,
-        hours * (gpu.price_per_hour if price_per_hour is None else price_per_hour),
-        gpu_name in MEASURED_SHARES,
-    )
+    rows_at_once = max(1, min(DEFAULT_SLOTS_BY_DEVICE["cuda"], int(kv_tokens / row_tokens), int(load.rows)))
+    vision_operations = model.vision_parameters * load.vision * model.patches_per_token
+    prefill_operations = 2.0 * (model.active_parameters * load.prompt + vision_operations)
+    step_bytes = model.text_bytes + rows_at_once * row_tokens * model.token_bytes
+    decode_bytes = step_bytes * load.output / rows_at_once
+    prefill_s = prefill_operations / (gpu.tflops * 1e12 * peak)
+    decode_s = decode_bytes / (gpu.bandwidth_gb_s * 1e9 * bandwidth)
+    hours = (prefill_s + decode_s) / 3600  # of one GPU
+    price = gpu.price_per_hour if price_per_hour is None else price_per_hour
+    is_measured = gpu_name in MEASURED_SHARES
+    return GpuEstimate(gpu_name, gpu_count, kv_tokens, rows_at_once, hours, hours * price, is_measured)

@@ -1,8 +1,8 @@
-"""Chunks -> what their rows would show a model, counted from headers: rows by kind, tokens, sizes, failures.
+"""Counts what the rows of chunks would show a model, from the headers of their media: tokens, sizes and failures.
 
-Each row goes through the very steps that prepare it for a run, with headers in place of pixels, so a row's tokens
-are those of the run and a row that fails here fails there, for the same reason. Only what a header cannot tell, as
-a file that is cut off, is left for the run to find.
+Rows go through the steps that prepare them for a run, with headers in place of pixels. So a row has the tokens that it
+has in a run, and a row that fails here fails there for the same reason. Only a run finds what headers cannot tell,
+such as a file that is cut off.
 """
 
 from __future__ import annotations
@@ -14,23 +14,20 @@ from dataclasses import dataclass, field, replace
 
 from pipeline.context import RunContext
 from pipeline.fetch.header_fetcher import HeaderFetcher
+from pipeline.inspect.figures import pick_evenly
 from pipeline.manifest.chunks import Chunk
 from pipeline.media.decode import build_decode_limits
 from pipeline.media.header_decoder import HeaderDecoder
 from pipeline.prepare import Preparer
 from pipeline.types import Clip, Failure, ReadItem, Request, Size
 
-MAX_SAMPLED_CHUNKS = 100  # chunks that a sample is spread over: each costs reading a part of the manifest
-BATCH_ROWS = (
-    300  # rows, from as many chunks as that takes; media that a manifest holds as bytes are in memory with them
-)
-MAX_DISTINCT_CLIPS = 20_000  # kinds of them, by their sizes, that advice is reckoned on
+MAX_SAMPLED_CHUNKS = 100  # of a sample: each costs reading a part of the manifest
+BATCH_ROWS = 300  # prepared together; media that the manifest holds as bytes are in memory with them
+MAX_DISTINCT_CLIPS = 20_000  # clips of different sizes that advice is computed from
 
 
 @dataclass(frozen=True, slots=True)
 class SurveyedMedia:
-    """One medium, as it is and as the model would see it."""
-
     kind: str
     source_size: Size
     model_size: Size
@@ -39,18 +36,20 @@ class SurveyedMedia:
 
 @dataclass
 class Survey:
+    """The field names are keys of `plan --json`. Sums and counters are over the surveyed rows."""
+
     rows: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)  # of rows: picture, pictures, video, mixed, text
-    media: Counter[str] = field(default_factory=Counter)  # of media: image, video
+    kinds: Counter[str] = field(default_factory=Counter)  # rows by kind: picture, pictures, video, mixed, text
+    media: Counter[str] = field(default_factory=Counter)  # media by kind: image, video
     resized: Counter[str] = field(default_factory=Counter)
     source_pixels: Counter[str] = field(default_factory=Counter)  # of a frame
     model_pixels: Counter[str] = field(default_factory=Counter)
     largest: dict[str, Size] = field(default_factory=dict)
     frames: int = 0  # of videos
-    vision: Counter[int] = field(default_factory=Counter)  # vision tokens of a row -> rows
+    vision: Counter[int] = field(default_factory=Counter)  # rows by vision tokens
     text: Counter[int] = field(default_factory=Counter)
-    longest: int = 0  # prompt and the budget of the answer
-    failures: Counter[str] = field(default_factory=Counter)  # "stage/kind"
+    longest: int = 0  # tokens of a prompt with the budget of its answer
+    failures: Counter[str] = field(default_factory=Counter)  # by "stage/kind"
     examples: dict[str, str] = field(default_factory=dict)
     clips: Counter[SurveyedMedia] = field(default_factory=Counter)
 
@@ -96,49 +95,36 @@ def classify_row(clips: Sequence[Clip]) -> str:
 
 
 def survey_chunks(context: RunContext, chunks: Iterable[Chunk]) -> Survey:
-    found = Survey()
+    survey = Survey()
     decoder = HeaderDecoder(build_decode_limits(context.job))
     with closing(Preparer(context, fetcher=HeaderFetcher(context.job), decoder=decoder)) as preparer:
-        for rows in batch_items(preparer.read_items(chunk) for chunk in chunks):
-            for _, outcome in preparer.prepare_items(rows):
-                found.add_outcome(outcome)
-    return found
+        for items in batch_items(preparer.read_items(chunk) for chunk in chunks):
+            for _, outcome in preparer.prepare_items(items):
+                survey.add_outcome(outcome)
+    return survey
 
 
 def batch_items(item_lists: Iterable[list[ReadItem]]) -> Iterator[list[ReadItem]]:
-    """So many that fetching ahead of them is seldom at its end."""
-    some: list[ReadItem] = []
-    for each in item_lists:
-        some += each
-        if len(some) >= BATCH_ROWS:
-            yield some
-            some = []
-    yield some
+    """Batches of rows from several chunks, so that fetching ahead seldom stops."""
+    batch: list[ReadItem] = []
+    for items in item_lists:
+        batch += items
+        if len(batch) >= BATCH_ROWS:
+            yield batch
+            batch = []
+    yield batch
 
 
 def sample_chunks(chunks: Sequence[Chunk], row_count: int) -> Iterator[Chunk]:
-    """About so many rows, evenly spread over evenly spread chunks; all of them where there are no more."""
+    """About `row_count` rows, evenly spread over evenly spread chunks; all rows if there are no more."""
     if sum(chunk.asked_row_count for chunk in chunks) <= row_count:
         yield from chunks
         return
-    chosen = [chunks[at] for at in pick_evenly(len(chunks), MAX_SAMPLED_CHUNKS)]
-    each = -(-row_count // len(chosen))
-    for chunk in chosen:
+    sampled_chunks = [chunks[index] for index in pick_evenly(len(chunks), MAX_SAMPLED_CHUNKS)]
+    rows_per_chunk = -(-row_count // len(sampled_chunks))
+    for chunk in sampled_chunks:
         skipped_offsets = chunk.skipped_offsets
         asked = [offset for offset in range(chunk.row_count) if offset not in skipped_offsets]
-        kept = {asked[at] for at in pick_evenly(len(asked), each)}
-        yield replace(
-            chunk, answered_offsets=tuple(offset for offset in asked if offset not in kept) + chunk.answered_offsets
-        )
-
-
-def pick_evenly(count: int, wanted_count: int) -> list[int]:
-    """
-    >>> evenly(10, 3), evenly(2, 3)
-    ([1, 5, 8], [0, 1])
-    """
-    return (
-        [*range(count)]
-        if wanted_count >= count
-        else [int((at + 0.5) * count / wanted_count) for at in range(wanted_count)]
-    )
+        kept = {asked[index] for index in pick_evenly(len(asked), rows_per_chunk)}
+        left_out = tuple(offset for offset in asked if offset not in kept)
+        yield replace(chunk, answered_offsets=left_out + chunk.answered_offsets)

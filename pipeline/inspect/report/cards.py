@@ -1,4 +1,4 @@
-"""What was gathered -> the values that the page's template draws: tiles, charts, cards."""
+"""Builds the values that the page template draws: tiles, charts and cards."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.inspect.output_reader import OutputReader
+from pipeline.inspect.report.annotations import find_annotations
 from pipeline.inspect.report.charts import (
     AnnotatedMedia,
     ChartBar,
@@ -20,14 +21,13 @@ from pipeline.inspect.report.charts import (
     build_latency_histogram,
     count_values,
 )
-from pipeline.inspect.report.gather import AnswerStatistics, FailureGroup, SampledRow, to_percent
-from pipeline.inspect.report.marks import find_annotations
-from pipeline.inspect.report.pictures import MediaPreview
+from pipeline.inspect.report.previews import MediaPreview
+from pipeline.inspect.report.statistics import AnswerStatistics, FailureGroup, SampledRow, to_percent
 from pipeline.inspect.status import format_run_time, format_versions
 from pipeline.output.arrow_tables import RESERVED_COLUMNS
 from pipeline.run.progress import format_duration
 
-MIN_WIDE_VALUES = 9  # values in an answer that need the room beside the picture
+MIN_WIDE_VALUES = 9  # an answer with more values needs the room beside the image
 REASON_LABELS = {"chosen": "chosen", "doubtful": "least confident", "random": "random"}
 STEP_LABELS = {"worked": "answering", "waited": "waiting", "read": "reading rows"}
 STEP_LABELS |= {"fetch": "fetching", "decode": "decoding", "prompt": "prompts", "commit": "committing"}
@@ -35,26 +35,24 @@ STEP_LABELS |= {"fetch": "fetching", "decode": "decoding", "prompt": "prompts", 
 
 @dataclass(frozen=True, slots=True)
 class Card:
+    """An answered row on the page."""
+
     id: str
-    why: str
-    because: str  # the same in words
+    reason: str
+    reason_label: str
     answer: Any
     kept: Mapping[str, Any]
     media: Sequence[AnnotatedMedia]
     violations: Sequence[str]
     facts: Sequence[str]
-    said: str  # the model's own words, where they differ
-    wide: bool
-    tags: str  # what the filter may ask for
-
-
-PreviewLoaderFunction = Callable[[Mapping[str, Any]], MediaPreview]
+    model_text: str  # what the model wrote, if it differs from the answer
+    is_wide: bool
+    tags: str  # words that the filter looks for
 
 
 def needs_wide_card(row: Mapping[str, Any]) -> bool:
-    return count_values(get_answer_or_text(row)) > MIN_WIDE_VALUES or any(
-        seen["kind"] == "video" for seen in row["media"] or ()
-    )
+    has_video = any(media_info["kind"] == "video" for media_info in row["media"] or ())
+    return has_video or count_values(get_answer_or_text(row)) > MIN_WIDE_VALUES
 
 
 def get_answer_or_text(row: Mapping[str, Any]) -> Any:
@@ -64,37 +62,45 @@ def get_answer_or_text(row: Mapping[str, Any]) -> Any:
 def build_card(
     sampled_row: SampledRow,
     field_meanings: Mapping[str, str],
-    load_preview: PreviewLoaderFunction,
+    load_preview: Callable[[Mapping[str, Any]], MediaPreview],
     palette: Palette,
     *,
     wide: bool,
 ) -> Card:
     row = sampled_row.row
     answer = get_answer_or_text(row)
-    found = find_annotations(row.get("answer"), field_meanings)
-    media = [
-        annotate_media(load_preview(seen), [mark for mark in found if mark.media_index == at], palette, wide=wide)
-        for at, seen in enumerate(row["media"] or ())
-    ]
-    tokens = row["tokens"]
-    facts = [f"{tokens['vision']:,} vision tokens", f"{tokens['output']:,} output tokens", row["finish"]]
-    facts += [f"confidence {to_percent(row['logprob'])} %"] if row["logprob"] is not None else []
-    facts += [f"{row['latency_s']:.3g} s"] if row.get("latency_s") is not None else []
-    facts += [f"{row['attempts']} attempts"] if row["attempts"] > 1 else []
-    tags = ["marks"] * bool(found) + ["doubts"] * bool(row["violations"] or row["flags"])
+    annotations = find_annotations(row.get("answer"), field_meanings)
+    media = []
+    for index, media_info in enumerate(row["media"] or ()):
+        of_this_media = [annotation for annotation in annotations if annotation.media_index == index]
+        media.append(annotate_media(load_preview(media_info), of_this_media, palette, wide=wide))
+    tags = ["marks"] * bool(annotations) + ["doubts"] * bool(row["violations"] or row["flags"])
     return Card(
         id=row["id"],
-        why=sampled_row.reason,
-        because=REASON_LABELS[sampled_row.reason],
+        reason=sampled_row.reason,
+        reason_label=REASON_LABELS[sampled_row.reason],
         answer=answer,
         kept={name: value for name, value in row.items() if name not in RESERVED_COLUMNS},
         media=media,
         violations=row["violations"] or (),
-        facts=[*facts, *(row["flags"] or ())],
-        said=row["raw"] or (row["text"] if answer is not row["text"] else ""),
-        wide=wide,
+        facts=list_facts(row),
+        model_text=row["raw"] or (row["text"] if answer is not row["text"] else ""),
+        is_wide=wide,
         tags=" ".join(tags),
     )
+
+
+def list_facts(row: Mapping[str, Any]) -> list[str]:
+    """The small print under an answer."""
+    tokens = row["tokens"]
+    facts = [f"{tokens['vision']:,} vision tokens", f"{tokens['output']:,} output tokens", row["finish"]]
+    if row["logprob"] is not None:
+        facts.append(f"confidence {to_percent(row['logprob'])} %")
+    if row.get("latency_s") is not None:
+        facts.append(f"{row['latency_s']:.3g} s")
+    if row["attempts"] > 1:
+        facts.append(f"{row['attempts']} attempts")
+    return [*facts, *(row["flags"] or ())]
 
 
 def build_page_values(
@@ -106,14 +112,14 @@ def build_page_values(
         "fingerprint": reader.dataset.fingerprint,
         "model": reader.job.get("model", {}).get("weights", ""),
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "figures": statistics,
+        "statistics": statistics,
         "tiles": build_tiles(statistics, failure_groups, reader.run_reports),
         "charts": build_charts(statistics, failure_groups, reader.run_reports),
         "note": format_sampling_note(statistics),
-        "segments": list_filters(cards),
+        "filters": list_filters(cards),
         "cards": cards,
-        "groups": failure_groups,
-        "runs": [build_run_row(run) for run in reader.run_reports],
+        "failure_groups": failure_groups,
+        "runs": [build_run_row(report) for report in reader.run_reports],
         "question": json.dumps(reader.question, indent=2, ensure_ascii=False),
     }
 
@@ -121,15 +127,17 @@ def build_page_values(
 def build_tiles(
     statistics: AnswerStatistics, failure_groups: Sequence[FailureGroup], run_reports: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
-    whole = [("answered", statistics.rows), ("in errors/", sum(group.count for group in failure_groups))]
-    whole += [
-        ("vision tokens", sum_values(statistics.vision_tokens)),
-        ("output tokens", sum_values(statistics.output_tokens)),
-    ]
-    whole += [("cut off", statistics.finish_reasons["length"]), ("with violations", statistics.rows_with_violations)]
-    whole += [("clamped or repaired", statistics.flags.total())]
-    cost = sum(run.get("cost") or 0.0 for run in run_reports)
-    return [(name, f"{value:,}") for name, value in whole] + ([("cost", f"{cost:,.4g}")] if cost else [])
+    counts = {
+        "answered": statistics.rows,
+        "in errors/": sum(group.count for group in failure_groups),
+        "vision tokens": sum_values(statistics.vision_tokens),
+        "output tokens": sum_values(statistics.output_tokens),
+        "cut off": statistics.finish_reasons["length"],
+        "with violations": statistics.rows_with_violations,
+        "clamped or repaired": statistics.flags.total(),
+    }
+    cost = sum(report.get("cost") or 0.0 for report in run_reports)
+    return [(name, f"{count:,}") for name, count in counts.items()] + ([("cost", f"{cost:,.4g}")] if cost else [])
 
 
 def sum_values(counts: Counter[int]) -> int:
@@ -139,17 +147,16 @@ def sum_values(counts: Counter[int]) -> int:
 def build_charts(
     statistics: AnswerStatistics, failure_groups: Sequence[FailureGroup], run_reports: Sequence[Mapping[str, Any]]
 ) -> dict[str, list[ChartBar]]:
-    spent: Counter[str] = Counter()
-    for run in run_reports:
-        spent.update(
-            {STEP_LABELS[name]: each for name, each in run.get("workers_seconds", {}).items() if name in STEP_LABELS}
-        )
+    seconds: Counter[str] = Counter()
+    for report in run_reports:
+        worker_seconds = report.get("workers_seconds", {})
+        seconds.update({STEP_LABELS[step]: value for step, value in worker_seconds.items() if step in STEP_LABELS})
     return {
         "vision": build_histogram(statistics.vision_tokens),
         "output": build_histogram(statistics.output_tokens),
         "confidence": build_histogram(statistics.confidence_percents, " %"),
         "latency": build_latency_histogram(statistics.latency_bins),
-        "seconds": build_bars({name: each for name, each in spent.items() if each >= 0.05}, "{:,.1f} s"),
+        "seconds": build_bars({step: value for step, value in seconds.items() if value >= 0.05}, "{:,.1f} s"),
         "errors": build_bars({group.name: group.count for group in failure_groups}),
     }
 
@@ -157,23 +164,22 @@ def build_charts(
 def format_sampling_note(statistics: AnswerStatistics) -> str:
     if statistics.parts_read == statistics.parts:
         return ""
-    return f"Figures are of {statistics.parts_read:,} of {statistics.parts:,} parts, evenly spread."
+    return f"The figures come from {statistics.parts_read:,} of {statistics.parts:,} parts, evenly spread."
 
 
 def list_filters(cards: Iterable[Card]) -> list[tuple[str, str, int]]:
-    """What the filter offers: only what there is."""
-    counts = Counter(name for each in cards for name in ("all", each.why, *each.tags.split()))
-    named = {"all": "all", **REASON_LABELS, "marks": "with places or times", "doubts": "with doubts"}
-    return [(key, said, counts[key]) for key, said in named.items() if counts[key] or key == "all"]
+    """The filters that match a card: key, label and how many cards."""
+    counts = Counter(key for card in cards for key in ("all", card.reason, *card.tags.split()))
+    labels = {"all": "all", **REASON_LABELS, "marks": "with places or times", "doubts": "with doubts"}
+    return [(key, label, counts[key]) for key, label in labels.items() if counts[key] or key == "all"]
 
 
-def build_run_row(run_report: Mapping[str, Any]) -> dict[str, Any]:
-    done = run_report["answered"] + run_report["failed"]
-    rate = f"{done / run_report['seconds']:.1f}" if run_report["seconds"] else ""
+def build_run_row(report: Mapping[str, Any]) -> dict[str, Any]:
+    done_rows, seconds = report["answered"] + report["failed"], report["seconds"]
     return {
-        **run_report,
-        "run": format_run_time(run_report["run"]),
-        "took": format_duration(run_report["seconds"]),
-        "rate": rate,
-        "versions": format_versions(run_report),
+        **report,
+        "run": format_run_time(report["run"]),
+        "duration": format_duration(seconds),
+        "rate": f"{done_rows / seconds:.1f}" if seconds else "",
+        "versions": format_versions(report),
     }

@@ -1,64 +1,63 @@
 "use strict";
 const cards = [...document.querySelectorAll(".card")];
-const words = cards.map((card) => card.textContent.toLowerCase());
-const find = document.getElementById("find"), count = document.getElementById("count");
-const large = document.getElementById("large"), inside = document.getElementById("inside");
-const buttons = [...document.querySelectorAll("[data-show]")];
-let show = "all";
+const cardTexts = cards.map((card) => card.textContent.toLowerCase());
+const searchField = document.getElementById("find"), matchCount = document.getElementById("count");
+const dialog = document.getElementById("large"), dialogBody = document.getElementById("inside");
+const filterButtons = [...document.querySelectorAll("[data-show]")];
+let activeFilter = "all", focusedCard = null, openedCard = null;
 
-function filter() {
-  const wanted = find.value.toLowerCase().split(/\s+/).filter(Boolean);
-  let shown = 0;
-  cards.forEach((card, at) => {
-    const kinds = [card.dataset.why, ...card.dataset.marks.split(" ")];
-    const fits = (show === "all" || kinds.includes(show)) && wanted.every((word) => words[at].includes(word));
-    card.hidden = !fits;
-    shown += fits;
+function applyFilter() {
+  const words = searchField.value.toLowerCase().split(/\s+/).filter(Boolean);
+  let shownCount = 0;
+  cards.forEach((card, index) => {
+    const tags = ["all", card.dataset.reason, ...card.dataset.tags.split(" ")];
+    const matches = tags.includes(activeFilter) && words.every((word) => cardTexts[index].includes(word));
+    card.hidden = !matches;
+    shownCount += matches;
   });
-  count.value = shown === cards.length ? "" : `${shown} of ${cards.length}`;
+  matchCount.value = shownCount === cards.length ? "" : `${shownCount} of ${cards.length}`;
 }
 
-function open(card) {
-  opened = card;
+function openCard(card) {
+  openedCard = card;
   const copy = card.cloneNode(true);
   copy.removeAttribute("tabindex");
-  inside.replaceChildren(copy);
-  if (!large.open) large.showModal();
-  large.scrollTop = 0;
+  dialogBody.replaceChildren(copy);
+  if (!dialog.open) dialog.showModal();
+  dialog.scrollTop = 0;
 }
 
-function move(step) {
-  const seen = cards.filter((card) => !card.hidden);
-  const at = seen.indexOf(large.open ? opened : document.activeElement.closest(".card") ?? current);
-  const next = seen[Math.min(Math.max(at + step, 0), seen.length - 1)];
+function moveBy(step) {
+  const shownCards = cards.filter((card) => !card.hidden);
+  const current = dialog.open ? openedCard : document.activeElement.closest(".card") ?? focusedCard;
+  const next = shownCards[Math.min(Math.max(shownCards.indexOf(current) + step, 0), shownCards.length - 1)];
   if (!next) return;
-  if (large.open) open(next);
+  if (dialog.open) openCard(next);
   else next.focus();
 }
 
-let current = null, opened = null;
-find.addEventListener("input", filter);
-buttons.forEach((button) => button.addEventListener("click", () => {
-  show = button.dataset.show;
-  buttons.forEach((each) => each.setAttribute("aria-pressed", String(each === button)));
-  filter();
+searchField.addEventListener("input", applyFilter);
+filterButtons.forEach((button) => button.addEventListener("click", () => {
+  activeFilter = button.dataset.show;
+  filterButtons.forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
+  applyFilter();
 }));
 cards.forEach((card) => {
-  card.addEventListener("focus", () => { current = card; });
-  card.querySelector(".media").addEventListener("click", () => open(card));
+  card.addEventListener("focus", () => { focusedCard = card; });
+  card.querySelector(".media").addEventListener("click", () => openCard(card));
 });
-document.getElementById("close").addEventListener("click", () => large.close());
-large.addEventListener("close", () => { inside.replaceChildren(); opened.focus(); });
+document.getElementById("close").addEventListener("click", () => dialog.close());
+dialog.addEventListener("close", () => { dialogBody.replaceChildren(); openedCard.focus(); });
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.target === find) {
-    if (event.key === "Escape") { find.value = ""; filter(); find.blur(); }
+  if (event.target === searchField) {
+    if (event.key === "Escape") { searchField.value = ""; applyFilter(); searchField.blur(); }
     return;
   }
-  if (event.key === "Escape" && large.open) { event.preventDefault(); large.close(); }
-  else if (event.key === "/" && !large.open) { event.preventDefault(); find.focus(); }
-  else if (event.key === "j" || event.key === "ArrowRight") move(1);
-  else if (event.key === "k" || event.key === "ArrowLeft") move(-1);
-  else if (event.key === "Enter" && document.activeElement.matches(".card")) { event.preventDefault(); open(document.activeElement); }
+  if (event.key === "Escape" && dialog.open) { event.preventDefault(); dialog.close(); }
+  else if (event.key === "/" && !dialog.open) { event.preventDefault(); searchField.focus(); }
+  else if (event.key === "j" || event.key === "ArrowRight") moveBy(1);
+  else if (event.key === "k" || event.key === "ArrowLeft") moveBy(-1);
+  else if (event.key === "Enter" && document.activeElement.matches(".card")) { event.preventDefault(); openCard(document.activeElement); }
 });
-filter();
+applyFilter();
