@@ -91,8 +91,8 @@ def check_job(options: argparse.Namespace) -> int:
     context = preflight.build_run_context(job, files)
     if problems := preflight.find_job_problems(context, files):
         raise PipelineError("\n".join([f"{options.job}:", *(f"  {problem}" for problem in problems)]))
-    if warnings := preflight.format_warnings(context):
-        print(f"careful: {warnings}")
+    for warning in preflight.find_warnings(context):
+        print(f"careful: {warning}")
     print(f"{options.job} is valid: {job.name}, {len(files)} manifest file(s), fingerprint {context.fingerprint}")
     return ExitCode.ALL_ANSWERED
 

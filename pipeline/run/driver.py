@@ -84,8 +84,8 @@ def check_job(job: Job, manifest_files: Sequence[ManifestFile], say: Say) -> Run
     log.set_run_labels(context)
     if problems := preflight.find_job_problems(context, manifest_files[:1]):
         raise JobError("\n".join(problems))
-    if warnings := preflight.format_warnings(context):
-        say(f"careful: {warnings}")
+    for warning in preflight.find_warnings(context):
+        say(f"careful: {warning}")
     return context
 
 

@@ -1,6 +1,6 @@
-"""A job, its manifest -> the Work that every worker is told, or what is wrong with it.
+"""Builds the RunContext of a job and checks the job, without starting anything.
 
-Nothing is started for this. Paths are settled once, so that they mean the same in every process.
+Paths are resolved here once, so that they mean the same in every process.
 """
 
 from __future__ import annotations
@@ -29,32 +29,31 @@ from pipeline.schema import schema_loader
 
 
 def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunContext:
-    """What the driver settles once, and every worker is told."""
     job = resolve_paths(job, manifest_files)
     schema = schema_loader.load_schema(job.answer.schema_, base_folder=get_base_folder())
-    first = read_manifest_schema(manifest_files[0])
-    user = schema_loader.build_default_prompt(schema) if schema and job.prompt.user is None else None
-    select_file_columns(job, manifest_files[0], first, user)  # says which column is not there
-    said = build_fingerprint_inputs(
+    manifest_schema = read_manifest_schema(manifest_files[0])
+    schema_prompt = schema_loader.build_default_prompt(schema) if schema and job.prompt.user is None else None
+    select_file_columns(job, manifest_files[0], manifest_schema, schema_prompt)  # raises if a column is missing
+    fingerprint_inputs = build_fingerprint_inputs(
         job,
         weights=checkpoint_location.compute_identity(job.model.weights, job.model.revision),
-        schema_text=f"{user or ''}\n{schema.text}" if schema else None,
+        schema_text=f"{schema_prompt or ''}\n{schema.text}" if schema else None,
     )
     now = datetime.now(UTC)
     return RunContext(
         job=job,
         schema=schema,
-        schema_prompt=user,
-        kept_schema=build_kept_schema(first, job),
-        fingerprint_inputs=said,
-        fingerprint=compute_fingerprint(said),
+        schema_prompt=schema_prompt,
+        kept_schema=build_kept_schema(manifest_schema, job),
+        fingerprint_inputs=fingerprint_inputs,
+        fingerprint=compute_fingerprint(fingerprint_inputs),
         model_name=format_model_name(job),
-        run_id=f"{now:%Y%m%dT%H%M%S}-{now.microsecond:05x}",  # in order, also within a second
+        run_id=f"{now:%Y%m%dT%H%M%S}-{now.microsecond:05x}",  # sorts by time, also within a second
     )
 
 
 def resolve_paths(job: Job, manifest_files: Sequence[ManifestFile]) -> Job:
-    """The job with paths that mean the same in every process, and roots that follow from a local manifest."""
+    """Make all paths absolute. Without `input.roots`, the roots are the folders of the local manifest files."""
     roots = job.input.roots or tuple(
         dict.fromkeys(
             file.base_folder.removeprefix("file://") for file in manifest_files if file.url.startswith("file://")
@@ -77,46 +76,45 @@ def to_absolute_path(path: str) -> Path:
 
 
 def find_job_problems(context: RunContext, manifest_files: Sequence[ManifestFile]) -> list[str]:
-    """What would go wrong with every row, found without starting anything."""
+    """The problems that would fail every row."""
     for file in manifest_files:
         select_file_columns(context.job, file, read_manifest_schema(file), context.schema_prompt)
-    open_family(context)  # says what is wrong with the checkpoint's small files
-    out = schema_loader.find_problems(context.schema) if context.schema else []
-    out += [
+    open_family(context)  # raises if the checkpoint's config or tokenizer is broken
+    problems = schema_loader.find_problems(context.schema) if context.schema else []
+    problems += [
         f"input.keep: every output has a column {name} of its own; give the manifest's another name"
         + (" or leave it out, for the output's is the same as text" if name == context.job.input.id == "id" else "")
         for name in context.job.input.keep
         if name in RESERVED_COLUMNS
     ]
-    out += get_engine_type(context.job).find_problems(context.job)
+    problems += get_engine_type(context.job).find_problems(context.job)
     if context.schema and context.job.answer.guided:
         tokenizer = family_loader.load_tokenizer(
             checkpoint_location.locate_small_files(context.job.model.weights, context.job.model.revision)
         )
-        least = count_min_tokens(context.schema.text, tokenizer)
-        if context.job.answer.max_new_tokens < least:
-            out.append(f"answer.max_new_tokens: the shortest answer that fits the schema has {least} tokens")
-    return out
+        min_tokens = count_min_tokens(context.schema.text, tokenizer)
+        if context.job.answer.max_new_tokens < min_tokens:
+            problems.append(f"answer.max_new_tokens: the shortest answer that fits the schema has {min_tokens} tokens")
+    return problems
 
 
-def format_warnings(context: RunContext) -> str | None:
-    """What the models' authors warn of in a job that can run all the same."""
-    means = find_field_meanings(context.schema.json_schema).values() if context.schema else ()
-    said = [family_loader.describe_yarn_risk(context.job.model, means)]
-    said += get_engine_type(context.job).find_warnings(context.job)
-    return "\ncareful: ".join(filter(None, said)) or None
+def find_warnings(context: RunContext) -> list[str]:
+    """Risks of a job that can run all the same."""
+    meanings = find_field_meanings(context.schema.json_schema).values() if context.schema else ()
+    yarn_risk = family_loader.describe_yarn_risk(context.job.model, meanings)
+    return [*filter(None, [yarn_risk]), *get_engine_type(context.job).find_warnings(context.job)]
 
 
 def open_output_store(context: RunContext, *, allow_other_questions: bool) -> OutputStore:
-    """The output, after making sure that it holds answers to this question, or that others are welcome in it."""
+    """Raise an OutputError if the output only holds answers to other questions and these are not allowed."""
     store = OutputStore(context.job.output.path)
     questions = list_questions(store)
     if questions and context.fingerprint not in questions and not allow_other_questions:
-        before = Dataset(store, max(questions)).read_question()
-        changes = "\n".join(f"  {line}" for line in list_differences(before, context.fingerprint_inputs))
+        previous_inputs = Dataset(store, max(questions)).read_question()
+        changes = "\n".join(f"  {line}" for line in list_differences(previous_inputs, context.fingerprint_inputs))
         raise OutputError(
             f"{store.path} holds answers to another question:\n{changes}\n"
-            "Write elsewhere (output.path), or add these answers beside the others with --on-change add."
+            "Choose another output.path, or add these answers to the same output with --on-change add."
         )
     Dataset(store, context.fingerprint).write_question(context.fingerprint_inputs)
     return store

@@ -292,7 +292,7 @@ def test_a_jsonl_manifest_is_read_by_lines(workspace):
 def test_pictures_in_a_column_need_an_id(workspace):
     rows = [{**row, "image": (workspace.folder / row["image"]).read_bytes()} for row in workspace.draw_images(5)]
     workspace.write_manifest(rows)
-    with pytest.raises(JobError, match=r"column image holds bytes, so rows need names: set input\.id"):
+    with pytest.raises(JobError, match=r"column image holds bytes, so its rows need ids: set input\.id"):
         workspace.run_job(input={"id": None})
     assert workspace.run_job() == 0
     assert workspace.list_answered_ids() == ["r0", "r1", "r2", "r3", "r4"]
