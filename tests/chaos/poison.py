@@ -17,7 +17,7 @@ from pathlib import Path
 import ray
 
 from tests.bench import harness
-from tests.cluster.hostile import DEADLINE_S
+from tests.cluster.crashing_rows import DEADLINE_S
 from tests.workspace import JobWorkspace
 
 SORTS = [f"{where}-{how}" for where in ("engine", "prepare") for how in ("segfault", "hang", "memory")]
@@ -37,7 +37,7 @@ def hostile_ray() -> Iterator[Path]:
         log_to_driver=False,
         logging_level="ERROR",
         runtime_env={
-            "worker_process_setup_hook": "tests.cluster.hostile.install",
+            "worker_process_setup_hook": "tests.cluster.crashing_rows.install",
             "env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])},  # where workers find the hook
         },
         _temp_dir=str(folder / "ray"),

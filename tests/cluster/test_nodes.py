@@ -1,7 +1,7 @@
-"""A cluster whose nodes share nothing but object storage, as pods do, and a nightly job that is submitted to it.
+"""A nightly job on a cluster whose nodes share only object storage, like pods.
 
-Each node runs in a mount namespace of its own, where the test's folders and the other's are empty. Who submits has no
-credentials; the nodes have. The node with the GPU comes only when a job waits for it.
+Each node runs in a mount namespace of its own, in which the folders of the test and of the other nodes are empty. Only
+the nodes have credentials, not the submitting process. The node with the GPU starts when a job waits for it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from tests.workspace import wait_for_url
 
 ROOT = Path(__file__).parents[2]
 NIGHTLY = ROOT / "infra/kuberay/base/nightly.yaml"
-SAYS = '{"caption": "a thing", "tags": [], "language": "en"}'
+ANSWER = '{"caption": "a thing", "tags": [], "language": "en"}'
 RAY = os.path.join(os.path.dirname(sys.executable), "ray")
 
 
 class Nodes:
-    """Raylets with folders of their own, and a command that submits to them."""
+    """Raylets with separate folders, and a command that submits to them."""
 
     def __init__(self, ray_environment, hidden: Path, inside: dict[str, str]):
         self.folder = ray_environment["RAY_TMPDIR"]
@@ -73,15 +73,15 @@ class Nodes:
         )
 
     def scrape(self) -> set[str]:
-        """The names of our metrics that Prometheus would find now."""
-        found: set[str] = set()
+        """The names of our metrics that Prometheus would read now."""
+        names: set[str] = set()
         for url in self.metrics:
             try:
                 text = urllib.request.urlopen(url, timeout=5).read().decode()
             except OSError:
                 continue
-            found |= set(re.findall(r"^(ray_vlbatch_\w+)\{", text, re.MULTILINE))
-        return found
+            names |= set(re.findall(r"^(ray_vlbatch_\w+)\{", text, re.MULTILINE))
+        return names
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def store(s3_environment):
 
 
 def partition(store, day: str, count: int, broken: int = 0) -> set[str]:
-    """A day's manifest and its pictures; the ids."""
+    """Write the manifest of a day and its pictures. Returns the ids."""
     rows = [{"id": f"{day}-{n}", "image": f"s3://night/pics/{day}-{n}.png"} for n in range(count)]
     content = [b"no picture" if n < broken else draw_noise(n % 5) for n in range(count)]
     store.pipe({row["image"][5:]: data for row, data in zip(rows, content, strict=True)})
@@ -118,7 +118,7 @@ def partition(store, day: str, count: int, broken: int = 0) -> set[str]:
 
 
 def engine(delay_ms: int) -> list[str]:
-    scripted = f"engine={{kind: scripted, slots: 1, delay_ms: {delay_ms}, default: '{SAYS}'}}"
+    scripted = f"engine={{kind: scripted, slots: 1, delay_ms: {delay_ms}, default: '{ANSWER}'}}"
     return ["--set", scripted, "--set", "output.chunk_rows=4", "--set", "limits.error_rate=1"]
 
 
@@ -129,18 +129,18 @@ VARIABLES = {
 }
 
 
-def follow(process: subprocess.Popen[str], until: str, then) -> str:
-    """What a command says; when `until` is in it, `then` is called, once."""
-    said: list[str] = []
+def follow(process: subprocess.Popen[str], expected: str, action) -> str:
+    """Returns the output of a command, and calls `action` once the expected text appears in it."""
+    output: list[str] = []
     assert process.stdout
     for line in process.stdout:
-        said.append(line)
-        if then and until in line:
-            then()
-            then = None
+        output.append(line)
+        if action and expected in line:
+            action()
+            action = None
     process.wait()
-    assert then is None, "".join(said)
-    return "".join(said)
+    assert action is None, "".join(output)
+    return "".join(output)
 
 
 def test_a_run_on_nodes_that_share_only_object_storage_waits_for_its_gpu(nodes, store):
@@ -155,17 +155,17 @@ def test_a_run_on_nodes_that_share_only_object_storage_waits_for_its_gpu(nodes, 
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    bring = ("--address", nodes.gcs, "--num-cpus=1", "--num-gpus=1")
-    said = follow(process, "the first replica waits for 1 GPU", lambda: nodes.start(*bring))
+    gpu_node = ("--address", nodes.gcs, "--num-cpus=1", "--num-gpus=1")
+    output = follow(process, "the first replica waits for 1 GPU", lambda: nodes.start(*gpu_node))
     watcher.join()
-    assert process.returncode == 0, said
+    assert process.returncode == 0, output
     answered = read_rows(store, "night/labels/2026/data")
     assert {row["id"] for row in answered} == ids - {"2026-11-20-0"}
     assert {row["answer"]["caption"] for row in answered} == {"a thing"}
     assert [row["id"] for row in read_rows(store, "night/labels/2026/errors")] == ["2026-11-20-0"]
     assert scraped == {
         to_prometheus_name(name) for name in METRICS if not name.startswith("kv_")
-    }  # a script has no cache
+    }  # the scripted engine has no cache
 
 
 def test_the_next_run_does_only_what_is_new_and_resumes_after_a_stop(nodes, store):
@@ -176,36 +176,36 @@ def test_the_next_run_does_only_what_is_new_and_resumes_after_a_stop(nodes, stor
     def stop() -> None:
         while len(store.find("night/labels/2026/data", refresh=True)) == len(before):
             time.sleep(0.1)
-        client.stop_job(name())
+        client.stop_job(find_running_job())
 
-    def name() -> str:
+    def find_running_job() -> str:
         return next(job.submission_id for job in client.list_jobs() if job.status == "RUNNING")
 
     stopped = nodes.submit("--date", "2026-11-21", *engine(500), **VARIABLES)
-    said = follow(stopped, "12 done before; 24 to do", stop)
-    assert stopped.returncode == 143, said
-    assert "terminated; committed answers are kept" in said
+    output = follow(stopped, "12 done before; 24 to do", stop)
+    assert stopped.returncode == 143, output
+    assert "terminated; committed answers are kept" in output
     store.invalidate_cache()
-    kept = {path: store.info(path)["ETag"] for path in store.find("night/labels/2026/data")}
-    assert before.items() < kept.items()
+    parts_at_stop = {path: store.info(path)["ETag"] for path in store.find("night/labels/2026/data")}
+    assert before.items() < parts_at_stop.items()
 
-    again = nodes.submit("--date", "2026-11-21", *engine(0), **VARIABLES)
-    said = follow(again, "", None)
-    assert again.returncode == 3, said  # the first night's broken row is still one
+    second = nodes.submit("--date", "2026-11-21", *engine(0), **VARIABLES)
+    output = follow(second, "", None)
+    assert second.returncode == 3, output  # the first night's broken row is still a failure
     store.invalidate_cache()
     after = {path: store.info(path)["ETag"] for path in store.find("night/labels/2026/data")}
-    assert kept.items() < after.items()
-    counted = Counter(row["id"] for row in read_rows(store, "night/labels/2026/data"))
-    assert {row_id for row_id in counted if row_id.startswith("2026-11-21")} == ids
-    assert set(counted.values()) == {1}
+    assert parts_at_stop.items() < after.items()
+    row_counts = Counter(row["id"] for row in read_rows(store, "night/labels/2026/data"))
+    assert {row_id for row_id in row_counts if row_id.startswith("2026-11-21")} == ids
+    assert set(row_counts.values()) == {1}
 
 
 def test_failed_rows_are_retried_on_the_cluster_and_the_export_has_every_row(nodes, store):
     store.pipe_file("night/pics/2026-11-20-0.png", draw_noise(3))
-    again = nodes.submit("--date", "2026-11-21", "--retry-errors", *engine(0), **VARIABLES)
-    said = follow(again, "", None)
-    assert again.returncode == 0, said
-    assert "1 of 1 failed rows are asked again" in said
+    second = nodes.submit("--date", "2026-11-21", "--retry-errors", *engine(0), **VARIABLES)
+    output = follow(second, "", None)
+    assert second.returncode == 0, output
+    assert "1 of 1 failed rows are asked again" in output
     export = [sys.executable, "-m", "pipeline", "export", str(NIGHTLY), "s3://night/clean", *engine(0)]
     done = subprocess.run([*export, "--date", "2026-11-21"], cwd=ROOT, env={**nodes.env, **VARIABLES}, check=False)
     assert done.returncode == 0
@@ -214,7 +214,7 @@ def test_failed_rows_are_retried_on_the_cluster_and_the_export_has_every_row(nod
 
 
 def test_a_submission_holds_no_credentials(nodes):
-    told = JobSubmissionClient(nodes.url).list_jobs()
-    assert told
-    assert SECRET not in str(told)
-    assert all("AWS_SECRET_ACCESS_KEY" not in (job.runtime_env or {}).get("env_vars", {}) for job in told)
+    jobs = JobSubmissionClient(nodes.url).list_jobs()
+    assert jobs
+    assert SECRET not in str(jobs)
+    assert all("AWS_SECRET_ACCESS_KEY" not in (job.runtime_env or {}).get("env_vars", {}) for job in jobs)

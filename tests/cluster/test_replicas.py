@@ -1,4 +1,4 @@
-"""Pools of replicas on several nodes: what becomes of a run whose replicas are killed, and how a pool grows."""
+"""Pools of replicas on several nodes: replicas that are killed, and a pool that grows."""
 
 from __future__ import annotations
 
@@ -26,49 +26,49 @@ REPLICA, RANK = "ray::MapWorker(MapBatches(GenerateWorker))", "pipeline.model.en
 
 @pytest.fixture
 def nodes(monkeypatch):
-    """A cluster of several nodes on this machine, which runs join and leave as they find it."""
+    """A function that adds a node to a cluster on this machine, and the cluster."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     folder = tempfile.mkdtemp(prefix="vl")
-    how = {"include_dashboard": False, "object_store_memory": 150 * 10**6}
-    made = Cluster(initialize_head=True, head_node_args={**how, "num_cpus": 1, "temp_dir": folder})
-    yield lambda **more: made.add_node(**how, **more), made
+    options = {"include_dashboard": False, "object_store_memory": 150 * 10**6}
+    cluster = Cluster(initialize_head=True, head_node_args={**options, "num_cpus": 1, "temp_dir": folder})
+    yield lambda **more: made.add_node(**options, **more), cluster
     ray.shutdown()
-    made.shutdown()
+    cluster.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def found(words: str) -> list[psutil.Process]:
-    """Of this test's own: others on the machine may run replicas too."""
-    there = []
-    for one in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):  # it may end while it is looked at
-            if words in " ".join(one.cmdline()):
-                there.append(one)
-    return there
+def find_processes(title: str) -> list[psutil.Process]:
+    """The children of this test with such a command line. Other replicas may run on the machine."""
+    processes = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it may have ended meanwhile
+            if title in " ".join(process.cmdline()):
+                processes.append(process)
+    return processes
 
 
 @BY_HAND
 def test_rows_are_answered_once_while_ranks_and_a_node_are_killed(workspace, nodes, tmp_path):
-    add, made = nodes
-    places = [add(num_cpus=3) for _ in range(2)]
-    ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
+    add_node, cluster = nodes
+    worker_nodes = [add_node(num_cpus=3) for _ in range(2)]
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     workspace.write_manifest(workspace.draw_images(300))
-    told: list[str] = []
+    events: list[str] = []
 
-    def strike() -> None:
-        for parts, what, blow in (
-            (5, "rank 1", lambda: found(RANK)[0].kill()),
-            (15, "rank 0", lambda: found(REPLICA)[0].kill()),
-            (28, "a node", lambda: made.remove_node(places[0], allow_graceful=False)),
+    def kill_processes() -> None:
+        for part_count, target, kill in (
+            (5, "rank 1", lambda: find_processes(RANK)[0].kill()),
+            (15, "rank 0", lambda: find_processes(REPLICA)[0].kill()),
+            (28, "a node", lambda: cluster.remove_node(worker_nodes[0], allow_graceful=False)),
         ):
-            while len(workspace.list_parts()) < parts or len(found(RANK)) < 2:
+            while len(workspace.list_parts()) < part_count or len(find_processes(RANK)) < 2:
                 time.sleep(0.2)
-            told.append(f"{what} at {len(workspace.list_parts())} of 50 parts")
-            blow()
+            events.append(f"{target} at {len(workspace.list_parts())} of 50 parts")
+            kill()
 
-    striker = Thread(target=strike, daemon=True)
-    striker.start()
+    killer = Thread(target=kill_processes, daemon=True)
+    killer.start()
     code = workspace.run_job(
         runner="ray",
         model={"weights": str(write_random_checkpoint(tmp_path / "model", "qwen3_vl")), "tensor_parallel": 2},
@@ -78,26 +78,26 @@ def test_rows_are_answered_once_while_ranks_and_a_node_are_killed(workspace, nod
         workers={"generate": {"min": 2, "max": 2, "cpus": 2}, "prepare": {"max": 1}},
         output={"chunk_rows": 6},
     )
-    log.info("%s %s", told, workspace.messages)
-    assert len(told) == 3
+    log.info("%s %s", events, workspace.messages)
+    assert len(events) == 3
     assert code == 0
     assert Counter(workspace.list_answered_ids()) == Counter(f"r{number}" for number in range(300))
     assert workspace.read_dead_letters() == []
-    until(lambda: not found(RANK))
+    wait_until(lambda: not find_processes(RANK))
 
 
 @BY_HAND
 def test_a_pool_grows_under_load_and_is_gone_when_its_input_ends(workspace, nodes):
-    add, made = nodes
-    add(num_cpus=6)
-    ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
+    add_node, cluster = nodes
+    add_node(num_cpus=6)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     workspace.write_manifest(workspace.draw_images(480))
     sizes: list[int] = []
     ended: list[bool] = []
 
     def watch() -> None:
         while not ended:
-            sizes.append(len(found(REPLICA)))
+            sizes.append(len(find_processes(REPLICA)))
             time.sleep(0.5)
 
     watcher = Thread(target=watch)
@@ -108,7 +108,7 @@ def test_a_pool_grows_under_load_and_is_gone_when_its_input_ends(workspace, node
         workers={"generate": {"min": 1, "max": 4, "cpus": 1}, "prepare": {"max": 1}},
         output={"chunk_rows": 4},
     )
-    until(lambda: not found(REPLICA))
+    wait_until(lambda: not find_processes(REPLICA))
     ended.append(True)
     watcher.join()
     log.info("%s %s", sizes, workspace.messages)
@@ -118,9 +118,9 @@ def test_a_pool_grows_under_load_and_is_gone_when_its_input_ends(workspace, node
     assert Counter(workspace.list_answered_ids()) == Counter(f"r{number}" for number in range(480))
 
 
-def until(there: Callable[[], object]) -> None:
+def wait_until(condition: Callable[[], object]) -> None:
     for _ in range(600):
-        if there():
+        if condition():
             return
         time.sleep(0.1)
-    raise AssertionError("not in a minute")
+    raise AssertionError("it did not happen within a minute")

@@ -1,4 +1,4 @@
-"""`ray job submit` on a cluster that was started in the repository's root."""
+"""`ray job submit` on a cluster that was started in the root of the repository."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def submit(ray_environment, place):
-    """A function: the end of `ray job submit ...` on a cluster of the test's own."""
+    """A function that runs `ray job submit` on a cluster of the module. Returns the finished process."""
     port, board, agent, agent_grpc, client, metrics = free_ports(6)
     env = {**ray_environment, "DEMO": str(place), "RAY_metrics_report_interval_ms": "1000"}
     ray = os.path.join(os.path.dirname(sys.executable), "ray")
@@ -58,11 +58,14 @@ def submit(ray_environment, place):
             command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         while scraped is not None and process.poll() is None:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics") as found:
-                scraped |= set(re.findall(r"^(ray_vlbatch_\w+)\{", found.read().decode(), re.MULTILINE))
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics") as response,
+            ):
+                scraped |= set(re.findall(r"^(ray_vlbatch_\w+)\{", response.read().decode(), re.MULTILINE))
             time.sleep(0.5)
-        said, _ = process.communicate()
-        return subprocess.CompletedProcess(command, process.returncode, said, "")
+        output, _ = process.communicate()
+        return subprocess.CompletedProcess(command, process.returncode, output, "")
 
     return run
 
@@ -86,16 +89,16 @@ def test_a_broken_job_fails_and_names_the_line(submit, tmp_path):
     broken.chmod(0o755)
     done = submit(str(broken))
     assert done.returncode == 1
-    said = done.stdout + done.stderr
-    assert "failed" in said
+    output = done.stdout + done.stderr
+    assert "failed" in output
     line = broken.read_text().splitlines().index("  max_tokens: 96") + 1
-    assert f"broken.yaml:{line}" in said
-    assert "max_tokens" in said
+    assert f"broken.yaml:{line}" in output
+    assert "max_tokens" in output
 
 
 def test_failed_rows_fail_the_ray_job_unless_they_are_allowed(submit, place, tmp_path):
     run = ["--", "python", "-m", "pipeline", "run", JOB, f"--set=output.path={tmp_path}/out", "--limit=1"]
-    run += ["--set=input.media=truth", "--set=limits.error_rate=1"]  # a column without a picture in it
+    run += ["--set=input.media=truth", "--set=limits.error_rate=1"]  # a column without pictures
     done = submit("--working-dir", ".", *run)
     assert (done.returncode, "exit code 3" in done.stdout) == (1, True), done.stdout
     done = submit("--working-dir", ".", *run, "--allow-errors")
