@@ -32,7 +32,7 @@ def nodes(monkeypatch):
     folder = tempfile.mkdtemp(prefix="vl")
     options = {"include_dashboard": False, "object_store_memory": 150 * 10**6}
     cluster = Cluster(initialize_head=True, head_node_args={**options, "num_cpus": 1, "temp_dir": folder})
-    yield lambda **more: made.add_node(**options, **more), cluster
+    yield lambda **more: cluster.add_node(**options, **more), cluster
     ray.shutdown()
     cluster.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
