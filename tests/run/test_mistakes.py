@@ -410,7 +410,7 @@ def test_another_question_in_the_same_output_is_refused_with_a_message_that_list
     said = told(here, capsys, RUN)
     assert said.startswith("error: HERE/out holds answers to another question:")
     assert '  prompt.user: was "What?", is "What is it?"' in said
-    assert said.endswith("or add these answers beside the others with --on-change add.")
+    assert said.endswith("or add these answers to the same output with --on-change add.")
 
 
 def test_missing_gpus_are_refused_with_what_to_do():
