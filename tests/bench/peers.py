@@ -21,10 +21,10 @@ QUESTION = (  # the question that the built-in model was trained on
     "tags: list of text, things, places and actions, in lower case\nlanguage: text, of the caption, as ISO 639-1\n"
     'Example:\n{"caption":"A red bus waits at a stop in the rain.","tags":["bus","rain"],"language":"en"}'
 )
-WEIGHTS = Path(__file__).parents[2] / "pipeline" / "tiny" / "weights" / "tiny"
+WEIGHTS = Path(__file__).parents[2] / "pipeline" / "builtin" / "weights" / "tiny"
 
 
-def processor() -> Any:
+def load_processor() -> Any:
     """The processor of transformers. Declares two operators that torchvision lacks beside a CPU build of torch."""
     import torch
     import transformers
@@ -32,13 +32,13 @@ def processor() -> Any:
     declared = torch.library.Library("torchvision", "DEF")
     for operator in ("nms", "qnms"):
         declared.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    made = transformers.Qwen2_5_VLProcessor(
+    processor = transformers.Qwen2_5_VLProcessor(
         image_processor=transformers.Qwen2VLImageProcessor.from_pretrained(WEIGHTS),
         tokenizer=transformers.AutoTokenizer.from_pretrained(WEIGHTS, padding_side="left"),
         video_processor=transformers.Qwen2VLVideoProcessor(),
     )
-    made.declared = declared  # the library ends with the last reference to it
-    return made
+    processor.declared = declared  # the library ends with the last reference to it
+    return processor
 
 
 class Captioner:
@@ -48,7 +48,7 @@ class Captioner:
         import transformers
 
         self.marks = marks
-        self.processor = processor()
+        self.processor = load_processor()
         kind = transformers.Qwen2_5_VLForConditionalGeneration
         self.model = kind.from_pretrained(WEIGHTS, dtype="float32").eval()
 
@@ -76,14 +76,14 @@ class Captioner:
         return batch
 
 
-def ours(manifest: Path, out: Path) -> None:
+def run_ours(manifest: Path, out: Path) -> None:
     """Our side: only the job file."""
     from pipeline.cluster.ray_session import connect_to_ray
     from pipeline.errors import ExitCode
     from pipeline.job.spec import Job
     from pipeline.run import driver
 
-    said = {
+    job_spec = {
         "name": "ours",
         "input": {"manifest": str(manifest), "id": "id", "media": "media"},
         "prompt": {"user": QUESTION.replace("{", "{{").replace("}", "}}")},
@@ -92,12 +92,12 @@ def ours(manifest: Path, out: Path) -> None:
         "output": {"path": str(out), "chunk_rows": 2 * BATCH},
     }
     with connect_to_ray():
-        code = driver.run_job(Job.model_validate(said))
-        note_store(out)
+        code = driver.run_job(Job.model_validate(job_spec))
+        write_store_bytes(out)
     assert code in (ExitCode.ALL_ANSWERED, ExitCode.FAILED_ROWS)
 
 
-def one_by_one(manifest: Path, out: Path) -> None:
+def run_one_by_one(manifest: Path, out: Path) -> None:
     """transformers in a loop, one picture at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -110,7 +110,7 @@ def one_by_one(manifest: Path, out: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), out / "out.parquet")
 
 
-def ray_data(manifest: Path, out: Path) -> None:
+def run_ray_data(manifest: Path, out: Path) -> None:
     """Ray Data: tasks load pictures, an actor holds processor and model, tasks write Parquet."""
     import numpy as np
     import ray
@@ -136,10 +136,10 @@ def ray_data(manifest: Path, out: Path) -> None:
     try:
         dataset.write_parquet(str(out))
     finally:
-        note_store(out)
+        write_store_bytes(out)
 
 
-def bare(manifest: Path, out: Path) -> None:
+def run_idle_ray_data(manifest: Path, out: Path) -> None:
     """Ray Data with an actor that does nothing: the memory that everything on Ray Data needs."""
     import ray
     import ray.data
@@ -153,14 +153,14 @@ def bare(manifest: Path, out: Path) -> None:
     ray.data.range(2).map_batches(Idle, compute=ray.data.ActorPoolStrategy(size=1)).take_all()
 
 
-def note_store(out: Path) -> None:
+def write_store_bytes(out: Path) -> None:
     """Record the bytes that went through the object store."""
-    from tests.bench.harness import store
+    from tests.bench.harness import get_store_statistics
 
-    (out / "store_bytes").write_text(str(store().cumulative_created_bytes))
+    (out / "store_bytes").write_text(str(get_store_statistics().cumulative_created_bytes))
 
 
-def daft_udf(manifest: Path, out: Path) -> None:
+def run_daft(manifest: Path, out: Path) -> None:
     """Daft: expressions download and decode, a class is the batch UDF."""
     import daft
     from daft import col
@@ -183,5 +183,5 @@ def daft_udf(manifest: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     side, manifest, out = sys.argv[1:]
-    sides = {"ours": ours, "one": one_by_one, "ray": ray_data, "daft": daft_udf, "bare": bare}
+    sides = {"ours": run_ours, "one": run_one_by_one, "ray": run_ray_data, "daft": run_daft, "bare": run_idle_ray_data}
     sides[side](Path(manifest), Path(out))

@@ -33,7 +33,7 @@ from pipeline.output.store import OutputStore
 from pipeline.prepare import Preparer
 from pipeline.run import preflight, resume
 from tests.bench import harness
-from tests.bench.prepare import photo
+from tests.bench.prepare import draw_photo
 from tests.seaweed import KEY, SECRET, Seaweed
 
 JOB = """
@@ -45,33 +45,33 @@ output: {path: PLACE/out}
 """
 SIZES = ((640, 480), (480, 640), (1024, 768), (500, 375), (1280, 960))
 SHARE = 10  # one in SHARE objects is read whole
-TOGETHER = 500  # parallel uploads
+PARALLEL_UPLOADS = 500
 
 
-def fill(place: Path, url: str, objects: int) -> None:
+def write_objects(place: Path, url: str, objects: int) -> None:
     pictures = []
     for size in SIZES:
         sink = io.BytesIO()
-        photo(size).save(sink, "JPEG", quality=80)
+        draw_photo(size).save(sink, "JPEG", quality=80)
         pictures.append(sink.getvalue())
     store = s3fs.S3FileSystem(key=KEY, secret=SECRET, endpoint_url=url, skip_instance_cache=True)
     store.mkdir("scans")
     keys = [f"scans/{number:06}.jpg" for number in range(objects)]
-    for start in range(0, objects, TOGETHER):
-        some = range(start, min(start + TOGETHER, objects))
-        store.pipe({keys[number]: pictures[number % len(pictures)] for number in some})
+    for start in range(0, objects, PARALLEL_UPLOADS):
+        numbers = range(start, min(start + PARALLEL_UPLOADS, objects))
+        store.pipe({keys[number]: pictures[number % len(pictures)] for number in numbers})
     rows = {"id": keys, "image": [f"s3://{key}" for key in keys]}
     pq.write_table(pa.table(rows), place / "manifest.parquet")
 
 
-def whole(work: RunContext, chunks: list[Chunk]) -> Iterator[object]:
+def prepare_chunks(context: RunContext, chunks: list[Chunk]) -> Iterator[object]:
     """Prepare the chunks as a run does."""
-    with closing(Preparer(work)) as preparer:
+    with closing(Preparer(context)) as preparer:
         for chunk in chunks:
             yield from preparer.prepare_chunk(chunk)
 
 
-def processor_seconds() -> float:
+def measure_cpu_seconds() -> float:
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
@@ -85,31 +85,39 @@ def main() -> None:
     lines, figures = [], {}
     with tempfile.TemporaryDirectory() as folder, Seaweed(Path(folder) / "weed") as server:
         os.environ.update(server.environment)
-        fill(Path(folder), server.url, objects)
+        write_objects(Path(folder), server.url, objects)
         job = job_loader.parse_job(JOB.replace("PLACE", folder))
-        found = list_manifest_files(job)
-        work = preflight.build_run_context(job, found)
+        manifest_files = list_manifest_files(job)
+        context = preflight.build_run_context(job, manifest_files)
         chunks = list(
             resume.build_resume_plan(
-                work, found, Dataset(OutputStore(work.job.output.path), work.fingerprint)
+                context, manifest_files, Dataset(OutputStore(context.job.output.path), context.fingerprint)
             ).remaining_chunks
         )
-        few = chunks[: max(1, len(chunks) // SHARE)]
-        survey_chunks(work, few[:1])
+        sampled_chunks = chunks[: max(1, len(chunks) // SHARE)]
+        survey_chunks(context, sampled_chunks[:1])
         sides = {
-            "headers": (chunks, lambda: survey_chunks(work, chunks)),
-            "whole": (few, lambda: list(whole(work, few))),
+            "headers": (chunks, lambda: survey_chunks(context, chunks)),
+            "whole": (sampled_chunks, lambda: list(prepare_chunks(context, sampled_chunks))),
         }
-        for name, (some, side) in sides.items():
-            rows = sum(chunk.asked for chunk in some)
-            busy, start = processor_seconds(), time.perf_counter()
+        for name, (side_chunks, side) in sides.items():
+            rows = sum(chunk.asked for chunk in side_chunks)
+            cpu_seconds, start = measure_cpu_seconds(), time.perf_counter()
             side()
-            taken, busy = time.perf_counter() - start, processor_seconds() - busy
-            lines.append([name, f"{rows:,}", taken, busy, 1000 * taken / rows, 1000 * busy / rows])
-            figures |= {f"{name}_ms": 1000 * taken / rows, f"{name}_cpu_ms": 1000 * busy / rows, f"{name}_s": taken}
-    print(harness.table(["read", "objects", "seconds", "CPU seconds", "ms an object", "CPU ms an object"], lines))
+            seconds, cpu_seconds = time.perf_counter() - start, measure_cpu_seconds() - cpu_seconds
+            lines.append([name, f"{rows:,}", seconds, cpu_seconds, 1000 * seconds / rows, 1000 * cpu_seconds / rows])
+            figures |= {
+                f"{name}_ms": 1000 * seconds / rows,
+                f"{name}_cpu_ms": 1000 * cpu_seconds / rows,
+                f"{name}_s": seconds,
+            }
+    print(
+        harness.format_table(["read", "objects", "seconds", "CPU seconds", "ms an object", "CPU ms an object"], lines)
+    )
     ratios = {"speed": figures["whole_ms"] / figures["headers_ms"]}
-    harness.report("plan", ratios=ratios, figures=figures, where=harness.machine("aiobotocore", "pillow"))
+    harness.print_report(
+        "plan", ratios=ratios, figures=figures, where=harness.describe_machine("aiobotocore", "pillow")
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from pipeline.run.signals import StopSignals
 from tests.bench import harness
 
 SLOTS, DELAY_S, CHUNK = 32, 4.0, 16
-FIRST = 0.4  # share of the rows after which all replicas have started
+MEASURED_FROM = 0.4  # share of the rows after which all replicas have started
 JOB = f"""
 name: bench
 input: {{manifest: PLACE/manifest.parquet, id: id, messages: chat}}
@@ -41,46 +41,48 @@ output: {{path: PLACE/out, chunk_rows: {CHUNK}}}
 """
 
 
-def measure(place: Path, replicas: int, seconds: float) -> dict[str, float]:
+def measure_run(folder: Path, replicas: int, seconds: float) -> dict[str, float]:
     """The rates of the middle of one run: rows, the driver's CPU and memory, the replicas' work."""
     rows = int(replicas * SLOTS * (seconds / DELAY_S + 8))  # a run begins and ends with fewer rows in flight
-    place.mkdir()
+    folder.mkdir()
     names = [f"row {number}" for number in range(rows)]
     chats = [json.dumps([{"role": "user", "content": name}]) for name in names]
-    pq.write_table(pa.table({"id": names, "chat": chats}), place / "manifest.parquet")
-    job = job_loader.parse_job(JOB.replace("PLACE", str(place)).replace("REPLICAS", str(replicas)))
-    work = preflight.build_run_context(job, list_manifest_files(job))
+    pq.write_table(pa.table({"id": names, "chat": chats}), folder / "manifest.parquet")
+    job = job_loader.parse_job(JOB.replace("PLACE", str(folder)).replace("REPLICAS", str(replicas)))
+    context = preflight.build_run_context(job, list_manifest_files(job))
     plan = resume.build_resume_plan(
-        work, list_manifest_files(job), Dataset(OutputStore(job.output.path), work.fingerprint)
+        context, list_manifest_files(job), Dataset(OutputStore(job.output.path), context.fingerprint)
     )
-    driver, done = psutil.Process(), 0
+    driver, answered_rows = psutil.Process(), 0
     marks: list[tuple[float, float, int]] = []
-    spent = Counter[str]()
-    for receipt in RayRunner().run_chunks(work, plan.remaining_chunks, StopSignals(print)):
+    step_seconds = Counter[str]()
+    for receipt in RayRunner().run_chunks(context, plan.remaining_chunks, StopSignals(print)):
         assert receipt.failed == 0
-        done += receipt.answered
-        if rows * FIRST <= done <= rows - 2 * replicas * SLOTS:
-            assert marks or without_torch(), "a replica imports torch"
+        answered_rows += receipt.answered
+        if rows * MEASURED_FROM <= answered_rows <= rows - 2 * replicas * SLOTS:
+            assert marks or is_without_torch(), "a replica imports torch"
             marks.append((time.monotonic(), sum(driver.cpu_times()[:2]), receipt.answered))
-            spent.update(receipt.worker_seconds)
-    assert done == rows
+            step_seconds.update(receipt.worker_seconds)
+    assert answered_rows == rows
     (start, cpu, _), (end, cpu_end, _) = marks[0], marks[-1]
-    rounds = (end - start) // DELAY_S  # chunks end in bursts, one per round, so only whole rounds count
-    answered = sum(each for when, _, each in marks[1:] if when <= start + rounds * DELAY_S)
+    whole_rounds = (end - start) // DELAY_S  # chunks end in bursts, one per round, so only whole rounds count
+    rows_in_rounds = sum(answered for when, _, answered in marks[1:] if when <= start + whole_rounds * DELAY_S)
     return {
-        "rows_s": answered / (rounds * DELAY_S),
+        "rows_s": rows_in_rounds / (whole_rounds * DELAY_S),
         "driver_cpu": (cpu_end - cpu) / (end - start),
         "driver_cpu_ms_chunk": 1000 * (cpu_end - cpu) / len(marks[1:]),
         "driver_mib": driver.memory_info().rss / 2**20,
-        "worked": spent["worked"] / (spent["worked"] + spent["waited"]),
+        "worked": step_seconds["worked"] / (step_seconds["worked"] + step_seconds["waited"]),
     }
 
 
-def without_torch() -> bool:
+def is_without_torch() -> bool:
     """Whether no replica has loaded torch."""
     children = psutil.Process().children(recursive=True)
     workers = [process for process in children if "(GenerateWorker)" in " ".join(process.cmdline())]
-    return bool(workers) and not any("libtorch" in part.path for one in workers for part in one.memory_maps())
+    return bool(workers) and not any(
+        "libtorch" in mapping.path for worker in workers for mapping in worker.memory_maps()
+    )
 
 
 def main() -> None:
@@ -92,22 +94,29 @@ def main() -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # or Ray writes a token into the home directory
     ray.init(address="local", num_cpus=max(counts) + 2, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
-        found = {count: measure(Path(folder) / str(count), count, seconds) for count in counts}
+        results = {count: measure_run(Path(folder) / str(count), count, seconds) for count in counts}
     ray.shutdown()
     ideal = SLOTS / DELAY_S
     lines = [
-        [count, one["rows_s"], one["rows_s"] / count / ideal, one["worked"], one["driver_cpu"], one["driver_mib"]]
-        for count, one in found.items()
+        [
+            count,
+            result["rows_s"],
+            result["rows_s"] / count / ideal,
+            result["worked"],
+            result["driver_cpu"],
+            result["driver_mib"],
+        ]
+        for count, result in results.items()
     ]
-    print(harness.table(["replicas", "rows/s", "of linear", "worked", "driver CPU", "driver MiB"], lines))
+    print(harness.format_table(["replicas", "rows/s", "of linear", "worked", "driver CPU", "driver MiB"], lines))
     largest = max(counts)
-    chunks_s = 1000 / found[largest]["driver_cpu_ms_chunk"]
+    chunks_s = 1000 / results[largest]["driver_cpu_ms_chunk"]
     print(f"one driver: {chunks_s:.0f} chunks/s, as many replicas as answer a chunk each second")
-    harness.report(
+    harness.print_report(
         "replicas",
-        ratios={f"linear_{count}": one["rows_s"] / count / ideal for count, one in found.items()},
-        figures={**found[largest], "driver_chunks_s": chunks_s, "replicas": float(largest)},
-        where=harness.machine("ray"),
+        ratios={f"linear_{count}": result["rows_s"] / count / ideal for count, result in results.items()},
+        figures={**results[largest], "driver_chunks_s": chunks_s, "replicas": float(largest)},
+        where=harness.describe_machine("ray"),
     )
 
 

@@ -32,10 +32,10 @@ prompt: {user: "What is it?"}
 model: {weights: "builtin:tiny"}
 output: {path: PLACE/out, chunk_rows: 256}
 """
-FAR = 10**9
+EXTRAPOLATED_ROWS = 10**9
 
 
-def draw(path: Path, rows: int) -> None:
+def write_manifest(path: Path, rows: int) -> None:
     """Write a typical manifest: an id and a URI, with pyarrow's row groups."""
     schema = pa.schema([("id", pa.string()), ("image", pa.string())])
     with pq.ParquetWriter(path, schema) as writer:
@@ -45,29 +45,29 @@ def draw(path: Path, rows: int) -> None:
             writer.write_table(pa.table([[f"scan-{n:010}" for n in numbers], uris], schema=schema))
 
 
-def one(place: Path, *, done: bool) -> dict[str, float]:
-    """Plan once in this process. `done` commits every chunk first."""
+def plan_once(place: Path, *, is_done: bool) -> dict[str, float]:
+    """Plan once in this process. `is_done` commits every chunk first."""
     job = job_loader.parse_job(JOB.replace("PLACE", str(place)))
-    found = list_manifest_files(job)
-    work = preflight.build_run_context(job, found)
-    store = OutputStore(work.job.output.path)
-    folder = Path(store.path) / f"data/fp={work.fingerprint}"
-    if done:
+    manifest_files = list_manifest_files(job)
+    context = preflight.build_run_context(job, manifest_files)
+    store = OutputStore(context.job.output.path)
+    folder = Path(store.path) / f"data/fp={context.fingerprint}"
+    if is_done:
         folder.mkdir(parents=True, exist_ok=True)
-        for chunk, _ in resume.split_in_process(job, found, work.schema_prompt):
+        for chunk, _ in resume.split_in_process(job, manifest_files, context.schema_prompt):
             (folder / f"{chunk.name}.parquet").touch()
     start = time.perf_counter()
-    plan = resume.build_resume_plan(work, found, Dataset(store, work.fingerprint))
-    taken = time.perf_counter() - start
-    assert bool(plan.rows_left) != done or not plan.rows
+    plan = resume.build_resume_plan(context, manifest_files, Dataset(store, context.fingerprint))
+    seconds = time.perf_counter() - start
+    assert bool(plan.rows_left) != is_done or not plan.rows
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": taken, "MiB": peak, "chunks": len(plan.chunks)}
+    return {"seconds": seconds, "MiB": peak, "chunks": len(plan.chunks)}
 
 
-def apart(place: Path, *, done: bool) -> dict[str, float]:
-    command = [sys.executable, __file__, "--one", str(place), *(["--done"] if done else [])]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    measured: dict[str, float] = json.loads(out.splitlines()[-1])
+def plan_in_process(place: Path, *, is_done: bool) -> dict[str, float]:
+    command = [sys.executable, __file__, "--one", str(place), *(["--done"] if is_done else [])]
+    stdout = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    measured: dict[str, float] = json.loads(stdout.splitlines()[-1])
     return measured
 
 
@@ -79,30 +79,31 @@ def main() -> None:
     parser.add_argument("--done", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(one(options.one, done=options.done)))
+        print(json.dumps(plan_once(options.one, is_done=options.done)))
         return
     sizes = [10**4, 10**5] if options.quick else options.rows
     lines, figures = [], {}
     for rows in [1, *sizes]:
         with tempfile.TemporaryDirectory() as folder:
-            draw(Path(folder) / "manifest.parquet", rows)
-            sides = {name: apart(Path(folder), done=name == "no-op") for name in ("first", "no-op")}
+            write_manifest(Path(folder) / "manifest.parquet", rows)
+            sides = {name: plan_in_process(Path(folder), is_done=name == "no-op") for name in ("first", "no-op")}
         for name, side in sides.items():
             lines.append([f"{rows:,}", name, side["seconds"], side["MiB"], f"{side['chunks']:,.0f}"])
             figures |= {f"{name}_{rows}_s": side["seconds"], f"{name}_{rows}_MiB": side["MiB"]}
-    print(harness.table(["rows", "run", "seconds", "peak MiB", "chunks"], lines))
+    print(harness.format_table(["rows", "run", "seconds", "peak MiB", "chunks"], lines))
     near, far = sizes[-2:]
     for name in () if options.quick else ("first", "no-op"):  # short runs are too noisy to extrapolate
         for unit in ("s", "MiB"):
             low, high = (figures[f"{name}_{rows}_{unit}"] for rows in (near, far))
-            at = high + (high - low) / (far - near) * (FAR - far)
-            figures[f"{name}_{FAR}_{unit}"] = at
-            print(f"{name}: {(high - low) / (far - near) * 1e6:,.2f} {unit} a million rows, {at:,.0f} {unit} at 10^9")
-    harness.report(
+            slope = (high - low) / (far - near)
+            extrapolated = high + slope * (EXTRAPOLATED_ROWS - far)
+            figures[f"{name}_{EXTRAPOLATED_ROWS}_{unit}"] = extrapolated
+            print(f"{name}: {slope * 1e6:,.2f} {unit} a million rows, {extrapolated:,.0f} {unit} at 10^9")
+    harness.print_report(
         "resume",
         ratios={"no-op/first": figures[f"no-op_{far}_s"] / figures[f"first_{far}_s"]},
         figures=figures,
-        where=harness.machine("pyarrow", "numpy"),
+        where=harness.describe_machine("pyarrow", "numpy"),
     )
 
 

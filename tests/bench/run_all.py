@@ -22,7 +22,7 @@ START, END = "<!-- measured: make bench writes from here -->", "<!-- to here -->
 FIGURES = 8  # per script in the table; its own output has all
 
 
-def measured(script: Path) -> str | None:
+def run_script(script: Path) -> str | None:
     """Run a script and return its line of the table; None if it cannot run here."""
     print(f"== {script.name}", flush=True)
     started, lines = time.monotonic(), []
@@ -36,12 +36,12 @@ def measured(script: Path) -> str | None:
         raise RuntimeError(f"{script.name} ended with {running.returncode}")
     if lines[-1].startswith("skipped"):
         return None
-    said = json.loads(lines[-1])
-    parts = [shown(said["ratios"]), shown(dict(list(said["figures"].items())[:FIGURES]))]
+    report = json.loads(lines[-1])
+    parts = [format_values(report["ratios"]), format_values(dict(list(report["figures"].items())[:FIGURES]))]
     return f"| `{script.name}` | {' | '.join(parts)} | {time.monotonic() - started:.0f} |"
 
 
-def shown(values: Mapping[str, float]) -> str:
+def format_values(values: Mapping[str, float]) -> str:
     return "; ".join(
         f"{name} {value:,.3g}" if abs(value) < 100 else f"{name} {value:,.0f}" for name, value in values.items()
     )
@@ -50,21 +50,21 @@ def shown(values: Mapping[str, float]) -> str:
 def main() -> int:
     scripts = [path.name for path in sorted(HERE.glob("*.py")) if '"--quick"' in path.read_text()]
     scripts.remove(Path(__file__).name)
-    found, failed, started = dict[str, str | None](), [], time.monotonic()
+    lines_by_script, failures, started = dict[str, str | None](), [], time.monotonic()
     for name in sys.argv[1:] or scripts:
         try:
-            found[name] = measured(HERE / name)
+            lines_by_script[name] = run_script(HERE / name)
         except RuntimeError as failure:
-            failed.append(str(failure))
+            failures.append(str(failure))
             print(f"== {failure}", flush=True)
-    before, _, rest = README.read_text().partition(START)
-    old, _, after = rest.partition(END)
-    kept = {line.split("`")[1]: line for line in old.splitlines() if line.startswith("| `")}
-    lines = [found.get(name) or kept.get(name) for name in scripts]
+    before, _, rest_of_file = README.read_text().partition(START)
+    old_table, _, after = rest_of_file.partition(END)
+    old_lines = {line.split("`")[1]: line for line in old_table.splitlines() if line.startswith("| `")}
+    lines = [lines_by_script.get(name) or old_lines.get(name) for name in scripts]
     table = ["| script | ratios | figures | seconds |", "| --- | --- | --- | --- |", *filter(None, lines)]
     README.write_text("\n".join([before + START, *table, END + after]))
-    print("\n".join([*failed, f"{README.name} rewritten after {time.monotonic() - started:.0f} s"]))
-    return int(bool(failed))
+    print("\n".join([*failures, f"{README.name} rewritten after {time.monotonic() - started:.0f} s"]))
+    return int(bool(failures))
 
 
 if __name__ == "__main__":

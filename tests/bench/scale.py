@@ -47,31 +47,39 @@ output: {path: PLACE/out, chunk_rows: CHUNK}
 CHUNK, LIGHT, HEAVY = 256, (320, 240), (2240, 1680)  # chunk_rows of the text rows; the sizes of two pictures
 
 
-def planned(place: Path, columns: dict[str, list[str]], **said: str) -> tuple[RunContext, resume.ResumePlan, float]:
-    place.mkdir()
-    pq.write_table(pa.table(columns), place / "manifest.parquet")
-    text = JOB.replace("PLACE", str(place))
-    for name, value in {"MEDIA": "messages: chat", "PROMPT": "", "DELAY": "0", "CHUNK": str(CHUNK), **said}.items():
+def plan_job(
+    folder: Path, columns: dict[str, list[str]], **replacements: str
+) -> tuple[RunContext, resume.ResumePlan, float]:
+    folder.mkdir()
+    pq.write_table(pa.table(columns), folder / "manifest.parquet")
+    text = JOB.replace("PLACE", str(folder))
+    for name, value in {
+        "MEDIA": "messages: chat",
+        "PROMPT": "",
+        "DELAY": "0",
+        "CHUNK": str(CHUNK),
+        **replacements,
+    }.items():
         text = text.replace(name, value)
     job = job_loader.parse_job(text)
-    work, started = preflight.build_run_context(job, list_manifest_files(job)), time.monotonic()
+    context, started = preflight.build_run_context(job, list_manifest_files(job)), time.monotonic()
     return (
-        work,
+        context,
         resume.build_resume_plan(
-            work, list_manifest_files(job), Dataset(OutputStore(job.output.path), work.fingerprint)
+            context, list_manifest_files(job), Dataset(OutputStore(job.output.path), context.fingerprint)
         ),
         time.monotonic() - started,
     )
 
 
 @contextmanager
-def store_peak() -> Iterator[list[float]]:
+def watch_store_peak() -> Iterator[list[float]]:
     """Track the peak MiB of the object store."""
     peak, stopped = [0.0], Event()
 
     def look() -> None:
         while not stopped.wait(0.25):
-            peak[0] = max(peak[0], harness.store().object_store_bytes_used / 2**20)
+            peak[0] = max(peak[0], harness.get_store_statistics().object_store_bytes_used / 2**20)
 
     thread = Thread(target=look)
     thread.start()
@@ -82,59 +90,61 @@ def store_peak() -> Iterator[list[float]]:
         thread.join()
 
 
-def drive(work: RunContext, plan: resume.ResumePlan) -> dict[str, float]:
+def run_plan(context: RunContext, plan: resume.ResumePlan) -> dict[str, float]:
     """Rows per second from the first chunk to the last, and their cost for the driver."""
     driver, marks = psutil.Process(), []
-    with store_peak() as peak:
-        for receipt in RayRunner().run_chunks(work, plan.remaining_chunks, StopSignals(print)):
+    with watch_store_peak() as peak:
+        for receipt in RayRunner().run_chunks(context, plan.remaining_chunks, StopSignals(print)):
             assert receipt.failed == 0
             marks.append((time.monotonic(), sum(driver.cpu_times()[:2]), receipt.answered))
     (first, cpu, rows), (last, cpu_end, _) = marks[0], marks[-1]
-    took, chunks = last - first, max(1, len(marks) - 1)
+    seconds, chunks = last - first, max(1, len(marks) - 1)
     return {
-        "rows_s": (sum(answered for *_, answered in marks) - rows) / took if took else 0.0,
+        "rows_s": (sum(answered for *_, answered in marks) - rows) / seconds if seconds else 0.0,
         "driver_ms_chunk": 1000 * (cpu_end - cpu) / chunks,
         "driver_mib": driver.memory_info().rss / 2**20,
         "store_mib": peak[0],
     }
 
 
-def growing(place: Path, most_driven: int, most_planned: int) -> tuple[list[list[object]], dict[str, float]]:
+def measure_growth(
+    folder: Path, max_run_rows: int, max_planned_rows: int
+) -> tuple[list[list[object]], dict[str, float]]:
     lines: list[list[object]] = []
     figures: dict[str, float] = {}
     count = 1000
-    while count <= most_planned:
+    while count <= max_planned_rows:
         names = [f"row {number}" for number in range(count)]
         chats = [json.dumps([{"role": "user", "content": name}]) for name in names]
-        work, plan, seconds = planned(place / str(count), {"id": names, "chat": chats})
-        driven = drive(work, plan) if count <= most_driven else {}
+        context, plan, seconds = plan_job(folder / str(count), {"id": names, "chat": chats})
+        run_figures = run_plan(context, plan) if count <= max_run_rows else {}
         mib = psutil.Process().memory_info().rss / 2**20
-        costs = [driven.get(name, "-") for name in ("rows_s", "driver_ms_chunk", "store_mib")]
-        lines.append([f"{count:,}", len(plan.remaining_chunks), seconds, driven.get("driver_mib", mib), *costs])
+        costs = [run_figures.get(name, "-") for name in ("rows_s", "driver_ms_chunk", "store_mib")]
+        lines.append([f"{count:,}", len(plan.remaining_chunks), seconds, run_figures.get("driver_mib", mib), *costs])
         figures |= {f"plan_s, {count}": seconds, f"driver_mib, {count}": mib}
-        figures |= {f"{name}, {count}": value for name, value in driven.items()}
-        print(f"  {count:,} rows: planned in {seconds:.1f} s, {driven}", file=sys.stderr)
+        figures |= {f"{name}, {count}": value for name, value in run_figures.items()}
+        print(f"  {count:,} rows: planned in {seconds:.1f} s, {run_figures}", file=sys.stderr)
         count *= 10
     return lines, figures
 
 
-def tailed(place: Path, rows: int) -> dict[str, float]:
+def measure_tail(folder: Path, rows: int) -> dict[str, float]:
     """Rows per second without and with one heavy picture in a hundred."""
     noise = np.random.default_rng(1).integers(0, 256, (42, 56, 3), dtype=np.uint8)
     rates = {}
     for name, heavy in (("even", LIGHT), ("tail", HEAVY)):
-        folder, media = place / name, [f"{name}-{number:05}.jpg" for number in range(rows)]
-        for number, each in enumerate(media):
+        job_folder, file_names = folder / name, [f"{name}-{number:05}.jpg" for number in range(rows)]
+        for number, file_name in enumerate(file_names):
             picture = Image.fromarray(noise).resize(heavy if number % 100 == 50 else LIGHT)
-            picture.save(place / each, quality=92)
-        columns = {"id": media, "media": [str(place / each) for each in media], "text": media}
-        said = {
-            "MEDIA": f'media: media, roots: ["{place}"]',
+            picture.save(folder / file_name, quality=92)
+        columns = {"id": file_names, "media": [str(folder / file_name) for file_name in file_names], "text": file_names}
+        replacements = {
+            "MEDIA": f'media: media, roots: ["{folder}"]',
             "PROMPT": 'prompt: {user: "{text}"}',
             "DELAY": "1000",
             "CHUNK": "32",
         }
-        rates[name] = drive(*planned(folder, columns, **said)[:2])["rows_s"]
+        rates[name] = run_plan(*plan_job(job_folder, columns, **replacements)[:2])["rows_s"]
     return rates
 
 
@@ -144,16 +154,16 @@ def main() -> None:
     parser.add_argument("--driven", type=int, default=100_000)
     parser.add_argument("--planned", type=int, default=1_000_000)
     options = parser.parse_args()
-    driven, tail = (10_000, 1000) if options.quick else (options.driven, 3000)
+    run_rows, tail_rows = (10_000, 1000) if options.quick else (options.driven, 3000)
     with ray_session.connect_to_ray(), tempfile.TemporaryDirectory() as folder:
-        lines, figures = growing(Path(folder), driven, options.planned)
-        rates = tailed(Path(folder), tail)
+        lines, figures = measure_growth(Path(folder), run_rows, options.planned)
+        rates = measure_tail(Path(folder), tail_rows)
     header = ["rows", "chunks", "planned in s", "driver MiB", "rows/s", "driver CPU ms a chunk", "store peak MiB"]
-    print(harness.table(header, lines))
+    print(harness.format_table(header, lines))
     print(f"one picture in 100 of 50 times the pixels: {rates['tail']:.1f} rows/s; without: {rates['even']:.1f}")
     figures |= {f"rows_s, {name}": rate for name, rate in rates.items()}
     ratios = {"tail/even": rates["tail"] / rates["even"]}
-    harness.report("scale", ratios=ratios, figures=figures, where=harness.machine("ray"))
+    harness.print_report("scale", ratios=ratios, figures=figures, where=harness.describe_machine("ray"))
 
 
 if __name__ == "__main__":

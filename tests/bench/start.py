@@ -30,61 +30,63 @@ output: {path: PLACE/out}
 """
 FLOOR = """
 import torch
-from pipeline.model import library
-library.model_class("qwen2_5_vl")
+from pipeline.model import hf_models
+hf_models.get_model_class("qwen2_5_vl")
 import ray
 ray.init(address="local", include_dashboard=False, log_to_driver=False)
 """
-PIECES = """
+PARTS = """
 import json, sys, time
 marks, at = {}, time.monotonic()
 def mark(name):
     global at
     marks[name], at = time.monotonic() - at, time.monotonic()
-from pipeline.run import drive
+from pipeline.run import driver
 mark("import the pipeline")
-from pipeline import jobfile
-from pipeline.manifest.chunks import files
-from pipeline.run import brief
-job = jobfile.load(sys.argv[1])
-found = files(job)
-work = brief.work(job, found)
-brief.problems(work, found)
+from pipeline.job.job_loader import load_job
+from pipeline.manifest.files import list_manifest_files
+from pipeline.run import preflight
+job = load_job(sys.argv[1])
+manifest_files = list_manifest_files(job)
+context = preflight.build_run_context(job, manifest_files)
+preflight.find_job_problems(context, manifest_files)
 mark("read and check the job")
 import ray.data
-from pipeline.run import cluster, workers
+from pipeline.cluster import ray_runner, ray_session, workers
 mark("import Ray")
 import torch
 mark("import torch")
-from pipeline.model import library
-library.model_class("qwen2_5_vl")
+from pipeline.model import hf_models
+hf_models.get_model_class("qwen2_5_vl")
 mark("import transformers")
-from pipeline.prepare import Answerer
-Answerer(work)
+from pipeline.answer import Answerer
+Answerer(context)
 mark("load the model")
-with cluster.joined():
+with ray_session.connect_to_ray():
     mark("start Ray")
 print(json.dumps(marks))
 """
 
 
-def environment() -> dict[str, str]:
+def build_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def python(*words: str) -> str:
-    done = subprocess.run([sys.executable, *words], env=environment(), capture_output=True, check=True, text=True)
-    return done.stdout
+def run_python(*arguments: str) -> str:
+    process = subprocess.run(
+        [sys.executable, *arguments], env=build_environment(), capture_output=True, check=True, text=True
+    )
+    return process.stdout
 
 
-def first_answer(place: Path) -> tuple[float, float]:
+def measure_first_answer(folder: Path) -> tuple[float, float]:
     """Seconds until the first answer and until the end of the command."""
-    out = place / "out"
-    out.rename(place / str(time.time())) if out.exists() else None
+    output = folder / "out"
+    output.rename(folder / str(time.time())) if output.exists() else None
     started = time.monotonic()
-    command = [sys.executable, "-m", "pipeline", "run", str(place / "job.yaml")]
-    running = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
-    while not list(out.glob("data/*/*.parquet")):
+    command = [sys.executable, "-m", "pipeline", "run", str(folder / "job.yaml")]
+    running = subprocess.Popen(command, env=build_environment(), stderr=subprocess.DEVNULL)
+    while not list(output.glob("data/*/*.parquet")):
         assert running.poll() is None, "it ended without an answer"
         time.sleep(0.02)
     first = time.monotonic() - started
@@ -99,25 +101,25 @@ def main() -> None:
     options = parser.parse_args()
     floors, firsts, wholes = [], [], []
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        scene_files.write_scene_files(place, "caption", 8, first_scene=100_000)
-        (place / "job.yaml").write_text(JOB.replace("PLACE", folder))
-        pieces = json.loads(python("-c", PIECES, str(place / "job.yaml")).splitlines()[-1])
+        data_folder = Path(folder)
+        scene_files.write_scene_files(data_folder, "caption", 8, first_scene=100_000)
+        (data_folder / "job.yaml").write_text(JOB.replace("PLACE", folder))
+        part_seconds = json.loads(run_python("-c", PARTS, str(data_folder / "job.yaml")).splitlines()[-1])
         for turn in range(2 if options.quick else options.rounds):
-            floors.append(harness.seconds(lambda: python("-c", FLOOR)))
-            first, whole = first_answer(place)
+            floors.append(harness.measure_seconds(lambda: run_python("-c", FLOOR)))
+            first, whole = measure_first_answer(data_folder)
             firsts.append(first)
             wholes.append(whole)
             print(f"  round {turn + 1}: first answer {first:.1f} s, floor {floors[-1]:.1f} s", file=sys.stderr)
     figures = {"first_s": median(firsts), "whole_s": median(wholes), "floor_s": median(floors)}
     names = ["first answer", "end of the command", "import torch and transformers, start Ray"]
-    print(harness.table(["from the command on", "seconds"], list(zip(names, figures.values(), strict=True))))
-    print("\n" + harness.table(["piece, alone", "seconds"], list(pieces.items())))
-    harness.report(
+    print(harness.format_table(["until", "seconds"], list(zip(names, figures.values(), strict=True))))
+    print("\n" + harness.format_table(["part, timed alone", "seconds"], list(part_seconds.items())))
+    harness.print_report(
         "start",
         ratios={"first/floor": figures["first_s"] / figures["floor_s"]},
-        figures=figures | pieces,
-        where=harness.machine("ray", "torch", "transformers"),
+        figures=figures | part_seconds,
+        where=harness.describe_machine("ray", "torch", "transformers"),
     )
 
 

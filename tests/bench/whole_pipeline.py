@@ -51,50 +51,50 @@ ENGINES = {
 }
 
 
-def draw(place: Path, rows: int) -> None:
+def write_pictures(folder: Path, rows: int) -> None:
     names = []
     for number in range(rows):
         names.append(f"{number:05}.jpg")
         picture = create_scene("evaluate", "caption", 300_000 + number).draw_frame(0).convert("RGB")
-        picture.resize((640, 480)).save(place / names[-1], quality=92)
-    pq.write_table(pa.table({"id": names, "image": names}), place / "manifest.parquet")
+        picture.resize((640, 480)).save(folder / names[-1], quality=92)
+    pq.write_table(pa.table({"id": names, "image": names}), folder / "manifest.parquet")
 
 
-def planned(place: Path, engine: str, rows: int) -> tuple[RunContext, tuple[Chunk, ...]]:
-    job = job_loader.parse_job(JOB.replace("PLACE", str(place)).replace("ENGINE", engine))
-    work = preflight.build_run_context(job, list_manifest_files(job))
-    path = f"{work.job.output.path}/{time.monotonic_ns()}"
-    fresh = work.job.model_copy(update={"output": work.job.output.model_copy(update={"path": path})})
-    return replace(work, job=fresh), resume.build_resume_plan(
-        work, list_manifest_files(job), Dataset(OutputStore(path), work.fingerprint), row_limit=rows
+def plan_job(folder: Path, engine: str, rows: int) -> tuple[RunContext, tuple[Chunk, ...]]:
+    job = job_loader.parse_job(JOB.replace("PLACE", str(folder)).replace("ENGINE", engine))
+    context = preflight.build_run_context(job, list_manifest_files(job))
+    path = f"{context.job.output.path}/{time.monotonic_ns()}"
+    fresh_job = context.job.model_copy(update={"output": context.job.output.model_copy(update={"path": path})})
+    return replace(context, job=fresh_job), resume.build_resume_plan(
+        context, list_manifest_files(job), Dataset(OutputStore(path), context.fingerprint), row_limit=rows
     ).remaining_chunks
 
 
-def alone(work: RunContext, chunks: tuple[Chunk, ...]) -> tuple[float, float]:
+def measure_engine_alone(context: RunContext, chunks: tuple[Chunk, ...]) -> tuple[float, float]:
     """Rows per second of the engine fed from memory, and the CPU milliseconds for preparing a row."""
-    with closing(Preparer(work)) as preparer, closing(Answerer(work)) as answerer:
+    with closing(Preparer(context)) as preparer, closing(Answerer(context)) as answerer:
         preparer.prepare_chunk(chunks[0])
-        before = time.process_time()
+        started = time.process_time()
         prepared = [preparer.prepare_chunk(chunk) for chunk in chunks]
-        spent = time.process_time() - before
+        cpu_seconds = time.process_time() - started
         answerer.answer_items(prepared[0][:1])
-        with ThreadPoolExecutor(pools.count_concurrent_calls(work.job)) as several:
-            begun = [several.submit(answerer.answer_items, entries) for entries in prepared]
-            rate = steady((time.monotonic(), len(done.result())) for done in as_completed(begun))
-    return rate, 1000 * spent / sum(map(len, prepared))
+        with ThreadPoolExecutor(pools.count_concurrent_calls(context.job)) as executor:
+            futures = [executor.submit(answerer.answer_items, entries) for entries in prepared]
+            rate = compute_steady_rate((time.monotonic(), len(future.result())) for future in as_completed(futures))
+    return rate, 1000 * cpu_seconds / sum(map(len, prepared))
 
 
-def through_ray(work: RunContext, chunks: tuple[Chunk, ...]) -> tuple[float, float, Counter[str]]:
+def measure_pipeline(context: RunContext, chunks: tuple[Chunk, ...]) -> tuple[float, float, Counter[str]]:
     """Rows per second, seconds to the first answer, and the workers' time by step."""
-    marks, spent, started = [], Counter[str](), time.monotonic()
-    for receipt in RayRunner().run_chunks(work, chunks, StopSignals(print)):
+    marks, step_seconds, started = [], Counter[str](), time.monotonic()
+    for receipt in RayRunner().run_chunks(context, chunks, StopSignals(print)):
         assert receipt.failed == 0
         marks.append((time.monotonic(), receipt.answered))
-        spent.update(receipt.worker_seconds if len(marks) > 1 else {})
-    return steady(marks), marks[0][0] - started, spent
+        step_seconds.update(receipt.worker_seconds if len(marks) > 1 else {})
+    return compute_steady_rate(marks), marks[0][0] - started, step_seconds
 
 
-def steady(marks: Iterable[tuple[float, int]]) -> float:
+def compute_steady_rate(marks: Iterable[tuple[float, int]]) -> float:
     """Rows per second of the last three quarters of the chunks, because the first ones arrive together."""
     ordered = sorted(marks)
     (first, _), *others = ordered[len(ordered) // 4 :]
@@ -110,17 +110,30 @@ def main() -> None:
     rows = 768 if options.quick else options.rows
     lines, ratios, figures = [], {}, {}
     with ray_session.connect_to_ray(), tempfile.TemporaryDirectory() as folder:
-        draw(Path(folder), rows)
+        write_pictures(Path(folder), rows)
         for name, engine in ENGINES.items():
-            work, chunks = planned(Path(folder), engine.replace("DELAY", str(options.delay_ms)), rows)
-            through, start, spent = through_ray(work, chunks)
-            rate, prepare_ms = alone(work, chunks)
-            waited = spent["waited"] / (spent["worked"] + spent["waited"])
-            row_ms = {step: 1000 * spent[step] / rows for step in ("read", "fetch", "decode", "prompt", "commit")}
-            print(f"  {name}: {through:.1f} of {rate:.1f} rows/s", file=sys.stderr)
-            lines.append([name, rate, through, through / rate, f"{waited:.1%}", start, prepare_ms, *row_ms.values()])
-            ratios[f"pipeline/engine, {name}"] = through / rate
-            figures |= {f"rows_s, {name}": through, f"start_s, {name}": start, f"waited, {name}": waited}
+            context, chunks = plan_job(Path(folder), engine.replace("DELAY", str(options.delay_ms)), rows)
+            pipeline_rate, start, step_seconds = measure_pipeline(context, chunks)
+            engine_rate, prepare_ms = measure_engine_alone(context, chunks)
+            waited_share = step_seconds["waited"] / (step_seconds["worked"] + step_seconds["waited"])
+            row_ms = {
+                step: 1000 * step_seconds[step] / rows for step in ("read", "fetch", "decode", "prompt", "commit")
+            }
+            print(f"  {name}: {pipeline_rate:.1f} of {engine_rate:.1f} rows/s", file=sys.stderr)
+            lines.append(
+                [
+                    name,
+                    engine_rate,
+                    pipeline_rate,
+                    pipeline_rate / engine_rate,
+                    f"{waited_share:.1%}",
+                    start,
+                    prepare_ms,
+                    *row_ms.values(),
+                ]
+            )
+            ratios[f"pipeline/engine, {name}"] = pipeline_rate / engine_rate
+            figures |= {f"rows_s, {name}": pipeline_rate, f"start_s, {name}": start, f"waited, {name}": waited_share}
     steps = [f"{step} ms" for step in row_ms]
     header = [
         "engine",
@@ -132,8 +145,10 @@ def main() -> None:
         "prepare CPU ms",
         *steps,
     ]
-    print(harness.table(header, lines))
-    harness.report("whole_pipeline", ratios=ratios, figures=figures, where=harness.machine("ray", "torch"))
+    print(harness.format_table(header, lines))
+    harness.print_report(
+        "whole_pipeline", ratios=ratios, figures=figures, where=harness.describe_machine("ray", "torch")
+    )
 
 
 if __name__ == "__main__":

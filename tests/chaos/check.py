@@ -1,4 +1,4 @@
-"""What must hold after every kill, and what at the end of a run."""
+"""Checks what must hold after every kill, and what must hold at the end of a run."""
 
 from __future__ import annotations
 
@@ -11,51 +11,52 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tests.chaos.place import DECODER, GENERATE, PREPARE, RANK, Place
+from tests.chaos.environment import DECODER, GENERATE, PREPARE, RANK, ChaosEnvironment
 
-LEAVE_S = 60.0  # for processes that were told to end, on a loaded machine
+EXIT_TIMEOUT_S = 60.0  # processes take long to end on a loaded machine
 
 
-def part(place: Place, path: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows, and the note of the commit. Fails where an object is not whole."""
-    table = pq.read_table(io.BytesIO(place.store.cat_file(path)))
+def read_part(environment: ChaosEnvironment, path: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Read the rows and the commit's metadata. Fails if the object is incomplete."""
+    table = pq.read_table(io.BytesIO(environment.store.cat_file(path)))
     return table.to_pylist(), json.loads(table.schema.metadata[b"vlbatch"])
 
 
-def answers(place: Place) -> tuple[Counter[str], Counter[str]]:
-    """How often each id stands in data/, and in the dead letters that belong to a commit."""
+def count_ids(environment: ChaosEnvironment) -> tuple[Counter[str], Counter[str]]:
+    """Count each id in data/, and in the dead letters of committed parts."""
     answered, failed = Counter[str](), Counter[str]()
-    for path in place.parts():
-        rows, note = part(place, path)
+    for path in environment.list_parts():
+        rows, metadata = read_part(environment, path)
         answered.update(row["id"] for row in rows)
-        if note["errors"]:
-            letters = path.replace("/data/", "/errors/").rpartition("/")[0] + "/" + note["errors"]
-            failed.update(row["id"] for row in part(place, letters)[0])
+        if metadata["errors"]:
+            letters_path = path.replace("/data/", "/errors/").rpartition("/")[0] + "/" + metadata["errors"]
+            failed.update(row["id"] for row in read_part(environment, letters_path)[0])
     return answered, failed
 
 
-def check_so_far(place: Place) -> None:
-    answered, failed = answers(place)
-    twice = {each: count for each, count in (answered + failed).items() if count > 1}
-    assert not twice, f"more than once: {twice}"
-    assert set(answered) | set(failed) <= place.asked
-    assert set(failed) <= place.bad, f"healthy rows given up: {set(failed) - place.bad}"
+def check_committed_rows(environment: ChaosEnvironment) -> None:
+    answered, failed = count_ids(environment)
+    repeated = {row_id: count for row_id, count in (answered + failed).items() if count > 1}
+    assert not repeated, f"committed more than once: {repeated}"
+    assert set(answered) | set(failed) <= environment.ids
+    healthy_failed = set(failed) - environment.broken_ids
+    assert not healthy_failed, f"rows failed although their pictures can be read: {healthy_failed}"
 
 
-def check_end(place: Place) -> None:
-    """Each row once, in data/ or in errors/; nothing half written; nobody left at work."""
-    check_so_far(place)
-    answered, failed = answers(place)
-    assert set(answered) == place.asked - place.bad, f"not answered: {place.asked - place.bad - set(answered)}"
-    assert set(failed) == place.bad
-    names = place.store.find(place.output)
-    assert not [name for name in names if ".tmp" in name]
+def check_finished_run(environment: ChaosEnvironment) -> None:
+    """Every row is there once, in data/ or in errors/. No temporary file and no process is left."""
+    check_committed_rows(environment)
+    answered, failed = count_ids(environment)
+    healthy_ids = environment.ids - environment.broken_ids
+    assert set(answered) == healthy_ids, f"not answered: {healthy_ids - set(answered)}"
+    assert set(failed) == environment.broken_ids
+    assert not [name for name in environment.store.find(environment.output) if ".tmp" in name]
     for title in (PREPARE, GENERATE, RANK, DECODER):
-        within(LEAVE_S, lambda: not place.workers(title), f"left over: {title}")  # noqa: B023
+        wait_until(EXIT_TIMEOUT_S, lambda: not environment.list_workers(title), f"still running: {title}")  # noqa: B023
 
 
-def within(seconds: float, there: Callable[[], bool], otherwise: str) -> None:
-    ends = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < ends, otherwise
+def wait_until(timeout_s: float, is_reached: Callable[[], object], message: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_reached():
+        assert time.monotonic() < deadline, message
         time.sleep(0.2)

@@ -1,6 +1,7 @@
-"""Rows that end their process, one of each sort among 500: `python -m tests.chaos.poison [--rows N] [SORT ...]`
+"""Runs jobs with one row that crashes its process: `python -m tests.chaos.poison [--rows N] [CRASH ...]`
 
-Prints who was answered, what the one error row says, and how long it took.
+Each kind of crash gets a job of 500 rows. Prints how many rows were answered, what the one dead letter says, and how
+long the job took.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from tests.bench import harness
 from tests.cluster.crashing_rows import DEADLINE_S
 from tests.workspace import JobWorkspace
 
-SORTS = [f"{where}-{how}" for where in ("engine", "prepare") for how in ("segfault", "hang", "memory")]
+CRASHES = [f"{place}-{cause}" for place in ("engine", "prepare") for cause in ("segfault", "hang", "memory")]
+
+HEADER = ["row", "answered", "dead letter", "the last process said", "seconds"]
 
 
 @contextmanager
 def hostile_ray() -> Iterator[Path]:
-    """A Ray in whose workers some rows do harm, and a folder that goes with it."""
+    """Start Ray with workers that some rows crash. Yields a folder for the test."""
     os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", HF_HUB_OFFLINE="1")
     os.environ.pop("RAY_ADDRESS", None)
     folder = Path(tempfile.mkdtemp(prefix="vl"))
@@ -51,27 +54,29 @@ def hostile_ray() -> Iterator[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sorts", nargs="*", default=SORTS)
+    parser.add_argument("crashes", nargs="*", default=CRASHES)
     parser.add_argument("--rows", type=int, default=500)
     options = parser.parse_args()
     lines = []
     with hostile_ray() as folder:
         workspace = JobWorkspace(folder)
-        for sort in options.sorts:
+        for crash in options.crashes:
             rows = workspace.draw_images(options.rows)
-            rows[options.rows // 2]["id"] = sort
+            rows[options.rows // 2]["id"] = crash
             workspace.write_manifest(rows)
             started = time.monotonic()
-            output = {"path": str(folder / sort), "chunk_rows": 64}
+            output = {"path": str(folder / crash), "chunk_rows": 64}
             code = workspace.run_job(runner="ray", output=output, limits={"deadline_s": DEADLINE_S})
-            (letter,) = workspace.read_dead_letters(sort)
-            answered = set(workspace.list_answered_ids(sort))
-            assert (code, len(workspace.list_answered_ids(sort))) == (3, options.rows - 1)
+            (letter,) = workspace.read_dead_letters(crash)
+            answered = set(workspace.list_answered_ids(crash))
+            assert (code, len(workspace.list_answered_ids(crash))) == (3, options.rows - 1)
             assert answered | {letter["id"]} == {row["id"] for row in rows}
-            said = letter["message"].partition("The last one said: ")[2].partition(". Look")[0]
-            lines.append([sort, len(answered), f"{letter['stage']}/{letter['kind']}", said, time.monotonic() - started])
-            print(harness.table(["row", "answered", "error row", "the last process said", "seconds"], lines[-1:]))
-    print(harness.table(["row", "answered", "error row", "the last process said", "seconds"], lines))
+            reason = letter["message"].partition("The last one said: ")[2].partition(". Look")[0]
+            lines.append(
+                [crash, len(answered), f"{letter['stage']}/{letter['kind']}", reason, time.monotonic() - started]
+            )
+            print(harness.format_table(HEADER, lines[-1:]))
+    print(harness.format_table(HEADER, lines))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The chaos suite, short: one kill each of a replica, a node and a driver, over real S3 that fails now and then."""
+"""A short chaos run: one kill each of a replica, a driver and a node, over a real S3 server with injected faults."""
 
 from __future__ import annotations
 
@@ -8,47 +8,54 @@ import signal
 import pytest
 
 from tests.chaos.__main__ import SCRIPTED, Episode
-from tests.chaos.check import check_end, within
-from tests.chaos.place import Place
+from tests.chaos.check import check_finished_run, wait_until
+from tests.chaos.environment import ChaosEnvironment
 from tests.faults import BUSY, LOST, storm
 
-KILLS = ["generate worker", "driver, SIGTERM", "driver", "raylet of a node"]
-PATIENCE_S = 300.0
+TARGETS = ["generate worker", "driver, SIGTERM", "driver", "raylet of a node"]
+TIMEOUT_S = 300.0
 
 
 @pytest.fixture(scope="module")
-def place():
-    with Place(storm(0.01, BUSY, LOST)) as place:
-        yield place
+def environment():
+    with ChaosEnvironment(storm(0.01, BUSY, LOST)) as environment:
+        yield environment
 
 
-def test_whoever_is_killed_every_row_is_there_once_and_nobody_is_left(place):
-    place.fill("short", rows=256, bad=2, engine=SCRIPTED)  # enough that the run outlasts the kills
-    episode = Episode(place, random.Random(1))
-    episode.run(KILLS)  # counts rows after each, and at the end
-    assert [kill.what for kill in episode.kills] == KILLS
-    assert "raylet" not in (place.folder / "driver.log").read_text(), "Ray's own words among ours"
+def test_kills_lose_and_repeat_no_row_and_leave_no_process(environment):
+    environment.write_job("short", rows=256, broken_rows=2, engine=SCRIPTED)  # the run must outlast the kills
+    episode = Episode(environment, random.Random(1))
+    episode.run(TARGETS)  # checks rows after each kill and at the end
+    assert [kill.target for kill in episode.kills] == TARGETS
+    assert "raylet" not in (environment.folder / "driver.log").read_text(), "Ray's log lines reach the user"
 
 
-def test_of_two_drivers_one_works_and_when_it_sleeps_the_other_takes_over_and_nothing_is_there_twice(
-    place, monkeypatch
-):
+def test_a_second_driver_waits_and_takes_over_when_the_first_is_suspended(environment, monkeypatch):
     monkeypatch.setenv("VLBATCH_LEASE_S", "5")
-    place.fill("two", rows=192, bad=1, engine=SCRIPTED)
-    place.start_driver()
-    sleeper = place.driver
-    within(PATIENCE_S, lambda: place.store.find(f"{place.output}/lease", refresh=True), "nobody is at work")
-    place.start_driver()
-    within(PATIENCE_S, lambda: "waiting for it to end" in place.said(), "the second driver does not wait")
-    within(PATIENCE_S, place.parts, "the first driver gets nothing done")
-    sleeper.send_signal(signal.SIGSTOP)  # its workers go on
+    environment.write_job("two", rows=192, broken_rows=1, engine=SCRIPTED)
+    environment.start_driver()
+    first_driver = environment.driver
+    wait_until(
+        TIMEOUT_S,
+        lambda: environment.store.find(f"{environment.output}/lease", refresh=True),
+        "no driver takes the lease",
+    )
+    environment.start_driver()
+    wait_until(
+        TIMEOUT_S, lambda: "waiting for it to end" in environment.read_driver_log(), "the second driver does not wait"
+    )
+    wait_until(TIMEOUT_S, environment.list_parts, "the first driver commits nothing")
+    first_driver.send_signal(signal.SIGSTOP)  # its workers continue
     try:
-        assert place.driver.wait(PATIENCE_S) == 3
-        assert "no sign of life for 5 s; going on in its place" in place.said()
-        after = {path: place.store.info(path)["ETag"] for path in place.parts()}
+        assert environment.driver.wait(TIMEOUT_S) == 3
+        assert "no sign of life for 5 s; going on in its place" in environment.read_driver_log()
+        parts_after = {path: environment.store.info(path)["ETag"] for path in environment.list_parts()}
     finally:
-        sleeper.send_signal(signal.SIGCONT)
-    assert sleeper.wait(PATIENCE_S) in (3, 4)  # it hears of the other's work, or that it was taken over
-    place.store.invalidate_cache()
-    assert {path: place.store.info(path)["ETag"] for path in place.parts()} == after
-    check_end(place)
+        first_driver.send_signal(signal.SIGCONT)
+    assert first_driver.wait(TIMEOUT_S) in (
+        3,
+        4,
+    )  # it counts the commits of the other driver, or stops because it lost the lease
+    environment.store.invalidate_cache()
+    assert {path: environment.store.info(path)["ETag"] for path in environment.list_parts()} == parts_after
+    check_finished_run(environment)

@@ -1,6 +1,6 @@
-"""KubeRay's CRDs -> JSON Schemas as strict as an API server that is asked to be: unknown fields are errors.
+"""Validates KubeRay's resources against its CRDs as strictly as an API server: an unknown field is an error.
 
-Defaults are filled first, as the server does; what the CRDs say in CEL and the operator checks in Go is not here.
+Defaults are filled in first, as the server does. The CRDs' CEL rules and the operator's checks in Go are not covered.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KINDS = {"RayCluster": "rayclusters", "RayJob": "rayjobs", "RayCronJob": "raycro
 
 
 @cache
-def schema(kind: str) -> Any:
+def load_schema(kind: str) -> Any:
     folder = os.environ.get("KUBERAY_CRDS")
     if not folder:
         pytest.skip("set KUBERAY_CRDS to a folder with KubeRay's ray.io_*.yaml.gz (ray-operator/config/crd/bases)")
@@ -27,13 +27,12 @@ def schema(kind: str) -> Any:
     versions = yaml.load(text, Loader=yaml.CSafeLoader)["spec"]["versions"]
     served = next(version for version in versions if version["name"] == "v1")["schema"]["openAPIV3Schema"]
     served["properties"]["metadata"] = {"type": "object"}
-    return closed(served)
+    return forbid_unknown_fields(served)
 
 
-def closed(schema: Any) -> Any:
-    """The same with nothing allowed that is not named."""
+def forbid_unknown_fields(schema: Any) -> Any:
     if isinstance(schema, list):
-        return [closed(each) for each in schema]
+        return [forbid_unknown_fields(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
     out = {key: value for key, value in schema.items() if key not in ("format", "description")}
@@ -41,27 +40,27 @@ def closed(schema: Any) -> Any:
         out.pop("anyOf", None)
         out["type"] = ["integer", "string"]
     if "properties" in out:
-        out["properties"] = {name: closed(inner) for name, inner in out["properties"].items()}
+        out["properties"] = {name: forbid_unknown_fields(inner) for name, inner in out["properties"].items()}
         if not out.get("x-kubernetes-preserve-unknown-fields"):
             out["additionalProperties"] = False
     for key in ("items", "additionalProperties"):
         if isinstance(out.get(key), dict):
-            out[key] = closed(out[key])
+            out[key] = forbid_unknown_fields(out[key])
     return out
 
 
-def defaulted(value: Any, schema: Any) -> Any:
+def fill_defaults(value: Any, schema: Any) -> Any:
     if isinstance(value, list) and isinstance(schema.get("items"), dict):
-        return [defaulted(each, schema["items"]) for each in value]
+        return [fill_defaults(item, schema["items"]) for item in value]
     if not isinstance(value, dict):
         return value
-    known = schema.get("properties", {})
-    filled = {name: inner["default"] for name, inner in known.items() if "default" in inner} | value
-    return {name: defaulted(each, known.get(name, {})) for name, each in filled.items()}
+    properties = schema.get("properties", {})
+    filled = {name: inner["default"] for name, inner in properties.items() if "default" in inner} | value
+    return {name: fill_defaults(inner, properties.get(name, {})) for name, inner in filled.items()}
 
 
-def problems(document: Any) -> list[str]:
-    """What the API server would refuse in one of Ray's kinds."""
-    rules = schema(document["kind"])
-    found = jsonschema.Draft202012Validator(rules).iter_errors(defaulted(document, rules))
-    return [f"{error.json_path}: {error.message}" for error in found]
+def find_problems(document: Any) -> list[str]:
+    """List what the API server would reject in a RayCluster, RayJob or RayCronJob."""
+    strict_schema = load_schema(document["kind"])
+    errors = jsonschema.Draft202012Validator(strict_schema).iter_errors(fill_defaults(document, strict_schema))
+    return [f"{error.json_path}: {error.message}" for error in errors]

@@ -1,4 +1,4 @@
-"""Every overlay renders to what an API server with KubeRay would take, and a typo anywhere in it would not pass."""
+"""Every overlay renders to resources that an API server with KubeRay accepts, and a typo in any key is found."""
 
 from __future__ import annotations
 
@@ -21,84 +21,84 @@ from tests.infra import strict
 KUBERAY = Path(__file__).parents[2] / "infra/kuberay"
 MODES = ("once", "interactive", "nightly", "nightly-cronjob")
 CLOUDS = ("aws", "gcp", "azure")
-FREE = {"labels", "annotations", "data", "nodeSelector", "rayStartParams", "requests", "limits", "matchLabels"}
-KUBERNETES = "1.32"
+FREE_KEYS = {"labels", "annotations", "data", "nodeSelector", "rayStartParams", "requests", "limits", "matchLabels"}
+KUBERNETES_VERSION = "1.32"
 
 
-def kustomize(folder: Path) -> list[dict[str, Any]]:
+def run_kustomize(folder: Path) -> list[dict[str, Any]]:
     if shutil.which("kubectl"):
         command = ["kubectl", "kustomize"]
     elif shutil.which("kustomize"):
         command = ["kustomize", "build"]
     else:
         pytest.skip("install kubectl or kustomize to render the overlays")
-    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
+    process = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return list(yaml.safe_load_all(process.stdout))
 
 
 @cache
-def rendered(overlay: str) -> list[dict[str, Any]]:
-    return kustomize(KUBERAY / "overlays" / overlay)
+def render_overlay(overlay: str) -> list[dict[str, Any]]:
+    return run_kustomize(KUBERAY / "overlays" / overlay)
 
 
-def problems(document: dict[str, Any]) -> list[str]:
+def find_problems(document: dict[str, Any]) -> list[str]:
     if document["kind"] in strict.KINDS:
-        return strict.problems(document)
+        return strict.find_problems(document)
     try:
-        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+        kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
     except kubernetes_validate.ValidationError as error:
         return [str(error.message)]
     return []
 
 
-def cluster(document: dict[str, Any]) -> dict[str, Any] | None:
-    """The RayCluster's spec in whichever of Ray's kinds."""
+def get_cluster_spec(document: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the RayCluster's spec inside a RayCluster, RayJob or RayCronJob."""
     spec = document["spec"] if document["kind"] in strict.KINDS else {}
     spec = spec.get("jobTemplate", spec)
-    found: dict[str, Any] | None = spec.get("rayClusterSpec", spec) or None
-    return found
+    cluster_spec: dict[str, Any] | None = spec.get("rayClusterSpec", spec) or None
+    return cluster_spec
 
 
-def keys(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every key that the schemas know, by its place."""
+def list_key_paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """List the paths of all keys that the schemas define."""
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         if isinstance(key, str):
-            yield (*at, key)
-        if key not in FREE:
-            yield from keys(inner, (*at, key))
+            yield (*path, key)
+        if key not in FREE_KEYS:
+            yield from list_key_paths(inner, (*path, key))
 
 
-def renamed(document: dict[str, Any], place: tuple[Any, ...]) -> dict[str, Any]:
+def rename_key(document: dict[str, Any], path: tuple[Any, ...]) -> dict[str, Any]:
     out = copy.deepcopy(document)
-    inside: Any = out
-    for key in place[:-1]:
-        inside = inside[key]
-    inside[f"{place[-1]}x"] = inside.pop(place[-1])
+    parent: Any = out
+    for key in path[:-1]:
+        parent = parent[key]
+    parent[f"{path[-1]}x"] = parent.pop(path[-1])
     return out
 
 
 @pytest.mark.parametrize("overlay", sorted(path.name for path in (KUBERAY / "overlays").iterdir()))
-def test_an_overlay_is_what_the_api_server_takes(overlay):
-    documents = rendered(overlay)
-    assert [(each["kind"], problem) for each in documents for problem in problems(each)] == []
-    kinds = {each["kind"] for each in documents}
+def test_the_api_server_accepts_every_overlay(overlay):
+    documents = render_overlay(overlay)
+    assert [(document["kind"], problem) for document in documents for problem in find_problems(document)] == []
+    kinds = {document["kind"] for document in documents}
     assert kinds & {*strict.KINDS} | (kinds & {"CronJob"})
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_a_cloud_goes_with_every_way_to_run(cloud, tmp_path):
+def test_every_cloud_works_with_every_way_to_run(cloud, tmp_path):
     for mode in MODES:
         parts = [f"../components/{name}" for name in (cloud, "shared-cache", mode)]
         shutil.copytree(KUBERAY, tmp_path / mode)
         overlay = tmp_path / mode / "mine"
         overlay.mkdir()
         (overlay / "kustomization.yaml").write_text(yaml.safe_dump({"resources": ["../base"], "components": parts}))
-        documents = kustomize(overlay)
-        assert [(each["kind"], problem) for each in documents for problem in problems(each)] == []
-        (account,) = (each for each in documents if each["kind"] == "ServiceAccount")
+        documents = run_kustomize(overlay)
+        assert [(document["kind"], problem) for document in documents for problem in find_problems(document)] == []
+        (account,) = (document for document in documents if document["kind"] == "ServiceAccount")
         assert account["metadata"]["annotations"]
-        (spec,) = filter(None, map(cluster, documents))
+        (spec,) = filter(None, map(get_cluster_spec, documents))
         assert all(group["template"]["spec"]["nodeSelector"] for group in spec["workerGroupSpecs"][:1])
         caches = [
             volume for volume in spec["headGroupSpec"]["template"]["spec"]["volumes"] if volume["name"] == "cache"
@@ -108,74 +108,78 @@ def test_a_cloud_goes_with_every_way_to_run(cloud, tmp_path):
 
 @pytest.mark.parametrize(("overlay", "kind"), [("nightly", "RayCronJob"), ("nightly-cronjob", "CronJob")])
 def test_a_typo_in_any_key_is_found(overlay, kind):
-    (document,) = (each for each in rendered(overlay) if each["kind"] == kind)
-    places = {tuple(key for key in place if isinstance(key, str)): place for place in keys(document)}
-    chosen = [place for place in places.values() if place[0] == "spec"]
-    if "ALL_TYPOS" not in os.environ:  # all of them take minutes: a sixth, of all depths
-        chosen = sorted(chosen, key=str)[::6]
-    assert len(chosen) > 5
-    assert [place for place in chosen if not problems(renamed(document, place))] == []
+    (document,) = (document for document in render_overlay(overlay) if document["kind"] == kind)
+    paths = {tuple(key for key in path if isinstance(key, str)): path for path in list_key_paths(document)}
+    chosen_paths = [path for path in paths.values() if path[0] == "spec"]
+    if "ALL_TYPOS" not in os.environ:  # all of them take minutes, so test one key in six
+        chosen_paths = sorted(chosen_paths, key=str)[::6]
+    assert len(chosen_paths) > 5
+    assert [path for path in chosen_paths if not find_problems(rename_key(document, path))] == []
 
 
 def test_a_wrong_type_is_found():
-    (document,) = (each for each in rendered("once") if each["kind"] == "RayJob")
+    (document,) = (document for document in render_overlay("once") if document["kind"] == "RayJob")
     document = copy.deepcopy(document)
     document["spec"]["backoffLimit"] = "three"
     document["spec"]["rayClusterSpec"]["autoscalerOptions"]["version"] = "v3"
-    said = "\n".join(problems(document))
-    assert "backoffLimit" in said
-    assert "'v3' is not one of" in said
+    message = "\n".join(find_problems(document))
+    assert "backoffLimit" in message
+    assert "'v3' is not one of" in message
 
 
-def test_what_the_operator_refuses_though_the_schema_allows_it_is_not_there():
+def test_no_overlay_has_a_value_that_only_the_operator_rejects():
     for overlay in ("once", "nightly", "acme"):
-        for document in rendered(overlay):
+        for document in render_overlay(overlay):
             if document["kind"] not in strict.KINDS:
                 continue
             spec = document["spec"].get("jobTemplate", document["spec"])
             policies = {rule["policy"] for rule in spec["deletionStrategy"]["deletionRules"]}
-            assert "DeleteWorkers" not in policies  # not with an autoscaler
+            assert "DeleteWorkers" not in policies  # KubeRay rejects it together with an autoscaler
             assert not {"shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "activeDeadlineSeconds"} & spec.keys()
 
 
-def test_nothing_refers_to_what_is_not_there():
+def test_every_reference_names_an_existing_resource():
     for overlay in (*MODES, "acme"):
-        documents = rendered(overlay)
-        there = {(each["kind"], each["metadata"]["name"]) for each in documents}
+        documents = render_overlay(overlay)
+        resources = {(document["kind"], document["metadata"]["name"]) for document in documents}
         text = yaml.safe_dump_all(documents)
         assert "local-config" not in text
         for document in documents:
-            for place in keys(document):
+            for path in list_key_paths(document):
                 value: Any = document
-                for key in place:
+                for key in path:
                     value = value[key]
-                if place[-1] in ("configMapRef", "configMap"):
-                    assert ("ConfigMap", value["name"]) in there
-                if place[-1] == "serviceAccountName":
-                    assert ("ServiceAccount", value) in there
-                if place[-1] == "priorityClassName":
-                    assert ("PriorityClass", value) in there
+                if path[-1] in ("configMapRef", "configMap"):
+                    assert ("ConfigMap", value["name"]) in resources
+                if path[-1] == "serviceAccountName":
+                    assert ("ServiceAccount", value) in resources
+                if path[-1] == "priorityClassName":
+                    assert ("PriorityClass", value) in resources
 
 
-def test_no_manifest_holds_a_secret_and_credentials_come_by_reference():
+def test_no_manifest_holds_a_secret_and_credentials_are_references():
     for overlay in (*MODES, "acme"):
-        documents = rendered(overlay)
-        assert "Secret" not in {each["kind"] for each in documents}
-        for spec in filter(None, map(cluster, documents)):
+        documents = render_overlay(overlay)
+        assert "Secret" not in {document["kind"] for document in documents}
+        for spec in filter(None, map(get_cluster_spec, documents)):
             groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
             for container in (group["template"]["spec"]["containers"][0] for group in groups):
                 assert {"secretRef": {"name": "vlbatch-credentials", "optional": True}} in container["envFrom"]
 
 
 @pytest.mark.parametrize("overlay", ["nightly", "acme"])
-def test_the_job_in_the_config_map_is_one_that_can_run_with_its_settings(overlay):
-    maps = {each["metadata"]["name"]: each["data"] for each in rendered(overlay) if each["kind"] == "ConfigMap"}
+def test_the_job_of_the_config_map_is_valid_with_its_settings(overlay):
+    maps = {
+        document["metadata"]["name"]: document["data"]
+        for document in render_overlay(overlay)
+        if document["kind"] == "ConfigMap"
+    }
     job = parse_job(maps["vlbatch-jobs"]["nightly.yaml"], environment=maps["vlbatch-settings"])
     assert job.output.path.startswith("s3://acme/labels/")
 
 
-def test_a_stopped_run_has_its_grace_before_its_pod_ends():
-    (document,) = (each for each in rendered("once") if each["kind"] == "RayJob")
+def test_pods_live_longer_than_the_grace_period_of_a_stopped_run():
+    (document,) = (document for document in render_overlay("once") if document["kind"] == "RayJob")
     grace_s = int(yaml.safe_load(document["spec"]["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"])
     spec = document["spec"]["rayClusterSpec"]
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):

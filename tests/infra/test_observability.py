@@ -1,4 +1,4 @@
-"""Dashboard and alerts are made from the table of metrics, and fire when they should."""
+"""The dashboard and the alert rules are generated from the table of metrics, and the alerts fire when they should."""
 
 from __future__ import annotations
 
@@ -33,64 +33,69 @@ tests:
     alertname: VlbatchStalled
     exp_alerts:
     - exp_labels: {job_name: stuck, severity: warning}
-      exp_annotations: {summary: "stuck has rows left and finished none for half an hour."}
+      exp_annotations: {summary: "stuck has rows left but finished none in the last 30 minutes."}
   - {eval_time: 20m, alertname: VlbatchStalled, exp_alerts: []}
   - eval_time: 30m
     alertname: VlbatchRowsFail
     exp_alerts:
     - exp_labels: {job_name: going, severity: warning}
       exp_annotations:
-        summary: "More than one row in twenty of going fails; errors/ and the panel by kind say why."
+        summary: "More than 5 % of the rows of going fail. See errors/ and the panel of errors by kind."
   - eval_time: 55m
     alertname: VlbatchInternalErrors
     exp_alerts:
     - exp_labels: {job_name: going, severity: warning}
-      exp_annotations: {summary: "going met something nobody expected; its dead letters hold the tracebacks."}
+      exp_annotations: {summary: "Rows of going failed with unexpected errors. Its dead letters hold the tracebacks."}
   - {eval_time: 49m, alertname: VlbatchInternalErrors, exp_alerts: []}
   - {eval_time: 90m, alertname: VlbatchInternalErrors, exp_alerts: []}
 """
 
 
 @pytest.fixture(scope="module")
-def made():
+def generated_files():
     spec = importlib.util.spec_from_file_location("generate", FOLDER / "generate.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.files()
+    return module.generate_files()
 
 
-def test_the_files_are_those_that_the_table_makes(made):
-    for name, text in made.items():
+def test_the_files_are_up_to_date_with_the_table(generated_files):
+    for name, text in generated_files.items():
         assert (FOLDER / name).read_text() == text, "run infra/observability/generate.py"
 
 
-def test_every_metric_is_on_the_dashboard_and_nothing_else_is(made):
-    used = set(re.findall(r"ray_vlbatch_\w+", json.dumps(json.loads(made["dashboard.json"])["panels"])))
-    assert used == {to_prometheus_name(name) for name in METRICS}
-    assert set(re.findall(r"ray_vlbatch_\w+", made["rules.yaml"])) <= used
+def test_the_dashboard_shows_every_metric_and_only_metrics_of_the_table(generated_files):
+    shown_metrics = set(
+        re.findall(r"ray_vlbatch_\w+", json.dumps(json.loads(generated_files["dashboard.json"])["panels"]))
+    )
+    assert shown_metrics == {to_prometheus_name(name) for name in METRICS}
+    assert set(re.findall(r"ray_vlbatch_\w+", generated_files["rules.yaml"])) <= shown_metrics
 
 
-def test_panels_do_not_lie_on_each_other(made):
-    taken = set()
-    for panel in json.loads(made["dashboard.json"])["panels"]:
-        at = panel["gridPos"]
-        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
-        assert at["x"] + at["w"] <= 24
-        assert not cells & taken
-        taken |= cells
+def test_panels_do_not_overlap(generated_files):
+    taken_cells = set()
+    for panel in json.loads(generated_files["dashboard.json"])["panels"]:
+        grid = panel["gridPos"]
+        right, bottom = grid["x"] + grid["w"], grid["y"] + grid["h"]
+        cells = {(x, y) for x in range(grid["x"], right) for y in range(grid["y"], bottom)}
+        assert right <= 24
+        assert not cells & taken_cells
+        taken_cells |= cells
 
 
-def test_the_rules_fire_when_they_should_and_only_then(made, tmp_path):
+def test_alerts_fire_only_when_they_should(generated_files, tmp_path):
     if not shutil.which("promtool"):
         pytest.skip("install promtool (Debian: prometheus) to try the alert rules")
-    (tmp_path / "rules.yaml").write_text(made["rules.yaml"])
+    (tmp_path / "rules.yaml").write_text(generated_files["rules.yaml"])
     (tmp_path / "cases.yaml").write_text(CASES)
-    for words in (["check", "rules", "rules.yaml"], ["test", "rules", "cases.yaml"]):
-        done = subprocess.run(["promtool", *words], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    for arguments in (["check", "rules", "rules.yaml"], ["test", "rules", "cases.yaml"]):
+        process = subprocess.run(["promtool", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stdout + process.stderr
 
 
-def test_the_operators_rules_are_the_same_rules(made):
-    assert yaml.safe_load(made["prometheus-rule.yaml"])["spec"] == yaml.safe_load(made["rules.yaml"])
+def test_the_prometheus_operator_gets_the_same_rules(generated_files):
+    assert yaml.safe_load(generated_files["prometheus-rule.yaml"])["spec"] == yaml.safe_load(
+        generated_files["rules.yaml"]
+    )

@@ -1,6 +1,6 @@
-"""Where runs are disturbed: real S3 behind a proxy, a real Ray of several nodes, and the driver as a user starts it.
+"""The environment of a chaos test: a real S3 server behind a proxy, a Ray cluster of several nodes, and a driver.
 
-Everything runs on this machine and below one folder, so that what is left over can be found.
+Everything runs on this machine with its files in one folder, so that processes left over can be found by it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,43 +31,43 @@ from tests.seaweed import KEY, SECRET, Seaweed
 
 ROOT = Path(__file__).parents[2]
 BUCKET = "chaos"
-NODES = 2  # beside the head
+WORKER_NODES = 2
 PREPARE, GENERATE = "MapWorker(MapBatches(PrepareWorker))", "MapWorker(MapBatches(GenerateWorker))"
 RANK, DECODER = "pipeline.model.engines.torch.tp_worker", "pipeline.media.decoder_process"
 START_TRIES = 5
 
 
-class Place:
-    """Open around some episodes. `rule` is how the storage misbehaves all the while."""
+class ChaosEnvironment:
+    """A context manager around some episodes. `rule` injects faults into requests to the storage."""
 
     def __init__(self, rule: Rule | None = None):
-        self.folder = Path(tempfile.mkdtemp(prefix="vl"))  # short: Ray makes sockets below it
-        (self.folder / "tmp/ray").mkdir(parents=True)  # where Ray notes its newest cluster
+        self.folder = Path(tempfile.mkdtemp(prefix="vl"))  # short, because Ray puts sockets into it
+        (self.folder / "tmp/ray").mkdir(parents=True)  # where Ray writes the address of its newest cluster
         self.seaweed = Seaweed(self.folder / "weed")
         self.proxy = Proxy(self.seaweed.host, rule)
         self.driver: subprocess.Popen[bytes] | None = None
         self.cluster: Any = None
-        self.job = ""
+        self.job_file = ""
 
-    def __enter__(self) -> Place:
-        self.surroundings = {
+    def __enter__(self) -> ChaosEnvironment:
+        self.variables = {
             **self.seaweed.environment,
             "AWS_ENDPOINT_URL_S3": self.proxy.url,
             "PYTHONPATH": str(ROOT),
-            "TMPDIR": str(self.folder / "tmp"),  # inherited by all that is started here, decoders too
+            "TMPDIR": str(self.folder / "tmp"),  # every process inherits it, decoders too
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
         }
-        self.before = {name: os.environ.get(name) for name in [*self.surroundings, "RAY_ADDRESS"]}
-        os.environ.update(self.surroundings)
+        self.previous_variables = {name: os.environ.get(name) for name in [*self.variables, "RAY_ADDRESS"]}
+        os.environ.update(self.variables)
         os.environ.pop("RAY_ADDRESS", None)
         try:
             self.open()
-        except BaseException:  # or the tests that follow would find this storage
-            self.end_all()
-            self.restore()
+        except BaseException:  # else later tests would use this storage
+            self.kill_processes()
+            self.restore_variables()
             raise
         return self
 
@@ -83,13 +82,13 @@ class Place:
 
     def __exit__(self, *_: object) -> None:
         self.end_driver(signal.SIGKILL)
-        self.end_cluster()
+        self.kill_cluster()
         self.proxy.__exit__()
         self.seaweed.__exit__()
-        self.restore()
+        self.restore_variables()
 
-    def restore(self) -> None:
-        for name, value in self.before.items():
+    def restore_variables(self) -> None:
+        for name, value in self.previous_variables.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -99,54 +98,54 @@ class Place:
         head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": str(self.folder / "ray")}
 
         def start() -> None:
-            # without Ray's reaper, which ends this process group when a node is forgotten
+            # shutdown_at_exit starts Ray's reaper, which would kill this process group with a removed node
             self.cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
 
-        patiently(start, clean=self.end_all)
-        for _ in range(NODES):
+        retry_start(start, clean_up=self.kill_processes)
+        for _ in range(WORKER_NODES):
             self.add_node()
 
     def add_node(self) -> None:
-        patiently(lambda: self.cluster.add_node(num_cpus=2))
+        retry_start(lambda: self.cluster.add_node(num_cpus=2))
 
-    def end_node(self, choice: int) -> None:
+    def kill_node(self, choice: int) -> None:
         nodes = self.cluster.list_all_nodes()[1:]
         self.cluster.remove_node(nodes[choice % len(nodes)], allow_graceful=False)
 
-    def end_cluster(self) -> None:
-        """All of it at once, as a power cut would."""
+    def kill_cluster(self) -> None:
+        """Kill all processes at once, like a power cut."""
         for node in self.cluster.list_all_nodes():
             node.kill_all_processes(check_alive=False, allow_graceful=False, wait=False)
-        self.end_all()
+        self.kill_processes()
         if self.driver:
             self.driver.wait()
         self.cluster.worker_nodes.clear()
         self.cluster.head_node = None
 
-    def end_all(self) -> None:
-        for process in self.ours():
+    def kill_processes(self) -> None:
+        for process in self.list_processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
     # the storage
 
-    def end_storage_and_start_it(self, down_s: float) -> None:
+    def restart_storage(self, down_s: float) -> None:
         self.seaweed.__exit__()
         time.sleep(down_s)
         self.seaweed.__enter__()
 
     # the job
 
-    def fill(self, name: str, *, rows: int, bad: int, engine: dict[str, Any], **sections: Any) -> None:
-        """Pictures, some of them none, a manifest and a job over them."""
-        shades = [picture(shade) for shade in range(7)]
+    def write_job(self, name: str, *, rows: int, broken_rows: int, engine: dict[str, Any], **sections: Any) -> None:
+        """Write pictures, some of them broken, a manifest and a job over them."""
+        pictures = [create_picture(seed) for seed in range(7)]
         ids = [f"{number:05}" for number in range(rows)]
-        self.bad = set(ids[:: rows // bad][:bad]) if bad else set()
-        self.asked = set(ids)
+        self.ids = set(ids)
+        self.broken_ids = set(ids[:: rows // broken_rows][:broken_rows]) if broken_rows else set()
         self.output = f"{BUCKET}/{name}/out"
         objects = {
-            f"{BUCKET}/{name}/pics/{each}.png": b"no picture" if each in self.bad else shades[at % 7]
-            for at, each in enumerate(ids)
+            f"{BUCKET}/{name}/pics/{row_id}.png": b"no picture" if row_id in self.broken_ids else pictures[index % 7]
+            for index, row_id in enumerate(ids)
         }
         manifest = io.BytesIO()
         pq.write_table(pa.table({"id": ids, "image": [f"s3://{path}" for path in objects]}), manifest)
@@ -161,14 +160,14 @@ class Place:
             "limits": {"error_rate": 1},
             "output": {"path": f"s3://{self.output}", "chunk_rows": 8},
         }
-        self.job = f"{self.folder}/{name}.yaml"
-        Path(self.job).write_text(yaml.safe_dump({**job, **sections}))
+        self.job_file = f"{self.folder}/{name}.yaml"
+        Path(self.job_file).write_text(yaml.safe_dump({**job, **sections}))
         self.proxy.seen.clear()
 
     def start_driver(self) -> None:
         with open(self.folder / "driver.log", "ab") as log:
             self.driver = subprocess.Popen(
-                [sys.executable, "-m", "pipeline", "run", self.job],
+                [sys.executable, "-m", "pipeline", "run", self.job_file],
                 cwd=ROOT,
                 env={**os.environ, "RAY_ADDRESS": self.cluster.address},
                 start_new_session=True,
@@ -176,64 +175,64 @@ class Place:
                 stderr=log,
             )
 
-    def end_driver(self, number: signal.Signals) -> None:
+    def end_driver(self, signal_number: signal.Signals) -> None:
         if self.driver and self.driver.poll() is None:
-            self.driver.send_signal(number)
+            self.driver.send_signal(signal_number)
             self.driver.wait()
 
-    def said(self) -> str:
-        """The end of what drivers wrote."""
+    def read_driver_log(self) -> str:
+        """Return the last 3,000 characters that drivers wrote."""
         path = self.folder / "driver.log"
         return path.read_text(errors="replace")[-3000:] if path.exists() else ""
 
-    # what there is
+    # the state of the run
 
-    def parts(self) -> list[str]:
+    def list_parts(self) -> list[str]:
         try:
             return [path for path in self.store.find(f"{self.output}/data") if path.endswith(".parquet")]
         except FileNotFoundError:
             return []
 
-    def fetched(self) -> int:
-        """Rows that were prepared once more than needed, told by who fetched the same picture again."""
-        seen = list(self.proxy.seen)
-        paths = Counter(each.path for each in seen if each.method == "GET" and "/pics/" in each.path and not each.fault)
-        return sum(paths.values()) - len(paths)
+    def count_repeated_rows(self) -> int:
+        """Count the rows that were prepared again: their pictures were fetched again without a fault."""
+        requests = [seen for seen in list(self.proxy.seen) if seen.method == "GET" and not seen.fault]
+        paths = [request.path for request in requests if "/pics/" in request.path]
+        return len(paths) - len(set(paths))
 
-    def ours(self) -> Iterator[psutil.Process]:
-        """Every process of runs and of Ray that was started below this place, whoever is its parent now."""
-        mine = {os.getpid(), self.seaweed.process.pid}
+    def list_processes(self) -> Iterator[psutil.Process]:
+        """List the processes of runs and of Ray in this environment, orphans too."""
+        kept_pids = {os.getpid(), self.seaweed.process.pid}
         for process in psutil.process_iter():
             with contextlib.suppress(OSError, psutil.Error):
-                log = os.readlink(f"/proc/{process.pid}/fd/2")  # Ray's workers write over their environment
-                below = log.startswith(str(self.folder)) or process.environ().get("TMPDIR") == str(self.folder / "tmp")
-                if below and process.pid not in mine:
+                log = os.readlink(f"/proc/{process.pid}/fd/2")  # Ray's workers overwrite their environment
+                has_our_tmpdir = process.environ().get("TMPDIR") == str(self.folder / "tmp")
+                if (log.startswith(str(self.folder)) or has_our_tmpdir) and process.pid not in kept_pids:
                     yield process
 
-    def workers(self, title: str) -> list[psutil.Process]:
-        """Processes of ours whose command line says so, oldest first."""
-        found = []
-        for process in self.ours():
+    def list_workers(self, title: str) -> list[psutil.Process]:
+        """List processes with this text in their command line, oldest first."""
+        workers = []
+        for process in self.list_processes():
             with contextlib.suppress(psutil.Error):
                 if title in " ".join(process.cmdline()):
-                    found.append(process)
-        return sorted(found, key=lambda process: process.create_time())
+                    workers.append(process)
+        return sorted(workers, key=lambda process: process.create_time())
 
 
-def patiently(start: Callable[[], object], clean: Callable[[], object] = lambda: None) -> None:
-    """A loaded machine is sometimes too slow for Ray's own patience, which is 30 s."""
-    for left in reversed(range(START_TRIES)):
+def retry_start(start: Callable[[], object], clean_up: Callable[[], object] = lambda: None) -> None:
+    """Start a node, again if it takes longer than Ray's own limit of 30 s, as on a loaded machine."""
+    for tries_left in reversed(range(START_TRIES)):
         try:
             start()
         except Exception:
-            clean()
-            if not left:
+            clean_up()
+            if not tries_left:
                 raise
         else:
             return
 
 
-def picture(shade: int) -> bytes:
+def create_picture(seed: int) -> bytes:
     sink = io.BytesIO()
-    Image.effect_noise((48, 32), 20 + shade).save(sink, "PNG")
+    Image.effect_noise((48, 32), 20 + seed).save(sink, "PNG")
     return sink.getvalue()
