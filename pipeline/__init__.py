@@ -59,18 +59,14 @@ schema: what an answer must look like
 fetch: a URI becomes bytes
     fetch/fetcher.py                        fetches the media of rows, ahead of use
     fetch/header_fetcher.py                 fetches only the beginning of media, enough to know their size
-    fetch/fetch_queue.py                    runs fetches on an event loop and bounds those ahead
     fetch/downloader.py                     downloads one source within the job's limits
     fetch/access.py                         decides whether a job may read a URI
-    fetch/data_uri.py                       decodes sources that carry their own bytes
     fetch/web.py                            downloads over HTTP
     fetch/web_session.py                    HTTP sessions that connect only where the job allows
     fetch/object_store.py                   reads objects from S3, GCS, Azure and other stores
     fetch/storage_clients.py                options and errors of the stores' clients
-    fetch/range_download.py                 downloads a large object in ranges
-    fetch/ranged_file.py                    reads a remote object like a seekable file
+    fetch/remote_object.py                  reads remote objects: retries, ranges, a seekable file
     fetch/sparse_video.py                   downloads only those ranges of a video that hold the wanted frames
-    fetch/retry.py                          repeats a download while its error may pass
     fetch/scratch.py                        a temporary folder that disappears with its worker
     fetch/blob.py                           collects arriving bytes in memory or in a file
     fetch/sniff.py                          detects the kind of a file by its first bytes

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
+from typing import TypeGuard
 from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlencode, urlsplit, urlunsplit
 
 from pipeline.errors import FetchError
@@ -28,11 +29,20 @@ SECRET_PARAMETER = re.compile(
 )
 
 
+def is_data_uri(source: str) -> bool:
+    return source[:5].lower() == "data:"
+
+
+def is_remote(source: str | bytes) -> TypeGuard[str]:
+    """Whether a source must be fetched: it does not carry its bytes."""
+    return isinstance(source, str) and not is_data_uri(source)
+
+
 def parse_scheme(uri: str) -> str:
     """`data`, `file`, or one of WEB_SCHEMES and STORE_SCHEMES; FetchError for anything else."""
     if not uri or uri.isspace():
         raise FetchError("uri", "the URI is empty")
-    if uri[:5].lower() == "data:":
+    if is_data_uri(uri):
         return "data"
     if len(uri) > MAX_URI_LENGTH or any(ord(char) < 32 or ord(char) == 127 for char in uri):
         raise FetchError("uri", f"not a URI: longer than {MAX_URI_LENGTH} characters, or it holds control characters")
@@ -118,7 +128,7 @@ def redact_source(source: str | bytes) -> str:
     """
     if isinstance(source, bytes):
         return f"({len(source):,} bytes)"
-    if source[:5].lower() == "data:":
+    if is_data_uri(source):
         return f"{source[:64].partition(',')[0]},... ({len(source):,} letters)"
     clean = "".join(char if char.isprintable() else "?" for char in source[:MAX_URI_LENGTH])
     if "://" in clean:

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import os
 import stat
 from dataclasses import replace
 from itertools import count
+from urllib.parse import unquote_to_bytes
 
 from pipeline.errors import FetchError
 from pipeline.fetch.access import WEB_SCHEMES, parse_scheme, redact_source, resolve_local_path
 from pipeline.fetch.blob import Blob, BlobWriter, check_byte_limit, split_page_fragment
-from pipeline.fetch.data_uri import decode_inline_source
 from pipeline.fetch.object_store import ObjectStore
-from pipeline.fetch.range_download import ObjectChangedError, download_rest
-from pipeline.fetch.retry import fetch_with_retries
+from pipeline.fetch.remote_object import ObjectChangedError, download_rest, fetch_with_retries
 from pipeline.fetch.scratch import ScratchFolder
 from pipeline.fetch.sniff import SNIFF_BYTES, sniff_kind
 from pipeline.fetch.sparse_video import open_sparse_video
 from pipeline.fetch.web import WebClient
 from pipeline.job.spec import Job
 
+WHITESPACE = bytes(range(33))
+URL_SAFE_ALPHABET = bytes.maketrans(b"-_", b"+/")
+
 
 class Downloader:
-    """The clients of one worker and its folder for videos. Coroutines run on the event loop of a FetchQueue."""
+    """The clients of one worker and its folder for videos. Coroutines run on a Fetcher's event loop."""
 
     def __init__(self, job: Job, *, max_frames: int, min_sparse_bytes: int | None = None):
         self.allowed_roots, self.limits = job.input.roots, job.limits
@@ -72,7 +76,7 @@ class Downloader:
     def read_inline_source(self, source: str | bytes) -> Blob:
         writer = self._create_writer(redact_source(source)[:80])
         try:
-            writer.write(decode_inline_source(source))
+            writer.write(source if isinstance(source, bytes) else decode_data_uri(source))
             return writer.to_blob()
         except FetchError:
             writer.discard()
@@ -110,3 +114,22 @@ class Downloader:
         for client in clients:
             await client.close()
         self.scratch_folder.close()
+
+
+def decode_data_uri(uri: str) -> bytes:
+    """Accepts missing padding, the URL-safe alphabet and white space.
+
+    >>> decode_data_uri("data:image/png;base64,iVBO Rw"), decode_data_uri("data:,a%20b")
+    (b'\\x89PNG', b'a b')
+    """
+    header, comma, payload = uri.partition(",")
+    if not comma:
+        raise FetchError("data_uri", f"{redact_source(uri)}: no comma after the type")
+    data = unquote_to_bytes(payload)
+    if not header.lower().rstrip().endswith(";base64"):
+        return data
+    letters = data.translate(URL_SAFE_ALPHABET, WHITESPACE).rstrip(b"=")
+    try:
+        return base64.b64decode(letters + b"=" * (-len(letters) % 4), validate=True)
+    except binascii.Error as error:
+        raise FetchError("data_uri", f"{redact_source(uri)}: not base64: {error}") from error

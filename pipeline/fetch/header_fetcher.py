@@ -8,19 +8,17 @@ QuickTime need their table of frames, and TIFF the places where it lists its pag
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.fetch.access import parse_scheme, redact_source, resolve_local_path
 from pipeline.fetch.blob import Blob, check_byte_limit, split_page_fragment
-from pipeline.fetch.data_uri import is_remote
 from pipeline.fetch.downloader import Downloader
-from pipeline.fetch.fetch_queue import FetchQueue
+from pipeline.fetch.fetcher import Fetcher
 from pipeline.fetch.object_store import ObjectStore
-from pipeline.fetch.ranged_file import RangedFile
-from pipeline.fetch.retry import fetch_with_retries
-from pipeline.fetch.sniff import SNIFF_BYTES, sniff_kind
+from pipeline.fetch.remote_object import RangedFile, fetch_with_retries
+from pipeline.fetch.sniff import SIZE_IN_PREFIX_SIGNATURES, SNIFF_BYTES, TIFF_SIGNATURES, sniff_kind
 from pipeline.fetch.web import WebClient
 from pipeline.job.spec import Job
 from pipeline.types import Size
@@ -28,8 +26,6 @@ from pipeline.types import Size
 PREFIX_BYTES = 64 << 10  # includes EXIF, colour profiles and small previews
 MAX_CONCURRENT_PREFIXES = 64
 MIN_SPARSE_BYTES = 4 * PREFIX_BYTES  # of a video only the table is read, so that sparse reading pays early
-SIZE_IN_PREFIX_SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM")
-TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 WEBP_EXIF_OR_XMP_FLAGS = 0b1100
 
 
@@ -41,41 +37,17 @@ class HeaderBlob(Blob):
     ranged_file: RangedFile | None = None  # of a TIFF
 
 
-class HeaderFetcher:
+class HeaderFetcher(Fetcher):
+    max_prefetched_blobs = MAX_CONCURRENT_PREFIXES
+    refill_below = MAX_CONCURRENT_PREFIXES // 2
+
     def __init__(self, job: Job):
+        super().__init__(job, Downloader(job, max_frames=0, min_sparse_bytes=MIN_SPARSE_BYTES))
         self.limits = job.limits
-        self.downloader = Downloader(job, max_frames=0, min_sparse_bytes=MIN_SPARSE_BYTES)
-        self.queue = FetchQueue(
-            self._fetch_header,
-            deadline_s=job.limits.deadline_s,
-            max_blobs=MAX_CONCURRENT_PREFIXES,
-            refill_below=MAX_CONCURRENT_PREFIXES // 2,
-        )
 
-    def fetch(self, source: str | bytes, *, deadline_s: float | None = None, full_download: bool = False) -> Blob:
-        if not is_remote(source):
-            return self.downloader.read_inline_source(source)
-        return self.queue.fetch(source, deadline_s, full_download)
-
-    def prefetch(self, sources: Iterable[str | bytes]) -> None:
-        self.queue.prefetch(sources)
-
-    @property
-    def bytes_read(self) -> int:
-        return self.queue.bytes_read + self.downloader.range_bytes_read
-
-    def close(self) -> None:
-        self.queue.close(self.downloader.close())
-
-    def __enter__(self) -> HeaderFetcher:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def _fetch_header(self, source: str, full_download: bool) -> Blob:
+    async def download(self, source: str, full_download: bool) -> Blob:
         header = None if full_download else await self._try_header(source)
-        return header or await self.downloader.download(source, full_download)
+        return header or await super().download(source, full_download)
 
     async def _try_header(self, source: str) -> Blob | None:
         """None where all of the source is needed, or where something is wrong that a download reports better."""
@@ -112,21 +84,16 @@ class HeaderFetcher:
     def _build_header_blob(
         self, source: str, uri: str, prefix: bytes, size: int, ranged_file: RangedFile | None = None
     ) -> HeaderBlob:
-        check_byte_limit(size, "image", uri=redact_source(uri), limits=self.limits)
-        return HeaderBlob(
-            redact_source(uri),
-            "image",
-            data=prefix,
-            fetch_whole=lambda: self._fetch_whole(source),
-            ranged_file=ranged_file,
-        )
+        def fetch_whole() -> Blob:
+            return self.run(self.downloader.download(source, True), source)
 
-    def _fetch_whole(self, source: str) -> Blob:
-        return self.queue.run(self.downloader.download(source, True), source)
+        shown_uri = redact_source(uri)
+        check_byte_limit(size, "image", uri=shown_uri, limits=self.limits)
+        return HeaderBlob(shown_uri, "image", data=prefix, fetch_whole=fetch_whole, ranged_file=ranged_file)
 
     def _open_ranged_file(self, client: WebClient | ObjectStore, uri: str, prefix: bytes, size: int) -> RangedFile:
         def read_range(start: int, end: int) -> bytes:
-            return self.queue.run(fetch_with_retries(lambda: client.read_range(uri, start, end)), uri)
+            return self.run(fetch_with_retries(lambda: client.read_range(uri, start, end)), uri)
 
         return RangedFile(prefix, size, read_range)
 

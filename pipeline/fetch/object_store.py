@@ -16,7 +16,7 @@ import fsspec
 from pipeline.errors import FetchError
 from pipeline.fetch.access import redact_source
 from pipeline.fetch.blob import BlobWriter
-from pipeline.fetch.range_download import FIRST_READ_BYTES, ObjectChangedError, RemoteObject, require_length
+from pipeline.fetch.remote_object import FIRST_READ_BYTES, ObjectChangedError, RemoteObject, require_length
 from pipeline.fetch.storage_clients import (
     disable_client_retries,
     get_client_options,

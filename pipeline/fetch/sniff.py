@@ -12,28 +12,13 @@ SNIFF_BYTES = 512
 
 IMAGE_BRANDS = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"hevc", b"jxl ")  # in ISO containers
 QUICKTIME_ATOMS = (b"moov", b"mdat", b"wide", b"free", b"skip", b"moof", b"styp", b"pnot")  # QuickTime before `ftyp`
-IMAGE_SIGNATURES = (
-    b"\xff\xd8",
-    b"\x89PNG",
-    b"GIF8",
-    b"II*\0",
-    b"MM\0*",
-    b"II+\0",
-    b"MM\0+",
-    b"BM",
-    b"\0\0\0\x0cjP  ",
-    b"\xff\x4f\xff\x51",
-)
+SIZE_IN_PREFIX_SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM")  # the first bytes tell the size of the image
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+JPEG_2000_SIGNATURES = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+IMAGE_SIGNATURES = (*SIZE_IN_PREFIX_SIGNATURES, *TIFF_SIGNATURES, *JPEG_2000_SIGNATURES)
 VIDEO_SIGNATURES = (
-    b"\x1aE\xdf\xa3",
-    b"FLV",
-    b"0&\xb2u",
-    b"\0\0\x01\xba",
-    b"\0\0\x01\xb3",
-    b"\0\0\0\x01",
-    b"YUV4MPEG2",
-    b"OggS",
-    b"DKIF",
+    *(b"\x1aE\xdf\xa3", b"FLV", b"0&\xb2u", b"\0\0\x01\xba", b"\0\0\x01\xb3", b"\0\0\0\x01"),
+    *(b"YUV4MPEG2", b"OggS", b"DKIF"),
 )
 
 

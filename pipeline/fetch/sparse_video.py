@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from typing import NamedTuple
 
 from pipeline.fetch.blob import Blob, BlobWriter, ByteRanges, write_at
-from pipeline.fetch.range_download import FIRST_READ_BYTES, RemoteObject
+from pipeline.fetch.remote_object import FIRST_READ_BYTES, RemoteObject
 
 MIN_SPARSE_BYTES = 64 << 20  # a download of fewer bytes costs less than the extra requests
 MIN_FRAME_INTERVAL_S = 2.0

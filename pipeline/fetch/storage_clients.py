@@ -12,8 +12,7 @@ from typing import Any
 from pipeline import retry_policy
 from pipeline.errors import FetchError
 from pipeline.fetch.access import redact_source
-from pipeline.fetch.range_download import ObjectChangedError
-from pipeline.fetch.retry import TransientError
+from pipeline.fetch.remote_object import ObjectChangedError, TransientError
 
 SCHEME_ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 ERROR_CLASSES = {  # what each library raises besides OSError

@@ -17,8 +17,13 @@ from yarl import URL
 from pipeline.errors import FetchError
 from pipeline.fetch.access import WEB_SCHEMES, redact_source
 from pipeline.fetch.blob import BlobWriter
-from pipeline.fetch.range_download import FIRST_READ_BYTES, ObjectChangedError, RemoteObject, require_length
-from pipeline.fetch.retry import TransientError
+from pipeline.fetch.remote_object import (
+    FIRST_READ_BYTES,
+    ObjectChangedError,
+    RemoteObject,
+    TransientError,
+    require_length,
+)
 from pipeline.fetch.web_session import check_url, open_restricted_session, parse_url
 from pipeline.retry_policy import parse_retry_after
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.errors import DecodeError, FetchError
 from pipeline.fetch.blob import Blob, ByteRanges
 from pipeline.fetch.header_fetcher import HeaderBlob, read_webp_size
-from pipeline.fetch.ranged_file import RangedFile
+from pipeline.fetch.remote_object import RangedFile
 from pipeline.media.decoder_client import DecoderClient
 from pipeline.media.kinds.base import DecodeLimits, Probe
 from pipeline.media.kinds.image import EXIF_ERRORS, ImageKind, read_upright_size

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import FetchError
-from pipeline.fetch.data_uri import decode_data_uri
+from pipeline.fetch.downloader import decode_data_uri
 from pipeline.fetch.fetcher import Fetcher
 from pipeline.job.spec import Job
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import FetchError
-from pipeline.fetch import range_download, sparse_video
+from pipeline.fetch import remote_object, sparse_video
 from pipeline.fetch.fetcher import Fetcher
 from pipeline.fetch.header_fetcher import HeaderFetcher
 from pipeline.media.clips import WHOLE_FILE_RETRY_KINDS, load_clips
@@ -244,8 +244,8 @@ def test_the_rest_of_an_object_is_read_in_ranges(monkeypatch, tmp_path):
     async def fetch_range(start: int, end: int) -> bytes:
         return bytes(range(start, end))
 
-    monkeypatch.setattr(range_download, "RANGE_BYTES", 3)
+    monkeypatch.setattr(remote_object, "RANGE_BYTES", 3)
     writer = BlobWriter("s3://b/k", limits=LimitsSection(), path=tmp_path / "0")
     writer.write(b"\0\1")
-    asyncio.run(range_download.download_rest(range_download.RemoteObject(10, fetch_range), writer))
+    asyncio.run(remote_object.download_rest(remote_object.RemoteObject(10, fetch_range), writer))
     assert writer.to_blob().data == bytes(range(10))
