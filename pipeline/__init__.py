@@ -61,8 +61,7 @@ fetch: a URI becomes bytes
     fetch/header_fetcher.py                 fetches only the beginning of media, enough to know their size
     fetch/downloader.py                     downloads one source within the job's limits
     fetch/access.py                         decides whether a job may read a URI
-    fetch/web.py                            downloads over HTTP
-    fetch/web_session.py                    HTTP sessions that connect only where the job allows
+    fetch/web.py                            downloads over HTTP, only from servers that the job allows
     fetch/object_store.py                   reads objects from S3, GCS, Azure and other stores
     fetch/storage_clients.py                options and errors of the stores' clients
     fetch/remote_object.py                  reads remote objects: retries, ranges, a seekable file

@@ -73,25 +73,18 @@ class Preparer:
         self.row_reader = reader
         check_kept_values(chunk.file, [row.values for row in rows], self.context.kept_schema)
         histories = dict(chunk.retry_histories)
-        for row, row_id, question in rows:
-            kept_values = {name: row[name] for name in reader.columns.kept}
-            history = histories.get(row_id, RetryHistory())
-            empty_item = Item(row_id, question, (), kept_values, history=history)
+        columns, base_folder = reader.columns, chunk.file.base_folder
+        for row in rows:
+            kept_values = {name: row.values[name] for name in columns.kept}
+            history = histories.get(row.id, RetryHistory())
+            empty_item = Item(row.id, row.question, (), kept_values, history=history)
             try:
-                item = build_item(
-                    row,
-                    item_id=row_id,
-                    question=question,
-                    columns=reader.columns,
-                    job=job,
-                    user_prompt=schema_prompt if job.prompt.user is None else job.prompt.user,
-                    base_folder=chunk.file.base_folder,
-                )
-                yield replace(item, kept_values=kept_values, history=history), None
+                item = build_item(row, columns, job, schema_prompt=schema_prompt, base_folder=base_folder)
+                yield replace(item, history=history), None
             except ItemError as error:
-                yield empty_item, error.to_failure(row_id)
+                yield empty_item, error.to_failure(row.id)
             except Exception:  # noqa: BLE001 - an unexpected error costs one row
-                yield empty_item, build_internal_failure(row_id)
+                yield empty_item, build_internal_failure(row.id)
 
     def _take_row_reader(self, file: ManifestFile) -> RowReader:
         """The last chunk's reader where that read the same file. After an error it is not used again."""

@@ -84,12 +84,14 @@ class HeaderFetcher(Fetcher):
     def _build_header_blob(
         self, source: str, uri: str, prefix: bytes, size: int, ranged_file: RangedFile | None = None
     ) -> HeaderBlob:
-        def fetch_whole() -> Blob:
-            return self.run(self.downloader.download(source, True), source)
-
         shown_uri = redact_source(uri)
         check_byte_limit(size, "image", uri=shown_uri, limits=self.limits)
-        return HeaderBlob(shown_uri, "image", data=prefix, fetch_whole=fetch_whole, ranged_file=ranged_file)
+        return HeaderBlob(
+            shown_uri, "image", data=prefix, fetch_whole=lambda: self._fetch_whole(source), ranged_file=ranged_file
+        )
+
+    def _fetch_whole(self, source: str) -> Blob:
+        return self.run(self.downloader.download(source, True), source)
 
     def _open_ranged_file(self, client: WebClient | ObjectStore, uri: str, prefix: bytes, size: int) -> RangedFile:
         def read_range(start: int, end: int) -> bytes:

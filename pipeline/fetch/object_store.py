@@ -24,7 +24,7 @@ from pipeline.fetch.storage_clients import (
     load_error_types,
     translate_error,
 )
-from pipeline.fetch.web_session import open_unrestricted_session, parse_url
+from pipeline.fetch.web import open_unrestricted_session, parse_url
 
 EMPTY_OBJECT_WORDS = ("InvalidRange", "requested range", "416")  # an empty object has no first byte to read
 VERSION_KEYS = ("ETag", "etag", "generation", "blob_id", "last_modified", "mtime", "size")

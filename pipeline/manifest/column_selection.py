@@ -6,7 +6,7 @@ A column that a job names and a file lacks is an error before anything is read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -61,65 +61,54 @@ def select_columns(job: Job, available: Sequence[str], *, schema_prompt: str | N
     """The columns that a job reads, or a JobError that names a missing one."""
     messages = select_messages_column(job, available, schema_prompt)
     media = job.input.media
-    if not media and messages is None:
-        if set(available) != FOLDER_LISTING_COLUMNS:
-            raise JobError(
-                "input.media names no column, so there is nothing to look at; name the columns with media, or in "
-                "input.messages the column with a chat, which may be text alone; the manifest has: "
-                + ", ".join(available)
-            )
+    if not media and messages is None and set(available) == FOLDER_LISTING_COLUMNS:
         media = ("uri",)
-    placeholders = [(key, name) for key in ("system", "user") for name in find_placeholders(getattr(job.prompt, key))]
-    columns = ManifestColumns(
-        media=media,
-        messages=messages,
-        options=tuple(name for name in (*ROW_OPTIONS, MAX_TOKENS_COLUMN) if name in available),
-        prompt=tuple(dict.fromkeys(name for _, name in placeholders)),
-        id=job.input.id,
-        kept=job.input.keep,
-    )
-    for key, name in list_named_columns(columns, placeholders):
+    if not media and messages is None:
+        raise JobError(
+            "input.media names no column, so there is nothing to look at; name the columns with media, or in "
+            "input.messages the column with a chat, which may be text alone; the manifest has: " + ", ".join(available)
+        )
+    named_columns = {
+        "input.media": media,
+        "input.messages": () if messages is None else (messages,),
+        "input.id": () if job.input.id is None else (job.input.id,),
+        "input.keep": job.input.keep,
+        "prompt.system": find_placeholders(job.prompt.system),
+        "prompt.user": find_placeholders(job.prompt.user),
+    }
+    for key, name in ((key, name) for key, names in named_columns.items() for name in names):
         if name not in available:
             brace = " (for a brace that is text, write {{ or }})" if key.startswith("prompt.") else ""
             raise JobError(
                 f"{key}: the manifest has no column {name!r}{brace}; it has: {', '.join(available) or 'none'}"
                 f"{format_suggestion(name, dict.fromkeys(available))}"
             )
-    return columns
+    options = tuple(name for name in (*ROW_OPTIONS, MAX_TOKENS_COLUMN) if name in available)
+    prompt = tuple(dict.fromkeys([*named_columns["prompt.system"], *named_columns["prompt.user"]]))
+    return ManifestColumns(media, messages, options, prompt, job.input.id, job.input.keep)
 
 
 def select_messages_column(job: Job, available: Sequence[str], schema_prompt: str | None) -> str | None:
     messages, user_prompt = job.input.messages, job.prompt.user
     if messages is not None and user_prompt is not None:
         raise JobError("both input.messages and prompt.user say what to ask; leave one of them out")
-    if messages is None and user_prompt is None and "messages" in available:
+    if messages is not None or user_prompt is not None:
+        return messages
+    if "messages" in available:
         return "messages"
-    if messages is None and user_prompt is None and schema_prompt is None:
-        raise JobError(
-            "there is nothing to ask: give prompt.user, or an answer.schema with a prompt of its own, "
-            "or in input.messages the column with a chat"
-        )
-    return messages
+    if schema_prompt is None:
+        advice = "or an answer.schema with a prompt of its own, or in input.messages the column with a chat"
+        raise JobError(f"there is nothing to ask: give prompt.user, {advice}")
+    return None
 
 
-def list_named_columns(columns: ManifestColumns, placeholders: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Each column with the key of the job that names it."""
-    yield from (("input.media", name) for name in columns.media)
-    if columns.messages is not None:
-        yield "input.messages", columns.messages
-    if columns.id is not None:
-        yield "input.id", columns.id
-    yield from (("input.keep", name) for name in columns.kept)
-    yield from ((f"prompt.{key}", name) for key, name in placeholders)
-
-
-def find_placeholders(template: str | None) -> list[str]:
+def find_placeholders(template: str | None) -> tuple[str, ...]:
     """The columns that a prompt names.
 
     >>> find_placeholders("{vendor}: read {{all}} of {page}")
-    ['vendor', 'page']
+    ('vendor', 'page')
     """
-    return [match[1] for match in PLACEHOLDER.finditer(template or "") if match[1] is not None]
+    return tuple(match[1] for match in PLACEHOLDER.finditer(template or "") if match[1] is not None)
 
 
 def holds_bytes(data_type: pa.DataType) -> bool:

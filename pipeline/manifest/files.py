@@ -6,8 +6,7 @@ A folder that holds no manifest file is a manifest itself: each media file in it
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,7 +20,12 @@ from pipeline.job.spec import Job
 from pipeline.manifest.sources.base import Source
 from pipeline.registry import SOURCES, load_registered
 
-T = TypeVar("T")
+ResultT = TypeVar("ResultT")
+
+
+def load_source_class(kind: str) -> type[Source]:
+    source_class: type[Source] = load_registered(SOURCES, kind, "source")
+    return source_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +48,6 @@ class ManifestFile:
         return self.url.rpartition("/")[0] if self.source_class.file_endings else self.url
 
 
-def load_source_class(kind: str) -> type[Source]:
-    source_class: type[Source] = load_registered(SOURCES, kind, "source")
-    return source_class
-
-
 def list_manifest_files(job: Job) -> list[ManifestFile]:
     """Every file that the manifest names, in a fixed order."""
     path = job.output.path
@@ -61,26 +60,20 @@ def list_manifest_files(job: Job) -> list[ManifestFile]:
 
 def expand_url(url: str, output_prefix: str) -> list[ManifestFile]:
     """The files behind a URL. A folder or pattern may contain the job's own output, which is left out."""
-    with translate_listing_errors(url):
+    try:
         filesystem, path = fsspec.core.url_to_fs(url)
         if any(wildcard in path for wildcard in "*?["):
             names = exclude_output_files(filesystem, filesystem.glob(path), output_prefix)
         elif filesystem.isdir(path):
-            manifest_names = (name for name in filesystem.find(path) if is_found_in_folders(name))
+            manifest_names = filter(is_found_in_folders, filesystem.find(path))
             names = exclude_output_files(filesystem, manifest_names, output_prefix)
             if not names:
-                return [ManifestFile(filesystem.unstrip_protocol(path), find_folder_kind())]
+                folder_kind = next(kind for kind in SOURCES if not load_source_class(kind).file_endings)
+                return [ManifestFile(filesystem.unstrip_protocol(path), folder_kind)]
         elif filesystem.exists(path):
             names = [path]
         else:
             raise JobError(f"input.manifest: there is no {url}")
-    return [ManifestFile(filesystem.unstrip_protocol(name), require_source_kind(name)) for name in names]
-
-
-@contextmanager
-def translate_listing_errors(url: str) -> Iterator[None]:
-    try:
-        yield
     except (ImportError, ValueError) as error:
         raise JobError(f"input.manifest: {url}: {error}") from error
     except PermissionError as error:
@@ -89,6 +82,7 @@ def translate_listing_errors(url: str) -> Iterator[None]:
         problem = translate_error(error, url)
         advice = "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" if url.startswith("s3") else ""
         raise JobError(f"input.manifest: {problem.message}{advice if problem.kind == 'denied' else ''}") from error
+    return [ManifestFile(filesystem.unstrip_protocol(name), require_source_kind(name)) for name in names]
 
 
 def exclude_output_files(filesystem: Any, names: Iterable[str], output_prefix: str) -> list[str]:
@@ -111,17 +105,12 @@ def is_found_in_folders(name: str) -> bool:
     return kind is not None and load_source_class(kind).is_found_in_folders
 
 
-def find_folder_kind() -> str:
-    """The source that reads whole folders."""
-    return next(kind for kind in SOURCES if not load_source_class(kind).file_endings)
-
-
 def get_store_error_types(url: str) -> tuple[type[Exception], ...]:
     """The exceptions that reading a URL may raise."""
     return load_error_types(url.partition("://")[0])
 
 
-def read_with_retries(file: ManifestFile, operation: Callable[[], T]) -> T:
+def read_with_retries(file: ManifestFile, operation: Callable[[], ResultT]) -> ResultT:
     """Read from a manifest file; retry errors that may pass, and stop the run on any other."""
 
     def decide_wait_s(error: Exception, failures: int) -> float:

@@ -7,55 +7,50 @@ filled into the prompt once, as it is: braces inside it mean nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import ReadError
 from pipeline.job.spec import Job
-from pipeline.manifest import chat
+from pipeline.manifest.chat import ChatParser
 from pipeline.manifest.column_selection import MAX_TOKENS_COLUMN, PLACEHOLDER, ManifestColumns
-from pipeline.manifest.media_cells import OPTION_TYPES, parse_media_cell, parse_number, parse_options
+from pipeline.manifest.media_cells import CellError, parse_media_cell, parse_number, parse_options
+from pipeline.manifest.rows import ManifestRow
 from pipeline.types import Item, MediaRef, Turn
 
 
 def build_item(
-    row: Mapping[str, Any],
-    *,
-    item_id: str,
-    question: str,
-    columns: ManifestColumns,
-    job: Job,
-    user_prompt: str | None,
-    base_folder: str,
+    manifest_row: ManifestRow, columns: ManifestColumns, job: Job, *, schema_prompt: str | None, base_folder: str
 ) -> Item:
-    """`user_prompt` is the job's, which may hold placeholders, or else the schema's."""
-    option_values = {name: row.get(name) for name in columns.options if name != MAX_TOKENS_COLUMN}
-    row_options = parse_options(option_values, "row", "column ")
-    media = [
-        replace(media_ref, options=media_ref.options.with_defaults(row_options))
-        for name in columns.media
-        for media_ref in parse_media_cell(row.get(name), base_folder, "row", f"column {name}")
-    ]
+    row, item_id, question = manifest_row
+    with convert_cell_errors("row"):
+        row_options = parse_options({name: row.get(name) for name in columns.options}, "column ")
+        cells = [parse_media_cell(row.get(name), base_folder, f"column {name}") for name in columns.media]
+        max_tokens = row.get(MAX_TOKENS_COLUMN) if MAX_TOKENS_COLUMN in columns.options else None
+        max_new_tokens = parse_number(MAX_TOKENS_COLUMN, max_tokens, int, "column ")
+    media = [replace(media_ref, options=row_options) for cell in cells for media_ref in cell]
     system = None if job.prompt.system is None else fill_placeholders(job.prompt.system, row)
     if columns.messages is not None:
-        turns = chat.parse_turns(
-            row.get(columns.messages), media, row_options=row_options, base_folder=base_folder, column=columns.messages
-        )
+        with convert_cell_errors("messages"):
+            parser = ChatParser(columns.messages, media, row_options, base_folder)
+            turns = parser.parse_turns(row.get(columns.messages))
         if system is not None and turns[0].role != "system":
             turns = (Turn("system", (system,)), *turns)
     else:
-        if job.prompt.user is not None and user_prompt:
-            user_prompt = fill_placeholders(user_prompt, row)
+        user_prompt = schema_prompt if job.prompt.user is None else fill_placeholders(job.prompt.user, row)
         turns = build_question_turns(media, system, user_prompt, columns)
-    max_tokens = row.get(MAX_TOKENS_COLUMN) if MAX_TOKENS_COLUMN in columns.options else None
-    return Item(
-        id=item_id,
-        question=question,
-        turns=turns,
-        kept_values={name: row.get(name) for name in columns.kept},
-        max_new_tokens=parse_number(MAX_TOKENS_COLUMN, max_tokens, OPTION_TYPES[MAX_TOKENS_COLUMN], "row", "column "),
-    )
+    kept_values = {name: row.get(name) for name in columns.kept}
+    return Item(item_id, question, turns, kept_values, max_new_tokens=max_new_tokens)
+
+
+@contextmanager
+def convert_cell_errors(kind: str) -> Iterator[None]:
+    try:
+        yield
+    except CellError as error:
+        raise ReadError(kind, str(error)) from error
 
 
 def build_question_turns(

@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from pipeline.errors import ReadError
 from pipeline.types import MediaOptions, MediaRef
 
 OPTION_TYPES: dict[str, type[int] | type[float]] = {
     **dict.fromkeys(("min_pixels", "max_pixels", "total_pixels", "resized_width", "resized_height"), int),
-    **dict.fromkeys(("nframes", "min_frames", "max_frames", "max_new_tokens"), int),
+    **dict.fromkeys(("nframes", "min_frames", "max_frames"), int),
     **dict.fromkeys(("fps", "video_start", "video_end"), float),
 }
 FIELD_BY_OPTION = {"nframes": "frames"}  # where MediaOptions uses another name
@@ -24,11 +23,15 @@ ABSOLUTE_URI = re.compile(r"/|data:|[A-Za-z][A-Za-z0-9+.-]*:[/:]", re.I)  # agre
 MAX_OPTION_VALUE = 2**53
 
 
-def parse_media_cell(value: Any, base_folder: str, error_kind: str, location: str) -> list[MediaRef]:
+class CellError(ValueError):
+    """A cell is malformed. `build_item` makes a ReadError of it."""
+
+
+def parse_media_cell(value: Any, base_folder: str, location: str) -> list[MediaRef]:
     """The media in one cell: none, one, or a list, which may be JSON text."""
     value = parse_json_text(value)
     cells = value if isinstance(value, (list, tuple)) else [value]
-    sources = [parse_source(cell, base_folder, error_kind, location) for cell in cells]
+    sources = [parse_source(cell, base_folder, location) for cell in cells]
     return [MediaRef(source) for source in sources if source is not None]
 
 
@@ -40,21 +43,19 @@ def parse_json_text(value: Any) -> Any:
     return value
 
 
-def parse_source(value: Any, base_folder: str, error_kind: str, location: str) -> str | bytes | None:
+def parse_source(value: Any, base_folder: str, location: str) -> str | bytes | None:
     """A URI, bytes, or a struct with either, as Hugging Face datasets and chat messages write them."""
     if value is None or value in ("", b""):
         return None
     if isinstance(value, str):
-        return resolve_uri(check_text(value, error_kind, location), base_folder)
+        return resolve_uri(check_text(value, location), base_folder)
     if isinstance(value, bytes):
         return value
     if isinstance(value, dict) and value.keys() & {"bytes", "path", "url"}:
         source = next((value[name] for name in ("bytes", "path", "url") if value.get(name)), None)
         if source is None or isinstance(source, (str, bytes)):
-            return parse_source(source, base_folder, error_kind, location)
-    raise ReadError(
-        error_kind, f"{location} holds {describe_value(value)}; give a URI, bytes, or a struct with bytes or path"
-    )
+            return parse_source(source, base_folder, location)
+    raise CellError(f"{location} holds {describe_value(value)}; give a URI, bytes, or a struct with bytes or path")
 
 
 def resolve_uri(uri: str, base_folder: str) -> str:
@@ -63,22 +64,20 @@ def resolve_uri(uri: str, base_folder: str) -> str:
     >>> resolve_uri("a/b.png", "s3://bucket/in/"), resolve_uri("/a.png", "/in")
     ('s3://bucket/in/a/b.png', '/a.png')
     """
-    if not base_folder or ABSOLUTE_URI.match(uri):
-        return uri
-    return f"{base_folder.rstrip('/')}/{uri}"
+    return uri if not base_folder or ABSOLUTE_URI.match(uri) else f"{base_folder.rstrip('/')}/{uri}"
 
 
-def parse_options(values: Mapping[str, Any], error_kind: str, location: str) -> MediaOptions:
+def parse_options(values: Mapping[str, Any], location: str) -> MediaOptions:
     """Pick the options out of `values`, by the names that manifests use."""
     numbers = {
-        FIELD_BY_OPTION.get(name, name): parse_number(name, values[name], number_type, error_kind, location)
+        FIELD_BY_OPTION.get(name, name): parse_number(name, values[name], number_type, location)
         for name, number_type in OPTION_TYPES.items()
         if name in values
     }
     return MediaOptions(**{name: number for name, number in numbers.items() if number is not None})
 
 
-def parse_number(name: str, value: Any, number_type: type[int] | type[float], error_kind: str, location: str) -> Any:
+def parse_number(name: str, value: Any, number_type: type[int] | type[float], location: str) -> Any:
     """Accepts a number as text. Tables write NaN for an empty cell of a column of numbers."""
     if isinstance(value, str):
         with suppress(ValueError):
@@ -88,21 +87,20 @@ def parse_number(name: str, value: Any, number_type: type[int] | type[float], er
     fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_OPTION_VALUE
     if not fits or (number_type is int and value != int(value)):
         noun = "whole number" if number_type is int else "number"
-        raise ReadError(error_kind, f"{location}{name} holds {describe_value(value)}; give a {noun} or leave it empty")
+        raise CellError(f"{location}{name} holds {describe_value(value)}; give a {noun} or leave it empty")
     if value < 0 or (value == 0 and name not in ZERO_ALLOWED):
         minimum = "zero or more" if name in ZERO_ALLOWED else "more than zero"
-        raise ReadError(error_kind, f"{location}{name} is {value}; it must be {minimum}")
+        raise CellError(f"{location}{name} is {value}; it must be {minimum}")
     return number_type(value)
 
 
-def check_text(value: str, error_kind: str, location: str) -> str:
+def check_text(value: str, location: str) -> str:
     """Refuse text that UTF-8 cannot encode: JSON can escape half of a character."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ReadError(
-            error_kind, f"{location} holds half of a surrogate pair at {error.start}; write whole characters"
-        ) from error
+        problem = f"holds half of a surrogate pair at {error.start}; write whole characters"
+        raise CellError(f"{location} {problem}") from error
     return value
 
 

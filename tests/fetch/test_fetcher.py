@@ -220,7 +220,7 @@ def test_every_redirect_is_checked_like_the_first_url(target, kind, fetcher, ser
 def test_a_redirect_to_the_metadata_service_is_refused_if_any_public_host_is_allowed(server):
     from yarl import URL
 
-    from pipeline.fetch.web_session import check_url
+    from pipeline.fetch.web import check_url
 
     for url in ("http://169.254.169.254/latest", "http://[::ffff:169.254.169.254]/", "http://0xa9fea9fe/"):
         with pytest.raises(FetchError) as raised:

@@ -11,6 +11,7 @@ from pipeline.errors import JobError, ReadError
 from pipeline.job.spec import Job
 from pipeline.manifest.column_selection import select_columns
 from pipeline.manifest.items import build_item
+from pipeline.manifest.rows import ManifestRow
 from pipeline.types import Item, MediaOptions, MediaRef, Turn
 
 
@@ -28,8 +29,7 @@ def make_job(prompt: dict[str, str] | None = None, **wanted: Any) -> Job:
 
 def read_item(row: dict[str, Any], job: Job, *, base: str = "", default: str | None = None) -> Item:
     columns = select_columns(job, list(row), schema_prompt=default)
-    user = job.prompt.user if job.prompt.user is not None else default
-    return build_item(row, item_id="1", question="q", columns=columns, job=job, user_prompt=user, base_folder=base)
+    return build_item(ManifestRow(row, "1", "q"), columns, job, schema_prompt=default, base_folder=base)
 
 
 def list_sources(row: dict[str, Any], job: Job, **more: Any) -> list[Any]:

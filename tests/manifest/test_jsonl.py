@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import JobError
-from pipeline.manifest.chat import parse_turns
+from pipeline.manifest.chat import ChatParser
 from pipeline.manifest.media_cells import parse_media_cell, parse_number
 from pipeline.manifest.sources import jsonl
 from pipeline.manifest.sources.jsonl import JsonlSource, infer_type
@@ -51,8 +51,8 @@ def test_a_column_that_starts_empty_may_hold_anything_later(read, monkeypatch):
     monkeypatch.setattr(jsonl, "SAMPLE_BYTES", 20)
     rows = [{"fps": None, "image": None}] * 3 + [{"fps": 0.5, "image": ["a.png", {"url": "b.png"}]}]
     row = read(*rows).to_pylist()[-1]
-    assert parse_number("fps", row["fps"], float, "row", "") == 0.5
-    assert parse_media_cell(row["image"], "/in", "row", "image") == [MediaRef("/in/a.png"), MediaRef("/in/b.png")]
+    assert parse_number("fps", row["fps"], float, "") == 0.5
+    assert parse_media_cell(row["image"], "/in", "image") == [MediaRef("/in/a.png"), MediaRef("/in/b.png")]
 
 
 def test_chats_of_one_column_may_be_text_or_parts(read):
@@ -61,7 +61,7 @@ def test_chats_of_one_column_may_be_text_or_parts(read):
         [{"role": "user", "content": "Hi"}],
     ]
     cells = read(*({"messages": chat} for chat in chats))["messages"].to_pylist()
-    turns = [parse_turns(cell, [], row_options=MediaOptions(), base_folder="", column="messages") for cell in cells]
+    turns = [ChatParser("messages", [], MediaOptions(), "").parse_turns(cell) for cell in cells]
     assert turns == [(Turn("system", ("Be brief.",)), Turn("user", ("Hi",))), (Turn("user", ("Hi",)),)]
 
 
@@ -108,4 +108,4 @@ def test_types_are_inferred_once(tmp_path, monkeypatch):
 
 
 def test_a_path_may_begin_with_a_bracket():
-    assert parse_media_cell("[1] scan.png", "/in", "row", "image") == [MediaRef("/in/[1] scan.png")]
+    assert parse_media_cell("[1] scan.png", "/in", "image") == [MediaRef("/in/[1] scan.png")]
