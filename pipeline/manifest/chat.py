@@ -84,7 +84,7 @@ class ChatParser:
         """The part's own source, or the next of the media columns."""
         options = parse_options(part, f"{location}: ").with_defaults(self.row_options)
         for name in SOURCE_KEYS[kind]:
-            value = part.get(name)
+            value: Any = part.get(name)
             is_frame_list = kind == "video" and isinstance(value, list)
             cells = value if is_frame_list else [value]
             sources = [parse_source(cell, self.base_folder, f"{location}: {name}") for cell in cells]
