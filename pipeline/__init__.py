@@ -73,8 +73,7 @@ fetch: a URI becomes bytes
 manifest: manifest files become chunks, and chunks become Items
     manifest/files.py                       finds the manifest files of a job
     manifest/column_selection.py            selects the columns that a job reads
-    manifest/rows.py                        reads rows, each with its id and question hash
-    manifest/chunks.py                      cuts manifest files into chunks
+    manifest/chunks.py                      cuts manifest files into chunks, and reads their rows
     manifest/items.py                       converts a row to an Item
     manifest/chat.py                        parses a cell that holds a chat
     manifest/media_cells.py                 parses a cell that holds media or their options

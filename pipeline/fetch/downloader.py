@@ -55,9 +55,8 @@ class Downloader:
             remote_object = await self.get_client(scheme).download(uri, writer, full_download=full_download)
             if remote_object and not full_download:
                 remote_object = replace(remote_object, on_bytes_read=self._count_bytes)
-                if blob := await open_sparse_video(
-                    remote_object, writer, frame_count=self.max_frames, pages=pages, min_bytes=self.min_sparse_bytes
-                ):
+                video = open_sparse_video(remote_object, writer, self.max_frames, pages, self.min_sparse_bytes)
+                if blob := await video:
                     return blob
             if remote_object:
                 await download_rest(remote_object, writer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,13 +103,11 @@ class HeaderFetcher(Fetcher):
 
 def read_file_prefix(path: Path) -> tuple[bytes, int]:
     """The first bytes of a file, and its size. Errors are left to the download that follows."""
-    try:
-        if not path.is_file():
-            return b"", 0
-        with open(path, "rb") as file:
-            return file.read(PREFIX_BYTES), path.stat().st_size
-    except OSError:
-        return b"", 0
+    with suppress(OSError):
+        if path.is_file():
+            with open(path, "rb") as file:
+                return file.read(PREFIX_BYTES), path.stat().st_size
+    return b"", 0
 
 
 def read_webp_size(data: bytes) -> Size | None:

@@ -8,7 +8,8 @@ environment, never from the URI. When they have expired, the client is opened ag
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 import aiohttp
 import fsspec
@@ -26,6 +27,7 @@ from pipeline.fetch.storage_clients import (
 )
 from pipeline.fetch.web import open_unrestricted_session, parse_url
 
+ResultT = TypeVar("ResultT")
 EMPTY_OBJECT_WORDS = ("InvalidRange", "requested range", "416")  # an empty object has no first byte to read
 VERSION_KEYS = ("ETag", "etag", "generation", "blob_id", "last_modified", "mtime", "size")
 REQUIRED_PACKAGES = {"gs": "vlbatch[gcs]", "az": "vlbatch[azure]", "oss": "ossfs"}
@@ -45,9 +47,8 @@ class ObjectStore:
             self._connect()
         except ImportError as error:
             package = REQUIRED_PACKAGES.get(self.provider, error.name or str(error))
-            raise FetchError(
-                "package", f"{scheme}:// needs a package that the workers do not have: pip install '{package}'"
-            ) from error
+            problem = "needs a package that the workers do not have"
+            raise FetchError("package", f"{scheme}:// {problem}: pip install '{package}'") from error
 
     def _connect(self) -> None:
         options = get_client_options(self.scheme)
@@ -86,10 +87,9 @@ class ObjectStore:
     async def _read_signed_prefix(self, url: str, max_bytes: int) -> tuple[bytes, int] | None:
         """None on any error: the store's own client reports it better."""
         self.signed_url_session = self.signed_url_session or open_unrestricted_session(MAX_SIGNED_URL_CONNECTIONS)
+        headers = {"Range": f"bytes=0-{max_bytes - 1}"}
         try:
-            async with self.signed_url_session.get(
-                parse_url(url), headers={"Range": f"bytes=0-{max_bytes - 1}"}
-            ) as response:
+            async with self.signed_url_session.get(parse_url(url), headers=headers) as response:
                 size_text = response.headers.get("Content-Range", "").rpartition("/")[2]
                 if response.status != 206 or not size_text.isdecimal():
                     return None
@@ -104,10 +104,8 @@ class ObjectStore:
         try:
             await self.filesystem.set_session()
             client = await self.filesystem.get_s3(bucket)
-            url: str = await client.generate_presigned_url(
-                "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=SIGNED_URL_LIFETIME_S
-            )
-            return url
+            place = {"Bucket": bucket, "Key": key}
+            return str(await client.generate_presigned_url("get_object", place, SIGNED_URL_LIFETIME_S))
         except (*self.error_types, ValueError):
             return None
 
@@ -116,16 +114,14 @@ class ObjectStore:
             await self.signed_url_session.close()
 
     def _to_path(self, uri: str) -> str:
-        path: str = self.filesystem._strip_protocol(self.scheme + uri[len(self.scheme) :])  # in lower case: S3://
-        return path
+        return str(self.filesystem._strip_protocol(self.scheme + uri[len(self.scheme) :]))  # in lower case: S3://
 
     async def _request_prefix(self, path: str, max_bytes: int) -> tuple[bytes, int, Any]:
         try:
             prefix, size, version = await self._request_range(path, 0, max_bytes, None)
-        except (FileNotFoundError, PermissionError):
-            raise
         except (*self.error_types, ValueError) as error:
-            if any(word in str(error) for word in EMPTY_OBJECT_WORDS):
+            is_of_empty_object = any(word in str(error) for word in EMPTY_OBJECT_WORDS)  # a path may hold any word
+            if is_of_empty_object and not isinstance(error, (FileNotFoundError, PermissionError)):
                 return b"", 0, None
             raise
         return require_length(prefix, min(max_bytes, size), redact_source(path)), size, version
@@ -146,19 +142,17 @@ class ObjectStore:
 
     async def _request_s3_range(self, path: str, start: int, end: int, version: str | None) -> tuple[bytes, int, Any]:
         bucket, key, _ = self.filesystem.split_path(path)
-        condition = {"IfMatch": version} if version else {}
-        response = await self.filesystem._call_s3(
-            "get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", **condition
-        )
+        request = {"Bucket": bucket, "Key": key, "Range": f"bytes={start}-{end - 1}"}
+        request |= {"IfMatch": version} if version else {}
+        response = await self.filesystem._call_s3("get_object", **request)
         async with response["Body"] as body:
             data = await body.read()
         return data, int(response.get("ContentRange", "").rpartition("/")[2] or len(data)), response.get("ETag")
 
-    async def _translate_errors(self, uri: str, request: Any) -> tuple[bytes, int, Any]:
+    async def _translate_errors(self, uri: str, request: Awaitable[ResultT]) -> ResultT:
         used_client = self.filesystem
         try:
-            result: tuple[bytes, int, Any] = await request
-            return result
+            return await request
         except FileNotFoundError as error:
             raise FetchError("not_found", f"{redact_source(uri)}: no such object") from error
         except IsADirectoryError as error:

@@ -26,7 +26,7 @@ REQUEST_BYTES, MAX_CONCURRENT_REQUESTS = 8 << 20, 8
 
 
 async def open_sparse_video(
-    remote_object: RemoteObject, writer: BlobWriter, *, frame_count: int, pages: str = "", min_bytes: int | None = None
+    remote_object: RemoteObject, writer: BlobWriter, frame_count: int, pages: str, min_bytes: int | None
 ) -> Blob | None:
     """None for a file that is better downloaded whole. The writer holds the beginning of the file."""
     if writer.kind != "video" or remote_object.size_bytes < (min_bytes or MIN_SPARSE_BYTES):
@@ -97,11 +97,8 @@ class SparseVideo:
 
     def _claim_missing(self, ranges: ByteRanges) -> list[tuple[int, int]]:
         """The requests that are still needed. From now on their ranges count as requested."""
-        gaps = [
-            gap
-            for start, end in merge_ranges(ranges, MERGE_GAP_BYTES)
-            for gap in find_gaps(start, end, self.requested_ranges)
-        ]
+        merged = merge_ranges(ranges, MERGE_GAP_BYTES)
+        gaps = [gap for start, end in merged for gap in find_gaps(start, end, self.requested_ranges)]
         self.requested_ranges = merge_ranges([*self.requested_ranges, *gaps], 0)
         return [
             (piece_start, min(piece_start + REQUEST_BYTES, end))

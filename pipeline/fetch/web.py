@@ -32,7 +32,7 @@ from pipeline.fetch.remote_object import (
 from pipeline.retry_policy import parse_retry_after
 
 ResultT = TypeVar("ResultT")
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 20.0  # of silence; the row's deadline bounds the whole request
+TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=20)  # of silence; rows have a deadline, too
 MAX_REDIRECTS = 5
 MAX_RETRY_AFTER_S = 60.0
 READ_BYTES = 1 << 18
@@ -136,11 +136,8 @@ def resolve_redirect(url: URL, response: aiohttp.ClientResponse) -> URL:
 def check_status(response: aiohttp.ClientResponse, shown_uri: str) -> None:
     status = response.status
     if status in TRANSIENT_STATUSES:
-        raise TransientError(
-            "unavailable",
-            f"{shown_uri}: the server answers {status}",
-            retry_after_s=min(parse_retry_after(response.headers), MAX_RETRY_AFTER_S),
-        )
+        retry_after_s = min(parse_retry_after(response.headers), MAX_RETRY_AFTER_S)
+        raise TransientError("unavailable", f"{shown_uri}: the server answers {status}", retry_after_s=retry_after_s)
     if status not in (200, 206):
         kind = ERROR_KIND_BY_STATUS.get(status, "refused")
         raise FetchError(kind, f"{shown_uri}: the server answers {status} {response.reason or ''}".rstrip())
@@ -192,7 +189,7 @@ def open_restricted_session(allowed_hosts: Sequence[str]) -> aiohttp.ClientSessi
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S),
+        timeout=TIMEOUT,
         headers={"User-Agent": "vlbatch", "Accept": "*/*", "Accept-Encoding": "identity"},
     )
 
@@ -202,7 +199,7 @@ def open_unrestricted_session(max_connections: int) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=max_connections),
         cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S),
+        timeout=TIMEOUT,
         trust_env=bool(getproxies()),  # with True, aiohttp looks for proxies at every request, in a thread
     )
 
@@ -221,11 +218,8 @@ class PublicAddressResolver(AbstractResolver):
         for kind, _, protocol, _, address in await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM):
             ip = str(address[0])
             check_address(host, port, ip, self.allowed_hosts)
-            results.append(
-                ResolveResult(
-                    hostname=host, host=ip, port=port, family=kind, proto=protocol, flags=socket.AI_NUMERICHOST
-                )
-            )
+            flags = socket.AI_NUMERICHOST
+            results.append(ResolveResult(hostname=host, host=ip, port=port, family=kind, proto=protocol, flags=flags))
         return results
 
     async def close(self) -> None: ...
@@ -247,9 +241,8 @@ def check_url(url: URL, allowed_hosts: Sequence[str]) -> None:
 def check_address(host: str, port: int | None, address: str, allowed_hosts: Sequence[str]) -> None:
     if not is_named_host(host, port, allowed_hosts) and not is_public_address(address):
         shown_host = address if host == address else f"{host} ({address})"
-        raise FetchError(
-            "address", f"{shown_host} is not a public address; name {host}:{port} in input.hosts to allow it"
-        )
+        problem = f"is not a public address; name {host}:{port} in input.hosts to allow it"
+        raise FetchError("address", f"{shown_host} {problem}")
 
 
 def _parse_ip_address(host: str) -> str | None:

@@ -1,27 +1,66 @@
 """Cut manifest files into chunks of consecutive rows, each named after a hash of its rows.
 
 The chunk is the unit of transport, retry and commit. Planning reads only the columns that decide the question; the
-worker that gets a chunk reads its rows again. Nothing here holds more than one chunk of rows.
+worker that gets a chunk reads its rows again. Nothing here holds more than one chunk of rows. A row's key is its id and
+a hash of its question. Media given as bytes are not part of the hash, because planning would have to read all of them:
+the id of the row stands for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.errors import StoppedError
+from pipeline.errors import JobError, StoppedError
 from pipeline.job.spec import Job
+from pipeline.manifest.column_selection import holds_bytes, select_file_columns
 from pipeline.manifest.files import ManifestFile
-from pipeline.manifest.rows import ManifestRow, RowReader, hash_row_keys, hash_rows, hash_to_hex
 from pipeline.manifest.sources.base import Span
 from pipeline.types import RetryHistory
 
 TARGET_CHUNK_BYTES = 256 * 2**20  # of a prepared chunk in the object store, roughly
 TYPICAL_IMAGE_PIXELS = 1280 * 28 * 28
 TYPICAL_VIDEO_PIXELS = 20480 * 28 * 28
+encode_canonical_json = json.JSONEncoder(sort_keys=True, default=str, ensure_ascii=False).encode
+
+
+class ManifestRow(NamedTuple):
+    values: Mapping[str, Any]
+    id: str
+    question: str  # a hash of what the row asks
+
+
+class RowReader:
+    """One manifest file, open. A caller that reads spans in order decodes each row once."""
+
+    def __init__(self, job: Job, file: ManifestFile, schema_prompt: str | None):
+        self.file, self.source = file, file.open_source()
+        schema = self.source.read_schema()
+        self.columns = select_file_columns(job, file, schema, schema_prompt)
+        binary = {name for name in self.columns.media if holds_bytes(schema.field(name).type)}
+        self.hashed_columns = [name for name in self.columns.question_columns if name not in binary]
+        self.id_columns = [self.columns.id] if self.columns.id else []
+
+    def read_keys(self, span: Span) -> list[tuple[str, str]]:
+        """(id, question) of each row, without reading media given as bytes."""
+        names = dict.fromkeys([*self.hashed_columns, *self.id_columns])
+        return self._compute_keys(self.source.read_span(span, list(names)))
+
+    def read_rows(self, span: Span) -> list[ManifestRow]:
+        names = dict.fromkeys([*self.columns.question_columns, *self.columns.kept, *self.id_columns])
+        table = self.source.read_span(span, list(names))
+        keys, rows = self._compute_keys(table), to_python_rows(table, self.file.url)
+        return [ManifestRow(row, *key) for row, key in zip(rows, keys, strict=True)]
+
+    def _compute_keys(self, table: pa.Table) -> list[tuple[str, str]]:
+        return compute_row_keys(table, self.hashed_columns, self.columns.id, self.file.url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +129,61 @@ def read_chunk_rows(chunk: Chunk, reader: RowReader) -> list[ManifestRow]:
         for offset, row in enumerate(rows)
         if offset not in skipped_offsets and (row.id in retried_ids or not chunk.generation)
     ]
+
+
+def compute_row_keys(
+    table: pa.Table, hashed_columns: Sequence[str], id_column: str | None, url: str
+) -> list[tuple[str, str]]:
+    """(id, question) of each row. Without an id column the question is the id, too."""
+    rows = to_python_rows(table.select(hashed_columns), url) if hashed_columns else [{}] * table.num_rows
+    questions = [hash_text(encode_canonical_json(row)).hex() for row in rows]
+    if not id_column:
+        return [(question, question) for question in questions]
+    ids = [row[id_column] for row in to_python_rows(table.select([id_column]), url)]
+    if None in ids:
+        row_number = ids.index(None)
+        place = f"in the row after {ids[row_number - 1]!r}" if row_number else "in a row"
+        raise JobError(f"{url}: column {id_column} (input.id) is empty {place}; fill it in, or leave input.id out")
+    return [(str(row_id), question) for row_id, question in zip(ids, questions, strict=True)]
+
+
+def to_python_rows(table: pa.Table, url: str) -> list[dict[str, Any]]:
+    """Parquet does not check its values: text may not be UTF-8, and a date may lie beyond the year 9999."""
+    try:
+        return list(table.to_pylist())
+    except (UnicodeDecodeError, OverflowError, ValueError) as error:
+        columns = ", ".join(table.column_names)
+        raise JobError(f"{url}: a value of {columns} cannot be read ({error}); write the file again") from error
+
+
+def hash_text(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def hash_to_hex(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+def hash_row_keys(row_keys: Sequence[tuple[str, str]]) -> NDArray[np.uint64]:
+    """Three hashes for each row: one of the id, and two halves of one of (id, question)."""
+    digests = (hash_text(row_id)[:8] + hash_text(f"{row_id}\0{question}") for row_id, question in row_keys)
+    return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 3)
+
+
+def hash_rows(key_hashes: NDArray[np.uint64]) -> str:
+    return hash_to_hex(key_hashes[:, 1:].tobytes())
+
+
+def build_kept_schema(schema: pa.Schema, job: Job) -> pa.Schema:
+    """The manifest's own types of the columns that the output keeps."""
+    return pa.schema([schema.field(name).with_nullable(True) for name in job.input.keep])
+
+
+def check_kept_values(file: ManifestFile, rows: Sequence[Mapping[str, Any]], kept_schema: pa.Schema) -> None:
+    """Refuse, before anything is paid for, kept values that do not have the type of the manifest's first file."""
+    for field in kept_schema:
+        try:
+            pa.array([row[field.name] for row in rows], field.type)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            problem = f"column {field.name} (input.keep) is {field.type} in the first file of the manifest, not here"
+            raise JobError(f"{file.url}: {problem}: {error}; give it one type in all files") from error

@@ -42,7 +42,6 @@ class ManifestColumns:
 
 
 def select_file_columns(job: Job, file: ManifestFile, schema: pa.Schema, schema_prompt: str | None) -> ManifestColumns:
-    """The columns that a job reads of one file, or an error that names the file and the missing column."""
     source = file.source_class
     if not job.input.media and source.default_media:
         names = {"media": source.default_media, "id": job.input.id or source.default_id}
@@ -58,7 +57,6 @@ def select_file_columns(job: Job, file: ManifestFile, schema: pa.Schema, schema_
 
 
 def select_columns(job: Job, available: Sequence[str], *, schema_prompt: str | None) -> ManifestColumns:
-    """The columns that a job reads, or a JobError that names a missing one."""
     messages = select_messages_column(job, available, schema_prompt)
     media = job.input.media
     if not media and messages is None and set(available) == FOLDER_LISTING_COLUMNS:

@@ -106,7 +106,6 @@ def is_found_in_folders(name: str) -> bool:
 
 
 def get_store_error_types(url: str) -> tuple[type[Exception], ...]:
-    """The exceptions that reading a URL may raise."""
     return load_error_types(url.partition("://")[0])
 
 

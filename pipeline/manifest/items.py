@@ -15,9 +15,9 @@ from typing import Any
 from pipeline.errors import ReadError
 from pipeline.job.spec import Job
 from pipeline.manifest.chat import ChatParser
+from pipeline.manifest.chunks import ManifestRow
 from pipeline.manifest.column_selection import MAX_TOKENS_COLUMN, PLACEHOLDER, ManifestColumns
 from pipeline.manifest.media_cells import CellError, parse_media_cell, parse_number, parse_options
-from pipeline.manifest.rows import ManifestRow
 from pipeline.types import Item, MediaRef, Turn
 
 
@@ -61,11 +61,9 @@ def build_question_turns(
     Empty media cells are usually a mistake in the manifest, and an answer without the image would be a wrong label.
     """
     if columns.media and not media:
-        raise ReadError(
-            "no_media",
-            f"nothing to look at: {', '.join(columns.media)} is empty, and the question is not asked without media; "
-            "give a URI, leave the row out, or ask it as a chat in a messages column, which may be text alone",
-        )
+        problem = f"{', '.join(columns.media)} is empty, and the question is not asked without media"
+        advice = "give a URI, leave the row out, or ask it as a chat in a messages column, which may be text alone"
+        raise ReadError("no_media", f"nothing to look at: {problem}; {advice}")
     question = Turn("user", (*media, *([user_prompt] if user_prompt else [])))
     return (question,) if system_prompt is None else (Turn("system", (system_prompt,)), question)
 

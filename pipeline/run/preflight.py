@@ -15,9 +15,9 @@ from pipeline.context import RunContext, format_model_name, get_base_folder, ope
 from pipeline.errors import OutputError
 from pipeline.job.fingerprint import build_fingerprint_inputs, compute_fingerprint
 from pipeline.job.spec import Job
+from pipeline.manifest.chunks import build_kept_schema
 from pipeline.manifest.column_selection import select_file_columns
 from pipeline.manifest.files import ManifestFile, read_manifest_schema
-from pipeline.manifest.rows import build_kept_schema
 from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engines.base import get_engine_type
 from pipeline.model.guidance.grammar import count_min_tokens

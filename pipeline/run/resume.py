@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from pipeline.context import RunContext
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
-from pipeline.manifest.chunks import Chunk, read_chunk_rows, split_file
+from pipeline.manifest.chunks import Chunk, RowReader, hash_row_keys, read_chunk_rows, split_file
 from pipeline.manifest.files import ManifestFile, build_unreadable_error, get_store_error_types
-from pipeline.manifest.rows import RowReader, hash_row_keys
 from pipeline.output.dataset import Dataset, split_part_name
 from pipeline.output.thread_map import map_in_threads
 from pipeline.run.dedup import HashBuckets, find_common_rows, find_duplicates

@@ -8,9 +8,8 @@ import pytest
 
 from pipeline.errors import JobError
 from pipeline.job.spec import Job, PromptSection
-from pipeline.manifest.chunks import read_chunk_rows, split_file
+from pipeline.manifest.chunks import RowReader, compute_row_keys, read_chunk_rows, split_file
 from pipeline.manifest.files import list_manifest_files
-from pipeline.manifest.rows import RowReader, compute_row_keys
 from pipeline.manifest.sources.parquet import ParquetSource
 
 IMAGE_CELL = {"bytes": b"\x89PNG 1", "path": "a.png"}

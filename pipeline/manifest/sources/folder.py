@@ -32,16 +32,14 @@ class FolderSource(Source):
     def media_files(self) -> list[tuple[str, str]]:
         """(path, uri) of each file."""
         filesystem, root = fsspec.core.url_to_fs(self.url)
-        added_endings = [ending for kind in list_added_kinds().values() for ending in kind.endings]
-        endings = (*MEDIA_ENDINGS, *added_endings)
+        endings = (*MEDIA_ENDINGS, *(ending for kind in list_added_kinds().values() for ending in kind.endings))
         media_paths = (path for path in filesystem.find(root) if path.lower().endswith(endings))
         paths = sorted(path for path in media_paths if "/." not in path[len(root) :])  # `._a.jpg`, .thumbnails
         if not paths:
-            problem = f"{self.url} holds no image, video or document"
-            raise JobError(f"input.manifest: {problem}; their names end in {', '.join(endings)}")
-        names = (path[len(root) :].lstrip("/") for path in paths)
-        uris = (filesystem.unstrip_protocol(path) for path in paths)
-        return list(zip(map(encode_non_utf8_name, names), map(encode_non_utf8_name, uris), strict=True))
+            advice = f"their names end in {', '.join(endings)}"
+            raise JobError(f"input.manifest: {self.url} holds no image, video or document; {advice}")
+        names = [(path[len(root) :].lstrip("/"), filesystem.unstrip_protocol(path)) for path in paths]
+        return [(encode_non_utf8_name(path), encode_non_utf8_name(uri)) for path, uri in names]
 
     def read_schema(self) -> pa.Schema:
         return FOLDER_SCHEMA
