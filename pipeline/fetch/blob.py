@@ -98,7 +98,7 @@ class BlobWriter:
     def __init__(self, uri: str, *, limits: LimitsSection, path: Path):
         self.uri, self.limits, self.path = redact_source(uri), limits, path
         self.buffered_pieces: list[bytes] = []
-        self.received_bytes = self.declared_bytes = self.written_bytes = 0
+        self.received_bytes = self.declared_bytes = 0
         self.kind: MediaKind | None = None
         self.is_sniffed = False
         self.descriptor: int | None = None
@@ -117,20 +117,14 @@ class BlobWriter:
                 self.is_sniffed, self.kind = True, sniff_kind(b"".join(self.buffered_pieces)[:SNIFF_BYTES])
             check_byte_limit(max(self.received_bytes, self.declared_bytes), self.kind, uri=self.uri, limits=self.limits)
         if self.descriptor is not None:
-            self._append_to_file(data)
+            write_at(self.descriptor, data, self.received_bytes - len(data), uri=self.uri)
         elif self.kind == "video":
             self._move_to_file()
 
     def _move_to_file(self) -> None:
         self.descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        for piece in self.buffered_pieces:
-            self._append_to_file(piece)
+        write_at(self.descriptor, b"".join(self.buffered_pieces), 0, uri=self.uri)
         self.buffered_pieces.clear()
-
-    def _append_to_file(self, data: bytes) -> None:
-        assert self.descriptor is not None
-        write_at(self.descriptor, data, self.written_bytes, uri=self.uri)
-        self.written_bytes += len(data)
 
     def to_blob(self, pages: str = "", range_loader: RangeLoader | None = None) -> Blob:
         data = b"".join(self.buffered_pieces) if self.descriptor is None else None

@@ -22,6 +22,10 @@ from pipeline.fetch.sparse_video import open_sparse_video
 from pipeline.fetch.web import WebClient
 from pipeline.job.spec import Job
 
+LOCAL_ERRORS: dict[type[OSError], tuple[str, str]] = {
+    FileNotFoundError: ("not_found", "no such file"),
+    PermissionError: ("denied", "no permission to read it"),
+}
 WHITESPACE = bytes(range(33))
 URL_SAFE_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
@@ -95,12 +99,9 @@ class Downloader:
                 if kind == "video":
                     return Blob(shown_uri, kind, path=path, pages=pages)
                 return Blob(shown_uri, kind, data=prefix + file.read(), pages=pages)
-        except FileNotFoundError as error:
-            raise FetchError("not_found", f"{shown_uri}: no such file") from error
-        except PermissionError as error:
-            raise FetchError("denied", f"{shown_uri}: no permission to read it") from error
         except OSError as error:
-            raise FetchError("path", f"{shown_uri}: {error.strerror}") from error
+            kind, problem = LOCAL_ERRORS.get(type(error), ("path", error.strerror))
+            raise FetchError(kind, f"{shown_uri}: {problem}") from error
 
     def _create_writer(self, uri: str) -> BlobWriter:
         return BlobWriter(uri, limits=self.limits, path=self.scratch_folder.path / str(next(self.file_numbers)))

@@ -29,18 +29,12 @@ class CellError(ValueError):
 
 def parse_media_cell(value: Any, base_folder: str, location: str) -> list[MediaRef]:
     """The media in one cell: none, one, or a list, which may be JSON text."""
-    value = parse_json_text(value)
+    if isinstance(value, str) and value.startswith(("[", "{")):
+        with suppress(ValueError, RecursionError):  # a path may begin with a bracket
+            value = json.loads(value)
     cells = value if isinstance(value, (list, tuple)) else [value]
     sources = [parse_source(cell, base_folder, location) for cell in cells]
     return [MediaRef(source) for source in sources if source is not None]
-
-
-def parse_json_text(value: Any) -> Any:
-    """Decode JSON text of a list or an object. Other text stays: a path may begin with a bracket."""
-    if isinstance(value, str) and value.startswith(("[", "{")):
-        with suppress(ValueError, RecursionError):
-            return json.loads(value)
-    return value
 
 
 def parse_source(value: Any, base_folder: str, location: str) -> str | bytes | None:
