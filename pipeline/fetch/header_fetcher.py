@@ -44,7 +44,6 @@ class HeaderFetcher(Fetcher):
 
     def __init__(self, job: Job):
         super().__init__(job, Downloader(job, max_frames=0, min_sparse_bytes=MIN_SPARSE_BYTES))
-        self.limits = job.limits
 
     async def download(self, source: str, full_download: bool) -> Blob:
         header = None if full_download else await self._try_header(source)
@@ -55,18 +54,17 @@ class HeaderFetcher(Fetcher):
         scheme = parse_scheme(source)
         uri, pages = split_page_fragment(source)
         if scheme == "file":
-            path = resolve_local_path(uri, self.downloader.allowed_roots)
-            return await asyncio.to_thread(self._open_local_header, source, uri, path, pages)
+            return await asyncio.to_thread(self._open_local_header, source, uri, pages)
         return None if pages else await self._fetch_remote_header(source, scheme, uri)
 
-    def _open_local_header(self, source: str, uri: str, path: Path, pages: str) -> Blob | None:
-        prefix, size = read_file_prefix(path)
+    def _open_local_header(self, source: str, uri: str, pages: str) -> Blob | None:
+        prefix, size = read_file_prefix(path := resolve_local_path(uri, self.downloader.allowed_roots))
         if prefix.startswith(SIZE_IN_PREFIX_SIGNATURES):
             return None if len(prefix) == size else self._build_header_blob(source, uri, prefix, size)
         kind = sniff_kind(prefix[:SNIFF_BYTES])
         if kind is None:
             return None
-        check_byte_limit(size, kind, uri=redact_source(uri), limits=self.limits)
+        check_byte_limit(size, kind, uri=redact_source(uri), limits=self.downloader.limits)
         return Blob(redact_source(uri), kind, path=path, pages=pages)
 
     async def _fetch_remote_header(self, source: str, scheme: str, uri: str) -> Blob | None:
@@ -74,7 +72,7 @@ class HeaderFetcher(Fetcher):
         prefix, size = await fetch_with_retries(lambda: client.read_prefix(uri, PREFIX_BYTES))
         if prefix and len(prefix) == size:
             kind = sniff_kind(prefix[:SNIFF_BYTES])
-            check_byte_limit(size, kind, uri=redact_source(uri), limits=self.limits)
+            check_byte_limit(size, kind, uri=redact_source(uri), limits=self.downloader.limits)
             return Blob(redact_source(uri), kind, data=prefix)
         if prefix.startswith(TIFF_SIGNATURES):
             return self._build_header_blob(source, uri, prefix, size, self._open_ranged_file(client, uri, prefix, size))
@@ -86,7 +84,7 @@ class HeaderFetcher(Fetcher):
         self, source: str, uri: str, prefix: bytes, size: int, ranged_file: RangedFile | None = None
     ) -> HeaderBlob:
         shown_uri = redact_source(uri)
-        check_byte_limit(size, "image", uri=shown_uri, limits=self.limits)
+        check_byte_limit(size, "image", uri=shown_uri, limits=self.downloader.limits)
         return HeaderBlob(
             shown_uri, "image", data=prefix, fetch_whole=lambda: self._fetch_whole(source), ranged_file=ranged_file
         )

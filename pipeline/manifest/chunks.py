@@ -81,9 +81,8 @@ class Chunk:
 
     @property
     def name(self) -> str:
-        if not self.excluded_offsets:
-            return self.rows_hash
-        return hash_to_hex(f"{self.rows_hash}{self.excluded_offsets}".encode())
+        excluded = self.excluded_offsets
+        return hash_to_hex(f"{self.rows_hash}{excluded}".encode()) if excluded else self.rows_hash
 
     @property
     def part_name(self) -> str:

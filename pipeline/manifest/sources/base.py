@@ -1,7 +1,7 @@
 """The seam for manifest formats: a source reads one file, or one folder, as rows.
 
-To add a format, write a subclass and name it in registry.SOURCES. A source cuts its file into spans that any process
-can read alone later; opening a URL twice must give the same rows in the same order.
+To add a format, write a subclass of Source or TableSource and name it in registry.SOURCES. A source cuts its file into
+spans that any process can read alone later; opening a URL twice must give the same rows in the same order.
 """
 
 from __future__ import annotations
@@ -34,6 +34,24 @@ class Source(ABC):
 
     @abstractmethod
     def read_span(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table: ...
+
+
+class TableSource(Source):
+    """A source that reads its file whole, into `table`."""
+
+    @property
+    @abstractmethod
+    def table(self) -> pa.Table: ...
+
+    def read_schema(self) -> pa.Schema:
+        return self.table.schema
+
+    def list_spans(self, rows_per_span: int) -> Iterator[Span]:
+        return split_rows(self.table.num_rows, rows_per_span)
+
+    def read_span(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
+        rows = self.table.slice(span[0], span[1] - span[0])
+        return rows if columns is None else rows.select(list(columns))
 
 
 def split_rows(row_count: int, rows_per_span: int) -> Iterator[Span]:

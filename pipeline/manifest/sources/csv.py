@@ -7,7 +7,6 @@ line decides between comma, semicolon and tab.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import fsspec
@@ -15,10 +14,10 @@ import pyarrow as pa
 import pyarrow.csv
 
 from pipeline.errors import JobError
-from pipeline.manifest.sources.base import Source, Span, split_rows
+from pipeline.manifest.sources.base import TableSource
 
 
-class CsvSource(Source):
+class CsvSource(TableSource):
     file_endings = (".csv", ".tsv", ".csv.gz")
     is_found_in_folders = False  # a folder of media may hold a table of labels
 
@@ -43,13 +42,3 @@ class CsvSource(Source):
                 )
         except (pa.ArrowInvalid, UnicodeDecodeError) as error:
             raise JobError(f"{self.url}: is not CSV in UTF-8 ({error})") from error
-
-    def read_schema(self) -> pa.Schema:
-        return self.table.schema
-
-    def list_spans(self, rows_per_span: int) -> Iterator[Span]:
-        return split_rows(self.table.num_rows, rows_per_span)
-
-    def read_span(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
-        rows = self.table.slice(span[0], span[1] - span[0])
-        return rows if columns is None else rows.select(list(columns))

@@ -6,7 +6,6 @@ Endings only leave out files that are not media; the kind of a file is told by i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 from functools import cached_property
 from urllib.parse import quote
 
@@ -15,7 +14,7 @@ import pyarrow as pa
 
 from pipeline.errors import JobError
 from pipeline.fetch.sniff import list_added_kinds
-from pipeline.manifest.sources.base import Source, Span, split_rows
+from pipeline.manifest.sources.base import TableSource
 
 MEDIA_ENDINGS = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".jp2", ".avif", ".heic", ".heif"),
@@ -25,12 +24,14 @@ MEDIA_ENDINGS = (
 FOLDER_SCHEMA = pa.schema([("path", pa.string()), ("uri", pa.string())])
 
 
-class FolderSource(Source):
+class FolderSource(TableSource):
     default_media, default_id = ("uri",), "path"
 
+    def read_schema(self) -> pa.Schema:
+        return FOLDER_SCHEMA  # without listing the folder
+
     @cached_property
-    def media_files(self) -> list[tuple[str, str]]:
-        """(path, uri) of each file."""
+    def table(self) -> pa.Table:
         filesystem, root = fsspec.core.url_to_fs(self.url)
         endings = (*MEDIA_ENDINGS, *(ending for kind in list_added_kinds().values() for ending in kind.endings))
         media_paths = (path for path in filesystem.find(root) if path.lower().endswith(endings))
@@ -38,19 +39,9 @@ class FolderSource(Source):
         if not paths:
             advice = f"their names end in {', '.join(endings)}"
             raise JobError(f"input.manifest: {self.url} holds no image, video or document; {advice}")
-        names = [(path[len(root) :].lstrip("/"), filesystem.unstrip_protocol(path)) for path in paths]
-        return [(encode_non_utf8_name(path), encode_non_utf8_name(uri)) for path, uri in names]
-
-    def read_schema(self) -> pa.Schema:
-        return FOLDER_SCHEMA
-
-    def list_spans(self, rows_per_span: int) -> Iterator[Span]:
-        return split_rows(len(self.media_files), rows_per_span)
-
-    def read_span(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
-        paths, uris = zip(*self.media_files[span[0] : span[1]], strict=True)
-        table = pa.table([paths, uris], schema=FOLDER_SCHEMA)
-        return table if columns is None else table.select(columns)
+        names = [encode_non_utf8_name(path[len(root) :].lstrip("/")) for path in paths]
+        uris = [encode_non_utf8_name(filesystem.unstrip_protocol(path)) for path in paths]
+        return pa.table([names, uris], schema=FOLDER_SCHEMA)
 
 
 def encode_non_utf8_name(name: str) -> str:
