@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from typing import NamedTuple
 
 from pipeline.fetch.blob import Blob, BlobWriter, ByteRanges, write_at
 from pipeline.fetch.remote_object import FIRST_READ_BYTES, RemoteObject
@@ -33,20 +32,15 @@ async def open_sparse_video(
         return None
     video = SparseVideo(remote_object, writer)
     moov = await video.find_moov()
-    if moov is None or read_duration_s(moov.prefix) < MIN_FRAME_INTERVAL_S * frame_count:
+    if moov is None:
         return None
-    if b"mvex" in await video.read_range(moov.start, moov.end):  # a fragmented file
+    start, end, header = moov
+    if read_duration_s(header) < MIN_FRAME_INTERVAL_S * frame_count:
         return None
-    await video.read_range(moov.end, moov.end + FIRST_READ_BYTES)  # often the first frames
+    if b"mvex" in await video.read_range(start, end):  # a fragmented file
+        return None
+    await video.read_range(end, end + FIRST_READ_BYTES)  # often the first frames
     return writer.to_blob(pages, range_loader=video)
-
-
-class Mp4Box(NamedTuple):
-    """Part of an MP4 file: its place and its first bytes."""
-
-    start: int
-    end: int
-    prefix: bytes
 
 
 class SparseVideo:
@@ -62,7 +56,8 @@ class SparseVideo:
         with open(self.path, "r+b") as file:
             file.truncate(self.size_bytes)
 
-    async def find_moov(self) -> Mp4Box | None:
+    async def find_moov(self) -> tuple[int, int, bytes] | None:
+        """Its start, its end and its first bytes."""
         start = 0
         for _ in range(MAX_TOP_LEVEL_BOXES):
             prefix = await self.read_range(start, start + BOX_HEADER_BYTES)
@@ -73,7 +68,7 @@ class SparseVideo:
                 size = self.size_bytes - start
             end = start + size
             if name == b"moov":
-                return Mp4Box(start, end, prefix) if size <= MAX_MOOV_BYTES and end <= self.size_bytes else None
+                return (start, end, prefix) if size <= MAX_MOOV_BYTES and end <= self.size_bytes else None
             if name == b"moof" or not name.isalnum() or size < 8 or end >= self.size_bytes:
                 return None
             start = end

@@ -110,7 +110,6 @@ def compute_chunk_rows(job: Job) -> int:
 
 
 def split_file(job: Job, file: ManifestFile, schema_prompt: str | None) -> Iterator[tuple[Chunk, NDArray[np.uint64]]]:
-    """The chunks of a file, each with the hashes of its row keys."""
     reader = RowReader(job, file, schema_prompt)
     for span in reader.source.list_spans(compute_chunk_rows(job)):
         key_hashes = hash_row_keys(reader.read_keys(span))

@@ -62,7 +62,6 @@ def resolve_uri(uri: str, base_folder: str) -> str:
 
 
 def parse_options(values: Mapping[str, Any], location: str) -> MediaOptions:
-    """Pick the options out of `values`, by the names that manifests use."""
     numbers = {
         FIELD_BY_OPTION.get(name, name): parse_number(name, values[name], number_type, location)
         for name, number_type in OPTION_TYPES.items()
