@@ -100,7 +100,7 @@ class Downloader:
                     return Blob(shown_uri, kind, path=path, pages=pages)
                 return Blob(shown_uri, kind, data=prefix + file.read(), pages=pages)
         except OSError as error:
-            kind, problem = LOCAL_ERRORS.get(type(error), ("path", error.strerror))
+            kind, problem = LOCAL_ERRORS.get(type(error), ("path", str(error.strerror)))
             raise FetchError(kind, f"{shown_uri}: {problem}") from error
 
     def _create_writer(self, uri: str) -> BlobWriter:
