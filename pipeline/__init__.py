@@ -110,8 +110,7 @@ model: frames and text become tokens
     model/hf_models.py                      imports transformers' model classes
     model/prompt.py                         renders chat turns with the checkpoint's template
     model/engine_thread.py                  runs an engine in a thread that several chunks share
-    model/thinking.py                       separates a model's thinking from its answer
-    model/detokenizer.py                    converts generated tokens to text
+    model/detokenizer.py                    converts generated tokens to text, and splits off thinking
     model/families/base.py                  the seam: Family, a series of models
     model/families/model_architecture.py    where a family's vision tower, language model and head are
     model/families/qwen_tower.py            calls the vision towers of the Qwen-VL line
@@ -156,7 +155,6 @@ model: frames and text become tokens
     model/engines/torch/memory.py           chooses slots, KV cache and step budgets by the device's memory
     model/engines/torch/model_size.py       computes a model's size from its config
     model/engines/torch/checkpoint.py       reads weights from a checkpoint's files
-    model/engines/torch/loaded_model.py     a model on its device, in the parts that the engine runs
     model/engines/torch/weight_layout.py    what a rank holds of the weights, and whether it fits
     model/engines/torch/model_loader.py     loads a checkpoint, or one rank's share of it
     model/engines/torch/int4.py             four-bit weights, read from AWQ or rounded at load

@@ -54,7 +54,10 @@ def compute_identity(weights: str, revision: str | None = None) -> str:
 
 def _locate_files(weights: str, revision: str | None, suffixes: tuple[str, ...]) -> Path:
     if weights.startswith("builtin:"):
-        return _locate_builtin(weights.removeprefix("builtin:"))
+        if (name := weights.removeprefix("builtin:")) not in BUILTIN_NAMES:
+            available = ", ".join(f"builtin:{builtin_name}" for builtin_name in BUILTIN_NAMES)
+            raise JobError(f"model.weights: there is no {weights}; there is {available}")
+        return Path(__file__).parents[1] / "builtin" / "weights" / name
     if "://" in weights and not weights.startswith("file://"):
         return _copy_remote_folder(weights.rstrip("/"), suffixes)
     folder = Path(weights.removeprefix("file://")).expanduser()
@@ -63,13 +66,6 @@ def _locate_files(weights: str, revision: str | None, suffixes: tuple[str, ...])
     if not HUB_ID.fullmatch(weights):
         raise JobError(f"model.weights: {weights} is not a folder, and not an id of the hub (OWNER/NAME) either")
     return _download_from_hub(weights, revision, suffixes)
-
-
-def _locate_builtin(name: str) -> Path:
-    if name not in BUILTIN_NAMES:
-        available = ", ".join(f"builtin:{builtin_name}" for builtin_name in BUILTIN_NAMES)
-        raise JobError(f"model.weights: there is no builtin:{name}; there is {available}")
-    return Path(__file__).parents[1] / "builtin" / "weights" / name
 
 
 def _download_from_hub(weights: str, revision: str | None, suffixes: tuple[str, ...]) -> Path:
@@ -102,7 +98,8 @@ def _copy_remote_folder(url: str, suffixes: tuple[str, ...]) -> Path:
     fs, files = _list_files(url)
     versions = [(name, info["size"], str(info.get("ETag") or info.get("mtime", ""))) for name, info in files.items()]
     key = hashlib.sha256(json.dumps([url, versions]).encode()).hexdigest()[:16]
-    folder = _get_cache_folder() / f"{re.sub(r'[^-.0-9A-Za-z]+', '-', url)[-40:]}-{key}"
+    cache_folder = Path(os.environ.get("VLBATCH_CACHE") or Path.home() / ".cache" / "vlbatch")
+    folder = cache_folder / "weights" / f"{re.sub(r'[^-.0-9A-Za-z]+', '-', url)[-40:]}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         for name, info in files.items():
@@ -112,10 +109,6 @@ def _copy_remote_folder(url: str, suffixes: tuple[str, ...]) -> Path:
                     fs.get_file(info["name"], str(folder / f"{name}.part"))
                 os.replace(folder / f"{name}.part", target)
     return folder
-
-
-def _get_cache_folder() -> Path:
-    return Path(os.environ.get("VLBATCH_CACHE") or Path.home() / ".cache" / "vlbatch") / "weights"
 
 
 def _list_files(url: str) -> tuple[Any, dict[str, Mapping[str, Any]]]:

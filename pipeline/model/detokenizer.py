@@ -1,4 +1,4 @@
-"""Turns generated tokens into text, and knows which tokens end an answer."""
+"""Turns generated tokens into text, and separates what a Thinking model thinks from what it answers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from pipeline.model.thinking import THINK_END
-
+THINK_START, THINK_END = "<think>", "</think>"
 BOX_TAGS = ("object_ref_start", "object_ref_end", "box_start", "box_end", "quad_start", "quad_end")
 
 
@@ -49,3 +48,13 @@ class Detokenizer:
         thinking, answer = self.split_thinking(tokens)
         thought = self.decode(token for token in thinking if token != self.think_end_token)
         return thought.strip(), self.decode(answer).lstrip()
+
+
+def split_thinking(text: str) -> tuple[str | None, str]:
+    """The thinking and the answer. The thinking is None where nothing ends it.
+
+    >>> split_thinking("<think>hm</think> red"), split_thinking("red")
+    (('hm', 'red'), (None, 'red'))
+    """
+    thinking, end, answer = text.rpartition(THINK_END)
+    return (thinking.lstrip().removeprefix(THINK_START).strip(), answer.lstrip()) if end else (None, text)

@@ -142,15 +142,14 @@ def test_spans_cover_everything_once_in_whole_units(units, size, unit):
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 9), st.integers(1, 9)), min_size=1), st.integers(1, 8))
 def test_slices_are_divided_evenly_and_stay_in_order(grids, size):
     pieces = [ClipSlice(str(key), torch.arange(2 * grid[0]), grid) for key, grid in enumerate(grids)]
-    parts, owners = assign_slices(pieces, size, 2)
+    assigned = assign_slices(pieces, size, 2)
+    parts = [part for part, _ in assigned]
     for piece in pieces:
         mine = [part for part in parts if part.key == piece.key]
         assert torch.equal(torch.cat([part.pixels for part in mine]), piece.pixels)
         assert sum(part.patches for part in mine) == piece.patches
     assert [part.key for part in parts] == sorted((part.key for part in parts), key=int)
-    busy = [
-        sum(part.patches for part, owner in zip(parts, owners, strict=True) if owner == rank) for rank in range(size)
-    ]
+    busy = [sum(part.patches for part, owner in assigned if owner == rank) for rank in range(size)]
     assert max(busy) - min(busy) <= max(part.patches for part in parts)
 
 
@@ -167,12 +166,12 @@ def test_fp8_weights_are_scaled_as_they_are_read(tmp_path):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     said = load_config(folder) | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
     architecture = load_architecture("qwen3_vl")
+    text_config = hf_models.get_config_class("qwen3_vl").from_dict(said).text_config
     for place in (TensorParallel(), TensorParallel(1, 2)):
         model = dict(build_model(folder, said, dtype="float32", tp=place).named_parameters())
+        layout = WeightLayout(architecture, place, torch.float32, torch.device("cpu"))
         for name, weight in rounded.items():
-            part = shard.assign_shard(
-                architecture, name, hf_models.get_config_class("qwen3_vl").from_dict(said).text_config, place
-            )
+            part = layout.assign_shard(name, text_config)
             expected = weight.narrow(part.dim, part.span[0], part.span[1] - part.span[0]) if part else weight
             assert torch.equal(model[name], expected), name
 

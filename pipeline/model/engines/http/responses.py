@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from pipeline.errors import GenerateError, JobError, StoppedError
 from pipeline.json_values import replace_lone_surrogates
+from pipeline.model.detokenizer import THINK_START, split_thinking
 from pipeline.model.engines.refusals import classify_refusal, shorten_message
-from pipeline.model.thinking import THINK_START, split_thinking
 from pipeline.retry_policy import parse_retry_after
 from pipeline.types import Reply, Request
 

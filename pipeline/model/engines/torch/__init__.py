@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Literal
 
 from pipeline.errors import JobError
@@ -10,22 +11,16 @@ from pipeline.job.spec import EngineSettings, Job, PositiveInt, define_key
 from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engines.base import DEFAULT_SLOTS, Engine, EngineType
 
+define_speed_key = partial(define_key, affects_answers=False)
+
 
 class TorchSettings(EngineSettings):
-    kind: Literal["torch"] = define_key("our own engine, on torch and transformers", "torch", affects_answers=False)
-    slots: PositiveInt | None = define_key("rows decoded at once; default: by memory", None, affects_answers=False)
-    kv_tokens: PositiveInt | None = define_key(
-        "tokens of key-value cache; default: by memory", None, affects_answers=False
-    )
-    patches: PositiveInt | None = define_key(
-        "vision patches encoded in one call; default: by memory", None, affects_answers=False
-    )
-    prefill_tokens: PositiveInt | None = define_key(
-        "prompt tokens computed in one step; default 4096", None, affects_answers=False
-    )
-    hang_s: float = define_key(
-        "a step that takes longer ends the replica, which is started anew", 600.0, gt=0, affects_answers=False
-    )
+    kind: Literal["torch"] = define_speed_key("our own engine, on torch and transformers", "torch")
+    slots: PositiveInt | None = define_speed_key("rows decoded at once; default: by memory", None)
+    kv_tokens: PositiveInt | None = define_speed_key("tokens of key-value cache; default: by memory", None)
+    patches: PositiveInt | None = define_speed_key("vision patches encoded in one call; default: by memory", None)
+    prefill_tokens: PositiveInt | None = define_speed_key("prompt tokens computed in one step; default 4096", None)
+    hang_s: float = define_speed_key("a step that takes longer ends the replica, which is started anew", 600.0, gt=0)
 
 
 class TorchEngineType(EngineType):
@@ -50,10 +45,10 @@ class TorchEngineType(EngineType):
         return TorchEngine(
             folder,
             family_loader.load_family(folder, model=job.model, add_vision_id=job.media.add_vision_id),
-            dtype=job.model.dtype,
-            attention=job.model.attention,
             device="cuda" if pool.gpus else "cpu",
             config=family_loader.load_config(folder, job.model),
+            dtype=job.model.dtype,
+            attention=job.model.attention,
             quantize=job.model.quantize,
             tensor_parallel=size,
             **job.engine.model_dump(exclude={"kind"}),

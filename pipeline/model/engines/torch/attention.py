@@ -33,11 +33,8 @@ def flash_attention_varlen(
 
     `torch.nn.attention.varlen` wraps this operator, but takes `seqused_k` and grouped heads only since torch 2.12.
     """
-    causal = options.pop("causal", False)
-    out: Tensor = torch.ops.aten._flash_attention_forward(
-        q, k, v, *offsets, *max_lengths, 0.0, causal, False, **options
-    )[0]
-    return out
+    arguments = *offsets, *max_lengths, 0.0, options.pop("causal", False), False
+    return torch.ops.aten._flash_attention_forward(q, k, v, *arguments, **options)[0]  # type: ignore[no-any-return]
 
 
 @dataclass(slots=True)
@@ -71,14 +68,17 @@ def attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     packed: PackedBatch | None = None,
-    segments: Mapping[str, list[SegmentGroup]] | None = None,
+    segments: Mapping[str, Sequence[SegmentGroup]] | None = None,  # given where vision does not use flash attention
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """The attention interface of transformers: [1, heads, tokens, dim] -> [1, tokens, heads, dim]."""
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
     if packed is None:
-        groups = None if segments is None else segments[module.segment_kind]
-        return attend_within_segments(q, k, v, scaling, groups, rest)[None], None
+        if segments is not None:
+            return attend_within_segments(q, k, v, scaling, segments[module.segment_kind])[None], None
+        ends, longest = rest["cu_seq_lens_q"], rest["max_length_q"]
+        out = flash_attention_varlen(q, k, v.contiguous(), (ends, ends), (longest, longest), scale=scaling)
+        return out[None], None
     keys, values = packed.cache.keys[module.layer_idx], packed.cache.values[module.layer_idx]
     keys.index_copy_(0, packed.cache_indices, k)
     values.index_copy_(0, packed.cache_indices, v)
@@ -108,19 +108,11 @@ def attend_to_cache(query: Tensor, keys: Tensor, values: Tensor, packed: PackedB
 
 
 def attend_within_segments(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float | None,
-    segments: list[SegmentGroup] | None,
-    vision_arguments: dict[str, Any],
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, groups: Sequence[SegmentGroup]
 ) -> Tensor:
-    """Each frame or window against itself. `segments` are given where flash attention is not used."""
-    if segments is None:
-        ends, longest = vision_arguments["cu_seq_lens_q"], vision_arguments["max_length_q"]
-        return flash_attention_varlen(query, key, value.contiguous(), (ends, ends), (longest, longest), scale=scaling)
+    """Each frame or window against itself."""
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    for group in segments:
+    for group in groups:
         a, b, c = (
             part[group.tokens].view(group.count, -1, *part.shape[1:]).transpose(1, 2) for part in (query, key, value)
         )

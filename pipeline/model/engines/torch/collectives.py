@@ -22,7 +22,7 @@ from pipeline.model.engines.torch.oom_backoff import MODEL_ERRORS
 from pipeline.model.engines.torch.shard import SINGLE_RANK, TensorParallel
 
 if TYPE_CHECKING:
-    from pipeline.model.engines.torch.loaded_model import LoadedModel
+    from pipeline.model.engines.torch.model_loader import LoadedModel
     from pipeline.model.engines.torch.worker_group import WorkerGroup
 
 HOST = "127.0.0.1"  # a replica stays on one machine

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.errors import ItemError, JobError
 from pipeline.model.detokenizer import Detokenizer
-from pipeline.model.engines.torch.oom_backoff import MODEL_ERRORS, run_or_split
+from pipeline.model.engines.torch.oom_backoff import MODEL_ERRORS, StepLimits, run_or_split
 from pipeline.model.engines.torch.pending_step import PendingStep, UnreadTokens, start_copy_to_host
 from pipeline.model.engines.torch.replica import RankConfig, start_replica
 from pipeline.model.engines.torch.sampler import apply_grammar_masks, sample_tokens
@@ -39,56 +39,31 @@ COUNTER_NAMES = ("rows", "steps", "prompt_tokens", "output_tokens", "tokens_comp
 class TorchEngine:
     """In a notebook: `engine_thread.generate_replies(TorchEngine(folder, family), requests)`."""
 
-    def __init__(
-        self,
-        folder: Path,
-        family: Family,
-        *,
-        dtype: str = "auto",
-        attention: str = "auto",
-        device: str | None = None,
-        config: Mapping[str, Any] | None = None,
-        quantize: str | None = None,
-        tensor_parallel: int = 1,
-        compiled: bool = False,
-        hang_s: float = 600.0,
-        **sizes: int | None,
-    ):
-        """`sizes` are slots, kv_tokens, patches and prefill_tokens; those not given follow from the memory.
-
-        `compiled` compiles the decode step before its graph is captured: faster on CUDA, but the first step takes
-        minutes.
-        """
-        if attention not in ("auto", "sdpa"):
-            raise JobError(f"model.attention: engine torch supports `auto` and `sdpa`, not {attention}")
+    def __init__(self, folder: Path, family: Family, *, device: str | None = None, **options: Any):
+        """`options` are fields of RankConfig: slots, dtype, tensor_parallel and so on."""
         rank_config = RankConfig(
-            folder=folder,
-            vision_config=VisionConfig.from_family(family),
-            context_length=family.context_length,
-            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
-            dtype=dtype,
-            attention=attention,
-            model_config=config,
-            quantize=quantize,
-            compiled=compiled,
-            hang_s=hang_s,
+            folder,
+            VisionConfig.from_family(family),
+            family.context_length,
+            device or ("cuda" if torch.cuda.is_available() else "cpu"),
             threads=torch.get_num_threads(),
-            requested_sizes=sizes,
-            size=tensor_parallel,
+            **options,
         )
+        if rank_config.attention not in ("auto", "sdpa"):
+            raise JobError(f"model.attention: engine torch supports `auto` and `sdpa`, not {rank_config.attention}")
         loaded, self.sizes, self.vision_cache, self.step_runner = start_replica(rank_config)
-        self.limits = self.sizes.to_step_limits()
+        self.limits = StepLimits(self.sizes.prefill_tokens, self.sizes.patches, max_sequences=self.sizes.slots)
         self.detokenizer = Detokenizer.from_tokenizer(family.tokenizer, loaded.stop_tokens, thinking=family.thinking)
         self.sequence_builder = SequenceBuilder(
-            family, self.vision_cache, self.detokenizer, self.sizes, loaded.vocabulary_size
+            family, self.vision_cache, self.detokenizer, self.sizes.kv_tokens, loaded.vocabulary_size
         )
         self.scheduler = Scheduler(self.sizes.slots, self.sizes.kv_tokens)
         self.finished: list[Reply | Failure] = []
         self.pending_step: PendingStep | None = None
         # a CPU computes nothing while the host works, and other ranks would have to be told of unread tokens
-        self.can_launch_ahead = self.step_runner.graphs is not None and tensor_parallel == 1
+        self.can_launch_ahead = self.step_runner.graphs is not None and rank_config.tensor_parallel == 1
         self.counters: Counter[str] = Counter(dict.fromkeys(COUNTER_NAMES, 0))
-        self.watchdog = Watchdog(hang_s)
+        self.watchdog = Watchdog(rank_config.hang_s)
 
     def has_room(self) -> bool:
         waiting = self.scheduler.waiting
@@ -151,18 +126,20 @@ class TorchEngine:
         """Run the model, sample, and update the sequences. All calls that may fail come before the first update."""
         sampled = select_sampled(batch)
         logits = (launched or self.launch_step(batch)).select_logits(sampled)
-        grammar_errors = apply_grammar_masks(logits, [sequence.matcher for sequence in sampled])
-        for index, error in grammar_errors.items():
+        for index, error in apply_grammar_masks(logits, [sequence.matcher for sequence in sampled]).items():
             sampled[index].fail(error)
-        tokens, logprobs = sample_tokens(
-            logits, [sequence.request.sampling for sequence in sampled], [sequence.generator for sequence in sampled]
-        )
+        settings = [sequence.request.sampling for sequence in sampled]
+        tokens, logprobs = sample_tokens(logits, settings, [sequence.generator for sequence in sampled])
         read_tokens = start_copy_to_host(tokens, logprobs)
         self.mark_computed(batch)
         if launch_next:
             self.launch_next_step(sampled, tokens)
         for sequence, token, logprob in zip(sampled, *read_tokens(), strict=True):
-            self.append_token(sequence, token, logprob)
+            if sequence.failure is None:
+                try:
+                    sequence.append_sampled_token(token, logprob, self.detokenizer)
+                except ItemError as error:
+                    sequence.fail(error)
 
     def launch_step(self, batch: ScheduledBatch, unread: UnreadTokens | None = None) -> PendingStep:
         logits = self.step_runner(batch, unread)
@@ -191,14 +168,6 @@ class TorchEngine:
             sequence.computed_tokens += count
             if sequence.clip_keys and sequence.computed_tokens >= sequence.prompt_tokens:
                 self.release_clips(sequence)
-
-    def append_token(self, sequence: SequenceState, token: int, logprob: float) -> None:
-        if sequence.failure is not None:
-            return
-        try:
-            sequence.append_sampled_token(token, logprob, self.detokenizer)
-        except ItemError as error:
-            sequence.fail(error)
 
     def fail_clip(self, clip_slice: ClipSlice, error: ItemError) -> None:
         for sequence in chain(self.scheduler.running, self.scheduler.waiting):

@@ -16,6 +16,7 @@ from pipeline.errors import JobError
 from pipeline.model.engines.torch.checkpoint import FP8_BLOCK_SIZE, Checkpoint
 from pipeline.model.engines.torch.int4_linear import GROUP_SIZES, Int4Linear, can_use_kernel
 from pipeline.model.engines.torch.shard import WeightShard, find_group_size
+from pipeline.model.engines.torch.weight_layout import WeightLayout
 
 AWQ_NIBBLE_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where the GEMM layout keeps the eight nibbles of an int32
 
@@ -69,11 +70,9 @@ class Int4Experts(nn.Module):
     def __init__(self, dense: Any, *, device: torch.device):
         super().__init__()
         self.act_fn = dense.act_fn
-        self.gate_up = nn.ModuleList(
-            quantize_linear(build_dense_linear(weight), device=device) for weight in dense.gate_up_proj
-        )
-        self.down = nn.ModuleList(
-            quantize_linear(build_dense_linear(weight), device=device) for weight in dense.down_proj
+        self.gate_up, self.down = (
+            nn.ModuleList(quantize_linear(build_dense_linear(weight), device=device) for weight in weights)
+            for weights in (dense.gate_up_proj, dense.down_proj)
         )
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -95,23 +94,17 @@ def build_dense_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
 
 
 def load_awq_layer(
-    checkpoint: Checkpoint,
-    name: str,
-    weight_shard: WeightShard | None,
-    bias: Tensor | None,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
+    checkpoint: Checkpoint, name: str, weight_shard: WeightShard | None, bias: Tensor | None, layout: WeightLayout
 ) -> nn.Module:
     """A layer of an AWQ checkpoint, or a rank's part of it. Its files store [in, out], eight nibbles to a word."""
     in_features, tensors = checkpoint.get_shape(f"{name}.qweight")[0], {}
     for kind, outputs_per_word in (("qweight", 8), ("qzeros", 8), ("scales", 1)):
         inputs_per_row = in_features // checkpoint.get_shape(f"{name}.{kind}")[0]
         part = weight_shard and to_awq_shard(weight_shard, inputs_per_row, outputs_per_word)
-        tensors[kind] = checkpoint.read_weight(f"{name}.{kind}", part).to(device)
+        tensors[kind] = checkpoint.read_weight(f"{name}.{kind}", part).to(layout.device)
     nibbles, zeros = (unpack_awq_nibbles(tensors[kind]).T for kind in ("qweight", "qzeros"))
-    scales = tensors["scales"].T.to(dtype)
-    if can_use_kernel(nibbles, device.type):
+    scales = tensors["scales"].T.to(layout.dtype)
+    if can_use_kernel(nibbles, layout.device.type):
         return Int4Linear(nibbles, scales, (8 - zeros) * scales, bias)
     group_size = nibbles.shape[1] // scales.shape[1]
     weight = (nibbles - zeros.repeat_interleave(group_size, 1)) * scales.repeat_interleave(group_size, 1)

@@ -63,9 +63,6 @@ class Int4Linear(nn.Module):
             weight[start:end] = torch.addcmul(zeros[start:end], groups.sub_(8), scales[start:end]).flatten(1)
         return weight
 
-    def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, group={self.group_size}"
-
 
 def pack_nibbles(nibbles: Tensor) -> Tensor:
     """[out, in] in 0..15 becomes the layout of this device's kernel."""

@@ -1,19 +1,13 @@
-"""Chooses the sizes of an engine (slots, KV cache, budgets of a step) by the memory of its device."""
+"""How much memory a device has and a step takes, and the sizes of an engine that follow from it."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
-
-from pipeline.model.engines.torch.oom_backoff import StepLimits
-
-if TYPE_CHECKING:
-    from pipeline.model.engines.torch.loaded_model import LoadedModel
 
 DEFAULT_SLOTS_BY_DEVICE = {"cuda": 256, "cpu": 64}
 DEFAULT_PATCHES_BY_DEVICE = {"cuda": 32768, "cpu": 4096}  # per rank
@@ -34,43 +28,14 @@ class EngineSizes:
     def take_smallest(cls, rank_sizes: Sequence[EngineSizes]) -> EngineSizes:
         return cls(*(min(values) for values in zip(*map(astuple, rank_sizes), strict=True)))
 
-    def to_step_limits(self) -> StepLimits:
-        return StepLimits(prefill_tokens=self.prefill_tokens, patches=self.patches, max_sequences=self.slots)
 
-
-def choose_sizes(
-    loaded: LoadedModel,
-    *,
-    context_length: int,
-    rank_count: int = 1,
-    slots: int | None = None,
-    kv_tokens: int | None = None,
-    patches: int | None = None,
-    prefill_tokens: int | None = None,
-) -> EngineSizes:
-    """Sizes that were not requested follow from the memory that this rank has."""
-    device = loaded.device
-    slots = slots or DEFAULT_SLOTS_BY_DEVICE[device.type]
-    patches = patches or DEFAULT_PATCHES_BY_DEVICE[device.type] * rank_count
-    prefill_tokens = prefill_tokens or DEFAULT_PREFILL_TOKENS
-    if kv_tokens is None:
-        if device.type == "cuda":
-            step_bytes = estimate_step_bytes(loaded, slots, patches // rank_count, prefill_tokens)
-            cache_bytes = measure_free_cuda_bytes(device) - step_bytes
-        else:
-            cache_bytes = measure_cpu_cache_bytes() // rank_count
-        token_bytes = 2 * math.prod(loaded.cache_shape) * loaded.dtype.itemsize  # keys and values
-        kv_tokens = min(max(cache_bytes // token_bytes, 1), slots * context_length)
-    return EngineSizes(slots, kv_tokens, patches, prefill_tokens)
-
-
-def estimate_step_bytes(loaded: LoadedModel, slots: int, patches: int, prefill_tokens: int) -> int:
-    """Bytes of the widest tensors of a step, as far as they live at the same time."""
-    text, vision = loaded.language_model.config, loaded.vision_tower.config
+def estimate_step_bytes(
+    text: Any, vision: Any, item_bytes: int, *, slots: int, patches: int, prefill_tokens: int
+) -> int:
+    """Bytes of the widest tensors of a step, as far as they live at the same time. `text` and `vision` are configs."""
     text_numbers = prefill_tokens * (3 * text.intermediate_size + 8 * text.hidden_size)
     vision_numbers = patches * 4 * max(getattr(vision, "intermediate_size", 0), 4 * vision.hidden_size)
-    logit_bytes = slots * loaded.vocabulary_size * 16
-    return int((text_numbers + vision_numbers) * loaded.dtype.itemsize + logit_bytes)
+    return int((text_numbers + vision_numbers) * item_bytes + slots * text.vocab_size * 16)
 
 
 def measure_free_cuda_bytes(device: torch.device) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,39 @@ from pipeline.model import family_loader, hf_models
 from pipeline.model.engines.torch import attention, int4, shard
 from pipeline.model.engines.torch.checkpoint import Checkpoint
 from pipeline.model.engines.torch.int4_linear import KERNEL_DTYPE
-from pipeline.model.engines.torch.loaded_model import LoadedModel
 from pipeline.model.engines.torch.shard import SINGLE_RANK, TensorParallel
 from pipeline.model.engines.torch.weight_layout import WeightLayout, refuse_too_large
+from pipeline.model.families.model_architecture import ModelArchitecture, VisionTower
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model on its device, in the parts that the engine runs."""
+
+    architecture: ModelArchitecture
+    vision_tower: VisionTower  # patches -> features
+    language_model: Any  # embeddings -> hidden states
+    lm_head: Any  # hidden states -> logits
+    stop_tokens: frozenset[int]
+    cache_shape: tuple[int, int, int]  # layers, key heads of this rank, head dim
+    vocabulary_size: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.language_model.embed_tokens.weight.dtype  # type: ignore[no-any-return]
+
+    @property
+    def device(self) -> torch.device:
+        return self.language_model.embed_tokens.weight.device  # type: ignore[no-any-return]
 
 
 def load_model(
-    folder: Path,
-    *,
-    dtype: str = "auto",
-    device: torch.device | str = "cpu",
-    config: Mapping[str, Any] | None = None,
-    quantize: str | None = None,
-    tp: TensorParallel = SINGLE_RANK,
+    folder: Path, config: Mapping[str, Any] | None = None, *, tp: TensorParallel = SINGLE_RANK, **options: Any
 ) -> LoadedModel:
     """The model in parts, with packed attention. `config` is config.json with the job's changes."""
     config = config or family_loader.load_config(folder)
     architecture = family_loader.load_architecture(config["model_type"])
-    model = build_model(folder, config, dtype=dtype, device=device, quantize=quantize, tp=tp)
+    model = build_model(folder, config, tp=tp, **options)
     hf_models.import_transformers().AttentionInterface.register(attention.ATTENTION_NAME, attention.attend)
     for module in model.modules():
         if hasattr(module, "config"):
@@ -156,9 +172,7 @@ def fill_module(model: Any, name: str, module: Any, checkpoint: Checkpoint, layo
         setattr(module, kind, nn.Parameter(weight, requires_grad=False))
     int4_layer = None
     if f"{name}.qweight" in checkpoint:
-        int4_layer = int4.load_awq_layer(
-            checkpoint, name, shards["weight"], module.bias, dtype=layout.dtype, device=layout.device
-        )
+        int4_layer = int4.load_awq_layer(checkpoint, name, shards["weight"], module.bias, layout)
     elif layout.quantize_dense and shapes and layout.architecture.is_text_layer(name):
         group_size = shard.find_group_size(next(iter(shapes.values()))[-1], layout.group_sizes)
         int4_layer = int4.quantize_layer(module, group_size=group_size, device=layout.device)

@@ -6,7 +6,6 @@ transformers' own classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +13,7 @@ from typing import Any
 import torch
 
 from pipeline.model import family_loader, hf_models
-from pipeline.model.engines.torch.loaded_model import LoadedModel
-from pipeline.model.engines.torch.memory import (
-    CUDA_MEMORY_FRACTION,
-    DEFAULT_PATCHES_BY_DEVICE,
-    DEFAULT_PREFILL_TOKENS,
-    DEFAULT_SLOTS_BY_DEVICE,
-    estimate_step_bytes,
-)
+from pipeline.model.engines.torch import memory
 from pipeline.model.engines.torch.shard import get_head_dim
 from pipeline.model.families.model_architecture import ModelArchitecture
 
@@ -41,7 +33,7 @@ class ModelSize:
 
     def count_kv_tokens(self, gpu_memory_bytes: float, gpu_count: int = 1) -> int:
         """Tokens that the KV cache can hold beside weights and activations; negative where the model does not fit."""
-        free = CUDA_MEMORY_FRACTION * gpu_memory_bytes - self.weights_bytes / gpu_count - self.step_bytes
+        free = memory.CUDA_MEMORY_FRACTION * gpu_memory_bytes - self.weights_bytes / gpu_count - self.step_bytes
         return int(free * gpu_count // self.token_bytes)
 
 
@@ -54,23 +46,15 @@ def measure_model(config: Mapping[str, Any], *, dtype: str = "auto", quantize: s
     with torch.device("meta"):
         model_class = hf_models.get_model_class(config["model_type"])
         model = model_class._from_config(hf_config, dtype=weight_dtype or torch.bfloat16)
-    text_config = model.config.get_text_config()
-    loaded = LoadedModel(
-        architecture,
-        architecture.open_vision_tower(model),
-        model.get_submodule(architecture.language_model),
-        model.get_submodule(architecture.lm_head),
-        frozenset(),
-        (text_config.num_hidden_layers, text_config.num_key_value_heads, get_head_dim(text_config)),
-        text_config.vocab_size,
-    )
+    text_config, vision_config = model.config.get_text_config(), model.get_submodule(architecture.vision_tower).config
     counts = {name: weight.numel() for name, weight in model.named_parameters()}
     vision = sum(count for name, count in counts.items() if architecture.is_vision_weight(name))
     text = sum(counts.values()) - vision
     dense = sum(count for name, count in counts.items() if is_vocabulary_weight(architecture, name))
     experts = sum(count for name, count in counts.items() if ".experts." in name)
     active_share = getattr(text_config, "num_experts_per_tok", 1) / getattr(text_config, "num_experts", 1)
-    item_bytes = loaded.dtype.itemsize
+    key_width = text_config.num_key_value_heads * get_head_dim(text_config)
+    item_bytes = model.dtype.itemsize
     text_bytes = int((text - dense) * (INT4_WEIGHT_BYTES if is_int4 else item_bytes)) + dense * item_bytes
     return ModelSize(
         vision_parameters=vision,
@@ -78,11 +62,16 @@ def measure_model(config: Mapping[str, Any], *, dtype: str = "auto", quantize: s
         active_parameters=int(text - experts * (1 - active_share)) if experts else text,
         weights_bytes=vision * item_bytes + text_bytes,
         text_bytes=text_bytes,
-        token_bytes=2 * math.prod(loaded.cache_shape) * item_bytes,
-        step_bytes=estimate_step_bytes(
-            loaded, DEFAULT_SLOTS_BY_DEVICE["cuda"], DEFAULT_PATCHES_BY_DEVICE["cuda"], DEFAULT_PREFILL_TOKENS
+        token_bytes=2 * text_config.num_hidden_layers * key_width * item_bytes,
+        step_bytes=memory.estimate_step_bytes(
+            text_config,
+            vision_config,
+            item_bytes,
+            slots=memory.DEFAULT_SLOTS_BY_DEVICE["cuda"],
+            patches=memory.DEFAULT_PATCHES_BY_DEVICE["cuda"],
+            prefill_tokens=memory.DEFAULT_PREFILL_TOKENS,
         ),
-        patches_per_token=loaded.vision_tower.config.spatial_merge_size**2,
+        patches_per_token=vision_config.spatial_merge_size**2,
     )
 
 

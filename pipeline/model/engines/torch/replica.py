@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,8 @@ from pipeline.model.engines.torch.attention import has_flash
 from pipeline.model.engines.torch.collectives import Collectives, connect_shards
 from pipeline.model.engines.torch.cuda_graphs import DecodeGraphs
 from pipeline.model.engines.torch.kv_cache import KVCache
-from pipeline.model.engines.torch.loaded_model import LoadedModel
 from pipeline.model.engines.torch.memory import EngineSizes
-from pipeline.model.engines.torch.model_loader import load_model
+from pipeline.model.engines.torch.model_loader import LoadedModel, load_model
 from pipeline.model.engines.torch.shard import TensorParallel
 from pipeline.model.engines.torch.step_runner import StepRunner, build_decode_function
 from pipeline.model.engines.torch.vision_cache import VisionCache
@@ -33,38 +33,39 @@ class RankConfig:
     vision_config: VisionConfig
     context_length: int
     device: str  # cpu or cuda
+    config: Mapping[str, Any] | None = None  # config.json with the job's changes
     dtype: str = "auto"
     attention: str = "auto"
-    model_config: Mapping[str, Any] | None = None
     quantize: str | None = None
-    compiled: bool = False
+    compiled: bool = False  # compile the decode step before its graph is captured: faster, but it takes minutes
     hang_s: float = 600.0
+    slots: int | None = None  # sizes that are None follow from the memory
+    kv_tokens: int | None = None
+    patches: int | None = None
+    prefill_tokens: int | None = None
     threads: int = 1
-    requested_sizes: Mapping[str, int | None] = field(default_factory=dict)
     rank: int = 0
-    size: int = 1
+    tensor_parallel: int = 1  # the number of ranks
 
     @property
     def tp(self) -> TensorParallel:
-        return TensorParallel(self.rank, self.size)
+        return TensorParallel(self.rank, self.tensor_parallel)
 
 
 def start_replica(rank_config: RankConfig) -> tuple[LoadedModel, EngineSizes, VisionCache, StepRunner]:
     """Load the model on all ranks and return rank 0's parts of it. All ranks use the smallest sizes of any."""
-    if rank_config.size == 1:
+    rank_count = rank_config.tensor_parallel
+    if rank_count == 1:
         loaded = load_rank_model(rank_config)
-        sizes = choose_rank_sizes(rank_config, loaded)
+        sizes = choose_sizes(rank_config, loaded)
         return loaded, sizes, *build_step_runner(rank_config, loaded, sizes, Collectives())
-    if rank_config.device.startswith("cuda") and torch.cuda.device_count() < rank_config.size:
-        raise JobError(
-            f"model.tensor_parallel: {rank_config.size} and this process has {torch.cuda.device_count()} GPU(s)"
-        )
-    values = {field.name: getattr(rank_config, field.name) for field in fields(rank_config)}
-    worker_group = WorkerGroup(values, rank_config.size)
+    if rank_config.device.startswith("cuda") and (gpu_count := torch.cuda.device_count()) < rank_count:
+        raise JobError(f"model.tensor_parallel: {rank_count} and this process has {gpu_count} GPU(s)")
+    worker_group = WorkerGroup([replace(rank_config, rank=rank) for rank in range(1, rank_count)])
     try:
         collectives = Collectives(rank_config.tp, worker_group)
         loaded = load_rank_model(rank_config)
-        own_sizes = choose_rank_sizes(rank_config, loaded)
+        own_sizes = choose_sizes(rank_config, loaded)
         sizes = EngineSizes.take_smallest([own_sizes, *worker_group.wait_until_loaded()])
         store = collectives.open_store()
         worker_group.send_rendezvous(store.port, sizes)
@@ -78,22 +79,36 @@ def start_replica(rank_config: RankConfig) -> tuple[LoadedModel, EngineSizes, Vi
 def load_rank_model(rank_config: RankConfig) -> LoadedModel:
     device = torch.device(rank_config.device)
     if device.type == "cuda":
-        device = torch.device("cuda", rank_config.rank if rank_config.size > 1 else device.index or 0)
+        device = torch.device("cuda", rank_config.rank if rank_config.tensor_parallel > 1 else device.index or 0)
         torch.cuda.set_device(device)
     return load_model(
         rank_config.folder,
+        rank_config.config,
         dtype=rank_config.dtype,
         device=device,
-        config=rank_config.model_config,
         quantize=rank_config.quantize,
         tp=rank_config.tp,
     )
 
 
-def choose_rank_sizes(rank_config: RankConfig, loaded: LoadedModel) -> EngineSizes:
-    return memory.choose_sizes(
-        loaded, context_length=rank_config.context_length, rank_count=rank_config.size, **rank_config.requested_sizes
-    )
+def choose_sizes(rank_config: RankConfig, loaded: LoadedModel) -> EngineSizes:
+    """Sizes that were not requested follow from the memory that this rank has."""
+    device, rank_count, item_bytes = loaded.device, rank_config.tensor_parallel, loaded.dtype.itemsize
+    slots = rank_config.slots or memory.DEFAULT_SLOTS_BY_DEVICE[device.type]
+    patches = rank_config.patches or memory.DEFAULT_PATCHES_BY_DEVICE[device.type] * rank_count
+    prefill_tokens = rank_config.prefill_tokens or memory.DEFAULT_PREFILL_TOKENS
+    kv_tokens = rank_config.kv_tokens
+    if kv_tokens is None:
+        if device.type == "cuda":
+            configs = loaded.language_model.config, loaded.vision_tower.config
+            cache_bytes = memory.measure_free_cuda_bytes(device) - memory.estimate_step_bytes(
+                *configs, item_bytes, slots=slots, patches=patches // rank_count, prefill_tokens=prefill_tokens
+            )
+        else:
+            cache_bytes = memory.measure_cpu_cache_bytes() // rank_count
+        token_bytes = 2 * math.prod(loaded.cache_shape) * item_bytes  # keys and values
+        kv_tokens = min(max(cache_bytes // token_bytes, 1), slots * rank_config.context_length)
+    return EngineSizes(slots, kv_tokens, patches, prefill_tokens)
 
 
 def build_step_runner(
@@ -110,4 +125,4 @@ def build_step_runner(
     graphs = None
     if use_flash:
         graphs = DecodeGraphs(decode, cache, slots=sizes.slots, context_length=rank_config.context_length)
-    return vision_cache, StepRunner(loaded, cache, vision_cache, graphs, has_flash=use_flash)
+    return vision_cache, StepRunner(loaded, cache, vision_cache, graphs, use_flash)

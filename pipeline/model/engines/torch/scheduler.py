@@ -10,7 +10,6 @@ from __future__ import annotations
 from bisect import bisect
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
 from pipeline.model.engines.torch.sequence import SequenceState
@@ -34,30 +33,24 @@ class Scheduler:
         free_slots = self.slots - len(self.running)
         if not self.waiting or (self.running and free_slots < max(1, self.slots // 16)):
             return
-        requests = [CacheRequest(sequence.reserved_tokens, sequence.overtaken_count) for sequence in self.waiting]
-        run_starts, self.free_runs = choose_admissions(
-            requests, self.free_runs, slots=free_slots, max_overtakes=MAX_OVERTAKES
-        )
-        still_waiting: deque[SequenceState] = deque()
-        for index, sequence in enumerate(self.waiting):
+        requests = [(sequence.reserved_tokens, sequence.overtaken_count) for sequence in self.waiting]
+        run_starts, self.free_runs = choose_admissions(requests, self.free_runs, free_slots, MAX_OVERTAKES)
+        waiting, self.waiting = self.waiting, deque()
+        for index, sequence in enumerate(waiting):
             if index in run_starts:
                 sequence.run_start = run_starts[index]
                 self.running.append(sequence)
             else:
                 sequence.overtaken_count += sum(admitted > index for admitted in run_starts)
-                still_waiting.append(sequence)
-        self.waiting = still_waiting
+                self.waiting.append(sequence)
 
     def schedule(
-        self,
-        is_ready: Callable[[SequenceState], bool],
-        prefill_budget: int,
-        sampled: Collection[SequenceState] = (),
+        self, is_ready: Callable[[SequenceState], bool], budget: int, sampled: Collection[SequenceState] = ()
     ) -> ScheduledBatch:
         """The next batch. Sequences in `sampled` have one token to compute, which the host has not read yet."""
         ready = [sequence for sequence in self.running if is_ready(sequence)]
         pending = [1 if sequence in sampled else sequence.pending_tokens for sequence in ready]
-        counts = split_token_budget(pending, prefill_budget)
+        counts = split_token_budget(pending, budget)
         return [(sequence, count) for sequence, count in zip(ready, counts, strict=True) if count]
 
     def remove(self, sequence: SequenceState) -> None:
@@ -106,26 +99,20 @@ def release_run(free_runs: FreeRuns, start: int, tokens: int) -> FreeRuns:
     return (*before, (start, tokens), *after)
 
 
-@dataclass(frozen=True, slots=True)
-class CacheRequest:
-    tokens: int
-    overtaken_count: int = 0  # later sequences that were admitted before it
-
-
 def choose_admissions(
-    waiting: Sequence[CacheRequest], free_runs: FreeRuns, *, slots: int, max_overtakes: int
+    waiting: Sequence[tuple[int, int]], free_runs: FreeRuns, slots: int, max_overtakes: int
 ) -> tuple[dict[int, int], FreeRuns]:
-    """The requests to admit, as index -> start of its run, and the free runs that are left."""
+    """Of waiting (tokens, overtaken count), those to admit, as index -> start of run; and the free runs left over."""
     run_starts: dict[int, int] = {}
     overtakes_left = len(waiting)  # how many more may overtake the requests that were passed over
-    for index, request in enumerate(waiting):
+    for index, (tokens, overtaken_count) in enumerate(waiting):
         if len(run_starts) == slots or overtakes_left <= 0:
             break
-        if allocation := allocate_run(free_runs, request.tokens):
+        if allocation := allocate_run(free_runs, tokens):
             run_starts[index], free_runs = allocation
             overtakes_left -= 1
         else:
-            overtakes_left = min(overtakes_left, max_overtakes - request.overtaken_count)
+            overtakes_left = min(overtakes_left, max_overtakes - overtaken_count)
     return run_starts, free_runs
 
 

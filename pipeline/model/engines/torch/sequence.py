@@ -44,12 +44,10 @@ class SequenceState:
     def __post_init__(self) -> None:
         self.token_ids = np.zeros(self.prompt_tokens + self.max_new_tokens, np.int64)
         self.token_ids[: self.prompt_tokens] = self.request.input_ids
-        answer_positions = self.request.positions.max() + 1 + np.arange(self.max_new_tokens)
-        self.positions = np.concatenate(
-            [self.request.positions, np.tile(answer_positions, (len(self.request.positions), 1))],
-            axis=1,
-            dtype=np.int64,
-        )
+        prompt_positions = self.request.positions
+        self.positions = np.zeros((len(prompt_positions), self.reserved_tokens), np.int64)
+        self.positions[:, : self.prompt_tokens] = prompt_positions
+        self.positions[:, self.prompt_tokens :] = prompt_positions.max() + 1 + np.arange(self.max_new_tokens)
         self.generator = Random(self.request.sampling.seed)
         self.known_tokens = self.prompt_tokens
 
@@ -82,19 +80,17 @@ class SequenceState:
         self.logprob_sum += logprob
         self.sampled_tokens += 1
         self.append_token(token, detokenizer)
-        if self.matcher is None:
-            self.limit_thinking(detokenizer)
-            return
-        while self.finish is None and (forced_tokens := self.matcher.get_forced_tokens()):
+        while self.finish is None and (forced_tokens := self.get_forced_tokens(detokenizer)):
             for forced_token in forced_tokens:
                 self.append_token(forced_token, detokenizer)
 
-    def limit_thinking(self, detokenizer: Detokenizer) -> None:
+    def get_forced_tokens(self, detokenizer: Detokenizer) -> list[int]:
+        if self.matcher is not None:
+            return self.matcher.get_forced_tokens()
         budget, think_end_token = self.request.sampling.max_thinking_tokens, detokenizer.think_end_token
         if budget is None or think_end_token is None or self.thinking_tokens is not None:
-            return
-        if self.output_tokens >= budget:
-            self.append_token(think_end_token, detokenizer)
+            return []
+        return [think_end_token] if self.output_tokens >= budget else []
 
     def append_token(self, token: int, detokenizer: Detokenizer) -> None:
         if self.finish is not None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import JobError
-from pipeline.model.families.model_architecture import ModelArchitecture, ShardUnit
+from pipeline.model.families.model_architecture import ShardUnit
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +67,6 @@ def assign_key_heads(text_config: Any, tp: TensorParallel) -> Span:
 def find_group_size(in_features: int, group_sizes: Sequence[int]) -> int:
     """How many inputs of a four-bit layer share a scale; 1 where its weights are dense."""
     return next((group for group in group_sizes if in_features % group == 0), 1)
-
-
-def assign_shard(
-    architecture: ModelArchitecture,
-    name: str,
-    text_config: Any,
-    tp: TensorParallel,
-    *,
-    group_sizes: Sequence[int] = (),
-) -> WeightShard | None:
-    """The part of a weight, by its name in the model; None is all of it."""
-    rule = architecture.get_shard_rule(name)
-    if tp.size == 1 or rule is None or (rule.dim == 1 and name.endswith(".bias")):
-        return None
-    return WeightShard(rule.dim, compute_unit_span(rule.unit, text_config, tp, group_sizes))
 
 
 def compute_unit_span(unit: ShardUnit, text_config: Any, tp: TensorParallel, group_sizes: Sequence[int]) -> Span:

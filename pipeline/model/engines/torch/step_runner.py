@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.model.engines.torch.cuda_graphs import DecodeFunction, DecodeGraphs
 from pipeline.model.engines.torch.kv_cache import FlashLayout, KVCache, PackedBatch
-from pipeline.model.engines.torch.loaded_model import LoadedModel
+from pipeline.model.engines.torch.model_loader import LoadedModel
 from pipeline.model.engines.torch.pending_step import UnreadTokens
 from pipeline.model.engines.torch.scheduler import ScheduledBatch
 from pipeline.model.engines.torch.vision_cache import VisionCache
@@ -41,7 +41,8 @@ class StepInputs:
 def build_step_inputs(batch: ScheduledBatch) -> StepInputs:
     spans = [(sequence, sequence.computed_tokens, sequence.computed_tokens + count) for sequence, count in batch]
     query_lengths = [count for _, count in batch]
-    offsets = np.cumsum(query_lengths) - query_lengths
+    ends = np.cumsum(query_lengths)
+    offsets = ends - query_lengths
     pad_indices, vision_spans = [np.zeros(0, np.int64)], []
     for (sequence, first, end), offset in zip(spans, offsets, strict=True):
         if first < sequence.prompt_tokens and len(sequence.vision_indices):
@@ -54,14 +55,7 @@ def build_step_inputs(batch: ScheduledBatch) -> StepInputs:
         query_lengths=query_lengths,
         run_starts=[sequence.run_start for sequence, _ in batch],
         run_lengths=[end for _, _, end in spans],
-        logit_indices=np.asarray(
-            [
-                offset + count - 1
-                for (sequence, count), offset in zip(batch, offsets, strict=True)
-                if sequence.reaches_last_token(count)
-            ],
-            np.int64,
-        ),
+        logit_indices=ends[[sequence.reaches_last_token(count) for sequence, count in batch]] - 1,
         is_decode=all(count == 1 and sequence.computed_tokens >= sequence.prompt_tokens for sequence, count in batch),
         pad_indices=np.concatenate(pad_indices),
         vision_spans=vision_spans,
@@ -79,21 +73,13 @@ def locate_unread_tokens(batch: ScheduledBatch, unread: UnreadTokens) -> TokenCo
     return unread.tokens, sources, targets
 
 
+@dataclass(eq=False)
 class StepRunner:
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        cache: KVCache,
-        vision_cache: VisionCache,
-        graphs: DecodeGraphs | None = None,
-        *,
-        has_flash: bool,
-    ):
-        self.loaded = loaded
-        self.cache = cache
-        self.vision_cache = vision_cache
-        self.graphs = graphs
-        self.has_flash = has_flash
+    loaded: LoadedModel
+    cache: KVCache
+    vision_cache: VisionCache
+    graphs: DecodeGraphs | None
+    has_flash: bool
 
     def __call__(self, batch: ScheduledBatch, unread: UnreadTokens | None = None) -> Tensor:
         """Run the batch on every rank. Returns logits [sequences, vocabulary] of those that reach their last token."""
@@ -112,28 +98,25 @@ class StepRunner:
             return self.graphs(token_ids, inputs.positions, inputs.run_starts, inputs.run_lengths)
         embeddings = self.loaded.language_model.embed_tokens(token_ids)
         deepstack_arguments = self.insert_vision_features(embeddings, inputs)
-        hidden = run_language_model(
-            self.loaded, embeddings, self.to_device(inputs.positions), self.pack_batch(inputs), **deepstack_arguments
-        )
+        positions, packed_batch = self.to_device(inputs.positions), self.pack_batch(inputs)
+        hidden = run_language_model(self.loaded, embeddings, positions, packed_batch, **deepstack_arguments)
         return self.loaded.lm_head(hidden[self.to_device(inputs.logit_indices)])  # type: ignore[no-any-return]
 
     def pack_batch(self, inputs: StepInputs) -> PackedBatch:
         lengths, starts, used = inputs.query_lengths, inputs.run_starts, inputs.run_lengths
         run_ends = np.asarray(starts) + used
-        cache_indices = np.concatenate(
-            [np.arange(end - count, end) for end, count in zip(run_ends, lengths, strict=True)]
-        )
+        cache_ranges = [np.arange(end - count, end) for end, count in zip(run_ends, lengths, strict=True)]
+        cache_indices = self.to_device(np.concatenate(cache_ranges))
         flash_layout = FlashLayout.from_lengths(lengths, starts, used, self.loaded.device) if self.has_flash else None
-        return PackedBatch(self.cache, self.to_device(cache_indices), lengths, starts, used, flash_layout)
+        return PackedBatch(self.cache, cache_indices, lengths, starts, used, flash_layout)
 
     def insert_vision_features(self, embeddings: Tensor, inputs: StepInputs) -> dict[str, Any]:
         """Replace pad tokens by vision features, in place. Returns the arguments for features of deeper layers."""
         if not inputs.vision_spans:
             return {}
         pad_indices = self.to_device(inputs.pad_indices)
-        features = torch.cat(  # [1 + deepstack layers, pad tokens, hidden]
-            [self.vision_cache.join_features(keys)[:, first:end] for keys, first, end in inputs.vision_spans], 1
-        )
+        parts = [self.vision_cache.join_features(keys)[:, first:end] for keys, first, end in inputs.vision_spans]
+        features = torch.cat(parts, 1)  # [1 + deepstack layers, pad tokens, hidden]
         embeddings.index_copy_(0, pad_indices, features[0].to(embeddings.dtype))
         if len(features) == 1:
             return {}

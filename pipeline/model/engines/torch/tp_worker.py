@@ -20,7 +20,7 @@ import torch
 from pipeline.errors import PipelineError
 from pipeline.model.engines.torch.collectives import Collectives
 from pipeline.model.engines.torch.oom_backoff import MODEL_ERRORS
-from pipeline.model.engines.torch.replica import RankConfig, build_step_runner, choose_rank_sizes, load_rank_model
+from pipeline.model.engines.torch.replica import RankConfig, build_step_runner, choose_sizes, load_rank_model
 from pipeline.model.engines.torch.worker_group import CONTINUE, FAILURE_GRACE_S
 from pipeline.watchdog import Watchdog
 
@@ -34,14 +34,14 @@ def exit_with_parent(parent_pid: int) -> None:
 
 
 def run_worker(connection: Connection) -> None:
-    rank_config = RankConfig(**connection.recv())
+    rank_config: RankConfig = connection.recv()
     torch.set_num_threads(rank_config.threads)
     try:
         loaded = load_rank_model(rank_config)
     except PipelineError as error:
         connection.send((False, str(error)))
         return
-    connection.send((True, choose_rank_sizes(rank_config, loaded)))
+    connection.send((True, choose_sizes(rank_config, loaded)))
     port, sizes = connection.recv()
     collectives = Collectives(rank_config.tp)
     collectives.join_process_group(port, device=loaded.device, timeout_s=rank_config.hang_s)

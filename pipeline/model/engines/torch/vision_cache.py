@@ -14,15 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.model.engines.torch import vision_encoder
 from pipeline.model.engines.torch.collectives import Collectives
 from pipeline.model.engines.torch.scheduler import count_fitting
-from pipeline.model.engines.torch.vision_encoder import (
-    ClipSlice,
-    VisionConfig,
-    assign_slices,
-    encode_slices,
-    split_slice,
-)
+from pipeline.model.engines.torch.vision_encoder import AssignedSlice, ClipSlice, VisionConfig, encode_slices
 from pipeline.model.families.model_architecture import VisionTower
 from pipeline.types import Clip
 
@@ -39,6 +34,7 @@ class VisionCache:
     ):
         self.vision_tower = vision_tower
         self.vision_config = vision_config
+        self.device = next(vision_tower.module.parameters()).device
         self.collectives = collectives
         self.has_flash = has_flash
         self.clips: dict[str, CachedClip] = {}
@@ -78,7 +74,7 @@ class VisionCache:
             cached.pending_slices = [
                 part
                 for clip_slice in cached.pending_slices
-                for part in split_slice(clip_slice, patch_budget, self.vision_config.temporal_patch_size)
+                for part in vision_encoder.split_slice(clip_slice, patch_budget, self.vision_config.temporal_patch_size)
             ]
             selected += cached.pending_slices
             if sum(clip_slice.patches for clip_slice in selected) >= patch_budget:
@@ -88,56 +84,42 @@ class VisionCache:
     def encode_slices(self, clip_slices: Sequence[ClipSlice]) -> None:
         """Divides the slices between the ranks. Each rank is sent the pixels of its own only."""
         rank_count = self.collectives.tp.size
-        parts, owners = assign_slices(clip_slices, rank_count, self.vision_config.temporal_patch_size)
-
-        def without_pixels_of_others(rank: int) -> list[ClipSlice]:
-            return [
-                part if owner == rank else replace(part, pixels=None) for part, owner in zip(parts, owners, strict=True)
-            ]
-
-        worker_arguments = [(without_pixels_of_others(rank), owners) for rank in range(1, rank_count)]
+        assigned = vision_encoder.assign_slices(clip_slices, rank_count, self.vision_config.temporal_patch_size)
+        worker_arguments = [
+            ([(part if owner == rank else replace(part, pixels=None), owner) for part, owner in assigned],)
+            for rank in range(1, rank_count)
+        ]
         with self.collectives.run_on_all_ranks("encode_slices", *worker_arguments):
-            self.encode_owned_slices(parts, owners)
+            self.encode_owned_slices(assigned)
         for clip_slice in clip_slices:
             self.clips[clip_slice.key].pending_slices.remove(clip_slice)
             self.encoded_patches += clip_slice.patches
 
     @torch.inference_mode()
-    def encode_owned_slices(self, clip_slices: Sequence[ClipSlice], owners: Sequence[int]) -> None:
+    def encode_owned_slices(self, assigned: Sequence[AssignedSlice]) -> None:
         """Runs on every rank: encodes the slices that this rank owns and exchanges the features."""
-        rank = self.collectives.tp.rank
-        owned_slices = [part for part, owner in zip(clip_slices, owners, strict=True) if owner == rank]
+        owned_slices = [part for part, owner in assigned if owner == self.collectives.tp.rank]
         encoded = self.collectives.succeed_or_fail_together(
             lambda: encode_slices(self.vision_tower, owned_slices, self.vision_config, has_flash=self.has_flash),
             self.device,
         )
-        for part, features in zip(clip_slices, self.exchange_features(clip_slices, owners, encoded), strict=True):
+        for (part, _), features in zip(assigned, self.exchange_features(assigned, encoded), strict=True):
             self.features_by_clip.setdefault(part.key, []).append(features)
 
-    def exchange_features(
-        self, clip_slices: Sequence[ClipSlice], owners: Sequence[int], encoded: list[Tensor]
-    ) -> list[Tensor]:
+    def exchange_features(self, assigned: Sequence[AssignedSlice], encoded: list[Tensor]) -> list[Tensor]:
         """The features of all slices in order; each owner broadcasts its own as one block."""
-        if self.collectives.tp.size == 1:
+        tower, tp = self.vision_tower, self.collectives.tp
+        if tp.size == 1:
             return encoded
         features_by_owner = {}
-        for owner in sorted(set(owners)):
-            token_counts = [
-                part.patches // self.vision_config.merge_size**2
-                for part, part_owner in zip(clip_slices, owners, strict=True)
-                if part_owner == owner
-            ]
-            is_mine = owner == self.collectives.tp.rank
-            block = torch.cat(encoded, 1) if is_mine else self.allocate_features(sum(token_counts))
+        for owner in sorted({owner for _, owner in assigned}):
+            patch_counts = [part.patches for part, part_owner in assigned if part_owner == owner]
+            token_counts = [patches // self.vision_config.merge_size**2 for patches in patch_counts]
+            if owner == tp.rank:
+                block = torch.cat(encoded, 1)
+            else:
+                shape = tower.feature_layers, sum(token_counts), tower.feature_width
+                block = torch.empty(shape, dtype=tower.module.dtype, device=self.device)
             self.collectives.broadcast(block, owner)
             features_by_owner[owner] = iter(torch.split(block, token_counts, 1))
-        return [next(features_by_owner[owner]) for owner in owners]
-
-    def allocate_features(self, token_count: int) -> Tensor:
-        tower = self.vision_tower
-        shape = tower.feature_layers, token_count, tower.feature_width
-        return torch.empty(shape, dtype=tower.module.dtype, device=self.device)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.vision_tower.module.parameters()).device  # type: ignore[no-any-return]
+        return [next(features_by_owner[owner]) for _, owner in assigned]

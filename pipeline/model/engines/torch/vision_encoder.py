@@ -49,6 +49,9 @@ class ClipSlice:
         return self.grid[0] * self.grid[1] * self.grid[2]
 
 
+AssignedSlice = tuple[ClipSlice, int]  # and the rank that encodes it
+
+
 def split_slice(clip_slice: ClipSlice, patch_budget: int, frames_per_layer: int) -> list[ClipSlice]:
     """Slices of whole layers, each within the budget or of a single layer."""
     layers, rows, columns = clip_slice.grid
@@ -57,23 +60,21 @@ def split_slice(clip_slice: ClipSlice, patch_budget: int, frames_per_layer: int)
         return [clip_slice]
     parts = []
     for first in range(0, layers, max_layers):
-        count = min(max_layers, layers - first)
-        pixels = clip_slice.pixels[first * frames_per_layer : (first + count) * frames_per_layer]
-        parts.append(ClipSlice(clip_slice.key, pixels, (count, rows, columns)))
+        end = min(first + max_layers, layers)
+        pixels = clip_slice.pixels[first * frames_per_layer : end * frames_per_layer]
+        parts.append(ClipSlice(clip_slice.key, pixels, (end - first, rows, columns)))
     return parts
 
 
-def assign_slices(
-    clip_slices: Sequence[ClipSlice], rank_count: int, frames_per_layer: int
-) -> tuple[list[ClipSlice], list[int]]:
-    """Slices in order and the rank that encodes each. The largest is assigned first, to the least loaded rank."""
+def assign_slices(clip_slices: Sequence[ClipSlice], rank_count: int, frames_per_layer: int) -> list[AssignedSlice]:
+    """Slices in order, each with the rank that encodes it. The largest is assigned first, to the least loaded rank."""
     share = -(-sum(clip_slice.patches for clip_slice in clip_slices) // rank_count)
     parts = [part for clip_slice in clip_slices for part in split_slice(clip_slice, share, frames_per_layer)]
     owners, loads = [0] * len(parts), [0] * rank_count
     for index in sorted(range(len(parts)), key=lambda index: -parts[index].patches):
         owners[index] = loads.index(min(loads))
         loads[owners[index]] += parts[index].patches
-    return parts, owners
+    return list(zip(parts, owners, strict=True))
 
 
 @torch.inference_mode()

@@ -27,7 +27,11 @@ class WeightLayout:
     quantize_dense: bool = False  # round dense weights to four bits
 
     def assign_shard(self, name: str, text_config: Any) -> WeightShard | None:
-        return shard.assign_shard(self.architecture, name, text_config, self.tp, group_sizes=self.group_sizes)
+        """The part of a weight, by its name in the model; None is all of it."""
+        rule = self.architecture.get_shard_rule(name)
+        if self.tp.size == 1 or rule is None or (rule.dim == 1 and name.endswith(".bias")):
+            return None
+        return WeightShard(rule.dim, shard.compute_unit_span(rule.unit, text_config, self.tp, self.group_sizes))
 
 
 def refuse_too_large(model: Any, layout: WeightLayout) -> None:
@@ -49,18 +53,17 @@ def refuse_too_large_for_gpu(model: Any, layout: WeightLayout) -> None:
     free, needed = measure_free_cuda_bytes(layout.device), estimate_weight_bytes(model, layout)
     if needed <= free:
         return
-    advice = "no number of GPUs that the model can be divided among is enough: set model.quantize: int4, or take a "
-    advice += "smaller model"
-    for size in shard.list_tp_sizes(model.config.get_text_config(), group_sizes=layout.group_sizes):
-        needed_by_share = estimate_weight_bytes(model, replace(layout, tp=TensorParallel(0, size)))
-        if size > layout.tp.size and needed_by_share <= free:
-            advice = f"with model.tensor_parallel: {size} and workers.generate.gpus: {size} it needs "
-            advice += f"{needed_by_share / GB:.1f}"
-            break
-    raise JobError(
+    problem = (
         f"model.weights: on each of {layout.tp.size} GPU(s) the model needs {needed / GB:.1f} GB for its weights and "
-        f"{free / GB:.1f} are free; {advice}"
+        f"{free / GB:.1f} are free; "
     )
+    for size in shard.list_tp_sizes(model.config.get_text_config(), group_sizes=layout.group_sizes):
+        share = estimate_weight_bytes(model, replace(layout, tp=TensorParallel(0, size)))
+        if size > layout.tp.size and share <= free:
+            advice = f"with model.tensor_parallel: {size} and workers.generate.gpus: {size} it needs {share / GB:.1f}"
+            raise JobError(problem + advice)
+    advice = "no number of GPUs that the model can be divided among is enough: set model.quantize: int4, or take a "
+    raise JobError(f"{problem}{advice}smaller model")
 
 
 def estimate_weight_bytes(model: Any, layout: WeightLayout) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from threading import Thread
@@ -26,12 +26,12 @@ CONTINUE = "continue"
 
 
 class WorkerGroup:
-    def __init__(self, rank_config: Mapping[str, Any], size: int):
+    def __init__(self, rank_configs: Sequence[Any]):  # of ranks 1, 2, ...
         self.connections: list[Connection] = []
         self.processes: list[subprocess.Popen[bytes]] = []
         self.supervisors: list[Thread] = []
         self.is_started = False  # once started, the end of one rank ends the replica
-        for rank in range(1, size):
+        for rank, rank_config in enumerate(rank_configs, 1):
             connection, worker_connection = Pipe()
             self.connections.append(connection)
             # the kernel kills a worker when the thread that started it ends, so each has a thread that waits for it
@@ -41,7 +41,7 @@ class WorkerGroup:
             self.supervisors.append(supervisor)
             supervisor.start()
             with suppress(OSError):  # it ended already: wait_until_loaded reports it
-                connection.send({**rank_config, "rank": rank, "size": size})
+                connection.send(rank_config)
 
     def supervise_worker(self, rank: int, worker_connection: Connection) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
