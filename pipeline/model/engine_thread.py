@@ -93,19 +93,13 @@ class EngineThread:
         for request, future in postponed:
             self.admit_request(request, future)
         while not self.is_closing and (self.engine.has_room() or not self.in_flight):
-            try:
-                submission = self.take_submission()
-            except queue.Empty:
+            if self.in_flight and self.inbox.empty():
                 break
+            with self.timer.measure("waited"):
+                submission = self.inbox.get()
             if submission:
                 self.admit_request(*submission)
         return not self.is_closing
-
-    def take_submission(self) -> Submission | None:
-        if self.in_flight:
-            return self.inbox.get(block=False)
-        with self.timer.measure("waited"):
-            return self.inbox.get()
 
     def admit_request(self, request: Request, future: Future[ReplyOrFailure]) -> None:
         if request.id in self.in_flight:

@@ -13,11 +13,10 @@ from safetensors.torch import load_file, save_file
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.errors import JobError
 from pipeline.model import hf_models
-from pipeline.model.engines.torch import shard, weight_layout
+from pipeline.model.engines.torch import memory, shard
 from pipeline.model.engines.torch.model_loader import build_model, without_weights
-from pipeline.model.engines.torch.shard import TensorParallel
+from pipeline.model.engines.torch.shard import TensorParallel, WeightLayout
 from pipeline.model.engines.torch.vision_encoder import ClipSlice, assign_slices
-from pipeline.model.engines.torch.weight_layout import WeightLayout
 from pipeline.model.families.model_architecture import SHARD_RULES
 from pipeline.model.family_loader import load_architecture, load_config
 
@@ -186,8 +185,8 @@ def test_the_error_of_a_too_large_model_says_how_many_gpus_would_hold_it(monkeyp
         model = hf_models.get_model_class("qwen2_5_vl")(config)
 
     def refuse(free, size=1, groups=()):
-        monkeypatch.setattr(weight_layout, "measure_free_cuda_bytes", lambda device: free)
-        weight_layout.refuse_too_large(
+        monkeypatch.setattr(memory, "measure_free_cuda_bytes", lambda device: free)
+        memory.refuse_too_large(
             model, WeightLayout(architecture, TensorParallel(0, size), torch.bfloat16, torch.device("cuda"), groups)
         )
 
@@ -199,9 +198,9 @@ def test_the_error_of_a_too_large_model_says_how_many_gpus_would_hold_it(monkeyp
         refuse(3 * 10**9)
     refuse(75 * 10**9, size=2)
     refuse(45 * 10**9, groups=(128,))  # in four bits
-    monkeypatch.setattr(weight_layout.os, "sysconf", lambda name: 1000)
+    monkeypatch.setattr(memory.os, "sysconf", lambda name: 1000)
     with pytest.raises(JobError, match="this machine has"):
-        weight_layout.refuse_too_large(
+        memory.refuse_too_large(
             model, WeightLayout(architecture, TensorParallel(), torch.bfloat16, torch.device("cpu"))
         )
 

@@ -38,26 +38,20 @@ class Collectives:
         self.worker_group = worker_group  # the other ranks; only rank 0 has it
         self.call_count = 0
 
-    def open_store(self) -> Any:
-        """Where the other ranks meet rank 0, on a port that the system chooses."""
-        return TCPStore(HOST, 0, self.tp.size, is_master=True, wait_for_workers=False)
+    def open_store(self, port: int = 0) -> Any:
+        """Where the other ranks meet rank 0: on a port that the system chooses, which rank 0 tells them."""
+        return TCPStore(HOST, port, self.tp.size, is_master=self.tp.rank == 0, wait_for_workers=False)
 
-    def join_process_group(self, store_or_port: Any, *, device: torch.device, timeout_s: float) -> None:
-        """Return when all ranks have joined. Rank 0 passes its store, the others its port.
-
-        Collectives time out later than the watchdog, because the watchdog says where a step hangs.
-        """
+    def join_process_group(self, store: Any, *, device: torch.device, timeout_s: float) -> None:
+        """Return when all ranks have joined."""
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        store = store_or_port
-        if isinstance(store_or_port, int):
-            store = TCPStore(HOST, store_or_port, self.tp.size, is_master=False)
         is_cuda = device.type == "cuda"
         dist.init_process_group(
             "nccl" if is_cuda else "gloo",
             store=store,
             rank=self.tp.rank,
             world_size=self.tp.size,
-            timeout=timedelta(seconds=1.5 * timeout_s),
+            timeout=timedelta(seconds=1.5 * timeout_s),  # after the watchdog, which says where a step hangs
             device_id=device if is_cuda else None,
         )
 
@@ -103,13 +97,11 @@ class Collectives:
         """Run work without collectives on every rank; where it fails on one, it fails on all."""
         if self.tp.size == 1:
             return run()
-        failure: Exception | None = None
-        state = SUCCEEDED
+        failure, state = None, SUCCEEDED
         try:
             result = run()
         except MODEL_ERRORS as error:
-            failure = error
-            state = OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else FAILED
+            failure, state = error, OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else FAILED
         worst_state = torch.tensor(state, device=device)
         self.call_count += 1
         dist.all_reduce(worst_state, dist.ReduceOp.MAX)

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from pipeline.errors import JobError
 from pipeline.model.engines.torch.checkpoint import FP8_BLOCK_SIZE, Checkpoint
 from pipeline.model.engines.torch.int4_linear import GROUP_SIZES, Int4Linear, can_use_kernel
-from pipeline.model.engines.torch.shard import WeightShard, find_group_size
-from pipeline.model.engines.torch.weight_layout import WeightLayout
+from pipeline.model.engines.torch.shard import WeightLayout, WeightShard, find_group_size
 
 AWQ_NIBBLE_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where the GEMM layout keeps the eight nibbles of an int32
 

@@ -21,8 +21,8 @@ from pipeline.model import family_loader, hf_models
 from pipeline.model.engines.torch import attention, int4, shard
 from pipeline.model.engines.torch.checkpoint import Checkpoint
 from pipeline.model.engines.torch.int4_linear import KERNEL_DTYPE
-from pipeline.model.engines.torch.shard import SINGLE_RANK, TensorParallel
-from pipeline.model.engines.torch.weight_layout import WeightLayout, refuse_too_large
+from pipeline.model.engines.torch.memory import refuse_too_large
+from pipeline.model.engines.torch.shard import SINGLE_RANK, TensorParallel, WeightLayout
 from pipeline.model.families.model_architecture import ModelArchitecture, VisionTower
 
 

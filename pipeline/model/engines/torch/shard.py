@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from pipeline.errors import JobError
-from pipeline.model.families.model_architecture import ShardUnit
+from pipeline.model.families.model_architecture import ModelArchitecture, ShardUnit
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,25 @@ def compute_unit_span(unit: ShardUnit, text_config: Any, tp: TensorParallel, gro
     key_heads, head_dim = unit == "key_heads", get_head_dim(text_config)
     heads = assign_key_heads(text_config, tp) if key_heads else compute_span(text_config.num_attention_heads, tp)
     return heads[0] * head_dim, heads[1] * head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class WeightLayout:
+    """Which part of the weights a rank holds, in which type and on which device."""
+
+    architecture: ModelArchitecture
+    tp: TensorParallel
+    dtype: torch.dtype
+    device: torch.device
+    group_sizes: tuple[int, ...] = ()  # that four-bit weights may have; empty where all weights are dense
+    quantize_dense: bool = False  # round dense weights to four bits
+
+    def assign_shard(self, name: str, text_config: Any) -> WeightShard | None:
+        """The part of a weight, by its name in the model; None is all of it."""
+        rule = self.architecture.get_shard_rule(name)
+        if self.tp.size == 1 or rule is None or (rule.dim == 1 and name.endswith(".bias")):
+            return None
+        return WeightShard(rule.dim, compute_unit_span(rule.unit, text_config, self.tp, self.group_sizes))
 
 
 def find_tp_problems(text_config: Any, tp_size: int, *, group_sizes: Sequence[int] = ()) -> list[str]:

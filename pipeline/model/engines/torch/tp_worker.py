@@ -44,7 +44,7 @@ def run_worker(connection: Connection) -> None:
     connection.send((True, choose_sizes(rank_config, loaded)))
     port, sizes = connection.recv()
     collectives = Collectives(rank_config.tp)
-    collectives.join_process_group(port, device=loaded.device, timeout_s=rank_config.hang_s)
+    collectives.join_process_group(collectives.open_store(port), device=loaded.device, timeout_s=rank_config.hang_s)
     vision_cache, step_runner = build_step_runner(rank_config, loaded, sizes, collectives)
     handlers: dict[str, Callable[..., Any]] = {
         "encode_slices": vision_cache.encode_owned_slices,

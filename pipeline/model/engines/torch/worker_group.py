@@ -47,16 +47,13 @@ class WorkerGroup:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
         with worker_connection:
             fd = worker_connection.fileno()
-            process = subprocess.Popen(
-                [sys.executable, "-m", WORKER_MODULE, str(fd), str(os.getpid())],
-                pass_fds=[fd],
-                stdin=subprocess.DEVNULL,
-                env=environment,
-            )
+            command = [sys.executable, "-m", WORKER_MODULE, str(fd), str(os.getpid())]
+            process = subprocess.Popen(command, pass_fds=[fd], stdin=subprocess.DEVNULL, env=environment)
         self.processes.append(process)
-        exit_code = process.wait()
+        code = process.wait()
         if self.is_started:
-            self.end_replica(f"rank {rank} ended ({describe_exit(exit_code)})")
+            way = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+            self.end_replica(f"rank {rank} ended ({way})")
 
     def wait_until_loaded(self) -> list[Any]:
         """Wait until every rank has loaded its share. Returns the EngineSizes that each has memory for."""
@@ -115,7 +112,3 @@ class WorkerGroup:
         for process in self.processes:
             process.kill()  # does nothing to a process that has ended
             process.wait()
-
-
-def describe_exit(code: int) -> str:
-    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
