@@ -86,26 +86,21 @@ def build_prompt_pieces(
     for turn in turns:
         yield SpecialToken.START
         yield f"{turn.role}\n"
-        for part in strip_thinking(turn) if chat_format.thinking else turn.parts:
+        is_earlier_answer = chat_format.thinking and turn.role == "assistant"
+        for part in turn.parts:
             if isinstance(part, MediaRef):
                 raise TypeError("a prompt is built of Clips; this MediaRef was never loaded")
             if add_vision_id and isinstance(part, Clip):
                 counts[part.kind] += 1
                 yield f"{'Picture' if part.kind == 'image' else 'Video'} {counts[part.kind]}: "
-            yield part
+            yield remove_thinking(part) if is_earlier_answer and isinstance(part, str) else part
         yield SpecialToken.END
         yield "\n"
     yield SpecialToken.START
     yield f"assistant\n{chat_format.answer_prefix}"
 
 
-def strip_thinking(turn: Turn) -> Sequence[str | MediaRef | Clip]:
-    """The parts of a turn without an earlier answer's thoughts, which Thinking models never see again."""
-    if turn.role != "assistant":
-        return turn.parts
-    return [remove_thinking(part) if isinstance(part, str) else part for part in turn.parts]
-
-
 def remove_thinking(text: str) -> str:
+    """An earlier answer without its thoughts, which Thinking models never see again."""
     _, end, answer = text.rpartition("</think>")
     return answer.lstrip("\n") if end else text

@@ -190,6 +190,4 @@ def load_stop_tokens(folder: Path, text_config: Any) -> frozenset[int]:
     stop_tokens = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
     if stop_tokens is None:
         stop_tokens = text_config.eos_token_id
-    if stop_tokens is None:
-        return frozenset()
-    return frozenset(stop_tokens if isinstance(stop_tokens, list) else [stop_tokens])
+    return frozenset(stop_tokens if isinstance(stop_tokens, list) else {stop_tokens} - {None})

@@ -15,7 +15,6 @@ import torch
 from pipeline.model import family_loader, hf_models
 from pipeline.model.engines.torch import memory
 from pipeline.model.engines.torch.shard import get_head_dim
-from pipeline.model.families.model_architecture import ModelArchitecture
 
 INT4_WEIGHT_BYTES = 0.5 + 2.5 / 128  # with the scale and zero point of its group
 
@@ -50,7 +49,8 @@ def measure_model(config: Mapping[str, Any], *, dtype: str = "auto", quantize: s
     counts = {name: weight.numel() for name, weight in model.named_parameters()}
     vision = sum(count for name, count in counts.items() if architecture.is_vision_weight(name))
     text = sum(counts.values()) - vision
-    dense = sum(count for name, count in counts.items() if is_vocabulary_weight(architecture, name))
+    rules = {name: architecture.get_shard_rule(name) for name in counts}
+    dense = sum(counts[name] for name, rule in rules.items() if rule and rule.unit == "vocabulary")  # never in 4 bits
     experts = sum(count for name, count in counts.items() if ".experts." in name)
     active_share = getattr(text_config, "num_experts_per_tok", 1) / getattr(text_config, "num_experts", 1)
     key_width = text_config.num_key_value_heads * get_head_dim(text_config)
@@ -73,9 +73,3 @@ def measure_model(config: Mapping[str, Any], *, dtype: str = "auto", quantize: s
         ),
         patches_per_token=vision_config.spatial_merge_size**2,
     )
-
-
-def is_vocabulary_weight(architecture: ModelArchitecture, name: str) -> bool:
-    """Whether a weight is the embeddings or the head, which stay dense."""
-    rule = architecture.get_shard_rule(name)
-    return rule is not None and rule.unit == "vocabulary"

@@ -55,24 +55,23 @@ class RankConfig:
 def start_replica(rank_config: RankConfig) -> tuple[LoadedModel, EngineSizes, VisionCache, StepRunner]:
     """Load the model on all ranks and return rank 0's parts of it. All ranks use the smallest sizes of any."""
     rank_count = rank_config.tensor_parallel
-    if rank_count == 1:
+    gpu_count = torch.cuda.device_count()
+    if rank_count > 1 and rank_config.device.startswith("cuda") and gpu_count < rank_count:
+        raise JobError(f"model.tensor_parallel: {rank_count} and this process has {gpu_count} GPU(s)")
+    worker_configs = [replace(rank_config, rank=rank) for rank in range(1, rank_count)]
+    worker_group = WorkerGroup(worker_configs) if worker_configs else None
+    collectives = Collectives(rank_config.tp, worker_group)
+    try:
         loaded = load_rank_model(rank_config)
         sizes = choose_sizes(rank_config, loaded)
-        return loaded, sizes, *build_step_runner(rank_config, loaded, sizes, Collectives())
-    if rank_config.device.startswith("cuda") and (gpu_count := torch.cuda.device_count()) < rank_count:
-        raise JobError(f"model.tensor_parallel: {rank_count} and this process has {gpu_count} GPU(s)")
-    worker_group = WorkerGroup([replace(rank_config, rank=rank) for rank in range(1, rank_count)])
-    try:
-        collectives = Collectives(rank_config.tp, worker_group)
-        loaded = load_rank_model(rank_config)
-        own_sizes = choose_sizes(rank_config, loaded)
-        sizes = EngineSizes.take_smallest([own_sizes, *worker_group.wait_until_loaded()])
-        store = collectives.open_store()
-        worker_group.send_rendezvous(store.port, sizes)
-        collectives.join_process_group(store, device=loaded.device, timeout_s=rank_config.hang_s)
+        if worker_group is not None:
+            sizes = EngineSizes.take_smallest([sizes, *worker_group.wait_until_loaded()])
+            store = collectives.open_store()
+            worker_group.send_rendezvous(store.port, sizes)
+            collectives.join_process_group(store, device=loaded.device, timeout_s=rank_config.hang_s)
         return loaded, sizes, *build_step_runner(rank_config, loaded, sizes, collectives)
     except BaseException:
-        worker_group.close()
+        collectives.close()
         raise
 
 
