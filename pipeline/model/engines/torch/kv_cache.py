@@ -37,11 +37,9 @@ class FlashLayout:
     def from_lengths(
         cls, query_lengths: Sequence[int], run_starts: Sequence[int], run_lengths: Sequence[int], device: torch.device
     ) -> FlashLayout:
-        host = [
-            torch.from_numpy(np.asarray(part, np.int32))
-            for part in (np.cumsum([0, *query_lengths]), [*run_starts, 0], run_lengths)
-        ]
-        offsets, starts, lengths = (part.to(device, non_blocking=True) for part in host)
+        parts = np.cumsum([0, *query_lengths]), [*run_starts, 0], run_lengths
+        tensors = (torch.from_numpy(np.asarray(part, np.int32)).to(device, non_blocking=True) for part in parts)
+        offsets, starts, lengths = tensors
         return cls(offsets, starts, lengths, (max(query_lengths), max(run_lengths)))
 
 
