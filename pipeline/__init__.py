@@ -152,7 +152,7 @@ model: frames and text become tokens
     model/engines/torch/sampler.py          samples the next tokens
     model/engines/torch/cuda_graphs.py      replays decode steps as CUDA graphs
     model/engines/torch/oom_backoff.py      splits work that runs out of memory
-    model/engines/torch/memory.py               what weights and steps need of a device's memory, and sizes that fit
+    model/engines/torch/memory.py           what weights and steps need of a device's memory, and sizes that fit
     model/engines/torch/model_size.py       computes a model's size from its config
     model/engines/torch/checkpoint.py       reads weights from a checkpoint's files
     model/engines/torch/model_loader.py     loads a checkpoint, or one rank's share of it
