@@ -101,7 +101,7 @@ def main() -> None:
             "whole": (sampled_chunks, lambda: list(prepare_chunks(context, sampled_chunks))),
         }
         for name, (side_chunks, side) in sides.items():
-            rows = sum(chunk.asked for chunk in side_chunks)
+            rows = sum(chunk.asked_row_count for chunk in side_chunks)
             cpu_seconds, start = measure_cpu_seconds(), time.perf_counter()
             side()
             seconds, cpu_seconds = time.perf_counter() - start, measure_cpu_seconds() - cpu_seconds

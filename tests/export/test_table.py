@@ -40,7 +40,7 @@ def table_export(workspace):
     return TableExport(workspace)
 
 
-def test_each_answered_row_is_exported_once_in_large_files_in_the_order_of_the_manifest(workspace, table_export):
+def test_each_answered_row_is_exported_once_in_manifest_order_in_large_files(workspace, table_export):
     workspace.write_manifest([*workspace.draw_images(11), *workspace.write_broken_images(1)])
     workspace.run_job(output={"chunk_rows": 2})
     table_export.run(rows_per_file=4, output={"chunk_rows": 2})

@@ -217,7 +217,7 @@ def test_every_redirect_is_checked_like_the_first_url(target, kind, fetcher, ser
     assert fetch_error(fetcher, f"http://{server}/to?{target}").kind == kind
 
 
-def test_a_redirect_to_the_metadata_service_is_refused_if_any_public_host_is_allowed(server):
+def test_a_redirect_to_the_metadata_service_is_refused_with_all_hosts_allowed(server):
     from yarl import URL
 
     from pipeline.fetch.web import check_url

@@ -20,26 +20,26 @@ PARTS = """
 {%- endmacro -%}
 {%- set seen = namespace(images=0, videos=0) -%}
 """
-TURN = "{{ '<|im_start|>' ~ message.role ~ '\\n' ~ said ~ '<|im_end|>\\n' }}"
+TURN = "{{ '<|im_start|>' ~ message.role ~ '\\n' ~ text ~ '<|im_end|>\\n' }}"
 QWEN2 = (
     PARTS
     + "{%- if messages[0].role != 'system' -%}"
     + "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{%- endif -%}"
-    + "{%- for message in messages -%}{%- set said = parts(message.content) -%}"
+    + "{%- for message in messages -%}{%- set text = parts(message.content) -%}"
     + TURN
     + "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
 )
 QWEN3 = (
     PARTS
-    + "{%- for message in messages -%}{%- set said = parts(message.content) -%}"
+    + "{%- for message in messages -%}{%- set text = parts(message.content) -%}"
     + TURN
     + "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
 )
 THINKING = (
     PARTS
-    + "{%- for message in messages -%}{%- set said = parts(message.content) -%}"
-    + "{%- if message.role == 'assistant' and '</think>' in said -%}"
-    + "{%- set said = said.split('</think>')[-1].lstrip('\\n') -%}{%- endif -%}"
+    + "{%- for message in messages -%}{%- set text = parts(message.content) -%}"
+    + "{%- if message.role == 'assistant' and '</think>' in text -%}"
+    + "{%- set text = text.split('</think>')[-1].lstrip('\\n') -%}{%- endif -%}"
     + TURN
     + "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n<think>\\n' }}{%- endif -%}"
 )

@@ -1,9 +1,9 @@
-"""Computes what transformers' processors and models make of conversations, in a process of its own.
+"""Computes the inputs that transformers' processors and models build from conversations, in its own process.
 
-    python tests/model/oracle.py QUESTIONS.json ANSWERS.pickle
+    python tests/model/oracle.py CASES.json RESULTS.pickle
 
-transformers remembers whether it saw torchvision; its processors need it and our code must work without. The
-compiled part of torchvision is missing for a CPU build of torch, so two operators are declared first.
+transformers checks for torchvision once per process: its processors need it, and our code must work without it. A CPU
+build of torch lacks the compiled part of torchvision, so two operators are declared first.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ def picture(seed, width, height, frames=None):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def answer(question, processors):
-    """ids, pixels, grids and positions of one conversation, without its padding."""
+def compute_inputs(case, processors):
+    """Compute ids, pixels, grids and positions of one conversation, without padding."""
     import torch
 
-    folder = Path(question["folder"])
+    folder = Path(case["folder"])
     if folder not in processors:
-        processors[folder] = load(folder)
+        processors[folder] = load_processor_and_model(folder)
     processor, model = processors[folder]
     text = processor.tokenizer.apply_chat_template(
-        question["messages"],
+        case["messages"],
         chat_template=json.loads((folder / "tokenizer_config.json").read_text())["chat_template"],
         tokenize=False,
         add_generation_prompt=True,
-        add_vision_id=question.get("label", False),
+        add_vision_id=case.get("label", False),
     )
     qwen3 = model.config.model_type.startswith("qwen3")
-    inputs = text.replace(VIDEO_PLACEHOLDER, "<|video_pad|>") if qwen3 else text  # 5.23 would put markers into markers
-    images = [picture(*spec) for spec in question.get("images", [])]
+    inputs = text.replace(VIDEO_PLACEHOLDER, "<|video_pad|>") if qwen3 else text  # 5.23 would nest the markers
+    images = [picture(*spec) for spec in case.get("images", [])]
     media = {"images": images} if images else {}
-    if videos := question.get("videos", []):
+    if videos := case.get("videos", []):
         from transformers.video_utils import VideoMetadata
 
         media["videos"] = [picture(spec["seed"], *spec["size"], spec["count"]) for spec in videos]
@@ -55,22 +55,22 @@ def answer(question, processors):
         if qwen3:
             media |= {"do_sample_frames": True, "fps": 2}
         else:  # frames are chosen by qwen-vl-utils before the processor sees them
-            for place, spec in enumerate(videos):
-                media["videos"][place] = media["videos"][place][spec["indices"]]
-                media["video_metadata"][place].frames_indices = spec["indices"]
+            for index, spec in enumerate(videos):
+                media["videos"][index] = media["videos"][index][spec["indices"]]
+                media["video_metadata"][index].frames_indices = spec["indices"]
             media["do_sample_frames"] = False
-    out = processor(text=[inputs], return_tensors="pt", **media)
-    wanted = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids", "attention_mask")
-    place = {key: out[key] for key in wanted if key in out}
-    positions, _ = model.model.get_rope_index(out["input_ids"], **place)
-    found = {"text": text, "ids": out["input_ids"][0].numpy(), "positions": positions[:, 0].numpy()}
+    outputs = processor(text=[inputs], return_tensors="pt", **media)
+    position_keys = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids", "attention_mask")
+    position_inputs = {key: outputs[key] for key in position_keys if key in outputs}
+    positions, _ = model.model.get_rope_index(outputs["input_ids"], **position_inputs)
+    result = {"text": text, "ids": outputs["input_ids"][0].numpy(), "positions": positions[:, 0].numpy()}
     for key in ("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw"):
-        if key in out and question.get("pixels", True):
-            found[key] = torch.as_tensor(out[key]).numpy()
-    return found
+        if key in outputs and case.get("pixels", True):
+            result[key] = torch.as_tensor(outputs[key]).numpy()
+    return result
 
 
-def load(folder):
+def load_processor_and_model(folder):
     import torch
     import transformers
 
@@ -80,15 +80,15 @@ def load(folder):
     video = "Qwen3VLVideoProcessor" if kind == "Qwen3VL" else "Qwen2VLVideoProcessor"
     processor = getattr(transformers, f"{kind}Processor")(
         image_processor=transformers.Qwen2VLImageProcessor.from_pretrained(folder),
-        tokenizer=tokenizer(folder),
+        tokenizer=load_tokenizer(folder),
         video_processor=getattr(transformers, video)(cap_pixels_per_frame=False),
     )
     with torch.device("meta"):  # positions need no weights
         return processor, transformers.AutoModelForImageTextToText.from_config(config)
 
 
-def tokenizer(folder):
-    """One for all folders of the same vocabulary: loading the real one takes seconds."""
+def load_tokenizer(folder):
+    """Load a tokenizer once for all folders with the same vocabulary, because the real one takes seconds."""
     import transformers
 
     size = (folder / "tokenizer.json").stat().st_size
@@ -97,7 +97,7 @@ def tokenizer(folder):
     return TOKENIZERS[size]
 
 
-def main(asked, answered):
+def main(cases_path, results_path):
     import torch
 
     torch.set_num_threads(1)
@@ -105,8 +105,8 @@ def main(asked, answered):
     for operator in ("nms", "qnms"):
         declared.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     processors = {}
-    questions = json.loads(Path(asked).read_text())
-    Path(answered).write_bytes(pickle.dumps([answer(one, processors) for one in questions]))
+    cases = json.loads(Path(cases_path).read_text())
+    Path(results_path).write_bytes(pickle.dumps([compute_inputs(case, processors) for case in cases]))
 
 
 if __name__ == "__main__":

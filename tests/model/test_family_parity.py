@@ -217,7 +217,7 @@ def test_pixels_equal_those_of_the_reference_processor_bit_for_bit(compared, kin
 def test_a_template_with_generation_tags_is_parsed_like_any_other():
     """trl saves such templates; only transformers' own Jinja knows the tags."""
     marked = chat_templates.QWEN3.replace(
-        "{%- set said", "{%- if message.role == 'tool' -%}{%- continue -%}{%- endif -%}{%- generation -%}{%- set said"
+        "{%- set text", "{%- if message.role == 'tool' -%}{%- continue -%}{%- endif -%}{%- generation -%}{%- set text"
     ).replace("{%- endfor -%}{%- if add", "{%- endgeneration -%}{%- endfor -%}{%- if add")
     assert marked.count("generation -%}") == 2
     assert parse_chat_template(marked) == parse_chat_template(chat_templates.QWEN3)

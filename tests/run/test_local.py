@@ -298,7 +298,7 @@ def test_pictures_in_a_column_need_an_id(workspace):
     assert workspace.list_answered_ids() == ["r0", "r1", "r2", "r3", "r4"]
 
 
-def test_a_kept_column_with_another_type_in_a_later_file_is_an_error_that_names_the_file(workspace):
+def test_a_kept_column_with_another_type_is_an_error_that_names_the_file(workspace):
     rows = workspace.draw_images(2)
     workspace.write_manifest(rows[:1])
     (workspace.folder / "later.jsonl").write_text(json.dumps({**rows[1], "hint": "h"}) + "\n")

@@ -404,7 +404,7 @@ def test_a_wrong_command_line_shows_what_is_expected(here, capsys):
     )
 
 
-def test_another_question_in_the_same_output_is_refused_with_a_message_that_lists_the_differences(here, capsys):
+def test_another_question_in_the_same_output_is_refused_with_its_differences(here, capsys):
     (here / "out/questions").mkdir(parents=True)
     (here / "out/questions/abc.json").write_text(json.dumps({"prompt": {"user": "What?"}}))
     said = told(here, capsys, RUN)

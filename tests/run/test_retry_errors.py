@@ -84,7 +84,7 @@ def test_only_failed_rows_of_the_given_kind_are_retried(workspace):
 
 
 @pytest.mark.parametrize("retry", [None, ""])
-def test_a_chunk_whose_first_part_was_deleted_is_run_again_except_rows_that_later_parts_answer(workspace, retry):
+def test_a_chunk_without_its_first_part_is_run_again_except_rows_answered_later(workspace, retry):
     workspace.write_manifest([*workspace.draw_images(2), *workspace.write_broken_images(2)])
     assert workspace.run_job() == 3
     repair_image(workspace, "bad0")

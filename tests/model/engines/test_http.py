@@ -412,7 +412,7 @@ def test_a_row_waits_no_longer_than_its_timeout(response):
     }
 
 
-def test_the_idempotency_key_is_the_same_for_all_attempts_and_changes_with_the_request():
+def test_the_idempotency_key_depends_on_the_request_and_not_on_the_attempt():
     with ChatServer(fail_first_attempts(refuse(500, "oops"), 2)) as server:
         get_answers(server, build_request("1"))
         get_answers(server, build_request("1", temperature=0.3, seed=5))

@@ -129,7 +129,7 @@ def test_thinking_is_separate_and_ends_when_its_budget_is_spent(engine, one_lab)
     assert reply.text
 
 
-def test_an_image_that_several_requests_share_is_encoded_once_and_dropped_after_prefill(engine, one_lab):
+def test_a_shared_image_is_encoded_once_and_dropped_after_prefill(engine, one_lab):
     picture = one_lab.make_image(4, 4)
     requests = [one_lab.build_request(str(number), picture, "x" * number) for number in range(1, 5)]
     answer_all(engine, requests)
@@ -173,7 +173,7 @@ def test_a_malformed_request_is_refused_before_anything_is_computed(engine, one_
     assert is_idle(engine)
 
 
-def test_a_prompt_longer_than_the_cache_is_refused_and_a_long_answer_is_cut_to_the_cache(engine, one_lab):
+def test_a_too_long_prompt_is_refused_and_a_long_answer_is_cut_to_the_cache(engine, one_lab):
     answers = answer_all(
         engine,
         [one_lab.build_request("long", "a" * 1300), one_lab.build_request("cut", "a" * 1100, max_new_tokens=500)],
