@@ -35,7 +35,7 @@ from pipeline.media.clips import load_clips
 from pipeline.media.decode import ClipDecoder
 from pipeline.media.decoder_client import MALLOC_ENVIRONMENT
 from pipeline.media.kinds.base import DecodeLimits
-from pipeline.media.kinds.image import ImageKind, resize_image
+from pipeline.media.kinds.image import ImageKind, resize_image, to_rgb, turn_upright
 from pipeline.model import family_loader
 from pipeline.types import Clip, MediaRef, Size
 from tests.bench import harness
@@ -132,10 +132,11 @@ def print_stages(path: str, width: str, height: str, rounds: str) -> None:
     torch.set_num_threads(1)
 
     def decode() -> PIL.Image.Image:
-        return ImageKind(data, DecodeLimits(10**9, 10**9, 1.0)).load_frame(0, size)
+        image = ImageKind(data, DecodeLimits(10**9, 10**9, 1.0)).image
+        return to_rgb(turn_upright(image))
 
-    image = decode()
-    sides: Sides = {"decode": decode, "resize": lambda: resize_image(image, size)}
+    decoded_image = decode()
+    sides: Sides = {"decode": decode, "resize": lambda: resize_image(decoded_image, size)}
     print(json.dumps(harness.measure_in_turns(sides, rounds=int(rounds))))
 
 

@@ -146,10 +146,12 @@ def compared(tmp_path_factory):
                 videos = [spec | {"indices": at} for spec, at in zip(question.get("videos", []), chosen, strict=True)]
                 questions.append(question | {"folder": str(folder), "videos": videos, "pixels": vocabulary == "tiny"})
                 ours[kind, vocabulary, name] = family, turns, family.encode_turns(turns)
-    asked, answered = root / "questions.json", root / "answers.pickle"
-    asked.write_text(json.dumps(questions))
-    subprocess.run([sys.executable, str(Path(oracle.__file__)), str(asked), str(answered)], check=True)
-    return {key: (*ours[key], found) for key, found in zip(ours, pickle.loads(answered.read_bytes()), strict=True)}
+    cases_path, results_path = root / "cases.json", root / "results.pickle"
+    cases_path.write_text(json.dumps(questions))
+    subprocess.run([sys.executable, str(Path(oracle.__file__)), str(cases_path), str(results_path)], check=True)
+    return {
+        key: (*ours[key], result) for key, result in zip(ours, pickle.loads(results_path.read_bytes()), strict=True)
+    }
 
 
 def list_grids(family, turns):
