@@ -133,6 +133,7 @@ def print_stages(path: str, width: str, height: str, rounds: str) -> None:
 
     def decode() -> PIL.Image.Image:
         image = ImageKind(data, DecodeLimits(10**9, 10**9, 1.0)).image
+        image.load()
         return to_rgb(turn_upright(image))
 
     decoded_image = decode()
