@@ -19,7 +19,7 @@ TOKENIZERS = {}
 VIDEO_PLACEHOLDER = "<|vision_start|><|video_pad|><|vision_end|>"
 
 
-def picture(seed, width, height, frames=None):
+def create_pixels(seed, width, height, frames=None):
     """Random pixels, the same in both processes."""
     shape = (height, width, 3) if frames is None else (frames, height, width, 3)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
@@ -42,12 +42,12 @@ def compute_inputs(case, processors):
     )
     qwen3 = model.config.model_type.startswith("qwen3")
     inputs = text.replace(VIDEO_PLACEHOLDER, "<|video_pad|>") if qwen3 else text  # 5.23 would nest the markers
-    images = [picture(*spec) for spec in case.get("images", [])]
+    images = [create_pixels(*spec) for spec in case.get("images", [])]
     media = {"images": images} if images else {}
     if videos := case.get("videos", []):
         from transformers.video_utils import VideoMetadata
 
-        media["videos"] = [picture(spec["seed"], *spec["size"], spec["count"]) for spec in videos]
+        media["videos"] = [create_pixels(spec["seed"], *spec["size"], spec["count"]) for spec in videos]
         media["video_metadata"] = [
             VideoMetadata(total_num_frames=spec["count"], fps=spec["fps"], duration=spec["count"] / spec["fps"])
             for spec in videos

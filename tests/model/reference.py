@@ -6,7 +6,7 @@ Qwen3-VL is a grid of its own) or in `tokens_per_second` (Qwen2.5-VL).
 """
 
 
-def positions(ids, grids, *, pads, seconds_per_layer=None, tokens_per_second=1):
+def compute_positions(ids, grids, *, pads, seconds_per_layer=None, tokens_per_second=1):
     """`grids` are (layers, rows, columns) in tokens, in order; `pads` the ids of vision tokens.
 
     `seconds_per_layer` holds one number for each grid, None for layers counted by one.

@@ -112,13 +112,15 @@ def build_turns(family, question):
         for part in message["content"]:
             if part["type"] == "image":
                 spec = next(images)
-                pixels = resize(oracle.picture(*spec)[None], family.fit_image_size((spec[1], spec[2]), MediaOptions()))
+                pixels = resize(
+                    oracle.create_pixels(*spec)[None], family.fit_image_size((spec[1], spec[2]), MediaOptions())
+                )
                 parts.append(Clip("image", pixels, (spec[1], spec[2])))
             elif part["type"] == "video":
                 spec = next(videos)
                 indices = family.select_frames(range(spec["count"]), spec["fps"], MediaOptions())
                 size = family.fit_video_size(spec["size"], len(indices), MediaOptions())
-                pixels = resize(oracle.picture(spec["seed"], *spec["size"], spec["count"])[indices], size)
+                pixels = resize(oracle.create_pixels(spec["seed"], *spec["size"], spec["count"])[indices], size)
                 fps = len(indices) / spec["count"] * spec["fps"]
                 times = tuple(index / spec["fps"] for index in indices)
                 parts.append(Clip("video", pixels, spec["size"], times=times, fps=fps))
@@ -155,7 +157,7 @@ def compared(tmp_path_factory):
 
 
 def list_grids(family, turns):
-    """Grids in tokens and the seconds of a layer, as `reference.positions` takes them."""
+    """Grids in tokens and the seconds of a layer, as `reference.compute_positions` takes them."""
     grids, seconds = [], []
     for turn in turns:
         for clip in (part for part in turn.parts if isinstance(part, Clip)):
@@ -187,7 +189,7 @@ def test_positions_follow_the_definition(compared, kind, vocabulary, name):
     pads = (family.image_token, family.video_token)
     rate = getattr(family, "tokens_per_second", 1)
     ids = encoded.input_ids.tolist()
-    assert encoded.positions.tolist() == reference.positions(
+    assert encoded.positions.tolist() == reference.compute_positions(
         ids, grids, pads=pads, seconds_per_layer=seconds, tokens_per_second=rate
     )
     if "video" not in name or not kind.startswith("qwen2"):

@@ -255,7 +255,7 @@ def test_text_after_a_video_starts_after_its_last_position(families):
         assert (after == encoded.positions[0, pads[0]] + last).all()
         seconds = [1.0] if kind == "qwen2_5_vl" else [None]
         ids = encoded.input_ids.tolist()
-        told = reference.positions(
+        told = reference.compute_positions(
             ids, [(30, 4, 4)], pads=[family.video_token], seconds_per_layer=seconds, tokens_per_second=4
         )
         assert encoded.positions.tolist() == told
