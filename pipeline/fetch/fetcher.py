@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import CancelledError, Future
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import fsspec.asyn
 
@@ -27,14 +27,29 @@ MAX_PREFETCHED_BYTES = 256 << 20
 CLOSE_TIMEOUT_S = 5
 
 
-class Fetcher:
-    max_prefetched_blobs = 16
-    refill_below = 16  # so few must be left before more are started; fewer switches between the two threads
+class SourceReader(Protocol):
+    """What a Fetcher reads sources with: a Downloader, or for planning a HeaderReader."""
 
-    def __init__(self, job: Job, downloader: Downloader | None = None):
+    @property
+    def range_bytes_read(self) -> int: ...
+
+    async def download(self, source: str, full_download: bool = False) -> Blob: ...
+
+    def read_inline_source(self, source: str | bytes) -> Blob: ...
+
+    async def close(self) -> None: ...
+
+
+class Fetcher:
+    """`refill_below`: so few fetches must be left before more start, which saves switches between the two threads."""
+
+    def __init__(
+        self, job: Job, reader: SourceReader | None = None, *, max_prefetched_blobs: int = 16, refill_below: int = 16
+    ):
         video = job.media.video
         max_frames = video.frames or video.max_frames or DEFAULT_MAX_FRAMES
-        self.downloader = downloader or Downloader(job, max_frames=max_frames)
+        self.reader: SourceReader = reader or Downloader(job, max_frames=max_frames)
+        self.max_prefetched_blobs, self.refill_below = max_prefetched_blobs, refill_below
         self.deadline_s = job.limits.deadline_s
         self.event_loop = fsspec.asyn.get_loop()
         self.lock = threading.Lock()
@@ -45,7 +60,7 @@ class Fetcher:
     def fetch(self, source: str | bytes, *, deadline_s: float | None = None, full_download: bool = False) -> Blob:
         """The caller closes the Blob. A full download has all bytes of a video, even of a long one."""
         if not is_remote(source):
-            return self.downloader.read_inline_source(source)
+            return self.reader.read_inline_source(source)
         deadline_s = self.deadline_s if deadline_s is None else max(deadline_s, 0.0)
         future = (None if full_download else self._take_prefetched(source)) or self._start(source, full_download)
         self._start_prefetches()
@@ -69,11 +84,11 @@ class Fetcher:
 
     @property
     def bytes_read(self) -> int:
-        return self.blob_bytes_read + self.downloader.range_bytes_read
+        return self.blob_bytes_read + self.reader.range_bytes_read
 
     def close(self) -> None:
         self.prefetch(())
-        asyncio.run_coroutine_threadsafe(self.downloader.close(), self.event_loop).result(CLOSE_TIMEOUT_S)
+        asyncio.run_coroutine_threadsafe(self.reader.close(), self.event_loop).result(CLOSE_TIMEOUT_S)
 
     def __enter__(self) -> Self:
         return self
@@ -81,26 +96,13 @@ class Fetcher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    async def download(self, source: str, full_download: bool) -> Blob:
-        """Fetch a source, on the event loop."""
-        return await self.downloader.download(source, full_download)
-
-    def run(self, coroutine: Coroutine[Any, Any, ResultT], source: str) -> ResultT:
-        """Run a coroutine that reads a source, and wait for it. Not for the event loop's own thread."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.event_loop)
-        try:
-            return future.result(self.deadline_s)
-        except TimeoutError as error:
-            future.cancel()
-            raise build_deadline_error(source, self.deadline_s) from error
-
     def _start(self, source: str, full_download: bool = False) -> Future[Blob]:
         return asyncio.run_coroutine_threadsafe(self._download_before_deadline(source, full_download), self.event_loop)
 
     async def _download_before_deadline(self, source: str, full_download: bool) -> Blob:
         try:
             async with asyncio.timeout(self.deadline_s):
-                return await self.download(source, full_download)
+                return await self.reader.download(source, full_download)
         except TimeoutError as error:
             raise build_deadline_error(source, self.deadline_s) from error
 
@@ -125,6 +127,16 @@ class Fetcher:
             for _ in range(min(free_places, len(self.queued_sources))):
                 source = self.queued_sources.popleft()
                 self.prefetches.setdefault(source, deque()).append(self._start(source))
+
+
+def run_on_event_loop(coroutine: Coroutine[Any, Any, ResultT], source: str, deadline_s: float) -> ResultT:
+    """Run a coroutine that reads a source, and wait for it. Not for the event loop's own thread."""
+    future = asyncio.run_coroutine_threadsafe(coroutine, fsspec.asyn.get_loop())
+    try:
+        return future.result(deadline_s)
+    except TimeoutError as error:
+        future.cancel()
+        raise build_deadline_error(source, deadline_s) from error
 
 
 def has_blob(future: Future[Blob]) -> bool:

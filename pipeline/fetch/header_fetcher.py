@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.fetch.access import parse_scheme, redact_source, resolve_local_path
 from pipeline.fetch.blob import Blob, check_byte_limit, split_page_fragment
 from pipeline.fetch.downloader import Downloader
-from pipeline.fetch.fetcher import Fetcher
+from pipeline.fetch.fetcher import Fetcher, run_on_event_loop
 from pipeline.fetch.object_store import ObjectStore
 from pipeline.fetch.remote_object import RangedFile, fetch_with_retries
 from pipeline.fetch.sniff import SIZE_IN_PREFIX_SIGNATURES, SNIFF_BYTES, TIFF_SIGNATURES, sniff_kind
@@ -38,16 +38,30 @@ class HeaderBlob(Blob):
     ranged_file: RangedFile | None = None  # of a TIFF
 
 
-class HeaderFetcher(Fetcher):
-    max_prefetched_blobs = MAX_CONCURRENT_PREFIXES
-    refill_below = MAX_CONCURRENT_PREFIXES // 2
+def open_header_fetcher(job: Job) -> Fetcher:
+    return Fetcher(
+        job,
+        HeaderReader(job),
+        max_prefetched_blobs=MAX_CONCURRENT_PREFIXES,
+        refill_below=MAX_CONCURRENT_PREFIXES // 2,
+    )
+
+
+class HeaderReader:
+    """Reads the beginning of a source; downloads it where that is not enough."""
 
     def __init__(self, job: Job):
-        super().__init__(job, Downloader(job, max_frames=0, min_sparse_bytes=MIN_SPARSE_BYTES))
+        self.downloader = Downloader(job, max_frames=0, min_sparse_bytes=MIN_SPARSE_BYTES)
+        self.deadline_s = job.limits.deadline_s
+        self.read_inline_source, self.close = self.downloader.read_inline_source, self.downloader.close
 
-    async def download(self, source: str, full_download: bool) -> Blob:
+    @property
+    def range_bytes_read(self) -> int:
+        return self.downloader.range_bytes_read
+
+    async def download(self, source: str, full_download: bool = False) -> Blob:
         header = None if full_download else await self._try_header(source)
-        return header or await super().download(source, full_download)
+        return header or await self.downloader.download(source, full_download)
 
     async def _try_header(self, source: str) -> Blob | None:
         """None where all of the source is needed, or where something is wrong that a download reports better."""
@@ -90,11 +104,12 @@ class HeaderFetcher(Fetcher):
         )
 
     def _fetch_whole(self, source: str) -> Blob:
-        return self.run(self.downloader.download(source, True), source)
+        return run_on_event_loop(self.downloader.download(source, True), source, self.deadline_s)
 
     def _open_ranged_file(self, client: WebClient | ObjectStore, uri: str, prefix: bytes, size: int) -> RangedFile:
         def read_range(start: int, end: int) -> bytes:
-            return self.run(fetch_with_retries(lambda: client.read_range(uri, start, end)), uri)
+            read = fetch_with_retries(lambda: client.read_range(uri, start, end))
+            return run_on_event_loop(read, uri, self.deadline_s)
 
         return RangedFile(prefix, size, read_range)
 

@@ -118,7 +118,7 @@ def main() -> None:
         with Fetcher(job) as fetcher, ClipDecoder(job, PlainFrameRules()) as clip_decoder:
 
             def read_frames(uri: str, frames: int, max_frames: int = 64) -> Clip:
-                fetcher.downloader.max_frames = max_frames
+                fetcher.reader.max_frames = max_frames
                 (clip,) = load_clips(
                     MediaRef(uri, None, MediaOptions(frames=frames)), fetcher=fetcher, clip_decoder=clip_decoder
                 )

@@ -275,7 +275,7 @@ def test_prefetched_videos_that_nobody_fetches_leave_no_files(fetcher, server):
     fetcher.prefetch([f"http://{server}/video/{number}" for number in range(4)])
     time.sleep(0.5)
     fetcher.prefetch([])
-    assert [path.name for path in fetcher.downloader.scratch_folder.path.iterdir()] == [".lock"]
+    assert [path.name for path in fetcher.reader.scratch_folder.path.iterdir()] == [".lock"]
 
 
 def test_local_files_are_recognised_by_content_and_checked_before_they_are_read(fetcher, tmp_path):
@@ -332,4 +332,4 @@ def test_a_full_disk_is_reported_and_not_retried_as_a_network_error(fetcher, ser
     error = fetch_error(fetcher, f"http://{server}/video")
     assert (error.kind, Behaviour.seen["/video"]) == ("disk", 1)
     assert fetch_error(fetcher, MP4).kind == "disk"
-    assert [path.name for path in fetcher.downloader.scratch_folder.path.iterdir()] == [".lock"]
+    assert [path.name for path in fetcher.reader.scratch_folder.path.iterdir()] == [".lock"]

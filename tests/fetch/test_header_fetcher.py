@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.errors import ItemError
 from pipeline.fetch.fetcher import Fetcher
-from pipeline.fetch.header_fetcher import PREFIX_BYTES, HeaderFetcher
+from pipeline.fetch.header_fetcher import PREFIX_BYTES, open_header_fetcher
 from pipeline.fetch.object_store import ObjectStore
 from pipeline.media.decoder_client import DecoderClient
 from pipeline.media.header_decoder import HeaderDecoder
@@ -124,8 +124,8 @@ def probe(fetcher, decoder, uri):
 @pytest.mark.parametrize("server", ["web", "plain", "s3"])
 def test_the_beginning_of_an_image_tells_what_the_whole_tells(server, servers, decoders, monkeypatch):
     urls, job = servers
-    with Fetcher(job) as fetcher, HeaderFetcher(job) as header_fetcher:
-        monkeypatch.setattr(header_fetcher, "_fetch_whole", lambda source: pytest.fail(f"{source} is read whole"))
+    with Fetcher(job) as fetcher, open_header_fetcher(job) as header_fetcher:
+        monkeypatch.setattr(header_fetcher.reader, "_fetch_whole", lambda source: pytest.fail(f"{source} is read whole"))
         for name in IMAGES:
             header = probe(header_fetcher, decoders[1], f"{urls[server]}/{name}")
             assert header == probe(fetcher, decoders[0], f"{urls[server]}/{name}"), name
@@ -135,16 +135,16 @@ def test_the_beginning_of_an_image_tells_what_the_whole_tells(server, servers, d
 @pytest.mark.parametrize("server", ["web", "s3"])
 def test_a_file_whose_beginning_is_not_enough_is_downloaded(server, servers, decoders):
     urls, job = servers
-    with HeaderFetcher(job) as header_fetcher:
+    with open_header_fetcher(job) as header_fetcher:
         assert probe(header_fetcher, decoders[1], f"{urls[server]}/rotated.webp").sizes == ((300, 700),)
 
 
 @pytest.mark.parametrize("server", ["web", "plain", "s3"])
 def test_only_the_page_lists_of_a_tiff_are_read(server, servers, decoders, monkeypatch):
     urls, job = servers
-    with HeaderFetcher(job) as header_fetcher:
+    with open_header_fetcher(job) as header_fetcher:
         if server != "plain":  # which serves no ranges
-            monkeypatch.setattr(header_fetcher, "_fetch_whole", lambda source: pytest.fail(f"{source} is read whole"))
+            monkeypatch.setattr(header_fetcher.reader, "_fetch_whole", lambda source: pytest.fail(f"{source} is read whole"))
         assert probe(header_fetcher, decoders[1], f"{urls[server]}/pages.tiff").sizes == (
             (300, 200),
             (300, 300),
@@ -155,7 +155,7 @@ def test_only_the_page_lists_of_a_tiff_are_read(server, servers, decoders, monke
 def test_common_images_need_no_decoder_process(servers):
     urls, job = servers
     header = HeaderDecoder(LIMITS)
-    with HeaderFetcher(job) as header_fetcher:
+    with open_header_fetcher(job) as header_fetcher:
         for name in ("a.jpg", "rotated.jpg", "a.png", "rotated.png", "lossy.webp"):
             probe(header_fetcher, header, f"{urls['s3']}/{name}")
         assert header.client is None
@@ -164,7 +164,7 @@ def test_common_images_need_no_decoder_process(servers):
 def test_the_prefix_of_an_s3_object_is_read_without_the_client(servers, decoders, monkeypatch):
     urls, job = servers
     monkeypatch.setattr(ObjectStore, "_request_range", lambda *_, **__: pytest.fail("the client was used"))
-    with HeaderFetcher(job) as header_fetcher:
+    with open_header_fetcher(job) as header_fetcher:
         assert probe(header_fetcher, decoders[1], f"{urls['s3']}/a.jpg").sizes == ((700, 300),)
 
 
@@ -178,7 +178,7 @@ def test_after_a_signed_url_fails_only_the_client_is_used(servers, decoders, mon
         return (await sign_url(self, uri)).replace("/scans/", "/nowhere/")
 
     monkeypatch.setattr(ObjectStore, "sign_url", sign_wrong_url)
-    with HeaderFetcher(job) as header_fetcher:
+    with open_header_fetcher(job) as header_fetcher:
         for name in ("a.jpg", "a.png", "a.gif"):
             assert probe(header_fetcher, decoders[1], f"{urls['s3']}/{name}").sizes == ((700, 300),)
     assert signed_uris == ["s3://scans/a.jpg"]
@@ -189,8 +189,8 @@ def test_errors_are_those_of_a_run(server, servers, decoders):
     urls, job = servers
     for name in ("large.png", "empty.png", "gone.png"):
         errors = []
-        for fetcher_class, decoder in zip((Fetcher, HeaderFetcher), decoders, strict=True):
-            with fetcher_class(job) as fetcher, pytest.raises(ItemError) as raised:
+        for open_fetcher, decoder in zip((Fetcher, open_header_fetcher), decoders, strict=True):
+            with open_fetcher(job) as fetcher, pytest.raises(ItemError) as raised:
                 probe(fetcher, decoder, f"{urls[server]}/{name}")
             errors.append((type(raised.value), str(raised.value)))
         assert errors[0] == errors[1]
@@ -200,7 +200,7 @@ def test_a_local_file_is_opened_in_place(tmp_path, decoders):
     path = tmp_path / "a.tiff"
     pages = [PIL.Image.new("RGB", (200, 300 + 50 * at)) for at in range(3)]
     pages[0].save(path, save_all=True, append_images=pages[1:])
-    with HeaderFetcher(build_media_job()) as header_fetcher, header_fetcher.fetch(f"file://{path}") as blob:
+    with open_header_fetcher(build_media_job()) as header_fetcher, header_fetcher.fetch(f"file://{path}") as blob:
         assert (blob.data, blob.path, blob.is_temporary) == (None, path, False)
         probed = decoders[1].open(blob, "image", claimed_kind=None, deadline=time.monotonic() + 60)
     assert probed.sizes == ((200, 300), (200, 350), (200, 400))

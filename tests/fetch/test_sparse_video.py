@@ -13,7 +13,7 @@ import pytest
 from pipeline.errors import FetchError
 from pipeline.fetch import remote_object, sparse_video
 from pipeline.fetch.fetcher import Fetcher
-from pipeline.fetch.header_fetcher import HeaderFetcher
+from pipeline.fetch.header_fetcher import open_header_fetcher
 from pipeline.media.clips import WHOLE_FILE_RETRY_KINDS, load_clips
 from pipeline.media.decode import ClipDecoder, build_decode_limits
 from pipeline.media.header_decoder import HeaderDecoder
@@ -144,7 +144,7 @@ def test_a_video_without_a_table_of_frames_is_downloaded(name, load_video, video
 
 
 def test_a_video_is_downloaded_if_frames_lie_close_together(load_video, tools, monkeypatch):
-    monkeypatch.setattr(tools[0].downloader, "max_frames", 1000)
+    monkeypatch.setattr(tools[0].reader, "max_frames", 1000)
     assert load_video("moov at the end", frames=8).pixels.shape[0] == 8
     assert Files.sent_bytes >= len(Files.files["/moov-at-the-end"])
 
@@ -154,7 +154,7 @@ def test_planning_reads_the_table_of_frames_and_no_frame(name, load_video, tools
     options, uri = MediaOptions(frames=700), f"http://{server}/{name.replace(' ', '-')}"
     Files.sent_bytes = 0
     with (
-        HeaderFetcher(tools[2]) as header_fetcher,
+        open_header_fetcher(tools[2]) as header_fetcher,
         ClipDecoder(tools[2], PlainFrameRules(), HeaderDecoder(build_decode_limits(tools[2]))) as clip_decoder,
     ):
         (clip,) = load_clips(MediaRef(uri, None, options), fetcher=header_fetcher, clip_decoder=clip_decoder)
@@ -232,7 +232,7 @@ def test_a_video_is_downloaded_if_the_decoder_lacks_bytes(load_video, tools, vid
 
 def test_nothing_is_left_on_disk(load_video, tools):
     load_video("moov at the end", frames=8)
-    assert [path.name for path in tools[0].downloader.scratch_folder.path.iterdir()] == [".lock"]
+    assert [path.name for path in tools[0].reader.scratch_folder.path.iterdir()] == [".lock"]
 
 
 def test_the_rest_of_an_object_is_read_in_ranges(monkeypatch, tmp_path):

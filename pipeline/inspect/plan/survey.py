@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from pipeline.context import RunContext
-from pipeline.fetch.header_fetcher import HeaderFetcher
+from pipeline.fetch.header_fetcher import open_header_fetcher
 from pipeline.inspect.figures import pick_evenly
 from pipeline.manifest.chunks import Chunk
 from pipeline.media.decode import build_decode_limits
@@ -97,7 +97,7 @@ def classify_row(clips: Sequence[Clip]) -> str:
 def survey_chunks(context: RunContext, chunks: Iterable[Chunk]) -> Survey:
     survey = Survey()
     decoder = HeaderDecoder(build_decode_limits(context.job))
-    with closing(Preparer(context, fetcher=HeaderFetcher(context.job), decoder=decoder)) as preparer:
+    with closing(Preparer(context, fetcher=open_header_fetcher(context.job), decoder=decoder)) as preparer:
         for items in batch_items(preparer.read_items(chunk) for chunk in chunks):
             for _, outcome in preparer.prepare_items(items):
                 survey.add_outcome(outcome)
