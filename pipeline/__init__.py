@@ -202,8 +202,7 @@ export: answers become other people's formats
     export/base.py                          the seam: Exporter, a format
     export/export_job.py                    exports the answers of a job: resumes, and accounts for every row
     export/export_sources.py                chooses the rows to export
-    export/table.py                         the format of a clean table
-    export/partitioned_files.py             writes large Parquet files in Hive folders
+    export/table.py                         the format of a clean table: large Parquet files in Hive folders
 
 cluster: everything that needs Ray
     cluster/ray_session.py                  connects to Ray and keeps it quiet

@@ -13,21 +13,13 @@ import pyarrow as pa
 from pipeline.context import RunContext
 from pipeline.types import Failure, Item, Outcome, Row
 
-MEDIA_TYPE = pa.list_(
-    pa.struct(
-        [
-            ("kind", pa.string()),
-            ("uri", pa.string()),
-            ("width", pa.int32()),
-            ("height", pa.int32()),
-            ("model_width", pa.int32()),
-            ("model_height", pa.int32()),
-            ("frames", pa.int32()),
-            ("times", pa.list_(pa.float64())),
-        ]
-    )
+MEDIA_TYPE = pa.struct(
+    [
+        *(("kind", pa.string()), ("uri", pa.string())),
+        *((name, pa.int32()) for name in ("width", "height", "model_width", "model_height", "frames")),
+        ("times", pa.list_(pa.float64())),
+    ]
 )
-TOKENS_TYPE = pa.struct([("vision", pa.int64()), ("prompt", pa.int64()), ("output", pa.int64())])
 COLUMN_DESCRIPTIONS = {  # of the columns that the manifest does not have
     "id": "the row's name: input.id, or a hash of what it asks",
     "text": "what the model wrote",
@@ -48,52 +40,44 @@ COLUMN_DESCRIPTIONS = {  # of the columns that the manifest does not have
     "run": "the run that answered the row",
 }
 RESERVED_COLUMNS = (*COLUMN_DESCRIPTIONS, "stage", "kind", "message", "fp")  # names that kept columns cannot have
+REQUIRED_COLUMNS = ("id", "question", "stage", "kind", "message")
+COLUMN_TYPES = {
+    **dict.fromkeys(RESERVED_COLUMNS, pa.string()),
+    "media": pa.list_(MEDIA_TYPE),
+    "tokens": pa.struct([(name, pa.int64()) for name in ("vision", "prompt", "output")]),
+    "attempts": pa.int32(),
+    **dict.fromkeys(("logprob", "latency_s"), pa.float64()),
+    **dict.fromkeys(("flags", "violations"), pa.list_(pa.string())),
+}
 ROW_FIELDS = (
-    *("id", "question", "text", "answer", "finish", "thinking"),
-    *("logprob", "latency_s", "raw", "flags", "violations"),
+    "id",
+    "question",
+    "text",
+    "answer",
+    "finish",
+    "thinking",
+    "logprob",
+    "latency_s",
+    "raw",
+    "flags",
+    "violations",
 )
 FAILURE_FIELDS = ("stage", "kind", "message", "text")
 
 
 def build_data_schema(context: RunContext) -> pa.Schema:
     answer = [context.schema.answer_field] if context.schema else []
-    return pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            *context.kept_schema,
-            pa.field("text", pa.string()),
-            *answer,
-            pa.field("finish", pa.string()),
-            pa.field("media", MEDIA_TYPE),
-            pa.field("tokens", TOKENS_TYPE),
-            pa.field("attempts", pa.int32()),
-            pa.field("thinking", pa.string()),
-            pa.field("logprob", pa.float64()),
-            pa.field("latency_s", pa.float64()),
-            pa.field("raw", pa.string()),
-            pa.field("flags", pa.list_(pa.string())),
-            pa.field("violations", pa.list_(pa.string())),
-            pa.field("question", pa.string(), nullable=False),
-            pa.field("model", pa.string()),
-            pa.field("fingerprint", pa.string()),
-            pa.field("run", pa.string()),
-        ]
-    )
+    _, _, _, *others = COLUMN_DESCRIPTIONS  # after id, text and answer
+    return pa.schema([build_field("id"), *context.kept_schema, build_field("text"), *answer, *map(build_field, others)])
 
 
 def build_errors_schema(context: RunContext) -> pa.Schema:
-    return pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            *context.kept_schema,
-            *(pa.field(name, pa.string(), nullable=False) for name in ("stage", "kind", "message")),
-            pa.field("attempts", pa.int32()),
-            pa.field("text", pa.string()),
-            pa.field("question", pa.string(), nullable=False),
-            pa.field("fingerprint", pa.string()),
-            pa.field("run", pa.string()),
-        ]
-    )
+    names = ("stage", "kind", "message", "attempts", "text", "question", "fingerprint", "run")
+    return pa.schema([build_field("id"), *context.kept_schema, *map(build_field, names)])
+
+
+def build_field(name: str) -> pa.Field:
+    return pa.field(name, COLUMN_TYPES[name], nullable=name not in REQUIRED_COLUMNS)
 
 
 def build_tables(outcomes: Sequence[Outcome], context: RunContext) -> tuple[pa.Table, pa.Table]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 
 from pipeline.output.dataset import Dataset, get_part_of_dead_letters, split_part_name
 from pipeline.output.thread_map import map_in_threads
@@ -72,13 +72,11 @@ def find_failed_chunks(parts: Iterable[str], dead_letter_files: Iterable[str]) -
 
 def read_unresolved_letters(dataset: Dataset, parts_by_chunk: Mapping[str, Sequence[str]]) -> Iterator[DeadLetter]:
     """The rows of these chunks that are still failed, chunk by chunk."""
-    for letters in map_in_threads(partial(_read_chunk, dataset), parts_by_chunk.items()):
-        yield from letters
 
+    def read_chunk(chunk_name: str) -> list[DeadLetter]:
+        return fold_generations(_read_generation(dataset, chunk_name, part) for part in parts_by_chunk[chunk_name])
 
-def _read_chunk(dataset: Dataset, parts_of_chunk: tuple[str, Sequence[str]]) -> list[DeadLetter]:
-    chunk_name, parts = parts_of_chunk
-    return fold_generations(_read_generation(dataset, chunk_name, part) for part in parts)
+    return chain.from_iterable(map_in_threads(read_chunk, parts_by_chunk))
 
 
 def _read_generation(dataset: Dataset, chunk_name: str, part: str) -> GenerationResult:

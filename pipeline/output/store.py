@@ -8,6 +8,7 @@ When credentials expire, the client is made anew, so that it reads the ones that
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -118,10 +119,8 @@ class OutputStore:
         return self.run_with_retries(name, read)
 
     def delete_object(self, name: str) -> None:
-        try:
+        with suppress(FileNotFoundError):
             self.run_with_retries(name, lambda: self.filesystem.rm_file(f"{self.root}/{name}"), missing_ok=True)
-        except FileNotFoundError:
-            return
 
     def list_names(self, folder: str) -> set[str]:
         """The objects at any depth below a folder, by their paths in it; empty if there is no such folder."""
