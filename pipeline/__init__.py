@@ -227,10 +227,8 @@ inspect: what people look at
     inspect/figures.py                      samples, bins and rounds numbers for the plan and the report
     inspect/report/__init__.py              writes an HTML report of an output
     inspect/report/statistics.py            reads the figures, the rows to show, and the failures by reason
-    inspect/report/row_sampler.py           chooses the rows to show
     inspect/report/previews.py              makes small previews of media
-    inspect/report/annotations.py           finds boxes, points and time spans in an answer
-    inspect/report/charts.py                lays out charts and annotations
+    inspect/report/annotations.py           finds boxes, points and time spans in an answer and lays them out
     inspect/report/cards.py                 builds the values of the page template
     inspect/report/page.py                  renders the page
 

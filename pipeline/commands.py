@@ -107,7 +107,7 @@ def show_status(options: argparse.Namespace) -> int:
 
 def write_report(options: argparse.Namespace) -> int:
     from pipeline.inspect import report as reporting
-    from pipeline.inspect.report.row_sampler import ReportOptions
+    from pipeline.inspect.report.statistics import ReportOptions
 
     folder = Path() if "://" in options.output else Path(options.output)
     report = reporting.write_report(

@@ -67,12 +67,14 @@ class TableExporter:
 def buffer_rows(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Concatenate tables until they have MAX_BUFFERED_ROWS."""
     buffered: list[pa.Table] = []
+    row_count = 0
     for table in tables:
         buffered.append(table)
-        if sum(map(len, buffered)) >= MAX_BUFFERED_ROWS:
+        row_count += table.num_rows
+        if row_count >= MAX_BUFFERED_ROWS:
             yield pa.concat_tables(buffered)
-            buffered = []
-    if any(map(len, buffered)):
+            buffered, row_count = [], 0
+    if row_count:
         yield pa.concat_tables(buffered)
 
 

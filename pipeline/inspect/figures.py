@@ -1,4 +1,4 @@
-"""Small functions on numbers that the plan and the report share: even samples, bins and rounding."""
+"""Even samples, bins, sums and rounding, for the plan and the report."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ def count_by_bin(counts: Counter[int], bin_count: int) -> list[tuple[int, int, i
     return [
         (first, min(first + width - 1, high), sum(counts[n] for n in range(first, first + width))) for first in starts
     ]
+
+
+def sum_weighted(counts: Counter[int]) -> int:
+    return sum(value * count for value, count in counts.items())
 
 
 def format_amount(value: float) -> str:

@@ -19,8 +19,14 @@ from pipeline.builtin import scene_files as drawn
 from pipeline.builtin.evaluate import JOBS_FOLDER
 from pipeline.errors import OutputError
 from pipeline.inspect.report import write_report
-from pipeline.inspect.report.annotations import Annotation, find_annotations
-from pipeline.inspect.report.charts import Palette, annotate_media, place_event, place_label
+from pipeline.inspect.report.annotations import (
+    Annotation,
+    Palette,
+    annotate_media,
+    find_annotations,
+    place_event,
+    place_label,
+)
 from pipeline.inspect.report.page import escape_control_characters
 from pipeline.inspect.report.previews import MediaPreview, fit_size
 from pipeline.job import job_loader
@@ -300,7 +306,7 @@ def test_the_label_of_an_event_is_cut_to_fit():
 def test_missing_media_leave_a_frame_of_their_size():
     gone = MediaPreview("image", "s3://b/x.png", (200, 100), missing="not_found: no such object")
     drawn = annotate_media(gone, [Annotation("box", (10, 10, 20, 20), "a")], Palette())
-    assert (drawn.size, drawn.stills, len(drawn.boxes)) == ((200, 100), (), 1)
+    assert (drawn.preview, len(drawn.boxes)) == (gone, 1)
     assert fit_size((200, 100), 50) == (50, 25)
 
 

@@ -7,9 +7,9 @@ and advice on smaller media. Tokens and failures are exact for the surveyed rows
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from rich.progress import track
 
 from pipeline.context import RunContext, open_family
 from pipeline.errors import JobError
+from pipeline.inspect.figures import sum_weighted
 from pipeline.inspect.plan.advice import Advice, suggest_settings
 from pipeline.inspect.plan.gpus import GPUS, GpuEstimate, TokenLoad, estimate_gpu
 from pipeline.inspect.plan.survey import Survey, sample_chunks, survey_chunks
@@ -85,6 +86,8 @@ def plan_job(
         mean_tokens = min(DEFAULT_ANSWER_TOKENS, job.answer.max_new_tokens)
     load = estimate_load(survey, resume_plan.rows_left, mean_tokens)
     model = find_model_size(job)
+    gpu_count = max(1, math.ceil(job.workers.generate.gpus), job.model.tensor_parallel)
+    estimate = partial(estimate_gpu, load=load, model=model, gpu_count=gpu_count, price_per_hour=price_per_hour)
     return JobPlan(
         name=job.name,
         rows=resume_plan.rows,
@@ -95,7 +98,7 @@ def plan_job(
         max_new_tokens=job.answer.max_new_tokens,
         load=load,
         model=model,
-        offers=estimate_gpus(gpu_names or tuple(GPUS), load, model, job, price_per_hour) if model else (),
+        offers=tuple(map(estimate, gpu_names or GPUS)) if model else (),
         advice=tuple(suggest_settings(survey, job, open_family(context))),
         cost=job.engine.compute_cost(load.prompt, load.output),
     )
@@ -119,14 +122,10 @@ def read_answer_lengths(dataset: Dataset) -> tuple[int, float]:
 
 def estimate_load(survey: Survey, row_count: int, answer_tokens: float) -> TokenLoad:
     scale = row_count / survey.rows if survey.rows else 0.0
-    vision, text = (sum_tokens(counts) for counts in (survey.vision, survey.text))
+    vision, text = (sum_weighted(counts) for counts in (survey.vision, survey.text))
     answered_rows = survey.answerable_rows * scale
     prompt = (vision + text) * scale
     return TokenLoad(answered_rows, vision * scale, prompt, answer_tokens * answered_rows, survey.longest)
-
-
-def sum_tokens(counts: Counter[int]) -> int:
-    return sum(tokens * row_count for tokens, row_count in counts.items())
 
 
 def find_model_size(job: Job) -> ModelSize | None:
@@ -139,17 +138,10 @@ def find_model_size(job: Job) -> ModelSize | None:
     )
 
 
-def estimate_gpus(
-    names: Sequence[str], load: TokenLoad, model: ModelSize, job: Job, price_per_hour: float | None
-) -> tuple[GpuEstimate, ...]:
-    gpu_count = max(1, math.ceil(job.workers.generate.gpus), job.model.tensor_parallel)
-    return tuple(estimate_gpu(name, load, model, gpu_count=gpu_count, price_per_hour=price_per_hour) for name in names)
-
-
 def to_json_dict(plan: JobPlan) -> dict[str, Any]:
     """Plain values: `survey` counts the surveyed rows, `load` all rows that are left."""
     survey = {name: value for name, value in vars(plan.survey).items() if name not in ("vision", "text", "clips")}
     for name, counts in (("vision", plan.survey.vision), ("text", plan.survey.text)):
-        survey[f"{name}_tokens"] = sum_tokens(counts)
+        survey[f"{name}_tokens"] = sum_weighted(counts)
         survey[f"rows_by_{name}_tokens"] = dict(sorted(counts.items()))
     return {**asdict(replace(plan, survey=Survey())), "survey": survey}

@@ -57,8 +57,8 @@ def count_tokens(clips: Counter[SurveyedMedia], sizes: Mapping[SurveyedMedia, Si
 
 
 def compute_reduced_size(media: SurveyedMedia, max_pixels: int, job: Job, family: Family) -> Size:
+    merge_options = merge_image_options if media.kind == "image" else merge_video_options
+    options = replace(merge_options(job.media, MediaOptions()), max_pixels=max_pixels, min_pixels=None)
     if media.kind == "image":
-        options = replace(merge_image_options(job.media, MediaOptions()), max_pixels=max_pixels, min_pixels=None)
         return family.fit_image_size(media.source_size, options)
-    options = replace(merge_video_options(job.media, MediaOptions()), max_pixels=max_pixels, min_pixels=None)
     return family.fit_video_size(media.source_size, media.frame_count, options)

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from pipeline.inspect.figures import count_by_bin, format_amount
+from pipeline.inspect.figures import count_by_bin, format_amount, sum_weighted
 from pipeline.inspect.plan import JobPlan
 from pipeline.inspect.plan.gpus import GpuEstimate
 from pipeline.inspect.plan.survey import Survey
@@ -76,9 +76,7 @@ def format_sizes(survey: Survey, kind: str, count: int) -> str:
 def format_distribution(counts: Counter[int], *, exact: bool) -> str:
     """Mean, median and maximum; the mean of a sample with its standard error, doubled."""
     row_count = counts.total()
-    if not row_count:
-        return "no row to count"
-    mean = sum(value * count for value, count in counts.items()) / row_count
+    mean = sum_weighted(counts) / row_count
     variance = sum(count * (value - mean) ** 2 for value, count in counts.items()) / max(row_count - 1, 1)
     error = 2 * math.sqrt(variance / row_count) / mean if mean else 0.0
     margin = "" if exact or error < 0.005 else f" ± {error:.0%}"
@@ -99,9 +97,6 @@ def find_quantile(counts: Counter[int], share: float) -> int:
 
 
 def format_histogram(counts: Counter[int]) -> Iterator[str]:
-    """Rows by vision tokens."""
-    if not counts:
-        return
     bins = count_by_bin(counts, HISTOGRAM_BINS)
     highest, number_width = max(count for _, _, count in bins), len(f"{max(counts):,}")
     yield "vision tokens of a row"

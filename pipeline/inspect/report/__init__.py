@@ -16,12 +16,11 @@ from pydantic import ValidationError
 
 from pipeline.errors import JobError, OutputError
 from pipeline.inspect.output_reader import OutputReader, open_output_reader
+from pipeline.inspect.report.annotations import Palette
 from pipeline.inspect.report.cards import build_card, build_page_values, needs_wide_card
-from pipeline.inspect.report.charts import Palette
 from pipeline.inspect.report.page import render_page
 from pipeline.inspect.report.previews import PreviewLoader
-from pipeline.inspect.report.row_sampler import ReportOptions
-from pipeline.inspect.report.statistics import group_failures, read_statistics
+from pipeline.inspect.report.statistics import ReportOptions, group_failures, read_statistics
 from pipeline.job.spec import Job
 from pipeline.output.answer.geometry import find_field_meanings
 

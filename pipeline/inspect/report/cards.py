@@ -1,32 +1,31 @@
-"""Builds the values that the page template draws: tiles, charts and cards."""
+"""Builds the values that the page template draws: tiles, charts and cards. It only computes numbers and texts."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.inspect.figures import count_by_bin, sum_weighted
 from pipeline.inspect.output_reader import OutputReader
-from pipeline.inspect.report.annotations import find_annotations
-from pipeline.inspect.report.charts import (
-    AnnotatedMedia,
-    ChartBar,
-    Palette,
-    annotate_media,
-    build_bars,
-    build_histogram,
-    build_latency_histogram,
-    count_values,
-)
+from pipeline.inspect.report.annotations import AnnotatedMedia, Palette, annotate_media, find_annotations
 from pipeline.inspect.report.previews import MediaPreview
-from pipeline.inspect.report.statistics import AnswerStatistics, FailureGroup, SampledRow, to_percent
+from pipeline.inspect.report.statistics import (
+    LATENCY_BINS_PER_DECADE,
+    AnswerStatistics,
+    FailureGroup,
+    SampledRow,
+    to_percent,
+)
 from pipeline.inspect.status import format_run_time, format_versions
 from pipeline.output.arrow_tables import RESERVED_COLUMNS
 from pipeline.run.progress import format_duration
 
+BAR_WIDTH, BIN_COUNT = 150, 8
 MIN_WIDE_VALUES = 9  # an answer with more values needs the room beside the image
 REASON_LABELS = {"chosen": "chosen", "doubtful": "least confident", "random": "random"}
 STEP_LABELS = {"worked": "answering", "waited": "waiting", "read": "reading rows"}
@@ -57,6 +56,17 @@ def needs_wide_card(row: Mapping[str, Any]) -> bool:
 
 def get_answer_or_text(row: Mapping[str, Any]) -> Any:
     return row.get("answer") if row.get("answer") is not None else row["text"]
+
+
+def count_values(answer: Any) -> int:
+    """How many values there are to read; a list of numbers counts as one."""
+    if isinstance(answer, Mapping):
+        return sum(count_values(value) for value in answer.values())
+    if isinstance(answer, Sequence) and not isinstance(answer, str):
+        if any(isinstance(element, (str, Mapping)) for element in answer):
+            return sum(count_values(element) for element in answer)
+        return 1
+    return answer is not None
 
 
 def build_card(
@@ -106,6 +116,7 @@ def list_facts(row: Mapping[str, Any]) -> list[str]:
 def build_page_values(
     reader: OutputReader, statistics: AnswerStatistics, failure_groups: Sequence[FailureGroup], cards: Sequence[Card]
 ) -> dict[str, Any]:
+    parts_note = f"The figures come from {statistics.parts_read:,} of {statistics.parts:,} parts, evenly spread."
     return {
         "name": reader.job.get("name", "answers"),
         "path": reader.dataset.store.path,
@@ -115,7 +126,7 @@ def build_page_values(
         "statistics": statistics,
         "tiles": build_tiles(statistics, failure_groups, reader.run_reports),
         "charts": build_charts(statistics, failure_groups, reader.run_reports),
-        "note": format_sampling_note(statistics),
+        "note": "" if statistics.parts_read == statistics.parts else parts_note,
         "filters": list_filters(cards),
         "cards": cards,
         "failure_groups": failure_groups,
@@ -130,18 +141,14 @@ def build_tiles(
     counts = {
         "answered": statistics.rows,
         "in errors/": sum(group.count for group in failure_groups),
-        "vision tokens": sum_values(statistics.vision_tokens),
-        "output tokens": sum_values(statistics.output_tokens),
+        "vision tokens": sum_weighted(statistics.vision_tokens),
+        "output tokens": sum_weighted(statistics.output_tokens),
         "cut off": statistics.finish_reasons["length"],
         "with violations": statistics.rows_with_violations,
         "clamped or repaired": statistics.flags.total(),
     }
     cost = sum(report.get("cost") or 0.0 for report in run_reports)
     return [(name, f"{count:,}") for name, count in counts.items()] + ([("cost", f"{cost:,.4g}")] if cost else [])
-
-
-def sum_values(counts: Counter[int]) -> int:
-    return sum(value * count for value, count in counts.items())
 
 
 def build_charts(
@@ -161,12 +168,6 @@ def build_charts(
     }
 
 
-def format_sampling_note(statistics: AnswerStatistics) -> str:
-    if statistics.parts_read == statistics.parts:
-        return ""
-    return f"The figures come from {statistics.parts_read:,} of {statistics.parts:,} parts, evenly spread."
-
-
 def list_filters(cards: Iterable[Card]) -> list[tuple[str, str, int]]:
     """The filters that match a card: key, label and how many cards."""
     counts = Counter(key for card in cards for key in ("all", card.reason, *card.tags.split()))
@@ -183,3 +184,41 @@ def build_run_row(report: Mapping[str, Any]) -> dict[str, Any]:
         "rate": f"{done_rows / seconds:.1f}" if seconds else "",
         "versions": format_versions(report),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class ChartBar:
+    label: str
+    width: float
+    value: str
+
+
+def build_bars(counts: Mapping[str, float], value_format: str = "{:,.0f}") -> list[ChartBar]:
+    longest = max(counts.values(), default=0) or 1
+    return [
+        ChartBar(label, round(BAR_WIDTH * count / longest, 1), value_format.format(count))
+        for label, count in counts.items()
+    ]
+
+
+def build_histogram(counts: Counter[int], unit: str = "") -> list[ChartBar]:
+    bars = {}
+    for first, last, count in count_by_bin(counts, BIN_COUNT) if counts else ():
+        bars[f"{first:,}{unit}" if first == last else f"{first:,} to {last:,}{unit}"] = float(count)
+    return build_bars(bars)
+
+
+def build_latency_histogram(counts: Counter[int]) -> list[ChartBar]:
+    """A histogram of latencies with equal steps of the logarithm.
+
+    >>> [(bar.label, bar.value) for bar in build_latency_histogram(Counter({40: 3, 46: 1, 60: 1}))]
+    [('0.1 to 0.141 s', '3'), ('0.141 to 0.2 s', '0'), ('0.2 to 0.282 s', '1'), ('0.282 to 0.398 s', '0'), \
+('0.398 to 0.562 s', '0'), ('0.562 to 0.794 s', '0'), ('0.794 to 1.12 s', '1')]
+    """
+    if not counts:
+        return []
+    low, high = min(counts), max(counts)
+    width = math.ceil((high - low + 1) / BIN_COUNT)
+    bins = [sum(counts[n] for n in range(first, first + width)) for first in range(low, high + 1, width)]
+    edges = [f"{10 ** ((low + n * width) / LATENCY_BINS_PER_DECADE) / 1000:.3g}" for n in range(len(bins) + 1)]
+    return build_bars({f"{edges[n]} to {edges[n + 1]} s": float(count) for n, count in enumerate(bins)})

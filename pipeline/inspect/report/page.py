@@ -57,9 +57,7 @@ def escape_control_characters(value: Any) -> str:
 
 def is_table(value: Any) -> bool:
     """Whether a value is a list of objects with few enough fields for a table."""
-    is_list_of_objects = (
-        isinstance(value, (list, tuple)) and bool(value) and all(isinstance(row, Mapping) for row in value)
-    )
+    is_list_of_objects = isinstance(value, (list, tuple)) and all(isinstance(row, Mapping) for row in value)
     return is_list_of_objects and 0 < len(list_columns(value)) <= MAX_TABLE_COLUMNS
 
 
