@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -87,7 +86,6 @@ def plan_job(
     load = estimate_load(survey, resume_plan.rows_left, mean_tokens)
     model = find_model_size(job)
     gpu_count = max(1, math.ceil(job.workers.generate.gpus), job.model.tensor_parallel)
-    estimate = partial(estimate_gpu, load=load, model=model, gpu_count=gpu_count, price_per_hour=price_per_hour)
     return JobPlan(
         name=job.name,
         rows=resume_plan.rows,
@@ -98,7 +96,11 @@ def plan_job(
         max_new_tokens=job.answer.max_new_tokens,
         load=load,
         model=model,
-        offers=tuple(map(estimate, gpu_names or GPUS)) if model else (),
+        offers=tuple(
+            estimate_gpu(name, load, model, gpu_count=gpu_count, price_per_hour=price_per_hour)
+            for name in gpu_names or GPUS
+            if model
+        ),
         advice=tuple(suggest_settings(survey, job, open_family(context))),
         cost=job.engine.compute_cost(load.prompt, load.output),
     )
