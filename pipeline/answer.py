@@ -1,4 +1,4 @@
-"""The second half of a row's way: prepared Requests -> Replies -> Rows, or a Failure for each row without an answer."""
+"""Asks the engine for the replies of a chunk and builds its rows. An unexpected error costs one row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each command does, given its options. Returns the exit code.
+"""Runs each command with its options and returns the exit code.
 
 Functions import what they need when they run, so that `--help` and small commands start fast.
 """

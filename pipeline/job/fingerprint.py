@@ -31,7 +31,7 @@ def collect_answer_settings(section: BaseModel) -> dict[str, Any]:
 
 
 def build_fingerprint_inputs(job: Job, *, weights: str, schema_text: str | None) -> dict[str, Any]:
-    """What the fingerprint hashes. `weights` and `schema_text` are the content behind the names in the job.
+    """The values that the fingerprint hashes. `weights` and `schema_text` are the content behind the names in the job.
 
     The kind of engine does not count, because all engines run the same weights. A server's name for other weights does.
     """

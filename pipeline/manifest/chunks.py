@@ -99,7 +99,7 @@ class Chunk:
 
 
 def compute_chunk_rows(job: Job) -> int:
-    """How many rows weigh about 256 MiB prepared. Only settings count, so that every run cuts the same chunks."""
+    """The number of rows that weigh about 256 MiB prepared. Only settings count, so every run cuts the same chunks."""
     if job.output.chunk_rows:
         return job.output.chunk_rows
     if "video" in job.media.model_fields_set:

@@ -33,7 +33,7 @@ class SpecialToken(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
-    """What a checkpoint's chat template adds to the turns."""
+    """The text that a checkpoint's chat template adds to the turns."""
 
     default_system: str | None = None  # the system turn of a conversation without one
     answer_prefix: str = ""  # how every answer begins: `<think>\n` for a Thinking checkpoint

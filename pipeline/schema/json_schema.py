@@ -139,7 +139,7 @@ def format_schema(schema: SchemaNode) -> str:
 
 
 def find_grammar_problems(schema: SchemaNode) -> list[str]:
-    """What the grammar cannot enforce, each with its path; empty for a schema that works."""
+    """The parts that the grammar cannot enforce, each with its path; empty for a schema that works."""
     from llguidance import LLMatcher
 
     definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}

@@ -52,7 +52,7 @@ def load_schema(spec: str | None, *, base_folder: Path) -> Schema | None:
 
 
 def find_problems(schema: Schema) -> list[str]:
-    """What the grammar cannot enforce, each with its path; empty for a schema that works."""
+    """The parts that the grammar cannot enforce, each with its path; empty for a schema that works."""
     return json_schema.find_grammar_problems(schema.json_schema)
 
 

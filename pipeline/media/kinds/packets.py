@@ -77,7 +77,7 @@ class PacketIndex:
         return runs
 
     def find_byte_ranges(self, indices: Sequence[int]) -> list[tuple[int, int]] | None:
-        """Where the file holds the packets of these frames: (start, end). None where that is not known."""
+        """The byte ranges of the file that hold these frames: (start, end). None where they are not known."""
         ranges = []
         for run in self.find_runs(indices) if self.has_usable_pts else ():
             packets = self.packets[run.first_packet : run.last_packet + 1]

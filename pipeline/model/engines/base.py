@@ -49,7 +49,7 @@ class Engine(Protocol):
 
 
 class EngineType(ABC):
-    """What the driver asks about an engine before a worker opens it."""
+    """The facts about an engine that the driver needs before a worker opens it."""
 
     Settings: ClassVar[type[EngineSettings]]  # the section `engine` of a job
     abilities: ClassVar[frozenset[Ability]] = frozenset()
@@ -60,11 +60,11 @@ class EngineType(ABC):
         """Start the engine in this process. JobError where the job or the machine does not allow it."""
 
     def find_problems(self, job: Job) -> list[str]:
-        """What this engine cannot do of a job, each named by its key."""
+        """The parts of a job that this engine cannot do, each named by its key."""
         return []
 
     def find_warnings(self, job: Job) -> list[str]:
-        """What a user should know about a job that can run."""
+        """Warnings about a job that can run."""
         return []
 
     def count_slots(self, job: Job) -> int:
@@ -72,11 +72,11 @@ class EngineType(ABC):
         return DEFAULT_SLOTS
 
     def get_coordinate_system(self, job: Job, family: Family) -> CoordinateSystem:
-        """How the model writes boxes and points."""
+        """The coordinates in which the model writes boxes and points."""
         return family.coordinates
 
     def get_time_origin(self, job: Job, family: Family) -> TimeOrigin:
-        """What the model counts seconds of a video from."""
+        """The zero point of the seconds that the model writes about a video."""
         return family.time_origin
 
 

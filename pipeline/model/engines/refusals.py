@@ -1,4 +1,4 @@
-"""What servers and libraries say when they refuse a request, made fit for an error row."""
+"""Turns the refusals of servers and libraries into error rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where transformers keeps the parts of a family's model, how its weights are divided and how its tower is called.
+"""Describes a family's transformers model: where its parts are, how weights are divided, how the tower is called.
 
 Loader, sharding, quantisation, sizes and vision code ask a `ModelArchitecture` and never name a module themselves.
 """

@@ -1,4 +1,4 @@
-"""What all Qwen-VL models share: sizes in whole tokens, the chat format, M-RoPE positions in three axes.
+"""The base of all Qwen-VL families: sizes in whole tokens, the chat format, M-RoPE positions in three axes.
 
     turns -> pieces (text, markers, grids of vision tokens) -> token ids and positions
 

@@ -22,7 +22,7 @@ from pipeline.model.families.model_architecture import PatchGrid
 
 @dataclass(frozen=True, slots=True)
 class GridSettings:
-    """What a tower's own inputs depend on beside the grid."""
+    """The settings that a tower's inputs depend on, beside the grid."""
 
     merge_size: int
     patch_size: int
@@ -32,7 +32,7 @@ class GridSettings:
 
 @dataclass(frozen=True, slots=True)
 class GridInputs:
-    """What a tower derives from one clip's grid. All on the CPU."""
+    """The inputs that a tower derives from one clip's grid. All on the CPU."""
 
     position_ids: Tensor
     frame_lengths: Tensor  # patches of each frame

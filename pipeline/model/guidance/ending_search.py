@@ -47,7 +47,7 @@ PREFERRED_BYTES = b'}]"0123456789-ntfaA[{,'
 
 @dataclass(slots=True)
 class _Situation:
-    """What may follow: the end, forced bytes, or options as a bit set over the steps."""
+    """The possible continuations: the end, forced bytes, or options as a bit set over the steps."""
 
     can_end: bool
     forced_bytes: bytes
@@ -55,7 +55,7 @@ class _Situation:
 
 
 class _OptionScore(NamedTuple):
-    """How far an option seems from an ending. Smaller is better, earlier fields first."""
+    """An estimate of the distance from an option to an ending. Smaller is better, earlier fields first."""
 
     repeats: int  # how often it was taken here, divided by the repeats that are allowed
     progress: int  # 0: closes something; 1: changes what may follow; 2: changes nothing

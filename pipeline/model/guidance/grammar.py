@@ -35,7 +35,7 @@ TYPICAL_GROWTH = 8  # tokens: one token lengthens the ending by less, unless it 
 
 @dataclass(frozen=True, slots=True)
 class CompiledSchema:
-    """What all rows of one schema share."""
+    """The state that all rows of one schema share."""
 
     token_matcher: LLMatcher  # at the start of an answer, over the model's vocabulary
     byte_matcher: LLMatcher  # the same, over the steps of the ending search
@@ -110,7 +110,7 @@ def count_min_tokens(schema_text: str, tokenizer: Tokenizer) -> int:
 
 
 class MatcherState(Enum):
-    """Where a row stands. Transitions go down this list; each state may be skipped."""
+    """The phase of a row. Transitions go down this list; each state may be skipped."""
 
     THINKING = auto()  # any token but a stop token, until `</think>`, which is forced when the thinking budget ends
     AFTER_THINKING = auto()  # the tokens between `</think>` and the answer are forced
@@ -275,6 +275,6 @@ class AnswerMatcher:
         return len(self.compiler.encoder.encode(ending))
 
     def _compute_next_search(self) -> int:
-        """How many tokens will be left when the ending must be searched again."""
+        """The number of tokens that will be left when the ending must be searched again."""
         slack = self.tokens_left - len(self.ending_tokens)
         return self.tokens_left - max(1, (slack - self.compiled_schema.largest_growth) // TYPICAL_GROWTH)

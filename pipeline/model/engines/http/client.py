@@ -34,7 +34,7 @@ READ_BYTES = 1 << 16
 
 @dataclass
 class RequestAttempts:
-    """What happened to one request so far."""
+    """The history of one request's attempts."""
 
     sent_at: float = 0.0  # of the last attempt
     row_faults: int = 0

@@ -34,7 +34,7 @@ VIDEO_FPS = 1_000_000  # a native video has a frame every microsecond, so that t
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What differs between servers of the protocol."""
+    """The differences between servers of the protocol."""
 
     model: str = ""
     guide: str = GUIDE_MODES[0]

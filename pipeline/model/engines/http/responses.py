@@ -90,7 +90,7 @@ def build_error(status: int, headers: Mapping[str, str], text: str, message: str
 
 
 def build_job_error(status: int, headers: Mapping[str, str], message: str) -> JobError | None:
-    """What is wrong with every request, by the key of the job to change; None where the row itself is refused."""
+    """The fault of every request, with the key of the job to change; None where only this row is refused."""
     if status in (401, 403):
         return JobError(f"engine.api_key: {message}; set the variable that it names to a key that may use this model")
     if status == 404:

@@ -39,7 +39,7 @@ class Collectives:
         self.call_count = 0
 
     def open_store(self, port: int = 0) -> Any:
-        """Where the other ranks meet rank 0: on a port that the system chooses, which rank 0 tells them."""
+        """The ranks meet on a port that the system chooses; rank 0 tells it to the others."""
         return TCPStore(HOST, port, self.tp.size, is_master=self.tp.rank == 0, wait_for_workers=False)
 
     def join_process_group(self, store: Any, *, device: torch.device, timeout_s: float) -> None:

@@ -100,7 +100,7 @@ def learn_tile_layout(device: torch.device, in_features: int) -> tuple[int, int,
 
 @lru_cache
 def measure_cpu_tile() -> int:
-    """How many outputs this processor's kernel packs together: the first one repeats after all of them."""
+    """The number of outputs that this processor's kernel packs together: the first one repeats after all of them."""
     output_numbers = torch.arange(128).unsqueeze(1).expand(128, 32)
     low, high = (pack_nibbles((output_numbers >> shift) & 15).flatten() for shift in (0, 4))
     first = (low & 15).long() | (high & 15).long() << 4

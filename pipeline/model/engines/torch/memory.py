@@ -1,4 +1,4 @@
-"""What weights and steps need of a device's memory, and the default sizes of an engine that fit into it."""
+"""Estimates the memory of weights and steps, and chooses engine sizes that fit into a device."""
 
 from __future__ import annotations
 

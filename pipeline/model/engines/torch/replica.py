@@ -27,7 +27,7 @@ from pipeline.model.engines.torch.worker_group import WorkerGroup
 
 @dataclass(frozen=True, slots=True)
 class RankConfig:
-    """All that a rank is told before it starts."""
+    """The configuration that a rank gets before it starts."""
 
     folder: Path
     vision_config: VisionConfig

@@ -102,7 +102,7 @@ def release_run(free_runs: FreeRuns, start: int, tokens: int) -> FreeRuns:
 def choose_admissions(
     waiting: Sequence[tuple[int, int]], free_runs: FreeRuns, slots: int, max_overtakes: int
 ) -> tuple[dict[int, int], FreeRuns]:
-    """Of waiting (tokens, overtaken count), those to admit, as index -> start of run; and the free runs left over."""
+    """Choose from waiting (tokens, overtaken count): a dict from index to start of run, and the remaining free runs."""
     run_starts: dict[int, int] = {}
     overtakes_left = len(waiting)  # how many more may overtake the requests that were passed over
     for index, (tokens, overtaken_count) in enumerate(waiting):
@@ -133,5 +133,5 @@ def split_token_budget(pending_tokens: Sequence[int], prefill_budget: int) -> li
 
 
 def count_fitting(patches: Sequence[int], budget: int) -> int:
-    """How many clip slices, from the front, go through the vision tower together: at least one."""
+    """The number of clip slices, from the front, that go through the vision tower together: at least one."""
     return max(1, bisect(list(accumulate(patches)), budget))

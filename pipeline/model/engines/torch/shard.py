@@ -67,7 +67,7 @@ def assign_key_heads(text_config: Any, tp: TensorParallel) -> Span:
 
 
 def find_group_size(in_features: int, group_sizes: Sequence[int]) -> int:
-    """How many inputs of a four-bit layer share a scale; 1 where its weights are dense."""
+    """The number of inputs that share a scale in a four-bit layer; 1 for dense weights."""
     return next((group for group in group_sizes if in_features % group == 0), 1)
 
 

@@ -67,7 +67,7 @@ class VisionCache:
         return torch.cat([features for key in keys for features in self.features_by_clip[key]], 1)
 
     def select_slices(self, keys: Iterable[str], patch_budget: int) -> list[ClipSlice]:
-        """What to encode in the next call, taken from the clips in this order."""
+        """The slices to encode in the next call, taken from the clips in this order."""
         selected: list[ClipSlice] = []
         for key in dict.fromkeys(keys):
             cached = self.clips[key]
