@@ -139,6 +139,7 @@ model: frames and text become tokens
     model/engines/http/concurrency.py       limits how many requests are in flight
     model/engines/http/responses.py         converts a response to a Reply or an error
     model/engines/torch/__init__.py         our own engine: settings and checks
+    model/engines/torch/torch_settings.py   the section `engine` of a job that uses it
     model/engines/torch/engine.py           runs it: continuous batching on torch
     model/engines/torch/scheduler.py        chooses which sequences run, and what the next step computes
     model/engines/torch/sequence.py         a request inside the engine

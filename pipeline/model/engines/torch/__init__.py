@@ -1,26 +1,14 @@
-"""Our own engine on torch and transformers: what a job may say about it. `engine.py` runs it."""
+"""Our own engine on torch and transformers: its checks and its start. `engine.py` runs it."""
 
 from __future__ import annotations
 
 import os
-from functools import partial
-from typing import Literal
 
 from pipeline.errors import JobError
-from pipeline.job.spec import EngineSettings, Job, PositiveInt, define_key
+from pipeline.job.spec import Job
 from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engines.base import DEFAULT_SLOTS, Engine, EngineType
-
-define_speed_key = partial(define_key, affects_answers=False)
-
-
-class TorchSettings(EngineSettings):
-    kind: Literal["torch"] = define_speed_key("our own engine, on torch and transformers", "torch")
-    slots: PositiveInt | None = define_speed_key("rows decoded at once; default: by memory", None)
-    kv_tokens: PositiveInt | None = define_speed_key("tokens of key-value cache; default: by memory", None)
-    patches: PositiveInt | None = define_speed_key("vision patches encoded in one call; default: by memory", None)
-    prefill_tokens: PositiveInt | None = define_speed_key("prompt tokens computed in one step; default 4096", None)
-    hang_s: float = define_speed_key("a step that takes longer ends the replica, which is started anew", 600.0, gt=0)
+from pipeline.model.engines.torch.torch_settings import TorchSettings
 
 
 class TorchEngineType(EngineType):

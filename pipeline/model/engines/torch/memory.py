@@ -15,7 +15,6 @@ from pipeline.model.engines.torch.shard import TensorParallel, WeightLayout
 
 DEFAULT_SLOTS_BY_DEVICE = {"cuda": 256, "cpu": 64}
 DEFAULT_PATCHES_BY_DEVICE = {"cuda": 32768, "cpu": 4096}  # per rank
-DEFAULT_PREFILL_TOKENS = 4096
 CPU_MEMORY_FRACTION = 0.25  # of the free memory: other workers on the machine decode pictures
 CUDA_MEMORY_FRACTION = 0.92  # of all memory: fragments and libraries take the rest
 GB = 10**9

@@ -15,6 +15,7 @@ import torch
 from pipeline.model import family_loader, hf_models
 from pipeline.model.engines.torch import memory
 from pipeline.model.engines.torch.shard import get_head_dim
+from pipeline.model.engines.torch.torch_settings import DEFAULT_PREFILL_TOKENS
 
 INT4_WEIGHT_BYTES = 0.5 + 2.5 / 128  # with the scale and zero point of its group
 
@@ -69,7 +70,7 @@ def measure_model(config: Mapping[str, Any], *, dtype: str = "auto", quantize: s
             item_bytes,
             slots=memory.DEFAULT_SLOTS_BY_DEVICE["cuda"],
             patches=memory.DEFAULT_PATCHES_BY_DEVICE["cuda"],
-            prefill_tokens=memory.DEFAULT_PREFILL_TOKENS,
+            prefill_tokens=DEFAULT_PREFILL_TOKENS,
         ),
         patches_per_token=vision_config.spatial_merge_size**2,
     )

@@ -20,6 +20,7 @@ from pipeline.model.engines.torch.memory import EngineSizes
 from pipeline.model.engines.torch.model_loader import LoadedModel, load_model
 from pipeline.model.engines.torch.shard import TensorParallel
 from pipeline.model.engines.torch.step_runner import StepRunner, build_decode_function
+from pipeline.model.engines.torch.torch_settings import DEFAULT_HANG_S, DEFAULT_PREFILL_TOKENS
 from pipeline.model.engines.torch.vision_cache import VisionCache
 from pipeline.model.engines.torch.vision_encoder import VisionConfig
 from pipeline.model.engines.torch.worker_group import WorkerGroup
@@ -38,7 +39,7 @@ class RankConfig:
     attention: str = "auto"
     quantize: str | None = None
     compiled: bool = False  # compile the decode step before its graph is captured: faster, but it takes minutes
-    hang_s: float = 600.0
+    hang_s: float = DEFAULT_HANG_S
     slots: int | None = None  # sizes that are None follow from the memory
     kv_tokens: int | None = None
     patches: int | None = None
@@ -95,7 +96,7 @@ def choose_sizes(rank_config: RankConfig, loaded: LoadedModel) -> EngineSizes:
     device, rank_count, item_bytes = loaded.device, rank_config.tensor_parallel, loaded.dtype.itemsize
     slots = rank_config.slots or memory.DEFAULT_SLOTS_BY_DEVICE[device.type]
     patches = rank_config.patches or memory.DEFAULT_PATCHES_BY_DEVICE[device.type] * rank_count
-    prefill_tokens = rank_config.prefill_tokens or memory.DEFAULT_PREFILL_TOKENS
+    prefill_tokens = rank_config.prefill_tokens or DEFAULT_PREFILL_TOKENS
     kv_tokens = rank_config.kv_tokens
     if kv_tokens is None:
         if device.type == "cuda":
