@@ -48,14 +48,12 @@ def test_a_second_driver_waits_and_takes_over_when_the_first_is_suspended(enviro
     first_driver.send_signal(signal.SIGSTOP)  # its workers continue
     try:
         assert environment.driver.wait(TIMEOUT_S) == 3
-        assert "no sign of life for 5 s; going on in its place" in environment.read_driver_log()
+        assert "no sign of life for 5 s; this run takes its place" in environment.read_driver_log()
         parts_after = {path: environment.store.info(path)["ETag"] for path in environment.list_parts()}
     finally:
         first_driver.send_signal(signal.SIGCONT)
-    assert first_driver.wait(TIMEOUT_S) in (
-        3,
-        4,
-    )  # it counts the commits of the other driver, or stops because it lost the lease
+    # it counts the commits of the other driver, or stops because it lost the lease
+    assert first_driver.wait(TIMEOUT_S) in (3, 4)
     environment.store.invalidate_cache()
     assert {path: environment.store.info(path)["ETag"] for path in environment.list_parts()} == parts_after
     check_finished_run(environment)
