@@ -38,6 +38,13 @@ def with_palette_hole() -> bytes:
     return encode_image(image, "PNG", transparency=3)
 
 
+def encode_psd(pixels: np.ndarray) -> bytes:
+    """Three planes of eight bits, without layers."""
+    height, width, _ = pixels.shape
+    header = struct.pack(">4sH6xHIIHH", b"8BPS", 1, 3, height, width, 8, 3)
+    return header + bytes(14) + pixels.transpose(2, 0, 1).tobytes()  # no palette, resources or layers; uncompressed
+
+
 MODES = {
     "RGB": lambda: encode_image(draw_pixels()),
     "grey": lambda: encode_image(PIL.Image.fromarray(draw_pixels()).convert("L")),
@@ -57,6 +64,7 @@ MODES = {
     "JPEG 2000": lambda: encode_image(draw_pixels(), "JPEG2000"),
     "ICO": lambda: encode_image(draw_pixels(64, 64), "ICO"),
     "PPM": lambda: encode_image(draw_pixels(), "PPM"),
+    "PSD": lambda: encode_psd(draw_pixels()),
 }
 
 

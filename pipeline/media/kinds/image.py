@@ -66,6 +66,7 @@ class ImageKind:
             problem = UNREADABLE_IMAGE_MESSAGE if sniff_kind(head) == "image" else UNKNOWN_FORMAT_MESSAGE
             raise DecodeError("unknown_format", f"{problem}; it begins with {head!r}") from error
         limits.check_size(self.image.size, moving=moving)
+        self.first_frame = self.image.tell()  # 1 in a PSD, whose first frame is the picture without its layers
         self.page_numbers: list[int] = []  # places of a TIFF's pages among its images
         self.probe = self._probe_animation() if moving else self._probe_pages()
 
@@ -83,8 +84,8 @@ class ImageKind:
 
     def _probe_animation(self) -> Probe:
         times, seconds = [], 0.0
-        for index in range(min(getattr(self.image, "n_frames", 1), MAX_FRAMES)):
-            self.image.seek(index)
+        for index in range(min(max(1, getattr(self.image, "n_frames", 1)), MAX_FRAMES)):
+            self._seek(index)
             if self.image.format == "WEBP":
                 self.image.load()  # sets the frame's duration
             times.append(seconds)
@@ -105,8 +106,8 @@ class ImageKind:
         return resize_image(image if region is None else image.crop(region), size)
 
     def _seek(self, index: int) -> None:
-        place = self.page_numbers[index] if self.page_numbers else index
-        if place or self.image.tell():
+        place = self.page_numbers[index] if self.page_numbers else self.first_frame + index
+        if place != self.image.tell():
             self.image.seek(place)
 
     def _load_image(self) -> PIL.Image.Image:
