@@ -91,3 +91,15 @@ AWKWARD: dict[str, Node] = {
     "keys by pattern": {"type": "object", "patternProperties": {"^x_": WHOLE}, "additionalProperties": False},
     "a bare number": {"type": "number"},
 }
+
+
+def nested_definitions(levels: int, fields: int) -> Node:
+    """Definitions that refer to the next one in every field, so that their fields multiply with each level."""
+    definitions = {
+        f"Level{level}": struct(
+            **{f"part_{number}": {"$ref": f"#/$defs/Level{level + 1}"} for number in range(fields)}, name=TEXT
+        )
+        | {"required": ["name"]}
+        for level in range(levels)
+    }
+    return {"$ref": "#/$defs/Level0", "$defs": {**definitions, f"Level{levels}": TEXT}}

@@ -2,7 +2,7 @@
 
 The type follows from the schema alone, so every part has the same columns, even one without answers. A schema without
 a fixed shape (recursion, a union of different types, free-form JSON) becomes JSON text, in a string field whose
-metadata says `json`.
+metadata says `json`. So do definitions that are nested so deep that they would multiply to many thousands of columns.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.schema.json_schema import SchemaCursor, SchemaNode, enter_schema
+from pipeline.schema.json_schema import SchemaCursor, SchemaNode, walk_references
 
 SCALAR_TYPES = {
     "boolean": pa.bool_(),
@@ -33,7 +33,7 @@ DECIMAL_CONTEXT = Context(prec=76)  # more digits than any decimal column has
 
 def to_arrow_field(schema: SchemaNode, name: str = "answer") -> pa.Field:
     """The column of a schema's answers. Every field is nullable, since answers may omit optional properties."""
-    return _name_field(name, _build_field(enter_schema(schema, schema)))
+    return _name_field(name, walk_references(schema, _build_field))
 
 
 def to_arrow_array(values: Sequence[Any], arrow_field: pa.Field) -> pa.Array:

@@ -8,11 +8,14 @@ strings. `find_grammar_problems` names what the grammar cannot enforce; nothing 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 SchemaNode = dict[str, Any]
+MAX_ENTERED_SCHEMAS = 5000  # by one walk through references: definitions that refer to each other multiply
 MAX_INTEGER = 10**15 - 1  # fifteen digits: exact in an int64, in a double, and in other people's JSON readers
 
 SINGLE_SCHEMA_KEYS = ("items", "additionalProperties", "propertyNames", "contains", "not", "if", "then", "else")
@@ -44,6 +47,24 @@ ANY_JSON: SchemaNode = {
 }
 
 
+class TooManySchemasError(Exception):
+    """A walk through references entered more schemas than its limit allows."""
+
+
+@dataclass(slots=True)
+class WalkLimit:
+    """How far the cursors of one walk follow references."""
+
+    max_depth: float  # of references inside references
+    entries_left: float
+
+    def allows(self, parent_refs: tuple[str, ...]) -> bool:
+        self.entries_left -= 1
+        if self.entries_left < 0:
+            raise TooManySchemasError
+        return len(parent_refs) <= self.max_depth
+
+
 @dataclass(frozen=True, slots=True)
 class SchemaCursor:
     """A place in a schema, with its `$ref` resolved. No cursor enters a boolean schema, or a `$ref` inside itself."""
@@ -51,6 +72,7 @@ class SchemaCursor:
     node: SchemaNode
     root: SchemaNode
     parent_refs: tuple[str, ...]  # the references that were followed to get here
+    limit: WalkLimit | None = field(default=None, compare=False)
 
     @property
     def types(self) -> list[str]:
@@ -79,14 +101,37 @@ class SchemaCursor:
         return [self.enter(part) for part in self.node.get("prefixItems", ())]
 
     def enter(self, node: Any) -> SchemaCursor | None:
-        return enter_schema(node, self.root, self.parent_refs)
+        return enter_schema(node, self.root, self.parent_refs, self.limit)
 
 
-def enter_schema(node: Any, root: SchemaNode, parent_refs: tuple[str, ...] = ()) -> SchemaCursor | None:
+def enter_schema(
+    node: Any, root: SchemaNode, parent_refs: tuple[str, ...] = (), limit: WalkLimit | None = None
+) -> SchemaCursor | None:
     if not isinstance(node, dict) or node.get("$ref") in parent_refs:
         return None
     parent_refs = (*parent_refs, node["$ref"]) if "$ref" in node else parent_refs
-    return SchemaCursor(resolve_ref(node, root), root, parent_refs)
+    if limit and not limit.allows(parent_refs):
+        return None
+    return SchemaCursor(resolve_ref(node, root), root, parent_refs, limit)
+
+
+def walk_references(schema: SchemaNode, walk: Callable[[SchemaCursor | None], T]) -> T:
+    """What `walk` returns for the root of a schema. If it enters too many schemas, it starts again and follows
+    references less deep: as deep as the limit allows. No cursor enters a reference below that."""
+
+    def try_depth(max_depth: float, entries: float) -> T:
+        return walk(enter_schema(schema, schema, (), WalkLimit(max_depth, entries)))
+
+    try:
+        return try_depth(math.inf, MAX_ENTERED_SCHEMAS)
+    except TooManySchemasError:
+        result, depth = try_depth(0, math.inf), 0
+    while True:
+        depth += 1
+        try:
+            result = try_depth(depth, MAX_ENTERED_SCHEMAS)
+        except TooManySchemasError:
+            return result
 
 
 def walk_schema(node: SchemaNode, path: str = "$") -> Iterator[tuple[str, SchemaNode]]:

@@ -20,7 +20,7 @@ from pydantic_core import core_schema
 from pipeline import registry
 from pipeline.errors import JobError
 from pipeline.schema import columns, json_schema
-from pipeline.schema.json_schema import SchemaCursor, SchemaNode, enter_schema
+from pipeline.schema.json_schema import SchemaCursor, SchemaNode, enter_schema, walk_references
 from pipeline.schema.schema import Schema, load_model
 
 ANY_JSON_REF = "#/$defs/AnyJson"
@@ -61,8 +61,8 @@ def describe_fields(schema: Schema) -> str:
 
     total: text, the amount to pay
     """
-    root = enter_schema(schema.json_schema, schema.json_schema)
-    lines = ["Answer with JSON only. Its fields:", *_format_field_lines(root, 0)]
+    field_lines = walk_references(schema.json_schema, lambda root: _format_field_lines(root, 0))
+    lines = ["Answer with JSON only. Its fields:", *field_lines]
     if schema.example is not None:
         lines += ["Example:", json.dumps(schema.example, ensure_ascii=False, separators=(",", ":"))]
     return "\n".join(lines)
@@ -140,7 +140,7 @@ def _format_field_lines(schema: SchemaCursor | None, depth: int) -> list[str]:
         return []
     lines = []
     for name, part in schema.node.get("properties", {}).items():
-        type_words = _describe_type(enter_schema(part, schema.root, (ANY_JSON_REF,)))
+        type_words = _describe_type(enter_schema(part, schema.root, (ANY_JSON_REF,), schema.limit))
         resolved_part = json_schema.resolve_ref(part, schema.root)
         description = f", {resolved_part['description']}" if "description" in resolved_part else ""
         lines.append(f"{'  ' * depth}{name}: {type_words}{description}")

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.schema.columns import JSON_TEXT_METADATA, to_arrow_array, to_arrow_field, to_column_value
 from pipeline.schema.json_schema import canonicalize_schema
-from tests.awkward_schemas import AWKWARD, NONE, TEXT, WHOLE, either, listed, recursive, struct
+from tests.awkward_schemas import AWKWARD, NONE, TEXT, WHOLE, either, listed, nested_definitions, recursive, struct
 
 
 def infer_type(node: dict[str, Any]) -> pa.DataType:
@@ -74,6 +74,16 @@ def test_a_recursive_schema_is_typed_for_one_level() -> None:
     assert tree.type == pa.struct({"value": pa.int64(), "kids": pa.list_(pa.string())})
     value = to_column_value({"value": 1, "kids": [{"value": 2, "kids": []}]}, tree)
     assert json.loads(value["kids"][0]) == {"value": 2, "kids": []}
+
+
+def test_definitions_that_multiply_are_typed_as_deep_as_columns_allow() -> None:
+    answer = to_arrow_field(canonicalize_schema(nested_definitions(levels=30, fields=4)))
+    level, depth = answer, 0
+    while pa.types.is_struct(level.type):
+        assert level.type.field("name").type == pa.string()
+        level, depth = level.type.field("part_0"), depth + 1
+    assert level.metadata == JSON_TEXT_METADATA
+    assert depth == 5  # 4 ** 6 columns would be too many
 
 
 @pytest.mark.parametrize(

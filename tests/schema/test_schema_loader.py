@@ -15,6 +15,7 @@ from pipeline.errors import AnswerError, JobError
 from pipeline.schema.schema import Schema
 from pipeline.schema.schema_loader import FALLBACK_PROMPT, build_default_prompt, describe_fields, load_schema
 from pipeline.schema.validate import validate_answer
+from tests.awkward_schemas import nested_definitions
 
 SOURCE = '''
 from datetime import date
@@ -180,3 +181,12 @@ def test_a_recursive_schema_is_described_once(tmp_path: Path) -> None:
     schema = load_schema("a.py:Node", base_folder=tmp_path)
     assert schema is not None
     assert describe_fields(schema).splitlines()[1:] == ["kids: list of object"]
+
+
+def test_a_schema_whose_definitions_multiply_is_described_to_some_depth(tmp_path: Path) -> None:
+    (tmp_path / "nested.json").write_text(json.dumps(nested_definitions(levels=30, fields=4)))
+    schema = load_schema("nested.json", base_folder=tmp_path)
+    assert schema is not None
+    lines = describe_fields(schema).splitlines()
+    assert lines[1:3] == ["part_0: object", "  part_0: object"]
+    assert len(lines) < 3000

@@ -11,7 +11,7 @@ from re import _parser as regex  # type: ignore[attr-defined]
 from re import error as RegexError
 from typing import Any
 
-from pipeline.schema.json_schema import SchemaCursor, SchemaNode, enter_schema, walk_schema
+from pipeline.schema.json_schema import SchemaCursor, SchemaNode, resolve_ref, walk_references, walk_schema
 
 FORMAT_EXAMPLES = {
     "email": "a@b.c",
@@ -41,7 +41,7 @@ def collect_hints(schema: SchemaNode) -> list[bytes]:
 
 def build_sample(schema: SchemaNode, *, with_optional: bool) -> bytes:
     """An answer with one element in each list. Another answer usually ends as this one does."""
-    value = _build_sample_value(enter_schema(schema, schema), with_optional)
+    value = walk_references(schema, lambda root: _build_sample_value(root, with_optional))
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -75,19 +75,26 @@ def _build_sample_value(schema: SchemaCursor | None, with_optional: bool) -> Any
 
 def estimate_largest_instance(schema: SchemaNode) -> int:
     """About how many bytes one token may add to the ending: the largest shortest instance of any subschema."""
-    return max(_estimate_bytes(enter_schema(node, schema)) for _, node in walk_schema(schema))
+    return max(_estimate_bytes(node, schema, {}) for _, node in walk_schema(schema))
 
 
-def _estimate_bytes(schema: SchemaCursor | None) -> int:
-    """Bytes of the shortest instance, about."""
-    if schema is None:
+def _estimate_bytes(node: Any, root: SchemaNode, known: dict[str, int]) -> int:
+    """Bytes of the shortest instance, about. `known` has those of references; one inside itself counts nothing."""
+    if not isinstance(node, dict):
         return 0
-    if schema.alternatives:
-        return min(_estimate_bytes(part) for part in schema.alternatives)
-    node, properties = schema.node, schema.properties
-    required = sum(len(name) + 4 + _estimate_bytes(properties.get(name)) for name in node.get("required", ()))
-    elements = node.get("minItems", 0) * (1 + _estimate_bytes(schema.items))
-    first_elements = sum(_estimate_bytes(part) for part in schema.prefix_items)
+    if "$ref" in node:
+        if (key := str(node)) not in known:
+            known[key] = 0
+            known[key] = _estimate_bytes(resolve_ref(node, root), root, known)
+        return known[key]
+    if alternatives := [*node.get("anyOf", ()), *node.get("oneOf", ())]:
+        return min(_estimate_bytes(part, root, known) for part in alternatives)
+    properties = node.get("properties", {})
+    required = sum(
+        len(name) + 4 + _estimate_bytes(properties.get(name), root, known) for name in node.get("required", ())
+    )
+    elements = node.get("minItems", 0) * (1 + _estimate_bytes(node.get("items"), root, known))
+    first_elements = sum(_estimate_bytes(part, root, known) for part in node.get("prefixItems", ()))
     return int(2 + required + elements + first_elements + node.get("minLength", 0))
 
 

@@ -14,7 +14,19 @@ from pipeline.model.guidance.ending_hints import (
 )
 from pipeline.model.guidance.ending_search import EndingSearch
 from pipeline.schema.json_schema import canonicalize_schema, format_schema
-from tests.awkward_schemas import AWKWARD, NODE, NONE, TEXT, WHOLE, either, listed, pattern, recursive, struct
+from tests.awkward_schemas import (
+    AWKWARD,
+    NODE,
+    NONE,
+    TEXT,
+    WHOLE,
+    either,
+    listed,
+    nested_definitions,
+    pattern,
+    recursive,
+    struct,
+)
 
 OPTIONAL = struct(z=WHOLE) | {"properties": {"a": TEXT, "b": listed(TEXT), "z": WHOLE}}
 
@@ -131,3 +143,10 @@ def test_hints_are_required_keys_and_endings_of_patterns() -> None:
 @pytest.mark.parametrize("name", AWKWARD)
 def test_the_largest_instance_of_every_schema_is_estimated(name: str) -> None:
     assert 2 <= estimate_largest_instance(canonicalize_schema(AWKWARD[name])) < 1000
+
+
+def test_definitions_that_multiply_have_samples_and_an_estimate() -> None:
+    schema = canonicalize_schema(nested_definitions(levels=30, fields=4))
+    sample = json.loads(build_sample(schema, with_optional=True))
+    assert list(sample) == ["part_0", "part_1", "part_2", "part_3", "name"]
+    assert estimate_largest_instance(schema) < 100
