@@ -21,7 +21,7 @@ class Answerer:
         self.context = context
         self.family = open_family(context)
         engine_type = get_engine_type(context.job)
-        self.engine_thread = EngineThread(engine_type.open(context.job))
+        self.engine_thread = EngineThread(engine_type.open(context.pinned_job))
         self.timer = self.engine_thread.timer
         self.coordinate_system = engine_type.get_coordinate_system(context.job, self.family)
         self.time_origin = engine_type.get_time_origin(context.job, self.family)

@@ -25,14 +25,27 @@ class RunContext:
     kept_schema: pa.Schema
     fingerprint_inputs: dict[str, Any]  # everything that the fingerprint hashes
     fingerprint: str
+    checkpoint_identity: str  # of the weights that the fingerprint stands for
     model_name: str
     run_id: str
     lease_epoch: int = 0  # of the lease that allows the run to commit
 
+    @property
+    def pinned_job(self) -> Job:
+        """The job with its checkpoint as it was when the run started, which workers load."""
+        model = self.job.model.model_copy(update={"revision": self.checkpoint_identity})
+        return self.job.model_copy(update={"model": model})
+
+
+def locate_small_files(context: RunContext) -> Path:
+    model = context.pinned_job.model
+    return checkpoint_location.locate_small_files(model.weights, model.revision)
+
 
 def open_family(context: RunContext) -> Family:
-    folder = checkpoint_location.locate_small_files(context.job.model.weights, context.job.model.revision)
-    return family_loader.load_family(folder, model=context.job.model, add_vision_id=context.job.media.add_vision_id)
+    return family_loader.load_family(
+        locate_small_files(context), model=context.job.model, add_vision_id=context.job.media.add_vision_id
+    )
 
 
 def get_base_folder() -> Path:

@@ -96,7 +96,9 @@ class ContextSection(JobSection):
 
 class ModelSection(JobSection):
     weights: str = define_key("hub id, folder, s3:// folder, or builtin:NAME")
-    revision: str | None = define_key("branch, tag or commit of a hub id", None)
+    revision: str | None = define_key(
+        "branch, tag or commit of a hub id; for other weights their digest, as questions/ of an output has it", None
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = define_key(
         "auto: as the checkpoint says; float16 is computed as float32 on a CPU", "auto"
     )

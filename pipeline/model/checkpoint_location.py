@@ -3,16 +3,21 @@
 A folder is used in place. A hub id goes through the hub's own cache. Any other URL that fsspec knows is copied once
 per machine, into a folder whose name changes with the content; old copies stay, because a run may still read them.
 `builtin:` weights are part of the package.
+
+The driver computes the identity of the checkpoint, and workers give it as the revision. So a worker loads exactly the
+files that the fingerprint stands for, or raises a JobError where they were replaced since.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import re
+import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +42,57 @@ def locate_small_files(weights: str, revision: str | None = None) -> Path:
 
 def compute_identity(weights: str, revision: str | None = None) -> str:
     """A digest that changes when the checkpoint does: the hub's commit, or a hash of names, sizes and samples."""
-    folder = locate_small_files(weights, revision)
+    return _identify_folder(weights, locate_small_files(weights, revision))
+
+
+def _locate_files(weights: str, revision: str | None, suffixes: tuple[str, ...]) -> Path:
+    if weights.startswith("builtin:"):
+        if (name := weights.removeprefix("builtin:")) not in BUILTIN_NAMES:
+            available = ", ".join(f"builtin:{builtin_name}" for builtin_name in BUILTIN_NAMES)
+            raise JobError(f"model.weights: there is no {weights}; there is {available}")
+        folder = Path(__file__).parents[1] / "builtin" / "weights" / name
+    elif _is_remote(weights):
+        folder = _copy_remote_folder(weights, suffixes)
+    else:
+        folder = Path(weights.removeprefix("file://")).expanduser()
+        if not folder.is_dir() and not HUB_ID.fullmatch(weights):
+            raise JobError(f"model.weights: {weights} is not a folder, and not an id of the hub (OWNER/NAME) either")
+        if not folder.is_dir():
+            return _download_from_hub(weights, revision, suffixes)
+    if revision is not None:
+        _require_identity(weights, folder, revision)
+    return folder
+
+
+def _is_remote(weights: str) -> bool:
+    return "://" in weights and not weights.startswith("file://")
+
+
+@functools.lru_cache(maxsize=64)  # a process opens the same checkpoint several times
+def _require_identity(weights: str, folder: Path, expected: str) -> None:
+    if (found := _identify_folder(weights, folder)) != expected:
+        raise JobError(
+            f"model.weights: the files of {weights} on {socket.gethostname()} are not those of this run (their digest "
+            f"is {found[:12]} and should be {expected[:12]}): they were replaced since the run started, or differ "
+            "between nodes. Give every node the same files; start the run again to use new ones"
+        )
+
+
+def _identify_folder(weights: str, folder: Path) -> str:
     if folder.parent.name == "snapshots":  # the hub's cache names a folder by its commit
         return folder.name
-    fs, files = _list_files(weights if "://" in weights else str(folder))
+    if not _is_remote(weights):
+        return _compute_digest(weights, *_list_files(str(folder)))
+    with _lock_folder(folder):
+        digest_path = folder / ".digest"  # of the version that the folder is named after
+        if not digest_path.exists():
+            digest = _compute_digest(weights, *_list_files(weights))
+            _require_unchanged(weights, folder)
+            digest_path.write_text(digest)
+        return digest_path.read_text()
+
+
+def _compute_digest(weights: str, fs: Any, files: Mapping[str, Mapping[str, Any]]) -> str:
     digest = hashlib.sha256()
     for name, file_info in files.items():
         size = file_info["size"]
@@ -50,22 +102,6 @@ def compute_identity(weights: str, revision: str | None = None) -> str:
             with _convert_to_job_errors(weights):
                 digest.update(fs.cat_file(file_info["name"], start=start, end=min(end, size)))
     return digest.hexdigest()
-
-
-def _locate_files(weights: str, revision: str | None, suffixes: tuple[str, ...]) -> Path:
-    if weights.startswith("builtin:"):
-        if (name := weights.removeprefix("builtin:")) not in BUILTIN_NAMES:
-            available = ", ".join(f"builtin:{builtin_name}" for builtin_name in BUILTIN_NAMES)
-            raise JobError(f"model.weights: there is no {weights}; there is {available}")
-        return Path(__file__).parents[1] / "builtin" / "weights" / name
-    if "://" in weights and not weights.startswith("file://"):
-        return _copy_remote_folder(weights.rstrip("/"), suffixes)
-    folder = Path(weights.removeprefix("file://")).expanduser()
-    if folder.is_dir():
-        return folder
-    if not HUB_ID.fullmatch(weights):
-        raise JobError(f"model.weights: {weights} is not a folder, and not an id of the hub (OWNER/NAME) either")
-    return _download_from_hub(weights, revision, suffixes)
 
 
 def _download_from_hub(weights: str, revision: str | None, suffixes: tuple[str, ...]) -> Path:
@@ -92,23 +128,42 @@ def _download_from_hub(weights: str, revision: str | None, suffixes: tuple[str, 
 
 
 def _copy_remote_folder(url: str, suffixes: tuple[str, ...]) -> Path:
-    """Fetches each file once per machine; several processes may ask at the same time."""
+    """Fetches each file once per machine."""
+    fs, files = _list_files(url)
+    folder = _get_copy_folder(url, files)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock_folder(folder):
+        missing = [name for name in files if name.endswith(suffixes) and not (folder / name).exists()]
+        for name in missing:
+            with _convert_to_job_errors(url):
+                fs.get_file(files[name]["name"], str(folder / f"{name}.part"))
+        if missing:
+            _require_unchanged(url, folder)
+        for name in missing:
+            os.replace(folder / f"{name}.part", folder / name)
+    return folder
+
+
+def _lock_folder(folder: Path) -> AbstractContextManager[Any]:
+    """Several processes may ask for the same copy at the same time."""
     from filelock import FileLock
 
-    fs, files = _list_files(url)
+    return FileLock(folder / ".lock")
+
+
+def _get_copy_folder(url: str, files: Mapping[str, Mapping[str, Any]]) -> Path:
+    """The folder of this machine's copy, whose name changes with the versions of the files."""
+    url = url.rstrip("/")
     versions = [(name, info["size"], str(info.get("ETag") or info.get("mtime", ""))) for name, info in files.items()]
     key = hashlib.sha256(json.dumps([url, versions]).encode()).hexdigest()[:16]
     cache_folder = Path(os.environ.get("VLBATCH_CACHE") or Path.home() / ".cache" / "vlbatch")
-    folder = cache_folder / "weights" / f"{re.sub(r'[^-.0-9A-Za-z]+', '-', url)[-40:]}-{key}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        for name, info in files.items():
-            target = folder / name
-            if name.endswith(suffixes) and not target.exists():
-                with _convert_to_job_errors(url):
-                    fs.get_file(info["name"], str(folder / f"{name}.part"))
-                os.replace(folder / f"{name}.part", target)
-    return folder
+    return cache_folder / "weights" / f"{re.sub(r'[^-.0-9A-Za-z]+', '-', url)[-40:]}-{key}"
+
+
+def _require_unchanged(url: str, folder: Path) -> None:
+    """Raise where files were replaced while they were read."""
+    if _get_copy_folder(url, _list_files(url)[1]) != folder:
+        raise JobError(f"model.weights: {url} was changed while it was read; run the same command again")
 
 
 def _list_files(url: str) -> tuple[Any, dict[str, Mapping[str, Any]]]:

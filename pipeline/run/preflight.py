@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.context import RunContext, format_model_name, get_base_folder, open_family
+from pipeline.context import RunContext, format_model_name, get_base_folder, locate_small_files, open_family
 from pipeline.errors import OutputError
 from pipeline.job.fingerprint import build_fingerprint_inputs, compute_fingerprint
 from pipeline.job.spec import Job
@@ -34,9 +34,10 @@ def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunCo
     manifest_schema = read_manifest_schema(manifest_files[0])
     schema_prompt = schema_loader.build_default_prompt(schema) if schema and job.prompt.user is None else None
     select_file_columns(job, manifest_files[0], manifest_schema, schema_prompt)  # raises if a column is missing
+    checkpoint_identity = checkpoint_location.compute_identity(job.model.weights, job.model.revision)
     fingerprint_inputs = build_fingerprint_inputs(
         job,
-        weights=checkpoint_location.compute_identity(job.model.weights, job.model.revision),
+        weights=checkpoint_identity,
         schema_text=f"{schema_prompt or ''}\n{schema.text}" if schema else None,
     )
     now = datetime.now(UTC)
@@ -47,6 +48,7 @@ def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunCo
         kept_schema=build_kept_schema(manifest_schema, job),
         fingerprint_inputs=fingerprint_inputs,
         fingerprint=compute_fingerprint(fingerprint_inputs),
+        checkpoint_identity=checkpoint_identity,
         model_name=format_model_name(job),
         run_id=f"{now:%Y%m%dT%H%M%S}-{now.microsecond:05x}",  # sorts by time, also within a second
     )
@@ -87,12 +89,9 @@ def find_job_problems(context: RunContext, manifest_files: Sequence[ManifestFile
         for name in context.job.input.keep
         if name in RESERVED_COLUMNS
     ]
-    problems += get_engine_type(context.job).find_problems(context.job)
+    problems += get_engine_type(context.job).find_problems(context.pinned_job)
     if context.schema and context.job.answer.guided:
-        tokenizer = family_loader.load_tokenizer(
-            checkpoint_location.locate_small_files(context.job.model.weights, context.job.model.revision)
-        )
-        min_tokens = count_min_tokens(context.schema.text, tokenizer)
+        min_tokens = count_min_tokens(context.schema.text, family_loader.load_tokenizer(locate_small_files(context)))
         if context.job.answer.max_new_tokens < min_tokens:
             problems.append(f"answer.max_new_tokens: the shortest answer that fits the schema has {min_tokens} tokens")
     return problems

@@ -2,16 +2,21 @@
 
 import json
 import shutil
+from contextlib import closing
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from pipeline.answer import Answerer
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.errors import JobError
+from pipeline.job.spec import Job
+from pipeline.manifest.files import list_manifest_files
 from pipeline.model import checkpoint_location, hf_models
 from pipeline.model.checkpoint_location import compute_identity, locate_checkpoint, locate_small_files
 from pipeline.model.family_loader import load_config, load_family
+from pipeline.run.preflight import build_run_context
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -77,7 +82,7 @@ def test_a_remote_folder_is_copied_once_and_weights_only_when_needed(bucket, che
     whole = locate_checkpoint("s3://acme/models/tiny/")
     assert whole == small
     assert {file.name: file.read_bytes() for file in checkpoint.iterdir()} == {
-        file.name: file.read_bytes() for file in whole.iterdir() if file.name != ".lock"
+        file.name: file.read_bytes() for file in whole.iterdir() if not file.name.startswith(".")
     }
     bucket.delete_object(Bucket="acme", Key="models/tiny/generation_config.json")
     bucket.put_object(Bucket="acme", Key="models/tiny/generation_config.json", Body=b"{}")
@@ -121,7 +126,44 @@ def test_changed_weights_change_the_identity(folder, at, monkeypatch):
     assert compute_identity(str(folder)) != before
 
 
-def test_a_hub_id_is_found_in_the_hub_cache_and_identified_by_its_commit(checkpoint, tmp_path, monkeypatch):
+def test_a_folder_that_was_changed_is_not_loaded_as_the_revision_before(folder):
+    before = compute_identity(str(folder))
+    assert locate_checkpoint(str(folder), before) == folder
+    changed = shutil.copytree(folder, folder.with_name("changed"))
+    change_keys(changed / "config.json", something="else")
+    with pytest.raises(JobError, match="are not those of this run"):
+        locate_small_files(str(changed), before)
+
+
+def test_a_remote_folder_that_was_replaced_is_not_loaded_as_the_revision_before(bucket):
+    before = compute_identity("s3://acme/models/tiny")
+    assert locate_small_files("s3://acme/models/tiny", before)
+    bucket.put_object(Bucket="acme", Key="models/tiny/model.safetensors", Body=b"other weights")
+    with pytest.raises(JobError, match=r"s3://acme/models/tiny on .* are not those of this run"):
+        locate_checkpoint("s3://acme/models/tiny", before)
+
+
+def test_a_remote_folder_that_changes_during_the_copy_is_refused(bucket, monkeypatch):
+    import s3fs
+
+    def copy_then_replace(self, *arguments, copy=s3fs.S3FileSystem.get_file):
+        copy(self, *arguments)
+        bucket.put_object(Bucket="acme", Key="models/tiny/config.json", Body=b"{}")
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "get_file", copy_then_replace)
+    with pytest.raises(JobError, match="s3://acme/models/tiny was changed while it was read"):
+        locate_small_files("s3://acme/models/tiny")
+
+
+def test_the_identity_of_a_copy_is_computed_once(bucket, monkeypatch):
+    before = compute_identity("s3://acme/models/tiny")
+    monkeypatch.setattr(checkpoint_location, "SAMPLE_BYTES", 0)  # would give another digest
+    assert compute_identity("s3://acme/models/tiny") == before
+
+
+@pytest.fixture
+def hub(checkpoint, tmp_path, monkeypatch):
+    """The hub's cache on this machine, with one model. Returns the model's folder in it."""
     from huggingface_hub import constants
 
     repository = tmp_path / "hub" / "models--acme--tiny"
@@ -130,10 +172,29 @@ def test_a_hub_id_is_found_in_the_hub_cache_and_identified_by_its_commit(checkpo
     (repository / "refs" / "main").write_text(COMMIT)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert locate_checkpoint("acme/tiny") == repository / "snapshots" / COMMIT
+    return repository
+
+
+def test_a_hub_id_is_found_in_the_hub_cache_and_identified_by_its_commit(hub):
+    assert locate_checkpoint("acme/tiny") == hub / "snapshots" / COMMIT
     assert compute_identity("acme/tiny") == COMMIT
     with pytest.raises(JobError, match="acme/other at v2: the hub "):
         locate_checkpoint("acme/other", "v2")
+
+
+def test_workers_load_the_commit_of_the_run_after_the_branch_moved(hub, workspace):
+    """The new commit has no weights, so an engine that followed the branch would not start."""
+    workspace.write_manifest(workspace.draw_images(1))
+    model = {"weights": "acme/tiny", "dtype": "float32"}
+    job = Job.model_validate(workspace.build_job(model=model, engine={"kind": "torch", "slots": 1}))
+    context = build_run_context(job, list_manifest_files(job))
+    later = shutil.copytree(hub / "snapshots" / COMMIT, hub / "snapshots" / COMMIT[::-1])
+    (later / "model.safetensors").unlink()
+    change_keys(later / "config.json", model_type="another")
+    (hub / "refs" / "main").write_text(later.name)
+    with closing(Answerer(context)) as answerer:
+        assert answerer.family.coordinates == "thousandths"
+    assert context.job.model.revision is None  # and so the fingerprint is that of the job as it was given
 
 
 @pytest.mark.parametrize("name", checkpoint_location.BUILTIN_NAMES)
