@@ -64,6 +64,7 @@ fetch: a URI becomes bytes
     fetch/web.py                            downloads over HTTP, only from servers that the job allows
     fetch/object_store.py                   reads objects from S3, GCS, Azure and other stores
     fetch/storage_clients.py                options and errors of the stores' clients
+    fetch/stores.py                         decides which buckets and hub repositories a job may read
     fetch/remote_object.py                  reads remote objects: retries, ranges, a seekable file
     fetch/sparse_video.py                   downloads only those ranges of a video that hold the wanted frames
     fetch/scratch.py                        a temporary folder that disappears with its worker

@@ -2,7 +2,8 @@
 
 Manifests may be written by strangers, so only listed schemes are allowed: http(s) to public addresses or to hosts that
 the job names, and local paths under roots that the job names, after symlinks are followed. Filesystems whose URIs name
-a host (hdfs, webhdfs, ftp, sftp) are not among them: they would be a way around the list of hosts.
+a host (hdfs, webhdfs, ftp, sftp) are not among them: they would be a way around the list of hosts. `stores.py` has the
+rule for object stores.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import TypeGuard
 from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlencode, urlsplit, urlunsplit
@@ -20,8 +21,31 @@ from pipeline.errors import FetchError
 STORE_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "oss")  # read through fsspec
 WEB_SCHEMES = ("http", "https")
 MAX_URI_LENGTH = 8192
-NAT64 = IPv6Network("64:ff9b::/96")
-METADATA_ADDRESSES = {"168.63.129.16"}  # Azure's service for its machines, which counts as a global address
+# Python's own tables of special addresses change with its version and lack some, so these are the registries of IANA.
+PRIVATE_IPV4_NETWORKS = tuple(
+    map(
+        ip_network,
+        (
+            *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+            *("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24"),
+            *("203.0.113.0/24", "224.0.0.0/3"),
+        ),
+    )
+)
+PUBLIC_IPV6_NETWORK = ip_network("2000::/3")
+PRIVATE_IPV6_NETWORKS = tuple(map(ip_network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))  # within it
+NAT64_NETWORK = ip_network("64:ff9b::/96")
+IPV4_IN_IPV6_NETWORKS = (NAT64_NETWORK, *map(ip_network, ("64:ff9b:1::/48", "::/96", "::ffff:0:0/96")))
+FORBIDDEN_NETWORKS = tuple(
+    map(
+        ip_network,
+        (
+            *("169.254.0.0/16", "fe80::/10"),  # link-local; metadata services of most clouds are there
+            *("168.63.129.16", "100.100.100.200", "192.0.0.192"),  # of Azure, Alibaba and Oracle
+            *("fd00:ec2::/32", "fd20:ce::/32", "fd00:42::42"),  # of AWS, Google and Scaleway
+        ),
+    )
+)
 SECRET_PARAMETER = re.compile(
     r"x-(amz|goog|ms|oss)-|(^|[-_])(sig|signature|token|key|secret|password|pwd|auth|credential|policy)s?($|[-_])"
     r"|keyid|key-pair-id|access_?key|apikey|jwt|session|^(se|sp|sv|sr|st|skoid|sktid|expires)$",
@@ -86,23 +110,31 @@ def _list_possible_paths(uri: str) -> list[Path]:
     return [Path(match[2]), Path(os.fsdecode(unquote_to_bytes(re.split("[?#]", match[2])[0])))]
 
 
-def is_named_host(host: str, port: int | None, allowed_hosts: Sequence[str]) -> bool:
-    """Whether the job names exactly this host, which then may have any address.
+def is_named_with_port(host: str, port: int | None, allowed_hosts: Sequence[str]) -> bool:
+    """Whether the job names exactly this host and port, which then may have a private address.
 
-    >>> is_named_host("cdn.acme.com", 443, ["cdn.acme.com"]), is_named_host("minio", 9000, ["minio:9000"])
+    >>> is_named_with_port("minio", 9000, ["minio:9000"]), is_named_with_port("::1", 80, ["[::1]:80"])
     (True, True)
-    >>> is_named_host("minio", 22, ["minio:9000"]), is_named_host("img.acme.com", 443, ["*.acme.com"])
+    >>> is_named_with_port("minio", 22, ["minio:9000"]), is_named_with_port("minio", 9000, ["minio"])
     (False, False)
     """
-    name = host.rstrip(".").lower()
-    return any(entry.lower() in (name, f"{name}:{port}", f"[{name}]:{port}") for entry in allowed_hosts)
+    return join_host_and_port(host.rstrip(".").lower(), port) in (entry.lower() for entry in allowed_hosts)
+
+
+def join_host_and_port(host: str, port: int | None) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_allowed_host(host: str, port: int | None, allowed_hosts: Sequence[str]) -> bool:
-    """Whether the job's list is empty, names the host, or has a wildcard (`*.`) that matches it."""
+    """Whether the job's list is empty, names the host, or has a wildcard (`*.`) that matches it.
+
+    >>> is_allowed_host("cdn.acme.com", 443, ["cdn.acme.com"]), is_allowed_host("img.acme.com", 443, ["*.acme.com"])
+    (True, True)
+    """
+    name = host.rstrip(".").lower()
     suffixes = tuple(entry[1:].lower() for entry in allowed_hosts if entry.startswith("*."))
-    is_matched = host.rstrip(".").lower().endswith(suffixes)
-    return not allowed_hosts or is_named_host(host, port, allowed_hosts) or is_matched
+    is_named = is_named_with_port(host, port, allowed_hosts) or name in (entry.lower() for entry in allowed_hosts)
+    return not allowed_hosts or is_named or name.endswith(suffixes)
 
 
 def is_public_address(address: str) -> bool:
@@ -111,13 +143,30 @@ def is_public_address(address: str) -> bool:
     >>> [is_public_address(ip) for ip in ("8.8.8.8", "127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::a9fe:a9fe")]
     [True, False, False, False]
     """
-    ip: IPv4Address | IPv6Address = ip_address(address.partition("%")[0])
+    ip = _parse_address(address)
+    if isinstance(ip, IPv6Address) and (ip.ipv4_mapped or ip in NAT64_NETWORK):
+        ip = _get_last_ipv4(ip)
+    if isinstance(ip, IPv4Address):
+        return not any(ip in network for network in PRIVATE_IPV4_NETWORKS + FORBIDDEN_NETWORKS)
+    return ip in PUBLIC_IPV6_NETWORK and not any(ip in network for network in PRIVATE_IPV6_NETWORKS)
+
+
+def is_forbidden_address(address: str) -> bool:
+    """Whether an address is link-local or of a cloud's metadata service, which hands out credentials."""
+    ip = _parse_address(address)
+    meanings: list[IPv4Address | IPv6Address | None] = [ip]
     if isinstance(ip, IPv6Address):
-        wrapped_addresses = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
-        wrapped_addresses += [IPv4Address(int(ip) & 0xFFFFFFFF)] if ip in NAT64 else []
-        if addresses := [str(wrapped) for wrapped in wrapped_addresses if wrapped is not None]:
-            return all(map(is_public_address, addresses))
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved and str(ip) not in METADATA_ADDRESSES
+        meanings += [ip.sixtofour]
+        meanings += [_get_last_ipv4(ip)] if any(ip in network for network in IPV4_IN_IPV6_NETWORKS) else []
+    return any(meaning in network for meaning in meanings if meaning for network in FORBIDDEN_NETWORKS)
+
+
+def _parse_address(address: str) -> IPv4Address | IPv6Address:
+    return ip_address(address.partition("%")[0])
+
+
+def _get_last_ipv4(ip: IPv6Address) -> IPv4Address:
+    return IPv4Address(int(ip) & 0xFFFFFFFF)
 
 
 def redact_source(source: str | bytes) -> str:

@@ -34,7 +34,7 @@ class Downloader:
     """The clients of one worker and its folder for videos. Coroutines run on a Fetcher's event loop."""
 
     def __init__(self, job: Job, *, max_frames: int, min_sparse_bytes: int | None = None):
-        self.allowed_roots, self.limits = job.input.roots, job.limits
+        self.allowed_roots, self.allowed_stores, self.limits = job.input.roots, job.input.stores, job.limits
         self.max_frames = max_frames  # that the model looks at in a video
         self.min_sparse_bytes = min_sparse_bytes
         self.web_client = WebClient(job.input.hosts)
@@ -73,7 +73,7 @@ class Downloader:
         if scheme in WEB_SCHEMES:
             return self.web_client
         if scheme not in self.object_stores:
-            self.object_stores[scheme] = ObjectStore(scheme)
+            self.object_stores[scheme] = ObjectStore(scheme, self.allowed_stores)
         return self.object_stores[scheme]
 
     def read_inline_source(self, source: str | bytes) -> Blob:

@@ -8,7 +8,7 @@ environment, never from the URI. When they have expired, the client is opened ag
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
 import aiohttp
@@ -25,6 +25,7 @@ from pipeline.fetch.storage_clients import (
     load_error_types,
     translate_error,
 )
+from pipeline.fetch.stores import check_store
 from pipeline.fetch.web import open_unrestricted_session, parse_url
 
 ResultT = TypeVar("ResultT")
@@ -38,8 +39,8 @@ MAX_SIGNED_URL_CONNECTIONS = 64
 class ObjectStore:
     """One client and its connections; a worker opens one per scheme."""
 
-    def __init__(self, scheme: str):
-        self.scheme, self.provider = scheme, get_provider(scheme)
+    def __init__(self, scheme: str, allowed_stores: Sequence[str]):
+        self.scheme, self.provider, self.allowed_stores = scheme, get_provider(scheme), allowed_stores
         self.signed_url_session: aiohttp.ClientSession | None = None
         self.use_signed_urls = self.provider == "s3"
         try:
@@ -114,7 +115,9 @@ class ObjectStore:
             await self.signed_url_session.close()
 
     def _to_path(self, uri: str) -> str:
-        return str(self.filesystem._strip_protocol(self.scheme + uri[len(self.scheme) :]))  # in lower case: S3://
+        path = str(self.filesystem._strip_protocol(self.scheme + uri[len(self.scheme) :]))  # in lower case: S3://
+        check_store(self.scheme, path, self.allowed_stores)
+        return path
 
     async def _request_prefix(self, path: str, max_bytes: int) -> tuple[bytes, int, Any]:
         try:

@@ -20,7 +20,15 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from pipeline.errors import FetchError
-from pipeline.fetch.access import WEB_SCHEMES, is_allowed_host, is_named_host, is_public_address, redact_source
+from pipeline.fetch.access import (
+    WEB_SCHEMES,
+    is_allowed_host,
+    is_forbidden_address,
+    is_named_with_port,
+    is_public_address,
+    join_host_and_port,
+    redact_source,
+)
 from pipeline.fetch.blob import BlobWriter
 from pipeline.fetch.remote_object import (
     FIRST_READ_BYTES,
@@ -205,7 +213,7 @@ def open_unrestricted_session(max_connections: int) -> aiohttp.ClientSession:
 
 
 class PublicAddressResolver(AbstractResolver):
-    """Resolves a name only if all its addresses are public or the job names the host."""
+    """Resolves a name only if the job may read all its addresses."""
 
     def __init__(self, allowed_hosts: Sequence[str]):
         self.allowed_hosts = allowed_hosts
@@ -239,9 +247,11 @@ def check_url(url: URL, allowed_hosts: Sequence[str]) -> None:
 
 
 def check_address(host: str, port: int | None, address: str, allowed_hosts: Sequence[str]) -> None:
-    if not is_named_host(host, port, allowed_hosts) and not is_public_address(address):
-        shown_host = address if host == address else f"{host} ({address})"
-        problem = f"is not a public address; name {host}:{port} in input.hosts to allow it"
+    shown_host = address if host == address else f"{host} ({address})"
+    if is_forbidden_address(address):
+        raise FetchError("address", f"{shown_host} is a link-local or metadata address, which no job may read")
+    if not is_public_address(address) and not is_named_with_port(host, port, allowed_hosts):
+        problem = f"is not a public address; name {join_host_and_port(host, port)} in input.hosts to allow it"
         raise FetchError("address", f"{shown_host} {problem}")
 
 

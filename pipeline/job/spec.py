@@ -72,9 +72,22 @@ class InputSection(JobSection):
     roots: NameList = define_key("folders that local paths may point into; default: the folder of a local manifest", ())
     hosts: NameList = define_key(
         "hosts that http(s) URIs may name: host, host:port or *.domain; "
-        "one named in full may have a private address; default: any global address",
+        "only host:port may have a private address; default: any host with a public address",
         (),
     )
+    stores: NameList = define_key(
+        "buckets, containers and hub repositories that rows may name, or folders in them: s3://bucket, "
+        "hf://datasets/owner/name; default: those of the manifest and of the output",
+        (),
+    )
+
+    @field_validator("stores")
+    @classmethod
+    def check_stores_are_urls(cls, stores: tuple[str, ...]) -> tuple[str, ...]:
+        for store in stores:
+            if not re.match(r"[a-z0-9]+://[^/]", store):
+                raise ValueError(f"write a store as s3://bucket, gs://bucket or hf://datasets/owner/name, not {store}")
+        return stores
 
 
 class PromptSection(JobSection):

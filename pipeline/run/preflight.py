@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.context import RunContext, format_model_name, get_base_folder, locate_small_files, open_family
 from pipeline.errors import OutputError
+from pipeline.fetch.stores import list_stores
 from pipeline.job.fingerprint import build_fingerprint_inputs, compute_fingerprint
 from pipeline.job.spec import Job
 from pipeline.manifest.chunks import build_kept_schema
@@ -55,7 +56,7 @@ def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunCo
 
 
 def resolve_paths(job: Job, manifest_files: Sequence[ManifestFile]) -> Job:
-    """Make all paths absolute. Without `input.roots`, the roots are the folders of the local manifest files."""
+    """Make all paths absolute, and fill in which folders and stores rows may name where the job does not say it."""
     roots = job.input.roots or tuple(
         dict.fromkeys(
             file.base_folder.removeprefix("file://") for file in manifest_files if file.url.startswith("file://")
@@ -64,11 +65,16 @@ def resolve_paths(job: Job, manifest_files: Sequence[ManifestFile]) -> Job:
     weights_path = Path(job.model.weights)
     model = {"weights": str(weights_path.absolute())} if weights_path.is_dir() else {}
     filesystem, path = open_filesystem(job.output.path)
+    output_path = filesystem.unstrip_protocol(path).removeprefix("file://")
+    access = {
+        "roots": tuple(str(to_absolute_path(root)) for root in roots),
+        "stores": job.input.stores or list_stores([*(file.url for file in manifest_files), output_path]),
+    }
     return job.model_copy(
         update={
-            "input": job.input.model_copy(update={"roots": tuple(str(to_absolute_path(root)) for root in roots)}),
+            "input": job.input.model_copy(update=access),
             "model": job.model.model_copy(update=model),
-            "output": job.output.model_copy(update={"path": filesystem.unstrip_protocol(path).removeprefix("file://")}),
+            "output": job.output.model_copy(update={"path": output_path}),
         }
     )
 

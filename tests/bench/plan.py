@@ -38,7 +38,7 @@ from tests.seaweed import KEY, SECRET, Seaweed
 
 JOB = """
 name: bench
-input: {manifest: PLACE/manifest.parquet, id: id, media: image}
+input: {manifest: PLACE/manifest.parquet, stores: "s3://scans", id: id, media: image}
 prompt: {user: "What is it?"}
 model: {weights: "builtin:tiny"}
 output: {path: PLACE/out}

@@ -114,7 +114,9 @@ def main() -> None:
         upload_videos(proxy, list(videos.values()))
         job = build_media_job(limits={"deadline_s": 600}, video={"max_frames": 768})
         host = proxy.url.removeprefix("http://")
-        job = job.model_copy(update={"input": job.input.model_copy(update={"hosts": (host,)})})
+        job = job.model_copy(
+            update={"input": job.input.model_copy(update={"hosts": (host,), "stores": ("s3://films",)})}
+        )
         with Fetcher(job) as fetcher, ClipDecoder(job, PlainFrameRules()) as clip_decoder:
 
             def read_frames(uri: str, frames: int, max_frames: int = 64) -> Clip:

@@ -11,13 +11,14 @@ import pytest
 from pipeline.errors import FetchError
 from pipeline.fetch.access import (
     is_allowed_host,
-    is_named_host,
+    is_forbidden_address,
     is_public_address,
     parse_scheme,
     redact_source,
     resolve_local_path,
 )
 from pipeline.fetch.fetcher import Fetcher
+from pipeline.fetch.web import check_address
 from pipeline.job.spec import Job
 from pipeline.manifest.sources.folder import FolderSource
 
@@ -26,6 +27,21 @@ PRIVATE_NAMES = {
     "rebound.example": "127.0.0.1",
     "metadata.google.internal": "169.254.169.254",
 }
+
+
+METADATA_ADDRESSES = (
+    *("169.254.169.254", "169.254.170.2", "168.63.129.16", "100.100.100.200", "192.0.0.192"),
+    *("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fe80::a9fe:a9fe%eth0", "::ffff:169.254.169.254"),
+    *("64:ff9b::a9fe:a9fe", "64:ff9b:1::a9fe:a9fe", "::a9fe:a9fe", "2002:a9fe:a9fe::"),
+)
+PRIVATE_ADDRESSES = (
+    *METADATA_ADDRESSES,
+    *("0.0.0.0", "10.1.2.3", "100.64.0.1", "127.0.0.2", "172.31.0.1", "192.0.0.1", "192.0.2.1", "192.88.99.1"),
+    *("192.168.1.1", "198.18.0.1", "198.51.100.1", "203.0.113.1", "224.0.0.1", "239.255.255.250", "240.0.0.1"),
+    *("255.255.255.255", "::", "::1", "::1%lo", "::7f00:1", "64:ff9b:1::808:808", "100::1", "2001::1", "2001:2::1"),
+    *("2001:20::1", "2001:db8::1", "2002:808:808::", "3fff::1", "5f00::1", "fc00::1", "fd12::1", "fec0::1", "ff02::1"),
+)
+PUBLIC_ADDRESSES = ("1.1.1.1", "100.128.0.1", "192.0.1.1", "2606:4700:4700::1111", "64:ff9b::101:101", "2a00::1")
 
 
 def make_job(roots: list[str], hosts: tuple[str, ...] = ()) -> Job:
@@ -199,23 +215,38 @@ def test_a_listed_host_allows_only_itself():
     assert not is_allowed_host("images.example", 443, hosts)
     assert not is_allowed_host("evilimages.example", 443, hosts)
     assert not is_allowed_host("cdn.acme.com.evil.org", 443, hosts)
-    assert is_named_host("minio", 9000, hosts)
+    assert is_allowed_host("minio", 9000, hosts)
     assert not is_allowed_host("minio", 22, hosts)
-    assert is_named_host("::1", 80, hosts)
+    assert is_allowed_host("::1", 80, hosts)
 
 
-def test_a_host_allowed_by_a_wildcard_still_needs_a_public_address():
-    assert not is_named_host("a.images.example", 443, ("*.images.example",))
+@pytest.mark.parametrize("hosts", [(), ("inside.example",), ("*.example",), ("inside.example:443",)])
+def test_a_private_address_needs_its_host_and_port(hosts):
+    with pytest.raises(FetchError, match=r"inside\.example:80 in input\.hosts"):
+        check_address("inside.example", 80, "10.0.0.7", hosts)
+    check_address("inside.example", 80, "10.0.0.7", ("inside.example:80",))
+    with pytest.raises(FetchError, match=r"\[::1\]:80 in input\.hosts"):
+        check_address("::1", 80, "::1", hosts)
+    check_address("::1", 80, "::1", ("[::1]:80",))
 
 
-def test_public_addresses_are_told_from_all_others():
-    assert all(map(is_public_address, ("1.1.1.1", "2606:4700:4700::1111", "64:ff9b::101:101")))
-    assert not any(
-        map(
-            is_public_address,
-            ("::1%lo", "fe80::1%eth0", "ff02::1", "192.0.2.1", "198.18.0.1", "240.0.0.1", "100.64.0.1"),
-        )
-    )
+@pytest.mark.parametrize("address", METADATA_ADDRESSES)
+def test_a_named_host_never_leads_to_a_metadata_service(address):
+    assert is_forbidden_address(address)
+    for hosts in (("cdn.acme.com",), ("cdn.acme.com:80",)):
+        with pytest.raises(FetchError, match="no job may read"):
+            check_address("cdn.acme.com", 80, address, hosts)
+
+
+@pytest.mark.parametrize("address", PRIVATE_ADDRESSES)
+def test_a_special_address_is_not_public_on_any_python(address):
+    assert not is_public_address(address)
+
+
+@pytest.mark.parametrize("address", PUBLIC_ADDRESSES)
+def test_an_address_of_the_open_internet_is_public(address):
+    assert is_public_address(address)
+    assert not is_forbidden_address(address)
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def servers():
     with serve_scans({**IMAGES, **OTHER_FILES, "empty.png": b""}):
         job = build_media_job(limits={"deadline_s": 60})
         hosts = (f"127.0.0.1:{web.server_port}",)
-        job = job.model_copy(update={"input": job.input.model_copy(update={"hosts": hosts})})
+        job = job.model_copy(update={"input": job.input.model_copy(update={"hosts": hosts, "stores": ("s3://scans",)})})
         yield {"web": f"http://{hosts[0]}", "plain": f"http://{hosts[0]}/plain", "s3": "s3://scans"}, job
     web.shutdown()
 

@@ -33,7 +33,7 @@ def make_job(video_bytes: int) -> Job:
     return Job.model_validate(
         {
             "name": "fetch",
-            "input": {"manifest": "m.parquet"},
+            "input": {"manifest": "m.parquet", "stores": ["s3://scans", "s3://no-such-bucket"]},
             "model": {"weights": "builtin:tiny"},
             "limits": {"video": {"bytes": video_bytes}, "deadline_s": 20},
             "output": {"path": "out"},
@@ -74,7 +74,7 @@ def test_an_object_over_the_limit_is_refused_by_its_declared_size(bucket):
 @pytest.mark.parametrize(("scheme", "package"), [("gs", "vlbatch[gcs]"), ("az", "vlbatch[azure]"), ("oss", "ossfs")])
 def test_a_missing_package_of_a_store_is_named(scheme, package):
     with pytest.raises(FetchError) as raised:
-        object_store.ObjectStore(scheme)
+        object_store.ObjectStore(scheme, ())
     assert raised.value.kind == "package"
     assert f"pip install '{package}'" in raised.value.message
 
@@ -89,7 +89,7 @@ class EmptyObjectFilesystem:
     async_impl = True
 
     def _strip_protocol(self, uri):
-        return uri
+        return uri.removeprefix("gs://")
 
     async def _cat_file(self, path, start, end):
         raise LibraryError("416: The range specified is invalid for the current size of the resource")
@@ -97,7 +97,7 @@ class EmptyObjectFilesystem:
 
 def test_an_empty_object_is_recognised_in_every_store(tmp_path):
     store = object.__new__(object_store.ObjectStore)
-    store.scheme, store.provider = "gs", "gs"
+    store.scheme, store.provider, store.allowed_stores = "gs", "gs", ("gs://b",)
     store.filesystem, store.error_types = EmptyObjectFilesystem(), (OSError, LibraryError)
     writer = BlobWriter("gs://b/k", limits=LimitsSection(), path=tmp_path / "0")
     assert asyncio.run(store.download("gs://b/k", writer)) is None

@@ -52,7 +52,7 @@ def fetcher(proxy, short_waits, monkeypatch, tmp_path):
     job = Job.model_validate(
         {
             "name": "fetch",
-            "input": {"manifest": "m.parquet"},
+            "input": {"manifest": "m.parquet", "stores": ["s3://scans"]},
             "model": {"weights": "builtin:tiny"},
             "limits": {"deadline_s": 20},
             "output": {"path": "out"},
