@@ -1,7 +1,8 @@
 """Hashes everything that shapes an answer, so that answers to different questions stay apart.
 
 Only settings that differ from their defaults count. So a key that a later version adds, with a default that keeps the
-behaviour, does not change the fingerprints of existing outputs.
+behaviour, does not change the fingerprints of existing outputs. What the code itself contributes to an answer counts as
+SEMANTICS_VERSION; `tests/test_semantics.py` fails when it changes under the same number.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from pydantic import BaseModel
 
 from pipeline.job.keys import affects_answers
 from pipeline.job.spec import Job
+
+# Raise it when the same job gives other prompts, pixels, positions, coordinates or defaults than before: answers of
+# before are then answers to another question. Version 1 is not hashed, because outputs from before it resume.
+SEMANTICS_VERSION = 1
 
 
 def collect_answer_settings(section: BaseModel) -> dict[str, Any]:
@@ -41,6 +46,8 @@ def build_fingerprint_inputs(job: Job, *, weights: str, schema_text: str | None)
         inputs.setdefault("answer", {})["schema"] = schema_text
     if inputs.get("engine", {}).get("model") == job.model.weights:
         del inputs["engine"]["model"]
+    if SEMANTICS_VERSION > 1:
+        inputs["semantics_version"] = SEMANTICS_VERSION
     return {name: settings for name, settings in inputs.items() if settings}
 
 

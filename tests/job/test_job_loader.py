@@ -178,6 +178,15 @@ def test_settings_that_change_answers_change_the_fingerprint():
     assert len(set(fingerprints)) == len(fingerprints)
 
 
+def test_a_new_semantics_version_is_another_question_and_the_first_is_not_hashed(monkeypatch):
+    job = parse_job(MINIMAL)
+    before = fingerprint(job)
+    assert "semantics_version" not in build_fingerprint_inputs(job, weights="w", schema_text=None)
+    monkeypatch.setattr("pipeline.job.fingerprint.SEMANTICS_VERSION", 2)
+    assert build_fingerprint_inputs(job, weights="w", schema_text=None)["semantics_version"] == 2
+    assert fingerprint(job) != before
+
+
 def test_the_kind_of_engine_does_not_change_the_fingerprint_but_other_weights_do():
     def asked(engine: str) -> str:
         return fingerprint(parse_job(MINIMAL + f"engine: {engine}\n", environment={"KEY": "k"}))
