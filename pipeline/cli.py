@@ -110,6 +110,9 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--random", type=int, default=24, metavar="N", help="random rows to show; default 24")
     parser.add_argument("--worst", type=int, default=12, metavar="N", help="least confident rows to show; default 12")
     parser.add_argument("--id", action="append", default=[], metavar="ID", help="a row to show")
+    for name, place in {"roots": "FOLDER", "hosts": "HOST:PORT", "stores": "URL"}.items():
+        place_help = f"show media from there, as with the key input.{name} of a job; may be repeated"
+        parser.add_argument(f"--{name}", action="append", default=[], metavar=place, help=place_help)
 
 
 def add_export_options(parser: argparse.ArgumentParser) -> None:
@@ -178,9 +181,9 @@ COMMANDS = {
     "report": Command(
         "write an HTML page with figures, answers beside their media, and errors",
         """\
-  python -m pipeline report out/caption
+  python -m pipeline report out/caption --roots ./my-pictures
   python -m pipeline report s3://acme/labels/invoices --to invoices.html --random 100
-  python -m pipeline report out/caption --id 000123 --id 000124 --worst 0""",
+  python -m pipeline report out/caption --roots ./my-pictures --id 000123 --id 000124 --worst 0""",
         commands.write_report,
         add_report_options,
         job_argument="none",

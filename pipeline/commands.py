@@ -113,10 +113,23 @@ def write_report(options: argparse.Namespace) -> int:
     report = reporting.write_report(
         options.output,
         Path(options.to or folder / "report.html"),
-        options=ReportOptions(options.random, options.worst, tuple(options.id)),
+        options=ReportOptions(
+            options.random,
+            options.worst,
+            tuple(options.id),
+            roots=tuple(options.roots),
+            hosts=tuple(options.hosts),
+            stores=tuple(options.stores),
+        ),
         question=options.question,
     )
     print(f"{report.path}: {report.card_count} rows, {report.size_bytes / 2**20:.1f} MiB; open it in a browser")
+    if report.withheld_media:
+        places = f"the output says it read them with: {report.claimed_places}" if report.claimed_places else ""
+        print(
+            f"media that are not shown: {report.withheld_media}, because no option allows to read them. "
+            f"If the output is yours, add --roots, --hosts or --stores; {places}".rstrip("; ")
+        )
     return ExitCode.ALL_ANSWERED
 
 

@@ -1,8 +1,8 @@
 """Prepares a job for a Ray cluster: checks it, chooses the variables to send and copies the files that it needs.
 
 The job is checked here so that a typo does not cost the start of a cluster. The code that checked the job travels
-with it, so that the same code runs it. Variables that the job names are sent by value, but never credentials: the
-cluster has its own.
+with it, so that the same code runs it. Variables that the job names are sent by value, and Ray's dashboard shows them;
+so those of secret keys and of `engine.body` are not sent: the cluster has its own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def load_submission(submission: Submission) -> tuple[Job, dict[str, str]]:
     for override in submission.overrides:
         job_loader.set_key(values, override)
     named = variables.find_variables(values)
-    secret = {name for name, places in named.items() if all(keys.is_secret_key(place) for place in places)}
+    secret = {name for name, places in named.items() if any(keys.may_hold_secret(place) for place in places)}
     environment = {**dict.fromkeys(secret, "the cluster's own"), **os.environ}
     job = job_loader.load_job(
         submission.job_path, changes=submission.overrides, date=submission.date, environment=environment

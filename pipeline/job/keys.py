@@ -42,6 +42,11 @@ def is_secret_key(key_path: KeyPath) -> bool:
     return has_type(key_path, SecretStr)
 
 
+def may_hold_secret(key_path: KeyPath) -> bool:
+    """Whether the value may be a secret: beside secret keys, a server may take one in a key of its own."""
+    return is_secret_key(key_path) or key_path[:2] == ("engine", "body")
+
+
 def is_text_key(key_path: KeyPath) -> bool:
     """Whether the value is text, in which a brace, a colon or ` #` have no meaning."""
     return has_type(key_path, str)

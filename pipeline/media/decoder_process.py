@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import signal
 import socket
@@ -76,9 +77,19 @@ def serve_requests(connection: socket.socket) -> None:
         except MemoryError:
             reply = {"error": ["memory", "needs more memory than its limits allow"]}
         except Exception as error:  # noqa: BLE001 - whatever a library raises is about this file
-            reply = {"error": ["undecodable", f"{type(error).__name__}: {error}"[:500]]}
+            reply = {"error": ["undecodable", describe_library_error(error)]}
         signal.setitimer(signal.ITIMER_REAL, 0)
         send_message(connection, reply, b"" if pixels is None else pixels.data.cast("B"))
+
+
+def describe_library_error(error: Exception) -> str:
+    """Without what follows a quote or a colon: it may be a piece of the file, which is not for a dead letter.
+
+    >>> describe_library_error(SyntaxError("broken PNG file (chunk b'abcd')"))
+    'SyntaxError: broken PNG file (chunk ...'
+    """
+    start, *rest = re.split(r"b?['\"]|(?<=:)", str(error), maxsplit=1)
+    return f"{type(error).__name__}: {start[:500]}{'...' if rest else ''}"
 
 
 def confine_process(memory_bytes: int) -> None:

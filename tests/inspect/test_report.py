@@ -95,7 +95,7 @@ def boxes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(boxes):
     path = boxes / "report.html"
-    assert main(["report", str(boxes)]) == 0
+    assert main(["report", str(boxes), "--roots", str(boxes.parent)]) == 0
     return path
 
 
@@ -220,7 +220,7 @@ def test_events_are_drawn_on_a_time_line_below_the_frames(browser, tmp_path):
     write_video(tmp_path / "v.mp4")
     events = [{"what": "It begins.", "start": 0.0, "end": 2.0}, {"what": "It ends " * 20, "start": 6.0, "end": 8.0}]
     out = write_output(tmp_path, "events", [("v", "v.mp4", {"events": events})], "events")
-    assert main(["report", str(out), "--to", str(tmp_path / "e.html")]) == 0
+    assert main(["report", str(out), "--roots", str(tmp_path), "--to", str(tmp_path / "e.html")]) == 0
     browser.open(tmp_path / "e.html")
     if folder := os.environ.get("REPORT_SCREENSHOTS"):
         browser.picture(whole=True).save(Path(folder) / "events.png")
@@ -260,6 +260,26 @@ def test_the_least_confident_answers_of_a_real_model_come_first(tmp_path):
     assert sorted(name for name, _ in found) == sorted(row["id"] for row in rows)
     assert "<h3>latency of a row in the engine</h3>" in html
     assert "<h3>confidence</h3>" in html
+
+
+def test_an_output_of_a_stranger_does_not_choose_what_the_report_reads(boxes, tmp_path, capsys):
+    to = tmp_path / "page.html"
+    command = ["report", str(boxes), "--to", str(to), "--random", "0", "--worst", "0", "--id", "plain3"]
+    (job_document,) = (boxes / "runs").glob("*/job.json")
+    assert json.loads(job_document.read_text())["input"]["roots"] == [str(boxes.parent)]
+    assert main(command) == 0
+    assert "data:image/webp" not in to.read_text(encoding="utf-8")
+    assert "media that are not shown: 1, because no option allows to read them." in (said := capsys.readouterr().out)
+    assert said.endswith(f"--stores; the output says it read them with: --roots {boxes.parent}\n")
+    assert main([*command, "--roots", str(boxes.parent)]) == 0
+    assert "data:image/webp" in to.read_text(encoding="utf-8")
+    assert "not shown" not in capsys.readouterr().out
+
+
+def test_a_store_for_a_report_is_checked_like_the_key_of_a_job(boxes, tmp_path, capsys):
+    assert main(["report", str(boxes), "--to", str(tmp_path / "p.html"), "--stores", "scans"]) == 2
+    assert "--stores: " in (said := capsys.readouterr().err)
+    assert "write a store as s3://bucket" in said
 
 
 def test_a_row_can_be_chosen_by_its_id(boxes, tmp_path, capsys):

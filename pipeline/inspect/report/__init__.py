@@ -1,11 +1,13 @@
 """Writes an HTML report of an output: figures, a sample of answers beside their media, and failures by reason.
 
-The page opens offline. The report reads the output and its media, and writes nothing but the page.
+The page opens offline. The report reads the output and its media, and writes nothing but the page. An output may be
+somebody else's, so the caller says where media may be read from, and not the job that the output holds.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,14 +17,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.errors import JobError, OutputError
+from pipeline.fetch.stores import list_stores
 from pipeline.inspect.output_reader import OutputReader, open_output_reader
 from pipeline.inspect.report.annotations import Palette
 from pipeline.inspect.report.cards import build_card, build_page_values, needs_wide_card
-from pipeline.inspect.report.page import render_page
+from pipeline.inspect.report.page import escape_control_characters, render_page
 from pipeline.inspect.report.previews import PreviewLoader
 from pipeline.inspect.report.statistics import ReportOptions, group_failures, read_statistics
-from pipeline.job.spec import Job
+from pipeline.job.spec import InputSection, Job
 from pipeline.output.answer.geometry import find_field_meanings
+
+ACCESS_KEYS = ("roots", "hosts", "stores")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,8 @@ class ReportFile:
     path: Path
     card_count: int
     size_bytes: int
+    withheld_media: int  # because nobody allowed to read their place
+    claimed_places: str  # the options that would allow what the output's own job allowed
 
 
 def write_report(
@@ -44,7 +51,8 @@ def write_report(
     failure_groups = group_failures(reader.read_failed_rows())
     field_meanings = find_field_meanings(read_answer_schema(reader.question))
     palette = Palette()
-    with closing(PreviewLoader(load_original_job(reader))) as previews:
+    access = build_media_access(output_path, options)
+    with closing(PreviewLoader(load_original_job(reader).model_copy(update={"input": access}))) as previews:
         wide = any(needs_wide_card(sampled.row) for sampled in sampled_rows)  # one width for all cards
         cards = [
             build_card(sampled, field_meanings, previews.load_preview, palette, wide=wide) for sampled in sampled_rows
@@ -55,7 +63,7 @@ def write_report(
         target.write_text(html, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{target}: cannot be written: {error.strerror}; name another file with --to") from error
-    return ReportFile(target, len(cards), len(html.encode()))
+    return ReportFile(target, len(cards), len(html.encode()), previews.withheld_media, format_claimed_places(reader))
 
 
 def read_answer_schema(question: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,9 +74,24 @@ def read_answer_schema(question: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_original_job(reader: OutputReader) -> Job:
-    """The job that asked the question; it says where its media may be read from."""
+    """The job that asked the question, for its limits."""
     placeholder = {"name": "-", "input": {"manifest": "-"}, "model": {"weights": "-"}, "output": {"path": "-"}}
     try:
         return Job.model_validate(reader.job or placeholder)
     except ValidationError:  # the job of another version
         return Job.model_validate(placeholder)
+
+
+def build_media_access(output_path: str, options: ReportOptions) -> InputSection:
+    stores = (*list_stores([output_path]), *options.stores)
+    try:
+        return InputSection(manifest=("-",), roots=options.roots, hosts=options.hosts, stores=stores)
+    except ValidationError as error:
+        raise JobError(f"--stores: {error.errors()[0]['msg']}") from error
+
+
+def format_claimed_places(reader: OutputReader) -> str:
+    """Escaped, because the output may be a stranger's."""
+    section = reader.job.get("input", {})
+    options = [f"--{key} {shlex.quote(str(place))}" for key in ACCESS_KEYS for place in section.get(key) or ()]
+    return escape_control_characters(" ".join(options))

@@ -1,6 +1,6 @@
 """Makes small previews of media that fit into the page, so that it needs no network and no other file.
 
-Media are fetched by the rules of the job that asked about them and decoded in the process that may be killed. A medium
+Media are fetched by the rules of the given job and decoded in the process that may be killed. A medium
 that cannot be read again, such as a signed URL or bytes from a column, is an empty frame of the right size, so that
 annotations still stand where they belong.
 """
@@ -30,6 +30,7 @@ from pipeline.types import ClipKind, Size
 MAX_IMAGE_SIDE, MAX_FRAME_SIDE = 1100, 320  # pixels of an image and of a video frame
 MAX_FRAMES = 8
 MEDIA_TIMEOUT_S = 60.0
+ACCESS_ERROR_KINDS = ("root", "host", "address", "store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class PreviewLoader:
             limits.image.pixels, limits.video.pixels_per_frame, limits.video.duration_s, fast=True, tolerate=True
         )
         self.fetcher, self.decoder = Fetcher(job), DecoderClient(decode_limits)
+        self.withheld_media = 0
 
     def load_preview(self, media_info: Mapping[str, Any]) -> MediaPreview:
         """Preview one entry of a row's `media` column."""
@@ -64,6 +66,9 @@ class PreviewLoader:
             stills, missing = self._load_stills(kind, uri, size, times), ""
         except (FetchError, DecodeError) as error:
             stills, missing = (), f"{error.kind}: {error.message}"
+            if error.kind in ACCESS_ERROR_KINDS:
+                self.withheld_media += 1
+                missing = "a report reads media only from places that --roots, --hosts and --stores name"
         return MediaPreview(kind, uri.removeprefix("file://"), size, stills, max(times, default=0.0), missing)
 
     def _load_stills(self, kind: str, uri: str, size: Size, times: Sequence[float]) -> tuple[PreviewImage, ...]:

@@ -32,6 +32,9 @@ class ReportOptions:
     random_rows: int = 24
     least_confident_rows: int = 12
     row_ids: tuple[str, ...] = ()
+    roots: tuple[str, ...] = ()  # where media may be read from, as in a job's section `input`
+    hosts: tuple[str, ...] = ()
+    stores: tuple[str, ...] = ()  # beside that of the output
 
 
 @dataclass

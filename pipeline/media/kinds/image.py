@@ -8,6 +8,7 @@ left out.
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
@@ -46,6 +47,7 @@ STRIPE_ABOVE_PIXELS, STRIPE_PIXELS = 24_000_000, 2_000_000
 MAX_FRAMES = 10_000
 UNREADABLE_IMAGE_MESSAGE = "a picture in a format that cannot be read"
 UNKNOWN_FORMAT_MESSAGE = "no picture, video or PDF that can be read"
+TEXT = re.compile(rb"[\t\n\r\x20-\x7e]+")
 DEFAULT_FRAME_S = 0.1  # of an animation that gives no durations
 EXIF_ERRORS = (SyntaxError, ValueError, KeyError, TypeError, IndexError, OSError, struct.error)
 
@@ -64,7 +66,8 @@ class ImageKind:
             )
         except PIL.UnidentifiedImageError as error:
             problem = UNREADABLE_IMAGE_MESSAGE if sniff_kind(head) == "image" else UNKNOWN_FORMAT_MESSAGE
-            raise DecodeError("unknown_format", f"{problem}; it begins with {head!r}") from error
+            hint = "; it is text, such as a server's page about an error" if TEXT.fullmatch(head) else ""
+            raise DecodeError("unknown_format", f"{problem}{hint}") from error
         limits.check_size(self.image.size, moving=moving)
         self.first_frame = self.image.tell()  # 1 in a PSD, whose first frame is the picture without its layers
         self.page_numbers: list[int] = []  # places of a TIFF's pages among its images
