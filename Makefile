@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm lint chaos bench clean
+.PHONY: help setup demo check test test-all test-vllm lint chaos bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -18,14 +18,21 @@ setup: .venv/.ready ## a virtual environment with everything in it, at the versi
 demo: .venv/.ready ## a job on the built-in model, from pictures to a Parquet table
 	$(BIN)/python -m pipeline demo
 
-test: .venv/.ready ## all tests
-	$(BIN)/python -m pytest -q
+check: lint ## lint, types, docstring examples and the fast tests: a minute, for while you edit
+	$(BIN)/python -m pytest -q -m "not process and not slow and not vllm"
+
+test: .venv/.ready ## all tests but those that take long by their nature
+	$(BIN)/python -m pytest -q -m "not slow and not vllm"
+
+test-all: .venv/.ready ## every test but those of vLLM; an unexpected skip is an error
+	$(BIN)/python -m pytest -q -m "not vllm" --check-skips --durations=20
 
 test-vllm: ## the tests of the vllm engine and of vLLM's server, with the Python that has vLLM: VLLM=path/to/python
 	PYTHONPATH=. $(or $(VLLM),python) -m pytest -q -m vllm tests/model/engines/test_vllm.py tests/contracts/test_engines.py
 
-lint: .venv/.ready ## ruff, and mypy --strict
+lint: .venv/.ready ## ruff, its formatter, and mypy --strict
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
 	$(BIN)/mypy
 
 chaos: .venv/.ready ## a hundred kills of whatever runs, and every row counted; an hour

@@ -1,11 +1,17 @@
-"""Environment variables and fixtures of every test, set before Ray, torch or the hub are imported."""
+"""Environment variables, options and fixtures of every test, set before Ray, torch or the hub are imported."""
+
+from __future__ import annotations
 
 import os
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from pipeline import retry_policy
+from pipeline.media import decode
+from tests.expected_skips import find_unexpected_skips
+from tests.shared_decoder import borrow_decoder, close_idle_decoders
 from tests.workspace import ray_environment, s3_environment, workspace
 
 __all__ = ["ray_environment", "s3_environment", "workspace"]
@@ -19,6 +25,42 @@ if find_spec("vllm"):  # vLLM needs torchvision; our own tests hide it from tran
     from transformers.utils import is_torchvision_available
 
     is_torchvision_available()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--check-skips", action="store_true", help="fail where a test is skipped unexpectedly")
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Only test files hold tests: pytest would import the others to look for examples in docstrings."""
+    return True if collection_path.suffix == ".py" and not collection_path.name.startswith("test_") else None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--check-skips"):
+        reports = terminalreporter.stats.get("skipped", [])
+        for line in find_unexpected_skips(report.longrepr[2].removeprefix("Skipped: ") for report in reports):
+            terminalreporter.write_line(f"unexpected: {line}", red=True)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--check-skips"):
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        reports = reporter.stats.get("skipped", []) if reporter else []
+        if find_unexpected_skips(report.longrepr[2].removeprefix("Skipped: ") for report in reports):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(autouse=True)
+def share_decoders(monkeypatch):
+    """Runs in this process take over the decoder's process of an earlier run with the same limits."""
+    monkeypatch.setattr(decode, "DecoderClient", borrow_decoder)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def close_shared_decoders():
+    yield
+    close_idle_decoders()
 
 
 @pytest.fixture

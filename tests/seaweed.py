@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -11,6 +12,11 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import s3fs
+from PIL import Image
 
 KEY, SECRET = "reader", "a-secret-of-the-test"
 FIXED = ("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64", "-volume.max=20", "-filer", "-s3")
@@ -75,3 +81,17 @@ def is_running(url: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def draw_noise(shade: int) -> bytes:
+    """A PNG to store."""
+    sink = io.BytesIO()
+    Image.effect_noise((48, 32), 20 + shade).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def read_rows(store: s3fs.S3FileSystem, folder: str) -> list[dict[str, Any]]:
+    """The rows of all Parquet files below a folder of the server."""
+    store.invalidate_cache()
+    paths = [path for path in store.find(folder) if path.endswith(".parquet")]
+    return [row for path in paths for row in pq.read_table(io.BytesIO(store.cat_file(path))).to_pylist()]

@@ -16,6 +16,7 @@ import pipeline
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(path for folder in ("pipeline", "schemas") for path in (ROOT / folder).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 ROOMS = (  # a room imports only rooms that stand before it
     "types",
     "errors",
@@ -117,6 +118,11 @@ def is_broad(handler: ast.ExceptHandler) -> bool:
 def test_modules_are_short():
     lengths = {relative_name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
     assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+def test_no_test_imports_another_test():
+    imports = [f"{path.name} imports {name}" for path in TESTS for name in list_imports(path) if ".test_" in name]
+    assert imports == []
 
 
 def test_every_room_has_a_place_in_the_order():

@@ -12,6 +12,7 @@ from tests.chaos.check import check_finished_run, wait_until
 from tests.chaos.environment import ChaosEnvironment
 from tests.faults import BUSY, LOST, storm
 
+pytestmark = pytest.mark.slow
 TARGETS = ["generate worker", "driver, SIGTERM", "driver", "raylet of a node"]
 TIMEOUT_S = 300.0
 

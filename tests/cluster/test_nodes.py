@@ -24,8 +24,7 @@ import s3fs
 from ray.job_submission import JobSubmissionClient
 
 from pipeline.cluster.metrics import METRICS, to_prometheus_name
-from tests.run.test_s3 import draw_noise, read_rows
-from tests.seaweed import KEY, SECRET, free_ports
+from tests.seaweed import KEY, SECRET, draw_noise, free_ports, read_rows
 from tests.workspace import wait_for_url
 
 ROOT = Path(__file__).parents[2]

@@ -18,18 +18,24 @@ def workspace():
         yield JobWorkspace(folder)
 
 
-def test_rows_that_crash_their_process_become_errors_and_all_others_are_answered(workspace):
+CRASHES = [  # a row's id says how it crashes its process; then what its dead letter says
+    ("engine-segfault", "generate", "Fatal Python error: Segmentation fault"),
+    pytest.param("prepare-memory", "decode", "most likely for want of memory", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("crash", "stage", "reason"), CRASHES)
+def test_rows_that_crash_their_process_become_errors_and_all_others_are_answered(workspace, crash, stage, reason):
     rows = workspace.draw_images(48)
-    rows[5]["id"], rows[40]["id"] = "engine-segfault", "prepare-memory"
+    rows[5]["id"] = crash
     workspace.write_manifest(rows)
-    assert workspace.run_job(runner="ray", output={"chunk_rows": 16}) == 3
-    engine, prepare = workspace.read_dead_letters()
-    assert workspace.list_answered_ids() == sorted({row["id"] for row in rows} - {engine["id"], prepare["id"]})
-    assert [engine["id"], prepare["id"]] == ["engine-segfault", "prepare-memory"]
-    assert (engine["stage"], engine["kind"], engine["attempts"]) == ("generate", "worker_died", 3)
-    assert (prepare["stage"], prepare["kind"], prepare["attempts"]) == ("decode", "worker_died", 3)
-    assert "Fatal Python error: Segmentation fault" in engine["message"]
-    assert "most likely for want of memory" in prepare["message"]
+    output = {"path": str(workspace.folder / crash), "chunk_rows": 16}
+    assert workspace.run_job(runner="ray", output=output) == 3
+    (dead_letter,) = workspace.read_dead_letters(crash)
+    assert workspace.list_answered_ids(crash) == sorted({row["id"] for row in rows} - {crash})
+    assert dead_letter["id"] == crash
+    assert (dead_letter["stage"], dead_letter["kind"], dead_letter["attempts"]) == (stage, "worker_died", 3)
+    assert reason in dead_letter["message"]
 
 
 def test_an_engine_that_crashes_at_every_start_stops_the_run_and_says_so(workspace):

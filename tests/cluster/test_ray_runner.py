@@ -160,21 +160,27 @@ def test_a_run_that_ends_early_leaves_no_reader_thread(workspace):
     assert not [thread for thread in threading.enumerate() if thread.name == DATASET_READER_THREAD]
 
 
-def test_a_run_prints_only_its_own_lines_unless_ray_logs_are_asked_for(workspace, ray_environment):
+def run_command(workspace, environment, *arguments) -> subprocess.CompletedProcess[str]:
     workspace.write_manifest(workspace.draw_images(6))
-    outputs = []
-    for arguments in ([], ["--ray-log", "--on-change=add", "--set=prompt.user=What colour is it?"]):
-        command = [sys.executable, "-m", "pipeline", "run", str(workspace.write_job_file()), *arguments]
-        done = subprocess.run(command, env=ray_environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout == "" or arguments
-        outputs.append(done.stderr)
-    first, *between, last, where = outputs[0].splitlines()
+    command = [sys.executable, "-m", "pipeline", "run", str(workspace.write_job_file()), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_run_prints_only_its_own_lines(workspace, ray_environment):
+    done = run_command(workspace, ray_environment)
+    assert done.stdout == ""
+    first, *between, last, where = done.stderr.splitlines()
     assert all("rows/s" in line for line in between)  # progress lines, on a slow machine
     assert first == "t: 6 rows; 6 to do in 2 chunks"
     assert last.startswith("6 answered, 0 failed in ")
     assert where.startswith(f"answers: {workspace.folder}/out/data/")
-    assert "Started a local Ray instance" in outputs[1]
+
+
+@pytest.mark.slow
+def test_the_lines_of_ray_are_printed_where_they_are_asked_for(workspace, ray_environment):
+    assert "Started a local Ray instance" in run_command(workspace, ray_environment, "--ray-log").stderr
 
 
 def wait_until(condition) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -20,7 +19,7 @@ from ray.cluster_utils import Cluster
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 
 log = logging.getLogger(__name__)
-BY_HAND = pytest.mark.skipif(not os.environ.get("VLBATCH_CHAOS"), reason="takes minutes: VLBATCH_CHAOS=1 runs it")
+pytestmark = pytest.mark.slow
 REPLICA, RANK = "ray::MapWorker(MapBatches(GenerateWorker))", "pipeline.model.engines.torch.tp_worker"
 
 
@@ -48,7 +47,6 @@ def find_processes(title: str) -> list[psutil.Process]:
     return processes
 
 
-@BY_HAND
 def test_rows_are_answered_once_while_ranks_and_a_node_are_killed(workspace, nodes, tmp_path):
     add_node, cluster = nodes
     worker_nodes = [add_node(num_cpus=3) for _ in range(2)]
@@ -86,7 +84,6 @@ def test_rows_are_answered_once_while_ranks_and_a_node_are_killed(workspace, nod
     wait_until(lambda: not find_processes(RANK))
 
 
-@BY_HAND
 def test_a_pool_grows_under_load_and_is_gone_when_its_input_ends(workspace, nodes):
     add_node, cluster = nodes
     add_node(num_cpus=6)

@@ -70,7 +70,10 @@ def submit(ray_environment, place):
     return run
 
 
-@pytest.mark.parametrize("words", [("--working-dir", ".", JOB), (JOB,)], ids=["working dir", "literal"])
+WITH_WORKING_DIR = pytest.param(("--working-dir", ".", JOB), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("words", [(JOB,), WITH_WORKING_DIR], ids=["job alone", "working dir"])
 def test_ray_job_submit_runs_the_demo_job_unchanged(submit, place, words):
     shutil.rmtree(place / "answers", ignore_errors=True)
     scraped: set[str] = set()
@@ -96,10 +99,15 @@ def test_a_broken_job_fails_and_names_the_line(submit, tmp_path):
     assert "max_tokens" in output
 
 
-def test_failed_rows_fail_the_ray_job_unless_they_are_allowed(submit, place, tmp_path):
+FAILED_ROWS = [
+    ([], 1, "exit code 3"),
+    pytest.param(["--allow-errors"], 0, "succeeded", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("options", "exit_code", "expected"), FAILED_ROWS, ids=["refused", "allowed"])
+def test_failed_rows_fail_the_ray_job_unless_they_are_allowed(submit, place, tmp_path, options, exit_code, expected):
     run = ["--", "python", "-m", "pipeline", "run", JOB, f"--set=output.path={tmp_path}/out", "--limit=1"]
     run += ["--set=input.media=truth", "--set=limits.error_rate=1"]  # a column without pictures
-    done = submit("--working-dir", ".", *run)
-    assert (done.returncode, "exit code 3" in done.stdout) == (1, True), done.stdout
-    done = submit("--working-dir", ".", *run, "--allow-errors")
-    assert done.returncode == 0, done.stdout
+    done = submit("--working-dir", ".", *run, *options)
+    assert (done.returncode, expected in done.stdout) == (exit_code, True), done.stdout

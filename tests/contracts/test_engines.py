@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from pipeline.job.spec import EngineSettings, Job, define_key
 from pipeline.model import family_loader
 from pipeline.model.engine_thread import EngineThread, generate_replies
 from pipeline.model.engines.base import Engine, EngineType, get_engine_type
-from pipeline.registry import ENGINES
+from pipeline.registry import ENGINES, import_object
 from pipeline.types import Clip, Failure, Reply, Request, Sampling, Turn
 from tests.model.engines.chat_server import ChatServer, ReceivedRequest, ServerResponse, complete, refuse
 
@@ -79,9 +79,15 @@ def server() -> Iterator[ChatServer]:
         yield server
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(k, marks=pytest.mark.vllm if k == "vllm" else ()) for k in ENGINES]
-)
+def list_kinds(kinds: Iterable[str]) -> list[Any]:
+    return [pytest.param(kind, marks=pytest.mark.vllm if kind == "vllm" else ()) for kind in kinds]
+
+
+def list_kinds_that_can(ability: str) -> list[Any]:
+    return list_kinds(kind for kind, location in ENGINES.items() if ability in import_object(location).abilities)
+
+
+@pytest.fixture(scope="module", params=list_kinds(ENGINES))
 def kind(request: pytest.FixtureRequest) -> str:
     if request.param == "vllm" and find_spec("vllm") is None:
         pytest.skip("vLLM is not installed here: make test-vllm")
@@ -184,9 +190,10 @@ def test_a_reply_has_a_finish_reason_and_a_token_count(engine, family):
     assert 0 < reply.output_tokens <= 5
 
 
-def test_a_prompt_that_is_too_long_fails_alone(engine, kind, family):
-    if kind == "scripted":
-        pytest.skip("nothing is too long for it")
+@pytest.mark.parametrize(
+    "kind", list_kinds(sorted(ENGINES.keys() - {"scripted"})), indirect=True
+)  # that takes any length
+def test_a_prompt_that_is_too_long_fails_alone(engine, family):
     rows = [
         build_request(family, "a", "short"),
         build_request(family, "long", "word " * 200),
@@ -199,9 +206,8 @@ def test_a_prompt_that_is_too_long_fails_alone(engine, kind, family):
     assert (answers["long"].stage, answers["long"].kind) == ("generate", "too_long")
 
 
-def test_with_guidance_an_answer_fits_its_schema_and_budget(engine, engine_type, family):
-    if "guidance" not in engine_type.abilities:
-        pytest.skip("it does not promise guidance")
+@pytest.mark.parametrize("kind", list_kinds_that_can("guidance"), indirect=True)
+def test_with_guidance_an_answer_fits_its_schema_and_budget(engine, family):
     rows = [
         build_request(family, str(budget), "say", schema=SCHEMA, max_new_tokens=budget) for budget in (12, 15, 20, 30)
     ]
@@ -209,9 +215,8 @@ def test_with_guidance_an_answer_fits_its_schema_and_budget(engine, engine_type,
         assert json.loads(answer.text).keys() == {"a", "b"}
 
 
-def test_with_confidence_a_reply_has_a_log_probability(engine, engine_type, requests):
-    if "confidence" not in engine_type.abilities:
-        pytest.skip("it does not promise confidence")
+@pytest.mark.parametrize("kind", list_kinds_that_can("confidence"), indirect=True)
+def test_with_confidence_a_reply_has_a_log_probability(engine, requests):
     assert all(answer.logprob <= 0 for answer in generate_replies(engine, requests))
 
 
@@ -291,7 +296,7 @@ class ToyEngineType(EngineType):
 @pytest.fixture
 def toy_job(monkeypatch, workspace) -> str:
     """A job file for an engine that only the registry knows."""
-    monkeypatch.setitem(ENGINES, "toy", "tests.contracts.test_engines:ToyEngineType")
+    monkeypatch.setitem(ENGINES, "toy", f"{__name__}:ToyEngineType")
     workspace.write_manifest(workspace.draw_images(3))
     return str(workspace.write_job_file(engine={"kind": "toy"}))
 

@@ -23,7 +23,7 @@ from tests.media.sample_media import build_media_job, encode_image
 
 torch.set_num_threads(1)
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-CASES = 300
+COUNTS = [60, pytest.param(300, marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,9 @@ def answers(cases, folder: Path):
     return json.loads((folder / "answers.json").read_text())
 
 
+@pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
-def test_300_pictures_equal_those_of_the_reference_processor(name, families, tmp_path, load):
+def test_pictures_equal_those_of_the_reference_processor(name, count, families, tmp_path, load):
     """Qwen2.5-VL prepares pictures as Qwen2-VL does."""
     family, chance = families[name], random.Random(name)
     least = 4 * family.factor**2
@@ -69,7 +70,7 @@ def test_300_pictures_equal_those_of_the_reference_processor(name, families, tmp
             "size": [chance.randint(3, 300), chance.randint(3, 300)],
             "budget": chance.choice([[least, 16 * least], [9 * least, 64 * least]]),
         }
-        for seed in range(CASES)
+        for seed in range(count)
     ]
     media = build_media_job().media
     clip_decoder, plain = load.clip_decoder, load.clip_decoder.frame_rules
@@ -87,13 +88,14 @@ def test_300_pictures_equal_those_of_the_reference_processor(name, families, tmp
         clip_decoder.frame_rules = plain
 
 
+@pytest.mark.parametrize("case_count", COUNTS)
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
-def test_300_clips_equal_those_of_the_reference_processor(name, families, tmp_path):
+def test_clips_equal_those_of_the_reference_processor(name, case_count, families, tmp_path):
     """Qwen2-VL prepares videos as Qwen2.5-VL does."""
     family, chance = families[name], random.Random(name)
     ask = merge_video_options(build_media_job(video={"max_frames": 768}).media, MediaOptions())
     cases = []
-    for seed in range(CASES):
+    for seed in range(case_count):
         size = (chance.randint(20, 90), chance.randint(20, 90))
         count, fps = chance.randint(2, 40), chance.choice([24.0, 25.0, 29.97, 30.0, 15.0])
         probe = Probe("video", (size,), count, fps)

@@ -16,6 +16,15 @@ hf_models.import_transformers().utils.logging.disable_progress_bar()
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 GAP = 1e-3  # where the two best tokens of the reference are closer than this, either is right
 
+QUANTIZABLE_SIZES = {
+    "hidden_size": 128,
+    "intermediate_size": 640,  # five groups: they do not come out even
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
+}
+
 
 class Lab:
     """A checkpoint with its family and the reference model."""

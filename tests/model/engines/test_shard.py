@@ -19,6 +19,7 @@ from pipeline.model.engines.torch.shard import TensorParallel, WeightLayout
 from pipeline.model.engines.torch.vision_encoder import ClipSlice, assign_slices
 from pipeline.model.families.model_architecture import SHARD_RULES
 from pipeline.model.family_loader import load_architecture, load_config
+from tests.model.engines.conftest import QUANTIZABLE_SIZES
 
 REPLICATED_OWNERS = ("norm", "layernorm", "q_norm", "k_norm", "gate")  # owners of weights that every rank holds
 
@@ -77,19 +78,11 @@ def test_a_rank_reads_only_the_bytes_that_it_holds(lab, monkeypatch):
     assert sum(taken) == sum(param.numel() for param in share.parameters())
 
 
-WIDE = {
-    "hidden_size": 128,
-    "intermediate_size": 640,  # five groups: they do not come out even
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 64,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
-}
-
-
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_four_bit_shares_have_exactly_the_weights_of_the_whole(tmp_path, size):
-    sizes = WIDE | ({"num_attention_heads": 6, "num_key_value_heads": 3, "vocab_size": 384} if size == 3 else {})
+    sizes = QUANTIZABLE_SIZES | (
+        {"num_attention_heads": 6, "num_key_value_heads": 3, "vocab_size": 384} if size == 3 else {}
+    )
     folder = write_random_checkpoint(tmp_path, "qwen3_vl", text_config=sizes)
     options = {"dtype": "float32", "quantize": "int4"}
     whole = build_model(folder, load_config(folder), **options).model.language_model.layers[0]
@@ -153,7 +146,7 @@ def test_slices_are_divided_evenly_and_stay_in_order(grids, size):
 
 
 def test_fp8_weights_are_scaled_as_they_are_read(tmp_path):
-    folder = write_random_checkpoint(tmp_path / "dense", "qwen3_vl", text_config=WIDE)
+    folder = write_random_checkpoint(tmp_path / "dense", "qwen3_vl", text_config=QUANTIZABLE_SIZES)
     tensors, rounded = load_file(folder / "model.safetensors"), {}
     for name in [name for name in tensors if ".layers." in name and tensors[name].dim() == 2]:
         weight = tensors[name]

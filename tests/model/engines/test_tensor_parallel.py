@@ -12,11 +12,8 @@ from pipeline.model.engines.torch import memory, step_runner
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.scheduler import select_sampled
 from pipeline.types import Failure, Reply, Request
-from tests.model.engines.conftest import GAP, Lab
-from tests.model.engines.test_shard import WIDE
-from tests.model.test_int4 import write_awq_checkpoint
-
-RANKS = (2, 4)  # with four, two ranks share a key head, and each has one expert of the mixture
+from tests.model.awq_checkpoint import write_awq_checkpoint
+from tests.model.engines.conftest import GAP, QUANTIZABLE_SIZES, Lab
 
 
 def open_engine(lab: Lab, ranks: int, **options) -> TorchEngine:
@@ -85,16 +82,28 @@ def count_weight_bytes(engine: TorchEngine) -> int:
     return sum(tensor.nbytes for tensor in (*layers.parameters(), *layers.buffers()) if tensor.dim() > 1)
 
 
-def test_answers_and_logits_equal_those_of_one_process(lab: Lab):
+def check_equal_to_one_process(lab: Lab, ranks: int) -> None:
     requests, alone = build_requests(lab), open_engine(lab, 1)
     expected = generate_with_logits(alone, requests)
-    for ranks in RANKS:
-        assert check_divided(lab, ranks, requests, expected) < count_weight_bytes(alone) / ranks * 1.2
+    assert check_divided(lab, ranks, requests, expected) < count_weight_bytes(alone) / ranks * 1.2
+
+
+def test_two_ranks_give_the_answers_and_logits_of_one_process(lab: Lab):
+    check_equal_to_one_process(lab, 2)
+
+
+SLOW_WITH_FOUR_RANKS = [pytest.param(family, marks=pytest.mark.slow) for family in ("qwen2_vl", "qwen2_5_vl")]
+
+
+@pytest.mark.parametrize("lab", ["qwen3_vl", "qwen3_vl_moe", *SLOW_WITH_FOUR_RANKS], indirect=True)
+def test_four_ranks_give_the_answers_and_logits_of_one_process(lab: Lab):
+    """Two ranks share a key head, and each has one expert of the mixture."""
+    check_equal_to_one_process(lab, 4)
 
 
 @pytest.mark.parametrize("made_by", ["us", "AWQ"])
 def test_divided_four_bit_weights_answer_as_in_one_process(made_by, tmp_path):
-    lab = Lab(tmp_path / "dense", "qwen3_vl", text_config=WIDE, vision_config={"out_hidden_size": 128})
+    lab = Lab(tmp_path / "dense", "qwen3_vl", text_config=QUANTIZABLE_SIZES, vision_config={"out_hidden_size": 128})
     if made_by == "AWQ":
         (tmp_path / "awq").mkdir()
         write_awq_checkpoint(tmp_path / "awq", lab.folder)
