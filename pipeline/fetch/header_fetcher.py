@@ -100,10 +100,10 @@ class HeaderReader:
         shown_uri = redact_source(uri)
         check_byte_limit(size, "image", uri=shown_uri, limits=self.downloader.limits)
         return HeaderBlob(
-            shown_uri, "image", data=prefix, fetch_whole=lambda: self._fetch_whole(source), ranged_file=ranged_file
+            shown_uri, "image", data=prefix, fetch_whole=lambda: self.fetch_whole(source), ranged_file=ranged_file
         )
 
-    def _fetch_whole(self, source: str) -> Blob:
+    def fetch_whole(self, source: str) -> Blob:
         return run_on_event_loop(self.downloader.download(source, True), source, self.deadline_s)
 
     def _open_ranged_file(self, client: WebClient | ObjectStore, uri: str, prefix: bytes, size: int) -> RangedFile:

@@ -65,7 +65,7 @@ class ObjectStore:
         writer.write(prefix)
 
         async def fetch_range(start: int, end: int) -> bytes:
-            data, _, current_version = await self._translate_errors(uri, self._request_range(path, start, end, version))
+            data, _, current_version = await self._translate_errors(uri, self.request_range(path, start, end, version))
             if current_version != version:
                 raise ObjectChangedError(writer.uri)
             return require_length(data, end - start, writer.uri)
@@ -73,7 +73,7 @@ class ObjectStore:
         return RemoteObject(size, fetch_range) if size > len(prefix) else None
 
     async def read_range(self, uri: str, start: int, end: int) -> bytes:
-        data, _, _ = await self._translate_errors(uri, self._request_range(self._to_path(uri), start, end, None))
+        data, _, _ = await self._translate_errors(uri, self.request_range(self._to_path(uri), start, end, None))
         return require_length(data, end - start, redact_source(uri))
 
     async def read_prefix(self, uri: str, max_bytes: int) -> tuple[bytes, int]:
@@ -121,7 +121,7 @@ class ObjectStore:
 
     async def _request_prefix(self, path: str, max_bytes: int) -> tuple[bytes, int, Any]:
         try:
-            prefix, size, version = await self._request_range(path, 0, max_bytes, None)
+            prefix, size, version = await self.request_range(path, 0, max_bytes, None)
         except (*self.error_types, ValueError) as error:
             is_of_empty_object = any(word in str(error) for word in EMPTY_OBJECT_WORDS)  # a path may hold any word
             if is_of_empty_object and not isinstance(error, (FileNotFoundError, PermissionError)):
@@ -129,7 +129,7 @@ class ObjectStore:
             raise
         return require_length(prefix, min(max_bytes, size), redact_source(path)), size, version
 
-    async def _request_range(self, path: str, start: int, end: int, version: Any) -> tuple[bytes, int, Any]:
+    async def request_range(self, path: str, start: int, end: int, version: Any) -> tuple[bytes, int, Any]:
         """The bytes, the size of the whole object, and its version."""
         filesystem = self.filesystem
         if self.provider == "s3":

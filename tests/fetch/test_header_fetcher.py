@@ -126,7 +126,7 @@ def test_the_beginning_of_an_image_tells_what_the_whole_tells(server, servers, d
     urls, job = servers
     with Fetcher(job) as fetcher, open_header_fetcher(job) as header_fetcher:
         monkeypatch.setattr(
-            header_fetcher.reader, "_fetch_whole", lambda source: pytest.fail(f"{source} is read whole")
+            header_fetcher.reader, "fetch_whole", lambda source: pytest.fail(f"{source} is read whole")
         )
         for name in IMAGES:
             header = probe(header_fetcher, decoders[1], f"{urls[server]}/{name}")
@@ -147,7 +147,7 @@ def test_only_the_page_lists_of_a_tiff_are_read(server, servers, decoders, monke
     with open_header_fetcher(job) as header_fetcher:
         if server != "plain":  # which serves no ranges
             monkeypatch.setattr(
-                header_fetcher.reader, "_fetch_whole", lambda source: pytest.fail(f"{source} is read whole")
+                header_fetcher.reader, "fetch_whole", lambda source: pytest.fail(f"{source} is read whole")
             )
         assert probe(header_fetcher, decoders[1], f"{urls[server]}/pages.tiff").sizes == (
             (300, 200),
@@ -167,7 +167,7 @@ def test_common_images_need_no_decoder_process(servers):
 
 def test_the_prefix_of_an_s3_object_is_read_without_the_client(servers, decoders, monkeypatch):
     urls, job = servers
-    monkeypatch.setattr(ObjectStore, "_request_range", lambda *_, **__: pytest.fail("the client was used"))
+    monkeypatch.setattr(ObjectStore, "request_range", lambda *_, **__: pytest.fail("the client was used"))
     with open_header_fetcher(job) as header_fetcher:
         assert probe(header_fetcher, decoders[1], f"{urls['s3']}/a.jpg").sizes == ((700, 300),)
 

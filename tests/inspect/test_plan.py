@@ -88,7 +88,7 @@ def test_predicted_tokens_and_failures_are_those_of_the_run(workspace, mixed_job
 
 def test_only_the_beginning_of_a_large_image_is_read(workspace, mixed_job, monkeypatch):
     wholes = []
-    monkeypatch.setattr(HeaderReader, "_fetch_whole", lambda self, source: wholes.append(source))
+    monkeypatch.setattr(HeaderReader, "fetch_whole", lambda self, source: wholes.append(source))
     job = Job.model_validate(workspace.build_job(**mixed_job))
     big = [workspace.folder / f"pics/{name}" for name in ("large.jpg", "large.png")]
     assert all(path.stat().st_size > 3 * PREFIX_BYTES for path in big)
