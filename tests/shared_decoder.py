@@ -1,6 +1,7 @@
 """Decoder processes that outlive the run that started them, because a start takes longer than most tests.
 
-A run gets the process that an earlier run with the same limits has left. It is a real one: only its start is shared.
+A run gets the process that an earlier run with the same memory limit has left. It is a real one: only its start is
+shared.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from pipeline.media.decoder_client import DecoderClient
 from pipeline.media.kinds.base import DecodeLimits
 
-Settings = tuple[DecodeLimits, tuple[str, ...]]  # what a process was started with: limits and sys.path
+Settings = tuple[int, int, int, tuple[str, ...]]  # what a process is started with: limits and sys.path
 idle_decoders: dict[Settings, list[DecoderClient]] = defaultdict(list)
 
 
@@ -33,10 +34,11 @@ class BorrowedDecoder:
 
 
 def borrow_decoder(limits: DecodeLimits) -> BorrowedDecoder:
-    settings = limits, tuple(sys.path)
+    settings = limits.image_pixels, limits.frame_pixels, limits.threads, tuple(sys.path)
     while idle_decoders[settings]:
         decoder = idle_decoders[settings].pop()
         if decoder.process.poll() is None:
+            decoder.limits = limits
             return BorrowedDecoder(settings, decoder)
     return BorrowedDecoder(settings, DecoderClient(limits))
 

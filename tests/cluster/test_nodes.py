@@ -27,6 +27,7 @@ from pipeline.cluster.metrics import METRICS, to_prometheus_name
 from tests.seaweed import KEY, SECRET, draw_noise, free_ports, read_rows
 from tests.workspace import wait_for_url
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 NIGHTLY = ROOT / "infra/kuberay/base/nightly.yaml"
 ANSWER = '{"caption": "a thing", "tags": [], "language": "en"}'

@@ -18,12 +18,13 @@ from pipeline.run.resume import build_resume_plan
 from pipeline.run.signals import StopSignals
 
 
-@pytest.fixture(params=RUNNERS)
-def runner(request, monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    runner = load_registered(RUNNERS, request.param, "runner")()
-    with runner.connect(show_log=False):
-        yield runner
+@pytest.fixture(scope="module", params=RUNNERS)
+def runner(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        runner = load_registered(RUNNERS, request.param, "runner")()
+        with runner.connect(show_log=False):
+            yield runner
 
 
 def plan_job(workspace, runner, **sections):

@@ -125,9 +125,7 @@ def probe(fetcher, decoder, uri):
 def test_the_beginning_of_an_image_tells_what_the_whole_tells(server, servers, decoders, monkeypatch):
     urls, job = servers
     with Fetcher(job) as fetcher, open_header_fetcher(job) as header_fetcher:
-        monkeypatch.setattr(
-            header_fetcher.reader, "fetch_whole", lambda source: pytest.fail(f"{source} is read whole")
-        )
+        monkeypatch.setattr(header_fetcher.reader, "fetch_whole", lambda source: pytest.fail(f"{source} is read whole"))
         for name in IMAGES:
             header = probe(header_fetcher, decoders[1], f"{urls[server]}/{name}")
             assert header == probe(fetcher, decoders[0], f"{urls[server]}/{name}"), name

@@ -21,6 +21,11 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak 
 MIB = 1 << 20
 
 
+@pytest.fixture(autouse=True)
+def share_decoders():
+    """Each test starts its own process, which is the subject."""
+
+
 def cost(load, source, **ask) -> tuple[int, list]:
     load(encode_image(draw_pixels(56, 56)))
     before = read_memory_peak(load.clip_decoder.decoder.process.pid)

@@ -22,15 +22,15 @@ from tests.media.oracle import digest, noise
 from tests.media.sample_media import build_media_job, encode_image
 
 torch.set_num_threads(1)
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-COUNTS = [60, pytest.param(300, marks=pytest.mark.slow)]
+PICTURE_FAMILIES = ("qwen2_vl", "qwen3_vl")
+CLIP_FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 
 
 @pytest.fixture(scope="module")
 def families(tmp_path_factory):
     return {
         name: family_loader.load_family(write_random_checkpoint(tmp_path_factory.mktemp(name) / "model", name))
-        for name in FAMILIES
+        for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
     }
 
 
@@ -48,22 +48,9 @@ def patchified(pixels, family):
     return ((flat - mean) / std).flatten(1).numpy(), grid
 
 
-def answers(cases, folder: Path):
-    (folder / "cases.json").write_text(json.dumps(cases))
-    script = Path(__file__).with_name("oracle.py")
-    command = [sys.executable, str(script), str(folder / "cases.json"), str(folder / "answers.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((folder / "answers.json").read_text())
-
-
-@pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
-def test_pictures_equal_those_of_the_reference_processor(name, count, families, tmp_path, load):
-    """Qwen2.5-VL prepares pictures as Qwen2-VL does."""
-    family, chance = families[name], random.Random(name)
-    least = 4 * family.factor**2
-    cases = [
+def build_picture_cases(name, family, count):
+    chance, least = random.Random(name), 4 * family.factor**2
+    return [
         {
             "family": name,
             "seed": seed,
@@ -72,11 +59,48 @@ def test_pictures_equal_those_of_the_reference_processor(name, count, families, 
         }
         for seed in range(count)
     ]
-    media = build_media_job().media
+
+
+def build_clip_cases(name, family, count):
+    chance = random.Random(name)
+    ask = merge_video_options(build_media_job(video={"max_frames": 768}).media, MediaOptions())
+    cases = []
+    for seed in range(count):
+        size = (chance.randint(20, 90), chance.randint(20, 90))
+        frames, fps = chance.randint(2, 40), chance.choice([24.0, 25.0, 29.97, 30.0, 15.0])
+        probe = Probe("video", (size,), frames, fps)
+        indices = family.select_frames(select_span(probe, ask), probe.fps, ask)
+        target = family.fit_video_size(size, len(indices), ask)
+        case = {"family": name, "seed": seed, "size": size, "count": frames, "fps": fps}
+        cases.append(case | {"indices": indices, "target": target})
+    return cases
+
+
+@pytest.fixture(scope="module", params=[60, pytest.param(300, marks=pytest.mark.slow)])
+def references(request, families, tmp_path_factory):
+    """Cases by medium and family, each with what the reference makes of it. One process answers all: it starts slowly.
+
+    Qwen2.5-VL prepares pictures as Qwen2-VL does, and Qwen2-VL videos as Qwen2.5-VL does.
+    """
+    groups = {("picture", name): build_picture_cases(name, families[name], request.param) for name in PICTURE_FAMILIES}
+    groups |= {("clip", name): build_clip_cases(name, families[name], request.param) for name in CLIP_FAMILIES}
+    folder = tmp_path_factory.mktemp("oracle")
+    (folder / "cases.json").write_text(json.dumps([case for cases in groups.values() for case in cases]))
+    script = Path(__file__).with_name("oracle.py")
+    command = [sys.executable, str(script), str(folder / "cases.json"), str(folder / "answers.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answers = iter(json.loads((folder / "answers.json").read_text()))
+    return {key: [(case, next(answers)) for case in cases] for key, cases in groups.items()}
+
+
+@pytest.mark.parametrize("name", PICTURE_FAMILIES)
+def test_pictures_equal_those_of_the_reference_processor(name, families, references, load):
+    family, media = families[name], build_media_job().media
     clip_decoder, plain = load.clip_decoder, load.clip_decoder.frame_rules
     clip_decoder.frame_rules = family
     try:
-        for case, (values, grid) in zip(cases, answers(cases, tmp_path), strict=True):
+        for case, (values, grid) in references["picture", name]:
             asked = MediaOptions(min_pixels=case["budget"][0], max_pixels=case["budget"][1])
             data = encode_image(noise(case["seed"], *case["size"])[0], compress_level=0)
             (clip,) = load(data, min_pixels=asked.min_pixels, max_pixels=asked.max_pixels)
@@ -88,31 +112,10 @@ def test_pictures_equal_those_of_the_reference_processor(name, count, families, 
         clip_decoder.frame_rules = plain
 
 
-@pytest.mark.parametrize("case_count", COUNTS)
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
-def test_clips_equal_those_of_the_reference_processor(name, case_count, families, tmp_path):
-    """Qwen2-VL prepares videos as Qwen2.5-VL does."""
-    family, chance = families[name], random.Random(name)
-    ask = merge_video_options(build_media_job(video={"max_frames": 768}).media, MediaOptions())
-    cases = []
-    for seed in range(case_count):
-        size = (chance.randint(20, 90), chance.randint(20, 90))
-        count, fps = chance.randint(2, 40), chance.choice([24.0, 25.0, 29.97, 30.0, 15.0])
-        probe = Probe("video", (size,), count, fps)
-        indices = family.select_frames(select_span(probe, ask), probe.fps, ask)
-        target = family.fit_video_size(size, len(indices), ask)
-        cases.append(
-            {
-                "family": name,
-                "seed": seed,
-                "size": size,
-                "count": count,
-                "fps": fps,
-                "indices": indices,
-                "target": target,
-            }
-        )
-    for case, (values, grid, found) in zip(cases, answers(cases, tmp_path), strict=True):
+@pytest.mark.parametrize("name", CLIP_FAMILIES)
+def test_clips_equal_those_of_the_reference_processor(name, families, references):
+    family = families[name]
+    for case, (values, grid, found) in references["clip", name]:
         assert case["indices"] == found, case
         pixels = resize(noise(case["seed"], *case["size"], case["count"])[case["indices"]], case["target"])
         assert digest(*patchified(pixels, family)) == [values, grid], case

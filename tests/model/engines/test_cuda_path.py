@@ -67,6 +67,10 @@ def test_the_padding_of_a_graph_changes_no_sequence(one_lab: Lab, gpu_stand_ins)
     engine.close()
 
 
+COMPILED = ["qwen3_vl", *(pytest.param(f, marks=pytest.mark.slow) for f in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl_moe"))]
+
+
+@pytest.mark.parametrize("lab", COMPILED, indirect=True)
 def test_the_decode_function_compiles_without_a_graph_break(lab: Lab, monkeypatch):
     """Batch sizes are symbolic, so that one compilation serves every graph."""
 

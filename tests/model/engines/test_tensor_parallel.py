@@ -1,6 +1,7 @@
 """A model divided among processes answers as it does in one process."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,20 +89,22 @@ def check_equal_to_one_process(lab: Lab, ranks: int) -> None:
     assert check_divided(lab, ranks, requests, expected) < count_weight_bytes(alone) / ranks * 1.2
 
 
+def mark_slow(*families: str) -> list[Any]:
+    return [pytest.param(family, marks=pytest.mark.slow) for family in families]
+
+
+@pytest.mark.parametrize("lab", ["qwen2_5_vl", *mark_slow("qwen2_vl", "qwen3_vl", "qwen3_vl_moe")], indirect=True)
 def test_two_ranks_give_the_answers_and_logits_of_one_process(lab: Lab):
     check_equal_to_one_process(lab, 2)
 
 
-SLOW_WITH_FOUR_RANKS = [pytest.param(family, marks=pytest.mark.slow) for family in ("qwen2_vl", "qwen2_5_vl")]
-
-
-@pytest.mark.parametrize("lab", ["qwen3_vl", "qwen3_vl_moe", *SLOW_WITH_FOUR_RANKS], indirect=True)
+@pytest.mark.parametrize("lab", ["qwen3_vl", "qwen3_vl_moe", *mark_slow("qwen2_vl", "qwen2_5_vl")], indirect=True)
 def test_four_ranks_give_the_answers_and_logits_of_one_process(lab: Lab):
     """Two ranks share a key head, and each has one expert of the mixture."""
     check_equal_to_one_process(lab, 4)
 
 
-@pytest.mark.parametrize("made_by", ["us", "AWQ"])
+@pytest.mark.parametrize("made_by", ["AWQ", pytest.param("us", marks=pytest.mark.slow)])
 def test_divided_four_bit_weights_answer_as_in_one_process(made_by, tmp_path):
     lab = Lab(tmp_path / "dense", "qwen3_vl", text_config=QUANTIZABLE_SIZES, vision_config={"out_hidden_size": 128})
     if made_by == "AWQ":

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -39,12 +40,12 @@ for answer in generate_replies(engine, (lab.build_request(str(number), "hello") 
 """
 
 
-@pytest.fixture(scope="module")
-def replicas(tmp_path_factory):
+@contextmanager
+def start_replicas(tmp_path_factory, ways):
     """One replica for each way to end. They start at the same time, because starting takes long."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     processes = {}
-    for way in ("killed", "stopped", "alone", "first"):
+    for way in ways:
         folder = tmp_path_factory.mktemp(way)
         command = [sys.executable, "-c", SCRIPT, str(folder / "model"), way]
         error = (folder / "error").open("w+")
@@ -55,6 +56,18 @@ def replicas(tmp_path_factory):
         process.wait()
         process.stdout.close()
         error.close()
+
+
+@pytest.fixture(scope="module")
+def replicas(tmp_path_factory):
+    with start_replicas(tmp_path_factory, ("killed", "stopped")) as replicas:
+        yield replicas
+
+
+@pytest.fixture(scope="module")
+def more_replicas(tmp_path_factory):
+    with start_replicas(tmp_path_factory, ("alone", "first")) as replicas:
+        yield replicas
 
 
 def end_replica(replicas, way, signal_number=None, *, of_first=False):
@@ -87,12 +100,14 @@ def test_a_rank_that_hangs_ends_the_replica_within_its_limit(replicas):
     assert "a step of the engine took more than 3 s" in error_output
 
 
-def test_a_failure_of_one_rank_ends_the_replica(replicas):
-    code, error_output = end_replica(replicas, "alone")
+@pytest.mark.slow
+def test_a_failure_of_one_rank_ends_the_replica(more_replicas):
+    code, error_output = end_replica(more_replicas, "alone")
     assert code == ExitCode.HANG
     assert "only here" in error_output
 
 
-def test_the_other_ranks_end_with_the_first(replicas):
-    code, _ = end_replica(replicas, "first", signal.SIGKILL, of_first=True)
+@pytest.mark.slow
+def test_the_other_ranks_end_with_the_first(more_replicas):
+    code, _ = end_replica(more_replicas, "first", signal.SIGKILL, of_first=True)
     assert code == -signal.SIGKILL
