@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Two workers, a file at a time, in the order of the folders: the clusters come first.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,10 +24,10 @@ check: lint ## lint, types, docstring examples and the fast tests: a minute, for
 	$(BIN)/python -m pytest -q -m "not process and not slow and not vllm"
 
 test: .venv/.ready ## all tests but those that take long by their nature
-	$(BIN)/python -m pytest -q -m "not slow and not vllm"
+	$(PYTEST) -m "not slow and not vllm"
 
 test-all: .venv/.ready ## every test but those of vLLM; an unexpected skip is an error
-	$(BIN)/python -m pytest -q -m "not vllm" --check-skips --durations=20
+	$(PYTEST) -m "not vllm" -rs --check-skips --durations=20
 
 test-vllm: ## the tests of the vllm engine and of vLLM's server, with the Python that has vLLM: VLLM=path/to/python
 	PYTHONPATH=. $(or $(VLLM),python) -m pytest -q -m vllm tests/model/engines/test_vllm.py tests/contracts/test_engines.py

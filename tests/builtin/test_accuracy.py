@@ -16,6 +16,8 @@ from pipeline.media.decode import ClipDecoder
 from pipeline.model.families import qwen
 from pipeline.output.answer import build_row
 
+pytestmark = pytest.mark.process
+
 BOUNDS = {
     "caption": {"valid": 0.99, "all named": 0.93},
     "detect": {"valid": 0.99, "IoU": 0.9, "label": 0.95},

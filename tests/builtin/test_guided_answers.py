@@ -13,6 +13,8 @@ from pipeline.builtin.training.tokenizer import TASK_SCHEMAS, build_tokenizer
 from pipeline.model.guidance.grammar import GrammarCompiler
 from pipeline.schema import schema_loader
 
+pytestmark = pytest.mark.process
+
 
 @pytest.mark.parametrize("task", TASK_SCHEMAS)
 def test_the_grammar_allows_every_token_of_a_true_answer(task):

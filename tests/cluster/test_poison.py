@@ -11,6 +11,8 @@ from pipeline.errors import PipelineError, StoppedError
 from tests.chaos.poison import hostile_ray
 from tests.workspace import JobWorkspace
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def workspace():

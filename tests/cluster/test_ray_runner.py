@@ -23,6 +23,8 @@ from pipeline.cluster import ray_runner
 from pipeline.cluster.ray_session import DATASET_READER_THREAD
 from pipeline.errors import JobError, StoppedError
 
+pytestmark = pytest.mark.process
+
 SHOWN = ("id", "hint", "text", "finish", "tokens", "attempts", "question", "stage", "kind", "message")
 
 

@@ -20,6 +20,8 @@ from pipeline.cluster.metrics import METRICS, to_prometheus_name
 from tests.seaweed import free_ports
 from tests.workspace import wait_for_url
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 JOB = "jobs/demo/caption.yaml"
 

@@ -26,6 +26,8 @@ from pipeline.registry import ENGINES, import_object
 from pipeline.types import Clip, Failure, Reply, Request, Sampling, Turn
 from tests.model.engines.chat_server import ChatServer, ReceivedRequest, ServerResponse, complete, refuse
 
+pytestmark = pytest.mark.process
+
 WIDE = {  # heads that vLLM's CPU kernels have
     "hidden_size": 128,
     "num_attention_heads": 4,

@@ -28,6 +28,8 @@ from pipeline.registry import FAMILIES
 from pipeline.types import Clip, MediaOptions, Turn
 from tests.workspace import JobWorkspace
 
+pytestmark = pytest.mark.process
+
 SOURCES = [(640, 480), (33, 400), (3000, 200), (1920, 1080)]
 
 

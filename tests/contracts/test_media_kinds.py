@@ -20,6 +20,8 @@ from pipeline.types import ClipKind, PixelRegion, Size
 from tests.media.sample_media import draw_pixels, encode_image, write_video
 from tests.workspace import JobWorkspace
 
+pytestmark = pytest.mark.process
+
 LIMITS = DecodeLimits(image_pixels=10**6, frame_pixels=10**6, duration_s=60)
 
 

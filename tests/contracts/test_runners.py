@@ -17,6 +17,8 @@ from pipeline.run import preflight
 from pipeline.run.resume import build_resume_plan
 from pipeline.run.signals import StopSignals
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module", params=RUNNERS)
 def runner(request):

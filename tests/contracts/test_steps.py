@@ -33,6 +33,8 @@ from pipeline.types import Clip, Item, MediaOptions, MediaRef, Turn
 from tests.media.sample_media import PlainFrameRules, build_media_job, draw_pixels, encode_image, write_video
 from tests.workspace import JobWorkspace
 
+pytestmark = pytest.mark.process
+
 ARGUMENTS: dict[str, dict[str, Any]] = {"crop": {"left": 0.25, "top": 0, "right": 1, "bottom": 0.5}}
 CROP_OF_SCENE = {"left": 112 / 448, "top": 168 / 448, "right": 336 / 448, "bottom": 392 / 448}
 JOB = """\

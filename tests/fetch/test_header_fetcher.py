@@ -23,6 +23,8 @@ from pipeline.media.kinds.base import DecodeLimits
 from tests.fetch.conftest import serve_scans
 from tests.media.sample_media import build_media_job
 
+pytestmark = pytest.mark.process
+
 LIMITS = DecodeLimits(image_pixels=10_000_000, frame_pixels=10_000_000, duration_s=60)
 
 

@@ -13,6 +13,8 @@ from pipeline.fetch.fetcher import Fetcher
 from pipeline.job.spec import Job, LimitsSection
 from tests.fetch.conftest import serve_scans
 
+pytestmark = pytest.mark.process
+
 JPEG = b"\xff\xd8" + bytes(range(256)) * 8
 MP4 = b"\0\0\0\x20ftypisom" + bytes(range(256)) * 20_000  # 5 MB: more than one read
 

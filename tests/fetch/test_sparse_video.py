@@ -20,6 +20,8 @@ from pipeline.media.header_decoder import HeaderDecoder
 from pipeline.types import MediaOptions, MediaRef
 from tests.media.sample_media import PlainFrameRules, build_media_job, repeat_video, write_video
 
+pytestmark = pytest.mark.process
+
 MIB = 1 << 20
 
 

@@ -18,6 +18,8 @@ import yaml
 from pipeline.job.job_loader import parse_job
 from tests.infra import strict
 
+pytestmark = pytest.mark.process
+
 KUBERAY = Path(__file__).parents[2] / "infra/kuberay"
 MODES = ("once", "interactive", "nightly", "nightly-cronjob")
 CLOUDS = ("aws", "gcp", "azure")

@@ -15,6 +15,8 @@ from pipeline.inspect.plan import plan_job, plan_text
 from pipeline.inspect.plan.gpus import GPUS, TokenLoad, estimate_gpu
 from pipeline.job.spec import Job
 
+pytestmark = pytest.mark.process
+
 HUGE = 20_000_000
 
 

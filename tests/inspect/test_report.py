@@ -34,6 +34,8 @@ from pipeline.job.spec import Job
 from pipeline.run import driver
 from tests.inspect.browser import Browser
 
+pytestmark = pytest.mark.process
+
 HOSTILE = '<script>window.pwned=1</script>"><img src=x onerror="window.pwned=2">'
 BIDI = "invoice\u202efdp.exe"
 SIZE = (560, 420)  # a multiple of the token size within the budget, so it is not resized

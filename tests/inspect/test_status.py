@@ -19,6 +19,8 @@ from pipeline.output.store import OutputStore
 from pipeline.run import driver, preflight
 from pipeline.run.lease import Lease
 
+pytestmark = pytest.mark.process
+
 
 def test_status_counts_answered_failed_and_left_rows(workspace):
     workspace.write_manifest(

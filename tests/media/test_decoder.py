@@ -14,6 +14,8 @@ from pipeline.errors import DecodeError
 from pipeline.registry import MEDIA_KINDS
 from tests.media.sample_media import build_media_job, draw_pixels, encode_image
 
+pytestmark = pytest.mark.process
+
 HOSTILE = """
 import ctypes, os, pathlib, signal, time
 

@@ -18,6 +18,8 @@ from pipeline.errors import DecodeError
 from pipeline.media.kinds.image import ORIENTATION_TAG
 from tests.media.sample_media import build_media_job, draw_pixels, encode_image, find_package_files
 
+pytestmark = pytest.mark.process
+
 torch.set_num_threads(1)
 
 

@@ -17,7 +17,7 @@ from tests.media.sample_media import (
     write_video,
 )
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+pytestmark = [pytest.mark.process, pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")]
 MIB = 1 << 20
 
 

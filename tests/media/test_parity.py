@@ -21,6 +21,8 @@ from pipeline.types import MediaOptions
 from tests.media.oracle import digest, noise
 from tests.media.sample_media import build_media_job, encode_image
 
+pytestmark = pytest.mark.process
+
 torch.set_num_threads(1)
 PICTURE_FAMILIES = ("qwen2_vl", "qwen3_vl")
 CLIP_FAMILIES = ("qwen2_5_vl", "qwen3_vl")

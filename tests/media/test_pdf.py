@@ -7,6 +7,8 @@ import pytest
 from pipeline.errors import DecodeError
 from tests.media.sample_media import build_media_job
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory):

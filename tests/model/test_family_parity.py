@@ -20,6 +20,8 @@ from pipeline.types import Clip, MediaOptions, Turn
 from tests import qwen_vocabulary
 from tests.model import chat_templates, oracle, reference
 
+pytestmark = pytest.mark.process
+
 torch.set_num_threads(1)
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "thinking")
 VOCABULARIES = ("tiny", "real")

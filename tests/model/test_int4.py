@@ -18,6 +18,8 @@ from pipeline.model.family_loader import load_architecture, load_config, load_fa
 from pipeline.types import Clip, Request, Sampling, Turn
 from tests.model.awq_checkpoint import write_awq_checkpoint
 
+pytestmark = pytest.mark.process
+
 torch.set_num_threads(1)
 WIDE = {
     "hidden_size": 128,

@@ -20,6 +20,8 @@ from pipeline.output.dataset import encode_parquet
 from pipeline.output.store import OutputStore
 from tests.faults import BUSY, CUT, DOWN, EXPIRED, LOST, Fault, Proxy, first, only, storm
 
+pytestmark = pytest.mark.process
+
 PART = encode_parquet(pa.table({"id": [str(number) for number in range(500)]}), {"errors": "e"})
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.run import dedup
 from pipeline.run.dedup import HashBuckets, find_common_rows, find_duplicates
+
+pytestmark = pytest.mark.process
 
 row = st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(0, 2))
 

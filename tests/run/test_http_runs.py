@@ -12,6 +12,8 @@ from pipeline.model.engines.http import client
 from pipeline.retry_policy import RetryPolicy
 from tests.model.engines.chat_server import ChatServer, ServerResponse, complete, refuse
 
+pytestmark = pytest.mark.process
+
 KEY = "sk-hunter2-hunter2-hunter2"
 
 

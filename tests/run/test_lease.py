@@ -23,6 +23,8 @@ from pipeline.output.store import OutputStore
 from pipeline.run import driver, lease
 from pipeline.run.lease import Lease, raise_if_taken_over, read_newest_holder
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def dataset(tmp_path, monkeypatch):

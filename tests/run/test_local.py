@@ -22,6 +22,8 @@ from pipeline.output.commit import commit_chunk
 from pipeline.output.store import OutputStore
 from pipeline.run import local
 
+pytestmark = pytest.mark.process
+
 
 def test_every_row_is_answered_or_a_typed_error(workspace):
     workspace.write_manifest(

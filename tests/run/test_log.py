@@ -14,6 +14,8 @@ from pipeline.__main__ import main
 from pipeline.run import log
 from pipeline.types import Failure, Item
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def run_command(monkeypatch, capfd):

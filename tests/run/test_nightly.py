@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+
+pytestmark = pytest.mark.process
 
 
 def test_each_night_asks_only_what_is_new(workspace):

@@ -14,6 +14,8 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.inspect.status import read_status
 
+pytestmark = pytest.mark.process
+
 FIRST_EDITION = Path(__file__).parents[1] / "data/output_of_the_first_edition"
 FAILED_ID, ANSWERED_IDS = "detect-1", ["detect-0", "detect-2", "detect-3", "detect-5", "detect-4"]
 

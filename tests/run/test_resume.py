@@ -12,6 +12,8 @@ from pipeline.errors import StoppedError
 from pipeline.manifest.sources.parquet import ParquetSource
 from pipeline.prepare import Preparer
 
+pytestmark = pytest.mark.process
+
 
 def delete_parts_with(workspace, row_id):
     for path in (workspace.folder / "out/data").rglob("*.parquet"):

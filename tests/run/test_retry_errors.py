@@ -17,6 +17,8 @@ from pipeline.output.dataset import Dataset
 from pipeline.output.store import OutputStore
 from pipeline.run import preflight, resume, retry_errors
 
+pytestmark = pytest.mark.process
+
 
 def repair_image(workspace, name):
     (row,) = workspace.draw_images(1, start=900)

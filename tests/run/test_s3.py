@@ -14,6 +14,8 @@ import s3fs
 
 from tests.seaweed import KEY, SECRET, draw_noise, read_rows
 
+pytestmark = pytest.mark.process
+
 BROKEN = ("missing", "text", "truncated", "empty")
 
 

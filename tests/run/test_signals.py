@@ -14,6 +14,8 @@ import pytest
 from pipeline.errors import Terminated
 from pipeline.run.signals import StopSignals
 
+pytestmark = pytest.mark.process
+
 SLOW = {"kind": "scripted", "default": "seen {id}", "slots": 4, "delay_ms": 1000}
 
 

@@ -9,6 +9,8 @@ from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.step_runner import build_decode_function
 from tests.model.engines.conftest import Lab
 
+pytestmark = pytest.mark.process
+
 
 def attend_by_definition(q, k, v, offsets, max_lengths, *, scale, causal=False, seqused_k=None):
     """Packed attention: queries of row i end at offsets[0][i + 1], its keys start at offsets[1][i]."""

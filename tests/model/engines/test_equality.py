@@ -10,6 +10,8 @@ from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.scheduler import select_sampled
 from tests.model.engines.conftest import GAP, Lab
 
+pytestmark = pytest.mark.process
+
 MIXES = st.permutations(range(10)).flatmap(lambda order: st.integers(1, 10).map(lambda count: order[:count]))
 
 

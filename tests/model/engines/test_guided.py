@@ -18,6 +18,8 @@ from pipeline.schema import schema_loader
 from pipeline.schema.validate import validate_answer
 from pipeline.types import Failure, Reply, Request, Sampling, Turn
 
+pytestmark = pytest.mark.process
+
 SCHEMAS = [schema for name in registry.SCHEMAS if (schema := schema_loader.load_schema(name, base_folder=Path()))]
 
 

@@ -21,6 +21,8 @@ from pipeline.model.families.model_architecture import SHARD_RULES
 from pipeline.model.family_loader import load_architecture, load_config
 from tests.model.engines.conftest import QUANTIZABLE_SIZES
 
+pytestmark = pytest.mark.process
+
 REPLICATED_OWNERS = ("norm", "layernorm", "q_norm", "k_norm", "gate")  # owners of weights that every rank holds
 
 

@@ -16,6 +16,8 @@ from pipeline.types import Failure, Reply, Request
 from tests.model.awq_checkpoint import write_awq_checkpoint
 from tests.model.engines.conftest import GAP, QUANTIZABLE_SIZES, Lab
 
+pytestmark = pytest.mark.process
+
 
 def open_engine(lab: Lab, ranks: int, **options) -> TorchEngine:
     sizes = {"slots": 4, "kv_tokens": 700, "prefill_tokens": 60, "patches": 64}

@@ -19,6 +19,8 @@ from pipeline.model.engines.torch.sampler import sample_tokens
 from pipeline.types import Failure, Reply
 from tests.model.engines.conftest import Lab
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(params=[False, True], ids=["in-turn", "launch-ahead"])
 def engine(one_lab: Lab, request):

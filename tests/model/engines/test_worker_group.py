@@ -13,6 +13,8 @@ import pytest
 
 from pipeline.errors import ExitCode
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[3]
 SCRIPT = """
 import sys

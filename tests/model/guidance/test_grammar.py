@@ -25,6 +25,8 @@ from pipeline.schema import json_schema, schema_loader
 from tests import qwen_vocabulary
 from tests.awkward_schemas import AWKWARD, listed, struct
 
+pytestmark = pytest.mark.process
+
 SHIPPED = {name: schema_loader.load_schema(name, base_folder=Path()).text for name in registry.SCHEMAS}  # type: ignore[union-attr]
 SCHEMAS = SHIPPED | {
     name: json_schema.format_schema(json_schema.canonicalize_schema(node)) for name, node in AWKWARD.items()

@@ -20,6 +20,8 @@ from pipeline.schema.schema_loader import load_schema
 from pipeline.types import Clip, Item, MediaRef, Reply, Request, Row, Size, Turn
 from tests.media.sample_media import build_media_job
 
+pytestmark = pytest.mark.process
+
 SIZES = [(40, 40), (64, 48), (57, 113), (200, 100), (100, 200), (333, 251), (512, 512), (640, 480)]
 SIZES += [(481, 641), (900, 300), (300, 900), (1200, 800)]
 TRANSPOSE_BY_ORIENTATION = {  # from upright to how a camera stores it, by EXIF orientation
