@@ -139,6 +139,12 @@ def test_a_shared_image_is_encoded_once_and_dropped_after_prefill(engine, one_la
     assert is_idle(engine)
 
 
+def test_images_of_the_same_size_do_not_share_their_features(engine, one_lab):
+    requests = [one_lab.build_request(name, one_lab.make_image(4, 4), "?") for name in ("a", "b")]
+    answer_all(engine, requests)
+    assert engine.metrics()["patches"] == 2 * 64
+
+
 def test_no_token_is_computed_without_need(engine, one_lab):
     requests = [
         one_lab.build_request(str(number), one_lab.make_image(1 + number, 3), "?", max_new_tokens=1 + number)
