@@ -75,6 +75,7 @@ manifest: manifest files become chunks, and chunks become Items
     manifest/files.py                       finds the manifest files of a job
     manifest/column_selection.py            selects the columns that a job reads
     manifest/chunks.py                      cuts manifest files into chunks, and reads their rows
+    manifest/kept_columns.py                one type and its values for the columns that a job copies to its output
     manifest/items.py                       converts a row to an Item
     manifest/chat.py                        parses a cell that holds a chat
     manifest/media_cells.py                 parses a cell that holds media or their options

@@ -21,9 +21,10 @@ from pipeline.errors import ItemError, PipelineError, build_internal_failure
 from pipeline.fetch.fetcher import Fetcher
 from pipeline.job.spec import AnswerSection, MediaSection
 from pipeline.job.step_settings import build_step
-from pipeline.manifest.chunks import Chunk, RowReader, check_kept_values, read_chunk_rows
+from pipeline.manifest.chunks import Chunk, RowReader, read_chunk_rows
 from pipeline.manifest.files import ManifestFile, read_with_retries
 from pipeline.manifest.items import build_item
+from pipeline.manifest.kept_columns import convert_kept_values
 from pipeline.media.base import FrameDecoder, MediaFetcher
 from pipeline.media.clips import list_sources, load_media
 from pipeline.media.decode import ClipDecoder
@@ -70,16 +71,15 @@ class Preparer:
         reader = self._take_row_reader(chunk.file)
         rows = read_chunk_rows(chunk, reader)
         self.row_reader = reader
-        check_kept_values(chunk.file, [row.values for row in rows], self.context.kept_schema)
+        kept_rows = convert_kept_values(chunk.file, [row.values for row in rows], self.context.kept_schema)
         histories = dict(chunk.retry_histories)
         columns, base_folder = reader.columns, chunk.file.base_folder
-        for row in rows:
-            kept_values = {name: row.values[name] for name in columns.kept}
+        for row, kept_values in zip(rows, kept_rows, strict=True):
             history = histories.get(row.id, RetryHistory())
             empty_item = Item(row.id, row.question, (), kept_values, history=history)
             try:
                 item = build_item(row, columns, job, schema_prompt=schema_prompt, base_folder=base_folder)
-                yield replace(item, history=history), None
+                yield replace(item, kept_values=kept_values, history=history), None
             except ItemError as error:
                 yield empty_item, error.to_failure(row.id)
             except Exception:  # noqa: BLE001 - an unexpected error costs one row

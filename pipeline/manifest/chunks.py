@@ -47,10 +47,12 @@ class RowReader:
         binary = {name for name in self.columns.media if holds_bytes(schema.field(name).type)}
         self.hashed_columns = [name for name in self.columns.question_columns if name not in binary]
         self.id_columns = [self.columns.id] if self.columns.id else []
+        # Where values may turn out to have another type than the file began with, planning finds it, not a paid run.
+        self.checked_columns = self.columns.kept if self.source.infers_types else ()
 
     def read_keys(self, span: Span) -> list[tuple[str, str]]:
         """(id, question) of each row, without reading media given as bytes."""
-        names = dict.fromkeys([*self.hashed_columns, *self.id_columns])
+        names = dict.fromkeys([*self.hashed_columns, *self.id_columns, *self.checked_columns])
         return self._compute_keys(self.source.read_span(span, list(names)))
 
     def read_rows(self, span: Span) -> list[ManifestRow]:
@@ -170,18 +172,3 @@ def hash_row_keys(row_keys: Sequence[tuple[str, str]]) -> NDArray[np.uint64]:
 
 def hash_rows(key_hashes: NDArray[np.uint64]) -> str:
     return hash_to_hex(key_hashes[:, 1:].tobytes())
-
-
-def build_kept_schema(schema: pa.Schema, job: Job) -> pa.Schema:
-    """The manifest's own types of the columns that the output keeps."""
-    return pa.schema([schema.field(name).with_nullable(True) for name in job.input.keep])
-
-
-def check_kept_values(file: ManifestFile, rows: Sequence[Mapping[str, Any]], kept_schema: pa.Schema) -> None:
-    """Refuse, before anything is paid for, kept values that do not have the type of the manifest's first file."""
-    for field in kept_schema:
-        try:
-            pa.array([row[field.name] for row in rows], field.type)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-            problem = f"column {field.name} (input.keep) is {field.type} in the first file of the manifest, not here"
-            raise JobError(f"{file.url}: {problem}: {error}; give it one type in all files") from error

@@ -1,4 +1,5 @@
-"""Turn a manifest row into an Item: what the model looks at and what it is asked. Nothing is fetched.
+"""Turn a manifest row into an Item: what the model looks at and what it is asked. Nothing is fetched. The caller adds
+the kept values.
 
 Options of a chat part come before those of its row, and those of a row before those of the job. The text of a row is
 filled into the prompt once, as it is: braces inside it mean nothing.
@@ -41,8 +42,7 @@ def build_item(
     else:
         user_prompt = schema_prompt if job.prompt.user is None else fill_placeholders(job.prompt.user, row)
         turns = build_question_turns(media, system, user_prompt, columns)
-    kept_values = {name: row.get(name) for name in columns.kept}
-    return Item(item_id, question, turns, kept_values, max_new_tokens=max_new_tokens)
+    return Item(item_id, question, turns, max_new_tokens=max_new_tokens)
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from pipeline.errors import OutputError
 from pipeline.fetch.stores import list_stores
 from pipeline.job.fingerprint import build_fingerprint_inputs, compute_fingerprint
 from pipeline.job.spec import Job
-from pipeline.manifest.chunks import build_kept_schema
 from pipeline.manifest.column_selection import select_file_columns
 from pipeline.manifest.files import ManifestFile, read_manifest_schema
+from pipeline.manifest.kept_columns import unify_kept_schema
 from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engines.base import get_engine_type
 from pipeline.model.guidance.grammar import count_min_tokens
@@ -26,15 +26,18 @@ from pipeline.output.answer.geometry import find_field_meanings
 from pipeline.output.arrow_tables import RESERVED_COLUMNS
 from pipeline.output.dataset import Dataset, list_questions
 from pipeline.output.store import OutputStore, open_filesystem
+from pipeline.output.thread_map import map_in_threads
 from pipeline.schema import schema_loader
 
 
 def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunContext:
     job = resolve_paths(job, manifest_files)
     schema = schema_loader.load_schema(job.answer.schema_, base_folder=get_base_folder())
-    manifest_schema = read_manifest_schema(manifest_files[0])
+    typed_files = manifest_files if job.input.keep else manifest_files[:1]
+    manifest_schemas = list(map_in_threads(read_manifest_schema, typed_files))
     schema_prompt = schema_loader.build_default_prompt(schema) if schema and job.prompt.user is None else None
-    select_file_columns(job, manifest_files[0], manifest_schema, schema_prompt)  # raises if a column is missing
+    for file, manifest_schema in zip(typed_files, manifest_schemas, strict=True):
+        select_file_columns(job, file, manifest_schema, schema_prompt)  # raises if a column is missing
     checkpoint_identity = checkpoint_location.compute_identity(job.model.weights, job.model.revision)
     fingerprint_inputs = build_fingerprint_inputs(
         job,
@@ -46,7 +49,7 @@ def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunCo
         job=job,
         schema=schema,
         schema_prompt=schema_prompt,
-        kept_schema=build_kept_schema(manifest_schema, job),
+        kept_schema=unify_kept_schema(job, typed_files, manifest_schemas),
         fingerprint_inputs=fingerprint_inputs,
         fingerprint=compute_fingerprint(fingerprint_inputs),
         checkpoint_identity=checkpoint_identity,
@@ -89,17 +92,25 @@ def find_job_problems(context: RunContext, manifest_files: Sequence[ManifestFile
         select_file_columns(context.job, file, read_manifest_schema(file), context.schema_prompt)
     open_family(context)  # raises if the checkpoint's config or tokenizer is broken
     problems = schema_loader.find_problems(context.schema) if context.schema else []
-    problems += [
-        f"input.keep: every output has a column {name} of its own; give the manifest's another name"
-        + (" or leave it out, for the output's is the same as text" if name == context.job.input.id == "id" else "")
-        for name in context.job.input.keep
-        if name in RESERVED_COLUMNS
-    ]
+    problems += find_kept_name_problems(context.job)
     problems += get_engine_type(context.job).find_problems(context.pinned_job)
     if context.schema and context.job.answer.guided:
         min_tokens = count_min_tokens(context.schema.text, family_loader.load_tokenizer(locate_small_files(context)))
         if context.job.answer.max_new_tokens < min_tokens:
             problems.append(f"answer.max_new_tokens: the shortest answer that fits the schema has {min_tokens} tokens")
+    return problems
+
+
+def find_kept_name_problems(job: Job) -> list[str]:
+    """Many readers of Parquet do not tell upper from lower case in the names of columns."""
+    kept = [name.lower() for name in job.input.keep]
+    problems = [f"input.keep: names {name} twice" for name in dict.fromkeys(kept) if kept.count(name) > 1]
+    for name in job.input.keep:
+        if name.lower() in RESERVED_COLUMNS:
+            is_id = name == job.input.id and name.lower() == "id"
+            advice = " or leave it out, for the output's is the same as text" if is_id else ""
+            problem = f"every output has a column {name.lower()} of its own; give the manifest's another name{advice}"
+            problems.append(f"input.keep: {problem}")
     return problems
 
 

@@ -103,10 +103,9 @@ def test_a_folder_of_media_needs_no_column():
 
 def test_media_come_before_the_question_and_a_system_turn_is_optional():
     assert read_item({"uri": "/a.png"}, make_job(media="uri")).turns == (Turn("user", (MediaRef("/a.png"), "What?")),)
-    job = make_job({"system": "You see.", "user": "What?"}, media="uri", keep="uri")
+    job = make_job({"system": "You see.", "user": "What?"}, media="uri")
     parsed = read_item({"uri": "/a.png"}, job)
     assert parsed.turns[0] == Turn("system", ("You see.",))
-    assert parsed.kept_values == {"uri": "/a.png"}
     assert (parsed.id, parsed.question) == ("1", "q")
 
 

@@ -298,14 +298,3 @@ def test_pictures_in_a_column_need_an_id(workspace):
         workspace.run_job(input={"id": None})
     assert workspace.run_job() == 0
     assert workspace.list_answered_ids() == ["r0", "r1", "r2", "r3", "r4"]
-
-
-def test_a_kept_column_with_another_type_is_an_error_that_names_the_file(workspace):
-    rows = workspace.draw_images(2)
-    workspace.write_manifest(rows[:1])
-    (workspace.folder / "later.jsonl").write_text(json.dumps({**rows[1], "hint": "h"}) + "\n")
-    (workspace.folder / "first.jsonl").write_text(json.dumps({**rows[0], "hint": 1}) + "\n")
-    with pytest.raises(JobError, match=r"later\.jsonl: column hint \(input\.keep\) is int64 in the first file.*'h'"):
-        workspace.run_job(
-            input={"manifest": [str(workspace.folder / "first.jsonl"), str(workspace.folder / "later.jsonl")]}
-        )

@@ -19,6 +19,7 @@ Span = tuple[int, int]  # start and end, in whatever unit the source can seek fa
 class Source(ABC):
     file_endings: ClassVar[tuple[str, ...]] = ()  # in lower case; without any, the source reads a whole folder
     is_found_in_folders: ClassVar[bool] = True  # a folder that holds such a file is a manifest of several files
+    infers_types: ClassVar[bool] = False  # from the values, so that another file may have other types
     default_media: ClassVar[tuple[str, ...]] = ()  # columns for a job without input.media
     default_id: ClassVar[str | None] = None  # the column for a job without input.id and input.media
 

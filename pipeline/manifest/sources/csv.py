@@ -19,6 +19,7 @@ from pipeline.manifest.sources.base import TableSource
 
 class CsvSource(TableSource):
     file_endings = (".csv", ".tsv", ".csv.gz")
+    infers_types = True
     is_found_in_folders = False  # a folder of media may hold a table of labels
 
     @cached_property

@@ -27,6 +27,7 @@ EXACT_LIMITS = {pa.int64(): 2**63, pa.float64(): 2**53}  # smaller integers are 
 
 class JsonlSource(Source):
     file_endings = (".jsonl", ".ndjson", ".jsonl.gz")
+    infers_types = True
 
     @cached_property
     def inferred_schema(self) -> pa.Schema:
@@ -57,7 +58,8 @@ class JsonlSource(Source):
             file.seek(span[0])
             rows = self.parse_rows(file.read(span[1] - span[0]), span[0])
         schema = self.read_schema()
-        selected = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+        names = schema.names if columns is None else columns
+        selected = pa.schema([use_text_for_null(schema.field(name)) for name in names])
         return pa.table([self.build_column(rows, field, span[0]) for field in selected], schema=selected)
 
     def parse_rows(self, data: bytes, offset: int) -> list[tuple[int, dict[str, Any]]]:
@@ -101,12 +103,16 @@ class JsonlSource(Source):
 
 def infer_type(values: Sequence[Any]) -> pa.DataType:
     """
-    >>> [str(infer_type(values)) for values in ([1, None], [1, 2.5], [1, "a"], [[], ["a"]], [{"a": 1}], [2**64])]
-    ['int64', 'double', 'string', 'list<item: string>', 'string', 'string']
+    >>> [str(infer_type(values)) for values in ([1, None], [1, 2.5], [1, "a"], [[], ["a"]], [{"a": 1}], [2**64], [])]
+    ['int64', 'double', 'string', 'list<item: string>', 'string', 'string', 'null']
     """
     typed_values = [value for value in values if value is not None and value != []]
     fitting_types = (kind for kind in COLUMN_TYPES if all(has_type(value, kind) for value in typed_values))
-    return next(fitting_types, pa.string()) if typed_values else pa.string()
+    return next(fitting_types, pa.string()) if typed_values else pa.null()
+
+
+def use_text_for_null(field: pa.Field) -> pa.Field:
+    return field.with_type(pa.string()) if pa.types.is_null(field.type) else field
 
 
 def has_type(value: Any, data_type: pa.DataType) -> bool:
