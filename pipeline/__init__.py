@@ -204,7 +204,10 @@ run: one run, without Ray
 export: answers become other people's formats
     export/base.py                          the seam: Exporter, a format
     export/export_job.py                    exports the answers of a job: resumes, and accounts for every row
-    export/export_sources.py                chooses the rows to export
+    export/export_sources.py                chooses the rows to export, and joins answers with today's kept columns
+    export/row_matching.py                  finds the part that answers a row outside its own chunk
+    export/row_spool.py                     keeps manifest rows on disk until their part is exported
+    export/chunk_rows.py                    reads ids and kept values of chunks from the manifest
     export/table.py                         the format of a clean table: large Parquet files in Hive folders
 
 cluster: everything that needs Ray

@@ -10,19 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.errors import JobError, OutputError
 from pipeline.export.base import Exporter, ExportOptions, ExportTask
-from pipeline.export.export_sources import ExportSource, group_sources, list_sources, read_source_rows
+from pipeline.export.export_sources import AnswerReader, ExportSource, group_sources
 from pipeline.job.spec import Job
 from pipeline.manifest.files import list_manifest_files
 from pipeline.output.arrow_tables import COLUMN_DESCRIPTIONS, build_data_schema
 from pipeline.output.dataset import Dataset, list_questions
 from pipeline.output.store import OutputStore
-from pipeline.output.thread_map import map_in_threads
 from pipeline.registry import EXPORTERS, load_registered
 from pipeline.run import preflight, resume, retry_errors
 
@@ -43,9 +44,10 @@ def export_job(
     if context.fingerprint not in list_questions(store):
         raise OutputError(f"{store.path}: holds no answers to this question; run the job first")
     plan = resume.build_resume_plan(context, manifest_files, dataset)
-    sources = list_sources(plan, manifest_files, context, dataset)
-    claim_target(task, format_name, sources)
-    row_count, files = write_groups(exporter, task, sources, dataset, say)
+    with closing(AnswerReader(plan, context, dataset)) as reader:
+        claim_target(task, format_name, reader)
+        written = write_groups(exporter, task, reader, say)
+    row_count = written.rows - written.repeats
     retry_scope = retry_errors.find_retry_scope(plan, dataset)
     failed_count = sum(1 for _ in retry_errors.read_failed_rows(retry_scope, dataset))
     if row_count + failed_count + plan.rows_left != plan.rows:
@@ -54,14 +56,22 @@ def export_job(
             f"add up to the {plan.rows:,} rows of the manifest; if a run is at work, export to another folder when it "
             "has ended"
         )
-    exporter.finish(files)
+    exporter.finish(written.files)
     task.target.create_object("_SUCCESS", b"")
-    say(f"{target_path}: {row_count:,} of {plan.rows:,} rows")
+    repeats = f", and {written.repeats:,} that ask the same as one of them" if written.repeats else ""
+    say(f"{target_path}: {row_count:,} of {plan.rows:,} rows{repeats}")
     if failed_count or plan.rows_left:
         say(f"missing: {failed_count:,} rows that failed (run --retry-errors), {plan.rows_left:,} not asked yet (run)")
 
 
-def claim_target(task: ExportTask, format_name: str, sources: Sequence[ExportSource]) -> None:
+@dataclass
+class WrittenGroups:
+    rows: int = 0
+    repeats: int = 0  # of these, rows that ask the same as another one
+    files: list[str] = field(default_factory=list)
+
+
+def claim_target(task: ExportTask, format_name: str, reader: AnswerReader) -> None:
     """Create `_export.json`. Refuse a folder that holds another export or something else."""
     target = task.target
     entries = target.list_top_entries()
@@ -71,9 +81,9 @@ def claim_target(task: ExportTask, format_name: str, sources: Sequence[ExportSou
         "fingerprint": task.context.fingerprint,
         "rows_per_file": task.options.rows_per_file,
         "partition_by": list(task.options.partition_by),
-        "parts": len(sources),
-        "bytes": sum(source.size_bytes for source in sources),
-        "sources": hash_json(sorted((source.part_name, source.size_bytes, source.row_offsets) for source in sources)),
+        "parts": sum(len(source.parts) for source in reader.sources),
+        "bytes": sum(source.size_bytes for source in reader.sources),
+        "sources": hash_json([reader.digest, identify_sources(reader.sources)]),
         "columns": {
             field.name: {"type": str(field.type), "is": COLUMN_DESCRIPTIONS.get(field.name, "")}
             for field in task.columns
@@ -91,48 +101,51 @@ def claim_target(task: ExportTask, format_name: str, sources: Sequence[ExportSou
     if changes:
         shown = ", ".join(f"{name}: was {old}, is {new}" for name, old, new in changes if name != "sources")
         raise OutputError(
-            f"{target.path} holds another export ({shown or 'other answers'}); export to another folder, for instance "
-            "one a day, or delete this one"
+            f"{target.path} holds another export ({shown or 'other answers or kept values'}); export to another "
+            "folder, for instance one a day, or delete this one"
         )
 
 
 def write_groups(
-    exporter: Exporter,
-    task: ExportTask,
-    sources: Sequence[ExportSource],
-    dataset: Dataset,
-    say: Callable[[str], None],
-) -> tuple[int, list[str]]:
-    """Write the groups that have no note yet. Returns the rows and the files of all groups."""
-    row_count, files = 0, []
-    groups = list(group_sources(sources, task.options.rows_per_file))
+    exporter: Exporter, task: ExportTask, reader: AnswerReader, say: Callable[[str], None]
+) -> WrittenGroups:
+    """Write the groups that have no note yet. Returns the sum of all groups."""
+    written = WrittenGroups()
+    groups = list(group_sources(reader.sources, task.options.rows_per_file))
     noted = task.target.list_names("_groups")
     for number, group in enumerate(groups, 1):
-        identity = [(source.part_name, source.size_bytes, source.row_offsets) for source in group]
+        identity = [reader.digest, identify_sources(group)]
         name = hash_json([task.context.fingerprint, list(task.options.partition_by), identity])
         if f"{name}.json" not in noted:
-            write_group(exporter, name, group, task, dataset)
+            write_group(exporter, name, group, task, reader)
         note = json.loads(task.target.read_object(f"_groups/{name}.json"))
-        row_count += note["rows"]
-        files += note["files"]
-        say(f"{row_count:,} rows, {number:,} of {len(groups):,} groups")
-    return row_count, files
+        written.rows += note["rows"]
+        written.repeats += note["repeats"]
+        written.files += note["files"]
+        say(f"{written.rows:,} rows, {number:,} of {len(groups):,} groups")
+    return written
 
 
 def write_group(
-    exporter: Exporter, name: str, group: Sequence[ExportSource], task: ExportTask, dataset: Dataset
+    exporter: Exporter, name: str, group: Sequence[ExportSource], task: ExportTask, reader: AnswerReader
 ) -> None:
     """Write the files of a group, then its note."""
-    row_count = 0
+    row_count = repeat_count = 0
 
     def read_tables() -> Iterator[pa.Table]:
-        nonlocal row_count
-        for table in map_in_threads(lambda source: read_source_rows(source, task.columns, dataset), group):
+        nonlocal row_count, repeat_count
+        for table in reader.read_tables(group, task.columns):
             row_count += table.num_rows
+            repeat_count += table.num_rows - len(table["id"].unique())
             yield table
 
     files = exporter.write_group(name, read_tables())
-    task.target.create_object(f"_groups/{name}.json", json.dumps({"rows": row_count, "files": files}).encode())
+    note = {"rows": row_count, "repeats": repeat_count, "files": files}
+    task.target.create_object(f"_groups/{name}.json", json.dumps(note).encode())
+
+
+def identify_sources(sources: Sequence[ExportSource]) -> list[tuple[Sequence[str], int]]:
+    return [(source.parts, source.size_bytes) for source in sources]
 
 
 def hash_json(value: object) -> str:

@@ -1,78 +1,157 @@
-"""Chooses the rows of an export: each row of the manifest that is answered, once, in the manifest's order.
+"""Chooses the rows of an export, and joins answers with the kept columns of today's manifest.
 
-The parts of the manifest's chunks come first. Rows that the manifest still asks but that were answered in a part whose
-chunk is gone, because the manifest was rewritten, follow.
+A source is what the output holds for one chunk of the manifest, or an orphan part, whose chunk is gone. It answers the
+rows of its chunk and rows elsewhere in the manifest: those that repeat one of them, and those that stood in another
+chunk when they were answered. Such foreign rows wait in a spool until their source is exported. Rows that ask the same
+and have the same kept values are exported once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.context import RunContext
-from pipeline.manifest.chunks import split_file
-from pipeline.manifest.files import ManifestFile
+from pipeline.export.chunk_rows import ChunkRow, ChunkRowReader
+from pipeline.export.row_matching import Numbers, match_foreign_rows
+from pipeline.export.row_spool import RowSpool
+from pipeline.manifest.chunks import Chunk, encode_canonical_json, hash_row_keys
 from pipeline.output.dataset import Dataset, split_part_name
-from pipeline.output.store import ObjectInfo
-from pipeline.run import resume
-from pipeline.run.dedup import HashBuckets, find_common_rows, find_duplicates
+from pipeline.output.thread_map import map_in_threads
+from pipeline.run.dedup import HashBuckets
+from pipeline.run.resume import ResumePlan, group_by_chunk
 
 
 @dataclass(frozen=True, slots=True)
 class ExportSource:
-    """A part, or some rows of it."""
-
-    part_name: str
+    number: int
+    parts: tuple[str, ...]  # the generations of a chunk, or one orphan part
     size_bytes: int
-    max_rows: int  # the part may have fewer: some rows failed
-    row_offsets: tuple[int, ...] | None = None  # None means all rows
+    chunk: Chunk | None  # None for an orphan part
+    foreign_rows: int = 0
+
+    @property
+    def max_rows(self) -> int:
+        """Fewer are exported where rows failed or are equal."""
+        return (self.chunk.asked_row_count if self.chunk else 0) + self.foreign_rows
 
 
-def list_sources(
-    plan: resume.ResumePlan, manifest_files: Sequence[ManifestFile], context: RunContext, dataset: Dataset
-) -> list[ExportSource]:
-    part_infos = dataset.list_parts()
+class AnswerReader:
+    """Reads the rows of an export, source by source. `digest` changes with the rows and their kept values."""
+
+    def __init__(self, plan: ResumePlan, context: RunContext, dataset: Dataset):
+        self.context, self.dataset = context, dataset
+        self.row_reader = ChunkRowReader(context)
+        self.spool = RowSpool()
+        self.hash = hashlib.blake2b(digest_size=12)
+        sources = list_chunk_sources(plan, dataset)
+        pairs = self._survey_manifest(plan, sources)
+        counts = self._spool_foreign_rows(plan.chunks, pairs)
+        sizes = dataset.list_parts()
+        sources += [
+            ExportSource(number, (part,), sizes[part].size, None)
+            for number, part in enumerate(plan.orphan_parts, len(sources))
+            if number in counts
+        ]
+        self.sources = [replace(source, foreign_rows=counts[source.number]) for source in sources]
+        self.digest = self.hash.hexdigest()
+
+    def close(self) -> None:
+        self.spool.close()
+
+    def _survey_manifest(self, plan: ResumePlan, sources: Sequence[ExportSource]) -> Numbers:
+        """The foreign rows, see `match_foreign_rows`."""
+        no_pairs: Numbers = np.empty((0, 2), np.int64)
+        keeps_columns = bool(self.context.job.input.keep)
+        has_foreign_rows = bool(plan.orphan_parts) or (keeps_columns and plan.duplicate_rows > 0)
+        if not keeps_columns and not has_foreign_rows:
+            return no_pairs
+        source_by_chunk = {source.chunk.name: source.number for source in sources if source.chunk}
+        with HashBuckets() as asked_rows:
+            for chunk in plan.chunks:
+                rows = self.row_reader.read_rows(chunk)
+                if chunk.name in source_by_chunk:
+                    self._add_to_digest(row for offset, row in enumerate(rows) if offset not in chunk.skipped_offsets)
+                if has_foreign_rows:
+                    asked_rows.add_hashes(hash_row_keys([(row.id, row.question) for row in rows]))
+            if not has_foreign_rows:
+                return no_pairs
+            return match_foreign_rows(
+                asked_rows,
+                chunk_starts=np.cumsum([0, *(chunk.row_count for chunk in plan.chunks)])[:-1],
+                chunk_sources=np.array([source_by_chunk.get(chunk.name, -1) for chunk in plan.chunks]),
+                source_parts=[source.parts for source in sources],
+                orphan_parts=plan.orphan_parts,
+                dataset=self.dataset,
+            )
+
+    def _spool_foreign_rows(self, chunks: Sequence[Chunk], pairs: Numbers) -> Counter[int]:
+        """Returns the number of foreign rows of each source."""
+        starts = np.cumsum([0, *(chunk.row_count for chunk in chunks)])
+        sources = iter(pairs[:, 1].tolist())
+        counts: Counter[int] = Counter()
+        for index, offsets in group_by_chunk(pairs[:, 0], starts):
+            rows = self.row_reader.read_rows(chunks[index])
+            foreign_rows = [(next(sources), rows[offset]) for offset in offsets]
+            self.spool.add_rows(foreign_rows)
+            self._add_to_digest(row for _, row in foreign_rows)
+            counts.update(source for source, _ in foreign_rows)
+        self.spool.build_index()
+        return counts
+
+    def _add_to_digest(self, rows: Iterable[ChunkRow]) -> None:
+        for row in rows:
+            self.hash.update(encode_canonical_json([row.id, row.kept_values]).encode())
+
+    def read_tables(self, sources: Sequence[ExportSource], columns: pa.Schema) -> Iterator[pa.Table]:
+        """The rows of each source in the given columns. The parts are read ahead, the manifest is read forward."""
+        answer_columns = pa.schema([field for field in columns if field.name not in self.context.kept_schema.names])
+        answers = map_in_threads(lambda source: read_answers(source, answer_columns, self.dataset), sources)
+        for source, answered in zip(sources, answers, strict=True):
+            yield self._join_rows(source, answered, columns)
+
+    def _join_rows(self, source: ExportSource, answered: pa.Table, columns: pa.Schema) -> pa.Table:
+        kept_schema = self.context.kept_schema
+        if source.chunk and not kept_schema.names:
+            return answered
+        rows: list[ChunkRow] = []
+        if source.chunk:
+            chunk_rows = self.row_reader.read_rows(source.chunk)
+            rows = [row for offset, row in enumerate(chunk_rows) if offset not in source.chunk.skipped_offsets]
+        rows += self.spool.read_rows(source.number)
+        if source.foreign_rows:
+            rows = list({encode_canonical_json([row.id, row.kept_values]): row for row in rows}.values())
+        places = {row_id: place for place, row_id in enumerate(answered["id"].to_pylist())}
+        rows = [row for row in rows if row.id in places]
+        answered = answered.take([places[row.id] for row in rows])
+        arrays = [
+            pa.array([row.kept_values[field.name] for row in rows], field.type)
+            if field.name in kept_schema.names
+            else answered[field.name]
+            for field in columns
+        ]
+        return pa.table(arrays, schema=columns)
+
+
+def list_chunk_sources(plan: ResumePlan, dataset: Dataset) -> list[ExportSource]:
+    parts = dataset.list_parts()
     generations: dict[str, list[tuple[int, str]]] = {}
-    for part in part_infos:
+    for part in parts:
         chunk_name, generation = split_part_name(part)
         generations.setdefault(chunk_name, []).append((generation, part))
     remaining = {chunk.name for chunk in plan.remaining_chunks}  # a run may have committed some of them since
-    sources = [
-        ExportSource(part, part_infos[part].size, chunk.asked_row_count)
-        for chunk in plan.chunks
-        if chunk.name not in remaining
-        for _, part in sorted(generations.get(chunk.name, ()))
-    ]
-    if plan.orphan_parts:
-        sources += _list_orphan_sources(plan.orphan_parts, part_infos, manifest_files, context, dataset)
+    sources: list[ExportSource] = []
+    for chunk in plan.chunks:
+        own_parts = tuple(part for _, part in sorted(generations.get(chunk.name, ())))
+        if own_parts and chunk.name not in remaining:
+            size = sum(parts[part].size for part in own_parts)
+            sources.append(ExportSource(len(sources), own_parts, size, chunk))
     return sources
-
-
-def _list_orphan_sources(
-    orphan_parts: Sequence[str],
-    part_infos: Mapping[str, ObjectInfo],
-    manifest_files: Sequence[ManifestFile],
-    context: RunContext,
-    dataset: Dataset,
-) -> Iterator[ExportSource]:
-    """The rows of orphan parts that the manifest asks. A row that several parts answer counts once."""
-    with HashBuckets() as asked_rows, HashBuckets() as orphan_rows:
-        for file in manifest_files:
-            for _, hashes in split_file(context.job, file, context.schema_prompt):
-                asked_rows.add_hashes(hashes)
-        first_rows = [0]  # of each orphan part
-        for hashes in resume.read_row_hashes(orphan_parts, dataset):
-            orphan_rows.add_hashes(hashes)
-            first_rows.append(orphan_rows.row_count)
-        buckets = zip(asked_rows, orphan_rows, strict=True)
-        wanted = np.concatenate([orphans["at"][find_common_rows(orphans, asked)] for asked, orphans in buckets])
-        duplicates = np.concatenate([find_duplicates(orphans)[0] for orphans in orphan_rows])
-    for number, offsets in resume.group_by_chunk(np.setdiff1d(wanted, duplicates), np.array(first_rows)):
-        part = orphan_parts[number]
-        yield ExportSource(part, part_infos[part].size, len(offsets), offsets)
 
 
 def group_sources(sources: Iterable[ExportSource], rows_per_file: int) -> Iterator[list[ExportSource]]:
@@ -89,11 +168,13 @@ def group_sources(sources: Iterable[ExportSource], rows_per_file: int) -> Iterat
         yield group
 
 
-def read_source_rows(source: ExportSource, columns: pa.Schema, dataset: Dataset) -> pa.Table:
-    """The rows in the given columns: a part of an earlier version may lack some or have other types."""
-    table = dataset.read_part(source.part_name)
-    if source.row_offsets is not None:
-        table = table.take(list(source.row_offsets))
+def read_answers(source: ExportSource, columns: pa.Schema, dataset: Dataset) -> pa.Table:
+    """The rows of all parts in the given columns: a part of an earlier version may lack some or have other types."""
+    tables = [dataset.read_part(part) for part in source.parts]
+    return pa.concat_tables([fit_columns(table, columns) for table in tables])
+
+
+def fit_columns(table: pa.Table, columns: pa.Schema) -> pa.Table:
     arrays = [
         table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
         for field in columns

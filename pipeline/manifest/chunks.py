@@ -55,8 +55,9 @@ class RowReader:
         names = dict.fromkeys([*self.hashed_columns, *self.id_columns, *self.checked_columns])
         return self._compute_keys(self.source.read_span(span, list(names)))
 
-    def read_rows(self, span: Span) -> list[ManifestRow]:
-        names = dict.fromkeys([*self.columns.question_columns, *self.columns.kept, *self.id_columns])
+    def read_rows(self, span: Span, *, with_binary_media: bool = True) -> list[ManifestRow]:
+        asked = self.columns.question_columns if with_binary_media else self.hashed_columns
+        names = dict.fromkeys([*asked, *self.columns.kept, *self.id_columns])
         table = self.source.read_span(span, list(names))
         keys, rows = self._compute_keys(table), to_python_rows(table, self.file.url)
         return [ManifestRow(row, *key) for row, key in zip(rows, keys, strict=True)]
@@ -120,15 +121,21 @@ def split_file(job: Job, file: ManifestFile, schema_prompt: str | None) -> Itera
 
 def read_chunk_rows(chunk: Chunk, reader: RowReader) -> list[ManifestRow]:
     """The rows that the chunk asks, read again and compared with what planning saw."""
-    rows = reader.read_rows(chunk.span)
-    if hash_rows(hash_row_keys([(row.id, row.question) for row in rows])) != chunk.rows_hash:
-        raise StoppedError(f"{chunk.file.url} was changed during the run; run the same command again to go on")
+    rows = read_span_again(chunk, reader)
     skipped_offsets, retried_ids = chunk.skipped_offsets, dict(chunk.retry_histories)
     return [
         row
         for offset, row in enumerate(rows)
         if offset not in skipped_offsets and (row.id in retried_ids or not chunk.generation)
     ]
+
+
+def read_span_again(chunk: Chunk, reader: RowReader, *, with_binary_media: bool = True) -> list[ManifestRow]:
+    """All rows of the chunk's span, compared with what planning saw."""
+    rows = reader.read_rows(chunk.span, with_binary_media=with_binary_media)
+    if hash_rows(hash_row_keys([(row.id, row.question) for row in rows])) != chunk.rows_hash:
+        raise StoppedError(f"{chunk.file.url} was changed during the run; run the same command again to go on")
+    return rows
 
 
 def compute_row_keys(

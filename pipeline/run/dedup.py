@@ -99,3 +99,22 @@ def find_common_rows(bucket: HashedRows, other_bucket: HashedRows) -> NDArray[np
     is_common = np.empty(len(both), bool)
     is_common[order] = group_is_in_other[group_of_sorted_row]
     return is_common[: len(bucket)]
+
+
+def match_rows(bucket: HashedRows, other_bucket: HashedRows) -> NDArray[np.int64]:
+    """The rows that repeat an earlier row or are also in the other bucket. Three columns: the row's number, that of the
+    first row that is the same, and that of the first such row in the other bucket, or -1."""
+    both = np.concatenate([bucket, other_bucket])
+    is_other = np.arange(len(both)) >= len(bucket)
+    order = np.lexsort((both["at"], is_other, both["low"], both["high"], both["id"]))
+    keys, numbers, is_other = both[["id", "high", "low"]][order], both["at"][order].astype(np.int64), is_other[order]
+    starts_group = np.ones(len(both), bool)
+    starts_group[1:] = keys[1:] != keys[:-1]
+    group = np.cumsum(starts_group) - 1
+    first_numbers = numbers[starts_group]  # by group
+    first_others = np.full(len(first_numbers), -1)
+    other_groups, first_places = np.unique(group[is_other], return_index=True)
+    first_others[other_groups] = numbers[is_other][first_places]
+    is_match = ~is_other & ((numbers != first_numbers[group]) | (first_others[group] >= 0))
+    matches: NDArray[np.int64] = np.stack([numbers, first_numbers[group], first_others[group]], axis=1)[is_match]
+    return matches

@@ -25,7 +25,7 @@ from pipeline.output.thread_map import map_in_threads
 from pipeline.run.dedup import HashBuckets, find_common_rows, find_duplicates
 
 RowHashes = NDArray[np.uint64]  # three per row, see hash_row_keys
-RowNumbers = NDArray[np.uint64]  # counted over all rows of the manifest
+RowNumbers = NDArray[np.uint64] | NDArray[np.int64]  # counted over all rows of the manifest
 HashedChunk = tuple[Chunk, RowHashes]
 ManifestSplitter = Callable[[Job, Sequence[ManifestFile], str | None], Iterable[HashedChunk]]
 

@@ -20,7 +20,7 @@ REPORTED_PACKAGES = ("ray", "torch", "transformers", "pyarrow")
 
 
 def describe_plan(job_name: str, plan: ResumePlan) -> str:
-    duplicates = f", {plan.duplicate_rows:,} asked twice and answered once" if plan.duplicate_rows else ""
+    duplicates = f", {plan.duplicate_rows:,} more that ask the same and share an answer" if plan.duplicate_rows else ""
     done_before = f", {plan.rows - plan.rows_left:,} done before" if plan.rows > plan.rows_left else ""
     chunk_count = len(plan.remaining_chunks)
     remaining = f"{plan.rows_left:,} to do in {chunk_count:,} chunk{'s' * (chunk_count != 1)}"

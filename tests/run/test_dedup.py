@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.run import dedup
-from pipeline.run.dedup import HashBuckets, find_common_rows, find_duplicates
+from pipeline.run.dedup import HashBuckets, find_common_rows, find_duplicates, match_rows
 
 pytestmark = pytest.mark.process
 
@@ -51,6 +51,16 @@ def test_rows_that_are_also_in_another_set_are_found(rows, others):
             for at in one["at"][find_common_rows(one, other)]
         )
     assert found == [at for at, one in enumerate(rows) if one in others]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(row, max_size=60), st.lists(row, max_size=60))
+def test_rows_are_matched_with_the_first_that_asks_the_same_in_each_set(rows, others):
+    with fill_buckets(rows) as buckets, fill_buckets(others) as other_buckets:
+        pairs = zip(buckets, other_buckets, strict=True)
+        found = sorted(tuple(map(int, match)) for one, other in pairs for match in match_rows(one, other))
+    expected = [(at, rows.index(one), others.index(one) if one in others else -1) for at, one in enumerate(rows)]
+    assert found == [match for match in expected if match[0] != match[1] or match[2] >= 0]
 
 
 def test_buckets_on_disk_keep_every_row(monkeypatch):

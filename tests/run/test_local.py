@@ -127,7 +127,7 @@ def test_a_question_asked_twice_is_answered_once(workspace):
     workspace.write_manifest([*rows, rows[1], rows[5]])
     assert workspace.run_job() == 0
     assert workspace.list_answered_ids() == ["r0", "r1", "r2", "r3", "r4", "r5"]
-    assert "2 asked twice and answered once" in workspace.messages[0]
+    assert "2 more that ask the same and share an answer" in workspace.messages[0]
 
 
 def test_only_the_new_rows_of_a_rewritten_manifest_are_answered(workspace):

@@ -65,7 +65,7 @@ def test_a_row_limit_counts_repeated_rows(workspace):
     workspace.write_manifest([rows[0], rows[0], rows[1], rows[2], rows[0], rows[3]])
     assert workspace.run_job(row_limit=3) == 0
     assert workspace.list_answered_ids() == ["r0", "r1"]
-    assert "2 rows, 1 asked twice" in workspace.messages[0]
+    assert "2 rows, 1 more that ask the same" in workspace.messages[0]
 
 
 def test_a_manifest_that_changes_during_a_run_stops_it(workspace, monkeypatch):
