@@ -87,7 +87,7 @@ def check_job(options: argparse.Namespace) -> int:
     if options.job is None:
         raise PipelineError("check needs a job file, or --explain")
     job = load_job(options)
-    files = list_manifest_files(job)
+    files = list_manifest_files(job, print)
     context = preflight.build_run_context(job, files)
     if problems := preflight.find_job_problems(context, files):
         raise PipelineError("\n".join([f"{options.job}:", *(f"  {problem}" for problem in problems)]))

@@ -33,7 +33,7 @@ DEFAULT_FORMAT = "table"
 def export_job(
     job: Job, target_path: str, format_name: str, options: ExportOptions, say: Callable[[str], None]
 ) -> None:
-    manifest_files = list_manifest_files(job)
+    manifest_files = list_manifest_files(job, say)
     context = preflight.build_run_context(job, manifest_files)
     store = OutputStore(context.job.output.path)
     dataset = Dataset(store, context.fingerprint)

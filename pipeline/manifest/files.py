@@ -6,6 +6,7 @@ A folder that holds no manifest file is a manifest itself: each media file in it
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,6 +22,12 @@ from pipeline.manifest.sources.base import Source
 from pipeline.registry import SOURCES, load_registered
 
 ResultT = TypeVar("ResultT")
+OUTPUT_FILE = re.compile(r"/(data|errors)/fp=[0-9a-f]{12}/[^/]+$")
+EXPORT_MARK = "/_export.json"  # the file that every export has in its folder
+
+
+def ignore_note(note: str) -> None:
+    """For callers that show no notes."""
 
 
 def load_source_class(kind: str) -> type[Source]:
@@ -48,25 +55,29 @@ class ManifestFile:
         return self.url.rpartition("/")[0] if self.source_class.file_endings else self.url
 
 
-def list_manifest_files(job: Job) -> list[ManifestFile]:
-    """Every file that the manifest names, in a fixed order."""
+def list_manifest_files(job: Job, say: Callable[[str], None] = ignore_note) -> list[ManifestFile]:
+    """Every file that the manifest names, in a fixed order. `say` takes notes about files that are left out."""
     path = job.output.path
     output_url = path.rstrip("/") if "://" in path else f"file://{os.path.abspath(path)}"
-    files = [file for url in job.input.manifest for file in expand_url(url, f"{output_url}/")]
+    files = [file for url in job.input.manifest for file in expand_url(url, output_url, say)]
     if not files:
         raise JobError(f"input.manifest: nothing found at {', '.join(job.input.manifest)}")
     return files
 
 
-def expand_url(url: str, output_prefix: str) -> list[ManifestFile]:
-    """The files behind a URL. A folder or pattern may contain the job's own output, which is left out."""
+def expand_url(url: str, output_url: str, say: Callable[[str], None]) -> list[ManifestFile]:
+    """The files behind a URL."""
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
+        if filesystem.unstrip_protocol(path).rstrip("/") == output_url:
+            raise JobError(f"output.path is {url}, the manifest's own folder; choose another folder for the answers")
         if any(wildcard in path for wildcard in "*?["):
-            names = exclude_output_files(filesystem, filesystem.glob(path), output_prefix)
+            folder = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
+            names = leave_out_outputs(filesystem, folder, filesystem.glob(path), output_url, say)
         elif filesystem.isdir(path):
-            manifest_names = filter(is_found_in_folders, filesystem.find(path))
-            names = exclude_output_files(filesystem, manifest_names, output_prefix)
+            found = [name for name in filesystem.find(path) if is_found_in_folders(name) or name.endswith(EXPORT_MARK)]
+            names = leave_out_outputs(filesystem, path, found, output_url, say)
+            names = list(filter(is_found_in_folders, names))
             if not names:
                 folder_kind = next(kind for kind in SOURCES if not load_source_class(kind).file_endings)
                 return [ManifestFile(filesystem.unstrip_protocol(path), folder_kind)]
@@ -85,8 +96,32 @@ def expand_url(url: str, output_prefix: str) -> list[ManifestFile]:
     return [ManifestFile(filesystem.unstrip_protocol(name), require_source_kind(name)) for name in names]
 
 
-def exclude_output_files(filesystem: Any, names: Iterable[str], output_prefix: str) -> list[str]:
-    return sorted(name for name in names if not filesystem.unstrip_protocol(name).startswith(output_prefix))
+def leave_out_outputs(
+    filesystem: Any, folder: str, found: Iterable[str], output_url: str, say: Callable[[str], None]
+) -> list[str]:
+    """The names without those of the job's own output, and without the outputs and exports of other jobs below the
+    folder: rows that were taken out of the manifest would come back from there. A URL that leads into an output or an
+    export reads it."""
+    names = sorted(found)
+    exports = tuple(
+        name.removesuffix(EXPORT_MARK) + "/"
+        for name in names
+        if name.endswith(EXPORT_MARK) and name != f"{folder}{EXPORT_MARK}"
+    )
+    own, others, rest = [], [], []
+    for name in names:
+        if filesystem.unstrip_protocol(name).startswith(f"{output_url}/"):
+            own.append(name)
+        elif OUTPUT_FILE.search(name, len(folder)) or name.startswith(exports):
+            others.append(name)
+        else:
+            rest.append(name)
+    if not rest and any(detect_source_kind(name) and not OUTPUT_FILE.search(name) for name in own):
+        raise JobError(f"output.path contains the manifest in {folder}; choose another folder for the answers")
+    if others := list(filter(detect_source_kind, others)):
+        count = f"{len(others):,} file{'s' * (len(others) != 1)}"
+        say(f"left out of the manifest: {count} in outputs and exports of other jobs, such as {others[0]}")
+    return rest
 
 
 def detect_source_kind(name: str) -> str | None:

@@ -57,7 +57,7 @@ class ActiveRun:
 def run_job(job: Job, options: RunOptions = RunOptions(), *, say: Say | None = None) -> int:
     """Run a job to its end. Returns the exit code. `say` takes the lines that otherwise go to the terminal."""
     with Progress(job.name, say=say, live_disabled=options.show_ray_log) as progress:
-        manifest_files = list_manifest_files(job)
+        manifest_files = list_manifest_files(job, progress.say)
         context = check_job(job, manifest_files, progress.say)
         store = preflight.open_output_store(context, allow_other_questions=options.allow_other_questions)
         dataset = Dataset(store, context.fingerprint)
