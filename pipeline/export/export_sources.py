@@ -127,7 +127,7 @@ class AnswerReader:
         if source.foreign_rows:
             rows = list({encode_canonical_json([row.id, row.kept_values]): row for row in rows}.values())
         places = {row_id: place for place, row_id in enumerate(answered["id"].to_pylist())}
-        rows = [row for row in rows if row.id in places]
+        rows = sorted((row for row in rows if row.id in places), key=lambda row: places[row.id])
         answered = answered.take([places[row.id] for row in rows])
         arrays = [
             pa.array([row.kept_values[field.name] for row in rows], field.type)

@@ -65,6 +65,9 @@ class InputSection(JobSection):
     media: NameList = define_key(
         "column(s) with a URI, a list of URIs, or bytes; image or video is told by content", ()
     )
+    require: Literal["all", "any"] = define_key(
+        "all: a row of several media of which one is missing is an error row; any: it is asked with the others", "all"
+    )
     messages: str | None = define_key(
         "column with a chat; `messages` is used where the manifest has one and no prompt is given", None
     )

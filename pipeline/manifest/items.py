@@ -31,7 +31,9 @@ def build_item(
         cells = [parse_media_cell(row.get(name), base_folder, f"column {name}") for name in columns.media]
         max_tokens = row.get(MAX_TOKENS_COLUMN) if MAX_TOKENS_COLUMN in columns.options else None
         max_new_tokens = parse_number(MAX_TOKENS_COLUMN, max_tokens, int, "column ")
-    media = [replace(media_ref, options=row_options) for cell in cells for media_ref in cell]
+    media = [replace(media_ref, options=row_options) for cell in cells for media_ref in cell if media_ref]
+    if media and job.input.require == "all":
+        require_all_media(columns.media, cells)
     system = None if job.prompt.system is None else fill_placeholders(job.prompt.system, row)
     if columns.messages is not None:
         with convert_cell_errors("messages"):
@@ -43,6 +45,14 @@ def build_item(
         user_prompt = schema_prompt if job.prompt.user is None else fill_placeholders(job.prompt.user, row)
         turns = build_question_turns(media, system, user_prompt, columns)
     return Item(item_id, question, turns, max_new_tokens=max_new_tokens)
+
+
+def require_all_media(names: Sequence[str], cells: Sequence[Sequence[MediaRef | None]]) -> None:
+    """An answer about some of a row's media would be a wrong label."""
+    if incomplete := [name for name, cell in zip(names, cells, strict=True) if None in cell]:
+        problem = f"column {incomplete[0]} lacks a medium, and the row has others"
+        advice = "fill it in, or ask such rows with the media that are there: input.require: any"
+        raise ReadError("missing_media", f"{problem}; {advice}")
 
 
 @contextmanager

@@ -27,14 +27,14 @@ class CellError(ValueError):
     """A cell is malformed. `build_item` makes a ReadError of it."""
 
 
-def parse_media_cell(value: Any, base_folder: str, location: str) -> list[MediaRef]:
-    """The media in one cell: none, one, or a list, which may be JSON text."""
+def parse_media_cell(value: Any, base_folder: str, location: str) -> list[MediaRef | None]:
+    """The media in one cell: one, or a list, which may be JSON text. None stands for a medium that is missing."""
     if isinstance(value, str) and value.startswith(("[", "{")):
         with suppress(ValueError, RecursionError):  # a path may begin with a bracket
             value = json.loads(value)
     cells = value if isinstance(value, (list, tuple)) else [value]
     sources = [parse_source(cell, base_folder, location) for cell in cells]
-    return [MediaRef(source) for source in sources if source is not None]
+    return [None if source is None else MediaRef(source) for source in sources] or [None]
 
 
 def parse_source(value: Any, base_folder: str, location: str) -> str | bytes | None:

@@ -113,7 +113,7 @@ def test_media_come_before_the_question_and_a_system_turn_is_optional():
     ("value", "expected"),
     [
         ("a.png", ["s3://b/in/a.png"]),
-        (["a.png", None, "/b.png"], ["s3://b/in/a.png", "/b.png"]),
+        (["a.png", "/b.png"], ["s3://b/in/a.png", "/b.png"]),
         (
             ["http://h/a", "data:image/png;base64,x", "file:///a"],
             ["http://h/a", "data:image/png;base64,x", "file:///a"],
@@ -128,9 +128,25 @@ def test_what_a_media_column_may_hold(value, expected):
 
 
 @pytest.mark.parametrize("nothing", [None, "", b"", [], [None], {"bytes": None, "path": None}])
-def test_empty_media_cells_are_skipped_and_a_row_without_media_is_refused(nothing):
-    assert list_sources({"a": nothing, "b": "/b"}, make_job(media=["a", "b"])) == ["/b"]
+def test_a_row_without_its_media_or_without_some_of_them_is_refused(nothing):
     assert "a is empty" in read_error("no_media", {"a": nothing}, make_job(media="a"))
+    row = {"a": "/a", "b": nothing}
+    assert "column b lacks a medium" in read_error("missing_media", row, make_job(media=["a", "b"]))
+    assert list_sources(row, make_job(media=["a", "b"], require="any")) == ["/a"]
+
+
+@pytest.mark.parametrize("cell", [["/a", None], ["", "/a"], '["/a", null]'])
+def test_a_list_with_a_missing_medium_is_refused(cell):
+    assert "column a lacks a medium" in read_error("missing_media", {"a": cell}, make_job(media="a"))
+    assert list_sources({"a": cell}, make_job(media="a", require="any")) == ["/a"]
+
+
+def test_a_chat_may_have_no_media_at_all_but_not_some_of_them():
+    job = make_job({}, media=["a", "b"])
+    text = [{"role": "user", "content": "hi"}]
+    assert list_sources({"messages": text, "a": None, "b": None}, job) == []
+    picture = [{"role": "user", "content": [{"type": "image"}]}]
+    assert "column a lacks a medium" in read_error("missing_media", {"messages": picture, "a": None, "b": "/b"}, job)
 
 
 @pytest.mark.parametrize("value", [3, {"x": 1}, [["a"]], 1.5, {"bytes": 3}, True])
