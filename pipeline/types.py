@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -159,6 +159,19 @@ class Reply:
     latency_s: float | None = field(default=None, compare=False)  # since the engine accepted the request
 
 
+class TokenCounts(NamedTuple):
+    vision: int = 0
+    prompt: int = 0  # vision tokens included
+    output: int = 0
+
+
+NO_TOKENS = TokenCounts()
+
+
+def add_counts(*counts: TokenCounts) -> TokenCounts:
+    return TokenCounts(*map(sum, zip(*counts, strict=True)))
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why an item has no answer."""
@@ -169,6 +182,7 @@ class Failure:
     message: str
     attempts: int = 1
     text: str | None = None  # the reply, where there is one that cannot be used
+    discarded_tokens: TokenCounts = NO_TOKENS  # of all replies
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +220,11 @@ class Row:
     raw: str | None = None  # the model's own JSON, where geometry or repair changed it
     flags: tuple[str, ...] = ()  # what was changed: repaired, clamped, ...
     violations: tuple[str, ...] = ()  # what the schema doubts, in sentences
+    discarded_tokens: TokenCounts = NO_TOKENS  # of replies that were worse than the one in the row
+
+    @property
+    def tokens(self) -> TokenCounts:
+        return TokenCounts(self.vision_tokens, self.prompt_tokens, self.output_tokens)
 
 
 # What the stages pass on, one entry per row of a chunk, in the order of the manifest.

@@ -40,7 +40,7 @@ class Metric:
 METRICS = {
     "rows": Metric("counter", "rows done, by state: answered or failed", ("state",)),
     "rows_left": Metric("gauge", "rows of this run that are neither answered nor failed"),
-    "tokens": Metric("counter", "tokens of answered rows, by kind: vision, prompt or output", ("kind",)),
+    "tokens": Metric("counter", "tokens of all replies, by kind: vision, prompt or output", ("kind",)),
     "errors": Metric("counter", "rows that failed, by stage and kind", ("stage", "kind")),
     "retries": Metric("counter", "questions asked again because the answer did not fit"),
     "bytes_read": Metric("counter", "bytes of media that arrived"),
@@ -98,9 +98,9 @@ def build_receipt_counter(context: RunContext, chunks: Sequence[Chunk]) -> Calla
             ("rows", "answered"): receipt.answered,
             ("rows", "failed"): receipt.failed,
             ("rows_left",): rows_left,
-            ("tokens", "vision"): receipt.vision_tokens,
-            ("tokens", "prompt"): receipt.prompt_tokens,
-            ("tokens", "output"): receipt.output_tokens,
+            ("tokens", "vision"): receipt.tokens.vision,
+            ("tokens", "prompt"): receipt.tokens.prompt,
+            ("tokens", "output"): receipt.tokens.output,
             ("retries",): receipt.retries,
         }
         sample |= {("seconds", step): seconds for step, seconds in receipt.worker_seconds.items()}

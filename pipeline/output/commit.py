@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline.context import RunContext
 from pipeline.output.arrow_tables import build_tables
 from pipeline.output.dataset import COMMIT_NOTE_KEY, Dataset
-from pipeline.types import Outcome
+from pipeline.types import NO_TOKENS, Outcome, TokenCounts, add_counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,8 @@ class CommitReceipt:
     failed: int
     failure_counts: dict[str, int] = field(default_factory=dict)  # by "stage/kind"
     failure_examples: dict[str, str] = field(default_factory=dict)  # by "stage/kind": a row's id and message
-    vision_tokens: int = 0
-    output_tokens: int = 0
-    prompt_tokens: int = 0
+    tokens: TokenCounts = NO_TOKENS  # of all replies
+    discarded_tokens: TokenCounts = NO_TOKENS  # of these, of replies that are in no row
     cut_off: int = 0  # answers that ended with their token budget
     retries: int = 0  # requests that were repeated
     worker_seconds: dict[str, float] = field(default_factory=dict)  # the workers' time by activity
@@ -48,6 +47,7 @@ def commit_chunk(part_name: str, outcomes: Sequence[Outcome], context: RunContex
         "kinds": Counter(f"{row['stage']}/{row['kind']}" for row in failed_rows),
         "answered": answered.num_rows,
         "failed": failed.num_rows,
+        "discarded": add_counts(NO_TOKENS, *(row.discarded_tokens for _, row in outcomes)),
     }
     if not dataset.commit_part(part_name, answered, note):
         if letters and dataset.read_footer(part_name).note["errors"] != letters:
@@ -67,16 +67,16 @@ def read_receipt(dataset: Dataset, part_name: str) -> CommitReceipt:
 
 
 def build_receipt(part_name: str, answered: pa.Table, note: Mapping[str, Any]) -> CommitReceipt:
-    rows = answered["tokens"].to_pylist()
+    kept = add_counts(NO_TOKENS, *(TokenCounts(**row) for row in answered["tokens"].to_pylist()))
+    discarded = TokenCounts(*note.get("discarded", ()))  # earlier versions did not note them
     return CommitReceipt(
         part_name,
         True,
         note["answered"],
         note["failed"],
         failure_counts=dict(note["kinds"]),
-        vision_tokens=sum(row["vision"] for row in rows),
-        output_tokens=sum(row["output"] for row in rows),
-        prompt_tokens=sum(row["prompt"] for row in rows),
+        tokens=add_counts(kept, discarded),
+        discarded_tokens=discarded,
         cut_off=answered["finish"].to_pylist().count("length"),
     )
 

@@ -122,7 +122,7 @@ class Progress:
             f"{totals.done_rows:,} of {self.total_rows:,} rows",
             f"{totals.failed:,} failed",
             f"{self.compute_rate():.1f} rows/s",
-            f"{totals.vision_tokens / self.elapsed_s:,.0f} vision tokens/s",
+            f"{totals.tokens.vision / self.elapsed_s:,.0f} vision tokens/s",
             *format_busy_share(totals),
             *format_rows_in_flight(self.rows_in_flight),
         ]
@@ -166,15 +166,15 @@ class Progress:
         if totals.done_rows:
             parts += [
                 f"{self.compute_rate():.1f} rows/s",
-                f"{totals.vision_tokens / seconds:,.0f} vision tokens/s",
-                f"{totals.output_tokens / seconds:,.0f} output tokens/s",
+                f"{totals.tokens.vision / seconds:,.0f} vision tokens/s",
+                f"{totals.tokens.output / seconds:,.0f} output tokens/s",
             ]
         return "  ".join(parts)
 
     def format_summary(self) -> str:
         """The whole run in one line."""
         totals, seconds = self.totals, max(self.elapsed_s, 1e-9)
-        vision, output = totals.vision_tokens / seconds, totals.output_tokens / seconds
+        vision, output = totals.tokens.vision / seconds, totals.tokens.output / seconds
         rows = f"{totals.answered:,} answered, {totals.failed:,} failed in {format_duration(seconds)}"
         speed = f"{totals.done_rows / seconds:.1f} rows/s, {vision:,.0f} vision and {output:,.0f} output tokens/s"
         return ", ".join([f"{rows}: {speed}", *format_busy_share(totals)])

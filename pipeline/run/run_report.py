@@ -39,8 +39,11 @@ def print_summary(
     progress.stop_display()
     if summary:
         say(summary)
-    if cost := job.engine.compute_cost(totals.prompt_tokens, totals.output_tokens):
-        say(f"cost: {cost:,.4g} for the answers that were kept; repeated requests cost extra")
+    if totals.discarded_tokens.output:
+        discarded = f"{totals.discarded_tokens.output:,} of {totals.tokens.output:,} output tokens"
+        say(f"{discarded} are in replies that could not be used")
+    if cost := job.engine.compute_cost(totals.tokens.prompt, totals.tokens.output):
+        say(f"cost: {cost:,.4g} for all replies")
     if totals.cut_off:
         limit = f"answer.max_new_tokens ({job.answer.max_new_tokens:,})"
         say(f"cut off by {limit}: {totals.cut_off:,} of these answers, whose column finish says length")
@@ -81,11 +84,12 @@ def write_run_report(
         "failed": totals.failed,
         "missing": plan.rows_left - totals.done_rows,
         "kinds": dict(totals.failure_counts),
-        "vision_tokens": totals.vision_tokens,
-        "prompt_tokens": totals.prompt_tokens,
-        "output_tokens": totals.output_tokens,
+        "vision_tokens": totals.tokens.vision,
+        "prompt_tokens": totals.tokens.prompt,
+        "output_tokens": totals.tokens.output,
+        "discarded_tokens": totals.discarded_tokens._asdict(),
         "cut_off": totals.cut_off,
-        "cost": context.job.engine.compute_cost(totals.prompt_tokens, totals.output_tokens),
+        "cost": context.job.engine.compute_cost(totals.tokens.prompt, totals.tokens.output),
         "seconds": round(progress.elapsed_s, 3),
         "workers_seconds": {step: round(seconds, 3) for step, seconds in totals.worker_seconds.items()},
         "versions": {name: version(name) for name in REPORTED_PACKAGES} | {"python": platform.python_version()},

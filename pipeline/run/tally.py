@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import StoppedError
 from pipeline.output.commit import CommitReceipt
+from pipeline.types import NO_TOKENS, TokenCounts, add_counts
 
 ERROR_WINDOW_ROWS = 1000  # the error rate is that of the last rows
 MIN_ROWS_FOR_ERROR_RATE = 100
@@ -20,9 +21,8 @@ class RunTotals:
     reported_parts: set[str] = field(default_factory=set)
     answered: int = 0
     failed: int = 0
-    vision_tokens: int = 0
-    output_tokens: int = 0
-    prompt_tokens: int = 0
+    tokens: TokenCounts = NO_TOKENS  # of all replies
+    discarded_tokens: TokenCounts = NO_TOKENS  # of these, of replies that are in no row
     cut_off: int = 0
     failure_counts: Counter[str] = field(default_factory=Counter)
     failure_examples: dict[str, str] = field(default_factory=dict)
@@ -37,9 +37,8 @@ class RunTotals:
         self.reported_parts.add(receipt.part_name)
         self.answered += receipt.answered
         self.failed += receipt.failed
-        self.vision_tokens += receipt.vision_tokens
-        self.output_tokens += receipt.output_tokens
-        self.prompt_tokens += receipt.prompt_tokens
+        self.tokens = add_counts(self.tokens, receipt.tokens)
+        self.discarded_tokens = add_counts(self.discarded_tokens, receipt.discarded_tokens)
         self.cut_off += receipt.cut_off
         self.failure_counts.update(receipt.failure_counts)
         self.worker_seconds.update(receipt.worker_seconds)

@@ -13,6 +13,7 @@ from pipeline.run import progress
 from pipeline.run.progress import Progress, format_duration
 from pipeline.run.tally import RunTotals
 from pipeline.step_timer import StepTimer
+from pipeline.types import TokenCounts
 
 HALF_IDLE = {"worked": 6.0, "waited": 2.0, "decode": 9.0, "fetch": 3.0, "commit": 0.01}
 
@@ -38,7 +39,7 @@ def test_a_log_gets_lines_at_growing_intervals(now):
         shown.start(1000)
         for second in range(1, 101):
             now[0] = 100.0 + second
-            shown.add_receipt(receipt(5, vision_tokens=100))
+            shown.add_receipt(receipt(5, tokens=TokenCounts(vision=100)))
     assert [line.split(" of ")[0] for line in said] == ["25", "75", "175", "375"]
     assert said[0] == "25 of 1,000 rows, 0 failed, 5.0 rows/s, 100 vision tokens/s, 3:15 left"
 
@@ -80,7 +81,7 @@ def test_the_summary_says_what_the_engines_waited_for(now):
     shown = Progress("job", say=lambda line: None)
     shown.start(10)
     now[0] = 105.0
-    shown.add_receipt(receipt(9, 1, vision_tokens=1000, output_tokens=50, worker_seconds=HALF_IDLE))
+    shown.add_receipt(receipt(9, 1, tokens=TokenCounts(1000, 1000, 50), worker_seconds=HALF_IDLE))
     assert shown.format_summary() == (
         "9 answered, 1 failed in 5.0 s: 2.0 rows/s, 200 vision and 10 output tokens/s, "
         "75% of engine speed (waited 19% on decode, 6% on fetch)"
@@ -106,7 +107,7 @@ def test_a_terminal_shows_a_live_display_that_disappears_at_the_end(now):
         shown.say("captions: 40 rows")
         shown.start(40)
         now[0] = 110.0
-        shown.add_receipt(receipt(9, 1, vision_tokens=2000, worker_seconds=HALF_IDLE))
+        shown.add_receipt(receipt(9, 1, tokens=TokenCounts(vision=2000), worker_seconds=HALF_IDLE))
         shown.say("[not markup]")
         shown.live.refresh()
     text = console.file.getvalue()

@@ -147,6 +147,8 @@ def build_tiles(
         "with violations": statistics.rows_with_violations,
         "clamped or repaired": statistics.flags.total(),
     }
+    if discarded := sum(report.get("discarded_tokens", {}).get("output", 0) for report in run_reports):
+        counts["output tokens of unusable replies"] = discarded
     cost = sum(report.get("cost") or 0.0 for report in run_reports)
     return [(name, f"{count:,}") for name, count in counts.items()] + ([("cost", f"{cost:,.4g}")] if cost else [])
 

@@ -6,11 +6,12 @@ temperature rises with each attempt, because a greedy model would repeat its ans
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pipeline.errors import AnswerError
-from pipeline.types import Failure, Item, Reply, Request, Row
+from pipeline.types import NO_TOKENS, Failure, Item, Reply, Request, Row, TokenCounts, add_counts
 
 RETRY_TEMPERATURES = (0.0, 0.3, 0.6, 0.8, 1.0)  # the minimum, by attempt
 
@@ -27,6 +28,7 @@ def answer_with_retries(
 ) -> list[Row | Failure]:
     """The outcomes in the order of the items. `answer_requests` returns replies in the order of the requests."""
     best_outcomes: dict[int, Row | Failure] = {}
+    spent_tokens: dict[int, TokenCounts] = defaultdict(lambda: NO_TOKENS)  # of all replies
     open_indices = list(range(len(item_requests)))
     for attempt in range(1, max_retries + 2):
         requests = [
@@ -38,10 +40,11 @@ def answer_with_retries(
             best = best_outcomes.get(index, outcome)
             best = outcome if _count_faults(outcome) < _count_faults(best) else best
             best_outcomes[index] = replace(best, attempts=attempt)
+            spent_tokens[index] = add_counts(spent_tokens[index], count_tokens(request, reply))
         open_indices = [index for index in open_indices if _is_worth_retrying(best_outcomes[index])]
         if not open_indices:
             break
-    return [best_outcomes[index] for index in range(len(item_requests))]
+    return [_set_discarded(best_outcomes[index], spent_tokens[index]) for index in range(len(item_requests))]
 
 
 def build_retry_request(request: Request, attempt: int) -> Request:
@@ -52,6 +55,18 @@ def build_retry_request(request: Request, attempt: int) -> Request:
     minimum = RETRY_TEMPERATURES[min(attempt, len(RETRY_TEMPERATURES)) - 1]
     temperature, seed = max(sampling.temperature, minimum), sampling.seed + (attempt - 1) * 1_000_003
     return replace(request, sampling=replace(sampling, temperature=temperature, seed=seed))
+
+
+def count_tokens(request: Request, reply: Reply | Failure) -> TokenCounts:
+    if isinstance(reply, Failure):
+        return NO_TOKENS
+    return TokenCounts(request.vision_tokens, reply.prompt_tokens or len(request.input_ids), reply.output_tokens)
+
+
+def _set_discarded(outcome: Row | Failure, spent: TokenCounts) -> Row | Failure:
+    kept = outcome.tokens if isinstance(outcome, Row) else NO_TOKENS
+    discarded = TokenCounts(*(total - own for total, own in zip(spent, kept, strict=True)))
+    return replace(outcome, discarded_tokens=discarded)
 
 
 def _build_outcome(

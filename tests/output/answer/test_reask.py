@@ -19,7 +19,7 @@ def build_item_requests(*ids: str) -> list[tuple[Item, Request]]:
 class FakeModel:
     """Gives each row its prepared replies, attempt by attempt, and records the requests."""
 
-    def __init__(self, **replies: str):
+    def __init__(self, **replies: str | list[str]):
         self.replies = {name: list(texts) for name, texts in replies.items()}
         self.rounds: list[list[str]] = []
         self.sampling: list[Sampling] = []
@@ -29,7 +29,8 @@ class FakeModel:
         self.sampling += [request.sampling for request in requests]
         replies = [(request.id, self.replies[request.id].pop(0)) for request in requests]
         return [
-            Failure(name, "generate", "no_close", "x") if text == "!" else Reply(name, text) for name, text in replies
+            Failure(name, "generate", "no_close", "x") if text == "!" else Reply(name, text, output_tokens=len(text))
+            for name, text in replies
         ]
 
 
@@ -38,7 +39,8 @@ def build_digit_row(item: Item, request: Request, reply: Reply, attempts: int) -
     if not reply.text.isdigit():
         raise AnswerError("invalid_answer", "not a digit", text=reply.text)
     violations = tuple("x" * int(reply.text))
-    return Row(item.id, item.id, {}, reply.text, {}, "stop", (), 0, 0, 0, attempts, violations=violations)
+    tokens = (0, 0, reply.output_tokens)
+    return Row(item.id, item.id, {}, reply.text, {}, "stop", (), *tokens, attempts, violations=violations)
 
 
 def ask_model(model: FakeModel, *ids: str, retries: int) -> list[tuple[str, int]]:
@@ -87,3 +89,12 @@ def test_later_attempts_have_a_higher_temperature_and_another_seed() -> None:
 def test_the_first_attempt_sends_the_request_unchanged() -> None:
     request = build_item_requests("a")[0][1]
     assert build_retry_request(request, 1) is request
+
+
+def test_tokens_of_replies_that_are_not_kept_are_counted() -> None:
+    """Five digits and letters were written for a, four for b, and `!` stands for no reply."""
+    model = FakeModel(a=["xxx", "1", "x"], b=["xx", "xx", "!"], c=["0"])
+    outcomes = answer_with_retries(
+        build_item_requests("a", "b", "c"), answer_requests=model, build_row=build_digit_row, max_retries=2
+    )
+    assert [outcome.discarded_tokens.output for outcome in outcomes] == [4, 4, 0]
