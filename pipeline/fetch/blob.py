@@ -21,7 +21,9 @@ from pipeline.fetch.sniff import SNIFF_BYTES, MediaKind, sniff_kind
 from pipeline.job.spec import LimitsSection
 
 ByteRanges = Sequence[tuple[int, int]]  # start and end, in bytes
-PAGE_FRAGMENT = re.compile(r"#(page=[\d,\s-]*)$")
+PAGE_FRAGMENT = re.compile(r"#page=([^#/]+)$")
+WEB_FRAGMENT = re.compile(r"^https?:[^#]*?(#.*)$", re.I)  # which no server gets to see
+WEB_PAGE_QUERY = re.compile(r"^https?:[^#]*(\?(?:[^#]*&)?pages?=[^&#]*)", re.I)
 
 
 class RangeLoader(Protocol):
@@ -43,7 +45,7 @@ class Blob:
     data: bytes | None = None
     path: Path | None = None
     is_temporary: bool = False  # `close` deletes the file
-    pages: str = ""  # of a document: "3" or "1-4,7"; empty: all
+    pages: str = ""  # of a document: "3" or "1-4,7"; empty: all; see `split_page_fragment`
     range_loader: RangeLoader | None = None  # for a file that lacks ranges
 
     @property
@@ -68,12 +70,18 @@ class Blob:
 
 
 def split_page_fragment(uri: str) -> tuple[str, str]:
+    """The URI to fetch, and the pages that it selects. Web URIs may ask for pages in words that we do not understand;
+    these are given back as they stand, with their # or ?.
+
+    >>> split_page_fragment("s3://b/scan.pdf#page=2-4"), split_page_fragment("https://a.com/scan.pdf#2")
+    (('s3://b/scan.pdf', '2-4'), ('https://a.com/scan.pdf', '#2'))
     """
-    >>> split_page_fragment("s3://b/scan.pdf#page=2-4")
-    ('s3://b/scan.pdf', '2-4')
-    """
-    match = PAGE_FRAGMENT.search(uri)
-    return (uri[: match.start()], match[1].removeprefix("page=")) if match else (uri, "")
+    if match := PAGE_FRAGMENT.search(uri):
+        return uri[: match.start()], match[1]
+    if match := WEB_FRAGMENT.search(uri):
+        return uri[: match.start(1)], match[1]
+    match = WEB_PAGE_QUERY.search(uri)
+    return uri, match[1] if match else ""
 
 
 def check_byte_limit(size: int, kind: MediaKind | None, *, uri: str, limits: LimitsSection) -> None:

@@ -65,9 +65,14 @@ def list_frame_times(probe: Probe, indices: Sequence[int]) -> tuple[float, ...]:
 
 def parse_pages(selection: str, page_count: int, max_pages: int) -> list[int]:
     """
-    >>> parse_pages("", 2, 100), parse_pages("3", 9, 100), parse_pages("1-2,5-", 6, 100)
-    ([0, 1], [2], [0, 1, 4, 5])
+    >>> parse_pages("", 2, 100), parse_pages("3", 9, 100), parse_pages("1-2,5-", 6, 100), parse_pages("#top", 1, 100)
+    ([0, 1], [2], [0, 1, 4, 5], [0])
     """
+    if selection.startswith(("#", "?")):  # means nothing to us, and need not mean pages
+        if page_count > 1:
+            advice = "write #page=3, #page=1,3 or #page=1- for all at the end of the URI"
+            raise DecodeError("page", f"{selection} does not choose among its {page_count} pages; {advice}")
+        return [0]
     pages: list[int] = []
     for part in selection.split(",") if selection else ["1-"]:
         first, dash, last = part.strip().partition("-")

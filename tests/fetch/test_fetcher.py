@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import FetchError
+from pipeline.fetch.blob import split_page_fragment
 from pipeline.fetch.downloader import decode_data_uri
 from pipeline.fetch.fetcher import Fetcher
 from pipeline.job.spec import Job
@@ -315,6 +316,22 @@ def test_broken_data_uris_are_refused(uri):
     with pytest.raises(FetchError) as raised:
         decode_data_uri(uri)
     assert raised.value.kind == "data_uri"
+
+
+@pytest.mark.parametrize(
+    ("uri", "fetched", "pages"),
+    [
+        ("/in/a.pdf#page=x", "/in/a.pdf", "x"),
+        ("s3://b/a#2.pdf", "s3://b/a#2.pdf", ""),  # a key may hold it
+        ("https://a.com/a.pdf#2", "https://a.com/a.pdf", "#2"),
+        ("https://a.com/a.pdf#page 2", "https://a.com/a.pdf", "#page 2"),
+        ("https://a.com/a.pdf?x=1&page=2", "https://a.com/a.pdf?x=1&page=2", "?x=1&page=2"),
+        ("https://a.com/a.pdf?page=2#page=1-", "https://a.com/a.pdf?page=2", "1-"),
+        ("https://a.com/a.pdf?homepage=2", "https://a.com/a.pdf?homepage=2", ""),
+    ],
+)
+def test_what_a_uri_says_about_pages_is_never_lost(uri, fetched, pages):
+    assert split_page_fragment(uri) == (fetched, pages)
 
 
 def test_a_page_fragment_is_split_off_the_uri(fetcher, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import DecodeError
+from pipeline.media.sample import parse_pages
 from tests.media.sample_media import build_media_job
 
 pytestmark = pytest.mark.process
@@ -48,11 +49,17 @@ def test_uri_fragment_selects_pages(wish, found, scan, load):
     assert [clip.uri.rpartition("=")[2] for clip in load(f"{scan}#page={wish}")] == found
 
 
-@pytest.mark.parametrize("wish", ["0", "4", "3-9", "2-1", "-", "1,,2"])
+@pytest.mark.parametrize("wish", ["0", "4", "3-9", "2-1", "-", "1,,2", "x"])
 def test_missing_pages_are_an_error(wish, scan, load):
     with pytest.raises(DecodeError) as error:
         load(f"{scan}#page={wish}")
     assert error.value.kind == "page"
+
+
+@pytest.mark.parametrize("selection", ["#2", "#page 2", "?page=2"])
+def test_words_that_choose_no_page_are_an_error_for_a_document_of_several(selection):
+    with pytest.raises(DecodeError, match=r"does not choose among its 3 pages; write #page=3"):
+        parse_pages(selection, 3, 100)
 
 
 def test_page_is_rendered_at_the_size_of_the_model(scan, load):
