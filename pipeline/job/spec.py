@@ -97,6 +97,13 @@ class PromptSection(JobSection):
     system: str | None = define_key("the system message; default: the model's own", None)
     user: str | None = define_key("the question; {column} is filled from the row; default: the schema's own", None)
 
+    @field_validator("user")
+    @classmethod
+    def check_user_is_not_blank(cls, user: str | None) -> str | None:
+        if user is not None and not user.strip():
+            raise ValueError("is empty; say what to ask, or leave it out where a schema or a chat asks")
+        return user
+
 
 class RopeSection(JobSection):
     type: Literal["yarn"] = define_key("how positions beyond the trained length are scaled", "yarn")

@@ -20,13 +20,14 @@ Problem = tuple[KeyPath, str]
 VARIABLE_PATTERN = re.compile(r"\$\{(\w+)(?::(%[^}]*))?(?::-([^}]*))?\}|\$\$\{")
 DATE_VARIABLE = "VLBATCH_DATE"
 DATE_FORMATS = {"date": "%Y-%m-%d", "yesterday": "%Y-%m-%d", "week": "%G-W%V"}
+TIME_DIRECTIVE = re.compile(r"(?<!%)(?:%%)*(%[-_0^#EO]*[HIklMSfpPrRTXczZs+])")  # of strftime
 VARIABLES_HELP = f"""\
 In any value:
   ${{NAME}}, ${{NAME:-default}}   from the environment, whose content may name days too; $${{ stays ${{
                              (the default where NAME is not set or empty)
   ${{date}}, ${{yesterday}}       2026-11-21, 2026-11-20: the day of the run, and the one before
   ${{week}}                     2026-W47: its ISO week
-  ${{date:%Y/%m/%d}}            any of the three, written otherwise (strftime)
+  ${{date:%Y/%m/%d}}            any of the three, written otherwise (strftime, without times)
 The day is today where the run starts (TZ is honoured), or what --date 2026-11-20 or {DATE_VARIABLE} says.
 Credentials do not belong in a job file; they come from the environment of every node, or from its service account."""
 
@@ -62,15 +63,20 @@ def fill_variables(value: Any, environment: Mapping[str, str], day: date, proble
     """A copy with all variables filled in. Those that cannot be filled in are appended to `problems`."""
     days = {"date": day, "yesterday": day - timedelta(days=1), "week": day}
 
-    def format_day(match: re.Match[str]) -> str:
-        return days[match[1]].strftime(match[2] or DATE_FORMATS[match[1]]) if match[1] in days else match[0]
+    def format_day(key_path: KeyPath, match: re.Match[str]) -> str:
+        if match[1] not in days:
+            return match[0]
+        date_format = match[2] or DATE_FORMATS[match[1]]
+        if time_directive := TIME_DIRECTIVE.search(date_format):
+            problems.append((key_path, f"{match[0]}: {time_directive[1]} is a time, and these variables are days"))
+        return days[match[1]].strftime(date_format)
 
     def replace_variable(key_path: KeyPath, match: re.Match[str]) -> str:
         name, date_format, default = match[1], match[2], match[3]
         if name is None:
             return "${"
         if name in days:
-            return format_day(match)
+            return format_day(key_path, match)
         if date_format:
             problem = f"${{{name}:{date_format}}}: only {', '.join(DATE_FORMATS)} can be written by a pattern"
             problems.append((key_path, problem))
@@ -78,7 +84,8 @@ def fill_variables(value: Any, environment: Mapping[str, str], day: date, proble
             hint = format_suggestion(name, DATE_FORMATS)
             problems.append((key_path, f"${{{name}}} is not set; set it, or write ${{{name}:-default}}{hint}"))
         content = environment.get(name) or default or ""
-        return VARIABLE_PATTERN.sub(format_day, content)  # a schedule's settings may name partitions by day
+        # A schedule's settings may name partitions by day.
+        return VARIABLE_PATTERN.sub(lambda day_match: format_day(key_path, day_match), content)
 
     def fill(key_path: KeyPath, text: str) -> str:
         return VARIABLE_PATTERN.sub(lambda match: replace_variable(key_path, match), text)

@@ -60,11 +60,16 @@ class ChatParser:
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise CellError(f"{location}: role is {describe_value(role)}; it must be one of {', '.join(ROLES)}")
-        if content is None or isinstance(content, str):
-            return Turn(role, (check_text(content, location),) if content else ())
-        if not isinstance(content, list):
+        if isinstance(content, str):
+            parts: list[str | MediaRef] = [check_text(content, location)]
+        elif isinstance(content, list | None):
+            parts = [
+                self.parse_part(part, f"{location}, part {number}") for number, part in enumerate(content or (), 1)
+            ]
+        else:
             raise CellError(f"{location}: content is {describe_value(content)}; give text or a list of parts")
-        parts = [self.parse_part(part, f"{location}, part {number}") for number, part in enumerate(content, 1)]
+        if not any(parts):
+            raise CellError(f"{location} has no content; give text or parts, or leave the message out")
         return Turn(role, tuple(parts))
 
     def parse_part(self, part: Any, location: str) -> str | MediaRef:

@@ -81,6 +81,9 @@ def select_columns(job: Job, available: Sequence[str], *, schema_prompt: str | N
                 f"{key}: the manifest has no column {name!r}{brace}; it has: {', '.join(available) or 'none'}"
                 f"{format_suggestion(name, dict.fromkeys(available))}"
             )
+    for key, template in (("prompt.system", job.prompt.system), ("prompt.user", job.prompt.user)):
+        if stray := re.search(r"[{}]", PLACEHOLDER.sub("", template or "")):
+            raise JobError(f"{key}: a {stray[0]} stands alone; for a brace that is text, write {{{{ or }}}}")
     options = tuple(name for name in (*ROW_OPTIONS, MAX_TOKENS_COLUMN) if name in available)
     prompt = tuple(dict.fromkeys([*named_columns["prompt.system"], *named_columns["prompt.user"]]))
     return ManifestColumns(media, messages, options, prompt, job.input.id, job.input.keep)

@@ -7,6 +7,7 @@ filled into the prompt once, as it is: braces inside it mean nothing.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ def build_item(
             turns = (Turn("system", (system,)), *turns)
     else:
         user_prompt = schema_prompt if job.prompt.user is None else fill_placeholders(job.prompt.user, row)
+        if user_prompt is not None and not user_prompt.strip():
+            raise ReadError("no_prompt", "prompt.user names only columns that are empty in this row; nothing is asked")
         turns = build_question_turns(media, system, user_prompt, columns)
     return Item(item_id, question, turns, max_new_tokens=max_new_tokens)
 
@@ -88,8 +91,21 @@ def fill_placeholders(template: str, row: Mapping[str, Any]) -> str:
         if match[1] is None:
             return match[0][0]
         value = row.get(match[1])
-        if isinstance(value, bytes):
-            raise ReadError("row", f"column {match[1]} holds bytes, which a prompt cannot; name a text column")
-        return "" if value is None or value != value else str(value)  # NaN: an empty cell
+        if value is None or value != value:  # NaN: an empty cell
+            return ""
+        with convert_cell_errors("row"):
+            is_nested = isinstance(value, dict | list)
+            return encode_nested(match[1], value) if is_nested else format_scalar(match[1], value)
 
     return PLACEHOLDER.sub(fill, template)
+
+
+def encode_nested(column: str, value: Any) -> str:
+    """As JSON, which is what a JSONL manifest gives."""
+    return json.dumps(value, ensure_ascii=False, default=lambda scalar: format_scalar(column, scalar))
+
+
+def format_scalar(column: str, value: Any) -> str:
+    if isinstance(value, bytes):
+        raise CellError(f"column {column} holds bytes, which a prompt cannot; name a text column")
+    return str(value)

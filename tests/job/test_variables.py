@@ -52,6 +52,19 @@ def test_a_day_can_be_written_by_a_pattern():
     )
 
 
+@pytest.mark.parametrize("pattern", ["%H", "%Y-%m-%dT%I", "%-M", "%%%S", "%T", "%c", "%s", "%Z"])
+def test_a_time_of_day_is_refused_because_a_run_has_only_a_day(pattern):
+    variable = f"${{date:{pattern}}}"
+    message = f"output.path: {variable}: "
+    assert message in (found := read_error(MINIMAL.replace("${week}", variable)))
+    assert "is a time, and these variables are days" in found
+    assert message in read_error(MINIMAL.replace("${week}", "${P}"), environment={"P": variable})
+
+
+def test_a_percent_sign_before_a_letter_is_no_time():
+    assert parse(MINIMAL.replace("${week}", "${date:%d%%H}")).output.path == "s3://labels/21%H"
+
+
 def test_the_content_of_a_variable_may_hold_days_but_no_variables():
     text = MINIMAL.replace("s3://scans/day=${yesterday}/*.parquet", "${M}")
     assert parse(text, environment={"M": "s3://a/${date:%d}/${HOME}"}).input.manifest == ("s3://a/21/${HOME}",)

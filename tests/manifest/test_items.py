@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from typing import Any
 
 import pytest
@@ -161,6 +162,33 @@ def test_values_of_a_row_are_filled_into_the_prompt_once():
     assert parsed.turns == (Turn("system", ("{n}",)), Turn("user", (picture, "{a} {n}: ")))
     assert read_item({"u": "/a.png", "a": 1.5, "n": True}, job).turns[1].parts == (picture, "{a} 1.5: True")
     assert "column a" in read_error("row", {"u": "/a.png", "a": b"x", "n": 1}, job)
+
+
+def test_nested_values_are_json_in_a_prompt_and_hold_no_bytes():
+    job = make_job({"user": "{n}"}, media="u")
+    row = {"u": "/a.png", "n": {"ü": [1, None, date(2026, 1, 2)]}}
+    assert read_item(row, job).turns[0].parts[1] == '{"ü": [1, null, "2026-01-02"]}'
+    assert "column n holds bytes" in read_error("row", {**row, "n": [b"x"]}, job)
+
+
+def test_a_row_that_fills_no_word_into_the_prompt_is_refused():
+    job = make_job({"user": "{q} {r}"}, media="u")
+    assert "nothing is asked" in read_error("no_prompt", {"u": "/a.png", "q": None, "r": ""}, job)
+    assert read_item({"u": "/a.png", "q": "what?", "r": None}, job).turns[0].parts[1] == "what? "
+
+
+@pytest.mark.parametrize("prompt", ["Say {", "}", "{{a}", '{"a": {{"b"}}}}}'])
+def test_a_brace_that_stands_alone_is_refused(prompt):
+    for key in ("user", "system"):
+        job = make_job({"user": "What?", key: prompt}, media="u")
+        with pytest.raises(JobError, match=rf"prompt\.{key}: a [{{}}] stands alone; for a brace that is text"):
+            select_columns(job, ["u"], schema_prompt=None)
+
+
+@pytest.mark.parametrize("content", [None, "", [], [{"type": "text", "text": ""}]])
+def test_a_message_without_content_is_refused(content):
+    with pytest.raises(ReadError, match="message 1 has no content; give text or parts"):
+        chat(content)
 
 
 def test_the_prompt_of_a_schema_is_not_a_template():
