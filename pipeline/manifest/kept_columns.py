@@ -13,20 +13,16 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import JobError
-from pipeline.job.spec import Job
 from pipeline.manifest.column_selection import holds_bytes
 from pipeline.manifest.files import ManifestFile
 
 TEXT_TYPES = ("string", "large_string", "string_view")
 
 
-def unify_kept_schema(job: Job, files: Sequence[ManifestFile], schemas: Sequence[pa.Schema]) -> pa.Schema:
+def unify_kept_schema(names: Sequence[str], files: Sequence[ManifestFile], schemas: Sequence[pa.Schema]) -> pa.Schema:
     """JobError where two files disagree. `schemas` are those of the files."""
     return pa.schema(
-        [
-            (name, unify_column_type(name, files, [schema.field(name).type for schema in schemas]))
-            for name in job.input.keep
-        ]
+        [(name, unify_column_type(name, files, [schema.field(name).type for schema in schemas])) for name in names]
     )
 
 

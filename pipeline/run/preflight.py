@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.context import RunContext, format_model_name, get_base_folder, locate_small_files, open_family
 from pipeline.errors import OutputError
 from pipeline.fetch.stores import list_stores
@@ -33,11 +35,8 @@ from pipeline.schema import schema_loader
 def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunContext:
     job = resolve_paths(job, manifest_files)
     schema = schema_loader.load_schema(job.answer.schema_, base_folder=get_base_folder())
-    typed_files = manifest_files if job.input.keep else manifest_files[:1]
-    manifest_schemas = list(map_in_threads(read_manifest_schema, typed_files))
     schema_prompt = schema_loader.build_default_prompt(schema) if schema and job.prompt.user is None else None
-    for file, manifest_schema in zip(typed_files, manifest_schemas, strict=True):
-        select_file_columns(job, file, manifest_schema, schema_prompt)  # raises if a column is missing
+    kept_schema = read_kept_schema(job, manifest_files, schema_prompt)
     checkpoint_identity = checkpoint_location.compute_identity(job.model.weights, job.model.revision)
     fingerprint_inputs = build_fingerprint_inputs(
         job,
@@ -49,13 +48,25 @@ def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunCo
         job=job,
         schema=schema,
         schema_prompt=schema_prompt,
-        kept_schema=unify_kept_schema(job, typed_files, manifest_schemas),
+        kept_schema=kept_schema,
         fingerprint_inputs=fingerprint_inputs,
         fingerprint=compute_fingerprint(fingerprint_inputs),
         checkpoint_identity=checkpoint_identity,
         model_name=format_model_name(job),
         run_id=f"{now:%Y%m%dT%H%M%S}-{now.microsecond:05x}",  # sorts by time, also within a second
     )
+
+
+def read_kept_schema(job: Job, manifest_files: Sequence[ManifestFile], schema_prompt: str | None) -> pa.Schema:
+    """One schema for the kept columns of all files. JobError if a file lacks a column that the job names."""
+
+    def read_schema(file: ManifestFile) -> pa.Schema:
+        schema = read_manifest_schema(file)
+        select_file_columns(job, file, schema, schema_prompt)  # raises if a column is missing
+        return pa.schema([schema.field(name) for name in job.input.keep])
+
+    files = manifest_files if job.input.keep else manifest_files[:1]
+    return unify_kept_schema(job.input.keep, files, list(map_in_threads(read_schema, files)))
 
 
 def resolve_paths(job: Job, manifest_files: Sequence[ManifestFile]) -> Job:
