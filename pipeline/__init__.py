@@ -148,6 +148,7 @@ model: frames and text become tokens
     model/engines/torch/sequence_builder.py  converts a Request to a sequence, or refuses it
     model/engines/torch/step_runner.py      runs one step: one pass of the language model
     model/engines/torch/pending_step.py     a step that is launched before the tokens of the last one are read
+    model/engines/torch/host_memory.py      copies to and from a GPU without waiting for it
     model/engines/torch/attention.py        attention over packed sequences
     model/engines/torch/kv_cache.py         the KV cache, and where the tokens of a step go in it
     model/engines/torch/vision_cache.py     keeps the features of clips while sequences need them

@@ -114,7 +114,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are sampled. The same seed gives the same answer in any batch."""
+    """How tokens are sampled. The same seed gives the same answer in any batch, in bfloat16 up to rounding."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
 
 from pipeline.model.engines.torch.attention import group_segments
+from pipeline.model.engines.torch.host_memory import copy_to_device
 from pipeline.model.families.model_architecture import PatchGrid
 
 
@@ -32,13 +35,13 @@ class GridSettings:
 
 @dataclass(frozen=True, slots=True)
 class GridInputs:
-    """The inputs that a tower derives from one clip's grid. All on the CPU."""
+    """The inputs that a tower derives from one clip's grid."""
 
-    position_ids: Tensor
-    frame_lengths: Tensor  # patches of each frame
-    window_lengths: Tensor | None = None  # patches of each window
-    window_index: Tensor | None = None  # tokens in the order of windows
-    interpolation: tuple[Tensor, Tensor] | None = None  # indices and weights
+    position_ids: NDArray[np.int64]
+    frame_lengths: NDArray[np.int64]  # patches of each frame
+    window_lengths: NDArray[np.int64] | None = None  # patches of each window
+    window_index: NDArray[np.int64] | None = None  # tokens in the order of windows
+    interpolation: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None  # indices and weights
 
 
 class QwenTower:
@@ -78,52 +81,49 @@ def compute_grid_inputs(grid: PatchGrid, settings: GridSettings) -> GridInputs:
     from transformers import vision_utils
 
     grids, merge_size = torch.tensor([grid]), settings.merge_size
-    position_ids = vision_utils.get_vision_position_ids(grids, merge_size)
-    frame_lengths = torch.full((grid[0],), grid[1] * grid[2])
+    position_ids = vision_utils.get_vision_position_ids(grids, merge_size).numpy()
+    frame_lengths = np.full(grid[0], grid[1] * grid[2])
     window_lengths = window_index = interpolation = None
     if settings.window_size:
-        window_index, window_ends = vision_utils.get_vision_window_index(
+        index, window_ends = vision_utils.get_vision_window_index(
             grids, merge_size, settings.window_size, settings.patch_size
         )
-        window_lengths = window_ends.diff()
+        window_index, window_lengths = index.numpy(), window_ends.diff().numpy()
     if settings.interpolation:
         side, mode, align_corners = settings.interpolation
-        interpolation = vision_utils.get_vision_interpolation_indices_and_weights(
+        indices, weights = vision_utils.get_vision_interpolation_indices_and_weights(
             grids, num_grid_per_side=side, mode=mode, align_corners=align_corners, spatial_merge_size=merge_size
         )
+        interpolation = indices.numpy(), weights.numpy()
     return GridInputs(position_ids, frame_lengths, window_lengths, window_index, interpolation)
 
 
 def build_call_arguments(grid_inputs: Sequence[GridInputs], device: torch.device, *, has_flash: bool) -> dict[str, Any]:
     """The inputs of all clips end to end, under the names of the tower's keyword arguments."""
-    first = grid_inputs[0]
-    lengths = {"frame": torch.cat([inputs.frame_lengths for inputs in grid_inputs])}
-    tensors = {
-        "position_ids": torch.cat([inputs.position_ids for inputs in grid_inputs]),
-        "cu_seqlens": accumulate(lengths["frame"]),
-    }
+
+    def join(field: str) -> NDArray[Any]:
+        return np.concatenate([getattr(inputs, field) for inputs in grid_inputs])
+
+    first, lengths = grid_inputs[0], {"frame": join("frame_lengths")}
+    arrays = {"position_ids": join("position_ids"), "cu_seqlens": accumulate(lengths["frame"])}
     if first.window_index is not None:
-        lengths["window"] = torch.cat([inputs.window_lengths for inputs in grid_inputs])  # type: ignore[misc]
-        tensors["cu_window_seqlens"] = accumulate(lengths["window"])
-        tensors["window_index"] = join_indices([inputs.window_index for inputs in grid_inputs])  # type: ignore[misc]
+        lengths["window"] = join("window_lengths")
+        arrays["cu_window_seqlens"] = accumulate(lengths["window"])
+        counts = np.array([len(inputs.window_index) for inputs in grid_inputs])  # type: ignore[arg-type]
+        arrays["window_index"] = join("window_index") + np.repeat(counts.cumsum() - counts, counts)
     if first.interpolation is not None:
-        indices, weights = zip(*(inputs.interpolation for inputs in grid_inputs), strict=True)
-        tensors |= {"interp_indices": torch.cat(indices), "interp_weights": torch.cat(weights)}
-    arguments: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        for at, name in enumerate(("interp_indices", "interp_weights")):
+            parts = [inputs.interpolation[at] for inputs in grid_inputs]  # type: ignore[index]
+            arrays[name] = np.concatenate(parts)
+    arguments: dict[str, Any] = {name: copy_to_device(array, device) for name, array in arrays.items()}
     for kind, name in (("frame", "max_seqlen"), ("window", "max_window_seqlen")):
         if kind in lengths:
             arguments[name] = int(lengths[kind].max())
     if not has_flash:
-        arguments["segments"] = {kind: group_segments(sizes.tolist(), device) for kind, sizes in lengths.items()}
+        arguments["segments"] = {kind: group_segments(sizes, device) for kind, sizes in lengths.items()}
     return arguments
 
 
-def accumulate(lengths: Tensor) -> Tensor:
+def accumulate(lengths: NDArray[np.int64]) -> NDArray[np.int32]:
     """Cumulative lengths from zero, as flash attention takes them."""
-    return pad(lengths.cumsum(0), (1, 0)).int()
-
-
-def join_indices(indices: Sequence[Tensor]) -> Tensor:
-    """Each clip's indices, moved behind those of the clips before it."""
-    counts = torch.tensor([len(index) for index in indices])
-    return torch.cat(list(indices)) + torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    return np.cumsum([0, *lengths]).astype(np.int32)

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from pipeline.model.engines.torch.host_memory import copy_to_device
 from pipeline.model.engines.torch.kv_cache import PackedBatch
 
 ATTENTION_NAME = "packed_flash"  # transformers hands a packed batch over whole where the name contains `flash`
@@ -45,7 +47,7 @@ class SegmentGroup:
     count: int
 
 
-def group_segments(lengths: Sequence[int], device: torch.device) -> list[SegmentGroup]:
+def group_segments(lengths: Sequence[int] | NDArray[np.int64], device: torch.device) -> list[SegmentGroup]:
     """Group segments by length, so that a picture's many windows take a few batched calls."""
     sizes = np.asarray(lengths)
     starts = np.cumsum(sizes) - sizes
@@ -55,7 +57,7 @@ def group_segments(lengths: Sequence[int], device: torch.device) -> list[Segment
         count = len(group_starts)
         tokens: Tensor | slice = slice(int(group_starts[0]), int(group_starts[0] + length * count))
         if group_starts[-1] - group_starts[0] != length * (count - 1):  # other segments lie between them
-            tokens = torch.from_numpy((group_starts[:, None] + np.arange(length)).ravel()).to(device)
+            tokens = copy_to_device((group_starts[:, None] + np.arange(length)).ravel(), device)
         groups.append(SegmentGroup(tokens, count))
     return groups
 

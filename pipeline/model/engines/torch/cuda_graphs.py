@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.model.engines.torch.host_memory import fill_from_host
 from pipeline.model.engines.torch.kv_cache import FlashLayout, KVCache, PackedBatch
 
 DecodeFunction = Callable[[Tensor, Tensor, PackedBatch], Tensor]  # token ids, positions -> logits of each token
@@ -76,10 +77,10 @@ class DecodeGraphs:
         graph, spare = self.captured_graphs[batch_size], batch_size - sequences
         last_indices = np.asarray(run_starts) + np.asarray(run_lengths) - 1
         graph.token_ids[:sequences].copy_(token_ids)
-        copy_to_buffer(graph.positions, np.pad(positions, ((0, 0), (0, spare))))
-        copy_to_buffer(graph.cache_indices, np.pad(last_indices, (0, spare), constant_values=self.padding_index))
-        copy_to_buffer(graph.layout.run_starts, np.pad(run_starts, (0, spare + 1), constant_values=self.padding_index))
-        copy_to_buffer(graph.layout.run_lengths, np.pad(run_lengths, (0, spare), constant_values=1))
+        fill_from_host(graph.positions, np.pad(positions, ((0, 0), (0, spare))))
+        fill_from_host(graph.cache_indices, np.pad(last_indices, (0, spare), constant_values=self.padding_index))
+        fill_from_host(graph.layout.run_starts, np.pad(run_starts, (0, spare + 1), constant_values=self.padding_index))
+        fill_from_host(graph.layout.run_lengths, np.pad(run_lengths, (0, spare), constant_values=1))
         graph.replay()
         return graph.logits[:sequences]
 
@@ -97,7 +98,3 @@ class DecodeGraphs:
         packed_batch = PackedBatch(self.cache, cache_indices, flash_layout=layout)
         replay, logits = self.capture(lambda: self.decode(token_ids, positions, packed_batch))
         return CapturedGraph(token_ids, positions, cache_indices, layout, replay, logits)
-
-
-def copy_to_buffer(buffer: Tensor, values: NDArray[np.int64]) -> None:
-    buffer.copy_(torch.from_numpy(values), non_blocking=True)

@@ -4,11 +4,16 @@
 
 `TorchEngine.step` is the place to start reading. A step admits sequences, encodes pictures, and runs the language model
 once over the scheduled tokens of all sequences, in prefill or in decode. A slot that becomes free is filled in the next
-step, so short answers never wait for long ones. Greedy answers equal those of `generate` on each row alone.
+step, so short answers never wait for long ones.
+
+In float32 greedy answers equal those of `generate` on each row alone, and a seed gives the same answer in any batch. In
+bfloat16 both hold up to rounding: kernels for other batch sizes sum in another order, so that one of two almost equally
+likely tokens may be chosen in place of the other.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -18,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import ItemError, JobError
+from pipeline.errors import GenerateError, ItemError, JobError
 from pipeline.model.detokenizer import Detokenizer
 from pipeline.model.engines.torch.oom_backoff import MODEL_ERRORS, StepLimits, run_or_split
 from pipeline.model.engines.torch.pending_step import PendingStep, UnreadTokens, start_copy_to_host
@@ -126,15 +131,19 @@ class TorchEngine:
         """Run the model, sample, and update the sequences. All calls that may fail come before the first update."""
         sampled = select_sampled(batch)
         logits = (launched or self.launch_step(batch)).select_logits(sampled)
+        normalizers = logits.logsumexp(-1)
         for index, error in apply_grammar_masks(logits, [sequence.matcher for sequence in sampled]).items():
             sampled[index].fail(error)
         settings = [sequence.request.sampling for sequence in sampled]
-        tokens, logprobs = sample_tokens(logits, settings, [sequence.generator for sequence in sampled])
+        tokens = sample_tokens(logits, settings, [sequence.random_number for sequence in sampled])
+        logprobs = logits.gather(1, tokens[:, None])[:, 0] - normalizers
         read_tokens = start_copy_to_host(tokens, logprobs)
         self.mark_computed(batch)
         if launch_next:
             self.launch_next_step(sampled, tokens)
         for sequence, token, logprob in zip(sampled, *read_tokens(), strict=True):
+            if not math.isfinite(logprob):
+                sequence.fail(GenerateError("model", "the model's logits are not numbers: try another model.dtype"))
             if sequence.failure is None:
                 try:
                     sequence.append_sampled_token(token, logprob, self.detokenizer)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.model.engines.torch.host_memory import copy_to_device
+
 
 @dataclass(slots=True)
 class KVCache:
@@ -38,8 +40,7 @@ class FlashLayout:
         cls, query_lengths: Sequence[int], run_starts: Sequence[int], run_lengths: Sequence[int], device: torch.device
     ) -> FlashLayout:
         parts = np.cumsum([0, *query_lengths]), [*run_starts, 0], run_lengths
-        tensors = (torch.from_numpy(np.asarray(part, np.int32)).to(device, non_blocking=True) for part in parts)
-        offsets, starts, lengths = tensors
+        offsets, starts, lengths = (copy_to_device(np.asarray(part, np.int32), device) for part in parts)
         return cls(offsets, starts, lengths, (max(query_lengths), max(run_lengths)))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.errors import JobError
 from pipeline.model import family_loader, hf_models
@@ -58,17 +58,25 @@ def load_model(
     for module in model.modules():
         if hasattr(module, "config"):
             module.config._attn_implementation = attention.ATTENTION_NAME
+    language_model = model.get_submodule(architecture.language_model)
+    if hasattr(language_model, "_deepstack_process"):
+        language_model._deepstack_process = add_deepstack_features
     text_config = model.config.get_text_config()
     first_key_head, end_key_head = shard.assign_key_heads(text_config, tp)
     return LoadedModel(
         architecture,
         architecture.open_vision_tower(model),
-        model.get_submodule(architecture.language_model),
+        language_model,
         model.get_submodule(architecture.lm_head),
         load_stop_tokens(folder, text_config),
         (text_config.num_hidden_layers, end_key_head - first_key_head, shard.get_head_dim(text_config)),
         text_config.vocab_size,
     )
+
+
+def add_deepstack_features(hidden_states: Tensor, pad_indices: Tensor, features: Tensor) -> Tensor:
+    """In place of transformers' own, whose mask as an index makes the host wait. hidden_states: [1, tokens, width]."""
+    return hidden_states.index_add_(1, pad_indices, features[None].to(hidden_states.dtype))
 
 
 def build_model(

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.model.engines.torch.host_memory import allocate_pinned, copy_to_device
 from pipeline.model.engines.torch.scheduler import ScheduledBatch
 from pipeline.model.engines.torch.sequence import SequenceState
 
@@ -43,10 +44,12 @@ class PendingStep:
         return [(sequence, count) for sequence, count in self.batch if not (sequence.finish or sequence.failure)]
 
     def select_logits(self, sequences: Sequence[SequenceState]) -> Tensor:
-        """The rows of these sequences, which are in the order of the batch."""
+        """A copy in float32 of the rows of these sequences, which are in the order of the batch."""
         wanted = set(sequences)
         rows = [row for row, sequence in enumerate(self.sequences) if sequence in wanted]
-        return self.logits if len(rows) == len(self.sequences) else self.logits[rows]
+        if len(rows) == len(self.sequences):
+            return self.logits.to(torch.float32, copy=True)
+        return self.logits.index_select(0, copy_to_device(rows, self.logits.device)).float()
 
 
 def start_copy_to_host(tokens: Tensor, logprobs: Tensor) -> Callable[[], tuple[list[int], list[float]]]:
@@ -54,7 +57,7 @@ def start_copy_to_host(tokens: Tensor, logprobs: Tensor) -> Callable[[], tuple[l
     if tokens.device.type != "cuda":
         return lambda: (tokens.tolist(), logprobs.tolist())
     both = torch.stack([tokens.double(), logprobs.double()])  # one copy; doubles hold every token number
-    host = torch.empty(both.shape, dtype=both.dtype, pin_memory=True).copy_(both, non_blocking=True)
+    host = allocate_pinned(both.shape, both.dtype, both.device).copy_(both, non_blocking=True)
     copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     copied.record()
 

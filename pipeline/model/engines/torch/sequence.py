@@ -31,12 +31,13 @@ class SequenceState:
     token_ids: NDArray[np.int64] = field(init=False)  # [reserved_tokens], filled up to known_tokens
     positions: NDArray[np.int64] = field(init=False)  # [axes, reserved_tokens]
     generator: Random = field(init=False)
+    random_number: float = field(init=False)  # for the next token; a step that is repeated uses the same again
     known_tokens: int = field(init=False)
     computed_tokens: int = 0
     run_start: int = -1  # where its run of the KV cache starts; -1 while it waits
     overtaken_count: int = 0  # later sequences that were admitted before it
     logprob_sum: float = 0.0
-    sampled_tokens: int = 0  # without the tokens that were forced
+    sampled_tokens: int = 0  # of the answer: without thinking, and without tokens that were forced or refused
     thinking_tokens: int | None = None  # new tokens up to and including `</think>`, once it is known
     finish: FinishReason | None = None
     failure: Failure | None = None
@@ -49,6 +50,7 @@ class SequenceState:
         self.positions[:, : self.prompt_tokens] = prompt_positions
         self.positions[:, self.prompt_tokens :] = prompt_positions.max() + 1 + np.arange(self.max_new_tokens)
         self.generator = Random(self.request.sampling.seed)
+        self.random_number = self.generator.random()
         self.known_tokens = self.prompt_tokens
 
     @property
@@ -77,9 +79,11 @@ class SequenceState:
 
     def append_sampled_token(self, token: int, logprob: float, detokenizer: Detokenizer) -> None:
         """Append the token, and those that must follow it: forced by the grammar or by the thinking budget."""
-        self.logprob_sum += logprob
-        self.sampled_tokens += 1
-        self.append_token(token, detokenizer)
+        self.random_number = self.generator.random()
+        is_answer = detokenizer.think_end_token is None or self.thinking_tokens is not None
+        if self.append_token(token, detokenizer) and is_answer:
+            self.logprob_sum += logprob
+            self.sampled_tokens += 1
         while self.finish is None and (forced_tokens := self.get_forced_tokens(detokenizer)):
             for forced_token in forced_tokens:
                 self.append_token(forced_token, detokenizer)
@@ -92,11 +96,10 @@ class SequenceState:
             return []
         return [think_end_token] if self.output_tokens >= budget else []
 
-    def append_token(self, token: int, detokenizer: Detokenizer) -> None:
-        if self.finish is not None:
-            return
-        if self.matcher is not None and not self.matcher.accept_token(token):
-            return  # no ending would fit the budget after it: the matcher now forces one
+    def append_token(self, token: int, detokenizer: Detokenizer) -> bool:
+        """False for a token that is not taken: the answer is complete, or no ending would fit the budget after it."""
+        if self.finish is not None or (self.matcher is not None and not self.matcher.accept_token(token)):
+            return False
         self.token_ids[self.known_tokens] = token
         self.known_tokens += 1
         if token == detokenizer.think_end_token and self.thinking_tokens is None:
@@ -107,6 +110,7 @@ class SequenceState:
             self.finish = "stop"
         elif self.output_tokens == self.max_new_tokens:
             self.finish = "length"
+        return True
 
     def build_reply(self, detokenizer: Detokenizer) -> Reply:
         output = self.token_ids[self.prompt_tokens : self.known_tokens].tolist()

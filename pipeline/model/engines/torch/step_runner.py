@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.model.engines.torch.cuda_graphs import DecodeFunction, DecodeGraphs
+from pipeline.model.engines.torch.host_memory import copy_to_device
 from pipeline.model.engines.torch.kv_cache import FlashLayout, KVCache, PackedBatch
 from pipeline.model.engines.torch.model_loader import LoadedModel
 from pipeline.model.engines.torch.pending_step import UnreadTokens
@@ -93,14 +94,15 @@ class StepRunner:
         token_ids = self.to_device(inputs.token_ids)
         if token_copy is not None:
             tokens, sources, targets = token_copy
-            token_ids[self.to_device(targets)] = tokens[self.to_device(sources)]
+            token_ids.index_copy_(0, self.to_device(targets), tokens.index_select(0, self.to_device(sources)))
         if self.graphs and inputs.is_decode:
             return self.graphs(token_ids, inputs.positions, inputs.run_starts, inputs.run_lengths)
         embeddings = self.loaded.language_model.embed_tokens(token_ids)
         deepstack_arguments = self.insert_vision_features(embeddings, inputs)
         positions, packed_batch = self.to_device(inputs.positions), self.pack_batch(inputs)
         hidden = run_language_model(self.loaded, embeddings, positions, packed_batch, **deepstack_arguments)
-        return self.loaded.lm_head(hidden[self.to_device(inputs.logit_indices)])  # type: ignore[no-any-return]
+        wanted = hidden.index_select(0, self.to_device(inputs.logit_indices))
+        return self.loaded.lm_head(wanted)  # type: ignore[no-any-return]
 
     def pack_batch(self, inputs: StepInputs) -> PackedBatch:
         lengths, starts, used = inputs.query_lengths, inputs.run_starts, inputs.run_lengths
@@ -120,12 +122,10 @@ class StepRunner:
         embeddings.index_copy_(0, pad_indices, features[0].to(embeddings.dtype))
         if len(features) == 1:
             return {}
-        mask = torch.zeros(1, len(embeddings), dtype=torch.bool, device=embeddings.device)
-        mask[0, pad_indices] = True
-        return {"visual_pos_masks": mask, "deepstack_visual_embeds": list(features[1:])}
+        return {"visual_pos_masks": pad_indices, "deepstack_visual_embeds": list(features[1:])}
 
-    def to_device(self, array: Any) -> Tensor:
-        return torch.from_numpy(array).to(self.loaded.device, non_blocking=True)
+    def to_device(self, array: NDArray[Any]) -> Tensor:
+        return copy_to_device(array, self.loaded.device)
 
 
 def run_language_model(

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.model.engines.torch.host_memory import copy_to_device
 from pipeline.model.families.base import Family
 from pipeline.model.families.model_architecture import PatchGrid, VisionTower
 
@@ -85,24 +87,32 @@ def encode_slices(
     if not clip_slices:
         return []
     device = next(vision_tower.module.parameters()).device
-    patches = [patchify(torch.from_numpy(part.pixels).to(device), part.grid, vision_config) for part in clip_slices]
+    patches = [cut_patches(copy_to_device(part.pixels, device), part.grid, vision_config) for part in clip_slices]
     grids = [part.grid for part in clip_slices]
-    features = vision_tower.encode_patches(torch.cat(patches), grids, has_flash=has_flash)
+    features = vision_tower.encode_patches(
+        normalize_patches(torch.cat(patches), vision_config), grids, has_flash=has_flash
+    )
     return list(torch.split(features, [part.patches // vision_config.merge_size**2 for part in clip_slices], 1))
 
 
 def patchify(pixels: Tensor, grid: PatchGrid, vision_config: VisionConfig | Family) -> Tensor:
-    """uint8 [frames, 3, height, width] becomes normalised [patches, values], in the tower's order.
+    """uint8 [frames, 3, height, width] becomes normalised [patches, values], in the tower's order."""
+    return normalize_patches(cut_patches(pixels, grid, vision_config), vision_config)
 
-    The patches of one token lie together; the last frame is repeated to fill its layer.
-    """
+
+def cut_patches(pixels: Tensor, grid: PatchGrid, vision_config: VisionConfig | Family) -> Tensor:
+    """uint8 [patches, 3, values]. Patches of one token lie together; the last frame is repeated to fill its layer."""
     layers, rows, columns = grid
     size, merge, depth = vision_config.patch_size, vision_config.merge_size, vision_config.temporal_patch_size
     if missing_frames := layers * depth - len(pixels):
         pixels = torch.cat([pixels, pixels[-1:].expand(missing_frames, -1, -1, -1)])
     blocks = pixels.view(layers, depth, 3, rows // merge, merge, size, columns // merge, merge, size)
-    patches = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(layers * rows * columns, 3, -1)
+    return blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(layers * rows * columns, 3, -1)
+
+
+def normalize_patches(patches: Tensor, vision_config: VisionConfig | Family) -> Tensor:
     mean, std = (
-        255 * torch.tensor(values, device=pixels.device)[:, None] for values in (vision_config.mean, vision_config.std)
+        copy_to_device(255 * np.asarray(values, np.float32)[:, None], patches.device)
+        for values in (vision_config.mean, vision_config.std)
     )
     return ((patches.float() - mean) / std).flatten(1)

@@ -1,0 +1,65 @@
+"""The engine on a `cuda` device without memory and kernels: right devices and types, no waiting, known costs.
+
+It cannot show numbers, real kernels, the capture of a graph, NCCL or times. `fake_cuda_costs.json` holds the kernels
+and bytes of each pass; `python tests/bench/cuda_costs.py --write` writes it anew.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.model.engines.fake_cuda import fake_cuda, find_compiler, load_device_guard
+from tests.model.engines.fake_models import KINDS, measure_passes
+
+COSTS = json.loads((Path(__file__).parent / "fake_cuda_costs.json").read_text())
+TOLERANCE = 0.1
+
+
+@pytest.fixture(scope="session")
+def device_guard(tmp_path_factory):
+    if torch.cuda.is_available() or find_compiler() is None:
+        pytest.skip("a CPU build of torch and a C++ compiler are needed")
+    load_device_guard(tmp_path_factory.mktemp("guard"))
+
+
+def check_all_passes(model_type, weights, size, tmp_path, monkeypatch):
+    costs, waits, engine = measure_passes(model_type, weights, size, tmp_path / "model", monkeypatch)
+    assert waits == []
+    assert {weight.device.type for weight in engine.step_runner.loaded.language_model.parameters()} == {"cuda"}
+    assert engine.step_runner.cache.keys[0].dtype == torch.bfloat16
+    expected = COSTS[f"{size} {model_type} {weights}"]
+    assert costs.keys() == expected.keys() == {"vision", "prefill", "mixed", "decode", "graph", "step"}
+    for name, numbers in costs.items():  # cheaper by so much: write the table anew
+        assert numbers == pytest.approx(expected[name], rel=TOLERANCE), f"{name}: kernels and bytes"
+
+
+@pytest.mark.parametrize(("model_type", "weights"), KINDS)
+def test_all_passes_run_on_cuda_without_waiting_for_it(device_guard, model_type, weights, tmp_path, monkeypatch):
+    check_all_passes(model_type, weights, "tiny", tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model_type", "weights"), KINDS)
+def test_all_passes_run_on_cuda_at_real_sizes(device_guard, model_type, weights, tmp_path, monkeypatch):
+    check_all_passes(model_type, weights, "real", tmp_path, monkeypatch)
+
+
+def test_the_recorder_sees_what_makes_the_host_wait(device_guard, monkeypatch):
+    with fake_cuda(monkeypatch, memory_bytes=10**9, capability=(9, 0)) as recorder:
+        values = torch.zeros(8, 8, device="cuda")
+        causes = {
+            "list as an index": lambda: values[[0, 1]],
+            "mask as an index": lambda: values.index_put_((values[:, 0] > 0,), values[0]),
+            "blocking copy": lambda: torch.zeros(8).to("cuda"),
+            "copy from pageable memory": lambda: torch.zeros(8).to("cuda", non_blocking=True),
+            "copy to the host": lambda: values.cpu(),
+        }
+        for name, cause in causes.items():
+            with recorder.record(name):
+                cause()
+        with recorder.record("nothing"):
+            torch.zeros(8).pin_memory().to("cuda", non_blocking=True)
+    assert [name for name in causes if not recorder.waits[name]] == []
+    assert recorder.waits["nothing"] == []
