@@ -161,6 +161,7 @@ model: frames and text become tokens
     model/engines/torch/checkpoint.py       reads weights from a checkpoint's files
     model/engines/torch/model_loader.py     loads a checkpoint, or one rank's share of it
     model/engines/torch/int4.py             four-bit weights, read from AWQ or rounded at load
+    model/engines/torch/experts.py          the experts of a mixture on CUDA
     model/engines/torch/int4_linear.py      a linear layer of four-bit weights
     model/engines/torch/shard.py            which part of each weight a rank holds
     model/engines/torch/collectives.py      sums and gathers across ranks

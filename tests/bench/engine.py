@@ -185,6 +185,7 @@ def compare_engines(
         f"{kind}_vs_one_by_one": seconds["one by one"] / seconds["ours"],
     }
     figures = {f"{kind}_items_per_s": rows / seconds["ours"], f"{kind}_waste": waste, f"{kind}_slots_busy": busy}
+    figures[f"{kind}_graph_steps"] = counters["graph_steps"] / counters["steps"]
     return ratios, figures
 
 
@@ -220,7 +221,7 @@ def main() -> None:
             write_random_checkpoint(Path(folder), "qwen2_5_vl", **SHAPES[options.shape])
             torch.set_default_dtype(torch.float32)
         family = family_loader.load_family(Path(folder))
-        engine = TorchEngine(Path(folder), family, device=options.device, compiled=options.compile)
+        engine = TorchEngine(Path(folder), family, device=options.device, compile=options.compile)
         engine.can_launch_ahead = engine.can_launch_ahead and not options.in_turn
         peer = Peer(Path(folder), family, options.device)
     engine.detokenizer = type(engine.detokenizer)(family.tokenizer, frozenset(), None, frozenset())

@@ -11,7 +11,7 @@ from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.errors import JobError
 from pipeline.model import hf_models
 from pipeline.model.engine_thread import generate_replies
-from pipeline.model.engines.torch import int4, int4_linear
+from pipeline.model.engines.torch import experts, int4, int4_linear
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.model_loader import build_model, has_weight, without_weights
 from pipeline.model.family_loader import load_architecture, load_config, load_family
@@ -322,8 +322,8 @@ def mixture(tmp_path_factory):
 
 def test_experts_are_quantized_too(mixture):
     model = load(mixture, dtype="float32", quantize="int4")
-    experts = [module for module in model.modules() if isinstance(module, int4.Int4Experts)]
-    assert len(experts) == 3
+    mixtures = [module for module in model.modules() if isinstance(module, int4.Int4Experts)]
+    assert len(mixtures) == 3
     assert not hasattr(model.model.language_model.layers[0].mlp.experts, "gate_up_proj")
     dense = load(mixture, dtype="float32")
     assert 0.001 < relative_error(logits(model), logits(dense)) < 0.9
@@ -332,7 +332,7 @@ def test_experts_are_quantized_too(mixture):
     place[:, 1] = (place[:, 0] + 1) % 4
     shares = torch.rand(11, 2)
     theirs = dense.model.language_model.layers[0].mlp.experts
-    ours = experts[0]
+    ours = mixtures[0]
     for number in range(4):  # the same rounded weights, in the reference's own arithmetic
         theirs.gate_up_proj.data[number] = ours.gate_up[number].dequantize(torch.float32)
         theirs.down_proj.data[number] = ours.down[number].dequantize(torch.float32)
@@ -340,13 +340,39 @@ def test_experts_are_quantized_too(mixture):
 
 
 def test_the_experts_of_a_row_do_not_depend_on_other_rows(mixture):
-    experts = load(mixture, dtype="float32", quantize="int4").model.language_model.layers[1].mlp.experts
+    layer = load(mixture, dtype="float32", quantize="int4").model.language_model.layers[1].mlp.experts
     rows = torch.randn(20, 128)
     place = torch.stack([torch.arange(20) % 4, (torch.arange(20) + 1) % 4], 1)
     shares = torch.rand(20, 2)
-    together = experts(rows, place, shares)
-    alone = torch.cat([experts(*(part[row : row + 1] for part in (rows, place, shares))) for row in range(20)])
+    together = layer(rows, place, shares)
+    alone = torch.cat([layer(*(part[row : row + 1] for part in (rows, place, shares))) for row in range(20)])
     assert torch.allclose(together, alone, atol=1e-5)
+
+
+def choose_experts(rows=11, not_here=False):
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.stack([torch.randperm(4 + not_here, generator=generator)[:2] for _ in range(rows)])
+    return torch.randn(rows, 128, generator=generator), chosen, torch.rand(rows, 2, generator=generator)
+
+
+@pytest.mark.parametrize("max_rows", [64, 4])
+def test_experts_side_by_side_compute_what_single_ones_do(mixture, max_rows, monkeypatch):
+    """On CUDA few rows go through all experts at once, many are sorted by expert."""
+    monkeypatch.setitem(experts.MAX_KERNEL_ROWS, "cuda", max_rows)
+    dense = load(mixture, dtype="float32").model.language_model.layers[0].mlp.experts
+    single, wide = int4.Int4Experts(dense, device=CPU), experts.WideInt4Experts(dense, device=CPU)
+    choice = choose_experts()
+    assert torch.allclose(wide(*choice), single(*choice), atol=1e-5)
+
+
+@pytest.mark.parametrize("not_here", [False, True])
+def test_all_experts_at_once_compute_what_transformers_does(mixture, not_here):
+    dense = load(mixture, dtype="float32").model.language_model.layers[0].mlp.experts
+    dense._is_expert_parallel = not_here
+    rows, chosen, shares = choose_experts(not_here=not_here)
+    shares = shares.masked_fill(chosen == 4, 0)  # as the ranks' hook does
+    expected = dense(rows, chosen, shares)
+    assert torch.allclose(experts.compute_all_experts(dense, rows, chosen, shares), expected, atol=1e-5)
 
 
 def test_both_storage_layouts_of_experts_give_the_same_model(mixture, tmp_path):

@@ -15,7 +15,7 @@ from pipeline.model.engines.torch.engine import TorchEngine
 from tests.model.engines.conftest import FAMILIES, Lab
 from tests.model.engines.fake_cuda import Recorder, fake_cuda
 
-KINDS = [(family, "bf16") for family in FAMILIES] + [(family, "int4") for family in FAMILIES[:3]]
+KINDS = [(family, "bf16") for family in FAMILIES] + [(family, "int4") for family in FAMILIES]
 KINDS += [(family, "awq") for family in FAMILIES[:3]]  # there is no AWQ layout of fused experts
 Costs = dict[str, list[int]]  # by pass: kernels and bytes
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}

@@ -1,5 +1,7 @@
 """The code path of a GPU, on a CPU: the flash kernel and graph capture are replaced by their definitions."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -56,7 +58,7 @@ def test_flash_and_graphs_answer_as_generate_does(lab: Lab, gpu_stand_ins):
     assert engine.can_launch_ahead
     texts = {answer.id: answer.text for answer in generate_replies(engine, requests)}
     assert texts == {request.id: engine.detokenizer.decode(lab.generate_alone(request)[0]) for request in requests}
-    assert engine.step_runner.graphs.captured_graphs.keys() <= {1, 2, 3}
+    assert {batch_size for batch_size, _ in engine.step_runner.graphs.captured_graphs} <= {1, 2, 3}
     assert engine.step_runner.graphs.captured_graphs
     engine.close()
 
@@ -66,6 +68,61 @@ def test_the_padding_of_a_graph_changes_no_sequence(one_lab: Lab, gpu_stand_ins)
     requests = [one_lab.build_request(str(number), "x" * number, max_new_tokens=40 - 6 * number) for number in range(6)]
     texts = {answer.id: answer.text for answer in generate_replies(engine, requests)}
     assert texts == {request.id: engine.detokenizer.decode(one_lab.generate_alone(request)[0]) for request in requests}
+    engine.close()
+
+
+@pytest.mark.parametrize("prefill_tokens", [1, 40])
+def test_guided_rows_take_forced_tokens_one_by_one_in_graphs(one_lab: Lab, gpu_stand_ins, prefill_tokens):
+    schema = '{"type":"object","properties":{"label":{"enum":["cat","dog"]},"count":{"type":"integer"}},'
+    schema += '"required":["label","count"],"additionalProperties":false}'
+    requests = [one_lab.build_request("free", "hello", max_new_tokens=30)]
+    for number in range(3):
+        request = one_lab.build_request(str(number), "x" * number, max_new_tokens=40, temperature=1.0, seed=number)
+        requests.append(replace(request, schema_text=schema))
+    texts, shares = [], []
+    for options in ({"graphs": False}, {"prefill_tokens": prefill_tokens}):
+        engine = TorchEngine(one_lab.folder, one_lab.family, device="cpu", slots=4, **options)
+        texts.append({answer.id: answer.text for answer in generate_replies(engine, requests)})
+        shares.append(engine.metrics()["graph_steps"] / engine.metrics()["steps"])
+        engine.close()
+    assert texts[0] == texts[1]
+    assert shares[0] == 0
+    assert prefill_tokens == 1 or shares[1] > 0.8
+
+
+def test_a_failed_capture_is_said_once_and_the_engine_goes_on(one_lab: Lab, gpu_stand_ins, monkeypatch, caplog):
+    def fail_to_capture(compute):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(cuda_graphs.DecodeGraphs.__init__, "__kwdefaults__", {"capture": fail_to_capture})
+    engine = TorchEngine(one_lab.folder, one_lab.family, device="cpu", slots=4)
+    requests = [one_lab.build_request(str(number), "x" * number) for number in range(6)]
+    texts = {answer.id: answer.text for answer in generate_replies(engine, requests)}
+    assert texts == {request.id: engine.detokenizer.decode(one_lab.generate_alone(request)[0]) for request in requests}
+    assert ["capture failed" in record.message for record in caplog.records] == [True]
+    assert engine.limits.max_sequences == 4
+    engine.close()
+
+
+def test_tokens_that_decode_have_a_flash_call_of_their_own(one_lab: Lab, gpu_stand_ins, monkeypatch):
+    calls = []
+
+    def attend_and_record(q, k, v, offsets, max_lengths, **options):
+        calls.append((len(q), max_lengths[0]))
+        return attend_by_definition(q, k, v, offsets, max_lengths, **options)
+
+    monkeypatch.setattr(attention, "flash_attention_varlen", attend_and_record)
+    engine = TorchEngine(one_lab.folder, one_lab.family, device="cpu", slots=4, graphs=False)
+    for name in ("a", "b"):
+        engine.submit(one_lab.build_request(name, "hello"))
+    engine.step()
+    calls.clear()
+    late = one_lab.build_request("late", "hello, late one")
+    engine.submit(late)
+    engine.step()
+    assert len(calls) >= 3
+    assert {length for _, length in calls} == {1, len(late.input_ids)}
+    assert (2, 1) in calls  # both rows that decode, in one call
     engine.close()
 
 
@@ -94,13 +151,13 @@ def test_the_decode_function_compiles_without_a_graph_break(lab: Lab, monkeypatc
     eager = build_decode_function(engine.step_runner.loaded)
     compiled = torch.compile(eager, dynamic=True, fullgraph=True, backend="eager")
     cache = engine.step_runner.cache
-    cache.keys.normal_(generator=torch.Generator().manual_seed(0))
-    cache.values.normal_(generator=torch.Generator().manual_seed(1))
+    for number, part in enumerate([*cache.keys, *cache.values]):
+        part.normal_(generator=torch.Generator().manual_seed(number))
     for size in (3, 2):
         ids, positions = torch.arange(size) + 5, torch.arange(3 * size).view(3, size)
         starts, used = torch.arange(size + 1, dtype=torch.int32) * 10, torch.arange(size, dtype=torch.int32) + 4
-        runs = kv_cache.FlashLayout(torch.arange(size + 1, dtype=torch.int32), starts, used, (1, 64))
-        packed = kv_cache.PackedBatch(cache, (starts[:size] + used - 1).long(), flash_layout=runs)
+        runs = kv_cache.FlashLayout(size, torch.arange(size + 1, dtype=torch.int32), starts, used, (1, 64))
+        packed = kv_cache.PackedBatch(cache, (starts[:size] + used - 1).long(), flash_layouts=[runs])
         with torch.inference_mode():
             torch.testing.assert_close(compiled(ids, positions, packed), eager(ids, positions, packed))
     engine.close()

@@ -323,7 +323,7 @@ def test_a_job_opens_the_engine_with_its_settings(one_lab):
     }
     engine = TorchEngineType().open(Job.model_validate(job))
     assert (engine.sizes.slots, engine.limits.prefill_tokens) == (3, 40)
-    assert engine.step_runner.cache.keys.dtype == torch.bfloat16
+    assert engine.step_runner.cache.keys[0].dtype == torch.bfloat16
     assert engine.sequence_builder.family.context_length == 700
     assert isinstance(answer_all(engine, [one_lab.build_request("a", one_lab.make_image(2, 2), "?")])["a"], Reply)
     engine.close()
@@ -334,7 +334,7 @@ def test_float16_weights_are_computed_in_float32_where_there_is_no_gpu(one_lab):
     weights = {"weights": str(one_lab.folder), "overrides": {"dtype": "float16"}}
     for model, dtype in ({}, torch.float32), ({"dtype": "float16"}, torch.float16):
         engine = TorchEngineType().open(Job.model_validate({**job, "model": weights | model}))
-        assert engine.step_runner.cache.keys.dtype == dtype
+        assert engine.step_runner.cache.keys[0].dtype == dtype
         engine.close()
 
 

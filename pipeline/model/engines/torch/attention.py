@@ -84,12 +84,14 @@ def attend(
     keys, values = packed.cache.keys[module.layer_idx], packed.cache.values[module.layer_idx]
     keys.index_copy_(0, packed.cache_indices, k)
     values.index_copy_(0, packed.cache_indices, v)
-    layout = packed.flash_layout
-    if layout is None:
+    if not packed.flash_layouts:
         return attend_to_cache(query, keys, values, packed, scaling)[None], None
-    options = {"causal": True, "scale": scaling, "seqused_k": layout.run_lengths}
-    offsets = layout.query_offsets, layout.run_starts
-    return flash_attention_varlen(q.contiguous(), keys, values, offsets, layout.max_lengths, **options)[None], None
+    outputs, parts = [], torch.split(q, [layout.tokens for layout in packed.flash_layouts])
+    for part, layout in zip(parts, packed.flash_layouts, strict=True):
+        options = {"causal": layout.max_lengths[0] > 1, "scale": scaling, "seqused_k": layout.run_lengths}
+        offsets = layout.query_offsets, layout.run_starts
+        outputs.append(flash_attention_varlen(part.contiguous(), keys, values, offsets, layout.max_lengths, **options))
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None], None
 
 
 def attend_to_cache(query: Tensor, keys: Tensor, values: Tensor, packed: PackedBatch, scaling: float | None) -> Tensor:

@@ -1,8 +1,9 @@
 """Replays a step in which every sequence decodes as a CUDA graph.
 
-Launching such a step from Python takes longer than a GPU needs to compute it. A graph has a fixed batch size, so there
-is one for each of a few sizes, captured when it is first needed. Rows that a batch leaves over read and write the
-last token of the KV cache, which no sequence uses.
+Launching such a step from Python takes longer than a GPU needs to compute it. A graph has a fixed batch size and a
+fixed limit for the length of a run, so there is one for each of a few sizes, captured when it is first needed. If a
+capture fails, the engine goes on without graphs. Rows that a batch leaves over read and write the last token of the KV
+cache, which no sequence uses.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +26,16 @@ DecodeFunction = Callable[[Tensor, Tensor, PackedBatch], Tensor]  # token ids, p
 CaptureFunction = Callable[[Callable[[], Tensor]], tuple[Callable[[], object], Tensor]]
 
 
+class GraphCaptureError(Exception):
+    """The decode function cannot be captured as a graph here."""
+
+
+@lru_cache
+def get_shared_pool() -> Any:
+    """The memory of all graphs: they are replayed one after the other, and each overwrites what the last one left."""
+    return torch.cuda.graph_pool_handle()
+
+
 def capture_cuda_graph(compute: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
     """A function that replays the computation, and the tensor that each replay writes."""
     warmup_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -31,7 +44,8 @@ def capture_cuda_graph(compute: Callable[[], Tensor]) -> tuple[Callable[[], obje
         compute()
     torch.cuda.current_stream().wait_stream(warmup_stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # NCCL's own thread makes calls meanwhile
+    # thread_local, because NCCL's own thread makes calls meanwhile
+    with torch.cuda.graph(graph, pool=get_shared_pool(), capture_error_mode="thread_local"):
         output = compute()
     return graph.replay, output
 
@@ -60,11 +74,13 @@ class DecodeGraphs:
     ):
         self.decode = decode
         self.cache = cache
-        self.padding_index = cache.keys.shape[1] - 1
-        self.max_run_length = min(context_length, self.padding_index)
+        self.padding_index = len(cache.keys[0]) - 1
+        self.max_run_lengths = list_max_run_lengths(min(context_length, self.padding_index))
         self.batch_sizes = [*(size for size in (1, 2, 4, 8, *range(16, slots, 16)) if size < slots), slots]
         self.capture = capture
-        self.captured_graphs: dict[int, CapturedGraph] = {}
+        self.is_usable = True  # until a capture fails
+        self.replay_count = 0
+        self.captured_graphs: dict[tuple[int, int], CapturedGraph] = {}  # by batch size and longest run
 
     def __call__(
         self, token_ids: Tensor, positions: NDArray[np.int64], run_starts: list[int], run_lengths: list[int]
@@ -72,9 +88,11 @@ class DecodeGraphs:
         """Logits [sequences, vocabulary]. The next call overwrites them."""
         sequences = len(token_ids)
         batch_size = self.batch_sizes[bisect_left(self.batch_sizes, sequences)]
-        if batch_size not in self.captured_graphs:
-            self.captured_graphs[batch_size] = self.capture_batch_size(batch_size, len(positions))
-        graph, spare = self.captured_graphs[batch_size], batch_size - sequences
+        max_run_length = self.max_run_lengths[bisect_left(self.max_run_lengths, max(run_lengths))]
+        key = batch_size, max_run_length
+        if key not in self.captured_graphs:
+            self.captured_graphs[key] = self.capture_size(batch_size, max_run_length, len(positions))
+        graph, spare = self.captured_graphs[key], batch_size - sequences
         last_indices = np.asarray(run_starts) + np.asarray(run_lengths) - 1
         graph.token_ids[:sequences].copy_(token_ids)
         fill_from_host(graph.positions, np.pad(positions, ((0, 0), (0, spare))))
@@ -82,19 +100,34 @@ class DecodeGraphs:
         fill_from_host(graph.layout.run_starts, np.pad(run_starts, (0, spare + 1), constant_values=self.padding_index))
         fill_from_host(graph.layout.run_lengths, np.pad(run_lengths, (0, spare), constant_values=1))
         graph.replay()
+        self.replay_count += 1
         return graph.logits[:sequences]
 
-    def capture_batch_size(self, batch_size: int, position_axes: int) -> CapturedGraph:
-        device = self.cache.keys.device
+    def capture_size(self, batch_size: int, max_run_length: int, position_axes: int) -> CapturedGraph:
+        device = self.cache.keys[0].device
         token_ids = torch.zeros(batch_size, dtype=torch.long, device=device)
         positions = torch.zeros(position_axes, batch_size, dtype=torch.long, device=device)
         cache_indices = torch.full((batch_size,), self.padding_index, dtype=torch.long, device=device)
         layout = FlashLayout(
+            tokens=batch_size,
             query_offsets=torch.arange(batch_size + 1, dtype=torch.int32, device=device),
             run_starts=torch.full((batch_size + 1,), self.padding_index, dtype=torch.int32, device=device),
             run_lengths=torch.ones(batch_size, dtype=torch.int32, device=device),
-            max_lengths=(1, self.max_run_length),
+            max_lengths=(1, max_run_length),
         )
-        packed_batch = PackedBatch(self.cache, cache_indices, flash_layout=layout)
-        replay, logits = self.capture(lambda: self.decode(token_ids, positions, packed_batch))
+        packed_batch = PackedBatch(self.cache, cache_indices, flash_layouts=[layout])
+        try:
+            replay, logits = self.capture(lambda: self.decode(token_ids, positions, packed_batch))
+        except RuntimeError as error:  # all that torch raises, out of memory too
+            self.is_usable = False
+            raise GraphCaptureError(f"{type(error).__name__}: {error}") from error
         return CapturedGraph(token_ids, positions, cache_indices, layout, replay, logits)
+
+
+def list_max_run_lengths(longest: int) -> list[int]:
+    """The lengths for which graphs are captured. The kernel shares the keys of a run among more processors by it.
+
+    >>> list_max_run_lengths(20000)
+    [1024, 4096, 16384, 20000]
+    """
+    return [*(length for length in (4**power for power in range(5, 12)) if length < longest), longest]

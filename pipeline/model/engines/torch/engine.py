@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,11 @@ class TorchEngine:
             family, self.vision_cache, self.detokenizer, self.sizes.kv_tokens, loaded.vocabulary_size
         )
         self.scheduler = Scheduler(self.sizes.slots, self.sizes.kv_tokens)
+        self.graphs = self.step_runner.graphs
         self.finished: list[Reply | Failure] = []
         self.pending_step: PendingStep | None = None
         # a CPU computes nothing while the host works, and other ranks would have to be told of unread tokens
-        self.can_launch_ahead = self.step_runner.graphs is not None and rank_config.tensor_parallel == 1
+        self.can_launch_ahead = self.step_runner.has_flash and rank_config.tensor_parallel == 1
         self.counters: Counter[str] = Counter(dict.fromkeys(COUNTER_NAMES, 0))
         self.watchdog = Watchdog(rank_config.hang_s)
 
@@ -109,7 +110,11 @@ class TorchEngine:
         batch = launched.select_unfinished() if launched else []
         if batch and len(batch) <= self.limits.max_sequences:
             return batch, launched
-        return self.scheduler.schedule(self.is_ready, self.limits.prefill_tokens), None
+        return self.schedule(), None
+
+    def schedule(self, sampled: Collection[SequenceState] = ()) -> ScheduledBatch:
+        prefer_decode = self.graphs is not None and self.graphs.is_usable
+        return self.scheduler.schedule(self.is_ready, self.limits.prefill_tokens, sampled, prefer_decode=prefer_decode)
 
     def is_ready(self, sequence: SequenceState) -> bool:
         return sequence.failure is None and self.vision_cache.is_encoded(sequence.clip_keys)
@@ -162,7 +167,7 @@ class TorchEngine:
             for index, sequence in enumerate(sampled)
             if sequence.failure is None and sequence.known_tokens + 1 < sequence.reserved_tokens
         }
-        batch = self.scheduler.schedule(self.is_ready, self.limits.prefill_tokens, continuing)
+        batch = self.schedule(continuing)
         if not batch or len(batch) > self.limits.max_sequences:
             return
         try:
@@ -208,6 +213,7 @@ class TorchEngine:
     def metrics(self) -> Mapping[str, float]:
         return {
             **self.counters,
+            "graph_steps": self.graphs.replay_count if self.graphs else 0,
             "waiting": len(self.scheduler.waiting),
             "busy": len(self.scheduler.running),
             "slots": self.sizes.slots,

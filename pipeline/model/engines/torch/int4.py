@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from pipeline.errors import JobError
 from pipeline.model.engines.torch.checkpoint import FP8_BLOCK_SIZE, Checkpoint
-from pipeline.model.engines.torch.int4_linear import GROUP_SIZES, Int4Linear, can_use_kernel
-from pipeline.model.engines.torch.shard import WeightLayout, WeightShard, find_group_size
+from pipeline.model.engines.torch.experts import WideInt4Experts
+from pipeline.model.engines.torch.int4_linear import GROUP_SIZES, Int4Linear, can_use_kernel, round_to_nibbles
+from pipeline.model.engines.torch.shard import WeightLayout, WeightShard
 
 AWQ_NIBBLE_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where the GEMM layout keeps the eight nibbles of an int32
 
@@ -47,24 +48,17 @@ def quantize_layer(layer: nn.Module, *, group_size: int, device: torch.device) -
         return quantize_linear(layer, device=device, group_size=group_size)
     experts = getattr(layer, "gate_up_proj", None)
     if isinstance(experts, Tensor) and can_use_kernel(experts[0], device.type):
-        return Int4Experts(layer, device=device)
+        return WideInt4Experts(layer, device=device) if device.type == "cuda" else Int4Experts(layer, device=device)
     return None
 
 
 def quantize_linear(dense: nn.Linear, *, device: torch.device, group_size: int | None = None) -> Int4Linear:
-    """Rounds to the nearest of sixteen values that divide each group's range evenly."""
-    out_features, in_features = dense.weight.shape
-    group_size = group_size or find_group_size(in_features, GROUP_SIZES)
-    weight = dense.weight.detach().to(device, torch.float32).view(out_features, -1, group_size)
-    low, high = weight.aminmax(dim=-1, keepdim=True)
-    scale = ((high - low) / 15).clamp(min=1e-6)
-    nibbles = ((weight - low) / scale).round().clamp(0, 15).to(torch.int32).view(out_features, in_features)
-    scales, zeros = (value.squeeze(-1).to(dense.weight.dtype) for value in (scale, low + 8 * scale))
+    nibbles, scales, zeros = round_to_nibbles(dense.weight.detach().to(device), group_size)
     return Int4Linear(nibbles, scales, zeros, None if dense.bias is None else dense.bias.to(device))
 
 
 class Int4Experts(nn.Module):
-    """The experts of a mixture, each a pair of four-bit layers. Only experts that a token chose are read."""
+    """The experts of a mixture on CPU, each a pair of four-bit layers. Only experts that a token chose are read."""
 
     def __init__(self, dense: Any, *, device: torch.device):
         super().__init__()

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.model.engines.torch.shard import find_group_size
+
 KERNEL_DTYPE = torch.bfloat16  # of activations that the kernel takes
 MAX_KERNEL_ROWS = {"cpu": 1024, "cuda": 64}  # above it a dense copy is faster: measured on CPU, estimated on CUDA
 GROUP_SIZES = (128, 64, 32)
@@ -62,6 +64,17 @@ class Int4Linear(nn.Module):
             groups = nibbles.view(-1, self.in_features // self.group_size, self.group_size)
             weight[start:end] = torch.addcmul(zeros[start:end], groups.sub_(8), scales[start:end]).flatten(1)
         return weight
+
+
+def round_to_nibbles(weight: Tensor, group_size: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Round to the nearest of sixteen values that divide each group's range evenly: nibbles, scales and zeros."""
+    group_size = group_size or find_group_size(weight.shape[1], GROUP_SIZES)
+    groups = weight.float().view(len(weight), -1, group_size)
+    low, high = groups.aminmax(dim=-1, keepdim=True)
+    scale = ((high - low) / 15).clamp(min=1e-6)
+    nibbles = ((groups - low) / scale).round().clamp(0, 15).to(torch.uint8).view(weight.shape)
+    scales, zeros = (value.squeeze(-1).to(weight.dtype) for value in (scale, low + 8 * scale))
+    return nibbles, scales, zeros
 
 
 def pack_nibbles(nibbles: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -16,20 +17,21 @@ from pipeline.model.engines.torch.host_memory import copy_to_device
 class KVCache:
     """Keys and values of all sequences. Each has one run of it; the last token is a sink for padding."""
 
-    keys: Tensor  # [layers, tokens + 1, heads, dim]
-    values: Tensor  # the same
+    keys: list[Tensor]  # of each layer [tokens + 1, heads, dim]; compiled code would copy a slice of a stacked tensor
+    values: list[Tensor]  # the same
 
     @classmethod
     def allocate(cls, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> KVCache:
         layers, tokens, heads, dim = shape
-        pair = torch.empty(2, layers, tokens + 1, heads, dim, dtype=dtype, device=device)
-        return cls(pair[0], pair[1])
+        tensors = [torch.empty(tokens + 1, heads, dim, dtype=dtype, device=device) for _ in range(2 * layers)]
+        return cls(tensors[:layers], tensors[layers:])
 
 
 @dataclass(slots=True)
 class FlashLayout:
-    """Where sequences start and end, as the flash kernel takes it: int32 on its device."""
+    """Where consecutive sequences start and end, as one call of the flash kernel takes it: int32 on its device."""
 
+    tokens: int  # of these sequences in this step
     query_offsets: Tensor  # [sequences + 1] where the queries of each start, and where the last ones end
     run_starts: Tensor  # [sequences + 1]; the kernel reads one more than there are sequences
     run_lengths: Tensor  # [sequences] tokens in the run after this step
@@ -41,7 +43,7 @@ class FlashLayout:
     ) -> FlashLayout:
         parts = np.cumsum([0, *query_lengths]), [*run_starts, 0], run_lengths
         offsets, starts, lengths = (copy_to_device(np.asarray(part, np.int32), device) for part in parts)
-        return cls(offsets, starts, lengths, (max(query_lengths), max(run_lengths)))
+        return cls(sum(query_lengths), offsets, starts, lengths, (max(query_lengths), max(run_lengths)))
 
 
 @dataclass(slots=True)
@@ -53,4 +55,18 @@ class PackedBatch:
     query_lengths: Sequence[int] = ()  # [sequences] tokens of each in this step
     run_starts: Sequence[int] = ()  # [sequences]
     run_lengths: Sequence[int] = ()  # [sequences] tokens in the run after this step
-    flash_layout: FlashLayout | None = None  # the same three for the flash kernel, where there is one
+    flash_layouts: Sequence[FlashLayout] = ()  # the same three for the calls of the flash kernel, where there is one
+
+
+def build_flash_layouts(
+    query_lengths: Sequence[int], run_starts: Sequence[int], run_lengths: Sequence[int], device: torch.device
+) -> list[FlashLayout]:
+    """One call for the sequences of one token, which come first, and one for the others.
+
+    The kernel chooses its tiles by the longest sequence: beside a long one, a single token would take a tile of 128.
+    """
+    single = sum(1 for _ in takewhile(lambda length: length == 1, query_lengths))
+    spans = [span for span in (slice(0, single), slice(single, len(query_lengths))) if query_lengths[span]]
+    return [
+        FlashLayout.from_lengths(query_lengths[span], run_starts[span], run_lengths[span], device) for span in spans
+    ]

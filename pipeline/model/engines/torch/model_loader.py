@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import JobError
 from pipeline.model import family_loader, hf_models
-from pipeline.model.engines.torch import attention, int4, shard
+from pipeline.model.engines.torch import attention, experts, int4, shard
 from pipeline.model.engines.torch.checkpoint import Checkpoint
 from pipeline.model.engines.torch.int4_linear import KERNEL_DTYPE
 from pipeline.model.engines.torch.memory import refuse_too_large
@@ -54,6 +54,10 @@ def load_model(
     config = config or family_loader.load_config(folder)
     architecture = family_loader.load_architecture(config["model_type"])
     model = build_model(folder, config, tp=tp, **options)
+    layers = model.get_submodule(architecture.language_model).layers
+    weight = next(layers.parameters())
+    if weight.is_cuda and hasattr(model.config.get_text_config(), "num_experts"):
+        experts.use_all_experts(model, weight.device, weight.dtype)
     hf_models.import_transformers().AttentionInterface.register(attention.ATTENTION_NAME, attention.attend)
     for module in model.modules():
         if hasattr(module, "config"):

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,7 +50,7 @@ class PendingStep:
         rows = [row for row, sequence in enumerate(self.sequences) if sequence in wanted]
         if len(rows) == len(self.sequences):
             return self.logits.to(torch.float32, copy=True)
-        return self.logits.index_select(0, copy_to_device(rows, self.logits.device)).float()
+        return self.logits.index_select(0, copy_to_device(np.asarray(rows, np.int64), self.logits.device)).float()
 
 
 def start_copy_to_host(tokens: Tensor, logprobs: Tensor) -> Callable[[], tuple[list[int], list[float]]]:

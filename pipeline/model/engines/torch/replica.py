@@ -15,6 +15,7 @@ from pipeline.model.engines.torch import memory
 from pipeline.model.engines.torch.attention import has_flash
 from pipeline.model.engines.torch.collectives import Collectives, connect_shards
 from pipeline.model.engines.torch.cuda_graphs import DecodeGraphs
+from pipeline.model.engines.torch.int4_linear import MAX_KERNEL_ROWS, Int4Linear
 from pipeline.model.engines.torch.kv_cache import KVCache
 from pipeline.model.engines.torch.memory import EngineSizes
 from pipeline.model.engines.torch.model_loader import LoadedModel, load_model
@@ -38,7 +39,8 @@ class RankConfig:
     dtype: str = "auto"
     attention: str = "auto"
     quantize: str | None = None
-    compiled: bool = False  # compile the decode step before its graph is captured: faster, but it takes minutes
+    graphs: bool = True  # replay decode steps as CUDA graphs
+    compile: bool = False  # compile the decode step before its graph is captured
     hang_s: float = DEFAULT_HANG_S
     slots: int | None = None  # sizes that are None follow from the memory
     kv_tokens: int | None = None
@@ -95,6 +97,10 @@ def choose_sizes(rank_config: RankConfig, loaded: LoadedModel) -> EngineSizes:
     """Sizes that were not requested follow from the memory that this rank has."""
     device, rank_count, item_bytes = loaded.device, rank_config.tensor_parallel, loaded.dtype.itemsize
     slots = rank_config.slots or memory.DEFAULT_SLOTS_BY_DEVICE[device.type]
+    if not rank_config.slots and any(isinstance(module, Int4Linear) for module in loaded.language_model.modules()):
+        slots = min(
+            slots, MAX_KERNEL_ROWS[device.type]
+        )  # more rows would go through dense copies, at a third the speed
     patches = rank_config.patches or memory.DEFAULT_PATCHES_BY_DEVICE[device.type] * rank_count
     prefill_tokens = rank_config.prefill_tokens or DEFAULT_PREFILL_TOKENS
     kv_tokens = rank_config.kv_tokens
@@ -120,9 +126,9 @@ def build_step_runner(
     cache = KVCache.allocate((layers, sizes.kv_tokens, heads, dim), loaded.dtype, loaded.device)
     vision_cache = VisionCache(loaded.vision_tower, rank_config.vision_config, collectives, has_flash=use_flash)
     decode = build_decode_function(loaded)
-    if rank_config.compiled:
+    if rank_config.compile:
         decode = torch.compile(decode, dynamic=True)
     graphs = None
-    if use_flash:
+    if use_flash and rank_config.graphs:
         graphs = DecodeGraphs(decode, cache, slots=sizes.slots, context_length=rank_config.context_length)
     return vision_cache, StepRunner(loaded, cache, vision_cache, graphs, use_flash)

@@ -45,13 +45,25 @@ class Scheduler:
                 self.waiting.append(sequence)
 
     def schedule(
-        self, is_ready: Callable[[SequenceState], bool], budget: int, sampled: Collection[SequenceState] = ()
+        self,
+        is_ready: Callable[[SequenceState], bool],
+        budget: int,
+        sampled: Collection[SequenceState] = (),
+        *,
+        prefer_decode: bool = False,
     ) -> ScheduledBatch:
-        """The next batch. Sequences in `sampled` have one token to compute, which the host has not read yet."""
+        """The next batch; sequences with one token come first. Those in `sampled` have one, not read by the host yet.
+
+        With `prefer_decode`, tokens that a grammar forced are computed one at a time unless some sequence has a prompt
+        to compute: a step in which every sequence decodes is replayed as a graph, which is several times faster.
+        """
         ready = [sequence for sequence in self.running if is_ready(sequence)]
         pending = [1 if sequence in sampled else sequence.pending_tokens for sequence in ready]
+        if prefer_decode and all(sequence.is_prompt_computed for sequence in ready):
+            pending = [min(count, 1) for count in pending]
         counts = split_token_budget(pending, budget)
-        return [(sequence, count) for sequence, count in zip(ready, counts, strict=True) if count]
+        batch = [(sequence, count) for sequence, count in zip(ready, counts, strict=True) if count]
+        return sorted(batch, key=lambda item: item[1] > 1)
 
     def remove(self, sequence: SequenceState) -> None:
         """Free the slot and the cache of a running sequence, or drop one that waits."""

@@ -70,6 +70,10 @@ class SequenceState:
     def pending_tokens(self) -> int:
         return self.known_tokens - self.computed_tokens
 
+    @property
+    def is_prompt_computed(self) -> bool:
+        return self.computed_tokens >= self.prompt_tokens
+
     def reaches_last_token(self, token_count: int) -> bool:
         """Whether a step over so many tokens gives the logits from which the next token is sampled."""
         return self.computed_tokens + token_count >= self.known_tokens

@@ -7,6 +7,7 @@ numbers, so that it can be sent to every rank.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.model.engines.torch.cuda_graphs import DecodeFunction, DecodeGraphs
+from pipeline.model.engines.torch.cuda_graphs import DecodeFunction, DecodeGraphs, GraphCaptureError
 from pipeline.model.engines.torch.host_memory import copy_to_device
-from pipeline.model.engines.torch.kv_cache import FlashLayout, KVCache, PackedBatch
+from pipeline.model.engines.torch.kv_cache import KVCache, PackedBatch, build_flash_layouts
 from pipeline.model.engines.torch.model_loader import LoadedModel
 from pipeline.model.engines.torch.pending_step import UnreadTokens
 from pipeline.model.engines.torch.scheduler import ScheduledBatch
 from pipeline.model.engines.torch.vision_cache import VisionCache
 
+log = logging.getLogger(__name__)
 TokenCopy = tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]  # sampled tokens, indices into them, and into token_ids
 
 
@@ -57,7 +59,7 @@ def build_step_inputs(batch: ScheduledBatch) -> StepInputs:
         run_starts=[sequence.run_start for sequence, _ in batch],
         run_lengths=[end for _, _, end in spans],
         logit_indices=ends[[sequence.reaches_last_token(count) for sequence, count in batch]] - 1,
-        is_decode=all(count == 1 and sequence.computed_tokens >= sequence.prompt_tokens for sequence, count in batch),
+        is_decode=all(count == 1 and sequence.is_prompt_computed for sequence, count in batch),
         pad_indices=np.concatenate(pad_indices),
         vision_spans=vision_spans,
     )
@@ -95,22 +97,34 @@ class StepRunner:
         if token_copy is not None:
             tokens, sources, targets = token_copy
             token_ids.index_copy_(0, self.to_device(targets), tokens.index_select(0, self.to_device(sources)))
-        if self.graphs and inputs.is_decode:
-            return self.graphs(token_ids, inputs.positions, inputs.run_starts, inputs.run_lengths)
+        if self.graphs and self.graphs.is_usable and inputs.is_decode:
+            try:
+                logits = self.graphs(token_ids, inputs.positions, inputs.run_starts, inputs.run_lengths)
+                return self.select_wanted(logits, inputs)
+            except GraphCaptureError as error:
+                log.warning(
+                    f"CUDA graphs are off from here on, and decoding is slower: the first capture failed: {error}. "
+                    "`engine: {graphs: false}` starts without them"
+                )
         embeddings = self.loaded.language_model.embed_tokens(token_ids)
         deepstack_arguments = self.insert_vision_features(embeddings, inputs)
         positions, packed_batch = self.to_device(inputs.positions), self.pack_batch(inputs)
         hidden = run_language_model(self.loaded, embeddings, positions, packed_batch, **deepstack_arguments)
-        wanted = hidden.index_select(0, self.to_device(inputs.logit_indices))
-        return self.loaded.lm_head(wanted)  # type: ignore[no-any-return]
+        return self.loaded.lm_head(self.select_wanted(hidden, inputs))  # type: ignore[no-any-return]
+
+    def select_wanted(self, rows: Tensor, inputs: StepInputs) -> Tensor:
+        """The rows of the tokens whose logits are wanted."""
+        if len(inputs.logit_indices) == len(rows):
+            return rows
+        return rows.index_select(0, self.to_device(inputs.logit_indices))
 
     def pack_batch(self, inputs: StepInputs) -> PackedBatch:
         lengths, starts, used = inputs.query_lengths, inputs.run_starts, inputs.run_lengths
         run_ends = np.asarray(starts) + used
         cache_ranges = [np.arange(end - count, end) for end, count in zip(run_ends, lengths, strict=True)]
         cache_indices = self.to_device(np.concatenate(cache_ranges))
-        flash_layout = FlashLayout.from_lengths(lengths, starts, used, self.loaded.device) if self.has_flash else None
-        return PackedBatch(self.cache, cache_indices, lengths, starts, used, flash_layout)
+        flash_layouts = build_flash_layouts(lengths, starts, used, self.loaded.device) if self.has_flash else []
+        return PackedBatch(self.cache, cache_indices, lengths, starts, used, flash_layouts)
 
     def insert_vision_features(self, embeddings: Tensor, inputs: StepInputs) -> dict[str, Any]:
         """Replace pad tokens by vision features, in place. Returns the arguments for features of deeper layers."""
