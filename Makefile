@@ -40,6 +40,7 @@ lint: .venv/.ready ## ruff, its formatter, and mypy --strict
 chaos: .venv/.ready ## a hundred kills of whatever runs, and every row counted; an hour
 	PYTHONPATH=. $(BIN)/python -m tests.chaos --kills 100
 	PYTHONPATH=. $(BIN)/python -m tests.chaos.poison
+	PYTHONPATH=. $(BIN)/python -m tests.chaos.takeover
 
 bench: .venv/.ready ## the benchmarks, shortened, and the table of tests/bench/README.md with what they measured
 	PYTHONPATH=. $(BIN)/python tests/bench/run_all.py

@@ -195,6 +195,7 @@ run: one run, without Ray
     run/preflight.py                        builds the RunContext and checks the job before anything starts
     run/resume.py                           finds the chunks that are left to do
     run/retry_errors.py                     selects failed rows to ask again
+    run/orphans.py                          finds rows that parts of another form of the manifest answer
     run/dedup.py                            finds duplicate rows in little memory
     run/lease.py                            lets one run at a time work on an output
     run/signals.py                          stops a run in good order on SIGTERM and Ctrl-C

@@ -67,13 +67,17 @@ def add_submit_options(parser: argparse.ArgumentParser) -> None:
 
 def add_shared_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=parse_positive_int, metavar="N", help="only the first N rows of the manifest")
-    parser.add_argument("--allow-errors", action="store_true", help="exit with 0 instead of 3 when rows failed")
+    add_allow_errors_option(parser)
     parser.add_argument("--take-over", action="store_true", help="do not wait for another run that holds the output")
     parser.add_argument("--ray-log", action="store_true", help="show the log of Ray and its workers")
     retry_help = "ask failed rows again: all, or those of a stage, a kind, or both (fetch, timeout, fetch/timeout)"
     parser.add_argument("--retry-errors", nargs="?", const="", metavar="KIND", help=retry_help)
     change_help = "what to do if the output holds answers to another question; default: refuse"
     parser.add_argument("--on-change", choices=["refuse", "add"], default="refuse", help=change_help)
+
+
+def add_allow_errors_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--allow-errors", action="store_true", help="exit with 0 instead of 3 when rows failed")
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
@@ -123,6 +127,9 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows-per-file", type=parse_positive_int, default=1_000_000, metavar="N", help=rows_help)
     partition_help = "one Hive folder per value of a column or of a field such as answer.currency; may be repeated"
     parser.add_argument("--partition-by", action="append", default=[], metavar="COLUMN", help=partition_help)
+    complete_help = "export nothing unless every row of the manifest has an answer"
+    parser.add_argument("--require-complete", action="store_true", help=complete_help)
+    add_allow_errors_option(parser)
 
 
 def add_check_options(parser: argparse.ArgumentParser) -> None:

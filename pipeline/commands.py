@@ -72,8 +72,15 @@ def export_answers(options: argparse.Namespace) -> int:
     from pipeline.export.export_job import export_job
 
     export_options = ExportOptions(options.rows_per_file, tuple(options.partition_by))
-    export_job(load_job(options), options.target, options.to, export_options, say=print)
-    return ExitCode.ALL_ANSWERED
+    code = export_job(
+        load_job(options),
+        options.target,
+        options.to,
+        export_options,
+        say=print,
+        require_complete=options.require_complete,
+    )
+    return ExitCode.ALL_ANSWERED if code == ExitCode.FAILED_ROWS and options.allow_errors else code
 
 
 def check_job(options: argparse.Namespace) -> int:

@@ -43,6 +43,7 @@ class Fault:
     keep: int | None = None  # bytes of the body before the connection is closed
     short: int | None = None  # bytes of the body, declared as its whole length
     bytes_per_s: int = 0  # speed of the body; 0: unlimited
+    drop: str = ""  # a header of the request that is not passed on
 
 
 BUSY, DOWN = Fault(status=503), Fault(status=500, code="InternalError")
@@ -144,6 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
         seen = self.owner.note(self.command, self.path, self.headers)
         fault = seen.fault or Fault()
         time.sleep(fault.delay_s)
+        del self.headers[fault.drop]
         reply = _build_error_response(fault) if fault.status else self._forward(body)
         if fault.lost or reply is None:
             return self._reset()

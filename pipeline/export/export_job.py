@@ -2,7 +2,7 @@
 
 Rows are written in groups. A group's name follows from its rows, and its note in `_groups/` is created when its files
 are complete, so an interrupted export continues with the groups that have no note. `_export.json` says what a folder
-is an export of; `_SUCCESS` appears when every row of the manifest is exported, failed or left to ask.
+is an export of; `_SUCCESS` appears unless rows of the manifest were not asked yet.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import JobError, OutputError
+from pipeline.errors import ExitCode, JobError, OutputError
 from pipeline.export.base import Exporter, ExportOptions, ExportTask
 from pipeline.export.export_sources import AnswerReader, ExportSource, group_sources
 from pipeline.job.spec import Job
@@ -31,8 +31,15 @@ DEFAULT_FORMAT = "table"
 
 
 def export_job(
-    job: Job, target_path: str, format_name: str, options: ExportOptions, say: Callable[[str], None]
-) -> None:
+    job: Job,
+    target_path: str,
+    format_name: str,
+    options: ExportOptions,
+    say: Callable[[str], None],
+    *,
+    require_complete: bool = False,
+) -> ExitCode:
+    """Returns the exit code of a run that left as many rows. `require_complete` exports nothing unless it is 0."""
     manifest_files = list_manifest_files(job, say)
     context = preflight.build_run_context(job, manifest_files)
     store = OutputStore(context.job.output.path)
@@ -44,24 +51,42 @@ def export_job(
     if context.fingerprint not in list_questions(store):
         raise OutputError(f"{store.path}: holds no answers to this question; run the job first")
     plan = resume.build_resume_plan(context, manifest_files, dataset)
+    failed_count = count_failed_rows(plan, dataset)
+    if require_complete and (failed_count or plan.rows_left):
+        say(f"nothing is exported; {describe_missing_rows(failed_count, plan.rows_left, 0)}")
+        return choose_exit_code(failed_count, plan.rows_left)
     with closing(AnswerReader(plan, context, dataset)) as reader:
         claim_target(task, format_name, reader)
         written = write_groups(exporter, task, reader, say)
-    row_count = written.rows - written.repeats
-    retry_scope = retry_errors.find_retry_scope(plan, dataset)
-    failed_count = sum(1 for _ in retry_errors.read_failed_rows(retry_scope, dataset))
-    if row_count + failed_count + plan.rows_left != plan.rows:
-        raise OutputError(
-            f"{store.path}: {row_count:,} answered, {failed_count:,} failed and {plan.rows_left:,} unasked rows do not "
-            f"add up to the {plan.rows:,} rows of the manifest; if a run is at work, export to another folder when it "
-            "has ended"
-        )
     exporter.finish(written.files)
-    task.target.create_object("_SUCCESS", b"")
+    row_count = written.rows - written.repeats
+    lost_count = plan.rows - row_count - failed_count - plan.rows_left
+    exit_code = choose_exit_code(failed_count, plan.rows_left + lost_count)
+    if exit_code != ExitCode.INCOMPLETE:
+        task.target.create_object("_SUCCESS", b"")
     repeats = f", and {written.repeats:,} that ask the same as one of them" if written.repeats else ""
     say(f"{target_path}: {row_count:,} of {plan.rows:,} rows{repeats}")
-    if failed_count or plan.rows_left:
-        say(f"missing: {failed_count:,} rows that failed (run --retry-errors), {plan.rows_left:,} not asked yet (run)")
+    if exit_code:
+        say(describe_missing_rows(failed_count, plan.rows_left, lost_count))
+    return exit_code
+
+
+def count_failed_rows(plan: resume.ResumePlan, dataset: Dataset) -> int:
+    """The rows that failed and that no part answers, be it of this manifest or not."""
+    retry_scope = retry_errors.find_retry_scope(plan, plan.parts, dataset)
+    retry_scope = replace(retry_scope, later_parts=plan.orphans.parts)
+    return sum(1 for _ in retry_errors.read_failed_rows(retry_scope, dataset))
+
+
+def describe_missing_rows(failed_count: int, left_count: int, lost_count: int) -> str:
+    lost = f", {lost_count:,} in a part that was deleted (run with another output.chunk_rows)" if lost_count else ""
+    return f"missing: {failed_count:,} rows that failed (run --retry-errors), {left_count:,} not asked yet (run){lost}"
+
+
+def choose_exit_code(failed_count: int, unasked_count: int) -> ExitCode:
+    if unasked_count:
+        return ExitCode.INCOMPLETE
+    return ExitCode.FAILED_ROWS if failed_count else ExitCode.ALL_ANSWERED
 
 
 @dataclass

@@ -24,7 +24,8 @@ from pipeline.manifest.chunks import Chunk, encode_canonical_json, hash_row_keys
 from pipeline.output.dataset import Dataset, split_part_name
 from pipeline.output.thread_map import map_in_threads
 from pipeline.run.dedup import HashBuckets
-from pipeline.run.resume import ResumePlan, group_by_chunk
+from pipeline.run.orphans import group_by_span
+from pipeline.run.resume import ResumePlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +50,12 @@ class AnswerReader:
         self.row_reader = ChunkRowReader(context)
         self.spool = RowSpool()
         self.hash = hashlib.blake2b(digest_size=12)
-        sources = list_chunk_sources(plan, dataset)
+        sources = list_chunk_sources(plan)
         pairs = self._survey_manifest(plan, sources)
         counts = self._spool_foreign_rows(plan.chunks, pairs)
-        sizes = dataset.list_parts()
         sources += [
-            ExportSource(number, (part,), sizes[part].size, None)
-            for number, part in enumerate(plan.orphan_parts, len(sources))
+            ExportSource(number, (part,), plan.parts[part].size, None)
+            for number, part in enumerate(plan.orphans.parts, len(sources))
             if number in counts
         ]
         self.sources = [replace(source, foreign_rows=counts[source.number]) for source in sources]
@@ -68,7 +68,7 @@ class AnswerReader:
         """The foreign rows, see `match_foreign_rows`."""
         no_pairs: Numbers = np.empty((0, 2), np.int64)
         keeps_columns = bool(self.context.job.input.keep)
-        has_foreign_rows = bool(plan.orphan_parts) or (keeps_columns and plan.duplicate_rows > 0)
+        has_foreign_rows = bool(plan.orphans.parts) or (keeps_columns and plan.duplicate_rows > 0)
         if not keeps_columns and not has_foreign_rows:
             return no_pairs
         source_by_chunk = {source.chunk.name: source.number for source in sources if source.chunk}
@@ -86,7 +86,7 @@ class AnswerReader:
                 chunk_starts=np.cumsum([0, *(chunk.row_count for chunk in plan.chunks)])[:-1],
                 chunk_sources=np.array([source_by_chunk.get(chunk.name, -1) for chunk in plan.chunks]),
                 source_parts=[source.parts for source in sources],
-                orphan_parts=plan.orphan_parts,
+                orphan_parts=plan.orphans.parts,
                 dataset=self.dataset,
             )
 
@@ -95,7 +95,7 @@ class AnswerReader:
         starts = np.cumsum([0, *(chunk.row_count for chunk in chunks)])
         sources = iter(pairs[:, 1].tolist())
         counts: Counter[int] = Counter()
-        for index, offsets in group_by_chunk(pairs[:, 0], starts):
+        for index, offsets in group_by_span(pairs[:, 0], starts):
             rows = self.row_reader.read_rows(chunks[index])
             foreign_rows = [(next(sources), rows[offset]) for offset in offsets]
             self.spool.add_rows(foreign_rows)
@@ -138,18 +138,17 @@ class AnswerReader:
         return pa.table(arrays, schema=columns)
 
 
-def list_chunk_sources(plan: ResumePlan, dataset: Dataset) -> list[ExportSource]:
-    parts = dataset.list_parts()
+def list_chunk_sources(plan: ResumePlan) -> list[ExportSource]:
+    """The parts are those that the plan knows: what a run commits or deletes meanwhile does not count."""
     generations: dict[str, list[tuple[int, str]]] = {}
-    for part in parts:
+    for part in plan.parts:
         chunk_name, generation = split_part_name(part)
         generations.setdefault(chunk_name, []).append((generation, part))
-    remaining = {chunk.name for chunk in plan.remaining_chunks}  # a run may have committed some of them since
     sources: list[ExportSource] = []
     for chunk in plan.chunks:
-        own_parts = tuple(part for _, part in sorted(generations.get(chunk.name, ())))
-        if own_parts and chunk.name not in remaining:
-            size = sum(parts[part].size for part in own_parts)
+        if chunk.name in plan.parts:
+            own_parts = tuple(part for _, part in sorted(generations[chunk.name]))
+            size = sum(plan.parts[part].size for part in own_parts)
             sources.append(ExportSource(len(sources), own_parts, size, chunk))
     return sources
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.output.dataset import Dataset
 from pipeline.run.dedup import HashBuckets, match_rows
-from pipeline.run.resume import find_answered_rows, read_row_hashes
+from pipeline.run.orphans import add_part_rows, find_answered_rows
 
 Numbers = NDArray[np.int64]
 
@@ -34,10 +34,7 @@ def match_foreign_rows(
     `source_parts` are the parts of these sources. Orphan parts are sources that are numbered after them.
     """
     with HashBuckets() as orphan_rows:
-        orphan_starts = [0]
-        for hashes in read_row_hashes(orphan_parts, dataset):
-            orphan_rows.add_hashes(hashes)
-            orphan_starts.append(orphan_rows.row_count)
+        orphan_starts = add_part_rows(orphan_rows, orphan_parts, dataset)
         buckets = zip(asked_rows, orphan_rows, strict=True)
         rows, first_rows, orphans = np.concatenate([match_rows(asked, others) for asked, others in buckets]).T
         sources = chunk_sources[np.searchsorted(chunk_starts, first_rows, side="right") - 1]

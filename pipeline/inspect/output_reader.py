@@ -5,18 +5,32 @@ The newest run says which rows of which manifest count: its `plan.json` holds wh
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from pipeline.errors import OutputError
-from pipeline.output.dataset import Dataset, PartFooter, list_questions, list_runs, read_run_document
+from pipeline.output.dataset import Dataset, list_questions, list_runs, read_run_document, split_part_name
 from pipeline.output.dead_letters import DeadLetter, find_failed_chunks
-from pipeline.output.store import OutputStore
+from pipeline.output.store import ObjectInfo, OutputStore
 from pipeline.output.thread_map import map_in_threads
 from pipeline.run import retry_errors
 from pipeline.run.lease import LeaseHolder, read_newest_holder
+from pipeline.run.orphans import count_repeated_rows
+
+
+@dataclass
+class RunCommits:
+    """What a run has committed, as its parts tell."""
+
+    epoch: int = 0  # of its lease; earlier versions noted none
+    answered: int = 0
+    failed: int = 0
+    newly_asked: int = 0  # rows that the run did not ask again
+    parts: int = 0
 
 
 @dataclass(frozen=True)
@@ -30,11 +44,54 @@ class OutputReader:
         return read_newest_holder(self.dataset)
 
     @cached_property
+    def parts(self) -> dict[str, ObjectInfo]:
+        return self.dataset.list_parts()
+
+    @cached_property
+    def commits(self) -> dict[str, RunCommits]:
+        """By run, from the footers of all parts."""
+        commits: dict[str, RunCommits] = defaultdict(RunCommits)
+        for part, footer in zip(self.parts, map_in_threads(self.dataset.read_footer, self.parts), strict=True):
+            run = commits[footer.note.get("run", "")]
+            run.epoch = footer.note.get("epoch", 0)
+            run.answered += footer.row_count
+            run.failed += footer.note["failed"]
+            if split_part_name(part)[1] == 0:
+                run.newly_asked += footer.row_count + footer.note["failed"]
+            run.parts += 1
+        return commits
+
+    @cached_property
     def run_reports(self) -> list[dict[str, Any]]:
-        """The reports of the runs of this question, newest first."""
+        """The reports of the runs of this question, newest first. A run without one is at work or was killed."""
         store = self.dataset.store
-        reports = map_in_threads(lambda run_id: read_run_document(store, run_id, "report"), list_runs(store, "report"))
-        return [report for report in reports if report["fingerprint"] == self.dataset.fingerprint]
+        reported = set(list_runs(store, "report"))
+
+        def read_report(run_id: str) -> dict[str, Any]:
+            return read_run_document(store, run_id, "report" if run_id in reported else "plan")
+
+        run_ids = sorted(reported | set(list_runs(store, "plan")), reverse=True)
+        reports = zip(run_ids, map_in_threads(read_report, run_ids), strict=True)
+        return [self.complete_report(*each) for each in reports if each[1]["fingerprint"] == self.dataset.fingerprint]
+
+    def complete_report(self, run_id: str, report: dict[str, Any]) -> dict[str, Any]:
+        """A run that did not end by itself may have committed more than it knew: its parts tell."""
+        if report.get("status") == "done":
+            return report
+        holder, commits = self.lease_holder, self.commits.get(run_id, RunCommits())
+        status = "running" if holder and holder.held and holder.run == run_id else "killed"
+        counts = {name: max(getattr(commits, name), report.get(name, 0)) for name in ("answered", "failed")}
+        return {"run": run_id, "status": status, "seconds": None, **report, **counts}
+
+    @cached_property
+    def may_repeat_rows(self) -> bool:
+        """Whether an earlier run committed a part that the newest plan does not know, or knows to repeat rows."""
+        _, plan = self.read_newest_plan()
+        earlier_parts = sum(run.parts for run in self.commits.values() if run.epoch < plan.get("epoch", 0))
+        return bool(plan.get("repeats_rows")) or earlier_parts > plan.get("parts", math.inf)
+
+    def count_repeated_rows(self) -> int:
+        return count_repeated_rows(list(self.parts), self.dataset) if self.may_repeat_rows else 0
 
     @cached_property
     def question(self) -> dict[str, Any]:
@@ -56,17 +113,17 @@ class OutputReader:
                 return run_id, plan
         return "", {}
 
-    def read_footers(self) -> Iterator[tuple[str, PartFooter]]:
-        parts = sorted(self.dataset.list_parts())
-        return zip(parts, map_in_threads(self.dataset.read_footer, parts), strict=True)
+    def read_failed_rows(self, *, may_repeat_rows: bool = False) -> Iterator[DeadLetter]:
+        """The rows of the newest run's manifest that are still failed, each once.
 
-    def read_failed_rows(self) -> Iterator[DeadLetter]:
-        """The rows of the newest run's manifest that are still failed, each once."""
+        Where rows may be repeated, any part may answer one that failed.
+        """
         _, plan = self.read_newest_plan(full_manifest=True)
-        failed_chunks = find_failed_chunks(self.dataset.list_parts(), self.dataset.list_dead_letters())
+        failed_chunks = find_failed_chunks(self.parts, self.dataset.list_dead_letters())
         for chunk_name in plan.get("gone", ()):
             failed_chunks.pop(chunk_name, None)
-        scope = retry_errors.RetryScope(failed_chunks, (), plan.get("since", ()))
+        later_parts = self.parts.keys() if may_repeat_rows else self.parts.keys() & plan.get("since", ())
+        scope = retry_errors.RetryScope(failed_chunks, (), sorted(later_parts))
         seen_rows = set()
         for letter in retry_errors.read_failed_rows(scope, self.dataset):
             row_hash = hash((letter.id, letter.question))

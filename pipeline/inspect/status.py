@@ -6,14 +6,14 @@ the parts that name this run are what it has done since, whether it ended, died 
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from pipeline.inspect.output_reader import open_output_reader
-from pipeline.output.dataset import split_part_name
+from pipeline.inspect.output_reader import RunCommits, open_output_reader
 from pipeline.run.lease import LeaseHolder
 from pipeline.run.progress import format_duration
 
@@ -32,6 +32,7 @@ class OutputStatus:
     others: list[str] = field(default_factory=list)  # fingerprints
     parts: int = 0
     answered: int = 0
+    repeated: int = 0  # of these, the rows that are in two parts
     wrong: Counter[str] = field(default_factory=Counter)  # by "stage/kind"
     examples: dict[str, str] = field(default_factory=dict)  # by "stage/kind"
     rows: int | None = None  # of the manifest, as the newest run counted them
@@ -44,6 +45,7 @@ def read_status(path: str, question: str | None = None) -> OutputStatus:
     reader = open_output_reader(path, question)
     fingerprint = reader.dataset.fingerprint
     newest_run, plan = reader.read_newest_plan()
+    repeated = reader.count_repeated_rows()
     status = OutputStatus(
         path=reader.dataset.store.path,
         name=reader.job.get("name", ""),
@@ -51,18 +53,16 @@ def read_status(path: str, question: str | None = None) -> OutputStatus:
         questions=len(reader.questions),
         model=reader.job.get("model", {}).get("weights", ""),
         others=[other for other in reader.questions if other != fingerprint],
+        parts=len(reader.parts),
+        answered=sum(run.answered for run in reader.commits.values()) - repeated,
+        repeated=repeated,
         rows=plan.get("rows"),
         runs=reader.run_reports,
         lease=reader.lease_holder,
     )
-    done_rows = 0  # of the newest run; retries are of rows that were done before
-    for part, footer in reader.read_footers():
-        status.parts += 1
-        status.answered += footer.row_count
-        if footer.note.get("run") == newest_run and split_part_name(part)[1] == 0:
-            done_rows += footer.note["answered"] + footer.note["failed"]
-    status.left = max(0, plan["rows_left"] - done_rows) if plan else None
-    for letter in reader.read_failed_rows():
+    newest_commits = reader.commits.get(newest_run, RunCommits())
+    status.left = max(0, plan["rows_left"] - newest_commits.newly_asked) if plan else None
+    for letter in reader.read_failed_rows(may_repeat_rows=reader.may_repeat_rows):
         reason = f"{letter.stage}/{letter.kind}"
         status.wrong[reason] += 1
         status.examples.setdefault(reason, letter.message)
@@ -80,6 +80,9 @@ def format_status(status: OutputStatus) -> Iterator[str]:
     others = f", the newest of {status.questions} (--question shows another: {others})" if others else ""
     yield f"question  {status.fingerprint}{others}  {status.model}".rstrip()
     yield f"answered  {format_count(status.answered, 'row')} in {format_count(status.parts, 'part')}"
+    if status.repeated:
+        why = "because a run that was taken over committed late; exports leave them out, the next run cleans up"
+        yield f"twice     {format_count(status.repeated, 'row')}, {why}"
     yield f"failed    {format_count(status.wrong.total(), 'row')}"
     for reason, count in status.wrong.most_common():
         yield f"  {count:>8,}  {reason}: {status.examples[reason].strip().splitlines()[-1]}"
@@ -98,7 +101,7 @@ def format_status(status: OutputStatus) -> Iterator[str]:
         yield "next      give the same run command again: it asks the rows that are left"
     if status.wrong:
         yield "retry     the run command with --retry-errors asks the failed rows again"
-    yield f"look      python -m pipeline report {status.path}"
+    yield f"look      python -m pipeline report {shlex.quote(status.path)}"
 
 
 def format_count(number: int, noun: str) -> str:
@@ -107,11 +110,15 @@ def format_count(number: int, noun: str) -> str:
 
 def format_run(report: Mapping[str, Any]) -> str:
     done_rows, seconds = report["answered"] + report["failed"], report["seconds"]
-    speed = f"{done_rows / seconds:.1f} rows/s" if done_rows and seconds else "nothing to do"
+    speed = f"{done_rows / seconds:.1f} rows/s" if done_rows and seconds else "" if done_rows else "nothing to do"
     return (
         f"  {format_run_time(report['run'])}  {report['status']:<8} {report['answered']:>9,} answered "
-        f"{report['failed']:>7,} failed  {format_duration(seconds):>8}  {speed:<14} {format_versions(report)}"
-    )
+        f"{report['failed']:>7,} failed  {format_run_duration(report):>8}  {speed:<14} {format_versions(report)}"
+    ).rstrip()
+
+
+def format_run_duration(report: Mapping[str, Any]) -> str:
+    return "" if report["seconds"] is None else format_duration(report["seconds"])
 
 
 def format_run_time(run_id: str) -> str:

@@ -146,12 +146,23 @@ def compute_row_keys(
     questions = [hash_text(encode_canonical_json(row)).hex() for row in rows]
     if not id_column:
         return [(question, question) for question in questions]
-    ids = [row[id_column] for row in to_python_rows(table.select([id_column]), url)]
+    ids = [format_row_id(row[id_column]) for row in to_python_rows(table.select([id_column]), url)]
     if None in ids:
         row_number = ids.index(None)
         place = f"in the row after {ids[row_number - 1]!r}" if row_number else "in a row"
         raise JobError(f"{url}: column {id_column} (input.id) is empty {place}; fill it in, or leave input.id out")
-    return [(str(row_id), question) for row_id, question in zip(ids, questions, strict=True)]
+    return [(row_id, question) for row_id, question in zip(ids, questions, strict=True) if row_id is not None]
+
+
+def format_row_id(value: Any) -> str | None:
+    """None for an empty cell. A column of whole numbers becomes floats in tables that write NaN for empty cells.
+
+    >>> format_row_id(7), format_row_id(7.0), format_row_id(7.5), format_row_id(float("nan"))
+    ('7', '7', '7.5', None)
+    """
+    if value is None or value != value:
+        return None
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def to_python_rows(table: pa.Table, url: str) -> list[dict[str, Any]]:

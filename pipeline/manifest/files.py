@@ -67,6 +67,8 @@ def list_manifest_files(job: Job, say: Callable[[str], None] = ignore_note) -> l
 
 def expand_url(url: str, output_url: str, say: Callable[[str], None]) -> list[ManifestFile]:
     """The files behind a URL."""
+    if "::" in url:
+        raise JobError(f"input.manifest: {url}: URLs that chain filesystems with :: are not supported")
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
         if filesystem.unstrip_protocol(path).rstrip("/") == output_url:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,19 +37,27 @@ class CommitReceipt:
     worker_seconds: dict[str, float] = field(default_factory=dict)  # the workers' time by activity
 
 
-def commit_chunk(part_name: str, outcomes: Sequence[Outcome], context: RunContext, dataset: Dataset) -> CommitReceipt:
+def commit_chunk(
+    part_name: str,
+    outcomes: Sequence[Outcome],
+    context: RunContext,
+    dataset: Dataset,
+    check_allowed: Callable[[], object],
+) -> CommitReceipt:
+    """Commit a chunk. `check_allowed` is called before each attempt to write, and raises if another run took over."""
     answered, failed = build_tables(outcomes, context)
     failed_rows = failed.to_pylist()
-    letters = dataset.write_dead_letters(part_name, failed) if failed_rows else None
+    letters = dataset.write_dead_letters(part_name, failed, check_allowed) if failed_rows else None
     note = {
         "run": context.run_id,
+        "epoch": context.lease_epoch,
         "errors": letters,
         "kinds": Counter(f"{row['stage']}/{row['kind']}" for row in failed_rows),
         "answered": answered.num_rows,
         "failed": failed.num_rows,
         "discarded": add_counts(NO_TOKENS, *(row.discarded_tokens for _, row in outcomes)),
     }
-    if not dataset.commit_part(part_name, answered, note):
+    if not dataset.commit_part(part_name, answered, note, check_allowed):
         if letters and dataset.read_footer(part_name).note["errors"] != letters:
             dataset.delete_dead_letters(letters)
         return replace(read_receipt(dataset, part_name), committed_first=False)

@@ -2,7 +2,7 @@
 
     data/fp=FINGERPRINT/PART.parquet              answered rows; creating this object commits the part
     errors/fp=FINGERPRINT/PART-RANDOM.parquet     dead letters; the part's commit note names the file that counts
-    lease/fp=FINGERPRINT/                         which run works on the question
+    _lease/fp=FINGERPRINT/                        which run works on the question; readers pass over the name
     questions/FINGERPRINT.json                    the inputs of the fingerprint
     runs/RUN/job.json, plan.json, report.json     the resolved job, what was left to do, the result
 
@@ -14,8 +14,9 @@ from __future__ import annotations
 import io
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -33,16 +34,22 @@ class PartFooter(NamedTuple):
     note: Mapping[str, Any]  # what the commit noted
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Dataset:
     """The answers to one question in an output folder."""
 
     store: OutputStore
     fingerprint: str
 
-    @property
+    @cached_property
     def lease_folder(self) -> str:
-        return f"lease/fp={self.fingerprint}"
+        """Outputs of earlier versions keep the folder that they have, so that no run misses the lease of another."""
+        old_folder = f"lease/fp={self.fingerprint}"
+        return old_folder if self.store.list_names(old_folder) else f"_{old_folder}"
+
+    def check_store(self) -> None:
+        """Raise an OutputError if the store cannot keep two runs apart."""
+        self.store.check_create_only(f"_lease/probe-{uuid.uuid4().hex}")
 
     @property
     def parts_path(self) -> str:
@@ -70,18 +77,24 @@ class Dataset:
         metadata = self.store.read_parquet_metadata(self._get_part_path(part))
         return PartFooter(metadata.num_rows, json.loads(metadata.metadata[COMMIT_NOTE_KEY]))
 
-    def commit_part(self, part: str, rows: pa.Table, note: Mapping[str, Any]) -> bool:
+    def commit_part(
+        self, part: str, rows: pa.Table, note: Mapping[str, Any], check_allowed: Callable[[], object]
+    ) -> bool:
         """Create a part; False if it exists already."""
-        return self.store.create_object(self._get_part_path(part), encode_parquet(rows, note))
+        return self.store.create_object(self._get_part_path(part), encode_parquet(rows, note), check_allowed)
+
+    def delete_part(self, part: str) -> None:
+        self.store.delete_object(self._get_part_path(part))
 
     def list_dead_letters(self) -> set[str]:
         """The names of all files with dead letters, including those that no commit names."""
         return self.store.list_names(f"errors/fp={self.fingerprint}")
 
-    def write_dead_letters(self, part: str, rows: pa.Table) -> str:
+    def write_dead_letters(self, part: str, rows: pa.Table, check_allowed: Callable[[], object]) -> str:
         """Write the failed rows of a part that is about to be committed. Returns the file's name."""
         name = f"{part}-{uuid.uuid4().hex[:8]}.parquet"
-        self.store.create_object(self._get_dead_letter_path(name), encode_parquet(rows, {"key": part}))
+        data = encode_parquet(rows, {"key": part})
+        self.store.create_object(self._get_dead_letter_path(name), data, check_allowed)
         return name
 
     def read_dead_letters(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -154,6 +167,10 @@ def get_part_of_dead_letters(name: str) -> str:
 
 
 def encode_parquet(table: pa.Table, note: Mapping[str, Any]) -> bytes:
+    """Without rows there is no row group either: some readers, such as Hugging Face's, fail on an empty one."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({COMMIT_NOTE_KEY: json.dumps(note)}), sink, compression="zstd")
+    table = table.replace_schema_metadata({COMMIT_NOTE_KEY: json.dumps(note)})
+    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
+        if table.num_rows:
+            writer.write_table(table)
     return bytes(sink.getvalue())

@@ -9,19 +9,30 @@ import io
 import os
 import shutil
 import uuid
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 
-def create_file(path: str, data: bytes) -> bool:
-    """Create a file; False if it exists already."""
+def create_file(path: str, data: bytes, check_allowed: Callable[[], object]) -> bool:
+    """Create a file; False if it exists already. `check_allowed` is called just before, and may raise."""
     temp_path = _write_temp_file(path, data)
     try:
+        check_allowed()
         os.link(temp_path, path)
-    except FileExistsError:
-        return False
+    except OSError as error:
+        # NFS repeats a request whose reply was lost, and the repeated one fails because the first one succeeded.
+        if os.path.exists(path) and os.path.samefile(temp_path, path):
+            return True
+        if isinstance(error, FileExistsError):
+            return False
+        raise
     finally:
-        os.unlink(temp_path)
+        with suppress(OSError):  # the file is there, whatever happens to its other name
+            os.unlink(temp_path)
+    with suppress(OSError):
+        os.utime(path)  # from when it is there, not from when it was written
     return True
 
 

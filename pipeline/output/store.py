@@ -24,6 +24,8 @@ from pipeline.output import local_files
 from pipeline.retry_policy import Truncated, classify_error
 
 T = TypeVar("T")
+LOCAL_SCHEMES = ("file", "local")
+CREATE_ONLY_SCHEMES = (*LOCAL_SCHEMES, "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")  # fsspec's others overwrite
 ERROR_ADVICE = {
     "denied": "access denied; check output.path and the credentials in the environment of every node",
     "credentials": "the credentials have expired or are not valid; renew them on every node",
@@ -44,6 +46,8 @@ class ObjectInfo(NamedTuple):
 
 def open_filesystem(path: str, **options: Any) -> tuple[Any, str]:
     """The filesystem of a path, and the path inside it."""
+    if "::" in path:
+        raise OutputError(f"{path}: URLs that chain filesystems with :: are not supported")
     try:
         return fsspec.core.url_to_fs(path, **options)  # type: ignore[no-any-return]
     except (ImportError, ValueError) as error:  # an unknown scheme, or one whose package is missing
@@ -55,7 +59,8 @@ class OutputStore:
         self.path = path.rstrip("/")
         self.retries_enabled = True  # until a retry was in vain: later calls then fail at once
         self._connect()
-        self.error_types = load_error_types(list_protocols(self.filesystem)[0])
+        self.protocol = list_protocols(self.filesystem)[0]
+        self.error_types = load_error_types(self.protocol)
 
     def _connect(self) -> None:
         scheme = self.path.partition("://")[0] if "://" in self.path else ""
@@ -65,14 +70,27 @@ class OutputStore:
 
     @property
     def is_local(self) -> bool:
-        return "file" in list_protocols(self.filesystem)
+        return self.protocol in LOCAL_SCHEMES
 
-    def create_object(self, name: str, data: bytes) -> bool:
-        """Create an object; False if it exists already."""
+    def create_object(self, name: str, data: bytes, check_allowed: Callable[[], object] = lambda: None) -> bool:
+        """Create an object; False if it exists already. `check_allowed` may raise before each attempt."""
         create = local_files.create_file if self.is_local else self._put_if_absent
-        return self.run_with_retries(name, lambda: create(f"{self.root}/{name}", data))
+        return self.run_with_retries(name, lambda: create(f"{self.root}/{name}", data, check_allowed))
 
-    def _put_if_absent(self, path: str, data: bytes) -> bool:
+    def check_create_only(self, name: str) -> None:
+        """Raise an OutputError if the store replaces an object that is to be created. The name must be unused."""
+        try:
+            if self.create_object(name, b"first") and self.create_object(name, b"second"):
+                raise OutputError(
+                    f"{self.path}: this store replaces objects that must only be created (it ignores the header "
+                    "If-None-Match), so two runs could overwrite each other's answers; choose another output.path"
+                )
+        finally:
+            with suppress(OutputError):  # some roles may not delete
+                self.delete_object(name)
+
+    def _put_if_absent(self, path: str, data: bytes, check_allowed: Callable[[], object]) -> bool:
+        check_allowed()
         try:
             self.filesystem.pipe_file(path, data, mode="create")
         except FileExistsError:
@@ -128,8 +146,13 @@ class OutputStore:
 
     def list_objects(self, folder: str) -> dict[str, ObjectInfo]:
         path = f"{self.root}/{folder}"
+        options = {"on_error": "raise"} if self.is_local else {}  # fsspec shows a folder that it cannot read as empty
+
+        def find() -> dict[str, dict[str, Any]]:
+            return self.filesystem.find(path, detail=True, **options)  # type: ignore[no-any-return]
+
         try:
-            entries = self.run_with_retries(folder, lambda: self.filesystem.find(path, detail=True), missing_ok=True)
+            entries = self.run_with_retries(folder, find, missing_ok=True)
         except FileNotFoundError:
             return {}
         return {

@@ -86,19 +86,37 @@ def find_duplicates(bucket: HashedRows) -> tuple[NDArray[np.uint64], list[tuple[
     return after["at"][same_id & same_question], pairs
 
 
+def find_common_numbers(rows: HashBuckets, other_rows: HashBuckets) -> NDArray[np.uint64]:
+    """The numbers of the rows whose id and question are also among the others."""
+    buckets = zip(rows, other_rows, strict=True)
+    return np.concatenate([bucket["at"][find_common_rows(bucket, other)] for bucket, other in buckets])
+
+
+def number_equal_rows(rows: HashBuckets) -> NDArray[np.int64]:
+    """A number for each row, which is the same for rows with the same id and question."""
+    numbers = np.empty(rows.row_count, np.int64)
+    for index, bucket in enumerate(rows):
+        numbers[bucket["at"]] = index + BUCKET_COUNT * number_bucket(bucket)
+    return np.unique(numbers, return_inverse=True)[1]
+
+
 def find_common_rows(bucket: HashedRows, other_bucket: HashedRows) -> NDArray[np.bool_]:
     """A mask of the rows in the first bucket whose id and question are also in the second one."""
-    both = np.concatenate([bucket, other_bucket])
-    order = np.lexsort((both["low"], both["high"]))
-    high, low = both["high"][order], both["low"][order]
-    starts_group = np.ones(len(both), bool)  # equal rows are neighbours and form a group
+    numbers = number_bucket(np.concatenate([bucket, other_bucket]))
+    is_in_other = np.zeros(len(numbers) + 1, bool)
+    is_in_other[numbers[len(bucket) :]] = True
+    return is_in_other[numbers[: len(bucket)]]
+
+
+def number_bucket(bucket: HashedRows) -> NDArray[np.int64]:
+    """A number for each row, which is the same for rows with the same id and question."""
+    order = np.lexsort((bucket["low"], bucket["high"]))
+    high, low = bucket["high"][order], bucket["low"][order]
+    starts_group = np.ones(len(bucket), bool)  # equal rows are neighbours and form a group
     starts_group[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-    group_of_sorted_row = np.cumsum(starts_group) - 1
-    group_is_in_other = np.zeros(len(both), bool)
-    group_is_in_other[group_of_sorted_row[order >= len(bucket)]] = True
-    is_common = np.empty(len(both), bool)
-    is_common[order] = group_is_in_other[group_of_sorted_row]
-    return is_common[: len(bucket)]
+    numbers = np.empty(len(bucket), np.int64)
+    numbers[order] = np.cumsum(starts_group)
+    return numbers
 
 
 def match_rows(bucket: HashedRows, other_bucket: HashedRows) -> NDArray[np.int64]:

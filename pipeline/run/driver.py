@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 
 from pipeline.context import RunContext
@@ -19,11 +19,12 @@ from pipeline.manifest.files import ManifestFile, list_manifest_files
 from pipeline.output.commit import read_receipt
 from pipeline.output.dataset import Dataset, write_run_document
 from pipeline.registry import RUNNERS, load_registered
-from pipeline.run import log, preflight, retry_errors, run_report
-from pipeline.run.lease import Lease
+from pipeline.run import log, preflight, resume, retry_errors, run_report
+from pipeline.run.lease import Lease, raise_if_taken_over
 from pipeline.run.log import Say
+from pipeline.run.orphans import find_superfluous_parts
 from pipeline.run.progress import Progress
-from pipeline.run.resume import ResumePlan, build_resume_plan, split_in_process
+from pipeline.run.resume import ResumePlan
 from pipeline.run.runner import Runner
 from pipeline.run.signals import StopSignals
 
@@ -92,17 +93,40 @@ def check_job(job: Job, manifest_files: Sequence[ManifestFile], say: Say) -> Run
 def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: RunOptions) -> ResumePlan:
     """Plan what is left, with retries if they are asked for. `status` reads plan.json, even if the run dies."""
     # A limited run splits only the files that it needs, so it does not start workers for that.
-    splitter = run.runner.split_manifest if options.row_limit is None else split_in_process
-    plan = build_resume_plan(run.context, manifest_files, run.dataset, splitter=splitter, row_limit=options.row_limit)
-    retry_scope = retry_errors.find_retry_scope(plan, run.dataset)
-    values = {"fingerprint": run.context.fingerprint, "rows": plan.rows, "rows_left": plan.rows_left}
+    splitter = run.runner.split_manifest if options.row_limit is None else resume.split_in_process
+    plan = resume.build_resume_plan(
+        run.context, manifest_files, run.dataset, splitter=splitter, row_limit=options.row_limit
+    )
+    superfluous_parts, repeats_rows = find_superfluous_parts(plan.orphans, run.dataset)
+    delete_superfluous_parts(run, superfluous_parts)
+    retry_scope = retry_errors.find_retry_scope(plan, run.dataset.list_parts(), run.dataset)
+    values = {
+        "fingerprint": run.context.fingerprint,
+        "rows": plan.rows,
+        "rows_left": plan.rows_left,
+        "epoch": run.lease.epoch,
+        "parts": len(plan.parts) - len(superfluous_parts),
+        "repeats_rows": repeats_rows,
+    }
     if options.row_limit is None:  # the first rows of a manifest do not tell which chunks were removed
         values |= {"gone": retry_scope.removed_chunks, "since": retry_scope.later_parts}
     write_run_document(run.dataset.store, run.context.run_id, "plan", json.dumps(values))
     if options.retry_kind is not None:
         plan = retry_errors.add_retries(plan, retry_scope, run.dataset, options.retry_kind, run.progress.say)
+    for warning in resume.find_plan_warnings(run.context, plan, run.dataset):
+        run.progress.say(f"careful: {warning}")
     run.progress.say(run_report.describe_plan(run.context.job.name, plan))
     return plan
+
+
+def delete_superfluous_parts(run: ActiveRun, parts: Sequence[str]) -> None:
+    """Delete the parts whose rows are all in other parts, too."""
+    if parts:
+        why = "a run that was taken over committed late, and other parts hold the same rows"
+        run.progress.say(f"deleted {len(parts):,} part{'s' * (len(parts) != 1)} of data/: {why}")
+    for part in parts:
+        raise_if_taken_over(run.dataset, run.lease.epoch)
+        run.dataset.delete_part(part)
 
 
 def run_plan(run: ActiveRun, plan: ResumePlan) -> Sequence[Chunk]:
@@ -122,7 +146,16 @@ def run_plan(run: ActiveRun, plan: ResumePlan) -> Sequence[Chunk]:
         run.dataset.store.retries_enabled = False  # the commit has been retried long enough; the report must not be
         raise StoppedError(f"stopped: {error}") from error
     finally:
+        if status == "stopped":
+            count_unreported_chunks(run, plan)
         run_report.write_run_report(run.context, plan, run.progress, status, run.dataset.store)
+
+
+def count_unreported_chunks(run: ActiveRun, plan: ResumePlan) -> None:
+    """A run that is stopped does not wait for the receipts of chunks that were just committed."""
+    with suppress(OutputError, StoppedError):
+        raise_if_taken_over(run.dataset, run.lease.epoch)
+        add_lost_receipts(run, plan, find_missing_chunks(run.dataset, plan.remaining_chunks))
 
 
 def run_chunks(run: ActiveRun, chunks: Sequence[Chunk]) -> None:

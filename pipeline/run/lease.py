@@ -163,8 +163,14 @@ def read_newest_holder(dataset: Dataset) -> LeaseHolder | None:
 
 def find_newest_epoch(dataset: Dataset) -> int:
     """0 if no run has held a lease."""
-    names = dataset.store.list_names(dataset.lease_folder)
-    return max((int(name.removesuffix(".json")) for name in names if name.endswith(".json")), default=0)
+    return max(list_claim_times(dataset), default=0)
+
+
+def list_claim_times(dataset: Dataset) -> dict[int, float]:
+    """When each epoch was claimed, by the store's clock."""
+    objects = dataset.store.list_objects(dataset.lease_folder)
+    names = (name for name in objects if name.endswith(".json"))
+    return {int(name.removesuffix(".json")): objects[name].modified_at or 0.0 for name in names}
 
 
 def read_holder_record(dataset: Dataset, epoch: int) -> dict[str, Any]:

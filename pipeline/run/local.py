@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
+from functools import partial
 
 from pipeline.answer import Answerer
 from pipeline.context import RunContext
@@ -63,8 +64,8 @@ def commit_outcomes(
     dataset: Dataset,
 ) -> CommitReceipt:
     """Commit an answered chunk, unless another run has taken over the output."""
-    raise_if_taken_over(dataset, answerer.context.lease_epoch)
+    check_allowed = partial(raise_if_taken_over, dataset, answerer.context.lease_epoch)
     log.write_failure_events(outcomes)
     with answerer.timer.measure("commit"):
-        receipt = commit_chunk(part_name, outcomes, answerer.context, dataset)
+        receipt = commit_chunk(part_name, outcomes, answerer.context, dataset, check_allowed)
     return replace(receipt, worker_seconds={**prepare_seconds, **answerer.timer.take_seconds()})

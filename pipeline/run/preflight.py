@@ -27,7 +27,7 @@ from pipeline.model.guidance.grammar import count_min_tokens
 from pipeline.output.answer.geometry import find_field_meanings
 from pipeline.output.arrow_tables import RESERVED_COLUMNS
 from pipeline.output.dataset import Dataset, list_questions
-from pipeline.output.store import OutputStore, open_filesystem
+from pipeline.output.store import CREATE_ONLY_SCHEMES, OutputStore, open_filesystem
 from pipeline.output.thread_map import map_in_threads
 from pipeline.schema import schema_loader
 
@@ -104,6 +104,7 @@ def find_job_problems(context: RunContext, manifest_files: Sequence[ManifestFile
     open_family(context)  # raises if the checkpoint's config or tokenizer is broken
     problems = schema_loader.find_problems(context.schema) if context.schema else []
     problems += find_kept_name_problems(context.job)
+    problems += find_output_problems(context.job.output.path)
     problems += get_engine_type(context.job).find_problems(context.pinned_job)
     if context.schema and context.job.answer.guided:
         min_tokens = count_min_tokens(context.schema.text, family_loader.load_tokenizer(locate_small_files(context)))
@@ -125,6 +126,14 @@ def find_kept_name_problems(job: Job) -> list[str]:
     return problems
 
 
+def find_output_problems(path: str) -> list[str]:
+    scheme = path.partition("://")[0] if "://" in path else "file"
+    if scheme in CREATE_ONLY_SCHEMES:
+        return []
+    advice = "use a local folder, s3://, gs:// or az://"
+    return [f"output.path: {scheme}:// cannot refuse to replace an object, which keeps two runs apart; {advice}"]
+
+
 def find_warnings(context: RunContext) -> list[str]:
     """Risks of a job that can run all the same."""
     meanings = find_field_meanings(context.schema.json_schema).values() if context.schema else ()
@@ -143,7 +152,9 @@ def open_output_store(context: RunContext, *, allow_other_questions: bool) -> Ou
             f"{store.path} holds answers to another question:\n{changes}\n"
             "Choose another output.path, or add these answers to the same output with --on-change add."
         )
-    Dataset(store, context.fingerprint).write_question(context.fingerprint_inputs)
+    dataset = Dataset(store, context.fingerprint)
+    dataset.check_store()
+    dataset.write_question(context.fingerprint_inputs)
     return store
 
 

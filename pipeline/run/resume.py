@@ -9,7 +9,7 @@ by bucket.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,23 +18,24 @@ from numpy.typing import NDArray
 from pipeline.context import RunContext
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
-from pipeline.manifest.chunks import Chunk, RowReader, hash_row_keys, read_chunk_rows, split_file
+from pipeline.manifest.chunks import Chunk, RowReader, read_chunk_rows, split_file
 from pipeline.manifest.files import ManifestFile, build_unreadable_error, get_store_error_types
 from pipeline.output.dataset import Dataset, split_part_name
-from pipeline.output.thread_map import map_in_threads
-from pipeline.run.dedup import HashBuckets, find_common_rows, find_duplicates
+from pipeline.output.store import ObjectInfo
+from pipeline.run.dedup import HashBuckets, find_duplicates
+from pipeline.run.orphans import OrphanRows, RowHashes, RowNumbers, group_by_span, match_orphans
 
-RowHashes = NDArray[np.uint64]  # three per row, see hash_row_keys
-RowNumbers = NDArray[np.uint64] | NDArray[np.int64]  # counted over all rows of the manifest
+MIN_EARLIER_ROWS = 100  # fewer were a trial
 HashedChunk = tuple[Chunk, RowHashes]
 ManifestSplitter = Callable[[Job, Sequence[ManifestFile], str | None], Iterable[HashedChunk]]
 
 
 @dataclass(frozen=True, slots=True)
 class ResumePlan:
+    parts: Mapping[str, ObjectInfo]  # all that there were when the plan was made
     chunks: tuple[Chunk, ...]  # of the whole manifest, in order
     remaining_chunks: tuple[Chunk, ...]
-    orphan_parts: tuple[str, ...]  # parts of chunks that the manifest no longer has
+    orphans: OrphanRows
     rows: int
     duplicate_rows: int
 
@@ -51,7 +52,7 @@ def build_resume_plan(
     splitter: ManifestSplitter | None = None,
     row_limit: int | None = None,
 ) -> ResumePlan:
-    parts = set(dataset.list_parts())
+    parts = dataset.list_parts()
     hashed_chunks = (splitter or split_in_process)(context.job, manifest_files, context.schema_prompt)
     with HashBuckets() as row_hashes:
         chunks = []
@@ -60,25 +61,46 @@ def build_resume_plan(
             chunks.append(chunk)
         first_rows = np.cumsum([0, *(chunk.row_count for chunk in chunks)])
         duplicates = find_duplicate_rows(row_hashes, chunks, first_rows, context)
-        chunks = exclude_rows(chunks, group_by_chunk(duplicates, first_rows))
-        names = {chunk.name for chunk in chunks}
-        # Later generations of a chunk whose first part was deleted are orphans, too: all its rows are asked again.
-        orphans = sorted(part for part in parts if split_part_name(part)[0] not in names & parts)
+        chunks = exclude_rows(chunks, group_by_span(duplicates, first_rows))
         remaining = {
             index: chunk for index, chunk in enumerate(chunks) if chunk.name not in parts and chunk.asked_row_count
         }
-        if remaining and orphans:
-            answered_rows = find_answered_rows(orphans, row_hashes, dataset)
-            for index, offsets in group_by_chunk(answered_rows, first_rows):
+        # Later generations of a chunk whose first part was deleted are orphans, too: all its rows are asked again.
+        done_parts = {chunk.name: list[str]() for chunk in chunks if chunk.name in parts}
+        orphan_parts: list[str] = []
+        for part in sorted(parts):
+            done_parts.get(split_part_name(part)[0], orphan_parts).append(part)
+
+        def list_done_parts_with(row_numbers: RowNumbers) -> list[str]:
+            indexes = (index for index, _ in group_by_span(row_numbers, first_rows))
+            return [part for index in indexes for part in done_parts.get(chunks[index].name, ())]
+
+        orphans = OrphanRows()
+        if orphan_parts:
+            orphans, answered_rows = match_orphans(orphan_parts, row_hashes, list_done_parts_with, dataset)
+            for index, offsets in group_by_span(answered_rows, first_rows):
                 if index in remaining:
                     remaining[index] = replace(remaining[index], answered_offsets=offsets)
     return ResumePlan(
+        parts=parts,
         chunks=tuple(chunks),
         remaining_chunks=tuple(chunk for chunk in remaining.values() if chunk.asked_row_count),
-        orphan_parts=tuple(orphans),
+        orphans=orphans,
         rows=sum(chunk.asked_row_count for chunk in chunks),
         duplicate_rows=len(duplicates),
     )
+
+
+def find_plan_warnings(context: RunContext, plan: ResumePlan, dataset: Dataset) -> Iterator[str]:
+    """A manifest whose ids were written in another way asks, and pays for, everything again."""
+    if plan.rows_left and plan.rows_left == plan.rows and plan.orphans.row_count >= MIN_EARLIER_ROWS:
+        part = plan.orphans.parts[int(np.argmax(np.diff(plan.orphans.first_rows)))]  # the largest
+        earlier_id = dataset.read_part(part, ["id"])["id"][0].as_py()
+        now_id = read_row_id(plan.chunks[0], 0, context)
+        yield (
+            f"none of the {plan.orphans.row_count:,} rows that this output answers is in the manifest, so all "
+            f"{plan.rows:,} rows are asked; an id was {earlier_id!r}, the first one is now {now_id!r}"
+        )
 
 
 def split_in_process(
@@ -110,18 +132,6 @@ def locate_row(row_number: int, chunks: Sequence[Chunk], first_rows: NDArray[np.
     """The chunk of a row and the offset in it."""
     index = int(np.searchsorted(first_rows, row_number, side="right")) - 1
     return chunks[index], row_number - int(first_rows[index])
-
-
-def group_by_chunk(row_numbers: RowNumbers, first_rows: NDArray[np.int64]) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """The index of each chunk that has such rows, and their offsets in it; both in order."""
-    if not len(row_numbers):
-        return
-    numbers = np.sort(row_numbers.astype(np.int64))
-    indexes = np.searchsorted(first_rows, numbers, side="right") - 1
-    offsets = numbers - first_rows[indexes]
-    boundaries = np.flatnonzero(np.diff(indexes)) + 1
-    for index, group in zip(indexes[[0, *boundaries]], np.split(offsets, boundaries), strict=True):
-        yield int(index), tuple(group.tolist())
 
 
 def exclude_rows(chunks: Sequence[Chunk], offsets_by_chunk: Iterable[tuple[int, tuple[int, ...]]]) -> list[Chunk]:
@@ -158,24 +168,3 @@ def raise_if_same_id(places: Sequence[tuple[Chunk, int]], context: RunContext) -
 def read_row_id(chunk: Chunk, offset: int, context: RunContext) -> str:
     whole_chunk = replace(chunk, excluded_offsets=(), answered_offsets=())
     return read_chunk_rows(whole_chunk, RowReader(context.job, chunk.file, context.schema_prompt))[offset].id
-
-
-def find_answered_rows(parts: Sequence[str], row_hashes: HashBuckets, dataset: Dataset) -> RowNumbers:
-    """The rows that are answered in these parts."""
-    with HashBuckets() as answered_hashes:
-        for hashes in read_row_hashes(parts, dataset):
-            answered_hashes.add_hashes(hashes)
-        return np.concatenate(
-            [
-                rows["at"][find_common_rows(rows, answered_rows)]
-                for rows, answered_rows in zip(row_hashes, answered_hashes, strict=True)
-            ]
-        )
-
-
-def read_row_hashes(parts: Sequence[str], dataset: Dataset) -> Iterator[RowHashes]:
-    def read_part(part: str) -> RowHashes:
-        table = dataset.read_part(part, ["id", "question"])
-        return hash_row_keys(list(zip(table["id"].to_pylist(), table["question"].to_pylist(), strict=True)))
-
-    return map_in_threads(read_part, parts)

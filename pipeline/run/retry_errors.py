@@ -18,8 +18,10 @@ from pipeline.output.dead_letters import DeadLetter, find_failed_chunks, read_un
 from pipeline.output.store import ObjectInfo
 from pipeline.output.thread_map import map_in_threads
 from pipeline.run.dedup import HashBuckets
+from pipeline.run.lease import list_claim_times
 from pipeline.run.log import Say
-from pipeline.run.resume import ResumePlan, find_answered_rows
+from pipeline.run.orphans import find_answered_rows
+from pipeline.run.resume import ResumePlan
 from pipeline.types import RetryHistory
 
 
@@ -32,32 +34,32 @@ class RetryScope:
     later_parts: Sequence[str]  # see find_later_parts
 
 
-def find_retry_scope(plan: ResumePlan, dataset: Dataset) -> RetryScope:
-    dead_letter_files = dataset.list_dead_letters()
-    parts = dataset.list_parts() if dead_letter_files else {}
+def find_retry_scope(plan: ResumePlan, parts: Mapping[str, ObjectInfo], dataset: Dataset) -> RetryScope:
     chunk_names = {chunk.name for chunk in plan.chunks}
-    all_failed_chunks = find_failed_chunks(parts, dead_letter_files)
+    all_failed_chunks = find_failed_chunks(parts, dataset.list_dead_letters())
     failed_chunks = {name: own_parts for name, own_parts in all_failed_chunks.items() if name in chunk_names}
     return RetryScope(
         failed_chunks=failed_chunks,
         removed_chunks=[name for name in all_failed_chunks if name not in chunk_names],
-        later_parts=find_later_parts(parts, failed_chunks, chunk_names) if failed_chunks else [],
+        later_parts=find_later_parts(parts, failed_chunks, chunk_names, dataset) if failed_chunks else [],
     )
 
 
 def find_later_parts(
-    parts: Mapping[str, ObjectInfo], failed_chunks: Collection[str], chunk_names: Collection[str]
+    parts: Mapping[str, ObjectInfo], failed_chunks: Collection[str], chunk_names: Collection[str], dataset: Dataset
 ) -> list[str]:
-    """The parts of removed chunks that are not older than the oldest failure.
+    """The parts of removed chunks that are not older than the run with the oldest failure.
 
-    Older parts cannot answer a failed row: it would not have been asked.
+    Older parts cannot answer a failed row: the run lists all parts after its claim, and would not have asked it.
     """
-    oldest_failure = min(parts[chunk_name].modified_at or 0 for chunk_name in failed_chunks)
+    oldest_failure = min(parts[chunk_name].modified_at or 0.0 for chunk_name in failed_chunks)
+    claim_times = list_claim_times(dataset).values()
+    oldest_claim = max((claimed_at for claimed_at in claim_times if claimed_at <= oldest_failure), default=0.0)
     return sorted(
         part
         for part, info in parts.items()
         if split_part_name(part)[0] not in chunk_names
-        and (info.modified_at is None or info.modified_at >= oldest_failure)
+        and (info.modified_at is None or info.modified_at >= oldest_claim)
     )
 
 
@@ -79,7 +81,7 @@ def find_answered_letters(retry_scope: RetryScope, dataset: Dataset) -> set[int]
 
 
 def has_failed_rows(plan: ResumePlan, dataset: Dataset) -> bool:
-    return any(True for _ in read_failed_rows(find_retry_scope(plan, dataset), dataset))
+    return any(True for _ in read_failed_rows(find_retry_scope(plan, dataset.list_parts(), dataset), dataset))
 
 
 def add_retries(plan: ResumePlan, retry_scope: RetryScope, dataset: Dataset, kind_filter: str, say: Say) -> ResumePlan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 from collections.abc import Sequence
 from importlib.metadata import version
 
@@ -49,10 +50,12 @@ def print_summary(
         say(f"cut off by {limit}: {totals.cut_off:,} of these answers, whose column finish says length")
     if totals.failed:
         say(totals.format_failure_reasons())
-    say(f"answers: {dataset.parts_path}; see them: python -m pipeline report {job.output.path}")
+    output = shlex.quote(job.output.path)
+    if totals.answered or any(dataset.read_footer(part).row_count for part in dataset.list_parts()):
+        say(f"answers: {dataset.parts_path}; see them: python -m pipeline report {output}")
     if has_dead_letters:
         of_earlier_runs = "" if totals.failed else " of earlier runs"
-        reasons = "" if totals.failed else f"python -m pipeline status {job.output.path} says why; "
+        reasons = "" if totals.failed else f"python -m pipeline status {output} says why; "
         say(f"dead letters{of_earlier_runs}: {dataset.dead_letters_path}; {reasons}--retry-errors asks them again")
     if missing_rows := sum(chunk.asked_row_count for chunk in missing_chunks):
         say(f"{missing_rows:,} rows are neither answered nor failed; run the same command again")
@@ -79,7 +82,7 @@ def write_run_report(
         "rows": plan.rows,
         "rows_before": plan.rows - plan.rows_left,
         "duplicates": plan.duplicate_rows,
-        "orphans": len(plan.orphan_parts),
+        "orphans": len(plan.orphans.parts),
         "answered": totals.answered,
         "failed": totals.failed,
         "missing": plan.rows_left - totals.done_rows,

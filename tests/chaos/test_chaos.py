@@ -38,7 +38,7 @@ def test_a_second_driver_waits_and_takes_over_when_the_first_is_suspended(enviro
     first_driver = environment.driver
     wait_until(
         TIMEOUT_S,
-        lambda: environment.store.find(f"{environment.output}/lease", refresh=True),
+        lambda: environment.store.glob(f"{environment.output}/_lease/*/*.json"),
         "no driver takes the lease",
     )
     environment.start_driver()

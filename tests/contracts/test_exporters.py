@@ -73,7 +73,7 @@ def test_an_export_accounts_for_every_row_and_names_its_files(workspace, export)
     notes = read_notes(target)
     assert sorted(note["rows"] for note in notes) == [2, 2]
     assert all((target / file).exists() for note in notes for file in note["files"])
-    assert (target / "_SUCCESS").exists()
+    assert not (target / "_SUCCESS").exists()
 
 
 def test_an_interrupted_export_continues_with_the_groups_that_are_not_complete(workspace, export, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import duckdb
 import pandas as pd
@@ -26,7 +27,7 @@ class TableExport:
         self.messages.clear()
         job = Job.model_validate(self.workspace.build_job(**sections))
         options = ExportOptions(rows_per_file, tuple(partition_by))
-        export_job(job, str(self.target), "table", options, self.messages.append)
+        return export_job(job, str(self.target), "table", options, self.messages.append)
 
     def list_files(self):
         return sorted(self.target.rglob("*.parquet"))
@@ -127,12 +128,43 @@ def test_a_column_that_cannot_partition_is_refused_before_anything_is_written(co
 
 
 def test_the_command_says_how_many_rows_are_missing(workspace, capsys):
-    workspace.write_manifest(workspace.draw_images(5))
-    job, target = str(workspace.write_job_file()), str(workspace.folder / "table")
-    assert main(["export", job, target]) == 2
+    workspace.write_manifest([*workspace.draw_images(4), *workspace.write_broken_images(1)])
+    job, target = str(workspace.write_job_file()), workspace.folder / "table"
+    assert main(["export", job, str(target)]) == 2
     assert "holds no answers to this question; run the job first" in capsys.readouterr().err
     assert main(["run", job, "--local", "--limit", "3"]) == 0
-    assert main(["export", job, target, "--partition-by", "hint"]) == 0
-    out = capsys.readouterr().out
-    assert f"{target}: 3 of 5 rows\n" in out
-    assert "missing: 0 rows that failed (run --retry-errors), 2 not asked yet (run)" in out
+    missing = "missing: 0 rows that failed (run --retry-errors), 2 not asked yet (run)"
+    assert main(["export", job, str(target), "--require-complete"]) == 4
+    assert capsys.readouterr().out == f"nothing is exported; {missing}\n"
+    assert not target.exists()
+    assert main(["export", job, str(target), "--partition-by", "hint"]) == 4
+    assert f"{target}: 3 of 5 rows\n{missing}\n" in capsys.readouterr().out
+    assert not (target / "_SUCCESS").exists()
+
+
+def test_the_exit_code_of_an_export_tells_of_failed_rows(workspace, capsys):
+    workspace.write_manifest([*workspace.draw_images(1), *workspace.write_broken_images(1)])
+    job, target = str(workspace.write_job_file()), workspace.folder / "table"
+    assert main(["run", job, "--local"]) == 3
+    assert main(["export", job, str(target), "--require-complete"]) == 3
+    assert not target.exists()
+    assert main(["export", job, str(target)]) == 3
+    assert (target / "_SUCCESS").exists()
+    assert main(["export", job, str(target), "--allow-errors"]) == 0
+
+
+def test_rows_of_a_deleted_part_are_missing_and_can_be_asked_again(workspace, table_export):
+    rows = workspace.draw_images(4)
+    workspace.write_manifest(rows[:2])
+    workspace.run_job()
+    workspace.write_manifest(rows[::-1])
+    workspace.run_job()  # its chunk leaves out the rows of the other part
+    oldest = min((workspace.folder / "out/data").glob("fp=*/*.parquet"), key=lambda path: path.stat().st_mtime_ns)
+    oldest.unlink()
+    assert workspace.run_job() == 0
+    assert table_export.run() == 4
+    assert table_export.messages[-1].endswith("2 in a part that was deleted (run with another output.chunk_rows)")
+    assert workspace.run_job(output={"chunk_rows": 3}) == 0
+    shutil.rmtree(table_export.target)
+    assert table_export.run() == 0
+    assert sorted(table_export.read_ids()) == ["r0", "r1", "r2", "r3"]

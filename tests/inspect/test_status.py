@@ -22,6 +22,10 @@ from pipeline.run.lease import Lease
 pytestmark = pytest.mark.process
 
 
+def describe(workspace):
+    return "\n".join(format_status(read_status(str(workspace.folder / "out"))))
+
+
 def test_status_counts_answered_failed_and_left_rows(workspace):
     workspace.write_manifest(
         [
@@ -150,6 +154,35 @@ def test_a_failing_store_is_asked_again_and_a_truncated_part_is_named(workspace,
     part.write_bytes(part.read_bytes()[:-9])
     with pytest.raises(OutputError, match=rf"{part.name}: is cut short; delete it, and its rows are asked again"):
         read_status(str(workspace.folder / "out"))
+
+
+def test_a_killed_run_is_listed_with_what_it_committed(workspace):
+    workspace.write_manifest(workspace.draw_images(8))
+    workspace.run_job(row_limit=4)
+    workspace.run_job()
+    reports = sorted((workspace.folder / "out/runs").glob("*/report.json"))
+    reports[1].unlink()  # as if it had been killed
+    killed, done = read_status(str(workspace.folder / "out")).runs
+    assert (killed["status"], killed["answered"], killed["failed"], killed["seconds"]) == ("killed", 4, 0, None)
+    assert done["status"] == "done"
+    assert re.search(r"\n  20\S+ \S+  killed           4 answered +0 failed\n", describe(workspace))
+
+
+def test_a_stopped_run_counts_what_its_workers_committed_last(workspace):
+    workspace.write_manifest(workspace.draw_images(8))
+    workspace.run_job()
+    (path,) = (workspace.folder / "out/runs").glob("*/report.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "status": "stopped", "answered": 4}))
+    assert read_status(str(workspace.folder / "out")).runs[0]["answered"] == 8
+
+
+def test_a_path_with_spaces_is_quoted_in_the_command_that_is_suggested(workspace):
+    workspace.write_manifest(workspace.draw_images(1))
+    workspace.run_job(output={"path": str(workspace.folder / "my labels")})
+    quoted = f"python -m pipeline report '{workspace.folder}/my labels'"
+    assert workspace.messages[-1].endswith(quoted)
+    text = "\n".join(format_status(read_status(str(workspace.folder / "my labels"))))
+    assert text.endswith(quoted)
 
 
 def test_status_names_the_running_run(workspace):

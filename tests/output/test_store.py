@@ -15,7 +15,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from pipeline import retry_policy
-from pipeline.errors import OutputError
+from pipeline.errors import OutputError, StoppedError
 from pipeline.output.dataset import encode_parquet
 from pipeline.output.store import OutputStore
 from tests.faults import BUSY, CUT, DOWN, EXPIRED, LOST, Fault, Proxy, first, only, storm
@@ -79,6 +79,33 @@ def test_an_object_whose_reply_was_lost_is_recognised(lost, store, proxy):
     assert store.create_object("data/a.parquet", PART) is True
     assert store.create_object("data/a.parquet", PART[::-1]) is False
     assert store.read_object("data/a.parquet") == PART
+
+
+def test_each_attempt_to_create_an_object_must_be_allowed(store, proxy, tmp_path, monkeypatch):
+    def refuse_third_attempt():
+        attempts.append(len(attempts))
+        if len(attempts) == 3:
+            raise StoppedError("taken over")
+
+    def fail(*_):
+        raise OSError(errno.EIO, "stumbled")
+
+    proxy.rule = storm(1.0, BUSY)
+    monkeypatch.setattr("pipeline.output.local_files.os.link", fail)
+    for each in (store, OutputStore(str(tmp_path / "out"))):
+        attempts = []
+        with pytest.raises(StoppedError, match="taken over"):
+            each.create_object("data/a", b"x", refuse_third_attempt)
+    assert len(proxy.seen) == 2
+    assert list((tmp_path / "out/data").iterdir()) == []
+
+
+def test_a_store_that_replaces_objects_is_refused(store, proxy):
+    store.check_create_only("_lease/probe-1")
+    proxy.rule = storm(1.0, Fault(drop="If-None-Match"))
+    with pytest.raises(OutputError, match=r"this store replaces objects that must only be created .*If-None-Match"):
+        store.check_create_only("_lease/probe-2")
+    assert store.list_names("_lease") == set()
 
 
 def test_a_truncated_read_of_an_own_object_is_repeated(store, proxy):
@@ -208,6 +235,46 @@ def test_a_temporary_disk_error_is_retried(tmp_path, monkeypatch, short_waits):
     monkeypatch.setattr("pipeline.output.local_files.os.fsync", stumble)
     assert OutputStore(str(tmp_path)).create_object("data/a", b"x")
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["a"]
+
+
+def test_a_folder_that_cannot_be_listed_does_not_count_as_empty(tmp_path, monkeypatch, short_waits):
+    store = OutputStore(str(tmp_path))
+    store.create_object("data/a", b"x")
+    failures, scandir = [errno.EIO, errno.ESTALE], os.scandir
+
+    def stumble(path):
+        if failures:
+            raise OSError(failures.pop(), "stumbled")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", stumble)
+    assert store.list_names("data") == {"a"}
+
+
+def test_a_link_whose_reply_was_lost_is_recognised(tmp_path, monkeypatch):
+    """NFS sends the request again, and the server answers that the file exists."""
+    store, link = OutputStore(str(tmp_path)), os.link
+
+    def link_twice(source, target):
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr("pipeline.output.local_files.os.link", link_twice)
+    assert store.create_object("data/a", b"first") is True
+    assert store.create_object("data/a", b"second") is False
+    assert store.read_object("data/a") == b"first"
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["a"]
+
+
+def test_an_object_dates_from_its_creation_and_not_from_when_it_was_written(tmp_path):
+    store = OutputStore(str(tmp_path))
+
+    def age_temporary_file():
+        (temp_file,) = (tmp_path / "data").iterdir()
+        os.utime(temp_file, (0, 0))
+
+    store.create_object("data/a", b"x", age_temporary_file)
+    assert store.list_objects("data")["a"].modified_at > 1e9
 
 
 def test_a_file_is_uploaded_whole(tmp_path, store, proxy):

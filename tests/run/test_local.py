@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
 
+import pandas as pd
 import psutil
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -160,6 +162,15 @@ def test_another_question_can_be_added_to_the_same_output(workspace):
     assert len(folders) == 2
 
 
+def test_a_part_without_rows_has_no_row_group_and_does_not_disturb_readers(workspace):
+    workspace.write_manifest([*workspace.draw_images(4), *workspace.write_broken_images(4)])
+    assert workspace.run_job() == 3
+    files = [pq.ParquetFile(path) for path in (workspace.folder / "out/data").glob("fp=*/*.parquet")]
+    assert sorted((file.num_row_groups, file.metadata.num_rows) for file in files) == [(0, 0), (1, 4)]
+    assert files[0].schema_arrow.equals(files[1].schema_arrow)
+    assert len(pd.read_parquet(workspace.folder / "out/data")) == 4
+
+
 def test_an_object_is_created_once(workspace):
     store = OutputStore(str(workspace.folder / "out"))
     assert store.create_object("data/a.json", b"first")
@@ -218,6 +229,38 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_committed(workspace, monke
     assert workspace.list_answered_ids() == ["r0", "r1", "r2", "r3"]
     assert workspace.run_job() == 0
     assert workspace.list_answered_ids() == [f"r{number}" for number in range(8)]
+
+
+def test_a_run_that_a_second_signal_ends_counts_its_last_commit(workspace, monkeypatch):
+    commit = local.commit_outcomes
+
+    def interrupt_after_second_commit(*chunk):
+        receipt = commit(*chunk)
+        if len(workspace.list_parts()) == 2:
+            raise KeyboardInterrupt
+        return receipt
+
+    workspace.write_manifest(workspace.draw_images(12))
+    monkeypatch.setattr(local, "commit_outcomes", interrupt_after_second_commit)
+    with pytest.raises(KeyboardInterrupt):
+        workspace.run_job()
+    (path,) = (workspace.folder / "out/runs").glob("*/report.json")
+    report = json.loads(path.read_text())
+    assert (report["status"], report["answered"], report["missing"]) == ("stopped", 8, 4)
+
+
+def test_answers_are_announced_where_there_are_some(workspace):
+    workspace.write_manifest(workspace.write_broken_images(2))
+    assert workspace.run_job() == 3
+    assert not [line for line in workspace.messages if line.startswith("answers:")]
+
+
+def test_a_disk_that_replaces_files_is_refused(workspace, monkeypatch):
+    workspace.write_manifest(workspace.draw_images(1))
+    monkeypatch.setattr("pipeline.output.local_files.os.link", shutil.copyfile)
+    with pytest.raises(OutputError, match="this store replaces objects that must only be created"):
+        workspace.run_job()
+    assert not (workspace.folder / "out/runs").exists()
 
 
 @pytest.fixture

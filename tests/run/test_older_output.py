@@ -29,6 +29,12 @@ def job_folder(tmp_path, monkeypatch):
     return folder
 
 
+def test_leases_stay_where_the_first_edition_put_them():
+    assert main(["run", "detect.yaml", "--local"]) == 3
+    assert not list(Path("answers/_lease").glob("fp=*"))
+    assert (Path("answers/lease/fp=573c8b322826") / "00000003.json").exists()
+
+
 def read_parts():
     return {path.name: path.read_bytes() for path in Path("answers/data").rglob("*.parquet")}
 
@@ -50,7 +56,7 @@ def test_status_counts_answered_failed_and_left_rows(capsys):
 
 
 def test_export_writes_every_answered_row():
-    assert main(["export", "detect.yaml", "table"]) == 0
+    assert main(["export", "detect.yaml", "table"]) == 3  # one row has failed
     [path] = Path("table").glob("*.parquet")
     table = pq.read_table(path)
     assert table["id"].to_pylist() == ANSWERED_IDS

@@ -60,6 +60,30 @@ def test_answered_rows_are_recognised_in_any_chunk_size_and_order(workspace):
     assert "7 done before; 2 to do" in workspace.messages[0]
 
 
+def test_whole_numbers_that_a_rewritten_manifest_has_as_floats_are_the_same_ids(workspace):
+    rows = workspace.draw_images(3)
+    workspace.write_manifest([{**row, "id": number} for number, row in enumerate(rows)])
+    assert workspace.run_job() == 0
+    parts = workspace.list_parts()
+    workspace.write_manifest([{**row, "id": float(number)} for number, row in enumerate(rows)])
+    assert workspace.run_job() == 0
+    assert workspace.list_parts() == parts
+
+
+def test_a_run_that_recognises_none_of_many_earlier_ids_says_so_before_it_starts(workspace):
+    (row,) = workspace.draw_images(1)
+    big_chunks = {"output": {"chunk_rows": 100}}
+    workspace.write_manifest([{**row, "id": f"{number}"} for number in range(100)])
+    assert workspace.run_job(**big_chunks) == 0
+    assert not any("none of the" in line for line in workspace.messages)
+    workspace.write_manifest([{**row, "id": f"scan-{number}"} for number in range(2)])
+    assert workspace.run_job(**big_chunks) == 0
+    assert workspace.messages[0] == (
+        "careful: none of the 100 rows that this output answers is in the manifest, so all 2 rows are asked; "
+        "an id was '0', the first one is now 'scan-0'"
+    )
+
+
 def test_a_row_limit_counts_repeated_rows(workspace):
     rows = workspace.draw_images(4)
     workspace.write_manifest([rows[0], rows[0], rows[1], rows[2], rows[0], rows[3]])

@@ -21,9 +21,8 @@ from pipeline.inspect.report.statistics import (
     SampledRow,
     to_percent,
 )
-from pipeline.inspect.status import format_run_time, format_versions
+from pipeline.inspect.status import format_run_duration, format_run_time, format_versions
 from pipeline.output.arrow_tables import RESERVED_COLUMNS
-from pipeline.run.progress import format_duration
 
 BAR_WIDTH, BIN_COUNT = 150, 8
 MIN_WIDE_VALUES = 9  # an answer with more values needs the room beside the image
@@ -182,7 +181,7 @@ def build_run_row(report: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **report,
         "run": format_run_time(report["run"]),
-        "duration": format_duration(seconds),
+        "duration": format_run_duration(report),
         "rate": f"{done_rows / seconds:.1f}" if seconds else "",
         "versions": format_versions(report),
     }
