@@ -14,7 +14,7 @@ RESUME_ADVICE = "committed answers are kept; run the same command again to conti
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = cli.build_parser(__doc__).parse_args(arguments)
+    options = cli.parse_arguments(__doc__, arguments)
     try:
         code = cli.COMMANDS[options.command].run(options)
         sys.stdout.flush()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import re
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from pipeline import commands
@@ -15,12 +18,25 @@ errors/; 4 stopped early, or rows are missing; 130 interrupted; 143 terminated. 
 run the same command again to continue."""
 
 
+RETRY_OPTION = "--retry-errors"
+RETRY_KINDS = re.compile(r"[a-z_]+(/[a-z_]+)?(\s*,\s*[a-z_]+(/[a-z_]+)?)*")
+
+
 class Command(NamedTuple):
     summary: str
     examples: str
     run: Callable[[argparse.Namespace], int]
     add_options: Callable[[argparse.ArgumentParser], None]
     job_argument: Literal["required", "optional", "none"] = "required"
+
+
+def parse_arguments(description: str | None, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """After `--retry-errors` argparse would also take a job file for its value."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    for position, (option, following) in enumerate(pairwise(given)):
+        if option == RETRY_OPTION and not RETRY_KINDS.fullmatch(following):
+            given[position] = f"{RETRY_OPTION}="
+    return build_parser(description).parse_args(given)
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
@@ -70,8 +86,8 @@ def add_shared_run_options(parser: argparse.ArgumentParser) -> None:
     add_allow_errors_option(parser)
     parser.add_argument("--take-over", action="store_true", help="do not wait for another run that holds the output")
     parser.add_argument("--ray-log", action="store_true", help="show the log of Ray and its workers")
-    retry_help = "ask failed rows again: all, or those of a stage, a kind, or both (fetch, timeout, fetch/timeout)"
-    parser.add_argument("--retry-errors", nargs="?", const="", metavar="KIND", help=retry_help)
+    retry_help = "ask failed rows again: all, or those of stages, kinds, or both, such as fetch or decode,fetch/timeout"
+    parser.add_argument(RETRY_OPTION, nargs="?", const="", metavar="KINDS", help=retry_help)
     change_help = "what to do if the output holds answers to another question; default: refuse"
     parser.add_argument("--on-change", choices=["refuse", "add"], default="refuse", help=change_help)
 

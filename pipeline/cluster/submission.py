@@ -53,7 +53,7 @@ def check_job_paths(job: Job) -> None:
     """Check what can be checked here. Only the cluster can tell whether it reaches the manifest and the output."""
     schema = schema_loader.load_schema(job.answer.schema_, base_folder=Path.cwd())
     if schema and (problems := schema_loader.find_problems(schema)):
-        raise JobError("\n".join(problems))
+        raise JobError("\n".join(f"answer.schema: {problem}" for problem in problems))
     weights = [job.model.weights] if job.model.weights.startswith(".") else []
     for key, url in [
         *(("input.manifest", url) for url in job.input.manifest),

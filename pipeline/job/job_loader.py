@@ -7,6 +7,7 @@ together.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,11 @@ from pipeline.registry import format_suggestion
 
 TYPE_ERROR_MESSAGES = {"int": "must be a whole number", "float": "must be a number", "bool": "must be true or false"}
 TYPE_ERROR_MESSAGES |= {"string": "must be text", "model": "must be a section with keys of its own"}
+TYPE_ERROR_MESSAGES |= {"tuple": "must be one value or a list of them"}
+FREE_KEY_PREFIX = "x-"  # such keys at the top of a job hold YAML anchors; they are not part of the job
+AMBIGUOUS_NUMBER = re.compile(r"[-+]?0[0-9_]+|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 YAML_NULLS = ("", "~", "null")
+NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def load_job(
@@ -60,6 +65,7 @@ def parse_job(
     node, given = parse_yaml(text, source_name)
     positions = {path: f"{source_name}:{line}" for path, line in find_key_lines(node)}
     lines = [f"{source_name}:{line}: {format_key(path)}: is given twice" for path, line in find_repeated_keys(node)]
+    lines += [f"{source_name}:{problem}" for problem in find_ambiguous_numbers(node)]
     for change in changes:
         path = set_key(given, change)
         positions |= {path[:end]: "--set" for end in range(1, len(path)) if path[:end] not in positions}
@@ -73,7 +79,7 @@ def parse_job(
     job = None
     if not credentials:  # validation errors repeat values
         try:
-            job = Job.model_validate(values)
+            job = Job.model_validate(drop_free_keys(values))
         except ValidationError as error:
             problems += [(details["loc"], describe_error(details)) for details in error.errors()]
     lines += [f"{format_position(path, positions)}{format_key(path)}: {problem}" for path, problem in problems]
@@ -119,6 +125,22 @@ def find_repeated_keys(node: yaml.Node | None, key_path: KeyPath = ()) -> Iterat
             yield from find_repeated_keys(value, (*key_path, key.value))
 
 
+def find_ambiguous_numbers(node: yaml.Node | None) -> Iterator[str]:
+    """YAML 1.1 reads 010 as octal and 1:30 as ninety. People mean something else."""
+    if isinstance(node, yaml.ScalarNode) and node.tag in NUMBER_TAGS and AMBIGUOUS_NUMBER.fullmatch(node.value):
+        meaning = yaml.safe_load(node.value)
+        problem = f"{node.value} means {meaning} in YAML; write a plain number, or put text in quotes"
+        yield f"{node.start_mark.line + 1}: {problem}"
+    elif isinstance(node, yaml.CollectionNode):
+        for child in node.value:
+            for part in child if isinstance(child, tuple) else [child]:
+                yield from find_ambiguous_numbers(part)
+
+
+def drop_free_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if not str(key).startswith(FREE_KEY_PREFIX)}
+
+
 def set_key(values: dict[str, Any], change: str) -> KeyPath:
     """Apply one `a.b=c` and return its key. The values of text keys are taken literally, all others are YAML."""
     key, equals, text = change.partition("=")
@@ -133,6 +155,8 @@ def set_key(values: dict[str, Any], change: str) -> KeyPath:
             raise JobError(f"--set {change}: {name} is a value, it has no keys")
         section = section[name]
     is_literal = is_text_key(path) and text not in YAML_NULLS and text[0] not in "'\""
+    if not is_literal and AMBIGUOUS_NUMBER.fullmatch(text):
+        raise JobError(f"--set {change}: {text} means {yaml.safe_load(text)} in YAML; write a plain number")
     try:
         section[last] = text if is_literal else yaml.safe_load(text)
     except yaml.YAMLError:
@@ -157,5 +181,9 @@ def describe_error(error: ErrorDetails) -> str:
         message = TYPE_ERROR_MESSAGES.get(kind.partition("_")[0], message)
         if isinstance(value, dict) and message in TYPE_ERROR_MESSAGES.values():
             message += '; put it in quotes, as in "{column}: what is it?"'
-    shown = "" if isinstance(value, (dict, list)) or is_secret_key(path) else f" (given: {value!r})"
+        elif kind == "string_type" and value is not None:
+            message += f'; put it in quotes: "{value}"'
+    if isinstance(value, (dict, list)) or is_secret_key(path) or 'in quotes: "' in message:
+        return f"{message[:1].lower()}{message[1:]}"
+    shown = " (given: nothing)" if value is None else f" (given: {value!r})"
     return f"{message[:1].lower()}{message[1:]}{shown}"

@@ -61,7 +61,8 @@ def list_manifest_files(job: Job, say: Callable[[str], None] = ignore_note) -> l
     output_url = path.rstrip("/") if "://" in path else f"file://{os.path.abspath(path)}"
     files = [file for url in job.input.manifest for file in expand_url(url, output_url, say)]
     if not files:
-        raise JobError(f"input.manifest: nothing found at {', '.join(job.input.manifest)}")
+        places = ", ".join(f"{url}{describe_folder(url)}" for url in job.input.manifest)
+        raise JobError(f"input.manifest: nothing found at {places}")
     return files
 
 
@@ -86,7 +87,7 @@ def expand_url(url: str, output_url: str, say: Callable[[str], None]) -> list[Ma
         elif filesystem.exists(path):
             names = [path]
         else:
-            raise JobError(f"input.manifest: there is no {url}")
+            raise JobError(f"input.manifest: there is no {url}{describe_folder(url)}")
     except (ImportError, ValueError) as error:
         raise JobError(f"input.manifest: {url}: {error}") from error
     except PermissionError as error:
@@ -124,6 +125,11 @@ def leave_out_outputs(
         count = f"{len(others):,} file{'s' * (len(others) != 1)}"
         say(f"left out of the manifest: {count} in outputs and exports of other jobs, such as {others[0]}")
     return rest
+
+
+def describe_folder(url: str) -> str:
+    """On a cluster, relative paths start at a folder that the user does not know."""
+    return "" if "://" in url or os.path.isabs(url) else f" in {os.getcwd()}"
 
 
 def detect_source_kind(name: str) -> str | None:

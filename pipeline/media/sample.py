@@ -74,6 +74,7 @@ def parse_pages(selection: str, page_count: int, max_pages: int) -> list[int]:
             raise DecodeError("page", f"{selection} does not choose among its {page_count} pages; {advice}")
         return [0]
     pages: list[int] = []
+    pages_in_document = f"{page_count} page{'s' * (page_count != 1)}"
     for part in selection.split(",") if selection else ["1-"]:
         first, dash, last = part.strip().partition("-")
         if not (first.isdecimal() and (last.isdecimal() or not last)):
@@ -81,7 +82,7 @@ def parse_pages(selection: str, page_count: int, max_pages: int) -> list[int]:
         low = int(first)
         high = int(last or page_count) if dash else low
         if not 1 <= low <= high <= page_count:
-            raise DecodeError("page", f"#page={selection}: the document has {page_count} pages")
+            raise DecodeError("page", f"#page={selection}: the document has {pages_in_document}")
         pages += range(low - 1, high)
         if len(pages) > max_pages:
             raise DecodeError("page", f"more than {max_pages} pages for one row; choose with #page=1-{max_pages}")

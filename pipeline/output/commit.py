@@ -7,6 +7,7 @@ second finds the part there, deletes the dead letters that it wrote, and reports
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -92,4 +93,5 @@ def build_receipt(part_name: str, answered: pa.Table, note: Mapping[str, Any]) -
 def format_failure_example(failed_row: Mapping[str, Any]) -> str:
     """The row's id and the last line of its message, which may be a traceback."""
     lines = failed_row["message"].strip().splitlines() or ["(no message)"]
-    return f"{failed_row['id']}: {lines[-1]}"
+    row_id = re.sub(r"\s", " ", failed_row["id"])
+    return f"{row_id}: {lines[-1]}"

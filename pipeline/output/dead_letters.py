@@ -30,8 +30,14 @@ class DeadLetter:
     key: str  # the chunk's name
 
     def is_of_kind(self, kind_filter: str) -> bool:
-        """The filter is a stage, a kind, or both as stage/kind; an empty filter matches everything."""
-        return kind_filter in ("", self.stage, self.kind, f"{self.stage}/{self.kind}")
+        """The filter lists stages, kinds, or both as stage/kind, with commas; an empty filter matches everything.
+
+        >>> letter = DeadLetter("a", "q", "fetch", "timeout", "", 1, "", "chunk")
+        >>> [letter.is_of_kind(kinds) for kinds in ("", "decode, timeout", "fetch/timeout", "decode/timeout,answer")]
+        [True, True, True, False]
+        """
+        kinds = [kind.strip() for kind in kind_filter.split(",")]
+        return not kind_filter or not {self.stage, self.kind, f"{self.stage}/{self.kind}"}.isdisjoint(kinds)
 
 
 GenerationResult = tuple[Iterable[DeadLetter], Collection[RowKey]]  # the failed and the answered rows

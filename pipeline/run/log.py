@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ Say = Callable[[str], None]  # takes a line for people
 
 LOG_FORMATS = ("json", "text")
 CONFIDENTIAL_STAGES = ("answer", "internal")  # their messages quote the model or the row
+CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 MAX_MESSAGE_LENGTH = 300  # of a failed row
 run_labels: dict[str, str] = {}  # the job and the run of this process, added to every event
 
@@ -48,10 +50,19 @@ def write_event(name: str, *, level: str = "info", **fields: Any) -> None:
 def write_line(line: str) -> None:
     """Write a line in one piece, from any thread. A closed stderr does not stop the run."""
     try:
-        sys.stderr.write(f"{line}\n")
+        sys.stderr.write(f"{escape_control_characters(line)}\n")
         sys.stderr.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def escape_control_characters(text: str) -> str:
+    """Names of files and rows are other people's text, and a terminal obeys such characters.
+
+    >>> escape_control_characters("a\\x1b[2Jb\\rc\\n")
+    'a\\\\x1b[2Jb\\\\rc\\n'
+    """
+    return CONTROL_CHARACTER.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def get_line_sink() -> Say | None:

@@ -14,15 +14,16 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.context import RunContext, format_model_name, get_base_folder, locate_small_files, open_family
-from pipeline.errors import OutputError
+from pipeline.errors import GenerateError, OutputError
 from pipeline.fetch.stores import list_stores
 from pipeline.job.fingerprint import build_fingerprint_inputs, compute_fingerprint
-from pipeline.job.spec import Job
+from pipeline.job.spec import Job, MediaSection
 from pipeline.manifest.column_selection import select_file_columns
 from pipeline.manifest.files import ManifestFile, read_manifest_schema
 from pipeline.manifest.kept_columns import unify_kept_schema
 from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engines.base import get_engine_type
+from pipeline.model.families.base import Family
 from pipeline.model.guidance.grammar import count_min_tokens
 from pipeline.output.answer.geometry import find_field_meanings
 from pipeline.output.arrow_tables import RESERVED_COLUMNS
@@ -101,15 +102,15 @@ def find_job_problems(context: RunContext, manifest_files: Sequence[ManifestFile
     """The problems that would fail every row."""
     for file in manifest_files:
         select_file_columns(context.job, file, read_manifest_schema(file), context.schema_prompt)
-    open_family(context)  # raises if the checkpoint's config or tokenizer is broken
-    problems = schema_loader.find_problems(context.schema) if context.schema else []
+    family = open_family(context)  # raises if the checkpoint's config or tokenizer is broken
+    schema_problems = schema_loader.find_problems(context.schema) if context.schema else []
+    problems = [f"answer.schema: {problem}" for problem in schema_problems]
+    problems += find_pixel_problems(context.job.media, family)
     problems += find_kept_name_problems(context.job)
     problems += find_output_problems(context.job.output.path)
     problems += get_engine_type(context.job).find_problems(context.pinned_job)
-    if context.schema and context.job.answer.guided:
-        min_tokens = count_min_tokens(context.schema.text, family_loader.load_tokenizer(locate_small_files(context)))
-        if context.job.answer.max_new_tokens < min_tokens:
-            problems.append(f"answer.max_new_tokens: the shortest answer that fits the schema has {min_tokens} tokens")
+    if context.schema and context.job.answer.guided and not schema_problems:
+        problems += find_budget_problems(context, context.schema.text)
     return problems
 
 
@@ -132,6 +133,27 @@ def find_output_problems(path: str) -> list[str]:
         return []
     advice = "use a local folder, s3://, gs:// or az://"
     return [f"output.path: {scheme}:// cannot refuse to replace an object, which keeps two runs apart; {advice}"]
+
+
+def find_pixel_problems(media: MediaSection, family: Family) -> Iterator[str]:
+    side = family.patch_size * family.merge_size
+    for key, section in (("media", media), ("media.video", media.video)):
+        limits = {"max_pixels": section.max_pixels, "total_pixels": getattr(section, "total_pixels", None)}
+        for name, pixels in limits.items():
+            if pixels is not None and pixels < side**2:
+                yield f"{key}.{name}: {pixels:,} is less than one token of this model, {side}*{side} pixels"
+        if section.min_pixels and section.max_pixels and section.min_pixels > section.max_pixels:
+            yield f"{key}.min_pixels: {section.min_pixels:,} is above max_pixels, {section.max_pixels:,}"
+
+
+def find_budget_problems(context: RunContext, schema_text: str) -> list[str]:
+    try:
+        min_tokens = count_min_tokens(schema_text, family_loader.load_tokenizer(locate_small_files(context)))
+    except GenerateError as error:
+        return [f"answer.schema: {error.message}"]
+    if context.job.answer.max_new_tokens >= min_tokens:
+        return []
+    return [f"answer.max_new_tokens: the shortest answer that fits the schema has {min_tokens} tokens"]
 
 
 def find_warnings(context: RunContext) -> list[str]:

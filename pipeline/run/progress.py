@@ -95,7 +95,7 @@ class Progress:
         if self.line_sink:
             self.line_sink(line)
         elif self.live:
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(log.escape_control_characters(line), markup=False, highlight=False, soft_wrap=True)
         else:
             log.write_line(line)
 

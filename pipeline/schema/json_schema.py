@@ -200,7 +200,7 @@ def find_grammar_problems(schema: SchemaNode) -> list[str]:
         if "minProperties" in node:
             problems.append(f"{path}: minProperties: a key may come twice; name the keys that are required")
         refusal = find_refusal(node | definitions)
-        yield from problems or ([f"{path}: {refusal.splitlines()[-1]}"] if refusal else [])
+        yield from problems or ([f"{path}: {refusal.splitlines()[-1].removeprefix('error: ')}"] if refusal else [])
 
     has_risky_key = any(f'"{key}"' in format_schema(schema) for key in ("allOf", "minProperties"))
     return sorted(set(find_problems("$", schema))) if has_risky_key or find_refusal(schema) else []

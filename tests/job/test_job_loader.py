@@ -207,3 +207,16 @@ def test_an_api_key_is_neither_fingerprinted_nor_stored():
     assert "hunter2" not in job.model_dump_json() + repr(job) + str(
         build_fingerprint_inputs(job, weights="w", schema_text=None)
     )
+
+
+def test_keys_that_begin_with_x_hold_anchors():
+    job = parse_job(MINIMAL + "x-shared: &shared {top_k: 3}\nanswer: {<<: *shared, max_new_tokens: 9}\n")
+    assert (job.answer.top_k, job.answer.max_new_tokens) == (3, 9)
+    assert "xy: there is no such key" in read_error(MINIMAL + "xy: 1\n")
+
+
+@pytest.mark.parametrize("text", ["010", "1:30"])
+def test_numbers_that_yaml_reads_otherwise_than_people_are_refused(text):
+    assert f"job.yaml:6: {text} means" in read_error(MINIMAL + f"answer: {{seed: {text}}}\n")
+    assert f"--set answer.seed={text}: {text} means" in read_error(MINIMAL, changes=[f"answer.seed={text}"])
+    assert parse_job(MINIMAL, changes=[f"prompt.user={text}"]).prompt.user == text

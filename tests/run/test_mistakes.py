@@ -151,8 +151,13 @@ MISTAKES: list[Case] = [
         [*CHECK, "--set", "name.first=x"],
         "error: --set name.first=x: name is a value, it has no keys",
     ),
-    ("no manifest", job("m.parquet", "rows.parquet"), CHECK, "error: input.manifest: there is no rows.parquet"),
-    ("pattern of nothing", job("m.parquet", "'*.jsonl'"), CHECK, "error: input.manifest: nothing found at *.jsonl"),
+    ("no manifest", job("m.parquet", "rows.parquet"), CHECK, "error: input.manifest: there is no rows.parquet in HERE"),
+    (
+        "pattern of nothing",
+        job("m.parquet", "'*.jsonl'"),
+        CHECK,
+        "error: input.manifest: nothing found at *.jsonl in HERE",
+    ),
     (
         "kept column that every output has",
         job("  media: image", "  media: image\n  keep: [id, vendor]"),
@@ -312,6 +317,42 @@ MISTAKES: list[Case] = [
         written("mine.json", "{'a': 1}", job("output:", "answer: {schema: mine.json}\noutput:")),
         CHECK,
         "error: mine.json is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+    ),
+    (
+        "look-around in a schema",
+        written(
+            "mine.json",
+            '{"properties": {"code": {"type": "string", "pattern": "^(?!x)a"}}}',
+            job("output:", "answer: {schema: mine.json}\noutput:"),
+        ),
+        CHECK,
+        "error: job.yaml:\n  answer.schema: $.code: look-around, including look-ahead and look-behind, is not supported",
+    ),
+    (
+        "pictures smaller than a token",
+        job("output:", "media: {max_pixels: 1}\noutput:"),
+        CHECK,
+        "error: job.yaml:\n  media.max_pixels: 1 is less than one token of this model, 28*28 pixels",
+    ),
+    (
+        "a number that YAML reads as octal",
+        job("output:", "media: {max_pixels: 0200000}\noutput:"),
+        CHECK,
+        "error: job.yaml is not a job that can run:\n"
+        "  job.yaml:11: 0200000 means 65536 in YAML; write a plain number, or put text in quotes",
+    ),
+    (
+        "a name that YAML reads as a number",
+        job("name: labels", "name: 2026"),
+        CHECK,
+        'error: job.yaml is not a job that can run:\n  job.yaml:1: name: must be text; put it in quotes: "2026"',
+    ),
+    (
+        "a list without a value",
+        job("  media: image", "  media: image\n  keep:"),
+        CHECK,
+        "error: job.yaml is not a job that can run:\n"
+        "  job.yaml:6: input.keep: must be one value or a list of them (given: nothing)",
     ),
     (
         "budget too small for the schema",

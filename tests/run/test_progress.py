@@ -177,3 +177,8 @@ def test_a_run_ends_with_its_figures_and_where_the_answers_are(workspace):
     assert re.fullmatch(pattern, last)
     assert "decode/unknown_format" in reason
     assert where[0].startswith(f"answers: {workspace.folder}/out/data/fp=")
+
+
+def test_names_of_others_do_not_command_the_terminal(capsys):
+    Progress("t").say("1  fetch/missing, such as a\x1b[2J\r\x9b.png\nnext")
+    assert capsys.readouterr().err == "1  fetch/missing, such as a\\x1b[2J\\r\\x9b.png\nnext\n"

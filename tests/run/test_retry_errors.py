@@ -188,11 +188,13 @@ def test_deleted_dead_letters_are_an_error_that_names_the_file(workspace):
         workspace.run_job()
 
 
-def test_retry_errors_takes_a_kind_or_none(workspace, capsys):
+def test_retry_errors_takes_kinds_or_none_and_leaves_the_job_alone(workspace, capsys):
     workspace.write_manifest([*workspace.draw_images(2), *workspace.write_broken_images(1)])
     job = str(workspace.write_job_file())
     assert main(["run", job, "--local"]) == 3
     assert "--retry-errors asks them again" in capsys.readouterr().err
     repair_image(workspace, "bad0")
-    assert main(["run", job, "--local", "--retry-errors", "fetch"]) == 3
-    assert main(["run", job, "--local", "--retry-errors"]) == 0
+    assert main(["run", job, "--local", "--retry-errors", "fetch,read/row"]) == 3
+    assert "no failed row is of kind 'fetch,read/row'" in capsys.readouterr().err
+    assert main(["run", "--local", "--retry-errors", job]) == 0
+    assert main(["run", job, "--local", "--retry-errors", "decode,fetch"]) == 0
