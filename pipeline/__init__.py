@@ -74,6 +74,7 @@ fetch: a URI becomes bytes
 manifest: manifest files become chunks, and chunks become Items
     manifest/files.py                       finds the manifest files of a job
     manifest/column_selection.py            selects the columns that a job reads
+    manifest/nested_columns.py              reads columns inside columns, by path
     manifest/chunks.py                      cuts manifest files into chunks, and reads their rows
     manifest/kept_columns.py                one type and its values for the columns that a job copies to its output
     manifest/items.py                       converts a row to an Item

@@ -80,20 +80,32 @@ def parse_scheme(uri: str) -> str:
     return scheme
 
 
-def resolve_local_path(uri: str, allowed_roots: Sequence[str]) -> Path:
-    """The file behind a local path, which must lie under one of the roots. Relative paths start at a root."""
+def resolve_local_path(uri: str, allowed_roots: Sequence[str], *, follow_links: bool = False) -> Path:
+    """The file behind a local path, which must lie under one of the roots. Relative paths start at a root.
+
+    With `follow_links` only the link must lie there.
+    """
     if not allowed_roots:
         raise FetchError("root", f"{redact_source(uri)}: local files are refused; list their folder under input.roots")
     roots = [_list_possible_paths(root)[0].resolve() for root in allowed_roots]
     candidates = [root / path for path in _list_possible_paths(uri) for root in roots]  # an absolute path stays itself
     try:
-        path = next((file for file in candidates if file.exists()), candidates[0]).resolve()
+        named = next((file for file in candidates if file.exists()), candidates[0])
+        path = named.resolve()
     except (OSError, RuntimeError) as error:  # a name too long, a loop of symlinks
         raise FetchError("path", f"{redact_source(uri)}: cannot be followed ({type(error).__name__})") from error
-    if not any(path.is_relative_to(root) for root in roots):
-        problem = f"lies outside {', '.join(map(str, roots))}; list its folder under input.roots to allow it"
-        raise FetchError("root", f"{redact_source(uri)}: {problem}")
-    return path
+    places = ", ".join(map(str, roots))
+    if any(path.is_relative_to(root) for root in roots):
+        return path
+    lexical_roots = [*roots, *(_list_possible_paths(root)[0].absolute() for root in allowed_roots)]
+    if ".." not in named.parts and any(named.absolute().is_relative_to(root) for root in lexical_roots):
+        if follow_links:
+            return path
+        problem = f"is a link to {path}, which lies outside {places}; set input.follow_links: true, or list"
+        raise FetchError("root", f"{redact_source(uri)}: {problem} {path.parent} under input.roots to allow it")
+    raise FetchError(
+        "root", f"{redact_source(uri)}: lies outside {places}; list its folder under input.roots to allow it"
+    )
 
 
 def _list_possible_paths(uri: str) -> list[Path]:

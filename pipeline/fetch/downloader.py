@@ -9,6 +9,7 @@ import os
 import stat
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from pipeline.errors import FetchError
@@ -34,7 +35,7 @@ class Downloader:
     """The clients of one worker and its folder for videos. Coroutines run on a Fetcher's event loop."""
 
     def __init__(self, job: Job, *, max_frames: int, min_sparse_bytes: int | None = None):
-        self.allowed_roots, self.allowed_stores, self.limits = job.input.roots, job.input.stores, job.limits
+        self.input, self.limits = job.input, job.limits
         self.max_frames = max_frames  # that the model looks at in a video
         self.min_sparse_bytes = min_sparse_bytes
         self.web_client = WebClient(job.input.hosts)
@@ -42,6 +43,9 @@ class Downloader:
         self.scratch_folder = ScratchFolder()
         self.file_numbers = count()
         self.range_bytes_read = 0  # of sparse videos, after they were fetched
+
+    def resolve_local_path(self, uri: str) -> Path:
+        return resolve_local_path(uri, self.input.roots, follow_links=self.input.follow_links)
 
     async def download(self, source: str, full_download: bool = False) -> Blob:
         scheme = parse_scheme(source)
@@ -73,7 +77,7 @@ class Downloader:
         if scheme in WEB_SCHEMES:
             return self.web_client
         if scheme not in self.object_stores:
-            self.object_stores[scheme] = ObjectStore(scheme, self.allowed_stores)
+            self.object_stores[scheme] = ObjectStore(scheme, self.input.stores)
         return self.object_stores[scheme]
 
     def read_inline_source(self, source: str | bytes) -> Blob:
@@ -86,7 +90,7 @@ class Downloader:
             raise
 
     def _read_local_file(self, uri: str, pages: str) -> Blob:
-        path, shown_uri = resolve_local_path(uri, self.allowed_roots), redact_source(uri)
+        path, shown_uri = self.resolve_local_path(uri), redact_source(uri)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)  # pipes do not block
             with open(descriptor, "rb") as file:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.fetch.access import parse_scheme, redact_source, resolve_local_path
+from pipeline.fetch.access import parse_scheme, redact_source
 from pipeline.fetch.blob import Blob, check_byte_limit, split_page_fragment
 from pipeline.fetch.downloader import Downloader
 from pipeline.fetch.fetcher import Fetcher, run_on_event_loop
@@ -72,7 +72,7 @@ class HeaderReader:
         return None if pages else await self._fetch_remote_header(source, scheme, uri)
 
     def _open_local_header(self, source: str, uri: str, pages: str) -> Blob | None:
-        prefix, size = read_file_prefix(path := resolve_local_path(uri, self.downloader.allowed_roots))
+        prefix, size = read_file_prefix(path := self.downloader.resolve_local_path(uri))
         if prefix.startswith(SIZE_IN_PREFIX_SIGNATURES):
             return None if len(prefix) == size else self._build_header_blob(source, uri, prefix, size)
         kind = sniff_kind(prefix[:SNIFF_BYTES])

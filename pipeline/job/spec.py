@@ -59,11 +59,11 @@ class JobSection(BaseModel):
 
 class InputSection(JobSection):
     manifest: NameList = define_key(
-        "Parquet, JSONL or CSV files, or a folder of media: any fsspec URL, glob, folder, or a list", min_length=1
+        "Parquet, JSONL or CSV files, or media: any fsspec URL, glob, folder, or a list", min_length=1
     )
     id: str | None = define_key("column that names a row; without it a hash of what the row asks", None)
     media: NameList = define_key(
-        "column(s) with a URI, a list of URIs, or bytes; image or video is told by content", ()
+        "column(s) with a URI, a list of URIs, or bytes, also inside a column: image.bytes; content tells the kind", ()
     )
     require: Literal["all", "any"] = define_key(
         "all: a row of several media of which one is missing is an error row; any: it is asked with the others", "all"
@@ -73,6 +73,7 @@ class InputSection(JobSection):
     )
     keep: NameList = define_key("manifest columns carried to the output", ())
     roots: NameList = define_key("folders that local paths may point into; default: the folder of a local manifest", ())
+    follow_links: bool = define_key("read what symbolic links in these folders lead to, wherever it is", False)
     hosts: NameList = define_key(
         "hosts that http(s) URIs may name: host, host:port or *.domain; "
         "only host:port may have a private address; default: any host with a public address",
@@ -95,7 +96,9 @@ class InputSection(JobSection):
 
 class PromptSection(JobSection):
     system: str | None = define_key("the system message; default: the model's own", None)
-    user: str | None = define_key("the question; {column} is filled from the row; default: the schema's own", None)
+    user: str | None = define_key(
+        "the question; {column} and {column.field} are filled from the row; default: the schema's own", None
+    )
 
     @field_validator("user")
     @classmethod

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from pipeline.errors import JobError, StoppedError
 from pipeline.job.spec import Job
 from pipeline.manifest.column_selection import holds_bytes, select_file_columns
 from pipeline.manifest.files import ManifestFile
+from pipeline.manifest.nested_columns import add_nested_columns, add_nested_fields, list_root_columns
 from pipeline.manifest.sources.base import Span
 from pipeline.types import RetryHistory
 
@@ -42,8 +43,10 @@ class RowReader:
 
     def __init__(self, job: Job, file: ManifestFile, schema_prompt: str | None):
         self.file, self.source = file, file.open_source()
-        schema = self.source.read_schema()
-        self.columns = select_file_columns(job, file, schema, schema_prompt)
+        file_schema = self.source.read_schema()
+        self.file_columns = file_schema.names
+        self.columns = select_file_columns(job, file, file_schema, schema_prompt)
+        schema = add_nested_fields(file_schema, self.columns.media)
         binary = {name for name in self.columns.media if holds_bytes(schema.field(name).type)}
         self.hashed_columns = [name for name in self.columns.question_columns if name not in binary]
         self.id_columns = [self.columns.id] if self.columns.id else []
@@ -53,14 +56,18 @@ class RowReader:
     def read_keys(self, span: Span) -> list[tuple[str, str]]:
         """(id, question) of each row, without reading media given as bytes."""
         names = dict.fromkeys([*self.hashed_columns, *self.id_columns, *self.checked_columns])
-        return self._compute_keys(self.source.read_span(span, list(names)))
+        return self._compute_keys(self._read_span(span, names))
 
     def read_rows(self, span: Span, *, with_binary_media: bool = True) -> list[ManifestRow]:
         asked = self.columns.question_columns if with_binary_media else self.hashed_columns
         names = dict.fromkeys([*asked, *self.columns.kept, *self.id_columns])
-        table = self.source.read_span(span, list(names))
+        table = self._read_span(span, names)
         keys, rows = self._compute_keys(table), to_python_rows(table, self.file.url)
         return [ManifestRow(row, *key) for row, key in zip(rows, keys, strict=True)]
+
+    def _read_span(self, span: Span, names: Iterable[str]) -> pa.Table:
+        table = self.source.read_span(span, list_root_columns(names, self.file_columns))
+        return add_nested_columns(table, names, self.file.url)
 
     def _compute_keys(self, table: pa.Table) -> list[tuple[str, str]]:
         return compute_row_keys(table, self.hashed_columns, self.columns.id, self.file.url)

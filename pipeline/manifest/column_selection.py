@@ -5,6 +5,7 @@ A column that a job names and a file lacks is an error before anything is read.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ import pyarrow as pa
 
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
-from pipeline.manifest.files import ManifestFile
+from pipeline.manifest.files import FILE_NAME_COLUMN, METADATA_FILES, ManifestFile
+from pipeline.manifest.nested_columns import add_nested_fields
 from pipeline.registry import format_suggestion
 
 PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
@@ -43,9 +45,14 @@ class ManifestColumns:
 
 def select_file_columns(job: Job, file: ManifestFile, schema: pa.Schema, schema_prompt: str | None) -> ManifestColumns:
     source = file.source_class
-    if not job.input.media and source.default_media:
-        names = {"media": source.default_media, "id": job.input.id or source.default_id}
+    default_media, default_id = source.default_media, source.default_id
+    is_metadata = os.path.basename(file.url) in METADATA_FILES and job.input.messages is None
+    if is_metadata and FILE_NAME_COLUMN in schema.names and "messages" not in schema.names:
+        default_media, default_id = (FILE_NAME_COLUMN,), FILE_NAME_COLUMN
+    if not job.input.media and default_media:
+        names = {"media": default_media, "id": job.input.id or default_id}
         job = job.model_copy(update={"input": job.input.model_copy(update=names)})
+    schema = add_nested_fields(schema, list_named_columns(job))
     try:
         columns = select_columns(job, schema.names, schema_prompt=schema_prompt)
     except JobError as error:
@@ -54,6 +61,13 @@ def select_file_columns(job: Job, file: ManifestFile, schema: pa.Schema, schema_
     if binary and not columns.id:
         raise JobError(f"{file.url}: column {binary[0]} holds bytes, so its rows need ids: set input.id to a column")
     return columns
+
+
+def list_named_columns(job: Job) -> list[str]:
+    """The columns that may be named by a path into a column."""
+    names = [*job.input.media, job.input.messages, job.input.id]
+    prompts = (job.prompt.system, job.prompt.user)
+    return [*filter(None, names), *(name for prompt in prompts for name in find_placeholders(prompt))]
 
 
 def select_columns(job: Job, available: Sequence[str], *, schema_prompt: str | None) -> ManifestColumns:

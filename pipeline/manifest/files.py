@@ -1,13 +1,14 @@
 """Find the files of a manifest, and read them in spite of errors that pass.
 
-A folder that holds no manifest file is a manifest itself: each media file in it is a row.
+A folder that holds no manifest file is a manifest itself: each media file in it is a row. The same holds for patterns.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,10 +20,15 @@ from pipeline.errors import JobError, StoppedError
 from pipeline.fetch.storage_clients import load_error_types, translate_error
 from pipeline.job.spec import Job
 from pipeline.manifest.sources.base import Source
+from pipeline.manifest.sources.folder import get_media_folder, is_media_name
 from pipeline.registry import SOURCES, load_registered
 
 ResultT = TypeVar("ResultT")
 OUTPUT_FILE = re.compile(r"/(data|errors)/fp=[0-9a-f]{12}/[^/]+$")
+MEDIA_KIND = "folder"  # the name in SOURCES of folders and patterns of media
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of Hugging Face's imagefolder
+FILE_NAME_COLUMN = "file_name"  # in them
+MAX_LISTED_ENDINGS = 4
 EXPORT_MARK = "/_export.json"  # the file that every export has in its folder
 
 
@@ -52,7 +58,7 @@ class ManifestFile:
     @property
     def base_folder(self) -> str:
         """The folder at which relative paths in the rows start."""
-        return self.url.rpartition("/")[0] if self.source_class.file_endings else self.url
+        return self.url.rpartition("/")[0] if self.source_class.file_endings else get_media_folder(self.url)
 
 
 def list_manifest_files(job: Job, say: Callable[[str], None] = ignore_note) -> list[ManifestFile]:
@@ -77,17 +83,18 @@ def expand_url(url: str, output_url: str, say: Callable[[str], None]) -> list[Ma
         if any(wildcard in path for wildcard in "*?["):
             folder = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
             names = leave_out_outputs(filesystem, folder, filesystem.glob(path), output_url, say)
+            tables = names if any(map(detect_source_kind, names)) or not has_media(names, folder) else None
         elif filesystem.isdir(path):
-            found = [name for name in filesystem.find(path) if is_found_in_folders(name) or name.endswith(EXPORT_MARK)]
-            names = leave_out_outputs(filesystem, path, found, output_url, say)
-            names = list(filter(is_found_in_folders, names))
-            if not names:
-                folder_kind = next(kind for kind in SOURCES if not load_source_class(kind).file_endings)
-                return [ManifestFile(filesystem.unstrip_protocol(path), folder_kind)]
+            folder, names = path, leave_out_outputs(filesystem, path, filesystem.find(path), output_url, say)
+            tables = choose_tables(filesystem, path, names)
         elif filesystem.exists(path):
-            names = [path]
+            folder, names = path.rpartition("/")[0], [path]
+            tables = None if has_media(names, folder) else names
         else:
             raise JobError(f"input.manifest: there is no {url}{describe_folder(url)}")
+        if tables is None:
+            say_left_out(filesystem, folder, names, say)
+            return [ManifestFile(filesystem.unstrip_protocol(path), MEDIA_KIND)]
     except (ImportError, ValueError) as error:
         raise JobError(f"input.manifest: {url}: {error}") from error
     except PermissionError as error:
@@ -96,7 +103,19 @@ def expand_url(url: str, output_url: str, say: Callable[[str], None]) -> list[Ma
         problem = translate_error(error, url)
         advice = "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" if url.startswith("s3") else ""
         raise JobError(f"input.manifest: {problem.message}{advice if problem.kind == 'denied' else ''}") from error
-    return [ManifestFile(filesystem.unstrip_protocol(name), require_source_kind(name)) for name in names]
+    return [ManifestFile(filesystem.unstrip_protocol(name), require_source_kind(name)) for name in tables]
+
+
+def choose_tables(filesystem: Any, folder: str, names: Sequence[str]) -> list[str] | None:
+    """The tables in a folder that are the manifest. None where its media are."""
+    tables = list(filter(is_found_in_folders, names)) or find_metadata_tables(filesystem, names)
+    if not tables and not has_media(names, folder):
+        tables = list(filter(detect_source_kind, names))
+    return tables or None
+
+
+def has_media(names: Iterable[str], folder: str) -> bool:
+    return any(is_media_name(name, folder) for name in names)
 
 
 def leave_out_outputs(
@@ -122,9 +141,29 @@ def leave_out_outputs(
     if not rest and any(detect_source_kind(name) and not OUTPUT_FILE.search(name) for name in own):
         raise JobError(f"output.path contains the manifest in {folder}; choose another folder for the answers")
     if others := list(filter(detect_source_kind, others)):
-        count = f"{len(others):,} file{'s' * (len(others) != 1)}"
-        say(f"left out of the manifest: {count} in outputs and exports of other jobs, such as {others[0]}")
+        place = f"in outputs and exports of other jobs, such as {others[0]}"
+        say(f"left out of the manifest: {count_files(len(others))} {place}")
     return rest
+
+
+def say_left_out(filesystem: Any, folder: str, names: Sequence[str], say: Callable[[str], None]) -> None:
+    """One line about the files of a manifest of media that are no rows."""
+    left_out = [name for name in names if not is_media_name(name, folder)]
+    links = [name for name in left_out if filesystem.isdir(name)] if "file" in filesystem.protocol else []
+    endings = Counter(os.path.splitext(name)[1].lower() or "no ending" for name in left_out if name not in links)
+    counts = [f"{count:,} {ending}" for ending, count in endings.most_common(MAX_LISTED_ENDINGS)]
+    if len(endings) > MAX_LISTED_ENDINGS:
+        counts.append("others")
+    if endings:
+        listed = f"{count_files(endings.total())} of {folder} that are no media"
+        say(f"left out of the manifest: {listed}: {', '.join(counts)}")
+    if links:
+        advice = f"such as {links[0]}; name them in input.manifest to read them"
+        say(f"left out of the manifest: {len(links):,} linked folder{'s' * (len(links) != 1)}, {advice}")
+
+
+def count_files(count: int) -> str:
+    return f"{count:,} file{'s' * (count != 1)}"
 
 
 def describe_folder(url: str) -> str:
@@ -141,6 +180,17 @@ def require_source_kind(name: str) -> str:
         return kind
     endings = ", ".join(ending for kind in SOURCES for ending in load_source_class(kind).file_endings)
     raise JobError(f"input.manifest: {name}: a manifest is a folder, or its name ends in {endings}")
+
+
+def find_metadata_tables(filesystem: Any, names: Sequence[str]) -> list[str]:
+    """Tables of labels may lie beside media. Those of Hugging Face's imagefolder name the media."""
+    tables = [name for name in names if os.path.basename(name) in METADATA_FILES]
+    return [
+        name
+        for name in tables
+        if FILE_NAME_COLUMN
+        in ManifestFile(filesystem.unstrip_protocol(name), require_source_kind(name)).open_source().read_schema().names
+    ]
 
 
 def is_found_in_folders(name: str) -> bool:

@@ -97,6 +97,8 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
     plan = resume.build_resume_plan(
         run.context, manifest_files, run.dataset, splitter=splitter, row_limit=options.row_limit
     )
+    if not plan.rows:
+        raise JobError(f"input.manifest: {', '.join(run.context.job.input.manifest)} holds no rows")
     superfluous_parts, repeats_rows = find_superfluous_parts(plan.orphans, run.dataset)
     delete_superfluous_parts(run, superfluous_parts)
     retry_scope = retry_errors.find_retry_scope(plan, run.dataset.list_parts(), run.dataset)

@@ -279,3 +279,16 @@ def test_a_data_uri_is_shortened():
 def test_a_root_may_be_a_file_uri(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     assert resolve_local_path("a.png", [f"file://{tmp_path}"]) == Path(tmp_path / "a.png").resolve()
+
+
+def test_links_are_followed_out_of_the_roots_only_by_name(tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "other/deep").mkdir(parents=True)
+    (tmp_path / "other/a.png").write_bytes(b"x")
+    (tmp_path / "root/link").symlink_to(tmp_path / "other/deep")
+    (tmp_path / "root/a.png").symlink_to(tmp_path / "other/a.png")
+    roots = [str(tmp_path / "root")]
+    assert resolve_local_path("a.png", roots, follow_links=True) == tmp_path / "other/a.png"
+    for uri in ("link/../a.png", "../other/a.png", f"{tmp_path}/other/a.png"):
+        with pytest.raises(FetchError, match="lies outside"):
+            resolve_local_path(uri, roots, follow_links=True)

@@ -73,3 +73,65 @@ def test_an_output_in_the_manifests_own_folder_is_refused(output, list_files):
 def test_an_output_that_contains_the_manifest_is_refused(list_files):
     with pytest.raises(JobError, match=r"output\.path contains the manifest in .*/in; choose another folder"):
         list_files(output=".")
+
+
+@pytest.fixture
+def ask_about(workspace):
+    """Runs a job over a manifest of the folder, without naming a column. Returns the answered ids."""
+
+    def ask(manifest, **input_keys):
+        keys = {"manifest": str(workspace.folder / manifest), "id": None, "media": [], "keep": [], **input_keys}
+        assert workspace.run_job(input=keys) == 0
+        return workspace.list_answered_ids()
+
+    workspace.draw_images(3)
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("manifest", "ids"),
+    [("pics/[01].png", ["0.png", "1.png"]), ("p*/2.png", ["pics/2.png"]), ("pics/1.png", ["1.png"])],
+)
+def test_a_pattern_of_pictures_and_one_picture_are_manifests(manifest, ids, ask_about):
+    assert ask_about(manifest) == ids
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_the_metadata_of_an_imagefolder_names_its_rows(name, workspace, ask_about):
+    text = '{"file_name": "1.png", "hint": "x"}\n' if name.endswith("jsonl") else "file_name,hint\n1.png,x\n"
+    (workspace.folder / "pics" / name).write_text(text)
+    assert ask_about("pics", keep=["hint"]) == ["1.png"]
+    assert workspace.read_answers()[0]["hint"] == "x"
+
+
+def test_a_folder_of_csv_files_is_a_manifest_unless_it_holds_media(workspace, ask_about):
+    (workspace.folder / "pics/labels.csv").write_text("name,color\n0.png,red\n")
+    assert ask_about("pics") == ["0.png", "1.png", "2.png"]
+    assert (
+        workspace.messages[0]
+        == f"left out of the manifest: 1 file of {workspace.folder}/pics that are no media: 1 .csv"
+    )
+    (workspace.folder / "tables").mkdir()
+    for number in range(2):
+        (workspace.folder / f"tables/{number}.csv").write_text(f"name,uri\n{number},../pics/{number}.png\n")
+    keys = {"id": "name", "media": ["uri"], "roots": [str(workspace.folder)]}
+    assert ask_about("tables", **keys) == ["0", "0.png", "1", "1.png", "2.png"]
+
+
+def test_links_out_of_a_folder_say_where_they_lead(workspace, ask_about):
+    (workspace.folder / "links/sub").mkdir(parents=True)
+    (workspace.folder / "links/a\nb.png").symlink_to(workspace.folder / "pics/0.png")
+    (workspace.folder / "links/sub/pics").symlink_to(workspace.folder / "pics")
+    keys = {"manifest": str(workspace.folder / "links"), "id": None, "media": [], "keep": []}
+    assert workspace.run_job(input=keys, output={"path": str(workspace.folder / "refused")}) == 3
+    [letter] = workspace.read_dead_letters("refused")
+    assert f"is a link to {workspace.folder}/pics/0.png, which lies outside" in letter["message"]
+    assert "set input.follow_links: true" in letter["message"]
+    assert "1 linked folder, such as " in workspace.messages[0]
+    assert ask_about("links", follow_links=True) == ["a%0Ab.png"]
+
+
+def test_a_manifest_without_rows_cannot_run(workspace):
+    (workspace.folder / "m.csv").write_text("id,image,hint\n")
+    with pytest.raises(JobError, match=r"m\.csv holds no rows"):
+        workspace.run_job(input={"manifest": str(workspace.folder / "m.csv")})

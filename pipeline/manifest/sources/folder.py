@@ -1,4 +1,4 @@
-"""A folder of media as a manifest: one row per file, with its `path` inside the folder and its `uri`.
+"""A folder or pattern of media as a manifest: one row per file, with its `path` inside the folder and its `uri`.
 
 Endings only leave out files that are not media; the kind of a file is told by its content when it is fetched.
 """
@@ -6,6 +6,7 @@ Endings only leave out files that are not media; the kind of a file is told by i
 from __future__ import annotations
 
 import os
+import re
 from functools import cached_property
 from urllib.parse import quote
 
@@ -32,22 +33,42 @@ class FolderSource(TableSource):
 
     @cached_property
     def table(self) -> pa.Table:
-        filesystem, root = fsspec.core.url_to_fs(self.url)
-        endings = (*MEDIA_ENDINGS, *(ending for kind in list_added_kinds().values() for ending in kind.endings))
-        media_paths = (path for path in filesystem.find(root) if path.lower().endswith(endings))
-        paths = sorted(path for path in media_paths if "/." not in path[len(root) :])  # `._a.jpg`, .thumbnails
+        filesystem, path = fsspec.core.url_to_fs(self.url)
+        folder = fsspec.core.url_to_fs(get_media_folder(self.url))[1]
+        found = filesystem.find(path) if folder == path or filesystem.isfile(path) else filesystem.glob(path)
+        paths = sorted(path for path in found if is_media_name(path, folder))
         if not paths:
-            advice = f"their names end in {', '.join(endings)}"
+            advice = f"their names end in {', '.join(list_media_endings())}"
             raise JobError(f"input.manifest: {self.url} holds no image, video or document; {advice}")
-        names = [encode_non_utf8_name(path[len(root) :].lstrip("/")) for path in paths]
-        uris = [encode_non_utf8_name(filesystem.unstrip_protocol(path)) for path in paths]
+        names = [encode_name(path[len(folder) :].lstrip("/")) for path in paths]
+        uris = [encode_name(filesystem.unstrip_protocol(path)) for path in paths]
         return pa.table([names, uris], schema=FOLDER_SCHEMA)
 
 
-def encode_non_utf8_name(name: str) -> str:
-    """Percent-encode a name that is not UTF-8, as old archives have them."""
+def get_media_folder(url: str) -> str:
+    """The folder of a manifest of media, which is a folder, a pattern or one file.
+
+    >>> [get_media_folder(url) for url in ("s3://b/in", "s3://b/in/*/a?.png", "s3://b/in/a.png")]
+    ['s3://b/in', 's3://b/in', 's3://b/in']
+    """
+    before_wildcard = re.split(r"[*?\[]", url)[0]
+    is_folder = before_wildcard == url and not url.lower().endswith(list_media_endings())
+    return url if is_folder else before_wildcard.rpartition("/")[0]
+
+
+def list_media_endings() -> tuple[str, ...]:
+    return (*MEDIA_ENDINGS, *(ending for kind in list_added_kinds().values() for ending in kind.endings))
+
+
+def is_media_name(path: str, folder: str) -> bool:
+    is_hidden = "/." in path[len(folder) :]  # `._a.jpg`, .thumbnails
+    return path.lower().endswith(list_media_endings()) and not is_hidden
+
+
+def encode_name(name: str) -> str:
+    """Percent-encode a name that is not UTF-8, as old archives have them, or that holds control characters."""
     try:
         name.encode()
     except UnicodeEncodeError:
         return quote(os.fsencode(name), safe="/: ")
-    return name
+    return quote(name, safe="/: ") if re.search(r"[\x00-\x1f\x7f]", name) else name
