@@ -121,6 +121,7 @@ model: frames and text become tokens
     model/families/qwen2_vl.py              Qwen2-VL
     model/families/qwen2_5_vl.py            Qwen2.5-VL
     model/families/qwen3_vl.py              Qwen3-VL, dense and mixture of experts
+    model/families/qwen3_5.py               Qwen3.5, 3.6 and 3.8, dense and mixture of experts
     model/guidance/grammar.py               masks the tokens that may come next, for a schema and a budget
     model/guidance/ending_search.py         finds the shortest ending of a half-written answer
     model/guidance/ending_hints.py          derives from a schema what helps that search

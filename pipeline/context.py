@@ -43,9 +43,7 @@ def locate_small_files(context: RunContext) -> Path:
 
 
 def open_family(context: RunContext) -> Family:
-    return family_loader.load_family(
-        locate_small_files(context), model=context.job.model, add_vision_id=context.job.media.add_vision_id
-    )
+    return family_loader.load_job_family(locate_small_files(context), context.job)
 
 
 def get_base_folder() -> Path:

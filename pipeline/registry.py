@@ -28,6 +28,8 @@ FAMILIES = {  # by `model_type` in a checkpoint's config.json
     "qwen2_5_vl": "pipeline.model.families.qwen2_5_vl:Qwen25VL",
     "qwen3_vl": "pipeline.model.families.qwen3_vl:Qwen3VL",
     "qwen3_vl_moe": "pipeline.model.families.qwen3_vl:Qwen3VLMoe",
+    "qwen3_5": "pipeline.model.families.qwen3_5:Qwen35",
+    "qwen3_5_moe": "pipeline.model.families.qwen3_5:Qwen35Moe",
 }
 ENGINES = {  # by `engine.kind`
     "torch": "pipeline.model.engines.torch:TorchEngineType",

@@ -79,6 +79,24 @@ MODEL_CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "qwen3_vl": (TEXT_CONFIG | {"head_dim": 16}, QWEN3_VISION_CONFIG),
     "qwen3_vl_moe": (TEXT_CONFIG | {"head_dim": 16} | MOE_CONFIG, QWEN3_VISION_CONFIG),
 }
+HYBRID_TEXT_CONFIG = TEXT_CONFIG | {
+    "num_hidden_layers": 4,  # three of linear attention, one of full attention
+    "head_dim": 32,
+    "rope_parameters": TEXT_CONFIG["rope_parameters"]
+    | {"partial_rotary_factor": 0.5, "mrope_section": [3, 3, 2], "mrope_interleaved": True},
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+HYBRID_VISION_CONFIG = {key: value for key, value in QWEN3_VISION_CONFIG.items() if key != "deepstack_visual_indexes"}
+MODEL_CONFIGS |= {
+    "qwen3_5": (HYBRID_TEXT_CONFIG, HYBRID_VISION_CONFIG),
+    "qwen3_5_moe": (
+        HYBRID_TEXT_CONFIG | MOE_CONFIG | {"shared_expert_intermediate_size": 64},
+        HYBRID_VISION_CONFIG,
+    ),
+}
 CLIP_MEAN_AND_STD = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
 
 

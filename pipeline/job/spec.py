@@ -186,7 +186,7 @@ class MediaSection(JobSection):
 
 
 class ThinkingSection(JobSection):
-    max_tokens: PositiveInt = define_key("tokens a Thinking checkpoint may spend before its answer", 2048)
+    max_tokens: PositiveInt = define_key("tokens that the model may think before its answer", 2048)
 
 
 class AnswerSection(JobSection):
@@ -203,7 +203,16 @@ class AnswerSection(JobSection):
     seed: int = define_key("a row's sampling depends on (seed, id, attempt) only", 0)
     guided: bool = define_key("with a schema: let the model write nothing but what fits it", True)
     retries: int = define_key("ask again, so often, when the answer does not validate", 0, ge=0, le=20)
-    thinking: ThinkingSection | None = define_key("for Thinking checkpoints", None)
+    thinking: ThinkingSection | Literal[False] | None = define_key(
+        "{max_tokens: ...} lets the model think first, false keeps it from it, where its chat template leaves the "
+        "choice; default: as the template does by itself",
+        None,
+    )
+
+    @property
+    def wants_thinking(self) -> bool | None:
+        """None where the job leaves it to the checkpoint."""
+        return None if self.thinking is None else self.thinking is not False
 
 
 class PoolSection(JobSection):

@@ -18,7 +18,7 @@ from pipeline.registry import FAMILIES, load_registered
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from pipeline.job.spec import ModelSection
+    from pipeline.job.spec import Job, ModelSection
 
 
 def load_family_class(model_type: str) -> type[Family]:
@@ -30,8 +30,15 @@ def load_architecture(model_type: str) -> ModelArchitecture:
     return load_family_class(model_type).architecture
 
 
-def load_family(folder: Path, *, model: ModelSection | None = None, add_vision_id: bool = False) -> Family:
-    """The family that config.json names by `model_type`, set up for this checkpoint."""
+def load_job_family(folder: Path, job: Job) -> Family:
+    """The family of a checkpoint, with the job's changes."""
+    return load_family(
+        folder, model=job.model, add_vision_id=job.media.add_vision_id, thinking=job.answer.wants_thinking
+    )
+
+
+def load_family(folder: Path, *, model: ModelSection | None = None, **options: Any) -> Family:
+    """The family that config.json names by `model_type`, set up for this checkpoint. `options` are its arguments."""
     config = load_config(folder, model)
     processor = _read_json(folder, "processor_config.json")  # newer transformers write both processors into this file
     files = CheckpointFiles(
@@ -41,7 +48,7 @@ def load_family(folder: Path, *, model: ModelSection | None = None, add_vision_i
         chat_template=_read_chat_template(folder),
     )
     family_class = load_family_class(config.get("model_type", "nothing"))
-    return family_class(files, load_tokenizer(folder), add_vision_id=add_vision_id)
+    return family_class(files, load_tokenizer(folder), **options)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

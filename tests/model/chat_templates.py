@@ -35,6 +35,21 @@ QWEN3 = (
     + TURN
     + "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
 )
+QWEN35 = (
+    PARTS
+    + "{%- for message in messages -%}{%- set text = parts(message.content)|trim -%}"
+    + "{%- if message.role == 'assistant' and '</think>' in text -%}"
+    + "{%- set text = text.split('</think>')[-1].lstrip('\\n') -%}{%- endif -%}"
+    + TURN
+    + "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n<think>\\n' }}"
+    + "{%- if enable_thinking is defined and enable_thinking is false -%}{{ '\\n</think>\\n\\n' }}{%- endif -%}"
+    + "{%- endif -%}"
+)
+QWEN38 = (  # keeps the thoughts of earlier answers, and shows an empty thought where there was none
+    QWEN35.replace(
+        "{%- if message.role == 'assistant' and '</think>' in text -%}", "{%- if message.role == 'assistant' -%}"
+    ).replace("text.split('</think>')[-1].lstrip('\\n')", "'<think>\\n\\n</think>\\n\\n' ~ text")
+)
 THINKING = (
     PARTS
     + "{%- for message in messages -%}{%- set text = parts(message.content) -%}"

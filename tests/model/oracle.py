@@ -39,6 +39,7 @@ def compute_inputs(case, processors):
         tokenize=False,
         add_generation_prompt=True,
         add_vision_id=case.get("label", False),
+        **case.get("template_options", {}),
     )
     qwen3 = model.config.model_type.startswith("qwen3")
     inputs = text.replace(VIDEO_PLACEHOLDER, "<|video_pad|>") if qwen3 else text  # 5.23 would nest the markers
@@ -75,8 +76,7 @@ def load_processor_and_model(folder):
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)
-    names = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL", "qwen3_vl_moe": "Qwen3VL"}
-    kind = names[config.model_type]
+    kind = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}.get(config.model_type, "Qwen3VL")
     video = "Qwen3VLVideoProcessor" if kind == "Qwen3VL" else "Qwen2VLVideoProcessor"
     processor = getattr(transformers, f"{kind}Processor")(
         image_processor=transformers.Qwen2VLImageProcessor.from_pretrained(folder),

@@ -23,7 +23,15 @@ from tests.model import chat_templates, oracle, reference
 pytestmark = pytest.mark.process
 
 torch.set_num_threads(1)
-KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "thinking")
+KINDS = {  # model_type, chat template, and what the job says about thinking
+    "qwen2_vl": ("qwen2_vl", chat_templates.QWEN2, None),
+    "qwen2_5_vl": ("qwen2_5_vl", chat_templates.QWEN2, None),
+    "qwen3_vl": ("qwen3_vl", chat_templates.QWEN3, None),
+    "qwen3_vl_moe": ("qwen3_vl_moe", chat_templates.QWEN3, None),
+    "thinking": ("qwen3_vl", chat_templates.THINKING, None),
+    "qwen3_5": ("qwen3_5", chat_templates.QWEN35, None),
+    "qwen3_5_moe": ("qwen3_5_moe", chat_templates.QWEN38, False),
+}
 VOCABULARIES = ("tiny", "real")
 LONG_VIDEO = {"seed": 7, "size": (70, 60), "count": 90, "fps": 25.0}
 SHORT_VIDEO = {"seed": 8, "size": (130, 210), "count": 11, "fps": 10.0}
@@ -93,14 +101,13 @@ CONVERSATIONS = {
 
 def write_small_files(kind, vocabulary, root):
     """A checkpoint without weights."""
-    folder = write_random_checkpoint(root / f"{kind}-{vocabulary}", "qwen3_vl" if kind == "thinking" else kind)
+    model_type, template, _ = KINDS[kind]
+    folder = write_random_checkpoint(root / f"{kind}-{vocabulary}", model_type)
     (folder / "model.safetensors").unlink()
     if vocabulary == "real":
         qwen_vocabulary.tokenizer().save(str(folder / "tokenizer.json"), pretty=False)
-    template = chat_templates.QWEN2 if kind.startswith("qwen2") else chat_templates.QWEN3
     tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text())
-    tokenizer_config["chat_template"] = chat_templates.THINKING if kind == "thinking" else template
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config | {"chat_template": template}))
     return folder
 
 
@@ -141,14 +148,17 @@ def compared(tmp_path_factory):
     for kind in KINDS:
         for vocabulary in VOCABULARIES:
             folder = write_small_files(kind, vocabulary, root)
-            plain = load_family(folder)
+            thinking = KINDS[kind][2]
+            plain = load_family(folder, thinking=thinking)
+            template_options = {} if thinking is None else {"enable_thinking": thinking}
             labelled = copy.copy(plain)
             labelled.add_vision_id = True
             for name, question in CONVERSATIONS.items():
                 family = labelled if question.get("label") else plain
                 turns, chosen = build_turns(family, question)
                 videos = [spec | {"indices": at} for spec, at in zip(question.get("videos", []), chosen, strict=True)]
-                questions.append(question | {"folder": str(folder), "videos": videos, "pixels": vocabulary == "tiny"})
+                case = {"folder": str(folder), "videos": videos, "pixels": vocabulary == "tiny"}
+                questions.append(question | case | {"template_options": template_options})
                 ours[kind, vocabulary, name] = family, turns, family.encode_turns(turns)
     cases_path, results_path = root / "cases.json", root / "results.pickle"
     cases_path.write_text(json.dumps(questions))

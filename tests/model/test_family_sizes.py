@@ -22,7 +22,7 @@ from pipeline.output.answer.geometry import map_to_source
 from pipeline.types import Clip, MediaOptions, Turn
 from tests.model import reference
 
-KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
 BUDGETS = ((3136, 12845056), (3136, 1003520), (65536, 16777216), (200704, 401408))
 
 

@@ -392,7 +392,8 @@ MISTAKES: list[Case] = [
             written("weights/tokenizer.json", "{}", job("builtin:tiny", "./weights")),
         ),
         RUN,
-        "error: model.weights: model_type 'llama' is not known; known: qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe",
+        "error: model.weights: model_type 'llama' is not known; known: qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, "
+        "qwen3_5, qwen3_5_moe",
     ),
     (
         "no credentials",

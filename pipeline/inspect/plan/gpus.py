@@ -67,13 +67,14 @@ def estimate_gpu(
     gpu = GPUS[gpu_name]
     peak, bandwidth = MEASURED_SHARES.get(gpu_name, (PEAK_SHARE, BANDWIDTH_SHARE))
     kv_tokens = max(model.count_kv_tokens(gpu.memory_gib * GIB, gpu_count), 0)
-    if kv_tokens < load.longest or not load.rows:
+    cache_bytes = kv_tokens * model.token_bytes
+    if cache_bytes < model.compute_row_bytes(load.longest) or not load.rows:
         return GpuEstimate(gpu_name, gpu_count, kv_tokens, 0, None, None, gpu_name in MEASURED_SHARES)
-    row_tokens = (load.prompt + load.output) / load.rows
-    rows_at_once = max(1, min(DEFAULT_SLOTS_BY_DEVICE["cuda"], int(kv_tokens / row_tokens), int(load.rows)))
+    row_bytes = model.compute_row_bytes((load.prompt + load.output) / load.rows)
+    rows_at_once = max(1, min(DEFAULT_SLOTS_BY_DEVICE["cuda"], int(cache_bytes / row_bytes), int(load.rows)))
     vision_operations = model.vision_parameters * load.vision * model.patches_per_token
     prefill_operations = 2.0 * (model.active_parameters * load.prompt + vision_operations)
-    step_bytes = model.text_bytes + rows_at_once * row_tokens * model.token_bytes
+    step_bytes = model.text_bytes + rows_at_once * row_bytes
     decode_bytes = step_bytes * load.output / rows_at_once
     prefill_s = prefill_operations / (gpu.tflops * 1e12 * peak)
     decode_s = decode_bytes / (gpu.bandwidth_gb_s * 1e9 * bandwidth)

@@ -51,11 +51,19 @@ class Family(Protocol):
     time_origin: TimeOrigin
     tokenizer: Tokenizer
     thinking: bool  # whether an answer begins inside <think>
+    template_options: Mapping[str, bool]  # of the chat template, for servers that render it themselves
     context_length: int  # the longest sequence in tokens, answer included
     image_token: int  # the pad token that each vision token of an image takes in the prompt
     video_token: int
 
-    def __init__(self, files: CheckpointFiles, tokenizer: Tokenizer, *, add_vision_id: bool = False): ...
+    def __init__(
+        self,
+        files: CheckpointFiles,
+        tokenizer: Tokenizer,
+        *,
+        add_vision_id: bool = False,
+        thinking: bool | None = None,  # whether to think, for checkpoints that leave the choice; None: their default
+    ): ...
 
     def fit_image_size(self, source: Size, options: MediaOptions) -> Size:
         """The size to resize to. Raises a PromptError of kind `size` where no size fits."""

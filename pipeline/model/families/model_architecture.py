@@ -67,6 +67,7 @@ class ModelArchitecture:
     language_model: str = "model.language_model"  # with `embed_tokens` and `layers`
     lm_head: str = "lm_head"
     tower_class: str = "pipeline.model.families.qwen_tower:QwenTower"  # a name, because the module imports torch
+    has_linear_attention: bool = False  # some layers keep a state in place of keys and values
     position_axes: int = 3  # rows of position ids: time, height and width in M-RoPE
     shard_rules: Mapping[str, ShardRule] = field(default_factory=lambda: SHARD_RULES)
 

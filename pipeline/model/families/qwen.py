@@ -60,7 +60,14 @@ class QwenFamily:
     chat_format: ChatFormat = ChatFormat("You are a helpful assistant.")
     trained_context: ClassVar[int | None] = None
 
-    def __init__(self, files: CheckpointFiles, tokenizer: Tokenizer, *, add_vision_id: bool = False):
+    def __init__(
+        self,
+        files: CheckpointFiles,
+        tokenizer: Tokenizer,
+        *,
+        add_vision_id: bool = False,
+        thinking: bool | None = None,
+    ):
         vision_config = files.config.get("vision_config", {})
         self.patch_size = vision_config.get("patch_size", self.patch_size)
         self.merge_size = vision_config.get("spatial_merge_size", self.merge_size)
@@ -69,7 +76,11 @@ class QwenFamily:
         self.mean = parse_colour(files.image_processor.get("image_mean"), self.mean)
         self.std = parse_colour(files.image_processor.get("image_std"), self.std)
         self.min_pixels, self.max_pixels = parse_area_bounds(files.image_processor, (self.min_pixels, self.max_pixels))
-        self.chat_format = self.chat_format if files.chat_template is None else parse_chat_template(files.chat_template)
+        self.template_options: dict[str, bool] = {}
+        if files.chat_template is not None:
+            if thinking is not None and "enable_thinking" in files.chat_template:
+                self.template_options = {"enable_thinking": thinking}
+            self.chat_format = parse_chat_template(files.chat_template, thinking=thinking)
         self.context_length = parse_context_length(files.config)
         self.add_vision_id = add_vision_id
         self.tokenizer = tokenizer

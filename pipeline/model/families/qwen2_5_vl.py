@@ -7,7 +7,7 @@ looks the same at any sampling rate.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -25,8 +25,8 @@ class Qwen25VL(Qwen2VL):
     architecture = ModelArchitecture("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLConfig")
     coordinates: Literal["pixels", "thousandths"] = "pixels"
 
-    def __init__(self, files: CheckpointFiles, tokenizer: Tokenizer, *, add_vision_id: bool = False):
-        super().__init__(files, tokenizer, add_vision_id=add_vision_id)
+    def __init__(self, files: CheckpointFiles, tokenizer: Tokenizer, **options: Any):
+        super().__init__(files, tokenizer, **options)
         self.tokens_per_second = files.config.get("vision_config", {}).get("tokens_per_second", 4)
 
     def compute_layer_positions(self, layers: int, clip: Clip) -> Sequence[int] | NDArray[np.int64]:

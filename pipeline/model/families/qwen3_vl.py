@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -39,8 +39,8 @@ class Qwen3VL(QwenFamily):
     std: Colour = (0.5, 0.5, 0.5)
     chat_format = ChatFormat()
 
-    def __init__(self, files: CheckpointFiles, tokenizer: Tokenizer, *, add_vision_id: bool = False):
-        super().__init__(files, tokenizer, add_vision_id=add_vision_id)
+    def __init__(self, files: CheckpointFiles, tokenizer: Tokenizer, **options: Any):
+        super().__init__(files, tokenizer, **options)
         self.video_pixel_bounds = parse_area_bounds(files.video_processor, (128 * 32 * 32, 768 * 32 * 32))
 
     def select_frames(self, frame_range: range, fps: float, options: MediaOptions) -> list[int]:

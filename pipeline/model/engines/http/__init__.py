@@ -29,8 +29,12 @@ class HttpEngineType(EngineType):
         for problem in self.find_problems(job):
             raise JobError(problem)
         folder = checkpoint_location.locate_small_files(job.model.weights, job.model.revision)
-        tokenizer = family_loader.load_tokenizer(folder)
-        return HttpEngine.connect(job.engine, tokenizer, add_vision_id=job.media.add_vision_id)
+        return HttpEngine.connect(
+            job.engine,
+            family_loader.load_tokenizer(folder),
+            add_vision_id=job.media.add_vision_id,
+            template_options=family_loader.load_job_family(folder, job).template_options,
+        )
 
     def find_problems(self, job: Job) -> list[str]:
         fields = type(job.model).model_fields

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from itertools import count
 from threading import Thread
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import GenerateError, ItemError, JobError
@@ -36,10 +37,18 @@ STEP_TIMEOUT_S = 0.1  # so that closing does not wait for the server
 
 
 class HttpEngine:
-    def __init__(self, settings: HttpSettings, *, reply_completer: ReplyCompleter, add_vision_id: bool = False):
+    def __init__(
+        self,
+        settings: HttpSettings,
+        *,
+        reply_completer: ReplyCompleter,
+        add_vision_id: bool = False,
+        template_options: Mapping[str, bool] = MappingProxyType({}),
+    ):
         self.settings = settings
         self.reply_completer = reply_completer
         self.add_vision_id = add_vision_id
+        self.template_options = template_options
         self.dialect = Dialect(settings.model or "", GUIDE_MODES[0] if settings.guide == "auto" else settings.guide)
         self.is_guide_settled = settings.guide != "auto"
         self.finished: queue.SimpleQueue[Future[Reply | Failure]] = queue.SimpleQueue()
@@ -51,9 +60,9 @@ class HttpEngine:
         self.client: HttpClient = self.run_in_loop(self.create_client())
 
     @classmethod
-    def connect(cls, settings: HttpSettings, tokenizer: Tokenizer, *, add_vision_id: bool = False) -> HttpEngine:
+    def connect(cls, settings: HttpSettings, tokenizer: Tokenizer, **options: Any) -> HttpEngine:
         """An engine whose server has answered: a wrong key or model name is found before the first row."""
-        engine = cls(settings, reply_completer=ReplyCompleter(tokenizer), add_vision_id=add_vision_id)
+        engine = cls(settings, reply_completer=ReplyCompleter(tokenizer), **options)
         try:
             engine.run_in_loop(engine.check_server())
         except BaseException:
@@ -130,7 +139,12 @@ class HttpEngine:
         while True:
             can_change_guide = request.schema_text is not None and not self.is_guide_settled
             body = await asyncio.to_thread(
-                build_body, request, self.settings, dialect, add_vision_id=self.add_vision_id
+                build_body,
+                request,
+                self.settings,
+                dialect,
+                add_vision_id=self.add_vision_id,
+                template_options=self.template_options,
             )
             key = compute_idempotency_key(request, body)
             try:

@@ -52,7 +52,14 @@ class Dialect:
         return None
 
 
-def build_body(request: Request, settings: HttpSettings, dialect: Dialect, *, add_vision_id: bool) -> bytes:
+def build_body(
+    request: Request,
+    settings: HttpSettings,
+    dialect: Dialect,
+    *,
+    add_vision_id: bool,
+    template_options: Mapping[str, bool],
+) -> bytes:
     sampling, media_counts = request.sampling, Counter[str]() if add_vision_id else None
     body: dict[str, Any] = {
         "model": dialect.model,
@@ -64,6 +71,8 @@ def build_body(request: Request, settings: HttpSettings, dialect: Dialect, *, ad
     }
     if sampling.top_k:  # not part of the protocol, but most servers know it
         body["top_k"] = sampling.top_k
+    if template_options:  # not part of the protocol; vLLM and SGLang know it
+        body["chat_template_kwargs"] = dict(template_options)
     if dialect.can_skip_resize and request.clips and settings.send == "pixels":
         body["mm_processor_kwargs"] = {"do_resize": False}
     if settings.video == "native" and any(clip.kind == "video" for clip in request.clips):

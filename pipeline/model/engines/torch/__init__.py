@@ -32,7 +32,7 @@ class TorchEngineType(EngineType):
         folder = checkpoint_location.locate_checkpoint(job.model.weights, job.model.revision)
         return TorchEngine(
             folder,
-            family_loader.load_family(folder, model=job.model, add_vision_id=job.media.add_vision_id),
+            family_loader.load_job_family(folder, job),
             device="cuda" if pool.gpus else "cpu",
             config=family_loader.load_config(folder, job.model),
             dtype=job.model.dtype,
@@ -43,12 +43,17 @@ class TorchEngineType(EngineType):
         )
 
     def find_problems(self, job: Job) -> list[str]:
+        folder = checkpoint_location.locate_small_files(job.model.weights, job.model.revision)
+        config = family_loader.load_config(folder, job.model)
+        if family_loader.load_architecture(config["model_type"]).has_linear_attention:
+            return [
+                f"engine.kind: torch does not run {config['model_type']} yet, whose layers are mostly Gated DeltaNet; "
+                "use vllm, or http with a server of this model"
+            ]
         if job.model.tensor_parallel == 1:
             return []
         from pipeline.model.engines.torch.model_loader import parse_config  # torch takes seconds to import
 
-        folder = checkpoint_location.locate_small_files(job.model.weights, job.model.revision)
-        config = family_loader.load_config(folder, job.model)
         try:
             parse_config(config, tp_size=job.model.tensor_parallel, quantize=job.model.quantize)
         except JobError as error:

@@ -36,7 +36,10 @@ def estimate_step_bytes(
     text: Any, vision: Any, item_bytes: int, *, slots: int, patches: int, prefill_tokens: int
 ) -> int:
     """Bytes of the widest tensors of a step, as far as they live at the same time. `text` and `vision` are configs."""
-    text_numbers = prefill_tokens * (3 * text.intermediate_size + 8 * text.hidden_size)
+    mlp_width = getattr(text, "intermediate_size", None) or (
+        text.num_experts_per_tok * text.moe_intermediate_size + text.shared_expert_intermediate_size
+    )
+    text_numbers = prefill_tokens * (3 * mlp_width + 8 * text.hidden_size)
     vision_numbers = patches * 4 * max(getattr(vision, "intermediate_size", 0), 4 * vision.hidden_size)
     return int((text_numbers + vision_numbers) * item_bytes + slots * text.vocab_size * 16)
 

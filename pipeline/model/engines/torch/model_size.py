@@ -30,6 +30,11 @@ class ModelSize:
     token_bytes: int  # KV cache of one token
     step_bytes: int  # activations of the largest step
     patches_per_token: int
+    state_bytes: int = 0  # of the linear-attention layers, for one row of any length
+
+    def compute_row_bytes(self, tokens: float) -> float:
+        """KV cache and state of a row."""
+        return tokens * self.token_bytes + self.state_bytes
 
     def count_kv_tokens(self, gpu_memory_bytes: float, gpu_count: int = 1) -> int:
         """Tokens that the KV cache can hold beside weights and activations; negative where the model does not fit."""
@@ -55,6 +60,7 @@ def measure_model(config: Mapping[str, Any], *, dtype: str = "auto", quantize: s
     experts = sum(count for name, count in counts.items() if ".experts." in name)
     active_share = getattr(text_config, "num_experts_per_tok", 1) / getattr(text_config, "num_experts", 1)
     key_width = text_config.num_key_value_heads * get_head_dim(text_config)
+    linear_layers = (getattr(text_config, "layer_types", None) or []).count("linear_attention")
     item_bytes = model.dtype.itemsize
     text_bytes = int((text - dense) * (INT4_WEIGHT_BYTES if is_int4 else item_bytes)) + dense * item_bytes
     return ModelSize(
@@ -63,7 +69,7 @@ def measure_model(config: Mapping[str, Any], *, dtype: str = "auto", quantize: s
         active_parameters=int(text - experts * (1 - active_share)) if experts else text,
         weights_bytes=vision * item_bytes + text_bytes,
         text_bytes=text_bytes,
-        token_bytes=2 * text_config.num_hidden_layers * key_width * item_bytes,
+        token_bytes=2 * (text_config.num_hidden_layers - linear_layers) * key_width * item_bytes,
         step_bytes=memory.estimate_step_bytes(
             text_config,
             vision_config,
@@ -73,4 +79,13 @@ def measure_model(config: Mapping[str, Any], *, dtype: str = "auto", quantize: s
             prefill_tokens=DEFAULT_PREFILL_TOKENS,
         ),
         patches_per_token=vision_config.spatial_merge_size**2,
+        state_bytes=linear_layers * compute_layer_state_bytes(text_config, item_bytes) if linear_layers else 0,
     )
+
+
+def compute_layer_state_bytes(text_config: Any, item_bytes: int) -> int:
+    """What a Gated DeltaNet layer keeps for a row: a matrix per head in float32, and inputs of its convolution."""
+    key_width = text_config.linear_num_key_heads * text_config.linear_key_head_dim
+    value_width = text_config.linear_num_value_heads * text_config.linear_value_head_dim
+    convolution = (2 * key_width + value_width) * text_config.linear_conv_kernel_dim * item_bytes
+    return int(4 * value_width * text_config.linear_key_head_dim + convolution)

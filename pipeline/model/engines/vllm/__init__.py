@@ -47,7 +47,7 @@ class VllmEngineType(EngineType):
         from pipeline.model.engines.vllm.vllm_engine import VllmEngine
 
         folder = checkpoint_location.locate_checkpoint(job.model.weights, job.model.revision)
-        family = family_loader.load_family(folder, model=job.model, add_vision_id=job.media.add_vision_id)
+        family = family_loader.load_job_family(folder, job)
         return VllmEngine(family, **build_arguments(job, folder, thinking=family.thinking))
 
     def find_problems(self, job: Job) -> list[str]:
