@@ -19,7 +19,7 @@ run the same command again to continue."""
 
 
 RETRY_OPTION = "--retry-errors"
-RETRY_KINDS = re.compile(r"[a-z_]+(/[a-z_]+)?(\s*,\s*[a-z_]+(/[a-z_]+)?)*")
+RETRY_KINDS = re.compile(r"[a-z_]+(/[a-z_]+)?(\s*,\s*[a-z_]+(/[a-z_]+)?)*", re.IGNORECASE)
 
 
 class Command(NamedTuple):

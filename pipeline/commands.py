@@ -117,6 +117,8 @@ def write_report(options: argparse.Namespace) -> int:
     from pipeline.inspect.report.statistics import ReportOptions
 
     folder = Path() if "://" in options.output else Path(options.output)
+    if missing := [root for root in options.roots if not Path(root.removeprefix("file://")).is_dir()]:
+        raise PipelineError(f"--roots {missing[0]}: there is no such folder")
     report = reporting.write_report(
         options.output,
         Path(options.to or folder / "report.html"),

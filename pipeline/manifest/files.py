@@ -69,6 +69,11 @@ def list_manifest_files(job: Job, say: Callable[[str], None] = ignore_note) -> l
     if not files:
         places = ", ".join(f"{url}{describe_folder(url)}" for url in job.input.manifest)
         raise JobError(f"input.manifest: nothing found at {places}")
+    folders = dict.fromkeys(file.base_folder for file in files if os.path.basename(file.url) in METADATA_FILES)
+    if len(folders) > 1 and not job.input.media:  # the same file_name stands for another picture in each
+        raise JobError(
+            f"input.manifest: {' and '.join(folders)} have metadata of their own; give each a job of its own"
+        )
     return files
 
 

@@ -284,6 +284,11 @@ def test_a_store_for_a_report_is_checked_like_the_key_of_a_job(boxes, tmp_path, 
     assert "write a store as s3://bucket" in said
 
 
+def test_a_root_that_does_not_exist_is_named(boxes, tmp_path, capsys):
+    assert main(["report", str(boxes), "--to", str(tmp_path / "p.html"), "--roots", str(tmp_path / "pisc")]) == 2
+    assert capsys.readouterr().err == f"error: --roots {tmp_path}/pisc: there is no such folder\n"
+
+
 def test_a_row_can_be_chosen_by_its_id(boxes, tmp_path, capsys):
     to = tmp_path / "one.html"
     assert main(["report", str(boxes), "--to", str(to), "--random", "0", "--worst", "0", "--id", "plain3"]) == 0

@@ -104,6 +104,15 @@ def test_the_metadata_of_an_imagefolder_names_its_rows(name, workspace, ask_abou
     assert workspace.read_answers()[0]["hint"] == "x"
 
 
+def test_imagefolders_of_several_splits_are_refused(workspace):
+    for split in ("test", "train"):
+        (workspace.folder / "in" / split).mkdir(parents=True)
+        (workspace.folder / "in" / split / "metadata.jsonl").write_text('{"file_name": "a.png"}\n')
+    sections = {"input": {"manifest": str(workspace.folder / "in"), "media": [], "id": None, "keep": []}}
+    with pytest.raises(JobError, match=r"in/test and .*in/train have metadata of their own"):
+        workspace.run_job(**sections)
+
+
 def test_a_folder_of_csv_files_is_a_manifest_unless_it_holds_media(workspace, ask_about):
     (workspace.folder / "pics/labels.csv").write_text("name,color\n0.png,red\n")
     assert ask_about("pics") == ["0.png", "1.png", "2.png"]

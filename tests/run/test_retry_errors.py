@@ -194,7 +194,7 @@ def test_retry_errors_takes_kinds_or_none_and_leaves_the_job_alone(workspace, ca
     assert main(["run", job, "--local"]) == 3
     assert "--retry-errors asks them again" in capsys.readouterr().err
     repair_image(workspace, "bad0")
-    assert main(["run", job, "--local", "--retry-errors", "fetch,read/row"]) == 3
-    assert "no failed row is of kind 'fetch,read/row'" in capsys.readouterr().err
+    assert main(["run", job, "--local", "--retry-errors", "Fetch,read/row"]) == 3
+    assert "no failed row is of kind 'Fetch,read/row'" in capsys.readouterr().err
     assert main(["run", "--local", "--retry-errors", job]) == 0
     assert main(["run", job, "--local", "--retry-errors", "decode,fetch"]) == 0
