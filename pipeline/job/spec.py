@@ -209,11 +209,6 @@ class AnswerSection(JobSection):
         None,
     )
 
-    @property
-    def wants_thinking(self) -> bool | None:
-        """None where the job leaves it to the checkpoint."""
-        return None if self.thinking is None else self.thinking is not False
-
 
 class PoolSection(JobSection):
     min: PositiveInt = define_key("workers at the start", 1)

@@ -32,9 +32,8 @@ def load_architecture(model_type: str) -> ModelArchitecture:
 
 def load_job_family(folder: Path, job: Job) -> Family:
     """The family of a checkpoint, with the job's changes."""
-    return load_family(
-        folder, model=job.model, add_vision_id=job.media.add_vision_id, thinking=job.answer.wants_thinking
-    )
+    thinking = None if job.answer.thinking is None else job.answer.thinking is not False
+    return load_family(folder, model=job.model, add_vision_id=job.media.add_vision_id, thinking=thinking)
 
 
 def load_family(folder: Path, *, model: ModelSection | None = None, **options: Any) -> Family:

@@ -13,7 +13,7 @@ from pipeline.job.spec import Job
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.base import get_engine_type
 from pipeline.model.engines.torch.model_size import measure_model
-from pipeline.model.family_loader import load_family
+from pipeline.model.family_loader import load_family, load_job_family
 from pipeline.model.prompt import parse_chat_template
 from pipeline.types import Request, Sampling, Turn
 from tests.model import chat_templates
@@ -70,7 +70,7 @@ def test_a_template_that_always_thinks_refuses_to_stop():
 def test_a_server_is_told_whether_to_think(folder, thinking, sent):
     with ChatServer() as server:
         job = build_job(folder, {"kind": "http", "url": server.url}, thinking=thinking)
-        family = load_family(folder, thinking=job.answer.wants_thinking)
+        family = load_job_family(folder, job)
         turns = (Turn("user", ("Hi",)),)
         encoded = family.encode_turns(turns)
         request = Request("1", turns, encoded.input_ids, encoded.positions, sampling=Sampling())
