@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-all test-vllm lint chaos bench clean
+.PHONY: help setup demo check test test-all vllm-env test-vllm lint chaos bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -29,8 +29,18 @@ test: .venv/.ready ## all tests but those that take long by their nature
 test-all: .venv/.ready ## every test but those of vLLM; an unexpected skip is an error
 	$(PYTEST) -m "not vllm" -rs --check-skips --durations=20
 
-test-vllm: ## the tests of the vllm engine and of vLLM's server, with the Python that has vLLM: VLLM=path/to/python
-	PYTHONPATH=. $(or $(VLLM),python) -m pytest -q -m vllm tests/model/engines/test_vllm.py tests/contracts/test_engines.py
+vllm-env: .venv-vllm/.ready ## a second virtual environment with vLLM's CPU build, for x86-64 Linux
+
+.venv-vllm/.ready: infra/vllm/requirements.txt infra/vllm/torchvision_operators.py
+	$(PYTHON) -m venv --clear .venv-vllm
+	.venv-vllm/bin/python -m pip install -q -c infra/vllm/requirements.txt torch
+	.venv-vllm/bin/python -m pip install -q --no-deps -r infra/vllm/requirements.txt
+	cp infra/vllm/torchvision_operators.py .venv-vllm/lib/python3*/site-packages/
+	cd .venv-vllm/lib/python3*/site-packages && echo import torchvision_operators > torchvision_operators.pth
+	touch $@
+
+test-vllm: $(if $(VLLM),,.venv-vllm/.ready) ## the tests of the vllm engine and of vLLM's server; with another vLLM: VLLM=path/to/python
+	PYTHONPATH=. $(or $(VLLM),.venv-vllm/bin/python) -m pytest -q -m vllm tests/model/engines/test_vllm.py tests/contracts/test_engines.py
 
 lint: .venv/.ready ## ruff, its formatter, and mypy --strict
 	$(BIN)/ruff check .
@@ -46,5 +56,5 @@ bench: .venv/.ready ## the benchmarks, shortened, and the table of tests/bench/R
 	PYTHONPATH=. $(BIN)/python tests/bench/run_all.py
 
 clean: ## away with everything that was made here
-	rm -rf .venv build dist out ./*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm build dist out ./*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
 """One job on three engines: ours, vLLM inside the replica, and vLLM's server through http. Compares answers and rates.
 
-    VLLM_CPU_KVCACHE_SPACE=1 PYTHONPATH=. /path/to/python-with-vllm tests/bench/engines.py --quick
+    VLLM_CPU_KVCACHE_SPACE=1 PYTHONPATH=. .venv-vllm/bin/python tests/bench/engines.py --quick
 
 The jobs of jobs/demo run over unseen scenes, with one line changed, each engine in a process of its own. The rate is
 answered rows over the time in which the engine had work, without its start.
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(TASKS))
     options = parser.parse_args()
     if find_spec("vllm") is None:
-        return print("skipped: run it with a Python that has vLLM, as the first lines say")
+        return print("skipped: run it with the Python of `make vllm-env`, as the first lines say")
     os.environ["DOORS_KEY"] = KEY
     ratios: dict[str, float] = {}
     figures: dict[str, float] = {}

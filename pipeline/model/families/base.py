@@ -49,6 +49,7 @@ class Family(Protocol):
     std: tuple[float, float, float]
     coordinates: CoordinateSystem
     time_origin: TimeOrigin
+    reasoning_parser: str  # vLLM's name for how this family writes its thinking
     tokenizer: Tokenizer
     thinking: bool  # whether an answer begins inside <think>
     template_options: Mapping[str, bool]  # of the chat template, for servers that render it themselves

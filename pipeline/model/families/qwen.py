@@ -52,6 +52,7 @@ class QwenFamily:
     std: Colour = (0.26862954, 0.26130258, 0.27577711)
     coordinates: Literal["pixels", "thousandths"] = "thousandths"
     time_origin: Literal["clip", "source"] = "clip"
+    reasoning_parser: str = "qwen3"
     patch_size: int = 14
     merge_size: int = 2
     temporal_patch_size: int = 2

@@ -48,7 +48,7 @@ class VllmEngineType(EngineType):
 
         folder = checkpoint_location.locate_checkpoint(job.model.weights, job.model.revision)
         family = family_loader.load_job_family(folder, job)
-        return VllmEngine(family, **build_arguments(job, folder, thinking=family.thinking))
+        return VllmEngine(family, **build_arguments(job, folder, family))
 
     def find_problems(self, job: Job) -> list[str]:
         return find_problems(job)

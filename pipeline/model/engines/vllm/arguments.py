@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.job.spec import Job
 from pipeline.model import family_loader
+from pipeline.model.families.base import Family
 from pipeline.registry import format_suggestion
 
 JOB_KEYS = {  # arguments of vLLM that other keys of a job set
@@ -42,19 +43,22 @@ def find_problems(job: Job) -> list[str]:
     ]
 
 
-def build_arguments(job: Job, folder: Path, *, thinking: bool) -> dict[str, Any]:
-    size = job.model.tensor_parallel
+def build_arguments(job: Job, folder: Path, family: Family) -> dict[str, Any]:
+    from vllm.config import StructuredOutputsConfig
+
+    size, given = job.model.tensor_parallel, job.engine.model_dump(exclude={"kind"}, exclude_none=True)
+    guidance = {"backend": "guidance", "disable_any_whitespace": True} | given.pop("structured_outputs_config", {})
     return {
         "model": str(folder),
         "dtype": choose_dtype(folder, job),
         "tensor_parallel_size": size,
         "distributed_executor_backend": "mp" if size > 1 else None,  # not Ray, which runs the replica itself
         "max_model_len": job.model.context.max_length or -1,  # -1: as much as fits
-        "reasoning_parser": "qwen3" if thinking else "",  # the schema holds after </think>
-        "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
+        "reasoning_parser": family.reasoning_parser if family.thinking else "",  # the schema holds after </think>
+        "structured_outputs_config": StructuredOutputsConfig(**guidance),  # vLLM cannot add the parser to a dict
         "mm_processor_cache_gb": 0,  # no picture is used twice
         "disable_log_stats": True,
-        **{name: value for name, value in job.engine.model_dump(exclude={"kind"}).items() if value is not None},
+        **given,
     }
 
 
