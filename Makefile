@@ -1,13 +1,16 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-all vllm-env test-vllm lint chaos bench clean
+.PHONY: help setup demo check test test-all test-ray-floor vllm-env test-vllm lint chaos bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 # Two workers, a file at a time, in the order of the folders: the clusters come first.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+RAY_FLOOR := $(shell sed -n 's/.*"ray\[.*>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+RAY_FLOOR_PATH := $(CURDIR)/.venv/ray-floor:$(CURDIR)
+RAY_TESTS := tests/contracts/test_runners.py tests/cluster/test_ray_session.py tests/cluster/test_ray_runner.py tests/cluster/test_poison.py
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.ready ## a virtual environment with everything in it, at the versions of infra/constraints.txt
 
@@ -28,6 +31,14 @@ test: .venv/.ready ## all tests but those that take long by their nature
 
 test-all: .venv/.ready ## every test but those of vLLM; an unexpected skip is an error
 	$(PYTEST) -m "not vllm" -rs --check-skips --durations=20
+
+test-ray-floor: .venv/ray-floor ## the tests of Ray, with the oldest version that pyproject.toml allows
+	PYTHONPATH=$(RAY_FLOOR_PATH) $(BIN)/python -c 'import ray; assert ray.__version__.startswith("$(RAY_FLOOR)"), ray.__version__'
+	PYTHONPATH=$(RAY_FLOOR_PATH) $(BIN)/python -m pytest -q $(RAY_TESTS)
+
+.venv/ray-floor: .venv/.ready
+	rm -rf $@
+	$(BIN)/python -m pip install -q --no-deps --target $@ 'ray==$(RAY_FLOOR).*'
 
 vllm-env: .venv-vllm/.ready ## a second virtual environment with vLLM's CPU build, for x86-64 Linux
 

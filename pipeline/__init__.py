@@ -199,6 +199,7 @@ run: one run, without Ray
     run/retry_errors.py                     selects failed rows to ask again
     run/orphans.py                          finds rows that parts of another form of the manifest answer
     run/dedup.py                            finds duplicate rows in little memory
+    run/attempts.py                         counts the attempts of a RayJob
     run/lease.py                            lets one run at a time work on an output
     run/signals.py                          stops a run in good order on SIGTERM and Ctrl-C
     run/tally.py                            adds up receipts
@@ -223,8 +224,10 @@ cluster: everything that needs Ray
     cluster/isolation.py                    isolates rows that crash their process
     cluster/crash_ledger.py                 finds such rows: it records what each process works on
     cluster/pools.py                        computes how many workers each pool gets
+    cluster/output_folder.py                refuses an output folder that a node does not see
+    cluster/ray_job.py                      tells which Ray job this process is the driver of
     cluster/submission.py                   checks a job and collects the files to submit
-    cluster/submit.py                       submits a job to a Ray cluster and follows it
+    cluster/submit.py                       submits a job to a Ray cluster, follows it, and stops a refused one
     cluster/metrics.py                      exports Prometheus metrics
 
 inspect: what people look at

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from pipeline import cli
+from pipeline import cli, commands
 from pipeline.errors import ExitCode, PipelineError, StoppedError, Terminated
 from pipeline.run import log
 
@@ -26,7 +26,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.debug:
             raise
         log.write_exit_reason(f"error: {error}")
-        return ExitCode.INCOMPLETE if isinstance(error, StoppedError) else ExitCode.CANNOT_RUN
+        if isinstance(error, StoppedError):
+            return ExitCode.INCOMPLETE
+        if getattr(options, "stop_when_refused", False):
+            commands.stop_ray_job()
+        return ExitCode.CANNOT_RUN
     except KeyboardInterrupt:
         log.write_exit_reason(f"interrupted; {RESUME_ADVICE}", level="warning")
         return ExitCode.INTERRUPTED

@@ -71,6 +71,8 @@ def add_job_options(parser: argparse.ArgumentParser, *, is_required: bool) -> No
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     add_shared_run_options(parser)
     parser.add_argument("--local", action="store_true", help="run in this process, without Ray")
+    stop_help = "stop the Ray job if it cannot run (exit code 2), so that KubeRay does not retry it"
+    parser.add_argument("--stop-when-refused", action="store_true", help=stop_help)
 
 
 def add_submit_options(parser: argparse.ArgumentParser) -> None:

@@ -31,6 +31,12 @@ def run_job(options: argparse.Namespace) -> int:
     return ExitCode.ALL_ANSWERED if code == ExitCode.FAILED_ROWS and options.allow_errors else code
 
 
+def stop_ray_job() -> None:
+    from pipeline.cluster.submit import stop_this_job
+
+    stop_this_job()
+
+
 def submit_job(options: argparse.Namespace) -> int:
     from pipeline.cluster.submission import Submission
     from pipeline.cluster.submit import submit_job as submit_to_cluster

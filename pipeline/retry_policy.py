@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import math
 import random
 import time
@@ -51,6 +52,9 @@ OUTPUT_POLICIES = {  # for the output folder and for manifest files
     "truncated": RetryPolicy(6, 0.25, 8.0),
     "credentials": RetryPolicy(8, 1.0, 30.0),
 }
+FIRST_CONTACT_ATTEMPTS = 5  # before anything has started: a wrong endpoint is found out soon
+QUIET_WAIT_S = 5.0  # shorter waits are not worth a line
+WAIT_LOGGER = logging.getLogger("pipeline.storage")  # without a handler, Python writes its lines to stderr
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED_ERRNOS = (
     *(errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
@@ -128,6 +132,29 @@ def decide_wait_s(
     if policy is None or failures >= policy.max_attempts:
         return None
     return max(policy.compute_wait_s(failures, random.random()), retry_after_s)
+
+
+class StorageRetries:
+    """Decides about one operation on a store after each of its failures, and says so when it takes long."""
+
+    def __init__(self, target: str, max_attempts: float = math.inf):
+        self.target, self.max_attempts, self.started = target, max_attempts, time.monotonic()
+
+    def decide_wait_s(self, kind: str, error: Exception, failures: int) -> float | None:
+        """Seconds to wait before the next attempt; None: give up."""
+        policy = OUTPUT_POLICIES.get(kind, RetryPolicy(1))
+        max_attempts = min(policy.max_attempts, self.max_attempts)
+        if failures >= max_attempts:
+            return None
+        wait_s = policy.compute_wait_s(failures, random.random())
+        if time.monotonic() - self.started + wait_s >= QUIET_WAIT_S:
+            attempt = f"attempt {failures + 1} of {max_attempts:g} in {wait_s:.0f} s"
+            WAIT_LOGGER.warning(f"waiting for {self.target}: {kind} ({describe_reason(error)}), {attempt}")
+        return wait_s
+
+
+def describe_reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or type(error.__cause__ or error).__name__
 
 
 def parse_retry_after(headers: Mapping[str, str]) -> float:

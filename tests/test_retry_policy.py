@@ -14,6 +14,7 @@ import pytest
 from pipeline import retry_policy
 from pipeline.retry_policy import (
     RetryPolicy,
+    StorageRetries,
     Truncated,
     classify_error,
     decide_wait_s,
@@ -108,6 +109,34 @@ def test_waits_double_up_to_the_longest_and_heed_retry_after():
     assert decide_wait_s(policies, "timeout", 1, retry_after_s=9.0) == 9.0
     assert decide_wait_s(policies, "timeout", 4) is None
     assert decide_wait_s(policies, "denied", 1) is None
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """The clock of the retries. It stands still until a test sets it."""
+    time_s = [100.0]
+    monkeypatch.setattr(retry_policy.time, "monotonic", lambda: time_s[0])
+    return time_s
+
+
+def test_a_wait_for_storage_is_silent_for_five_seconds_and_then_speaks_at_each_attempt(now, caplog):
+    retries, error = StorageRetries("s3://acme/out"), OSError(5, "SlowDown")
+    for failures in range(1, 4):
+        assert retries.decide_wait_s("unavailable", error, failures) < 5
+    assert caplog.messages == []
+    for failures in range(4, 7):
+        now[0] += 5.0
+        assert retries.decide_wait_s("unavailable", error, failures)
+    starts = [message.rpartition(" in ")[0] for message in caplog.messages]
+    assert starts == [f"waiting for s3://acme/out: unavailable (SlowDown), attempt {n} of 16" for n in (5, 6, 7)]
+
+
+def test_a_first_contact_gives_up_after_a_few_attempts():
+    retries = StorageRetries("s3://acme/out", retry_policy.FIRST_CONTACT_ATTEMPTS)
+    waits = [retries.decide_wait_s("connection", OSError("refused"), failures) for failures in range(1, 6)]
+    assert waits[-1] is None
+    assert 2 < sum(waits[:-1]) < 7
+    assert StorageRetries("s3://acme/out").decide_wait_s("denied", OSError("403"), 1) is None
 
 
 def test_retry_after_holds_seconds_or_a_date():

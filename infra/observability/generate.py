@@ -184,7 +184,7 @@ def generate_files() -> dict[str, str]:
     rule = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
-        "metadata": {"name": "vlbatch", "namespace": "vlbatch"},
+        "metadata": {"name": "vlbatch"},
         "spec": build_rules(),
     }
     return {

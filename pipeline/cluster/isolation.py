@@ -7,6 +7,8 @@ so that a crash has one cause. This costs two small calls to the ledger per chun
 from __future__ import annotations
 
 import os
+import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,15 +21,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.cluster.crash_ledger import (
     MAX_CRASHES,
     CrashLedger,
+    ParkedNotice,
     RowGroup,
     StepInstructions,
     StepKey,
     WorkerProcess,
 )
-from pipeline.errors import PipelineError, StoppedError
+from pipeline.errors import ExitCode, PipelineError, StoppedError
 
 LOG_TAIL_BYTES = 64 * 2**10
 LOG_READ_TIMEOUT_S = 60.0  # on another node
+PARKED_POLL_INTERVAL_S = 2.0
 
 RowT = TypeVar("RowT")
 ResultT = TypeVar("ResultT")
@@ -64,24 +68,46 @@ class CrashIsolation:
         self.lock = SharedExclusiveLock()
         log_path = os.readlink("/proc/self/fd/2") if os.path.exists("/proc/self/fd/2") else ""
         runtime = ray.get_runtime_context()
-        self.actor_id = runtime.get_actor_id()
-        self.process = WorkerProcess(runtime.get_node_id(), os.getpid(), log_path)
+        self.process = WorkerProcess(runtime.get_node_id(), os.getpid(), log_path, str(runtime.get_actor_id()))
 
-    def open_worker(self, factory: Callable[[], ResultT]) -> ResultT | PipelineError:
-        """Build what the process works with. An error is returned, for the first chunk to report."""
-        instructions = ray.get(self.ledger.begin_start.remote(self.stage, self.actor_id, self.process))
+    def open_worker(self, factory: Callable[[], ResultT], *, takes_chunks: bool) -> ResultT | PipelineError | None:
+        """Build what the process works with. An error is returned, for the first chunk to report.
+
+        None if this actor is parked. With `takes_chunks` the pool may grow meanwhile, because Ray sees a busy actor;
+        without it, the actor never gets ready, so that it holds no chunk.
+        """
+        instructions: StepInstructions = ray.get(self.ledger.begin_start.remote(self.stage, self.process))
+        if instructions == StepInstructions():
+            try:
+                worker = factory()
+            except PipelineError as error:
+                instructions = ray.get(self.ledger.fail_start.remote(self.process.actor_id, str(error)))
+                if instructions.stop_reason:
+                    return error
+            except BaseException as error:
+                exit_process("this worker cannot start", error)
+                raise
+            else:
+                self.ledger.finish_start.remote(self.process.actor_id)
+                return worker
         try:
             raise_if_refused(instructions)
-            return factory()
+            if not takes_chunks:
+                self.wait_while_parked()
         except PipelineError as error:
             return error
-        finally:
-            self.ledger.finish_start.remote(self.actor_id)
+        return None
+
+    def wait_while_parked(self) -> None:
+        """Hold a chunk until nothing else is left to do."""
+        while (instructions := ray.get(self.ledger.check_parked.remote(self.process.actor_id))) is None:
+            time.sleep(PARKED_POLL_INTERVAL_S)
+        raise_if_refused(instructions)
 
     def run_stage(
         self, part_name: str, row_count: int, chunk_stage: ChunkStage[RowT, ResultT, ChunkResultT]
     ) -> ChunkResultT | None:
-        """None if the run is being stopped; then nothing was begun."""
+        """None if the run is being stopped or this actor is parked; then nothing was done."""
         step_key = self.stage, part_name
         with self.lock.hold_shared():
             instructions: StepInstructions | None = ray.get(
@@ -90,6 +116,9 @@ class CrashIsolation:
             if instructions is None:
                 return None
             raise_if_refused(instructions)
+            if instructions.is_parked:
+                self.wait_while_parked()
+                return None
             if not (instructions.row_groups or instructions.abandoned_rows):
                 results = chunk_stage.process_rows(chunk_stage.load_rows())
                 self.ledger.set_active_rows.remote(step_key, (), self.process)
@@ -162,10 +191,23 @@ class SharedExclusiveLock:
 
 
 def raise_if_refused(instructions: StepInstructions) -> None:
-    if instructions.stop_reason:
-        process = instructions.last_process
-        last_words = f". {describe_last_words(process)}" if process else ""
-        raise StoppedError(f"stopped: {instructions.stop_reason}{last_words}")
+    if reason := instructions.stop_reason:
+        raise StoppedError(f"stopped: {describe_reason(reason, instructions.last_process)}")
+
+
+def describe_notice(notice: ParkedNotice) -> str:
+    return describe_reason(notice.reason, notice.last_process)
+
+
+def describe_reason(reason: str, last_process: WorkerProcess | None) -> str:
+    return f"{reason}. {describe_last_words(last_process)}" if last_process else reason
+
+
+def exit_process(what: str, error: BaseException) -> None:
+    """End this process with last words. Ray starts another one, and the ledger counts the crash."""
+    traceback.print_exception(error)
+    os.write(2, f"vlbatch: {what}: {type(error).__name__}: {error}\n".encode())
+    os._exit(ExitCode.HANG)
 
 
 def describe_crashes(last_process: WorkerProcess) -> str:

@@ -6,9 +6,10 @@ task into the engine's actor. A replica answers several chunks at once, so that 
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from threading import Event, Thread
@@ -18,13 +19,15 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from pipeline.cluster import metrics
-from pipeline.cluster.isolation import start_ledger
+from pipeline.cluster.isolation import describe_notice, start_ledger
+from pipeline.cluster.output_folder import check_nodes_share_output
 from pipeline.cluster.pools import (
     announce_missing_resources,
     can_cluster_grow,
     compute_pool_sizes,
     count_concurrent_calls,
 )
+from pipeline.cluster.ray_job import describe_submission
 from pipeline.cluster.ray_session import connect_to_ray, join_dataset_readers
 from pipeline.cluster.workers import RECEIPT_COLUMN, GenerateWorker, PrepareWorker
 from pipeline.context import RunContext
@@ -33,6 +36,7 @@ from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk, split_file
 from pipeline.manifest.files import ManifestFile, read_with_retries
 from pipeline.output.commit import CommitReceipt
+from pipeline.run import log
 from pipeline.run.lease import Lease
 from pipeline.run.resume import HashedChunk, split_in_process
 from pipeline.run.runner import RowsInFlightCallback, ignore_rows_in_flight
@@ -46,8 +50,14 @@ POLL_INTERVAL_S, POLL_TIMEOUT_S = 1.0, 10.0  # of the rows in flight
 
 
 class RayRunner:
+    def __init__(self) -> None:
+        self.parked_actors: Mapping[str, int] = {}  # by stage: how many the last pass over the chunks has parked
+
     def connect(self, *, show_log: bool) -> AbstractContextManager[None]:
         return connect_to_ray(show_log=show_log)
+
+    def describe_submission(self) -> Mapping[str, str]:
+        return describe_submission(os.environ)
 
     def split_manifest(
         self, job: Job, manifest_files: Sequence[ManifestFile], schema_prompt: str | None
@@ -63,6 +73,7 @@ class RayRunner:
         signals: StopSignals,
         on_rows_in_flight: RowsInFlightCallback = ignore_rows_in_flight,
     ) -> Generator[CommitReceipt, None, None]:
+        check_nodes_share_output(context)
         count_receipt = metrics.build_receipt_counter(context, chunks)
         with (
             join_dataset_readers(),
@@ -70,7 +81,10 @@ class RayRunner:
             signals.stop_gracefully(ledger.stop_steps.remote) as stopping,
         ):
             starts = (start for start in range(0, len(chunks), CHUNKS_PER_DATASET) if not stopping.is_set())
-            datasets = (build_dataset(context, chunks[start : start + CHUNKS_PER_DATASET], ledger) for start in starts)
+            datasets = (
+                build_dataset(context, chunks[start : start + CHUNKS_PER_DATASET], ledger, self.parked_actors)
+                for start in starts
+            )
             for row in chain.from_iterable(dataset.iter_rows() for dataset in datasets):
                 receipt: CommitReceipt | PipelineError | None = pickle.loads(row[RECEIPT_COLUMN])
                 if isinstance(receipt, PipelineError):
@@ -78,7 +92,8 @@ class RayRunner:
                 if receipt:
                     count_receipt(receipt)
                     yield receipt
-                elif ray.get(ledger.is_idle.remote()):  # the run is being stopped, and the last step has ended
+                elif ray.get(ledger.is_idle.remote()):  # all that is left are chunks that nobody works on
+                    self.parked_actors = ray.get(ledger.count_parked_actors.remote())
                     return
 
     def export_lease_age(self, context: RunContext, lease: Lease) -> None:
@@ -87,9 +102,9 @@ class RayRunner:
 
 @contextmanager
 def open_ledger(context: RunContext, on_rows_in_flight: RowsInFlightCallback) -> Iterator[Any]:
-    """The crash ledger of one run, polled for the rows in flight."""
+    """The crash ledger of one run, polled for the rows in flight and for actors that it has parked."""
     ledger, end_event = start_ledger(), Event()
-    poller = Thread(target=poll_rows_in_flight, args=(ledger, end_event, on_rows_in_flight), daemon=True)
+    poller = Thread(target=poll_ledger, args=(ledger, end_event, on_rows_in_flight), daemon=True)
     poller.start()
     if can_cluster_grow():
         announce_missing_resources(context.job, end_event)
@@ -101,15 +116,20 @@ def open_ledger(context: RunContext, on_rows_in_flight: RowsInFlightCallback) ->
         poller.join()  # a call after Ray's shutdown would start Ray again
 
 
-def poll_rows_in_flight(ledger: Any, end_event: Event, on_rows_in_flight: RowsInFlightCallback) -> None:
+def poll_ledger(ledger: Any, end_event: Event, on_rows_in_flight: RowsInFlightCallback) -> None:
     while not end_event.wait(POLL_INTERVAL_S):
         try:
             on_rows_in_flight(ray.get(ledger.count_rows_in_flight.remote(), timeout=POLL_TIMEOUT_S))
+            for notice in ray.get(ledger.take_notices.remote(), timeout=POLL_TIMEOUT_S):
+                log.write_message(f"a worker is set aside, and the others go on: {describe_notice(notice)}")
         except ray.exceptions.RayError:  # the ledger ends or restarts
             continue
 
 
-def build_dataset(context: RunContext, chunks: Sequence[Chunk], ledger: Any) -> ray.data.Dataset:
+def build_dataset(
+    context: RunContext, chunks: Sequence[Chunk], ledger: Any, parked_actors: Mapping[str, int]
+) -> ray.data.Dataset:
+    """`parked_actors` are those of an earlier pass: so many more start at once, and those that fail take no chunk."""
     job = context.job
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     sizes = compute_pool_sizes(job, nodes, can_grow=can_cluster_grow())
@@ -120,23 +140,27 @@ def build_dataset(context: RunContext, chunks: Sequence[Chunk], ledger: Any) -> 
     rows = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     configure_dataset(dataset.context, concurrent_calls)
+    worker_arguments = (context, ledger, not parked_actors)
     prepared = dataset.map_batches(
         PrepareWorker,
-        fn_constructor_args=(context, ledger),
+        fn_constructor_args=worker_arguments,
         batch_size=1,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=job.workers.prepare.min, max_size=sizes.prepare_max),
+        compute=ActorPoolStrategy(
+            min_size=raise_min_size(job.workers.prepare.min, sizes.prepare_max, parked_actors.get("prepare", 0)),
+            max_size=sizes.prepare_max,
+        ),
         num_cpus=sizes.prepare_cpus,
         memory=job.workers.prepare.memory,
     )
     return prepared.map_batches(
         GenerateWorker,
-        fn_constructor_args=(context, ledger),
+        fn_constructor_args=worker_arguments,
         batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ActorPoolStrategy(
-            min_size=job.workers.generate.min,
+            min_size=raise_min_size(job.workers.generate.min, sizes.generate_max, parked_actors.get("generate", 0)),
             max_size=sizes.generate_max,
             max_tasks_in_flight_per_actor=concurrent_calls + PREPARED_CHUNKS_PER_REPLICA,
             max_concurrent_calls_per_actor=concurrent_calls,
@@ -147,6 +171,12 @@ def build_dataset(context: RunContext, chunks: Sequence[Chunk], ledger: Any) -> 
         memory=job.workers.generate.memory,
         **node_type,
     )
+
+
+def raise_min_size(min_size: int, max_size: int | None, parked_actors: int) -> int:
+    """Enough actors that one of them is not where an earlier pass has parked one."""
+    raised = max(min_size, parked_actors + 1)
+    return raised if max_size is None else min(raised, max_size)
 
 
 def configure_dataset(data_context: DataContext, concurrent_calls: int) -> None:

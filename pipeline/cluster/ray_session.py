@@ -1,11 +1,12 @@
 """Connects to Ray and disconnects again, without the pages that Ray prints and without its signal handlers.
 
 A run uses the cluster that RAY_ADDRESS names, or starts one of its own. It never joins a cluster that happens to run
-on this machine.
+on this machine. What it needs of Ray's private parts is checked first, because every version of Ray may change them.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
@@ -15,11 +16,16 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
+from ray.data import ActorPoolStrategy
+from ray.data._internal.block_batching import util as block_batching
+from ray.exceptions import AuthenticationError
 
 from pipeline.errors import JobError
 
 DATASET_READER_THREAD = "iter_threaded"  # Ray Data reads a dataset in threads of this name and never joins them
 JOIN_TIMEOUT_S = 10.0
+POOL_ARGUMENTS = ("max_concurrent_calls_per_actor", "enable_true_multi_threading")
+CLIENT_SCHEMES = ("ray://", "http://", "https://")  # of machines outside of the cluster
 
 
 @contextmanager
@@ -29,6 +35,7 @@ def connect_to_ray(*, show_log: bool = False) -> Iterator[None]:
     if not show_log:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray logs the start of every actor pool as an error
         logging.getLogger("ray.data").setLevel(logging.ERROR)
+    check_ray_version()
     if ray.is_initialized():
         yield
         return
@@ -39,7 +46,31 @@ def connect_to_ray(*, show_log: bool = False) -> Iterator[None]:
         ray.shutdown()
 
 
+def check_ray_version() -> None:
+    """Raise a JobError if this version of Ray lacks what is used here."""
+    missing = [f"the argument {name} of ActorPoolStrategy" for name in POOL_ARGUMENTS if not has_pool_argument(name)]
+    for module, name in ((ray._private.utils, "set_sigterm_handler"), (ray._private.worker, "listen_error_messages")):
+        missing += [] if hasattr(module, name) else [f"{module.__name__}.{name}"]
+    reader = getattr(block_batching, "iter_threaded", None)
+    if reader is None or f'name="{DATASET_READER_THREAD}"' not in inspect.getsource(reader):
+        missing.append(f"the thread {DATASET_READER_THREAD!r} of Ray Data")
+    if missing:
+        raise JobError(
+            f"Ray {ray.__version__} lacks {', '.join(missing)}, which vlbatch uses; install the version of Ray that "
+            "infra/constraints.txt names"
+        )
+
+
+def has_pool_argument(name: str) -> bool:
+    return name in inspect.signature(ActorPoolStrategy.__init__).parameters
+
+
 def start_ray(address: str, *, show_log: bool) -> None:
+    if address.startswith(CLIENT_SCHEMES):
+        raise JobError(
+            f"RAY_ADDRESS: a run cannot be started through {address}; from another machine, use "
+            "`python -m pipeline submit JOB --address http://HEAD:8265`, and on a node of the cluster set HEAD:6379"
+        )
     own_cluster = address == "local"
     if own_cluster:  # no other machine reaches it, and otherwise Ray writes a token into the home directory
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -55,8 +86,20 @@ def start_ray(address: str, *, show_log: bool) -> None:
                 logging_level=logging.INFO if show_log else logging.ERROR,
                 include_dashboard=False if own_cluster else None,
             )
+    except AuthenticationError as error:
+        raise JobError(
+            f"RAY_ADDRESS: the cluster at {address} refuses this process: {error.message}; set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN to the token of the cluster"
+        ) from error
     except (ConnectionError, ValueError) as error:
         raise JobError(f"RAY_ADDRESS: no Ray cluster at {address}; unset it to run on this machine") from error
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        raise JobError(
+            f"RAY_ADDRESS: the cluster at {address} has other versions of Ray or Python than this process; install the "
+            f"same ones. {' '.join(str(error).split())}"
+        ) from error
 
 
 @contextmanager
@@ -80,7 +123,7 @@ def silence_ray_start() -> Iterator[None]:
 @contextmanager
 def disable_function(module: Any, function_name: str) -> Iterator[None]:
     """Replace a function of Ray's with one that does nothing."""
-    original = getattr(module, function_name, None)
+    original = getattr(module, function_name)
     setattr(module, function_name, lambda *_: None)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Submits a job to a Ray cluster with Ray's job client, and follows its log if asked to."""
+"""Submits a job to a Ray cluster with Ray's job client, follows its log if asked to, and stops a refused job."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from typing import Any
 import aiohttp
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from pipeline.cluster.ray_job import read_submission_id
 from pipeline.cluster.submission import Submission, check_job_paths, copy_job_files, load_submission
 from pipeline.errors import ExitCode, JobError
 from pipeline.job import variables
+from pipeline.run import log
 
 CLUSTER_START_TIMEOUT_S = 120.0  # until a cluster that is starting accepts jobs
 POLL_INTERVAL_S = 1.0
+STOP_TIMEOUT_S = 60.0  # until Ray ends a process whose job is stopped
 CONNECTION_TIMEOUT_S = 300.0  # without an answer for so long, a job is no longer followed
 CONNECTION_ERRORS = (OSError, RuntimeError, aiohttp.ClientError)  # Ray's client, requests and aiohttp
 END_STATUSES = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
@@ -76,6 +79,22 @@ def submit_with_retries(client: JobSubmissionClient, **request: Any) -> str:
                 last_line = str(error).strip().splitlines()[-1]
                 raise JobError(f"the cluster does not take the job: {last_line}") from error
             time.sleep(1)
+
+
+def stop_this_job() -> None:
+    """End the Ray job that this process is the driver of as STOPPED, if it is one. Ray then ends the process.
+
+    Whatever the exit code, KubeRay repeats a job that FAILED on a new cluster. It does not repeat one that was STOPPED.
+    """
+    submission_id = read_submission_id(os.environ)
+    if submission_id is None:
+        return
+    try:
+        connect_to_cluster(None).stop_job(submission_id)
+    except (JobError, *CONNECTION_ERRORS) as error:
+        log.write_message(f"cannot stop this Ray job, so KubeRay may repeat it in vain: {format_first_line(error)}")
+    else:
+        time.sleep(STOP_TIMEOUT_S)
 
 
 def follow_job(client: JobSubmissionClient, submission_id: str, arguments: str) -> int:

@@ -5,7 +5,6 @@ An error that stops the run is returned in place of a receipt, because Ray would
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,9 +15,10 @@ import pyarrow as pa
 from pipeline.answer import Answerer
 from pipeline.cluster import chunk_codec, metrics
 from pipeline.cluster.crash_ledger import MAX_CRASHES
-from pipeline.cluster.isolation import ChunkStage, CrashIsolation
+from pipeline.cluster.isolation import ChunkStage, CrashIsolation, exit_process
+from pipeline.cluster.output_folder import find_output_problem
 from pipeline.context import RunContext
-from pipeline.errors import DecodeError, ExitCode, GenerateError, PipelineError
+from pipeline.errors import DecodeError, GenerateError, JobError, PipelineError
 from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk
 from pipeline.media.decode import EXTRA_S_PER_FRAME
@@ -38,16 +38,19 @@ WorkerT = TypeVar("WorkerT", Preparer, Answerer)
 
 
 class PrepareWorker:
-    def __init__(self, context: RunContext, ledger: Any):
+    def __init__(self, context: RunContext, ledger: Any, parked_take_chunks: bool):
         self.isolation = CrashIsolation(ledger, "prepare", exclusive=True)
-        self.preparer = self.isolation.open_worker(lambda: Preparer(context))
+        self.preparer = self.isolation.open_worker(lambda: Preparer(context), takes_chunks=parked_take_chunks)
         self.watchdog = Watchdog(compute_row_timeout_s(context.job) + HANG_MARGIN_S, "preparing a row")
         if isinstance(self.preparer, Preparer):
             metrics.export_prepare_metrics(context, self.preparer)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         try:
-            prepared = self.prepare_chunk(raise_if_failed(self.preparer), pickle.loads(batch["chunk"][0].as_py()))
+            if (preparer := raise_if_failed(self.preparer)) is None:
+                self.isolation.wait_while_parked()
+                return build_receipt_table(None)
+            prepared = self.prepare_chunk(preparer, pickle.loads(batch["chunk"][0].as_py()))
         except PipelineError as error:
             return build_receipt_table(error)
         return build_receipt_table(None) if prepared is None else prepared
@@ -65,11 +68,11 @@ class PrepareWorker:
 
 
 class GenerateWorker:
-    def __init__(self, context: RunContext, ledger: Any):
+    def __init__(self, context: RunContext, ledger: Any, parked_take_chunks: bool):
         log.set_run_labels(context)
         self.isolation = CrashIsolation(ledger, "generate", exclusive=False)
         self.dataset = Dataset(OutputStore(context.job.output.path), context.fingerprint)
-        self.answerer = self.isolation.open_worker(lambda: Answerer(context))
+        self.answerer = self.isolation.open_worker(lambda: open_answerer(context), takes_chunks=parked_take_chunks)
         if isinstance(self.answerer, Answerer):
             metrics.export_generate_metrics(context, self.answerer)
 
@@ -77,7 +80,10 @@ class GenerateWorker:
         if batch.column_names == [RECEIPT_COLUMN]:
             return batch
         try:
-            return build_receipt_table(self.generate_chunk(raise_if_failed(self.answerer), batch))
+            if (answerer := raise_if_failed(self.answerer)) is None:
+                self.isolation.wait_while_parked()
+                return build_receipt_table(None)
+            return build_receipt_table(self.generate_chunk(answerer, batch))
         except PipelineError as error:
             return build_receipt_table(error)
 
@@ -92,12 +98,18 @@ class GenerateWorker:
         return self.isolation.run_stage(part_name, chunk_codec.count_rows(batch), stage)
 
 
+def open_answerer(context: RunContext) -> Answerer:
+    if problem := find_output_problem(context):
+        raise JobError(problem)
+    return Answerer(context)
+
+
 def compute_row_timeout_s(job: Job) -> float:
     """A row's deadline, and the extra time for every frame of a video in each of its media columns."""
     return job.limits.deadline_s + EXTRA_S_PER_FRAME * job.media.video.max_frames * max(1, len(job.input.media))
 
 
-def raise_if_failed(worker: WorkerT | PipelineError) -> WorkerT:
+def raise_if_failed(worker: WorkerT | PipelineError | None) -> WorkerT | None:
     if isinstance(worker, PipelineError):
         raise worker
     return worker
@@ -119,13 +131,12 @@ def fail_unanswered_row(prepared_item: PreparedItem, message: str) -> Outcome:
 
 
 def answer_or_exit(answerer: Answerer, prepared_items: Sequence[PreparedItem]) -> list[Outcome]:
-    """End the process if the engine as a whole has failed. Ray starts another one, and the ledger counts the crash."""
+    """End the process if the engine as a whole has failed."""
     try:
         return answerer.answer_items(prepared_items)
     except PipelineError:
         raise
     except BaseException as error:
         if answerer.engine_thread.end_error:
-            os.write(2, f"vlbatch: the engine failed: {type(error).__name__}: {error}\n".encode())
-            os._exit(ExitCode.HANG)
+            exit_process("the engine failed", error)
         raise

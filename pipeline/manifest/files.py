@@ -5,6 +5,7 @@ A folder that holds no manifest file is a manifest itself: each media file in it
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
@@ -207,12 +208,14 @@ def get_store_error_types(url: str) -> tuple[type[Exception], ...]:
     return load_error_types(url.partition("://")[0])
 
 
-def read_with_retries(file: ManifestFile, operation: Callable[[], ResultT]) -> ResultT:
+def read_with_retries(
+    file: ManifestFile, operation: Callable[[], ResultT], *, max_attempts: float = math.inf
+) -> ResultT:
     """Read from a manifest file; retry errors that may pass, and stop the run on any other."""
+    retries = retry_policy.StorageRetries(file.url, max_attempts)
 
     def decide_wait_s(error: Exception, failures: int) -> float:
-        kind = retry_policy.classify_error(error)
-        wait_s = retry_policy.decide_wait_s(retry_policy.OUTPUT_POLICIES, kind, failures)
+        wait_s = retries.decide_wait_s(retry_policy.classify_error(error), error, failures)
         if wait_s is None:
             raise build_unreadable_error(file, error) from error
         return wait_s
@@ -221,11 +224,13 @@ def read_with_retries(file: ManifestFile, operation: Callable[[], ResultT]) -> R
 
 
 def read_manifest_schema(file: ManifestFile) -> pa.Schema:
-    return read_with_retries(file, lambda: file.open_source().read_schema())
+    return read_with_retries(
+        file, lambda: file.open_source().read_schema(), max_attempts=retry_policy.FIRST_CONTACT_ATTEMPTS
+    )
 
 
 def build_unreadable_error(file: ManifestFile, error: Exception) -> StoppedError:
-    reason = getattr(error, "strerror", None) or type(error.__cause__ or error).__name__
     return StoppedError(
-        f"stopped: {file.url} cannot be read ({reason}); what was committed stays; run the same command to go on"
+        f"stopped: {file.url} cannot be read ({retry_policy.describe_reason(error)}); what was committed stays; "
+        "run the same command to go on"
     )

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -19,6 +19,21 @@ from pipeline.context import RunContext
 from pipeline.output.arrow_tables import build_tables
 from pipeline.output.dataset import COMMIT_NOTE_KEY, Dataset
 from pipeline.types import NO_TOKENS, Outcome, TokenCounts, add_counts
+
+
+class FailedRow(NamedTuple):
+    """What the driver is told about a dead letter."""
+
+    id: str
+    stage: str
+    kind: str
+    message: str
+
+    def format_example(self) -> str:
+        """The row's id and the last line of its message, which may be a traceback."""
+        lines = self.message.strip().splitlines() or ["(no message)"]
+        row_id = re.sub(r"\s", " ", self.id)
+        return f"{row_id}: {lines[-1]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +45,7 @@ class CommitReceipt:
     answered: int
     failed: int
     failure_counts: dict[str, int] = field(default_factory=dict)  # by "stage/kind"
-    failure_examples: dict[str, str] = field(default_factory=dict)  # by "stage/kind": a row's id and message
+    failed_rows: tuple[FailedRow, ...] = ()
     tokens: TokenCounts = NO_TOKENS  # of all replies
     discarded_tokens: TokenCounts = NO_TOKENS  # of these, of replies that are in no row
     cut_off: int = 0  # answers that ended with their token budget
@@ -47,13 +62,13 @@ def commit_chunk(
 ) -> CommitReceipt:
     """Commit a chunk. `check_allowed` is called before each attempt to write, and raises if another run took over."""
     answered, failed = build_tables(outcomes, context)
-    failed_rows = failed.to_pylist()
+    failed_rows = list_failed_rows(failed)
     letters = dataset.write_dead_letters(part_name, failed, check_allowed) if failed_rows else None
     note = {
         "run": context.run_id,
         "epoch": context.lease_epoch,
         "errors": letters,
-        "kinds": Counter(f"{row['stage']}/{row['kind']}" for row in failed_rows),
+        "kinds": Counter(f"{row.stage}/{row.kind}" for row in failed_rows),
         "answered": answered.num_rows,
         "failed": failed.num_rows,
         "discarded": add_counts(NO_TOKENS, *(row.discarded_tokens for _, row in outcomes)),
@@ -63,8 +78,7 @@ def commit_chunk(
             dataset.delete_dead_letters(letters)
         return replace(read_receipt(dataset, part_name), committed_first=False)
     return replace(
-        build_receipt(part_name, answered, note),
-        failure_examples={f"{row['stage']}/{row['kind']}": format_failure_example(row) for row in failed_rows},
+        build_receipt(part_name, answered, note, failed_rows),
         retries=sum(row.attempts - 1 for _, row in outcomes),
     )
 
@@ -72,10 +86,19 @@ def commit_chunk(
 def read_receipt(dataset: Dataset, part_name: str) -> CommitReceipt:
     """Rebuild the receipt of a committed chunk that another worker wrote or whose receipt was lost."""
     answered = dataset.read_part(part_name, ["tokens", "finish"])
-    return build_receipt(part_name, answered, json.loads(answered.schema.metadata[COMMIT_NOTE_KEY]))
+    note = json.loads(answered.schema.metadata[COMMIT_NOTE_KEY])
+    letters = note["errors"]
+    failed_rows = list_failed_rows(dataset.read_dead_letters(letters, list(FailedRow._fields))) if letters else ()
+    return build_receipt(part_name, answered, note, failed_rows)
 
 
-def build_receipt(part_name: str, answered: pa.Table, note: Mapping[str, Any]) -> CommitReceipt:
+def list_failed_rows(dead_letters: pa.Table) -> tuple[FailedRow, ...]:
+    return tuple(FailedRow(**row) for row in dead_letters.select(list(FailedRow._fields)).to_pylist())
+
+
+def build_receipt(
+    part_name: str, answered: pa.Table, note: Mapping[str, Any], failed_rows: tuple[FailedRow, ...]
+) -> CommitReceipt:
     kept = add_counts(NO_TOKENS, *(TokenCounts(**row) for row in answered["tokens"].to_pylist()))
     discarded = TokenCounts(*note.get("discarded", ()))  # earlier versions did not note them
     return CommitReceipt(
@@ -84,14 +107,8 @@ def build_receipt(part_name: str, answered: pa.Table, note: Mapping[str, Any]) -
         note["answered"],
         note["failed"],
         failure_counts=dict(note["kinds"]),
+        failed_rows=failed_rows,
         tokens=add_counts(kept, discarded),
         discarded_tokens=discarded,
         cut_off=answered["finish"].to_pylist().count("length"),
     )
-
-
-def format_failure_example(failed_row: Mapping[str, Any]) -> str:
-    """The row's id and the last line of its message, which may be a traceback."""
-    lines = failed_row["message"].strip().splitlines() or ["(no message)"]
-    row_id = re.sub(r"\s", " ", failed_row["id"])
-    return f"{row_id}: {lines[-1]}"

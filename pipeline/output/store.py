@@ -7,6 +7,7 @@ When credentials expire, the client is made anew, so that it reads the ones that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -21,7 +22,7 @@ from pipeline import retry_policy
 from pipeline.errors import OutputError
 from pipeline.fetch.storage_clients import disable_client_retries, get_client_options, load_error_types
 from pipeline.output import local_files
-from pipeline.retry_policy import Truncated, classify_error
+from pipeline.retry_policy import StorageRetries, Truncated, classify_error, describe_reason
 
 T = TypeVar("T")
 LOCAL_SCHEMES = ("file", "local")
@@ -55,8 +56,8 @@ def open_filesystem(path: str, **options: Any) -> tuple[Any, str]:
 
 
 class OutputStore:
-    def __init__(self, path: str):
-        self.path = path.rstrip("/")
+    def __init__(self, path: str, *, max_attempts: float = math.inf):
+        self.path, self.max_attempts = path.rstrip("/"), max_attempts
         self.retries_enabled = True  # until a retry was in vain: later calls then fail at once
         self._connect()
         self.protocol = list_protocols(self.filesystem)[0]
@@ -171,6 +172,7 @@ class OutputStore:
 
     def run_with_retries(self, name: str, operation: Callable[[], T], *, missing_ok: bool = False) -> T:
         used_filesystem = self.filesystem
+        retries = StorageRetries(f"{self.path}/{name}".rstrip("/"), self.max_attempts)
 
         def attempt() -> T:
             nonlocal used_filesystem
@@ -183,8 +185,8 @@ class OutputStore:
             if missing_ok and isinstance(error, FileNotFoundError):
                 raise error
             kind = classify_error(error)
-            wait_s = retry_policy.decide_wait_s(retry_policy.OUTPUT_POLICIES, kind, failures)
-            if wait_s is None or not self.retries_enabled:
+            wait_s = retries.decide_wait_s(kind, error, failures) if self.retries_enabled else None
+            if wait_s is None:
                 self.retries_enabled = False
                 raise OutputError(f"{self.path}/{name}: {describe_error(kind, error, failures)}") from error
             if kind == "credentials" and self.filesystem is used_filesystem:  # no other thread has reconnected
@@ -195,9 +197,9 @@ class OutputStore:
 
 
 def describe_error(kind: str, error: Exception, attempts: int) -> str:
-    reason = getattr(error, "strerror", None) or type(error.__cause__ or error).__name__
     tried = f", after {attempts} attempts" if attempts > 1 else ""
-    return f"{ERROR_ADVICE[kind]} ({reason}{tried}). Committed answers are kept; run the same command again to continue"
+    problem = f"{ERROR_ADVICE[kind]} ({describe_reason(error)}{tried})"
+    return f"{problem}. Committed answers are kept; run the same command again to continue"
 
 
 def list_protocols(filesystem: Any) -> tuple[str, ...]:

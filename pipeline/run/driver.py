@@ -20,6 +20,7 @@ from pipeline.output.commit import read_receipt
 from pipeline.output.dataset import Dataset, write_run_document
 from pipeline.registry import RUNNERS, load_registered
 from pipeline.run import log, preflight, resume, retry_errors, run_report
+from pipeline.run.attempts import number_attempt
 from pipeline.run.lease import Lease, raise_if_taken_over
 from pipeline.run.log import Say
 from pipeline.run.orphans import find_superfluous_parts
@@ -57,7 +58,10 @@ class ActiveRun:
 
 def run_job(job: Job, options: RunOptions = RunOptions(), *, say: Say | None = None) -> int:
     """Run a job to its end. Returns the exit code. `say` takes the lines that otherwise go to the terminal."""
-    with Progress(job.name, say=say, live_disabled=options.show_ray_log) as progress:
+    with (
+        Progress(job.name, say=say, live_disabled=options.show_ray_log) as progress,
+        log.show_storage_waits(progress.say),
+    ):
         manifest_files = list_manifest_files(job, progress.say)
         context = check_job(job, manifest_files, progress.say)
         store = preflight.open_output_store(context, allow_other_questions=options.allow_other_questions)
@@ -102,6 +106,8 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
     superfluous_parts, repeats_rows = find_superfluous_parts(plan.orphans, run.dataset)
     delete_superfluous_parts(run, superfluous_parts)
     retry_scope = retry_errors.find_retry_scope(plan, run.dataset.list_parts(), run.dataset)
+    submission = run.runner.describe_submission()
+    attempt = number_attempt(run.dataset.store, submission)
     values = {
         "fingerprint": run.context.fingerprint,
         "rows": plan.rows,
@@ -109,6 +115,8 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
         "epoch": run.lease.epoch,
         "parts": len(plan.parts) - len(superfluous_parts),
         "repeats_rows": repeats_rows,
+        **submission,
+        **attempt,
     }
     if options.row_limit is None:  # the first rows of a manifest do not tell which chunks were removed
         values |= {"gone": retry_scope.removed_chunks, "since": retry_scope.later_parts}
@@ -117,6 +125,8 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
         plan = retry_errors.add_retries(plan, retry_scope, run.dataset, options.retry_kind, run.progress.say)
     for warning in resume.find_plan_warnings(run.context, plan, run.dataset):
         run.progress.say(f"careful: {warning}")
+    if attempt:
+        run.progress.say(f"attempt {attempt['attempt']} of RayJob {submission['ray_job']}")
     run.progress.say(run_report.describe_plan(run.context.job.name, plan))
     return plan
 
@@ -180,4 +190,6 @@ def add_lost_receipts(run: ActiveRun, plan: ResumePlan, missing_chunks: Sequence
     planned = {chunk.part_name for chunk in plan.remaining_chunks}
     committed = planned - {chunk.part_name for chunk in missing_chunks}
     for part_name in sorted(committed - run.progress.totals.reported_parts):
-        run.progress.add_receipt(read_receipt(run.dataset, part_name))
+        receipt = read_receipt(run.dataset, part_name)
+        run.progress.add_receipt(receipt)
+        log.write_commit_event(receipt)

@@ -16,7 +16,6 @@ from pipeline.output.commit import CommitReceipt, commit_chunk
 from pipeline.output.dataset import Dataset
 from pipeline.output.store import OutputStore
 from pipeline.prepare import Preparer
-from pipeline.run import log
 from pipeline.run.lease import Lease, raise_if_taken_over
 from pipeline.run.resume import HashedChunk, split_in_process
 from pipeline.run.runner import RowsInFlightCallback, ignore_rows_in_flight
@@ -27,6 +26,9 @@ from pipeline.types import Outcome
 class LocalRunner:
     def connect(self, *, show_log: bool) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def describe_submission(self) -> Mapping[str, str]:
+        return {}
 
     def split_manifest(
         self, job: Job, manifest_files: Sequence[ManifestFile], schema_prompt: str | None
@@ -65,7 +67,6 @@ def commit_outcomes(
 ) -> CommitReceipt:
     """Commit an answered chunk, unless another run has taken over the output."""
     check_allowed = partial(raise_if_taken_over, dataset, answerer.context.lease_epoch)
-    log.write_failure_events(outcomes)
     with answerer.timer.measure("commit"):
         receipt = commit_chunk(part_name, outcomes, answerer.context, dataset, check_allowed)
     return replace(receipt, worker_seconds={**prepare_seconds, **answerer.timer.take_seconds()})

@@ -8,20 +8,21 @@ are never logged: dead letters hold them, under the access rules of the output.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobError
-from pipeline.types import Failure
+from pipeline.retry_policy import WAIT_LOGGER
 
 if TYPE_CHECKING:
     from pipeline.context import RunContext
     from pipeline.output.commit import CommitReceipt
-    from pipeline.types import Outcome
 
 Say = Callable[[str], None]  # takes a line for people
 
@@ -79,6 +80,31 @@ def write_message(message: str) -> None:
         write_line(message)
 
 
+@contextmanager
+def show_storage_waits(say: Say) -> Iterator[None]:
+    """Show the lines of operations that wait for storage. Those of many threads that say the same are one."""
+    handler = WaitHandler(say)
+    WAIT_LOGGER.addHandler(handler)
+    WAIT_LOGGER.propagate = False
+    try:
+        yield
+    finally:
+        WAIT_LOGGER.removeHandler(handler)
+        WAIT_LOGGER.propagate = True
+
+
+class WaitHandler(logging.Handler):
+    def __init__(self, say: Say):
+        super().__init__()
+        self.say, self.last_line = say, ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        if line != self.last_line:
+            self.last_line = line
+            self.say(line)
+
+
 def write_exit_reason(message: str, *, level: str = "error") -> None:
     """Write why a command ends."""
     if is_json_format():
@@ -88,15 +114,18 @@ def write_exit_reason(message: str, *, level: str = "error") -> None:
 
 
 def write_commit_event(receipt: CommitReceipt) -> None:
+    """Write a line for a chunk and one for each of its failed rows. The driver does so, whose log outlives workers."""
+    for row in receipt.failed_rows:
+        message = "" if row.stage in CONFIDENTIAL_STAGES else row.message[:MAX_MESSAGE_LENGTH]
+        write_event(
+            "row_failed",
+            level="warning",
+            row=row.id,
+            stage=row.stage,
+            kind=row.kind,
+            message=message,
+            chunk=receipt.part_name,
+        )
     write_event(
         "chunk", chunk=receipt.part_name, won=receipt.committed_first, answered=receipt.answered, failed=receipt.failed
     )
-
-
-def write_failure_events(outcomes: Iterable[Outcome]) -> None:
-    for _, result in outcomes:
-        if isinstance(result, Failure):
-            message = "" if result.stage in CONFIDENTIAL_STAGES else result.message[:MAX_MESSAGE_LENGTH]
-            write_event(
-                "row_failed", level="warning", row=result.id, stage=result.stage, kind=result.kind, message=message
-            )

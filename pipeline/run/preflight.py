@@ -30,7 +30,10 @@ from pipeline.output.arrow_tables import RESERVED_COLUMNS
 from pipeline.output.dataset import Dataset, list_questions
 from pipeline.output.store import CREATE_ONLY_SCHEMES, OutputStore, open_filesystem
 from pipeline.output.thread_map import map_in_threads
+from pipeline.retry_policy import FIRST_CONTACT_ATTEMPTS
 from pipeline.schema import schema_loader
+
+RAY_PACKAGE_FOLDER = "/runtime_resources/working_dir_files/"  # Ray unpacks a job's working directory below it
 
 
 def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunContext:
@@ -128,6 +131,13 @@ def find_kept_name_problems(job: Job) -> list[str]:
 
 
 def find_output_problems(path: str) -> list[str]:
+    if RAY_PACKAGE_FOLDER in path:
+        return [
+            f"output.path: {path} is in the working directory of this Ray job, which Ray deletes; name "
+            "object storage (s3://...) or a path from the root of a disk that every node has, with "
+            "--set output.path=... or the variable that the job names: --runtime-env-json "
+            '\'{"env_vars": {"OUTPUT": "s3://..."}}\''
+        ]
     scheme = path.partition("://")[0] if "://" in path else "file"
     if scheme in CREATE_ONLY_SCHEMES:
         return []
@@ -165,7 +175,7 @@ def find_warnings(context: RunContext) -> list[str]:
 
 def open_output_store(context: RunContext, *, allow_other_questions: bool) -> OutputStore:
     """Raise an OutputError if the output only holds answers to other questions and these are not allowed."""
-    store = OutputStore(context.job.output.path)
+    store = OutputStore(context.job.output.path, max_attempts=FIRST_CONTACT_ATTEMPTS)
     questions = list_questions(store)
     if questions and context.fingerprint not in questions and not allow_other_questions:
         previous_inputs = Dataset(store, max(questions)).read_question()
@@ -177,7 +187,7 @@ def open_output_store(context: RunContext, *, allow_other_questions: bool) -> Ou
     dataset = Dataset(store, context.fingerprint)
     dataset.check_store()
     dataset.write_question(context.fingerprint_inputs)
-    return store
+    return OutputStore(store.path)
 
 
 def list_differences(before: Any, now: Any, path: str = "") -> Iterator[str]:

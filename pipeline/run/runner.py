@@ -29,6 +29,9 @@ class Runner(Protocol):
     def connect(self, *, show_log: bool) -> AbstractContextManager[None]:
         """The runner can be used while this is open."""
 
+    def describe_submission(self) -> Mapping[str, str]:
+        """What `plan.json` says about the scheduler that started this run; empty if a person did."""
+
     def split_manifest(
         self, job: Job, manifest_files: Sequence[ManifestFile], schema_prompt: str | None
     ) -> Iterable[HashedChunk]: ...

@@ -11,20 +11,21 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Event, Thread, Timer
+from threading import Event, Thread, Timer, current_thread, main_thread
 from types import FrameType
 from typing import Any, NoReturn
 
 from pipeline.errors import Terminated
 from pipeline.run.log import Say
 
+HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 DEFAULT_GRACE_S = 25.0  # Kubernetes gives 30
 GRACE_SHARE = 0.8  # of the grace period is for chunks that have begun, the rest for shutting down
 STOPPING_MESSAGE = "stopping: chunks that have begun are committed first; send the signal again to stop at once"
 
 
 class StopSignals:
-    """Handles both signals while it is open."""
+    """Handles both signals while it is open. In another thread than the first, the caller's handlers stay."""
 
     def __init__(self, say: Say):
         self.say = say
@@ -32,8 +33,9 @@ class StopSignals:
         self.signal_number = signal.SIGTERM
 
     def __enter__(self) -> StopSignals:
+        numbers = HANDLED_SIGNALS if current_thread() is main_thread() else ()  # Python allows no other thread to do so
         self.previous_handlers: dict[int, Any] = {
-            number: signal.signal(number, self.handle_signal) for number in (signal.SIGTERM, signal.SIGINT)
+            number: signal.signal(number, self.handle_signal) for number in numbers
         }
         return self
 

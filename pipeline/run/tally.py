@@ -42,7 +42,8 @@ class RunTotals:
         self.cut_off += receipt.cut_off
         self.failure_counts.update(receipt.failure_counts)
         self.worker_seconds.update(receipt.worker_seconds)
-        self.failure_examples = {**receipt.failure_examples, **self.failure_examples}
+        for row in receipt.failed_rows:
+            self.failure_examples.setdefault(f"{row.stage}/{row.kind}", row.format_example())
         if "." not in receipt.part_name:  # many rows of a later generation, which failed before, may fail again
             self.recent_counts.append((receipt.answered, receipt.failed))
         while len(self.recent_counts) > 1 and self.count_recent_rows(skip=1) >= ERROR_WINDOW_ROWS:
@@ -69,7 +70,6 @@ class RunTotals:
         return "\n".join(lines)
 
     def format_example(self, kind: str) -> str:
-        """Empty for a kind that is only known from chunks that other runs committed."""
         example = self.failure_examples.get(kind)
         return f", such as {example}" if example else ""
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import time
+from pathlib import Path
+from typing import IO
 
 from pipeline import prepare, registry
-from pipeline.cluster import workers
+from pipeline.cluster import crash_ledger, workers
 from pipeline.errors import PipelineError
 from pipeline.model.engines.scripted import ScriptedEngine, ScriptedEngineType
 from pipeline.types import Request
@@ -17,6 +20,9 @@ from pipeline.watchdog import Watchdog
 HANG_S = 3.0
 ROW_S = 20.0  # a row that takes longer to prepare ends its process
 DEADLINE_S = 30.0  # of the job
+PARKED_IDLE_S = 2.0
+STARTS_OF_TWO_REPLICAS = 1 + crash_ledger.MAX_CRASHES + 1
+files_in_use: list[IO[str]] = []  # locked for the life of the process
 
 
 def crash_process(name: str) -> None:
@@ -46,7 +52,24 @@ class CrashingEngine(ScriptedEngine):
 class CrashingEngineType(ScriptedEngineType):
     def open(self, job):
         crash_process(job.engine.default)
+        if job.engine.default == "one works":
+            take_only_gpu(Path(job.output.path).parent)
         return CrashingEngine(job.engine)
+
+
+def take_only_gpu(folder: Path) -> None:
+    """Die like a process whose GPU is broken, unless this is the only process that has the lock.
+
+    The process that has it waits until the other replica has died three times and has been started once more.
+    """
+    file = (folder / "gpu").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered") from None
+    files_in_use.append(file)
+    while (folder / "starts").stat().st_size < STARTS_OF_TWO_REPLICAS:
+        time.sleep(0.1)
 
 
 def install() -> None:
@@ -67,4 +90,13 @@ def install() -> None:
         init(self, context)
 
     prepare.Preparer.__init__ = init_or_fail
+    init_worker = workers.GenerateWorker.__init__
+
+    def count_and_init(self, context, *arguments):
+        with (Path(context.job.output.path).parent / "starts").open("a") as file:
+            file.write(".")
+        init_worker(self, context, *arguments)
+
+    workers.GenerateWorker.__init__ = count_and_init
+    crash_ledger.PARKED_IDLE_S = PARKED_IDLE_S
     workers.compute_row_timeout_s = lambda job: ROW_S - workers.HANG_MARGIN_S

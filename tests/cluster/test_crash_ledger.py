@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from pipeline.cluster.crash_ledger import (
     MAX_CONSECUTIVE_CRASHES,
     MAX_CRASHES,
+    PARKED_IDLE_S,
+    PARKED_STARTING_S,
     CrashLedger,
     StepInstructions,
     WorkerProcess,
@@ -20,8 +22,8 @@ from pipeline.cluster.crash_ledger import (
 STEP = ("generate", "chunk")
 
 
-def build_process(number: int, node: str = "node") -> WorkerProcess:
-    return WorkerProcess(node, number, f"log-{number}")
+def build_process(number: int, node: str = "node", actor: str = "actor") -> WorkerProcess:
+    return WorkerProcess(node, number, f"log-{number}", actor)
 
 
 def test_a_step_without_a_crash_runs_all_rows_at_once_and_is_forgotten():
@@ -117,22 +119,124 @@ def test_a_crash_that_interrupts_three_chunks_counts_once():
             ledger.set_active_rows(("generate", key), (number % 8,), build_process(number))
 
 
-def test_an_actor_that_crashes_three_times_while_it_starts_is_refused():
+def test_an_only_actor_that_crashes_three_times_while_it_starts_stops_the_run():
     ledger = CrashLedger()
     for number in range(MAX_CRASHES):
-        assert not ledger.begin_start("generate", "actor", build_process(number)).stop_reason
-        assert not ledger.begin_start("generate", "another", build_process(number)).stop_reason
-        ledger.finish_start("another")
-    instructions = ledger.begin_start("generate", "actor", build_process(9))
+        assert ledger.begin_start("generate", build_process(number)) == StepInstructions()
+    instructions = ledger.begin_start("generate", build_process(9))
     assert "died while they started" in instructions.stop_reason
     assert instructions.last_process == build_process(2)
+
+
+def test_an_actor_that_is_ready_starts_to_count_anew():
+    ledger = CrashLedger()
+    for number in range(2 * MAX_CRASHES):
+        assert ledger.begin_start("generate", build_process(number)) == StepInstructions()
+        ledger.finish_start("actor")
 
 
 def test_an_actor_that_loses_its_node_while_it_starts_gets_more_attempts():
     ledger = CrashLedger(is_node_alive=lambda node: node != "spot")
     for number in range(2 * MAX_CRASHES):
-        assert not ledger.begin_start("generate", "actor", build_process(number, "spot")).stop_reason
-    assert ledger.begin_start("generate", "actor", build_process(9)).stop_reason
+        assert ledger.begin_start("generate", build_process(number, "spot")) == StepInstructions()
+    assert ledger.begin_start("generate", build_process(9)).stop_reason
+
+
+def start_pool(ledger: CrashLedger, size: int) -> list[WorkerProcess]:
+    """Let the actors of a pool get ready."""
+    processes = [build_process(number, f"node-{number}", f"good-{number}") for number in range(size)]
+    for process in processes:
+        assert ledger.begin_start("generate", process) == StepInstructions()
+        ledger.finish_start(process.actor_id)
+    return processes
+
+
+def test_one_bad_node_stops_no_replica_of_a_thousand():
+    """The eight actors of a node die at every start. The others have finished nothing yet."""
+    ledger = CrashLedger()
+    start_pool(ledger, 992)
+    for actor in range(8):
+        for attempt in range(MAX_CRASHES):
+            process = build_process(attempt, "bad", f"bad-{actor}")
+            assert ledger.begin_start("generate", process) == StepInstructions()
+        assert ledger.begin_start("generate", build_process(9, "bad", f"bad-{actor}")).is_parked
+    assert ledger.count_parked_actors() == {"generate": 8}
+    assert len(ledger.take_notices()) == 8
+    assert ledger.take_notices() == []
+
+
+def test_a_bad_node_that_dies_among_the_first_chunks_is_parked_and_its_rows_are_not_blamed():
+    ledger = CrashLedger()
+    good = start_pool(ledger, 7)
+    ledger.begin_step(("generate", "other"), 8, good[0], exclusive=False)
+    for number in range(MAX_CONSECUTIVE_CRASHES):
+        instructions = ledger.begin_step(STEP, 8, build_process(number, "bad", "bad"), exclusive=False)
+        assert (instructions.stop_reason, instructions.is_parked) == (None, False)
+        ledger.set_active_rows(STEP, (number % 8,), build_process(number, "bad", "bad"))
+    instructions = ledger.begin_step(STEP, 8, build_process(99, "bad", "bad"), exclusive=False)
+    assert instructions == StepInstructions(is_parked=True)
+    assert not ledger.begin_step(("generate", "next"), 8, good[1], exclusive=False).is_parked
+    assert "finished nothing in between" in ledger.take_notices()[0].reason
+
+
+def test_the_run_stops_when_every_actor_of_the_stage_is_parked():
+    ledger = CrashLedger()
+    for actor in ("a", "b", "c"):
+        ledger.begin_start("generate", build_process(0, actor, actor))
+    ledger.begin_start("prepare", build_process(1, "node", "preparer"))
+    ledger.finish_start("preparer")
+    assert ledger.fail_start("a", "no GPU").is_parked
+    assert ledger.fail_start("b", "no GPU").is_parked
+    assert ledger.check_parked("a") is None
+    assert ledger.fail_start("c", "no GPU").stop_reason == "a worker that generate cannot start: no GPU"
+    assert "no GPU" in ledger.check_parked("a").stop_reason
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_parked_actors_give_their_chunks_back_when_nothing_else_is_left_to_do():
+    clock = Clock()
+    ledger = CrashLedger(clock=clock)
+    (good,) = start_pool(ledger, 1)
+    ledger.begin_start("generate", build_process(0, "bad", "bad"))
+    ledger.fail_start("bad", "no GPU")
+    ledger.begin_step(STEP, 8, good, exclusive=False)
+    assert ledger.check_parked("bad") is None
+    clock.now = 1000.0
+    assert ledger.check_parked("bad") is None
+    ledger.finish_step(STEP)
+    assert ledger.check_parked("bad") is None
+    clock.now += PARKED_IDLE_S - 1
+    assert ledger.check_parked("bad") is None
+    clock.now += 1
+    assert ledger.check_parked("bad") == StepInstructions(is_parked=True)
+
+
+def test_parked_actors_wait_longer_while_another_actor_starts():
+    clock = Clock()
+    ledger = CrashLedger(clock=clock)
+    for actor in ("slow", "bad"):
+        ledger.begin_start("generate", build_process(0, actor, actor))
+    ledger.fail_start("bad", "no GPU")
+    assert ledger.check_parked("bad") is None
+    clock.now = PARKED_STARTING_S - 1
+    assert ledger.check_parked("bad") is None
+    clock.now += 1
+    assert ledger.check_parked("bad").is_parked
+
+
+def test_parked_actors_of_a_run_that_is_being_stopped_hold_nothing():
+    ledger = CrashLedger()
+    start_pool(ledger, 1)
+    ledger.begin_start("generate", build_process(0, "bad", "bad"))
+    ledger.fail_start("bad", "no GPU")
+    ledger.stop_steps()
+    assert ledger.check_parked("bad").is_parked
 
 
 def test_a_stopping_ledger_begins_nothing_and_is_idle_after_the_last_step():

@@ -218,3 +218,10 @@ def test_a_submission_holds_no_credentials(nodes):
     assert jobs
     assert SECRET not in str(jobs)
     assert all("AWS_SECRET_ACCESS_KEY" not in (job.runtime_env or {}).get("env_vars", {}) for job in jobs)
+
+
+def test_an_output_on_a_disk_that_the_nodes_do_not_share_is_refused(nodes, store):
+    partition(store, "2026-11-25", 4)
+    process = nodes.submit(*engine(0), **{**VARIABLES, "OUTPUT": str(nodes.hidden / "labels")})
+    output = process.communicate()[0]
+    assert (process.returncode, "does not see the folder" in output) == (2, True), output

@@ -46,6 +46,23 @@ def test_an_engine_that_crashes_at_every_start_stops_the_run_and_says_so(workspa
         workspace.run_job(runner="ray", engine={"default": "memory"}, output={"path": str(workspace.folder / "never")})
 
 
+@pytest.mark.slow
+def test_a_broken_gpu_is_set_aside_and_the_other_replicas_answer_every_row(workspace, capfd):
+    workspace.write_manifest(workspace.draw_images(96))
+    (workspace.folder / "starts").unlink(missing_ok=True)
+    code = workspace.run_job(
+        runner="ray",
+        engine={"default": "one works", "delay_ms": 100},
+        workers={"generate": {"gpus": 0, "min": 2, "max": 2}},
+        output={"path": str(workspace.folder / "broken gpu")},
+    )
+    assert code == 0
+    assert workspace.list_answered_ids("broken gpu") == sorted(f"r{number}" for number in range(96))
+    message = capfd.readouterr().err
+    assert "a worker is set aside, and the others go on: 3 processes that generate died while they started" in message
+    assert "The last one said: this worker cannot start: RuntimeError: CUDA error" in message
+
+
 def test_the_error_that_keeps_a_prepare_worker_from_starting_reaches_the_user(workspace):
     workspace.write_manifest(workspace.draw_images(4))
     with pytest.raises(PipelineError, match=r"^there is no tokenizer on this node$"):

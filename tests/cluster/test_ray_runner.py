@@ -73,9 +73,9 @@ def test_a_cluster_writes_the_same_rows_as_one_process(workspace):
 def test_a_cluster_finishes_in_several_datasets_what_one_process_began(workspace, monkeypatch):
     chunk_counts, build_dataset = [], ray_runner.build_dataset
 
-    def count_chunks(context, chunks, ledger):
+    def count_chunks(context, chunks, *arguments):
         chunk_counts.append(len(chunks))
-        return build_dataset(context, chunks, ledger)
+        return build_dataset(context, chunks, *arguments)
 
     monkeypatch.setattr(ray_runner, "CHUNKS_PER_DATASET", 1)
     monkeypatch.setattr(ray_runner, "build_dataset", count_chunks)

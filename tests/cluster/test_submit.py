@@ -113,3 +113,10 @@ def test_failed_rows_fail_the_ray_job_unless_they_are_allowed(submit, place, tmp
     run += ["--set=input.media=truth", "--set=limits.error_rate=1"]  # a column without pictures
     done = submit("--working-dir", ".", *run, *options)
     assert (done.returncode, expected in done.stdout) == (exit_code, True), done.stdout
+
+
+@pytest.mark.slow
+def test_a_job_that_cannot_run_ends_as_stopped_which_kuberay_does_not_repeat(submit):
+    done = submit("--working-dir", ".", "--", "python", "-m", "pipeline", "run", "missing.yaml", "--stop-when-refused")
+    assert "error: missing.yaml" in done.stdout, done.stdout
+    assert (done.returncode, "was stopped" in done.stdout) == (0, True), done.stdout

@@ -46,6 +46,7 @@ def test_a_runner_commits_every_chunk_and_returns_its_receipt(workspace, runner)
     assert {receipt.part_name for receipt in receipts} == {chunk.part_name for chunk in plan.chunks}
     assert {receipt.part_name for receipt in receipts} == set(dataset.list_parts())
     assert (sum(receipt.answered for receipt in receipts), sum(receipt.failed for receipt in receipts)) == (6, 2)
+    assert {row.id for receipt in receipts for row in receipt.failed_rows} == {"bad0", "bad1"}
 
 
 def test_a_runner_that_is_asked_to_stop_commits_the_chunks_that_it_has_begun(workspace, runner):

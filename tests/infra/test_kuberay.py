@@ -5,61 +5,28 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
 
 from pipeline.job.job_loader import parse_job
 from tests.infra import strict
+from tests.infra.overlays import (
+    CLOUDS,
+    KUBERAY,
+    MODES,
+    find_problems,
+    get_cluster_spec,
+    get_pod_templates,
+    render_overlay,
+    run_kustomize,
+)
 
 pytestmark = pytest.mark.process
 
-KUBERAY = Path(__file__).parents[2] / "infra/kuberay"
-MODES = ("once", "interactive", "nightly", "nightly-cronjob")
-CLOUDS = ("aws", "gcp", "azure")
 FREE_KEYS = {"labels", "annotations", "data", "nodeSelector", "rayStartParams", "requests", "limits", "matchLabels"}
-KUBERNETES_VERSION = "1.32"
-
-
-def run_kustomize(folder: Path) -> list[dict[str, Any]]:
-    if shutil.which("kubectl"):
-        command = ["kubectl", "kustomize"]
-    elif shutil.which("kustomize"):
-        command = ["kustomize", "build"]
-    else:
-        pytest.skip("install kubectl or kustomize to render the overlays")
-    process = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stderr
-    return list(yaml.safe_load_all(process.stdout))
-
-
-@cache
-def render_overlay(overlay: str) -> list[dict[str, Any]]:
-    return run_kustomize(KUBERAY / "overlays" / overlay)
-
-
-def find_problems(document: dict[str, Any]) -> list[str]:
-    if document["kind"] in strict.KINDS:
-        return strict.find_problems(document)
-    try:
-        kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
-    except kubernetes_validate.ValidationError as error:
-        return [str(error.message)]
-    return []
-
-
-def get_cluster_spec(document: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the RayCluster's spec inside a RayCluster, RayJob or RayCronJob."""
-    spec = document["spec"] if document["kind"] in strict.KINDS else {}
-    spec = spec.get("jobTemplate", spec)
-    cluster_spec: dict[str, Any] | None = spec.get("rayClusterSpec", spec) or None
-    return cluster_spec
 
 
 def list_key_paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -98,9 +65,11 @@ def test_every_cloud_works_with_every_way_to_run(cloud, tmp_path):
         (overlay / "kustomization.yaml").write_text(yaml.safe_dump({"resources": ["../base"], "components": parts}))
         documents = run_kustomize(overlay)
         assert [(document["kind"], problem) for document in documents for problem in find_problems(document)] == []
-        (account,) = (document for document in documents if document["kind"] == "ServiceAccount")
-        assert account["metadata"]["annotations"]
+        accounts = [document for document in documents if document["kind"] == "ServiceAccount"]
+        assert [bool(account["metadata"]["annotations"]) for account in accounts] == [True, True]
         (spec,) = filter(None, map(get_cluster_spec, documents))
+        templates = [template for document in documents for template in get_pod_templates(document).values()]
+        assert all(template["spec"]["nodeSelector"]["kubernetes.io/arch"] for template in templates)
         assert all(group["template"]["spec"]["nodeSelector"] for group in spec["workerGroupSpecs"][:1])
         caches = [
             volume for volume in spec["headGroupSpec"]["template"]["spec"]["volumes"] if volume["name"] == "cache"
@@ -132,12 +101,11 @@ def test_a_wrong_type_is_found():
 def test_no_overlay_has_a_value_that_only_the_operator_rejects():
     for overlay in ("once", "nightly", "acme"):
         for document in render_overlay(overlay):
-            if document["kind"] not in strict.KINDS:
-                continue
-            spec = document["spec"].get("jobTemplate", document["spec"])
-            policies = {rule["policy"] for rule in spec["deletionStrategy"]["deletionRules"]}
-            assert "DeleteWorkers" not in policies  # KubeRay rejects it together with an autoscaler
-            assert not {"shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "activeDeadlineSeconds"} & spec.keys()
+            if document["kind"] in strict.KINDS:
+                spec = document["spec"].get("jobTemplate", document["spec"])
+                assert (
+                    not {"deletionStrategy", "activeDeadlineSeconds"} & spec.keys()
+                )  # beside shutdownAfterJobFinishes
 
 
 def test_every_reference_names_an_existing_resource():

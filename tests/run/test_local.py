@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from threading import Thread
 
 import pandas as pd
 import psutil
@@ -22,6 +23,7 @@ from pipeline.__main__ import main
 from pipeline.errors import JobError, OutputError, StoppedError
 from pipeline.output.commit import commit_chunk
 from pipeline.output.store import OutputStore
+from pipeline.retry_policy import FIRST_CONTACT_ATTEMPTS
 from pipeline.run import local
 
 pytestmark = pytest.mark.process
@@ -271,6 +273,43 @@ def signals():
 
 
 @pytest.mark.usefixtures("signals")
+def test_before_anything_has_started_a_broken_store_is_tried_only_a_few_times(workspace, monkeypatch, short_waits):
+    attempts = []
+
+    def fail(file):
+        attempts.append(file)
+        raise OSError(errno.EIO, "stumbled")
+
+    monkeypatch.setattr("pipeline.output.local_files.os.fsync", fail)
+    workspace.write_manifest(workspace.draw_images(1))
+    with pytest.raises(OutputError, match=rf"\(stumbled, after {FIRST_CONTACT_ATTEMPTS} attempts\)"):
+        workspace.run_job()
+    assert len(attempts) == FIRST_CONTACT_ATTEMPTS
+
+
+def test_a_run_in_a_thread_leaves_the_signals_to_the_program(workspace):
+    """Airflow and Dagster call a run so."""
+    workspace.write_manifest(workspace.draw_images(5))
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    codes = []
+    thread = Thread(target=lambda: codes.append(workspace.run_job()))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+def test_an_output_in_the_package_of_a_ray_job_is_refused(workspace, monkeypatch, capsys):
+    package = workspace.folder / "session_1/runtime_resources/working_dir_files/_ray_pkg_5f2a"
+    package.mkdir(parents=True)
+    monkeypatch.chdir(package)
+    workspace.write_manifest(workspace.draw_images(1))
+    job = str(workspace.write_job_file(output={"path": "out"}))
+    assert main(["run", job, "--local"]) == 2
+    assert f"output.path: {package}/out is in the working directory of this Ray job" in capsys.readouterr().err
+    assert main(["run", job, "--local", f"--set=output.path={workspace.folder}/out"]) == 0
+
+
 def test_too_many_failures_exit_with_4_and_an_invalid_job_with_2(workspace, capsys):
     workspace.write_manifest(workspace.write_broken_images(120))
     job = str(workspace.write_job_file(limits={"error_rate": 0.1}, output={"chunk_rows": 40}))
@@ -286,7 +325,7 @@ def test_a_chunk_that_another_worker_committed_counts_with_its_failures(workspac
     monkeypatch.setattr(local, "commit_chunk", lambda *chunk: (commit_chunk(*chunk), commit_chunk(*chunk))[1])
     assert workspace.run_job() == 3
     assert workspace.messages[1].startswith("2 answered, 1 failed")
-    assert workspace.messages[2] == "       1  decode/unknown_format"
+    assert workspace.messages[2].startswith("       1  decode/unknown_format, such as bad0: ")
 
 
 def test_only_one_manifest_file_is_open_at_a_time(workspace, monkeypatch):

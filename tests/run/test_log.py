@@ -11,8 +11,10 @@ from threading import Thread
 import pytest
 
 from pipeline.__main__ import main
+from pipeline.output.commit import CommitReceipt, FailedRow
+from pipeline.retry_policy import WAIT_LOGGER
 from pipeline.run import log
-from pipeline.types import Failure, Item
+from pipeline.run.local import LocalRunner
 
 pytestmark = pytest.mark.process
 
@@ -43,6 +45,21 @@ def test_in_a_pod_every_line_is_one_json_object_with_job_and_run(workspace, run_
     assert (failed["row"], failed["stage"], failed["kind"]) == ("bad0", "decode", "unknown_format")
     chunks = [event for event in events if event["event"] == "chunk"]
     assert sorted((event["answered"], event["failed"]) for event in chunks) == [(1, 1), (4, 0)]
+
+
+def test_the_failed_rows_of_a_chunk_whose_receipt_got_lost_are_logged(workspace, run_command, monkeypatch):
+    run_chunks = LocalRunner.run_chunks
+
+    def lose_receipts(*arguments):
+        for _ in run_chunks(*arguments):
+            pass
+        yield from ()
+
+    monkeypatch.setattr(LocalRunner, "run_chunks", lose_receipts)
+    workspace.write_manifest(workspace.write_broken_images(2))
+    code, lines = run_command(["run", workspace.write_job_file(), "--local"], VLBATCH_LOG="json")
+    failed = [event for event in map(json.loads, lines) if event["event"] == "row_failed"]
+    assert (code, [event["row"] for event in failed]) == (3, ["bad0", "bad1"])
 
 
 def test_outside_a_pod_there_are_only_lines_for_people(workspace, run_command):
@@ -107,9 +124,17 @@ def test_a_closed_terminal_does_not_end_a_run_but_ends_an_export(workspace, comm
 @pytest.mark.parametrize("stage", ["answer", "internal"])
 def test_answers_are_not_logged(stage, monkeypatch, capfd):
     monkeypatch.setenv("VLBATCH_LOG", "json")
-    log.write_failure_events(
-        [(Item("r1", "q", ()), Failure("r1", stage, "invalid", "given: 4111 1111", text="4111 1111"))]
-    )
-    line = capfd.readouterr().err
-    assert json.loads(line)["row"] == "r1"
-    assert "4111" not in line
+    failed_row = FailedRow("r1", stage, "invalid", "given: 4111 1111")
+    log.write_commit_event(CommitReceipt("k", True, 0, 1, failed_rows=(failed_row,)))
+    lines = capfd.readouterr().err
+    assert json.loads(lines.splitlines()[0])["row"] == "r1"
+    assert "4111" not in lines
+
+
+def test_a_run_shows_waits_for_storage_and_those_of_many_threads_once():
+    lines = []
+    with log.show_storage_waits(lines.append):
+        for attempt in (2, 2, 2, 3):
+            WAIT_LOGGER.warning(f"waiting for s3://acme/out: unavailable (SlowDown), attempt {attempt} of 16 in 4 s")
+    assert [line.partition("attempt ")[2] for line in lines] == ["2 of 16 in 4 s", "3 of 16 in 4 s"]
+    assert WAIT_LOGGER.handlers == []

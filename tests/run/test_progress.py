@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from pipeline.output.commit import CommitReceipt
+from pipeline.output.commit import CommitReceipt, FailedRow
 from pipeline.run import progress
 from pipeline.run.progress import Progress, format_duration
 from pipeline.run.tally import RunTotals
@@ -20,9 +20,8 @@ HALF_IDLE = {"worked": 6.0, "waited": 2.0, "decode": 9.0, "fetch": 3.0, "commit"
 
 def receipt(answered, failed=0, **more):
     kinds = {"decode/truncated": failed} if failed else {}
-    return CommitReceipt(
-        "k", True, answered, failed, failure_counts=kinds, failure_examples=dict.fromkeys(kinds, "half a file"), **more
-    )
+    rows = tuple(FailedRow(f"r{number}", "decode", "truncated", "half a file") for number in range(failed))
+    return CommitReceipt("k", True, answered, failed, failure_counts=kinds, failed_rows=rows, **more)
 
 
 @pytest.fixture
@@ -68,9 +67,8 @@ def test_the_end_gets_no_progress_line(now):
 def test_failure_reasons_count_the_other_kinds(now):
     totals = RunTotals()
     kinds = {f"fetch/{letter}": 6 - number for number, letter in enumerate("abcde")}
-    totals.add_receipt(
-        CommitReceipt("k", True, 0, 20, failure_counts=kinds, failure_examples=dict.fromkeys(kinds, "r1: gone"))
-    )
+    rows = tuple(FailedRow("r1", *kind.split("/"), "Traceback:\ngone") for kind in kinds)
+    totals.add_receipt(CommitReceipt("k", True, 0, 20, failure_counts=kinds, failed_rows=rows))
     assert totals.format_failure_reasons().splitlines()[2:] == [
         "       4  fetch/c, such as r1: gone",
         "       5  of 2 other kinds",
