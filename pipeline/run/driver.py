@@ -105,7 +105,8 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
         raise JobError(f"input.manifest: {', '.join(run.context.job.input.manifest)} holds no rows")
     superfluous_parts, repeats_rows = find_superfluous_parts(plan.orphans, run.dataset)
     delete_superfluous_parts(run, superfluous_parts)
-    retry_scope = retry_errors.find_retry_scope(plan, run.dataset.list_parts(), run.dataset)
+    parts = {part: info for part, info in plan.parts.items() if part not in superfluous_parts}
+    retry_scope = retry_errors.find_retry_scope(plan, parts, run.dataset)
     submission = run.runner.describe_submission()
     attempt = number_attempt(run.dataset.store, submission)
     values = {
@@ -113,7 +114,7 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
         "rows": plan.rows,
         "rows_left": plan.rows_left,
         "epoch": run.lease.epoch,
-        "parts": len(plan.parts) - len(superfluous_parts),
+        "parts": len(parts),
         "repeats_rows": repeats_rows,
         **submission,
         **attempt,

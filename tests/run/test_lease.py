@@ -204,11 +204,11 @@ def test_a_late_commit_of_a_killed_run_is_seen_by_the_next_run_with_other_chunks
     workspace.write_manifest(workspace.draw_images(4))
     create, began = OutputStore.create_object, threading.Event()
 
-    def create_slowly(store, name, data):
+    def create_slowly(store, name, data, *check):
         if name.startswith("data/") and not began.is_set():  # the first run, after its last check of the lease
             began.set()
             time.sleep(1)
-        return create(store, name, data)
+        return create(store, name, data, *check)
 
     monkeypatch.setattr(OutputStore, "create_object", create_slowly)
 
