@@ -41,7 +41,7 @@ def test_all_passes_run_on_cuda_without_waiting_for_it(device_guard, model_type,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model_type", "weights"), KINDS)
+@pytest.mark.parametrize(("model_type", "weights"), [kind for kind in KINDS if kind[1] == "bf16"])
 def test_all_passes_run_on_cuda_at_real_sizes(device_guard, model_type, weights, tmp_path, monkeypatch):
     check_all_passes(model_type, weights, "real", tmp_path, monkeypatch)
 
