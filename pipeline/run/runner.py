@@ -43,7 +43,10 @@ class Runner(Protocol):
         signals: StopSignals,
         on_rows_in_flight: RowsInFlightCallback = ignore_rows_in_flight,
     ) -> Generator[CommitReceipt, None, None]:
-        """Answer and commit the chunks. After a stop signal, only those that have begun are finished."""
+        """Answer and commit the chunks. After a stop signal, only those that have begun are finished.
+
+        The driver has written the job of the run into the output; workers on a cluster look for it there.
+        """
 
     def export_lease_age(self, context: RunContext, lease: Lease) -> None:
         """Keep the metric `lease_age_seconds` up to date until the lease ends."""

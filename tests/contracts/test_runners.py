@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import Terminated
 from pipeline.job.spec import Job
 from pipeline.manifest.files import list_manifest_files
-from pipeline.output.dataset import Dataset
+from pipeline.output.dataset import Dataset, write_run_document
 from pipeline.output.store import OutputStore
 from pipeline.registry import RUNNERS, load_registered
 from pipeline.run import preflight
@@ -34,6 +34,7 @@ def plan_job(workspace, runner, **sections):
     manifest_files = list_manifest_files(job)
     context = preflight.build_run_context(job, manifest_files)
     dataset = Dataset(OutputStore(context.job.output.path), context.fingerprint)
+    write_run_document(dataset.store, context.run_id, "job", job.model_dump_json())
     plan = build_resume_plan(context, manifest_files, dataset, splitter=runner.split_manifest)
     return context, dataset, plan
 
