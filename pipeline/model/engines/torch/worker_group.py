@@ -83,6 +83,7 @@ class WorkerGroup:
             for index, connection in enumerate(self.connections):
                 connection.send((command, arguments[index if len(arguments) > 1 else 0]))
         except OSError:
+            self.supervisors[index].join(CLOSE_TIMEOUT_S)  # it ends the replica if the rank has ended, and says how
             self.end_replica("a rank does not listen")
 
     def confirm_shared_failure(self, call_count: int, error: Exception) -> None:
@@ -91,6 +92,7 @@ class WorkerGroup:
             try:
                 worker_call_count = connection.recv()[0] if connection.poll(FAILURE_GRACE_S) else None
             except (EOFError, OSError):
+                self.supervisors[rank - 1].join(CLOSE_TIMEOUT_S)  # see above
                 self.end_replica(f"rank {rank} ended")
             if worker_call_count != call_count:
                 self.end_replica(f"rank 0 failed and rank {rank} did not: {type(error).__name__}: {error}")
