@@ -23,7 +23,7 @@ setup: .venv/.ready ## a virtual environment with everything in it, at the versi
 demo: .venv/.ready ## a job on the built-in model, from pictures to a Parquet table
 	$(BIN)/python -m pipeline demo
 
-check: lint ## lint, types, docstring examples and the fast tests: a minute, for while you edit
+check: lint ## lint, types, docstring examples and the fast tests, for while you edit
 	$(BIN)/python -m pytest -q -m "not process and not slow and not vllm"
 
 test: .venv/.ready ## all tests but those that take long by their nature
