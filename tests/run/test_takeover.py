@@ -17,6 +17,7 @@ from pipeline.job.spec import Job
 from pipeline.run import driver, lease
 from tests.chaos.takeover import count_ids
 
+pytestmark = pytest.mark.process
 FIRST_CHUNKS, SECOND_CHUNKS = {"output": {"chunk_rows": 4}}, {"output": {"chunk_rows": 3}}
 IDS = [f"r{number}" for number in range(6)]
 
