@@ -41,6 +41,7 @@ Shared by all rooms
     registry.py                             finds engines, families, sources, kinds of media, steps and schemas by name
 
 job: a YAML file becomes a frozen Job
+    job/key_types.py                        types and helpers that the sections of a job are made of
     job/spec.py                             every key of a job file, with its type, default and meaning
     job/step_settings.py                    checks media.steps and builds the steps
     job/keys.py                             which keys may stand where in a job file

@@ -6,55 +6,16 @@ stand with their engines in `pipeline/model/engines`.
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, SerializeAsAny, field_validator, model_validator
 
+from pipeline.job.key_types import ByteCount, Fraction, JobSection, NameList, PixelCount, PositiveInt, define_key
 from pipeline.job.step_settings import StepList
 from pipeline.registry import ENGINES, load_registered
 
 DEFAULT_ENGINE = "torch"
-BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-BYTE_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-
-
-def parse_product(value: Any) -> Any:
-    """Accept `1280*28*28`, as people write pixel budgets."""
-    if isinstance(value, str) and re.fullmatch(r"\s*[\d_]+(\s*\*\s*[\d_]+)*\s*", value):
-        return math.prod(int(factor) for factor in value.split("*"))
-    return value
-
-
-def parse_byte_size(value: Any) -> Any:
-    """Accept `64MiB`."""
-    match = re.fullmatch(r"\s*([\d_.]+)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
-    if match and match[2].upper() in BYTE_UNITS:
-        return int(float(match[1].replace("_", "")) * BYTE_UNITS[match[2].upper()])
-    return value
-
-
-def wrap_in_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-PixelCount = Annotated[int, BeforeValidator(parse_product), Field(gt=0)]
-ByteCount = Annotated[int, BeforeValidator(parse_byte_size), Field(gt=0)]
-NameList = Annotated[tuple[str, ...], BeforeValidator(wrap_in_list)]
-PositiveInt = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-def define_key(description: str, default: Any = ..., *, affects_answers: bool = True, **constraints: Any) -> Any:
-    """A key with its one-line meaning. A key that affects answers is part of the fingerprint."""
-    return Field(
-        default, description=description, json_schema_extra={"affects_answers": affects_answers}, **constraints
-    )
-
-
-class JobSection(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class InputSection(JobSection):
@@ -108,6 +69,13 @@ class PromptSection(JobSection):
         return user
 
 
+def resolve_attention_alias(name: str) -> str:
+    return "auto" if name == "flash_attention_2" else name
+
+
+AttentionName = Annotated[Literal["auto", "sdpa", "flash_attention_2"], AfterValidator(resolve_attention_alias)]
+
+
 class RopeSection(JobSection):
     type: Literal["yarn"] = define_key("how positions beyond the trained length are scaled", "yarn")
     factor: float = define_key("by how much", gt=1)
@@ -128,7 +96,11 @@ class ModelSection(JobSection):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = define_key(
         "auto: as the checkpoint says; float16 is computed as float32 on a CPU", "auto"
     )
-    attention: Literal["auto", "sdpa"] = define_key("auto: packed attention of torch itself", "auto")
+    attention: AttentionName = define_key(
+        "auto: packed attention of torch itself, which is flash attention on CUDA in half precision; "
+        "flash_attention_2 means the same",
+        "auto",
+    )
     quantize: Literal["int4"] | None = define_key("round a bf16 checkpoint's language model at load", None)
     tensor_parallel: PositiveInt = define_key(
         "GPUs (or processes on CPU) that share one copy of the model", 1, affects_answers=False

@@ -18,7 +18,8 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
-from pipeline.job.spec import EngineSettings, Job, define_key
+from pipeline.job.key_types import define_key
+from pipeline.job.spec import EngineSettings, Job
 from pipeline.model import family_loader
 from pipeline.model.engine_thread import EngineThread, generate_replies
 from pipeline.model.engines.base import Engine, EngineType, get_engine_type

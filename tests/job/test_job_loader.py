@@ -220,3 +220,11 @@ def test_numbers_that_yaml_reads_otherwise_than_people_are_refused(text):
     assert f"job.yaml:6: {text} means" in read_error(MINIMAL + f"answer: {{seed: {text}}}\n")
     assert f"--set answer.seed={text}: {text} means" in read_error(MINIMAL, changes=[f"answer.seed={text}"])
     assert parse_job(MINIMAL, changes=[f"prompt.user={text}"]).prompt.user == text
+
+
+def test_flash_attention_2_is_another_name_for_the_default_attention():
+    """People bring the word from transformers. It must not make another question of the same job."""
+    job, default = (parse_job(MINIMAL, changes=changes) for changes in (["model.attention=flash_attention_2"], []))
+    assert job.model.attention == "auto"
+    assert fingerprint(job) == fingerprint(default)
+    assert "flash_attention_2" in "\n".join(format_reference(Job))

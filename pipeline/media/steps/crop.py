@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pipeline.job.spec import Fraction
+from pipeline.job.key_types import Fraction
 from pipeline.media.region import WHOLE, compose_regions
 from pipeline.media.steps.base import PreparationState, PreparationTools
 from pipeline.types import MediaRef

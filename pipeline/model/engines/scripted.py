@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Literal
 
-from pipeline.job.spec import EngineSettings, Job, PositiveInt, define_key
+from pipeline.job.key_types import PositiveInt, define_key
+from pipeline.job.spec import EngineSettings, Job
 from pipeline.model.engines.base import Engine, EngineType
 from pipeline.types import Failure, Reply, Request
 

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import SecretStr
 
-from pipeline.job.spec import EngineSettings, JobSection, PositiveInt, define_key
+from pipeline.job.key_types import JobSection, PositiveInt, define_key
+from pipeline.job.spec import EngineSettings
 
 
 class PriceSection(JobSection):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
-from pipeline.job.spec import EngineSettings, PositiveInt, define_key
+from pipeline.job.key_types import PositiveInt, define_key
+from pipeline.job.spec import EngineSettings
 
 DEFAULT_HANG_S = 600.0
 DEFAULT_PREFILL_TOKENS = 4096

@@ -9,7 +9,8 @@ from typing import Literal
 from pydantic import ConfigDict
 
 from pipeline.errors import JobError
-from pipeline.job.spec import EngineSettings, Fraction, Job, PositiveInt, define_key
+from pipeline.job.key_types import Fraction, PositiveInt, define_key
+from pipeline.job.spec import EngineSettings, Job
 from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engines.base import DEFAULT_SLOTS, Engine, EngineType
 from pipeline.model.engines.vllm.arguments import build_arguments, find_problems
