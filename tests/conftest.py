@@ -16,7 +16,6 @@ from tests.workspace import ray_environment, s3_environment, workspace
 
 __all__ = ["ray_environment", "s3_environment", "workspace"]
 
-os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")

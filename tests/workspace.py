@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -121,15 +122,17 @@ def ray_environment() -> Iterator[dict[str, str]]:
     folder = tempfile.mkdtemp(prefix="vl")
     path = f"{ROOT / '.venv/bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    yield {**env, "RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled", "PATH": path}
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # of clusters that a test starts itself
+    yield {**env, "RAY_TMPDIR": folder, "PATH": path, **token}
     kill_processes(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def wait_for_url(url: str) -> None:
+def wait_for_url(url: str, *, token: str) -> None:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
     for _ in range(1200):
         try:
-            urllib.request.urlopen(url, timeout=2)
+            urllib.request.urlopen(request, timeout=2)
         except OSError:
             time.sleep(0.1)
         else:

@@ -1,7 +1,9 @@
 """Connects to Ray and disconnects again, without the pages that Ray prints and without its signal handlers.
 
 A run uses the cluster that RAY_ADDRESS names, or starts one of its own. It never joins a cluster that happens to run
-on this machine. What it needs of Ray's private parts is checked first, because every version of Ray may change them.
+on this machine. Its own cluster listens on all addresses of the machine and runs whatever code it is sent, so it has a
+random token, which only the processes of the run know. What is needed of Ray's private parts is checked first, because
+every version of Ray may change them.
 """
 
 from __future__ import annotations
@@ -9,9 +11,10 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import secrets
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -24,7 +27,9 @@ from pipeline.errors import JobError
 
 DATASET_READER_THREAD = "iter_threaded"  # Ray Data reads a dataset in threads of this name and never joins them
 JOIN_TIMEOUT_S = 10.0
+AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 POOL_ARGUMENTS = ("max_concurrent_calls_per_actor", "enable_true_multi_threading")
+RAYLET: Any = ray._raylet
 CLIENT_SCHEMES = ("ray://", "http://", "https://")  # of machines outside of the cluster
 
 
@@ -39,17 +44,47 @@ def connect_to_ray(*, show_log: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    start_ray(os.environ.get("RAY_ADDRESS") or "local", show_log=show_log)
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    with require_random_token() if address == "local" else nullcontext():
+        start_ray(address, show_log=show_log)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def require_random_token() -> Iterator[None]:
+    """A cluster that is started here, and its processes, have a new token. Ray would take one from the home directory,
+    or write one there.
+    """
+    variables_before = {name: os.environ.get(name) for name in AUTH_VARIABLES}
+    set_auth_variables({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
     try:
         yield
     finally:
-        ray.shutdown()
+        set_auth_variables(variables_before)
+
+
+def set_auth_variables(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    RAYLET.Config.initialize("")  # Ray reads the mode and the token once per process
+    RAYLET.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def check_ray_version() -> None:
     """Raise a JobError if this version of Ray lacks what is used here."""
     missing = [f"the argument {name} of ActorPoolStrategy" for name in POOL_ARGUMENTS if not has_pool_argument(name)]
-    for module, name in ((ray._private.utils, "set_sigterm_handler"), (ray._private.worker, "listen_error_messages")):
+    for module, name in (
+        (ray._private.utils, "set_sigterm_handler"),
+        (ray._private.worker, "listen_error_messages"),
+        (RAYLET, "Config"),
+        (RAYLET, "AuthenticationTokenLoader"),
+    ):
         missing += [] if hasattr(module, name) else [f"{module.__name__}.{name}"]
     reader = getattr(block_batching, "iter_threaded", None)
     if reader is None or f'name="{DATASET_READER_THREAD}"' not in inspect.getsource(reader):
@@ -71,9 +106,6 @@ def start_ray(address: str, *, show_log: bool) -> None:
             f"RAY_ADDRESS: a run cannot be started through {address}; from another machine, use "
             "`python -m pipeline submit JOB --address http://HEAD:8265`, and on a node of the cluster set HEAD:6379"
         )
-    own_cluster = address == "local"
-    if own_cluster:  # no other machine reaches it, and otherwise Ray writes a token into the home directory
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     try:
         # Ray's own SIGTERM handler would end a run that is starting or ending with exit code 15 and no message.
         with (
@@ -84,7 +116,7 @@ def start_ray(address: str, *, show_log: bool) -> None:
                 address=address,
                 log_to_driver=show_log,
                 logging_level=logging.INFO if show_log else logging.ERROR,
-                include_dashboard=False if own_cluster else None,
+                include_dashboard=False if address == "local" else None,
             )
     except AuthenticationError as error:
         raise JobError(

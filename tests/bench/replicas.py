@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from collections import Counter
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 import ray
 
 from pipeline.cluster.ray_runner import RayRunner
+from pipeline.cluster.ray_session import require_random_token
 from pipeline.job import job_loader
 from pipeline.manifest.files import list_manifest_files
 from pipeline.output.dataset import Dataset
@@ -91,11 +91,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40.0, help="of work for each replica")
     options = parser.parse_args()
     counts, seconds = ((1, 16), 12.0) if options.quick else ((1, 2, 4, 8, 16), options.seconds)
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # or Ray writes a token into the home directory
-    ray.init(address="local", num_cpus=max(counts) + 2, include_dashboard=False, log_to_driver=False)
-    with tempfile.TemporaryDirectory() as folder:
+    with require_random_token(), tempfile.TemporaryDirectory() as folder:
+        ray.init(address="local", num_cpus=max(counts) + 2, include_dashboard=False, log_to_driver=False)
         results = {count: measure_run(Path(folder) / str(count), count, seconds) for count in counts}
-    ray.shutdown()
+        ray.shutdown()
     ideal = SLOTS / DELAY_S
     lines = [
         [

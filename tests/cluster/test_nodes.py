@@ -46,7 +46,7 @@ class Nodes:
         self.start(
             "--head", f"--port={gcs}", f"--dashboard-port={board}", f"--ray-client-server-port={client}", "--num-cpus=2"
         )
-        wait_for_url(f"{self.url}/api/jobs/")
+        wait_for_url(f"{self.url}/api/jobs/", token=self.env["RAY_AUTH_TOKEN"])
 
     def start(self, *words: str) -> None:
         agent, grpc, metrics = free_ports(3)
@@ -71,6 +71,9 @@ class Nodes:
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    def open_client(self) -> JobSubmissionClient:
+        return JobSubmissionClient(self.url, headers={"Authorization": f"Bearer {self.env['RAY_AUTH_TOKEN']}"})
 
     def scrape(self) -> set[str]:
         """The names of our metrics that Prometheus would read now."""
@@ -171,7 +174,7 @@ def test_a_run_on_nodes_that_share_only_object_storage_waits_for_its_gpu(nodes, 
 def test_the_next_run_does_only_what_is_new_and_resumes_after_a_stop(nodes, store):
     before = {path: store.info(path)["ETag"] for path in store.find("night/labels/2026/data")}
     ids = partition(store, "2026-11-21", 24)
-    client = JobSubmissionClient(nodes.url)
+    client = nodes.open_client()
 
     def stop() -> None:
         while len(store.find("night/labels/2026/data", refresh=True)) == len(before):
@@ -214,7 +217,7 @@ def test_failed_rows_are_retried_on_the_cluster_and_the_export_has_every_row(nod
 
 
 def test_a_submission_holds_no_credentials(nodes):
-    jobs = JobSubmissionClient(nodes.url).list_jobs()
+    jobs = nodes.open_client().list_jobs()
     assert jobs
     assert SECRET not in str(jobs)
     assert all("AWS_SECRET_ACCESS_KEY" not in (job.runtime_env or {}).get("env_vars", {}) for job in jobs)

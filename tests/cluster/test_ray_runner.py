@@ -20,7 +20,7 @@ import ray
 from ray.data import DataContext
 
 from pipeline.cluster import ray_runner
-from pipeline.cluster.ray_session import DATASET_READER_THREAD
+from pipeline.cluster.ray_session import DATASET_READER_THREAD, require_random_token
 from pipeline.errors import JobError, StoppedError
 
 pytestmark = pytest.mark.process
@@ -34,17 +34,18 @@ def session():
     folder = tempfile.mkdtemp(prefix="vl")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=200 * 10**6,
-            log_to_driver=False,
-            logging_level="ERROR",
-            _temp_dir=folder,
-        )
-        yield
-        ray.shutdown()
+        with require_random_token():
+            ray.init(
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                object_store_memory=200 * 10**6,
+                log_to_driver=False,
+                logging_level="ERROR",
+                _temp_dir=folder,
+            )
+            yield
+            ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -17,6 +17,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
+from pipeline.cluster.ray_session import require_random_token
 
 log = logging.getLogger(__name__)
 pytestmark = pytest.mark.slow
@@ -27,13 +28,13 @@ REPLICA, RANK = "ray::MapWorker(MapBatches(GenerateWorker))", "pipeline.model.en
 def nodes(monkeypatch):
     """A function that adds a node to a cluster on this machine, and the cluster."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     folder = tempfile.mkdtemp(prefix="vl")
     options = {"include_dashboard": False, "object_store_memory": 150 * 10**6}
-    cluster = Cluster(initialize_head=True, head_node_args={**options, "num_cpus": 1, "temp_dir": folder})
-    yield lambda **more: cluster.add_node(**options, **more), cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with require_random_token():
+        cluster = Cluster(initialize_head=True, head_node_args={**options, "num_cpus": 1, "temp_dir": folder})
+        yield lambda **more: cluster.add_node(**options, **more), cluster
+        ray.shutdown()
+        cluster.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
 
 

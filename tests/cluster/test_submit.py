@@ -52,7 +52,7 @@ def submit(ray_environment, place):
         capture_output=True,
     )
     url = f"http://127.0.0.1:{board}"
-    wait_for_url(f"{url}/api/jobs/")
+    wait_for_url(f"{url}/api/jobs/", token=env["RAY_AUTH_TOKEN"])
 
     def run(*words: str, scraped: set[str] | None = None) -> subprocess.CompletedProcess[str]:
         command = [ray, "job", "submit", "--address", url, *words]
