@@ -95,6 +95,7 @@ media: bytes become resized frames
     media/decode.py                         chooses the frames and their size, and has them decoded
     media/decoder_client.py                 runs the decoder process and kills it when it hangs
     media/decoder_protocol.py               the messages between a worker and its decoder process
+    media/sandbox.py                        takes files, network and programs from the decoder process as it starts
     media/decoder_process.py                the decoder process: files in, resized pixels out
     media/header_decoder.py                 reads sizes and durations without decoding pixels
     media/region.py                         regions of a picture, in fractions and in pixels

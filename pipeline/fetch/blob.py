@@ -1,7 +1,7 @@
 """Collect arriving bytes in a Blob: a video in a temporary file, everything else in memory.
 
 Byte limits are checked on the declared size, and again on what arrives before it is kept. Videos go to a file because
-decord reads file objects whole; `close` deletes the file.
+they are large; `close` deletes the file.
 """
 
 from __future__ import annotations

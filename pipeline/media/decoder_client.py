@@ -1,7 +1,8 @@
 """The worker's side of the decoder's process: opens files and reads frames in a child that may be killed.
 
 The child starts with the client, and again after it has died. The caller gets pixels or a DecodeError before the
-deadline.
+deadline. The child is the process that strangers' files may take over: it gets no credentials, no home directory and a
+sandbox.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from functools import cache
+from io import FileIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +28,7 @@ from pipeline.errors import DecodeError, PipelineError
 from pipeline.fetch.blob import Blob, ByteRanges
 from pipeline.media.decoder_protocol import receive_message, send_message
 from pipeline.media.kinds.base import DecodeLimits, Probe
+from pipeline.media.sandbox import hide_process_memory
 from pipeline.registry import MEDIA_KINDS
 from pipeline.types import ClipKind, PixelRegion, Size
 
@@ -36,7 +42,7 @@ MALLOC_ENVIRONMENT = {  # keeps freed pages: new ones cost a third of the time
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
 }
-INHERITED_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "HOME")  # and no credentials
+INHERITED_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")  # and no credentials
 
 
 class DecoderClient:
@@ -45,6 +51,7 @@ class DecoderClient:
         max_pixels = max(limits.image_pixels, limits.frame_pixels)
         self.memory_bytes = LIBRARY_BYTES + MAX_CLIP_BYTES + BYTES_PER_PIXEL * max_pixels
         self.is_ready = False
+        hide_process_memory()
         self._start_process()  # it imports its libraries while the worker fetches the first file
 
     def open(self, blob: Blob, kind: str, *, claimed_kind: ClipKind | None, deadline: float) -> Probe:
@@ -52,10 +59,10 @@ class DecoderClient:
             "do": "open",
             "kind": MEDIA_KINDS[kind],
             "claimed_kind": claimed_kind,
-            "path": str(blob.path or ""),
             "limits": asdict(replace(self.limits, holes=blob.range_loader is not None)),
         }
-        probe = self._call(message, deadline=deadline, data=blob.data or b"")[0]["probe"]
+        with open_media_file(blob.path) as file:
+            probe = self._call(message, deadline=deadline, data=blob.data or b"", file=file)[0]["probe"]
         sizes = tuple((width, height) for width, height in probe["sizes"])
         return Probe(**{**probe, "sizes": sizes, "times": tuple(probe["times"])})
 
@@ -79,14 +86,14 @@ class DecoderClient:
         self.process.wait()
 
     def _call(
-        self, message: dict[str, Any], *, deadline: float, data: bytes = b""
+        self, message: dict[str, Any], *, deadline: float, data: bytes = b"", file: FileIO | None = None
     ) -> tuple[dict[str, Any], memoryview]:
         if message["do"] == "open":  # a new process has no file open, so other messages must fail
             self.wait_until_ready()
         left = max(deadline - time.monotonic(), 0.001)
         try:
             self.connection.settimeout(left)
-            send_message(self.connection, {**message, "deadline_s": left + ALARM_GRACE_S}, data)
+            send_message(self.connection, {**message, "deadline_s": left + ALARM_GRACE_S}, data, file=file)
             reply, pixels = receive_message(self.connection)
         except TimeoutError as error:
             self.close()
@@ -107,7 +114,7 @@ class DecoderClient:
             } | MALLOC_ENVIRONMENT
             environment["PYTHONPATH"] = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.media.decoder_process", *arguments],
+                [sys.executable, "-m", "pipeline.media.sandbox", *arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=environment,
@@ -123,7 +130,7 @@ class DecoderClient:
                 return
             try:
                 self.connection.settimeout(START_TIMEOUT_S)
-                receive_message(self.connection)
+                warn_of_missing_protection(*receive_message(self.connection)[0]["missing_protection"])
                 self.is_ready = True
             except (EOFError, OSError) as error:
                 timed_out = isinstance(error, TimeoutError)
@@ -140,3 +147,21 @@ class DecoderClient:
         if code == -signal.SIGKILL:
             return "was killed, most likely for lack of memory,"
         return f"crashed ({signal.Signals(-code).name})" if code < 0 else f"exited with code {code}"
+
+
+def open_media_file(path: Path | None) -> AbstractContextManager[FileIO | None]:
+    """The decoder's process may open no file by itself."""
+    if path is None:
+        return nullcontext()
+    try:
+        return FileIO(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+    except OSError as error:
+        raise DecodeError("undecodable", f"cannot be opened: {error.strerror}") from error
+
+
+@cache
+def warn_of_missing_protection(*protections: str) -> None:
+    """Once in a process."""
+    if protections:
+        line = f"vlbatch: this kernel does not keep the decoder from {' and '.join(protections)}; see README, Security"
+        os.write(2, f"{line}\n".encode())

@@ -1,8 +1,8 @@
 """The decoder's process: takes files and sizes, returns resized pixels.
 
-Native decoders crash, hang and exhaust memory on broken files; here they may. This process knows no model, no job
-and no credentials. Its memory is limited, a machine short of memory kills it first, and the kernel's alarm kills it
-if its owner is gone.
+Native decoders crash, hang and exhaust memory on broken files, and may run a stranger's code; here they may. This
+process knows no model, no job and no credentials, and starts in a sandbox (sandbox.py). Its memory is limited, a
+machine short of memory kills it first, and the kernel's alarm kills it if its owner is gone.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import re
 import resource
 import signal
 import socket
-import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ItemError
-from pipeline.media.decoder_protocol import receive_message, send_message
+from pipeline.media.decoder_protocol import receive_file, receive_message, send_message
 from pipeline.media.kinds.base import DecodeLimits
 from pipeline.registry import import_object
 
@@ -35,11 +36,10 @@ class OpenFile:
     def __init__(self) -> None:
         self.file: Any = None
 
-    def open(self, message: dict[str, Any], data: memoryview) -> dict[str, Any]:
+    def open(self, message: dict[str, Any], source: bytes | FileIO) -> dict[str, Any]:
         if self.file:
             self.file.close()
             self.file = None
-        source = Path(message["path"]) if message["path"] else bytes(data)
         limits = DecodeLimits(**message["limits"])
         self.file = import_object(message["kind"])(source, limits, claimed_kind=message["claimed_kind"])
         return {"probe": asdict(self.file.probe)}
@@ -54,19 +54,20 @@ class OpenFile:
         return pixels
 
 
-def serve_requests(connection: socket.socket) -> None:
+def serve_requests(connection: socket.socket, missing_protection: Sequence[str]) -> None:
     open_file = OpenFile()
-    send_message(connection, {"ready": True})
+    send_message(connection, {"missing_protection": missing_protection})
     while True:
         try:
             message, data = receive_message(connection)
+            source = receive_file(connection) if message["has_file"] else bytes(data)
         except EOFError:
             return
         signal.setitimer(signal.ITIMER_REAL, message["deadline_s"])
         pixels = None
         try:
             if message["do"] == "open":
-                reply = open_file.open(message, data)
+                reply = open_file.open(message, source)
             elif message["do"] == "ranges":
                 reply = open_file.list_ranges(message)
             else:
@@ -92,10 +93,8 @@ def describe_library_error(error: Exception) -> str:
     return f"{type(error).__name__}: {start[:500]}{'...' if rest else ''}"
 
 
-def confine_process(memory_bytes: int) -> None:
-    """Limits the memory that is allocated from here on."""
-    with contextlib.suppress(OSError, ValueError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
+def limit_memory(memory_bytes: int) -> None:
+    """Limit what is allocated from here on."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         pages = int(Path("/proc/self/statm").read_text().split()[5])
         soft = pages * resource.getpagesize() + memory_bytes
@@ -103,18 +102,14 @@ def confine_process(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def main(socket_fd: int, memory_bytes: int, threads: int) -> None:
+def main(socket_fd: int, memory_bytes: int, threads: int, missing_protection: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     warnings.simplefilter("ignore")
     import torch
 
     torch.set_num_threads(threads)
-    confine_process(memory_bytes)
+    limit_memory(memory_bytes)
     with open(os.devnull, "w") as nowhere:  # libraries complain about broken files
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
-    serve_requests(socket.socket(fileno=socket_fd))
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]))
+    serve_requests(socket.socket(fileno=socket_fd), missing_protection)

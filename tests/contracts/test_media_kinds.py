@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def path(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def kind(name: str, path: Path) -> Iterator[Kind]:
-    opened: Kind = load_registered(MEDIA_KINDS, name, "kind")(path, LIMITS, claimed_kind=None)
+    opened: Kind = load_registered(MEDIA_KINDS, name, "kind")(path.open("rb"), LIMITS, claimed_kind=None)
     yield opened
     opened.close()
 
@@ -99,17 +100,19 @@ def test_claimed_kind_is_followed_or_refused(name, path, claimed_kind):
     open_kind = load_registered(MEDIA_KINDS, name, "kind")
     if (name, claimed_kind) in REFUSED_CLAIMS:
         with pytest.raises(DecodeError, match=f"the manifest calls it an? {claimed_kind}") as error:
-            open_kind(path, LIMITS, claimed_kind=claimed_kind)
+            open_kind(path.open("rb"), LIMITS, claimed_kind=claimed_kind)
         assert error.value.kind == "kind"
     else:
-        opened = open_kind(path, LIMITS, claimed_kind=claimed_kind)
+        opened = open_kind(path.open("rb"), LIMITS, claimed_kind=claimed_kind)
         assert opened.probe.kind == claimed_kind
         opened.close()
 
 
 def test_file_over_the_pixel_limit_is_refused(name, path):
     def open_and_read():
-        opened = load_registered(MEDIA_KINDS, name, "kind")(path, DecodeLimits(100, 100, 60), claimed_kind=None)
+        opened = load_registered(MEDIA_KINDS, name, "kind")(
+            path.open("rb"), DecodeLimits(100, 100, 60), claimed_kind=None
+        )
         opened.read([0], (28, 28))
 
     with pytest.raises(DecodeError, match=r"raise limits\.") as error:
@@ -121,7 +124,7 @@ def test_file_of_another_format_is_one_error(name, tmp_path):
     broken = tmp_path / "broken"
     broken.write_bytes(b"neither this nor that" * 50)
     with pytest.raises(DecodeError):
-        load_registered(MEDIA_KINDS, name, "kind")(broken, LIMITS, claimed_kind=None)
+        load_registered(MEDIA_KINDS, name, "kind")(broken.open("rb"), LIMITS, claimed_kind=None)
 
 
 class GreyRamp:
@@ -129,8 +132,8 @@ class GreyRamp:
 
     endings = (".ramp",)
 
-    def __init__(self, source: bytes | Path, limits: DecodeLimits, *, claimed_kind: ClipKind | None = None):
-        data = source if isinstance(source, bytes) else source.read_bytes()
+    def __init__(self, source: bytes | BinaryIO, limits: DecodeLimits, *, claimed_kind: ClipKind | None = None):
+        data = source if isinstance(source, bytes) else source.read()
         if claimed_kind == "video":
             raise DecodeError("kind", "is a ramp, and the manifest calls it a video")
         self.width, self.height = data[4], data[5]

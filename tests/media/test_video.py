@@ -64,7 +64,7 @@ def test_frames_by_index_equal_those_of_full_decoding(name, folder):
         else next(p for p in REAL if p.name == name)
     )
     frames = whole(path)
-    reader = av_reader.open_video(path, BOUNDS)
+    reader = av_reader.open_video(path.open("rb"), BOUNDS)
     assert len(reader.times) == len(frames)
     chance = random.Random(0)
     for wish in (1, 3, 12):
@@ -79,7 +79,7 @@ def test_both_readers_return_the_same_pixels(name, folder):
     path = next((p for p in REAL if p.name == name), None) or write_video(
         folder / f"both-{name}", codec=CODECS[name][0]
     )
-    ours, decord = av_reader.open_video(path, BOUNDS), decord_reader.open_video(path, BOUNDS)
+    ours, decord = av_reader.open_video(path.open("rb"), BOUNDS), decord_reader.open_video(path.open("rb"), BOUNDS)
     assert (ours.size, ours.fps) == (decord.size, pytest.approx(decord.fps))
     assert ours.times == pytest.approx(decord.times, abs=2e-3)
     for (_, one), (_, other) in zip(ours.decode_frames([0, 7, 31]), decord.decode_frames([0, 7, 31]), strict=True):
@@ -89,10 +89,10 @@ def test_both_readers_return_the_same_pixels(name, folder):
 def test_decord_replaces_pyav_and_without_both_the_error_says_what_to_install(folder, monkeypatch):
     path = write_video(folder / "alone.mp4")
     monkeypatch.setattr(video, "find_spec", lambda name: name == "decord")
-    assert isinstance(video.open_reader(path, BOUNDS), decord_reader.DecordReader)
+    assert isinstance(video.open_reader(path.open("rb"), BOUNDS), decord_reader.DecordReader)
     monkeypatch.setattr(video, "find_spec", lambda name: None)
     with pytest.raises(DecodeError, match="pip install av"):
-        video.open_reader(path, BOUNDS)
+        video.open_reader(path.open("rb"), BOUNDS)
 
 
 def test_clip_has_the_times_of_its_frames(load, folder):
@@ -214,7 +214,7 @@ def test_playlist_opens_no_other_file(load, folder):
     path = folder / "list.mp4"
     path.write_text("ffconcat version 1.0\nfile secret.mp4\n")
     with pytest.raises(DecodeError):
-        av_reader.open_video(path, BOUNDS)
+        av_reader.open_video(path.open("rb"), BOUNDS)
 
 
 def test_broken_frames_are_an_error_or_replaced_by_their_neighbours(load, open_loader, folder):
@@ -234,7 +234,7 @@ def test_two_recordings_in_one_file_play_one_after_the_other(folder):
     """Their timestamps overlap, so in order of time their frames would alternate."""
     parts = [write_video(folder / f"part{rate}.ts", 20, rate=rate) for rate in (25, 24)]
     (folder / "both.ts").write_bytes(b"".join(path.read_bytes() for path in parts))
-    opened = video.VideoKind(folder / "both.ts", BOUNDS)
+    opened = video.VideoKind((folder / "both.ts").open("rb"), BOUNDS)
     pixels = opened.read(range(opened.probe.count), (112, 84))
     assert [read_frame_number(frame) for frame in pixels] == [*range(20), *range(20)]
 
@@ -248,7 +248,7 @@ def test_recording_that_starts_between_key_frames_starts_at_the_next_one(first, 
         for packet in [each for each in whole_film.demux(video=0) if each.size][first:]:
             packet.stream = stream
             rest.mux(packet)
-    frames, opened = whole(cut), video.VideoKind(cut, BOUNDS)
+    frames, opened = whole(cut), video.VideoKind(cut.open("rb"), BOUNDS)
     assert opened.probe.count == len(frames)
     pixels = opened.read([0, len(frames) - 1], opened.probe.sizes[0])
     assert np.array_equal(pixels.transpose(0, 2, 3, 1), np.stack([frames[0], frames[-1]]))
@@ -262,7 +262,7 @@ def test_frames_cut_by_an_edit_list_are_references_but_not_counted(folder):
     assert struct.unpack(">i", data[data.index(b"mdhd") + 16 : data.index(b"mdhd") + 20])[0] == 10240
     path.write_bytes(data)
     frames = whole(path)
-    reader = av_reader.open_video(path, BOUNDS)
+    reader = av_reader.open_video(path.open("rb"), BOUNDS)
     assert len(reader.times) == len(frames) == 55
     for index, pixels in reader.decode_frames([0, 3, 30]):
         assert np.array_equal(pixels, frames[index])

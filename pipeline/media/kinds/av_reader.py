@@ -3,7 +3,7 @@
 The shortcuts do not change pixels: it seeks to the key frame before a wanted frame, stops after the frame, and skips
 frames that no other frame refers to. Where a seek lands wrong, as in streams without an index, it reads from the
 start. In a partly downloaded file it reads only the ranges that were announced. FFmpeg may open no other file:
-playlists, which name files and hosts, are not among the allowed formats.
+playlists, which name files and hosts, are not among the allowed formats, and no protocol is.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import av
 import numpy as np
@@ -26,7 +25,7 @@ from pipeline.media.kinds.packets import Packet, PacketIndex, PacketRun
 
 Frame = NDArray[np.uint8]
 ALLOWED_FORMATS = "mov,matroska,webm,avi,flv,asf,mpegts,mpeg,mpegvideo,h264,hevc,yuv4mpegpipe,ogg,ivf,gif"
-CONTAINER_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ALLOWED_FORMATS}
+CONTAINER_OPTIONS = {"protocol_whitelist": "none", "format_whitelist": ALLOWED_FORMATS}
 UNPARSED_OPTIONS = {**CONTAINER_OPTIONS, "fflags": "noparse"}  # lists packets without reading them
 
 
@@ -54,8 +53,8 @@ class Orientation:
 
 
 class PyAvReader:
-    def __init__(self, path: Path, limits: DecodeLimits):
-        self.path, self.limits = path, limits
+    def __init__(self, file: BinaryIO, limits: DecodeLimits):
+        self.file, self.limits = file, limits
         self._open_container(UNPARSED_OPTIONS if limits.holes else CONTAINER_OPTIONS)
         limits.check_size((self.codec.width, self.codec.height), moving=True)
         length_s = (self.container.duration or 0) / av.time_base
@@ -74,7 +73,8 @@ class PyAvReader:
         self.size = (size[1], size[0]) if self.orientation.swap_axes else size
 
     def _open_container(self, options: dict[str, str] = CONTAINER_OPTIONS) -> None:
-        self.container = av.open(str(self.path), options=options, metadata_errors="replace")
+        self.file.seek(0)
+        self.container = av.open(self.file, "r", options=options, metadata_errors="replace")
         streams = [stream for stream in self.container.streams.video if "attached_pic" not in str(stream.disposition)]
         if not streams:
             raise DecodeError("no_video", "a file without a video track")
@@ -166,8 +166,8 @@ class PyAvReader:
         self.container.close()
 
 
-def open_video(path: Path, limits: DecodeLimits) -> PyAvReader:
+def open_video(file: BinaryIO, limits: DecodeLimits) -> PyAvReader:
     try:
-        return PyAvReader(path, limits)
+        return PyAvReader(file, limits)
     except av.error.FFmpegError as error:
         raise DecodeError("undecodable", f"video: {error.strerror}") from error

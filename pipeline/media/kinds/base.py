@@ -1,8 +1,8 @@
 """The seam for a kind of media: what the decoder's process opens a file with, registered in MEDIA_KINDS.
 
 A kind is built as `SomeKind(source, limits, claimed_kind=...)`. It reads the header then, and refuses what is too
-large or not what the manifest claims. `source` is bytes or a Path; videos always come as a Path. Only `read` decodes
-pixels.
+large or not what the manifest claims. `source` is bytes or an open file; videos always come as a file. Its process can
+open no other file than those of libraries. Only `read` decodes pixels.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Reads video frames with decord, from a path: decord would read a file object whole."""
+"""Reads video frames with decord, which reads the whole file into memory first, unless it is given a path."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import decord
 import numpy as np
@@ -17,10 +16,10 @@ from pipeline.media.kinds.base import DecodeLimits
 class DecordReader:
     """Decodes frames one by one: a batch at full size would be the largest thing in memory."""
 
-    def __init__(self, path: Path, limits: DecodeLimits):
+    def __init__(self, file: BinaryIO, limits: DecodeLimits):
         if limits.holes:
             raise DecodeError("holes", "decord needs the whole file")
-        self.video: Any = decord.VideoReader(str(path), num_threads=limits.threads)
+        self.video: Any = decord.VideoReader(file, num_threads=limits.threads)
         self.fps = float(self.video.get_avg_fps())
         count = len(self.video)
         self.times = [float(stamp) for stamp in self.video.get_frame_timestamp(range(count))[:, 0]] if count else []
@@ -38,8 +37,8 @@ class DecordReader:
         del self.video
 
 
-def open_video(path: Path, limits: DecodeLimits) -> DecordReader:
+def open_video(file: BinaryIO, limits: DecodeLimits) -> DecordReader:
     try:
-        return DecordReader(path, limits)
+        return DecordReader(file, limits)
     except decord.DECORDError as error:
         raise DecodeError("undecodable", f"video: {str(error).splitlines()[0][:200]}") from error

@@ -12,7 +12,6 @@ import re
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -55,7 +54,7 @@ EXIF_ERRORS = (SyntaxError, ValueError, KeyError, TypeError, IndexError, OSError
 class ImageKind:
     """An animation is its first frame, or a video where the manifest claims so."""
 
-    def __init__(self, source: bytes | Path | BinaryIO, limits: DecodeLimits, *, claimed_kind: ClipKind | None = None):
+    def __init__(self, source: bytes | BinaryIO, limits: DecodeLimits, *, claimed_kind: ClipKind | None = None):
         moving = claimed_kind == "video"
         PIL.ImageFile.LOAD_TRUNCATED_IMAGES = limits.tolerate
         self.limits = limits

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ MAX_PAGES = 10_000
 
 
 class PdfKind:
-    def __init__(self, source: bytes | Path, limits: DecodeLimits, *, claimed_kind: ClipKind | None = None):
+    def __init__(self, source: bytes | BinaryIO, limits: DecodeLimits, *, claimed_kind: ClipKind | None = None):
         if claimed_kind == "video":
             raise DecodeError("kind", "is a PDF, and the manifest calls it a video")
         try:

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +42,10 @@ class VideoReader(Protocol):
 
 
 class VideoKind:
-    def __init__(self, source: bytes | Path, limits: DecodeLimits, *, claimed_kind: ClipKind | None = None):
+    def __init__(self, source: bytes | BinaryIO, limits: DecodeLimits, *, claimed_kind: ClipKind | None = None):
         if claimed_kind == "image":
             raise DecodeError("kind", "is a video, and the manifest calls it an image")
-        assert isinstance(source, Path)
+        assert not isinstance(source, bytes)
         self.limits = limits
         self.reader = open_reader(source, limits)
         self.probe = build_probe(self.reader, limits)
@@ -83,11 +82,11 @@ class VideoKind:
         self.reader.close()
 
 
-def open_reader(path: Path, limits: DecodeLimits) -> VideoReader:
+def open_reader(file: BinaryIO, limits: DecodeLimits) -> VideoReader:
     name = next((name for name in ("av", "decord") if find_spec(name)), None)
     if name is None:
         raise DecodeError("package", "videos need PyAV or decord on the workers: pip install av")
-    reader: VideoReader = import_module(f"pipeline.media.kinds.{name}_reader").open_video(path, limits)
+    reader: VideoReader = import_module(f"pipeline.media.kinds.{name}_reader").open_video(file, limits)
     return reader
 
 

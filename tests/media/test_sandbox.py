@@ -1,0 +1,221 @@
+"""What a codec can do that runs the code of a file: next to nothing. The tests attack from inside the decoder."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import DecodeError
+from pipeline.fetch.blob import Blob
+from pipeline.media import sandbox
+from pipeline.media.decoder_client import DecoderClient
+from pipeline.media.kinds.base import DecodeLimits
+from pipeline.registry import MEDIA_KINDS
+
+pytestmark = pytest.mark.process
+LIMITS = DecodeLimits(1_000_000, 1_000_000, 100.0)
+EXPLOITED = """
+from pipeline.errors import DecodeError
+
+class Exploited:
+    def __init__(self, source, limits, *, claimed_kind=None):
+        scope = {"source": source}
+        try:
+            exec(source if isinstance(source, bytes) else source.read(), scope)
+        except OSError as error:
+            scope["loot"] = error.strerror
+        raise DecodeError("exploited", str(scope["loot"]))
+"""
+CALL = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+loot = libc.syscall(*{arguments}) >= 0 or os.strerror(ctypes.get_errno())
+"""
+RunInDecoder = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A home directory with credentials, and a project in it with settings."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / ".aws").mkdir()
+    (folder / ".aws/credentials").write_text("hush")
+    (folder / "project").mkdir()
+    (folder / "project/.env").write_text("hush")
+    (folder / "project/exploited_kind.py").write_text(EXPLOITED)
+    (folder / "b.mp4").write_text("another video")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def decoder(home) -> Iterator[DecoderClient]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+        patch.syspath_prepend(str(home / "project"))
+        decoder = DecoderClient(LIMITS)
+        decoder.wait_until_ready()
+        yield decoder
+        decoder.close()
+
+
+@pytest.fixture
+def run_in_decoder(decoder, monkeypatch) -> RunInDecoder:
+    """Runs code in the decoder's process. Returns what it leaves in `loot`, or the error of the kernel."""
+    monkeypatch.setitem(MEDIA_KINDS, "image", "exploited_kind:Exploited")
+
+    def run(code: str, path: Path | None = None) -> str:
+        data = None if path else code.encode()
+        if path:
+            path.write_text(code)
+        blob = Blob("x", "image", data=data, path=path)
+        with pytest.raises(DecodeError) as raised:
+            decoder.open(blob, "image", claimed_kind=None, deadline=time.monotonic() + 20)
+        assert raised.value.kind == "exploited", raised.value
+        return raised.value.message
+
+    return run
+
+
+def test_the_process_reads_the_file_and_its_libraries(run_in_decoder, home):
+    assert run_in_decoder("import colorsys; loot = colorsys.rgb_to_hsv(0, 0, 0)[2]", home / "a.mp4") == "0"
+
+
+def test_the_file_is_not_written(run_in_decoder, home):
+    code = "import os; loot = os.open(f'/proc/self/fd/{source.fileno()}', os.O_WRONLY)"
+    assert run_in_decoder(code, home / "a.mp4") == "Permission denied"
+    assert run_in_decoder("import os; loot = os.write(source.fileno(), b'x')", home / "a.mp4") == "Bad file descriptor"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "{home}/.aws/credentials",
+        "{home}/b.mp4",
+        "{home}/project/.env",
+        "/etc/passwd",
+        "/proc/{owner}/environ",
+        "/proc/{owner}/mem",
+    ],
+)
+def test_no_other_file_is_read(path, run_in_decoder, home):
+    path = path.format(home=home, owner=os.getpid())
+    with open(path, "rb"):  # its owner can read it
+        assert run_in_decoder(f"loot = open('{path}', 'rb').read(9)") == "Permission denied"
+
+
+def test_no_file_is_written(run_in_decoder, home):
+    for path in (home / "c.mp4", "/tmp/left-by-a-decoder", home / "project/exploited_kind.py"):
+        assert run_in_decoder(f"loot = open('{path}', 'w').write('x')") == "Permission denied"
+
+
+def test_the_environment_holds_no_credentials_and_no_home(run_in_decoder):
+    names = json.loads(run_in_decoder("import json, os; loot = json.dumps(list(os.environ))"))
+    assert "PATH" in names
+    assert not {"HOME", "AWS_SECRET_ACCESS_KEY"} & {*names}
+
+
+@pytest.mark.parametrize("family", ["AF_INET", "AF_INET6", "AF_UNIX", "AF_NETLINK"])
+def test_no_socket_is_opened(family, run_in_decoder):
+    code = f"import socket; loot = socket.socket(socket.{family}, socket.SOCK_DGRAM)"
+    assert run_in_decoder(code) == "Operation not permitted"
+
+
+def test_no_server_is_reached(run_in_decoder):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        code = f"import socket; loot = socket.create_connection({server.getsockname()})"
+        assert run_in_decoder(code) == "Operation not permitted"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os; os.execv('/bin/sh', ['sh', '-c', 'env'])",
+        "import subprocess; loot = subprocess.check_output(['env'])",
+    ],
+)
+def test_no_program_is_started(code, run_in_decoder):
+    assert run_in_decoder(code) in ("Operation not permitted", "Permission denied")
+
+
+@pytest.mark.parametrize("call", ["ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "io_uring_setup"])
+def test_no_other_process_is_entered_and_no_socket_opened_another_way(call, run_in_decoder):
+    number = getattr(sandbox.ARCHITECTURES[os.uname().machine], call)
+    arguments = (number, 16, os.getpid(), 0, 0, 0, 0)
+    assert run_in_decoder(CALL.format(arguments=arguments)) == "Operation not permitted"
+
+
+def test_every_thread_is_confined(decoder):
+    statuses = [path.read_text() for path in Path(f"/proc/{decoder.process.pid}/task").glob("*/status")]
+    assert len(statuses) > 1, "numpy starts threads, which are the subject"
+    assert all("NoNewPrivs:\t1\n" in status and "Seccomp:\t2\n" in status for status in statuses)
+
+
+OWNER = """
+import os, sys
+from pipeline.media import sandbox
+if os.geteuid() == 0:  # root reads everything
+    os.setuid(65534)
+sandbox.set_process_option(sandbox.PR_SET_DUMPABLE, 1)  # as every process starts
+print("plain", flush=True)
+sys.stdin.readline()
+sandbox.hide_process_memory()
+print("hidden", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_another_process_of_the_same_user_does_not_read_the_environment_of_a_worker():
+    """Where the kernel has no Landlock, this keeps the decoder from its owner."""
+    user = 65534 if os.geteuid() == 0 else None
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER],
+        env={**os.environ, "AWS_SECRET_ACCESS_KEY": "hush"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for state, can_read in (("plain", True), ("hidden", False)):
+        assert owner.stdout.readline() == f"{state}\n"
+        command = ["cat", f"/proc/{owner.pid}/environ"]
+        thief = subprocess.run(command, user=user, capture_output=True, text=True, check=False)
+        assert ("=hush\0" in thief.stdout) == can_read, thief.stderr
+        owner.stdin.write("\n")
+        owner.stdin.flush()
+    owner.communicate()
+
+
+OLD_KERNEL = """
+import platform, time
+from pipeline.fetch.blob import Blob
+from pipeline.media import sandbox
+from pipeline.media.decoder_client import DecoderClient
+from tests.media.sample_media import draw_pixels, encode_image
+from tests.media.test_sandbox import LIMITS
+
+number = sandbox.ARCHITECTURES[platform.machine()].number
+sandbox.set_process_option(sandbox.PR_SET_NO_NEW_PRIVS, 1)
+sandbox.refuse_calls(sandbox.Architecture(number, *[sandbox.CREATE_RULESET] * 8))
+for _ in range(2):
+    decoder = DecoderClient(LIMITS)
+    picture = Blob("x", "image", data=encode_image(draw_pixels(56, 56)))
+    print(decoder.open(picture, "image", claimed_kind=None, deadline=time.monotonic() + 60).sizes)
+    decoder.close()
+"""
+
+
+def test_a_kernel_without_landlock_is_warned_of_once_and_decodes():
+    done = subprocess.run([sys.executable, "-c", OLD_KERNEL], capture_output=True, text=True, check=True)
+    assert done.stdout == "((56, 56),)\n" * 2
+    assert done.stderr == (
+        "vlbatch: this kernel does not keep the decoder from other files "
+        "(Landlock: Operation not permitted); see README, Security\n"
+    )
