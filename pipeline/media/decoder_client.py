@@ -7,6 +7,7 @@ sandbox.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -42,7 +43,7 @@ MALLOC_ENVIRONMENT = {  # keeps freed pages: new ones cost a third of the time
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
 }
-INHERITED_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")  # and no credentials
+INHERITED_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")  # and no credentials
 
 
 class DecoderClient:
@@ -70,8 +71,9 @@ class DecoderClient:
         self, indices: Sequence[int], size: Size, *, region: PixelRegion | None = None, deadline: float
     ) -> NDArray[np.uint8]:
         message = {"do": "read", "indices": [*indices], "size": size, "region": region}
-        reply, pixels = self._call(message, deadline=deadline)
-        return np.frombuffer(pixels, np.uint8).reshape(reply["shape"])
+        shape = len(indices), 3, size[1], size[0]
+        _, pixels = self._call(message, deadline=deadline, pixel_bytes=math.prod(shape))
+        return np.frombuffer(pixels, np.uint8).reshape(shape)
 
     def ranges(self, batches: Sequence[Sequence[int]], *, deadline: float) -> list[ByteRanges]:
         """The byte ranges of the open file that hold the frames of each batch."""
@@ -86,23 +88,37 @@ class DecoderClient:
         self.process.wait()
 
     def _call(
-        self, message: dict[str, Any], *, deadline: float, data: bytes = b"", file: FileIO | None = None
+        self,
+        message: dict[str, Any],
+        *,
+        deadline: float,
+        data: bytes = b"",
+        file: FileIO | None = None,
+        pixel_bytes: int = 0,
     ) -> tuple[dict[str, Any], memoryview]:
+        """The reply may be a lie, but it has the right size and comes in time."""
         if message["do"] == "open":  # a new process has no file open, so other messages must fail
             self.wait_until_ready()
         left = max(deadline - time.monotonic(), 0.001)
         try:
             self.connection.settimeout(left)
             send_message(self.connection, {**message, "deadline_s": left + ALARM_GRACE_S}, data, file=file)
-            reply, pixels = receive_message(self.connection)
+            reply, pixels = receive_message(
+                self.connection, max_data_bytes=pixel_bytes, deadline=time.monotonic() + left
+            )
+            if "error" in reply:
+                raise DecodeError(*reply["error"])
+            if len(pixels) != pixel_bytes:
+                raise ValueError(f"{len(pixels):,} bytes of pixels, not {pixel_bytes:,}")
         except TimeoutError as error:
             self.close()
             advice = "raise limits.deadline_s to wait longer"
             raise DecodeError("deadline", f"not decoded after {left:.0f} s; {advice}") from error
         except (EOFError, OSError) as error:
             raise DecodeError("decoder_died", f"the decoder {self._describe_exit()} on this file") from error
-        if "error" in reply:
-            raise DecodeError(*reply["error"])
+        except (ValueError, TypeError) as error:
+            self.close()
+            raise DecodeError("decoder_died", "the decoder was ended: its reply on this file is broken") from error
         return reply, pixels
 
     def _start_process(self) -> None:

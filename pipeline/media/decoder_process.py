@@ -71,8 +71,7 @@ def serve_requests(connection: socket.socket, missing_protection: Sequence[str])
             elif message["do"] == "ranges":
                 reply = open_file.list_ranges(message)
             else:
-                pixels = open_file.read(message)
-                reply = {"shape": pixels.shape}
+                pixels, reply = open_file.read(message), {}
         except ItemError as error:
             reply = {"error": [error.kind, error.message]}
         except MemoryError:
@@ -94,11 +93,11 @@ def describe_library_error(error: Exception) -> str:
 
 
 def limit_memory(memory_bytes: int) -> None:
-    """Limit what is allocated from here on."""
+    """Limit what is allocated from here on, for good."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         pages = int(Path("/proc/self/statm").read_text().split()[5])
-        soft = pages * resource.getpagesize() + memory_bytes
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+        limit = pages * resource.getpagesize() + memory_bytes
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

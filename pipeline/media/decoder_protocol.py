@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import sys
+import time
 from io import FileIO
 from typing import Any
 
 LENGTH_PREFIX = struct.Struct(">IQ")  # of the message, of the bytes after it
+MAX_TEXT_BYTES = 64 << 20  # the times of three million frames
 FILE_MARK = b"f"  # a descriptor needs a byte that it travels with
 
 
@@ -26,11 +29,18 @@ def send_message(
         socket.send_fds(connection, [FILE_MARK], [file.fileno()])
 
 
-def receive_message(connection: socket.socket) -> tuple[dict[str, Any], memoryview]:
-    """EOFError when the other side is gone."""
-    text_size, data_size = LENGTH_PREFIX.unpack(_receive_exactly(connection, LENGTH_PREFIX.size))
-    message: dict[str, Any] = json.loads(_receive_exactly(connection, text_size))
-    return message, memoryview(_receive_exactly(connection, data_size))
+def receive_message(
+    connection: socket.socket, *, max_data_bytes: int = sys.maxsize, deadline: float | None = None
+) -> tuple[dict[str, Any], memoryview]:
+    """EOFError when the other side is gone, ValueError when what it sends is no message of that size."""
+    text_size, data_size = LENGTH_PREFIX.unpack(_receive_exactly(connection, LENGTH_PREFIX.size, deadline))
+    if text_size > MAX_TEXT_BYTES or data_size > max_data_bytes:
+        raise ValueError(f"a message of {text_size:,} and {data_size:,} bytes")
+    try:
+        message: dict[str, Any] = json.loads(_receive_exactly(connection, text_size, deadline))
+    except RecursionError as error:
+        raise ValueError("a message that is nested too deeply") from error
+    return message, memoryview(_receive_exactly(connection, data_size, deadline))
 
 
 def receive_file(connection: socket.socket) -> FileIO:
@@ -41,10 +51,12 @@ def receive_file(connection: socket.socket) -> FileIO:
     return file
 
 
-def _receive_exactly(connection: socket.socket, size: int) -> bytearray:
+def _receive_exactly(connection: socket.socket, size: int, deadline: float | None) -> bytearray:
     buffer = bytearray(size)
     view = memoryview(buffer)
     while view:
+        if deadline is not None:
+            connection.settimeout(max(deadline - time.monotonic(), 0.001))
         count = connection.recv_into(view)
         if not count:
             raise EOFError

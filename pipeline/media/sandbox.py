@@ -1,10 +1,10 @@
 """Takes from the decoder's process what an exploited codec would use, and starts it: `-m pipeline.media.sandbox`.
 
 Landlock leaves it the files of Python and its libraries, to read; the file that it decodes comes as an open descriptor.
-A seccomp filter refuses sockets, new programs and a view into other processes. Both hold until the process ends, but
-only for threads that start later, so nothing that may start threads is imported before: this module needs Linux and
-the standard library. What a kernel lacks is told to the owner of the process, who warns: without any decoder most users
-would be worse off.
+A seccomp filter refuses sockets, new processes and programs, and whatever looks into other processes or ends them. Both
+hold until the process ends, but only for threads that start later, so nothing that may start threads is imported
+before: this module needs Linux and the standard library. What a kernel lacks is told to the owner of the process, who
+warns: without any decoder most users would be worse off.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import errno
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 4, 22, 38
 SECCOMP_MODE_FILTER = 2
@@ -33,28 +32,37 @@ SYSTEM_PATHS = (
 )
 MODULE_ENDINGS = (".py", ".pyc", ".so")
 
-LOAD_WORD, JUMP_IF_EQUAL, JUMP_IF_AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06  # of BPF
-CALL_OFFSET, ARCHITECTURE_OFFSET = 0, 4
-ALLOW, REFUSE = 0x7FFF0000, 0x00050000 | errno.EPERM
+LOAD_WORD, JUMP_IF_EQUAL, JUMP_IF_AT_LEAST, JUMP_IF_SET, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # of BPF
+CALL_OFFSET, ARCHITECTURE_OFFSET, FIRST_ARGUMENT_OFFSET = 0, 4, 16
+ALLOW, REFUSE, NOT_IMPLEMENTED = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 X32_CALLS = 0x40000000  # the calls of x86_64 by other numbers
+CLONE_THREAD = 0x10000
+KEPT_CAPABILITIES = 0b110  # of root: to read modules that only another user may read
+CAPABILITY_VERSION = 0x20080522
 
-
-class Architecture(NamedTuple):
-    number: int
-    socket: int
-    execve: int
-    execveat: int
-    ptrace: int
-    process_vm_readv: int
-    process_vm_writev: int
-    io_uring_setup: int = 425  # a way around the refusal of sockets
-    pidfd_getfd: int = 438
-
-
-ARCHITECTURES = {
-    "x86_64": Architecture(0xC000003E, 41, 59, 322, 101, 310, 311),
-    "aarch64": Architecture(0xC00000B7, 198, 221, 281, 117, 270, 271),
+ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}  # a number, and the index of its calls
+ABSENT = 0xFFFFFFFF
+REFUSED_CALLS = {
+    "socket": (41, 198),
+    "socketpair": (53, 199),
+    "io_uring_setup": (425, 425),  # opens sockets, too
+    "execve": (59, 221),
+    "execveat": (322, 281),
+    "fork": (57, ABSENT),
+    "vfork": (58, ABSENT),
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "pidfd_getfd": (438, 438),
+    "pidfd_send_signal": (424, 424),
+    "tkill": (200, 130),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
 }
+KILL, TGKILL, PRLIMIT = (62, 129), (234, 131), (302, 261)  # allowed for this process
+CLONE, CLONE3 = (56, 220), (435, 435)  # allowed for threads
+
+Instruction = tuple[int, int, int, int]  # an operation, how many to skip where it holds and where not, its operand
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 
@@ -68,6 +76,7 @@ def enter_sandbox() -> list[str]:
     """What the kernel lacks, in words."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # a machine short of memory kills this process first
+    drop_capabilities()
     set_process_option(PR_SET_NO_NEW_PRIVS, 1)
     missing = []
     try:
@@ -75,9 +84,9 @@ def enter_sandbox() -> list[str]:
     except OSError as error:
         missing.append(f"other files (Landlock: {error.strerror})")
     try:
-        refuse_calls(ARCHITECTURES.get(os.uname().machine))
+        filter_calls([*build_filter(os.uname().machine)])
     except OSError as error:
-        missing.append(f"the network (seccomp: {error.strerror})")
+        missing.append(f"the network and other processes (seccomp: {error.strerror})")
     return missing
 
 
@@ -119,25 +128,40 @@ def list_library_access() -> Iterator[tuple[str, int]]:
                     yield child.path, READ_FILE | LIST_FOLDER
 
 
-def refuse_calls(architecture: Architecture | None) -> None:
-    if architecture is None:
-        raise OSError(errno.ENOSYS, f"not known for {os.uname().machine}")
-    instructions = [struct.pack("HBBI", *instruction) for instruction in build_filter(architecture)]
-    code = ctypes.create_string_buffer(b"".join(instructions))
+def build_filter(machine: str) -> Iterator[Instruction]:
+    if machine not in ARCHITECTURES:
+        raise OSError(errno.ENOSYS, f"not known for {machine}")
+    number, index = ARCHITECTURES[machine]
+    yield LOAD_WORD, 0, 0, ARCHITECTURE_OFFSET
+    yield from ((JUMP_IF_EQUAL, 1, 0, number), (RETURN, 0, 0, REFUSE))
+    yield LOAD_WORD, 0, 0, CALL_OFFSET
+    yield from ((JUMP_IF_AT_LEAST, 0, 1, X32_CALLS), (RETURN, 0, 0, REFUSE))
+    for numbers in REFUSED_CALLS.values():
+        yield from ((JUMP_IF_EQUAL, 0, 1, numbers[index]), (RETURN, 0, 0, REFUSE))
+    for numbers, condition, operand in (
+        (KILL, JUMP_IF_EQUAL, os.getpid()),
+        (TGKILL, JUMP_IF_EQUAL, os.getpid()),
+        (PRLIMIT, JUMP_IF_EQUAL, 0),
+        (CLONE, JUMP_IF_SET, CLONE_THREAD),
+    ):
+        yield from ((JUMP_IF_EQUAL, 0, 4, numbers[index]), (LOAD_WORD, 0, 0, FIRST_ARGUMENT_OFFSET))
+        yield from ((condition, 1, 0, operand), (RETURN, 0, 0, REFUSE), (RETURN, 0, 0, ALLOW))
+    # A filter cannot read what clone3 is to do. Without it, the C library starts its threads with clone.
+    yield from ((JUMP_IF_EQUAL, 0, 1, CLONE3[index]), (RETURN, 0, 0, NOT_IMPLEMENTED))
+    yield RETURN, 0, 0, ALLOW
+
+
+def filter_calls(instructions: Sequence[Instruction]) -> None:
+    packed = b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
+    code = ctypes.create_string_buffer(packed)
     program = ctypes.create_string_buffer(struct.pack("HP", len(instructions), ctypes.addressof(code)))
     set_process_option(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(program))
 
 
-def build_filter(architecture: Architecture) -> Iterator[tuple[int, int, int, int]]:
-    """Instructions: an operation, how many to skip where it holds and where it does not, and its operand."""
-    yield LOAD_WORD, 0, 0, ARCHITECTURE_OFFSET
-    yield JUMP_IF_EQUAL, 1, 0, architecture.number
-    yield RETURN, 0, 0, REFUSE
-    yield LOAD_WORD, 0, 0, CALL_OFFSET
-    yield from ((JUMP_IF_AT_LEAST, 0, 1, X32_CALLS), (RETURN, 0, 0, REFUSE))
-    for call in architecture[1:]:
-        yield from ((JUMP_IF_EQUAL, 0, 1, call), (RETURN, 0, 0, REFUSE))
-    yield RETURN, 0, 0, ALLOW
+def drop_capabilities() -> None:
+    header = struct.pack("Ii", CAPABILITY_VERSION, 0)
+    if libc.capset(header, struct.pack("6I", KEPT_CAPABILITIES, KEPT_CAPABILITIES, 0, 0, 0, 0)):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def set_process_option(option: int, value: int, address: int = 0) -> None:
