@@ -10,6 +10,8 @@ from importlib.metadata import version
 
 from pipeline.context import RunContext
 from pipeline.errors import ExitCode, OutputError
+from pipeline.fetch.stores import list_stores
+from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk
 from pipeline.output.dataset import Dataset, write_run_document
 from pipeline.output.store import OutputStore
@@ -52,7 +54,7 @@ def print_summary(
         say(totals.format_failure_reasons())
     output = shlex.quote(job.output.path)
     if totals.answered or any(dataset.read_footer(part).row_count for part in dataset.list_parts()):
-        say(f"answers: {dataset.parts_path}; see them: python -m pipeline report {output}")
+        say(f"answers: {dataset.parts_path}; see them: {format_report_command(job)}")
     if has_dead_letters:
         of_earlier_runs = "" if totals.failed else " of earlier runs"
         reasons = "" if totals.failed else f"python -m pipeline status {output} says why; "
@@ -60,6 +62,18 @@ def print_summary(
     if missing_rows := sum(chunk.asked_row_count for chunk in missing_chunks):
         say(f"{missing_rows:,} rows are neither answered nor failed; run the same command again")
     return choose_exit_code(totals, missing_rows, has_dead_letters)
+
+
+def format_report_command(job: Job) -> str:
+    """With the places of media that the rows of this job may name: a report reads no others."""
+    own_stores = list_stores([job.output.path])
+    places = {
+        "--roots": job.input.roots,
+        "--hosts": job.input.hosts,
+        "--stores": [store for store in job.input.stores if store not in own_stores],
+    }
+    options = [word for option, values in places.items() for value in values for word in (option, value)]
+    return shlex.join(["python", "-m", "pipeline", "report", job.output.path, *options])
 
 
 def choose_exit_code(totals: RunTotals, missing_rows: int, has_dead_letters: bool) -> ExitCode:
