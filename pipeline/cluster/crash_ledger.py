@@ -15,6 +15,7 @@ that takes too much ends the whole node.
 An actor whose processes die at every start, or one after another at work, is parked: it holds the chunks that Ray gives
 it and does nothing, because its GPU may be broken. When nothing else is left to do, it gives them back undone, and the
 driver runs them once more. The run stops when all actors of a stage are parked, so a larger pool bears more crashes.
+Those that the pool starts with and that have not come yet, because they wait for a node, are waited for.
 
 This module does no I/O and does not import Ray; `isolation.py` runs it as an actor on the driver's node.
 """
@@ -25,6 +26,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 MAX_CRASHES = 3  # crashes of one row alone, of one step outside its rows, or of one actor at its start
 GROUPS_PER_SPLIT = 16  # a group that crashed is split into so many
@@ -124,9 +126,12 @@ class ParkedNotice:
 
 class CrashLedger:
     def __init__(
-        self, is_node_alive: Callable[[str], bool] = lambda node_id: True, clock: Callable[[], float] = time.monotonic
+        self,
+        is_node_alive: Callable[[str], bool] = lambda node_id: True,
+        min_actors: Mapping[str, int] = MappingProxyType({}),  # by stage: how many come in any case
+        clock: Callable[[], float] = time.monotonic,
     ):
-        self.is_node_alive, self.clock = is_node_alive, clock
+        self.is_node_alive, self.min_actors, self.clock = is_node_alive, min_actors, clock
         self.open_steps: dict[StepKey, StepState] = {}
         self.actors: dict[str, ActorState] = {}  # by id
         self.notices: list[ParkedNotice] = []  # that the driver has not shown yet
@@ -158,15 +163,18 @@ class CrashLedger:
 
     def check_parked(self, actor_id: str) -> StepInstructions | None:
         """What a parked actor does with its chunks: None to hold them. Else it gives them back or stops the run."""
-        instructions = self.build_parked_instructions(self.actors[actor_id])
+        actor = self.actors[actor_id]
         if not self.is_idle():
             self.idle_since = None
         elif self.idle_since is None:
             self.idle_since = self.clock()
         idle_s = 0.0 if self.idle_since is None else self.clock() - self.idle_since
-        is_starting = any(not (actor.is_ready or actor.parked_reason) for actor in self.actors.values())
-        is_over = self.is_stopping or idle_s >= (PARKED_STARTING_S if is_starting else PARKED_IDLE_S)
-        return instructions if is_over or instructions.stop_reason else None
+        is_starting = self.lacks_actors(actor.stage) or any(
+            not (other.is_ready or other.parked_reason) for other in self.actors.values()
+        )
+        is_over = idle_s >= (PARKED_STARTING_S if is_starting else PARKED_IDLE_S)
+        instructions = self.build_parked_instructions(actor, wait_for_others=not is_over)
+        return instructions if is_over or self.is_stopping or instructions.stop_reason else None
 
     def take_notices(self) -> list[ParkedNotice]:
         """The actors that were parked since the last call."""
@@ -232,11 +240,16 @@ class CrashLedger:
             actor.parked_reason, actor.last_process = reason, last_process
             self.notices.append(ParkedNotice(reason, last_process))
 
-    def build_parked_instructions(self, actor: ActorState) -> StepInstructions:
+    def build_parked_instructions(self, actor: ActorState, *, wait_for_others: bool = True) -> StepInstructions:
         """Stop the run if no other actor can do the work."""
-        if all(other.parked_reason for other in self.actors.values() if other.stage == actor.stage):
+        is_alone = all(other.parked_reason for other in self.actors.values() if other.stage == actor.stage)
+        if is_alone and not (wait_for_others and self.lacks_actors(actor.stage)):
             return StepInstructions(stop_reason=actor.parked_reason, last_process=actor.last_process)
         return StepInstructions(is_parked=True)
+
+    def lacks_actors(self, stage: str) -> bool:
+        """Some of those that the pool starts with wait for a node."""
+        return sum(actor.stage == stage for actor in self.actors.values()) < self.min_actors.get(stage, 1)
 
     def record_survival(self, stage: str, state: StepState) -> None:
         if state.active_rows and state.process:

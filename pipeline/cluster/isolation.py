@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Condition
@@ -48,12 +48,12 @@ class ChunkStage(Generic[RowT, ResultT, ChunkResultT]):
     finish_chunk: Callable[[Sequence[ResultT]], ChunkResultT]
 
 
-def start_ledger() -> Any:
+def start_ledger(min_actors: Mapping[str, int]) -> Any:
     """Start the ledger of one run as an actor on the driver's node: without its driver, a run needs no ledger."""
     driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(CrashLedger)
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": driver_node}
-    return actor.options(**options).remote(is_node_alive)
+    return actor.options(**options).remote(is_node_alive, min_actors)
 
 
 def is_node_alive(node_id: str) -> bool:

@@ -103,7 +103,8 @@ class RayRunner:
 @contextmanager
 def open_ledger(context: RunContext, on_rows_in_flight: RowsInFlightCallback) -> Iterator[Any]:
     """The crash ledger of one run, polled for the rows in flight and for actors that it has parked."""
-    ledger, end_event = start_ledger(), Event()
+    workers, end_event = context.job.workers, Event()
+    ledger = start_ledger({"prepare": workers.prepare.min, "generate": workers.generate.min})
     poller = Thread(target=poll_ledger, args=(ledger, end_event, on_rows_in_flight), daemon=True)
     poller.start()
     if can_cluster_grow():

@@ -192,6 +192,21 @@ def test_the_run_stops_when_every_actor_of_the_stage_is_parked():
     assert "no GPU" in ledger.check_parked("a").stop_reason
 
 
+def test_an_only_actor_that_is_bad_waits_for_those_that_the_pool_starts_with():
+    """They come when an autoscaler has added their nodes."""
+    clock = Clock()
+    ledger = CrashLedger(min_actors={"generate": 2}, clock=clock)
+    for number in range(MAX_CRASHES):
+        ledger.begin_start("generate", build_process(number, "bad", "bad"))
+    assert ledger.begin_start("generate", build_process(9, "bad", "bad")).is_parked
+    assert ledger.check_parked("bad") is None
+    clock.now = PARKED_STARTING_S
+    assert "died while they started" in ledger.check_parked("bad").stop_reason
+    (good,) = start_pool(ledger, 1)
+    assert not ledger.begin_step(STEP, 8, good, exclusive=False).is_parked
+    assert ledger.check_parked("bad") is None
+
+
 class Clock:
     now = 0.0
 
