@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 SchemaNode = dict[str, Any]
 MAX_ENTERED_SCHEMAS = 5000  # by one walk through references: definitions that refer to each other multiply
+MAX_REFERENCE_DEPTH = 64  # of references inside references: Python's recursion has a limit, too
 MAX_INTEGER = 10**15 - 1  # fifteen digits: exact in an int64, in a double, and in other people's JSON readers
 
 SINGLE_SCHEMA_KEYS = ("items", "additionalProperties", "propertyNames", "contains", "not", "if", "then", "else")
@@ -55,7 +56,7 @@ class TooManySchemasError(Exception):
 class WalkLimit:
     """How far the cursors of one walk follow references."""
 
-    max_depth: float  # of references inside references
+    max_depth: int  # of references inside references
     entries_left: float
 
     def allows(self, parent_refs: tuple[str, ...]) -> bool:
@@ -119,19 +120,20 @@ def walk_references(schema: SchemaNode, walk: Callable[[SchemaCursor | None], T]
     """What `walk` returns for the root of a schema. If it enters too many schemas, it starts again and follows
     references less deep: as deep as the limit allows. No cursor enters a reference below that."""
 
-    def try_depth(max_depth: float, entries: float) -> T:
+    def try_depth(max_depth: int, entries: float) -> T:
         return walk(enter_schema(schema, schema, (), WalkLimit(max_depth, entries)))
 
     try:
-        return try_depth(math.inf, MAX_ENTERED_SCHEMAS)
+        return try_depth(MAX_REFERENCE_DEPTH, MAX_ENTERED_SCHEMAS)
     except TooManySchemasError:
-        result, depth = try_depth(0, math.inf), 0
-    while True:
-        depth += 1
+        result, depth, too_deep = try_depth(0, math.inf), 0, MAX_REFERENCE_DEPTH
+    while too_deep - depth > 1:
+        middle = (depth + too_deep) // 2
         try:
-            result = try_depth(depth, MAX_ENTERED_SCHEMAS)
+            result, depth = try_depth(middle, MAX_ENTERED_SCHEMAS), middle
         except TooManySchemasError:
-            return result
+            too_deep = middle
+    return result
 
 
 def walk_schema(node: SchemaNode, path: str = "$") -> Iterator[tuple[str, SchemaNode]]:

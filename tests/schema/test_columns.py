@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.schema.columns import JSON_TEXT_METADATA, to_arrow_array, to_arrow_field, to_column_value
-from pipeline.schema.json_schema import canonicalize_schema
+from pipeline.schema.json_schema import MAX_REFERENCE_DEPTH, canonicalize_schema
 from tests.awkward_schemas import AWKWARD, NONE, TEXT, WHOLE, either, listed, nested_definitions, recursive, struct
 
 
@@ -76,14 +76,21 @@ def test_a_recursive_schema_is_typed_for_one_level() -> None:
     assert json.loads(value["kids"][0]) == {"value": 2, "kids": []}
 
 
-def test_definitions_that_multiply_are_typed_as_deep_as_columns_allow() -> None:
-    answer = to_arrow_field(canonicalize_schema(nested_definitions(levels=30, fields=4)))
+@pytest.mark.parametrize(
+    ("levels", "fields", "typed_levels"),
+    [
+        pytest.param(30, 4, 5, id="4 ** 6 columns would be too many"),
+        pytest.param(300, 1, MAX_REFERENCE_DEPTH, id="Python cannot go as deep as the definitions"),
+    ],
+)
+def test_definitions_are_typed_as_deep_as_columns_allow(levels: int, fields: int, typed_levels: int) -> None:
+    answer = to_arrow_field(canonicalize_schema(nested_definitions(levels, fields)))
     level, depth = answer, 0
     while pa.types.is_struct(level.type):
         assert level.type.field("name").type == pa.string()
         level, depth = level.type.field("part_0"), depth + 1
     assert level.metadata == JSON_TEXT_METADATA
-    assert depth == 5  # 4 ** 6 columns would be too many
+    assert depth == typed_levels
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ import pytest
 
 from pipeline.schema.json_schema import (
     DATE_REGEX,
+    SchemaCursor,
     canonicalize_schema,
     enter_schema,
     find_grammar_problems,
     format_schema,
     resolve_ref,
+    walk_references,
     walk_schema,
 )
 from tests.awkward_schemas import AWKWARD, NONE, TEXT, WHOLE, either, listed, recursive, struct
@@ -137,3 +139,23 @@ def test_a_cursor_lists_alternatives_and_constants() -> None:
     root = enter_schema(schema, schema)
     assert root is not None
     assert [part and part.constants for part in root.alternatives] == [["a", "b"], [None], None]
+
+
+def test_a_few_walks_find_how_deep_references_can_be_followed() -> None:
+    """Each walk that is too deep enters 5,000 schemas."""
+    walks = []
+
+    def count_levels(schema: SchemaCursor | None) -> int:
+        return 0 if schema is None else 1 + max(map(count_levels, schema.properties.values()), default=0)
+
+    def walk(root: SchemaCursor | None) -> int:
+        walks.append(root)
+        return count_levels(root)
+
+    definitions = {
+        f"Level{level}": struct(next={"$ref": f"#/$defs/Level{level + 1}"}, **{f"text_{n}": TEXT for n in range(200)})
+        for level in range(40)
+    }
+    schema = {"$ref": "#/$defs/Level0", "$defs": {**definitions, "Level40": TEXT}}
+    assert walk_references(schema, walk) == 25  # of 201 schemas each
+    assert len(walks) < 9
