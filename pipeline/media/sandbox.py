@@ -159,8 +159,11 @@ def filter_calls(instructions: Sequence[Instruction]) -> None:
 
 
 def drop_capabilities() -> None:
-    header = struct.pack("Ii", CAPABILITY_VERSION, 0)
-    if libc.capset(header, struct.pack("6I", KEPT_CAPABILITIES, KEPT_CAPABILITIES, 0, 0, 0, 0)):
+    """Of those that this process has: an ordinary user has none."""
+    header, data = struct.pack("Ii", CAPABILITY_VERSION, 0), ctypes.create_string_buffer(24)
+    libc.capget(header, data)
+    kept = struct.unpack("6I", data.raw)[1] & KEPT_CAPABILITIES
+    if libc.capset(header, struct.pack("6I", kept, kept, 0, 0, 0, 0)):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 

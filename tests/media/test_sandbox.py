@@ -249,6 +249,8 @@ from tests.media.sample_media import draw_pixels, encode_image
 from tests.media.test_sandbox import LIMITS
 
 sandbox.set_process_option(sandbox.PR_SET_NO_NEW_PRIVS, 1)
+sandbox.KEPT_CAPABILITIES = 0  # as an ordinary user; its children get none back
+sandbox.drop_capabilities()
 sandbox.filter_calls([
     (sandbox.LOAD_WORD, 0, 0, sandbox.CALL_OFFSET),
     (sandbox.JUMP_IF_EQUAL, 0, 1, sandbox.CREATE_RULESET),
@@ -266,6 +268,7 @@ for _ in range(2):
 
 
 def test_a_kernel_that_lacks_both_protections_is_warned_of_once_and_decodes():
+    """Also for a user without capabilities."""
     done = subprocess.run([sys.executable, "-c", OLD_KERNEL], capture_output=True, text=True, check=True)
     assert done.stdout == "((56, 56),)\n" * 2
     assert done.stderr == (
