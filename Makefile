@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 RAY_FLOOR := $(shell sed -n 's/.*"ray\[.*>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 RAY_FLOOR_PATH := $(CURDIR)/.venv/ray-floor:$(CURDIR)
-RAY_TESTS := tests/contracts/test_runners.py tests/cluster/test_ray_session.py tests/cluster/test_ray_runner.py tests/cluster/test_poison.py
+RAY_TESTS := tests/contracts/test_runners.py tests/cluster/test_ray_session.py tests/cluster/test_own_cluster.py tests/cluster/test_ray_runner.py tests/cluster/test_poison.py
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
