@@ -17,6 +17,7 @@ from tests.workspace import ray_environment, s3_environment, workspace
 __all__ = ["ray_environment", "s3_environment", "workspace"]
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - so named by Ray, whose default of 15 starves its workers here
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
