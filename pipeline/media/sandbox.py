@@ -3,8 +3,8 @@
 Landlock leaves it the files of Python and its libraries, to read; the file that it decodes comes as an open descriptor.
 A seccomp filter refuses sockets, new processes and programs, and whatever looks into other processes or ends them. Both
 hold until the process ends, but only for threads that start later, so nothing that may start threads is imported
-before: this module needs Linux and the standard library. What a kernel lacks is told to the owner of the process, who
-warns: without any decoder most users would be worse off.
+before: this module needs the standard library alone. What a kernel lacks (macOS lacks both) is told to the owner of the
+process, who warns: without any decoder most users would be worse off.
 """
 
 from __future__ import annotations
@@ -68,12 +68,15 @@ libc.syscall.restype = ctypes.c_long
 
 
 def hide_process_memory() -> None:
-    """Keep other processes of the same user from reading the memory and the environment of this one."""
-    set_process_option(PR_SET_DUMPABLE, 0)
+    """Keep other processes of the same user from reading the memory and the environment of this one, on Linux."""
+    if sys.platform == "linux":
+        set_process_option(PR_SET_DUMPABLE, 0)
 
 
 def enter_sandbox() -> list[str]:
     """What the kernel lacks, in words."""
+    if sys.platform != "linux":
+        return ["other files, the network and other processes (Landlock and seccomp: only on Linux)"]
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # a machine short of memory kills this process first
     drop_capabilities()

@@ -276,3 +276,12 @@ def test_a_kernel_that_lacks_both_protections_is_warned_of_once_and_decodes():
         "vlbatch: this kernel does not keep the decoder from other files (Landlock: Function not implemented) "
         "and the network and other processes (seccomp: not known for i686); see README, Security\n"
     )
+
+
+def test_a_system_other_than_linux_has_no_sandbox_and_says_so(monkeypatch):
+    monkeypatch.setattr(sandbox, "libc", None)  # whose calls are those of Linux
+    monkeypatch.setattr(sandbox.sys, "platform", "darwin")
+    sandbox.hide_process_memory()
+    assert sandbox.enter_sandbox() == [
+        "other files, the network and other processes (Landlock and seccomp: only on Linux)"
+    ]
