@@ -76,7 +76,9 @@ manifest: manifest files become chunks, and chunks become Items
     manifest/files.py                       finds the manifest files of a job
     manifest/column_selection.py            selects the columns that a job reads
     manifest/nested_columns.py              reads columns inside columns, by path
-    manifest/chunks.py                      cuts manifest files into chunks, and reads their rows
+    manifest/row_keys.py                    the key of a row: its id and a hash of what it asks
+    manifest/row_reader.py                  reads the rows of a file, and their keys
+    manifest/chunks.py                      cuts manifest files into chunks, and reads their rows again
     manifest/kept_columns.py                one type and its values for the columns that a job copies to its output
     manifest/items.py                       converts a row to an Item
     manifest/chat.py                        parses a cell that holds a chat

@@ -21,10 +21,11 @@ from pipeline.errors import ItemError, PipelineError, build_internal_failure
 from pipeline.fetch.fetcher import Fetcher
 from pipeline.job.spec import AnswerSection, MediaSection
 from pipeline.job.step_settings import build_step
-from pipeline.manifest.chunks import Chunk, RowReader, read_chunk_rows
+from pipeline.manifest.chunks import Chunk, read_chunk_rows
 from pipeline.manifest.files import ManifestFile, read_with_retries
 from pipeline.manifest.items import build_item
 from pipeline.manifest.kept_columns import convert_kept_values
+from pipeline.manifest.row_reader import RowReader
 from pipeline.media.base import FrameDecoder, MediaFetcher
 from pipeline.media.clips import list_sources, load_media
 from pipeline.media.decode import ClipDecoder

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pipeline.context import RunContext
-from pipeline.manifest.chunks import Chunk, RowReader, read_span_again
+from pipeline.manifest.chunks import Chunk, read_span_again
 from pipeline.manifest.files import read_with_retries
 from pipeline.manifest.kept_columns import convert_kept_values
+from pipeline.manifest.row_reader import RowReader
 
 
 class ChunkRow(NamedTuple):

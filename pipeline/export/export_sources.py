@@ -20,7 +20,8 @@ from pipeline.context import RunContext
 from pipeline.export.chunk_rows import ChunkRow, ChunkRowReader
 from pipeline.export.row_matching import Numbers, match_foreign_rows
 from pipeline.export.row_spool import RowSpool
-from pipeline.manifest.chunks import Chunk, encode_canonical_json, hash_row_keys
+from pipeline.manifest.chunks import Chunk
+from pipeline.manifest.row_keys import encode_canonical_json, hash_row_keys
 from pipeline.output.dataset import Dataset, split_part_name
 from pipeline.output.thread_map import map_in_threads
 from pipeline.run.dedup import HashBuckets

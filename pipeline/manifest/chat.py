@@ -7,7 +7,7 @@ Parquet gives each part the keys of all parts, so a key without a value means no
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ SOURCE_KEYS = {kind: (kind, f"{kind}_url", "url", "path", "bytes") for kind in (
 class ChatParser:
     """Parses the chat of one row. A CellError names the column, the message and the part."""
 
-    def __init__(self, column: str, column_media: Sequence[MediaRef], row_options: MediaOptions, base_folder: str):
+    def __init__(self, column: str, column_media: Iterable[MediaRef], row_options: MediaOptions, base_folder: str):
         self.column, self.row_options, self.base_folder = column, row_options, base_folder
         self.unused_media = iter(column_media)
 

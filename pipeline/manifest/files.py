@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import os
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 import pyarrow as pa
@@ -48,6 +49,7 @@ class ManifestFile:
 
     url: str
     kind: str  # a name in registry.SOURCES
+    place: str = ""  # of its folder, as seen from the folder that the manifest starts from; empty: the same
 
     @property
     def source_class(self) -> type[Source]:
@@ -66,7 +68,9 @@ def list_manifest_files(job: Job, say: Callable[[str], None] = ignore_note) -> l
     """Every file that the manifest names, in a fixed order. `say` takes notes about files that are left out."""
     path = job.output.path
     output_url = path.rstrip("/") if "://" in path else f"file://{os.path.abspath(path)}"
-    files = [file for url in job.input.manifest for file in expand_url(url, output_url, say)]
+    listings = [expand_url(url, output_url, say) for url in job.input.manifest]
+    root = listings[0].folder
+    files = [replace(file, place=describe_place(file, root)) for listing in listings for file in listing.files]
     if not files:
         places = ", ".join(f"{url}{describe_folder(url)}" for url in job.input.manifest)
         raise JobError(f"input.manifest: nothing found at {places}")
@@ -78,8 +82,19 @@ def list_manifest_files(job: Job, say: Callable[[str], None] = ignore_note) -> l
     return files
 
 
-def expand_url(url: str, output_url: str, say: Callable[[str], None]) -> list[ManifestFile]:
-    """The files behind a URL."""
+class ManifestListing(NamedTuple):
+    """What one URL of a manifest leads to."""
+
+    folder: str  # the one that the URL names, or in which its file or pattern is
+    files: list[ManifestFile]
+
+
+def describe_place(file: ManifestFile, root: str) -> str:
+    place = posixpath.relpath(file.base_folder, root)
+    return "" if place == "." else place
+
+
+def expand_url(url: str, output_url: str, say: Callable[[str], None]) -> ManifestListing:
     if "::" in url:
         raise JobError(f"input.manifest: {url}: URLs that chain filesystems with :: are not supported")
     try:
@@ -87,7 +102,7 @@ def expand_url(url: str, output_url: str, say: Callable[[str], None]) -> list[Ma
         if filesystem.unstrip_protocol(path).rstrip("/") == output_url:
             raise JobError(f"output.path is {url}, the manifest's own folder; choose another folder for the answers")
         if any(wildcard in path for wildcard in "*?["):
-            folder = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
+            folder = get_media_folder(path)
             names = leave_out_outputs(filesystem, folder, filesystem.glob(path), output_url, say)
             tables = names if any(map(detect_source_kind, names)) or not has_media(names, folder) else None
         elif filesystem.isdir(path):
@@ -98,9 +113,10 @@ def expand_url(url: str, output_url: str, say: Callable[[str], None]) -> list[Ma
             tables = None if has_media(names, folder) else names
         else:
             raise JobError(f"input.manifest: there is no {url}{describe_folder(url)}")
+        folder_url = filesystem.unstrip_protocol(folder or "/")
         if tables is None:
             say_left_out(filesystem, folder, names, say)
-            return [ManifestFile(filesystem.unstrip_protocol(path), MEDIA_KIND)]
+            return ManifestListing(folder_url, [ManifestFile(filesystem.unstrip_protocol(path), MEDIA_KIND)])
     except (ImportError, ValueError) as error:
         raise JobError(f"input.manifest: {url}: {error}") from error
     except PermissionError as error:
@@ -109,7 +125,8 @@ def expand_url(url: str, output_url: str, say: Callable[[str], None]) -> list[Ma
         problem = translate_error(error, url)
         advice = "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" if url.startswith("s3") else ""
         raise JobError(f"input.manifest: {problem.message}{advice if problem.kind == 'denied' else ''}") from error
-    return [ManifestFile(filesystem.unstrip_protocol(name), require_source_kind(name)) for name in tables]
+    files = [ManifestFile(filesystem.unstrip_protocol(name), require_source_kind(name)) for name in tables]
+    return ManifestListing(folder_url, files)
 
 
 def choose_tables(filesystem: Any, folder: str, names: Sequence[str]) -> list[str] | None:

@@ -17,9 +17,9 @@ from typing import Any
 from pipeline.errors import ReadError
 from pipeline.job.spec import Job
 from pipeline.manifest.chat import ChatParser
-from pipeline.manifest.chunks import ManifestRow
 from pipeline.manifest.column_selection import MAX_TOKENS_COLUMN, PLACEHOLDER, ManifestColumns
 from pipeline.manifest.media_cells import CellError, parse_media_cell, parse_number, parse_options
+from pipeline.manifest.row_reader import ManifestRow
 from pipeline.types import Item, MediaRef, Turn
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.manifest.chunks import hash_row_keys
+from pipeline.manifest.row_keys import hash_row_keys
 from pipeline.output.dataset import Dataset
 from pipeline.output.thread_map import map_in_threads
 from pipeline.run.dedup import HashBuckets, find_common_numbers, find_duplicates, number_equal_rows

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from pipeline.context import RunContext
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
-from pipeline.manifest.chunks import Chunk, RowReader, read_chunk_rows, split_file
+from pipeline.manifest.chunks import Chunk, read_chunk_rows, split_file
 from pipeline.manifest.files import ManifestFile, build_unreadable_error, get_store_error_types
+from pipeline.manifest.row_reader import RowReader
 from pipeline.output.dataset import Dataset, split_part_name
 from pipeline.output.store import ObjectInfo
 from pipeline.run.dedup import HashBuckets, find_duplicates

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from pipeline.manifest.chunks import Chunk, hash_row_keys
+from pipeline.manifest.chunks import Chunk
+from pipeline.manifest.row_keys import hash_row_keys
 from pipeline.output.dataset import Dataset, get_part_of_dead_letters, split_part_name
 from pipeline.output.dead_letters import DeadLetter, find_failed_chunks, read_unresolved_letters
 from pipeline.output.store import ObjectInfo

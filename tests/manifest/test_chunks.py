@@ -8,8 +8,10 @@ import pytest
 
 from pipeline.errors import JobError
 from pipeline.job.spec import Job, PromptSection
-from pipeline.manifest.chunks import RowReader, compute_row_keys, read_chunk_rows, split_file
+from pipeline.manifest.chunks import read_chunk_rows, split_file
 from pipeline.manifest.files import list_manifest_files
+from pipeline.manifest.row_keys import hash_question
+from pipeline.manifest.row_reader import RowReader
 from pipeline.manifest.sources.parquet import ParquetSource
 
 IMAGE_CELL = {"bytes": b"\x89PNG 1", "path": "a.png"}
@@ -57,11 +59,10 @@ def test_rows_with_images_in_the_manifest_need_an_id_column(tmp_path):
 
 
 def test_bytes_in_a_chat_are_part_of_the_question():
-    def compute_key(data):
-        chat = [{"role": "user", "content": [{"type": "image", "bytes": data}]}]
-        return compute_row_keys(pa.Table.from_pylist([{"id": "x", "chat": chat}]), ["chat"], "id", "m.parquet")
+    def hash_chat(data):
+        return hash_question({"chat": [{"role": "user", "content": [{"type": "image", "bytes": data}]}]}, {})
 
-    assert compute_key(b"one") != compute_key(b"two")
+    assert hash_chat(b"one") != hash_chat(b"two")
 
 
 @pytest.mark.parametrize("name", ["id", "hint"])

@@ -10,9 +10,9 @@ import pytest
 
 from pipeline.errors import JobError, ReadError
 from pipeline.job.spec import Job
-from pipeline.manifest.chunks import ManifestRow
 from pipeline.manifest.column_selection import select_columns
 from pipeline.manifest.items import build_item
+from pipeline.manifest.row_reader import ManifestRow
 from pipeline.types import Item, MediaOptions, MediaRef, Turn
 
 

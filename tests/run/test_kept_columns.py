@@ -12,9 +12,9 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
-from pipeline.manifest.chunks import RowReader
 from pipeline.manifest.files import list_manifest_files
 from pipeline.manifest.kept_columns import convert_kept_values
+from pipeline.manifest.row_reader import RowReader
 from pipeline.run.preflight import build_run_context
 
 

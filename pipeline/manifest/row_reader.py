@@ -1,0 +1,90 @@
+"""Reads the rows of one manifest file, and their keys.
+
+Planning reads only the columns that decide the question; the worker that gets a chunk reads its rows again. Media given
+as bytes are not part of a question, because planning would have to read all of them: the id of the row stands for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from pipeline.errors import JobError
+from pipeline.job.spec import Job
+from pipeline.manifest.column_selection import holds_bytes, select_file_columns
+from pipeline.manifest.files import ManifestFile
+from pipeline.manifest.nested_columns import add_nested_columns, add_nested_fields, list_root_columns
+from pipeline.manifest.row_keys import format_row_id, has_relative_paths, hash_question, list_row_sources
+from pipeline.manifest.sources.base import Span
+
+
+class ManifestRow(NamedTuple):
+    values: Mapping[str, Any]
+    id: str
+    question: str  # a hash of what the row asks
+
+
+class RowReader:
+    """One manifest file, open. A caller that reads spans in order decodes each row once."""
+
+    def __init__(self, job: Job, file: ManifestFile, schema_prompt: str | None):
+        self.file, self.source = file, file.open_source()
+        file_schema = self.source.read_schema()
+        self.file_columns = file_schema.names
+        self.columns = select_file_columns(job, file, file_schema, schema_prompt)
+        schema = add_nested_fields(file_schema, self.columns.media)
+        binary = {name for name in self.columns.media if holds_bytes(schema.field(name).type)}
+        self.hashed_columns = [name for name in self.columns.question_columns if name not in binary]
+        self.id_columns = [self.columns.id] if self.columns.id else []
+        # Where values may turn out to have another type than the file began with, planning finds it, not a paid run.
+        self.checked_columns = self.columns.kept if self.source.infers_types else ()
+
+    def read_keys(self, span: Span) -> list[tuple[str, str]]:
+        """(id, question) of each row, without reading media given as bytes."""
+        names = dict.fromkeys([*self.hashed_columns, *self.id_columns, *self.checked_columns])
+        return self._compute_keys(self._read_span(span, names))
+
+    def read_rows(self, span: Span, *, with_binary_media: bool = True) -> list[ManifestRow]:
+        asked = self.columns.question_columns if with_binary_media else self.hashed_columns
+        names = dict.fromkeys([*asked, *self.columns.kept, *self.id_columns])
+        table = self._read_span(span, names)
+        keys, rows = self._compute_keys(table), to_python_rows(table, self.file.url)
+        return [ManifestRow(row, *key) for row, key in zip(rows, keys, strict=True)]
+
+    def _read_span(self, span: Span, names: Iterable[str]) -> pa.Table:
+        table = self.source.read_span(span, list_root_columns(names, self.file_columns))
+        return add_nested_columns(table, names, self.file.url)
+
+    def _compute_keys(self, table: pa.Table) -> list[tuple[str, str]]:
+        """Without an id column the question is the id, too."""
+        names, url = self.hashed_columns, self.file.url
+        rows = to_python_rows(table.select(names), url) if names else [{}] * table.num_rows
+        questions = [hash_question(row, self._describe_place(row)) for row in rows]
+        if not self.columns.id:
+            return [(question, question) for question in questions]
+        ids = [format_row_id(row[self.columns.id]) for row in to_python_rows(table.select(self.id_columns), url)]
+        if None in ids:
+            row_number = ids.index(None)
+            place = f"in the row after {ids[row_number - 1]!r}" if row_number else "in a row"
+            problem = f"column {self.columns.id} (input.id) is empty {place}"
+            raise JobError(f"{url}: {problem}; fill it in, or leave input.id out")
+        return [(row_id, question) for row_id, question in zip(ids, questions, strict=True) if row_id is not None]
+
+    def _describe_place(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """What relative paths in a row add to its question."""
+        if not self.file.place:
+            return {}
+        media = [name for name in self.columns.media if name in self.hashed_columns]
+        uris = list_row_sources(row, media, self.columns.messages, base_folder="")
+        return {"folder": self.file.place} if has_relative_paths(uris) else {}
+
+
+def to_python_rows(table: pa.Table, url: str) -> list[dict[str, Any]]:
+    """Parquet does not check its values: text may not be UTF-8, and a date may lie beyond the year 9999."""
+    try:
+        return list(table.to_pylist())
+    except (UnicodeDecodeError, OverflowError, ValueError) as error:
+        columns = ", ".join(table.column_names)
+        raise JobError(f"{url}: a value of {columns} cannot be read ({error}); write the file again") from error
