@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-all test-ray-floor vllm-env test-vllm lint chaos bench clean
+.PHONY: help setup demo check fast-tests test test-all test-ray-floor vllm-env test-vllm lint chaos bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -23,7 +23,10 @@ setup: .venv/.ready ## a virtual environment with everything in it, at the versi
 demo: .venv/.ready ## a job on the built-in model, from pictures to a Parquet table
 	$(BIN)/python -m pipeline demo
 
-check: lint ## lint, types, docstring examples and the fast tests, for while you edit
+check: .venv/.ready ## lint, types, docstring examples and the fast tests, for while you edit
+	+$(MAKE) --no-print-directory -j 2 -O lint fast-tests
+
+fast-tests: .venv/.ready
 	$(BIN)/python -m pytest -q -m "not process and not slow and not vllm"
 
 test: .venv/.ready ## all tests but those that take long by their nature

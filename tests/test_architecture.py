@@ -125,6 +125,11 @@ def test_no_test_imports_another_test():
     assert imports == []
 
 
+def test_names_of_tests_fit_on_a_line():
+    names = [name for path in TESTS for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)]
+    assert [name for name in names if len(name) >= 80] == []
+
+
 def test_every_room_has_a_place_in_the_order():
     assert {room_of(dotted_name(path)) for path in MODULES} - {""} == set(ROOMS)
 

@@ -119,7 +119,7 @@ def now(monkeypatch):
     return time_s
 
 
-def test_a_wait_for_storage_is_silent_for_five_seconds_and_then_speaks_at_each_attempt(now, caplog):
+def test_a_wait_for_storage_speaks_after_five_seconds_and_then_at_each_attempt(now, caplog):
     retries, error = StorageRetries("s3://acme/out"), OSError(5, "SlowDown")
     for failures in range(1, 4):
         assert retries.decide_wait_s("unavailable", error, failures) < 5

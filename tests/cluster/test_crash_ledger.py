@@ -165,7 +165,7 @@ def test_one_bad_node_stops_no_replica_of_a_thousand():
     assert ledger.take_notices() == []
 
 
-def test_a_bad_node_that_dies_among_the_first_chunks_is_parked_and_its_rows_are_not_blamed():
+def test_a_bad_node_that_dies_at_the_first_chunks_is_parked_and_no_row_is_blamed():
     ledger = CrashLedger()
     good = start_pool(ledger, 7)
     ledger.begin_step(("generate", "other"), 8, good[0], exclusive=False)

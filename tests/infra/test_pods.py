@@ -49,7 +49,7 @@ def test_a_job_that_cannot_run_is_stopped_and_every_ended_cluster_is_deleted(ove
     assert build_parser(None).parse_args(words).stop_when_refused
 
 
-def test_cluster_autoscaler_adds_nodes_for_every_pod_and_services_evict_the_head_last():
+def test_the_autoscaler_adds_nodes_for_every_pod_and_evicts_the_head_last():
     for overlay in OVERLAYS:
         values = {item["metadata"]["name"]: item["value"] for item in get_resources(overlay, "PriorityClass")}
         for role, template in list_pod_templates(overlay):
@@ -93,7 +93,7 @@ def test_every_container_has_a_read_only_root_and_a_place_for_temporary_files():
         assert spec.get("shareProcessNamespace", False) == (role != "submitter")
 
 
-def test_network_policies_select_every_pod_and_let_only_the_operator_and_prometheus_in():
+def test_network_policies_let_only_the_operator_and_prometheus_in_to_any_pod():
     for overlay in OVERLAYS:
         (policy,) = (
             item["spec"]
@@ -111,7 +111,7 @@ def test_network_policies_select_every_pod_and_let_only_the_operator_and_prometh
         assert strangers == {"kuberay-operator": [8265], "prometheus": [8080]}
 
 
-def test_workers_reach_public_addresses_but_no_metadata_server_and_no_private_network():
+def test_workers_reach_public_addresses_but_no_metadata_server_or_private_network():
     reachable = {
         (role, address): can_reach("once", role, address, 443)
         for role in ("head", "gpu", "cpu")

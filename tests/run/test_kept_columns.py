@@ -87,9 +87,7 @@ def test_jsonl_files_that_disagree_give_text(workspace, write_files):
     assert found == ("string", ["1", None, "h", '{"a": [2]}'])
 
 
-def test_jsonl_values_that_differ_from_the_sample_are_found_before_anything_is_asked(
-    workspace, write_files, monkeypatch
-):
+def test_jsonl_values_that_differ_from_the_sample_are_found_before_the_run(workspace, write_files, monkeypatch):
     monkeypatch.setattr("pipeline.manifest.sources.jsonl.SAMPLE_BYTES", 1)
     input_section = write_files([1, "h"], ending="jsonl")
     with pytest.raises(JobError, match=r"0\.jsonl:2: column hint holds \"h\", and int64 before"):
