@@ -42,7 +42,7 @@ class Echo(BaseHTTPRequestHandler):
 def server():
     serving = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
     serving.daemon_threads = True
-    threading.Thread(target=serving.serve_forever, daemon=True).start()
+    threading.Thread(target=serving.serve_forever, args=(0.02,), daemon=True).start()
     yield f"127.0.0.1:{serving.server_port}"
     serving.shutdown()
 

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import ray
-
-from pipeline.cluster.ray_session import require_random_token
 from tests.bench import harness
 from tests.cluster.crashing_rows import DEADLINE_S
+from tests.small_ray import start_small_ray
 from tests.workspace import JobWorkspace
 
 CRASHES = [f"{place}-{cause}" for place in ("engine", "prepare") for cause in ("segfault", "hang", "memory")]
@@ -31,27 +27,10 @@ HEADER = ["row", "answered", "dead letter", "the last process said", "seconds"]
 def hostile_ray() -> Iterator[Path]:
     """Start Ray with workers that some rows crash. Yields a folder for the test."""
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", HF_HUB_OFFLINE="1")
-    os.environ.pop("RAY_ADDRESS", None)
-    folder = Path(tempfile.mkdtemp(prefix="vl"))
-    with require_random_token():
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=200 * 10**6,
-            log_to_driver=False,
-            logging_level="ERROR",
-            runtime_env={
-                "worker_process_setup_hook": "tests.cluster.crashing_rows.install",
-                "env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])},  # where workers find the hook
-            },
-            _temp_dir=str(folder / "ray"),
-        )
-        try:
-            yield folder
-        finally:
-            ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
+    hook = "tests.cluster.crashing_rows.install"
+    path = str(Path(__file__).parents[2])  # where workers find the hook
+    with start_small_ray({"worker_process_setup_hook": hook, "env_vars": {"PYTHONPATH": path}}) as folder:
+        yield folder
 
 
 def main() -> None:

@@ -40,6 +40,7 @@ def test_rows_that_crash_their_process_become_errors_and_all_others_are_answered
     assert reason in dead_letter["message"]
 
 
+@pytest.mark.slow
 def test_an_engine_that_crashes_at_every_start_stops_the_run_and_says_so(workspace):
     workspace.write_manifest(workspace.draw_images(4))
     with pytest.raises(StoppedError, match=r"(?s)died while they started.*most likely for want of memory"):

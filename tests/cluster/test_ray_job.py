@@ -59,6 +59,7 @@ def test_a_job_that_cannot_run_stops_its_ray_job_if_asked_to(client, tmp_path, c
     assert "missing.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_a_run_that_stops_early_is_left_to_be_repeated(client, workspace):
     workspace.write_manifest(workspace.write_broken_images(120))
     job = str(workspace.write_job_file(limits={"error_rate": 0}))

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -16,12 +14,12 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 from ray.data import DataContext
 
 from pipeline.cluster import ray_runner
-from pipeline.cluster.ray_session import DATASET_READER_THREAD, require_random_token
+from pipeline.cluster.ray_session import DATASET_READER_THREAD
 from pipeline.errors import JobError, StoppedError
+from tests.small_ray import start_small_ray
 
 pytestmark = pytest.mark.process
 
@@ -31,22 +29,8 @@ SHOWN = ("id", "hint", "text", "finish", "tokens", "attempts", "question", "stag
 @pytest.fixture(scope="module")
 def session():
     """One Ray session for the module, which the runs use."""
-    folder = tempfile.mkdtemp(prefix="vl")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        with require_random_token():
-            ray.init(
-                address="local",
-                num_cpus=2,
-                include_dashboard=False,
-                object_store_memory=200 * 10**6,
-                log_to_driver=False,
-                logging_level="ERROR",
-                _temp_dir=folder,
-            )
-            yield
-            ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    with start_small_ray():
+        yield
 
 
 def shown(rows):
@@ -78,17 +62,18 @@ def test_a_cluster_finishes_in_several_datasets_what_one_process_began(workspace
         chunk_counts.append(len(chunks))
         return build_dataset(context, chunks, *arguments)
 
-    monkeypatch.setattr(ray_runner, "CHUNKS_PER_DATASET", 1)
+    monkeypatch.setattr(ray_runner, "CHUNKS_PER_DATASET", 2)
     monkeypatch.setattr(ray_runner, "build_dataset", count_chunks)
     workspace.write_manifest(workspace.draw_images(18))
     assert workspace.run_job(row_limit=5) == 0
     parts_before = workspace.list_parts()
     assert workspace.run_job(runner="ray") == 0
-    assert chunk_counts == [1, 1, 1, 1]
+    assert chunk_counts == [2, 2]
     assert workspace.list_answered_ids() == sorted(f"r{n}" for n in range(18))
     assert parts_before.items() <= workspace.list_parts().items()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("session")
 def test_a_killed_run_that_is_repeated_answers_every_row_once_and_repeats_no_chunk(workspace, ray_environment):
     workspace.write_manifest(workspace.draw_images(48))

@@ -155,6 +155,7 @@ class TextSource(Source):
         return Path(self.url.removeprefix("file://")).read_text().splitlines()
 
 
+@pytest.mark.process
 def test_a_registry_entry_is_enough_to_add_a_source(
     workspace: JobWorkspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -117,7 +117,7 @@ def server():
     http_server = ThreadingHTTPServer(("127.0.0.1", 0), Behaviour)
     http_server.daemon_threads = True
     http_server.handle_error = lambda *_: None  # clients hang up on purpose
-    threading.Thread(target=http_server.serve_forever, daemon=True).start()
+    threading.Thread(target=http_server.serve_forever, args=(0.02,), daemon=True).start()
     yield f"127.0.0.1:{http_server.server_port}"
     http_server.shutdown()
 
