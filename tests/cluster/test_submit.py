@@ -101,12 +101,10 @@ def test_a_broken_job_fails_and_names_the_line(submit, tmp_path):
     assert "max_tokens" in output
 
 
-FAILED_ROWS = [
-    ([], 1, "exit code 3"),
-    pytest.param(["--allow-errors"], 0, "succeeded", marks=pytest.mark.slow),
-]
+FAILED_ROWS = [([], 1, "exit code 3"), (["--allow-errors"], 0, "succeeded")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "exit_code", "expected"), FAILED_ROWS, ids=["refused", "allowed"])
 def test_failed_rows_fail_the_ray_job_unless_they_are_allowed(submit, place, tmp_path, options, exit_code, expected):
     run = ["--", "python", "-m", "pipeline", "run", JOB, f"--set=output.path={tmp_path}/out", "--limit=1"]
