@@ -42,6 +42,7 @@ Shared by all rooms
 
 job: a YAML file becomes a frozen Job
     job/key_types.py                        types and helpers that the sections of a job are made of
+    job/model_section.py                    the keys of its section `model`
     job/spec.py                             every key of a job file, with its type, default and meaning
     job/step_settings.py                    checks media.steps and builds the steps
     job/keys.py                             which keys may stand where in a job file
@@ -126,6 +127,7 @@ model: frames and text become tokens
     model/families/qwen2_5_vl.py            Qwen2.5-VL
     model/families/qwen3_vl.py              Qwen3-VL, dense and mixture of experts
     model/families/qwen3_5.py               Qwen3.5, 3.6 and 3.8, dense and mixture of experts
+    model/families/generic.py               any other model that vLLM or a server runs
     model/guidance/grammar.py               masks the tokens that may come next, for a schema and a budget
     model/guidance/ending_search.py         finds the shortest ending of a half-written answer
     model/guidance/ending_hints.py          derives from a schema what helps that search

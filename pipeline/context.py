@@ -43,7 +43,7 @@ def locate_small_files(context: RunContext) -> Path:
 
 
 def open_family(context: RunContext) -> Family:
-    return family_loader.load_job_family(locate_small_files(context), context.job)
+    return family_loader.open_job_family(context.pinned_job)
 
 
 def get_base_folder() -> Path:
@@ -52,4 +52,6 @@ def get_base_folder() -> Path:
 
 
 def format_model_name(job: Job) -> str:
+    if not job.model.weights:
+        return job.engine.get_served_model() or ""
     return f"{job.model.weights}@{job.model.revision}" if job.model.revision else job.model.weights

@@ -139,7 +139,8 @@ class EncodePrompt:
             encoded = self.family.encode_turns(state.turns)
             self.family.check_length(encoded, sampling.max_new_tokens + (sampling.max_thinking_tokens or 0))
         prompt = encoded.input_ids, encoded.positions, encoded.vision_tokens
-        return replace(state, request=Request(state.item.id, state.turns, *prompt, sampling))
+        request = Request(state.item.id, state.turns, *prompt, sampling, estimated_tokens=encoded.estimated_tokens)
+        return replace(state, request=request)
 
     def build_sampling(self, item: Item) -> Sampling:
         """The seed depends on the job's seed and the row's id, so that every worker samples the same answer."""

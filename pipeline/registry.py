@@ -23,13 +23,14 @@ MEDIA_KINDS = {  # by what the first bytes of a file say
 STEPS = {  # by the names in `media.steps`
     "crop": "pipeline.media.steps.crop:Crop",
 }
-FAMILIES = {  # by `model_type` in a checkpoint's config.json
+FAMILIES = {  # by `model.family`, or by `model_type` in a checkpoint's config.json
     "qwen2_vl": "pipeline.model.families.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "pipeline.model.families.qwen2_5_vl:Qwen25VL",
     "qwen3_vl": "pipeline.model.families.qwen3_vl:Qwen3VL",
     "qwen3_vl_moe": "pipeline.model.families.qwen3_vl:Qwen3VLMoe",
     "qwen3_5": "pipeline.model.families.qwen3_5:Qwen35",
     "qwen3_5_moe": "pipeline.model.families.qwen3_5:Qwen35Moe",
+    "generic": "pipeline.model.families.generic:GenericFamily",
 }
 ENGINES = {  # by `engine.kind`
     "torch": "pipeline.model.engines.torch:TorchEngineType",

@@ -20,7 +20,8 @@ PixelRegion = tuple[int, int, int, int]  # left, top, right, bottom; right and b
 FractionRegion = tuple[float, float, float, float]  # the same as fractions of width and height
 ClipKind = Literal["image", "video"]
 FinishReason = Literal["stop", "length"]
-CoordinateSystem = Literal["pixels", "thousandths"]  # of the resized picture, or 0..1000 of any
+# pixels of the resized picture or of the original, 0..1000 or 0..1 of any
+CoordinateSystem = Literal["pixels", "pixels_of_original", "thousandths", "fraction"]
 TimeOrigin = Literal["clip", "source"]  # seconds since the first frame shown, or into the file
 Stage = Literal["read", "fetch", "decode", "prompt", "generate", "answer", "internal"]
 
@@ -138,6 +139,16 @@ class Request:
     vision_tokens: int = 0
     sampling: Sampling = Sampling()
     schema_text: str | None = None  # the JSON Schema that guides the answer
+    estimated_tokens: int = 0  # of a prompt that another program encodes; `input_ids` are then empty
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.input_ids) or self.estimated_tokens
+
+    def count_tokens(self, reply: Reply) -> TokenCounts:
+        """What a reply cost. Vision tokens that are only estimated do not count."""
+        vision = self.vision_tokens if len(self.input_ids) else 0
+        return TokenCounts(vision, reply.prompt_tokens or self.prompt_tokens, reply.output_tokens)
 
     @property
     def clips(self) -> tuple[Clip, ...]:

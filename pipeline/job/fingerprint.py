@@ -41,7 +41,8 @@ def build_fingerprint_inputs(job: Job, *, weights: str, schema_text: str | None)
     The kind of engine does not count, because all engines run the same weights. A server's name for other weights does.
     """
     inputs = collect_answer_settings(job)
-    inputs.setdefault("model", {})["weights"] = weights
+    if weights:  # a server's model has a name only, which is part of `engine`
+        inputs.setdefault("model", {})["weights"] = weights
     if schema_text is not None:
         inputs.setdefault("answer", {})["schema"] = schema_text
     if inputs.get("engine", {}).get("model") == job.model.weights:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, SerializeAsAny, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, SerializeAsAny, field_validator, model_validator
 
 from pipeline.job.key_types import ByteCount, Fraction, JobSection, NameList, PixelCount, PositiveInt, define_key
+from pipeline.job.model_section import ModelSection
 from pipeline.job.step_settings import StepList
 from pipeline.registry import ENGINES, load_registered
 
@@ -69,46 +70,6 @@ class PromptSection(JobSection):
         return user
 
 
-def resolve_attention_alias(name: str) -> str:
-    return "auto" if name == "flash_attention_2" else name
-
-
-AttentionName = Annotated[Literal["auto", "sdpa", "flash_attention_2"], AfterValidator(resolve_attention_alias)]
-
-
-class RopeSection(JobSection):
-    type: Literal["yarn"] = define_key("how positions beyond the trained length are scaled", "yarn")
-    factor: float = define_key("by how much", gt=1)
-
-
-class ContextSection(JobSection):
-    max_length: PositiveInt | None = define_key(
-        "longest row in tokens, answer included; default: the checkpoint's", None
-    )
-    rope: RopeSection | None = define_key("stretch positions for a longer context", None)
-
-
-class ModelSection(JobSection):
-    weights: str = define_key("hub id, folder, s3:// folder, or builtin:NAME")
-    revision: str | None = define_key(
-        "branch, tag or commit of a hub id; for other weights their digest, as questions/ of an output has it", None
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = define_key(
-        "auto: as the checkpoint says; float16 is computed as float32 on a CPU", "auto"
-    )
-    attention: AttentionName = define_key(
-        "auto: packed attention of torch itself, which is flash attention on CUDA in half precision; "
-        "flash_attention_2 means the same",
-        "auto",
-    )
-    quantize: Literal["int4"] | None = define_key("round a bf16 checkpoint's language model at load", None)
-    tensor_parallel: PositiveInt = define_key(
-        "GPUs (or processes on CPU) that share one copy of the model", 1, affects_answers=False
-    )
-    context: ContextSection = define_key("how long a row may be", ContextSection())
-    overrides: dict[str, Any] = define_key("keys of the checkpoint's config.json to change", {})
-
-
 class EngineSettings(JobSection):
     """The section `engine`. Each engine of the registry has a subclass with its keys."""
 
@@ -116,6 +77,10 @@ class EngineSettings(JobSection):
 
     def compute_cost(self, prompt_tokens: float, output_tokens: float) -> float | None:
         """In the job's currency; None where tokens have no price."""
+        return None
+
+    def get_served_model(self) -> str | None:
+        """The name by which a server knows its model."""
         return None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobError
+from pipeline.model import checkpoint_location
 from pipeline.model.families.base import CheckpointFiles, Family
 from pipeline.model.families.model_architecture import ModelArchitecture
 from pipeline.registry import FAMILIES, load_registered
@@ -18,7 +19,11 @@ from pipeline.registry import FAMILIES, load_registered
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from pipeline.job.spec import Job, ModelSection
+    from pipeline.job.model_section import ModelSection
+    from pipeline.job.spec import Job
+
+
+END_OF_TEXT = "<|endoftext|>"
 
 
 def load_family_class(model_type: str) -> type[Family]:
@@ -27,13 +32,26 @@ def load_family_class(model_type: str) -> type[Family]:
 
 
 def load_architecture(model_type: str) -> ModelArchitecture:
-    return load_family_class(model_type).architecture
+    family_class = load_family_class(model_type)
+    if not family_class.knows_model:
+        raise JobError(f"model.family: {model_type} is for engines that run models of their own: vllm and http")
+    return family_class.architecture
+
+
+def open_job_family(job: Job) -> Family:
+    """The family of the checkpoint that a job names, if it names one."""
+    model = job.model
+    folder = checkpoint_location.locate_small_files(model.weights, model.revision) if model.weights else Path()
+    return load_job_family(folder, job)
 
 
 def load_job_family(folder: Path, job: Job) -> Family:
-    """The family of a checkpoint, with the job's changes."""
+    """The family of a checkpoint, with the job's changes. Nothing is read for a family that does not know its model."""
     thinking = None if job.answer.thinking is None else job.answer.thinking is not False
-    return load_family(folder, model=job.model, add_vision_id=job.media.add_vision_id, thinking=thinking)
+    options: dict[str, Any] = {"add_vision_id": job.media.add_vision_id, "thinking": thinking}
+    if job.model.family and not (family_class := load_family_class(job.model.family)).knows_model:
+        return family_class(CheckpointFiles({}), build_byte_tokenizer(), **options)
+    return load_family(folder, model=job.model, **options)
 
 
 def load_family(folder: Path, *, model: ModelSection | None = None, **options: Any) -> Family:
@@ -61,6 +79,20 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
+def build_byte_tokenizer() -> Tokenizer:
+    """A token for each byte, where the model's own tokens are not known: enough to complete an answer."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: number for number, piece in enumerate([END_OF_TEXT, *pieces])}
+    tokenizer: Tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
 def load_config(folder: Path, model: ModelSection | None = None) -> dict[str, Any]:
     """config.json with the job's changes: `model.overrides`, `model.context`."""
     config = _read_json(folder, "config.json")
@@ -69,6 +101,8 @@ def load_config(folder: Path, model: ModelSection | None = None) -> dict[str, An
     if model is None:
         return config
     config = _merge_overrides(config, model.overrides)
+    if model.family is not None:
+        config["model_type"] = model.family
     text_config = config.get("text_config", config)
     if model.context.rope is not None:
         _apply_yarn(text_config, config["model_type"], model.context.rope.factor)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 
@@ -25,14 +25,20 @@ from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engines.base import get_engine_type
 from pipeline.model.families.base import Family
 from pipeline.model.guidance.grammar import count_min_tokens
-from pipeline.output.answer.geometry import find_field_meanings
+from pipeline.output.answer.geometry import find_field_meanings, find_whole_number_places
 from pipeline.output.arrow_tables import RESERVED_COLUMNS
 from pipeline.output.dataset import Dataset, list_questions
 from pipeline.output.store import CREATE_ONLY_SCHEMES, OutputStore, open_filesystem
 from pipeline.output.thread_map import map_in_threads
 from pipeline.retry_policy import FIRST_CONTACT_ATTEMPTS
 from pipeline.schema import schema_loader
+from pipeline.schema.json_schema import SchemaNode
+from pipeline.types import CoordinateSystem
 
+UNKNOWN_MODEL = (
+    "model.family: generic: the program that runs the model decides how prompts are written, how large pictures are "
+    "shown and what is too long; `plan` estimates tokens, and answers do not say how many were of pictures"
+)
 RAY_PACKAGE_FOLDER = "/runtime_resources/working_dir_files/"  # Ray unpacks a job's working directory below it
 
 
@@ -41,7 +47,9 @@ def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunCo
     schema = schema_loader.load_schema(job.answer.schema_, base_folder=get_base_folder())
     schema_prompt = schema_loader.build_default_prompt(schema) if schema and job.prompt.user is None else None
     kept_schema = read_kept_schema(job, manifest_files, schema_prompt)
-    checkpoint_identity = checkpoint_location.compute_identity(job.model.weights, job.model.revision)
+    checkpoint_identity = ""
+    if job.model.weights:
+        checkpoint_identity = checkpoint_location.compute_identity(job.model.weights, job.model.revision)
     fingerprint_inputs = build_fingerprint_inputs(
         job,
         weights=checkpoint_identity,
@@ -81,7 +89,7 @@ def resolve_paths(job: Job, manifest_files: Sequence[ManifestFile]) -> Job:
         )
     )
     weights_path = Path(job.model.weights)
-    model = {"weights": str(weights_path.absolute())} if weights_path.is_dir() else {}
+    model = {"weights": str(weights_path.absolute())} if job.model.weights and weights_path.is_dir() else {}
     filesystem, path = open_filesystem(job.output.path)
     output_path = filesystem.unstrip_protocol(path).removeprefix("file://")
     access = {
@@ -112,8 +120,10 @@ def find_job_problems(context: RunContext, manifest_files: Sequence[ManifestFile
     problems += find_kept_name_problems(context.job)
     problems += find_output_problems(context.job.output.path)
     problems += get_engine_type(context.job).find_problems(context.pinned_job)
-    if context.schema and context.job.answer.guided and not schema_problems:
-        problems += find_budget_problems(context, context.schema.text)
+    if context.schema and not schema_problems:
+        problems += find_coordinate_problems(context, family, context.schema.json_schema)
+        if context.job.answer.guided and family.knows_model:
+            problems += find_budget_problems(context, context.schema.text)
     return problems
 
 
@@ -166,11 +176,27 @@ def find_budget_problems(context: RunContext, schema_text: str) -> list[str]:
     return [f"answer.max_new_tokens: the shortest answer that fits the schema has {min_tokens} tokens"]
 
 
+def find_coordinate_problems(context: RunContext, family: Family, schema: SchemaNode) -> list[str]:
+    """Places in answers need a coordinate system, and fractions need a schema that takes them."""
+    if not {"box", "point"} & set(find_field_meanings(schema).values()):
+        return []
+    coordinates = get_engine_type(context.job).get_coordinate_system(context.job, family)
+    if coordinates is None:
+        return [
+            f"model.coordinates: model.family {context.job.model.family} does not tell how this model writes boxes and "
+            f"points; say {', '.join(get_args(CoordinateSystem))}, and say the same in the prompt"
+        ]
+    if coordinates == "fraction" and (names := find_whole_number_places(schema)):
+        return [f"model.coordinates: fraction does not fit the schema, which has whole numbers in {', '.join(names)}"]
+    return []
+
+
 def find_warnings(context: RunContext) -> list[str]:
     """Risks of a job that can run all the same."""
     meanings = find_field_meanings(context.schema.json_schema).values() if context.schema else ()
     yarn_risk = family_loader.describe_yarn_risk(context.job.model, meanings)
-    return [*filter(None, [yarn_risk]), *get_engine_type(context.job).find_warnings(context.job)]
+    unknown = None if open_family(context).knows_model else UNKNOWN_MODEL
+    return [*filter(None, [yarn_risk, unknown]), *get_engine_type(context.job).find_warnings(context.job)]
 
 
 def open_output_store(context: RunContext, *, allow_other_questions: bool) -> OutputStore:

@@ -160,7 +160,7 @@ def test_it_knows_its_slots_before_it_starts(job, engine_type, engine):
 
 
 def test_it_knows_the_conventions_of_its_answers(job, engine_type, family):
-    assert engine_type.get_coordinate_system(job, family) in ("pixels", "thousandths")
+    assert engine_type.get_coordinate_system(job, family) == family.coordinates
     assert engine_type.get_time_origin(job, family) in ("clip", "source")
 
 

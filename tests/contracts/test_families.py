@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,17 +21,24 @@ from pipeline.model import hf_models
 from pipeline.model.engines.torch.model_loader import load_model
 from pipeline.model.engines.torch.shard import TensorParallel
 from pipeline.model.engines.torch.vision_encoder import ClipSlice, VisionConfig, encode_slices
-from pipeline.model.families.base import Family
+from pipeline.model.families.base import CheckpointFiles, Family
 from pipeline.model.families.qwen2_5_vl import Qwen25VL
-from pipeline.model.family_loader import load_architecture, load_config, load_family, load_family_class
+from pipeline.model.family_loader import (
+    build_byte_tokenizer,
+    load_architecture,
+    load_config,
+    load_family,
+    load_family_class,
+)
 from pipeline.registry import FAMILIES
-from pipeline.types import Clip, MediaOptions, Turn
+from pipeline.types import Clip, CoordinateSystem, MediaOptions, Turn
 from tests.workspace import JobWorkspace
 
 pytestmark = pytest.mark.process
 
+KNOWN_MODELS = [name for name in FAMILIES if load_family_class(name).knows_model]
 run_by_our_engine = pytest.mark.parametrize(
-    "checkpoint", [name for name in FAMILIES if not load_architecture(name).has_linear_attention], indirect=True
+    "checkpoint", [name for name in KNOWN_MODELS if not load_architecture(name).has_linear_attention], indirect=True
 )
 SOURCES = [(640, 480), (33, 400), (3000, 200), (1920, 1080)]
 
@@ -43,7 +50,7 @@ class ToyVL(Qwen25VL):
     max_pixels = 6 * 32 * 32
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=KNOWN_MODELS)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_checkpoint(tmp_path_factory.mktemp("families") / "model", request.param)
 
@@ -51,6 +58,14 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="module")
 def family(checkpoint: Path) -> Family:
     return load_family(checkpoint)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def any_family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """Also the families that read nothing of a checkpoint."""
+    if request.param in KNOWN_MODELS:
+        return load_family(write_random_checkpoint(tmp_path_factory.mktemp("any") / "model", request.param))
+    return load_family_class(request.param)(CheckpointFiles({}), build_byte_tokenizer())
 
 
 def make_clip(family: Family, kind: str, columns: int = 3, rows: int = 2) -> Clip:
@@ -69,14 +84,25 @@ def test_images_and_videos_are_resized_to_whole_tokens(family: Family, source: t
         assert all(side > 0 and side % token_side == 0 for side in size)
 
 
-def test_fewer_pixels_are_fewer_tokens(family: Family) -> None:
-    budget = 40 * (family.patch_size * family.merge_size) ** 2
-    size = family.fit_image_size((1920, 1080), MediaOptions(max_pixels=budget))
-    assert family.count_vision_tokens(size) <= 40
+def test_fewer_pixels_are_fewer_tokens(any_family: Family) -> None:
+    budget = 40 * (any_family.patch_size * any_family.merge_size) ** 2
+    size = any_family.fit_image_size((1920, 1080), MediaOptions(max_pixels=budget))
+    assert any_family.count_vision_tokens(size) <= 40
 
 
-def test_selected_frames_are_in_order_and_in_range(family: Family) -> None:
-    frames = family.select_frames(range(10, 200), 25.0, MediaOptions(fps=2.0))
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_prompt_has_tokens_for_its_media_and_its_text(any_family: Family, kind: str) -> None:
+    clip = make_clip(any_family, kind)
+    encoded, text = (
+        any_family.encode_turns([Turn("user", parts)]) for parts in ((clip, "what is it?"), ("what is it?",))
+    )
+    length, text_length = (len(prompt.input_ids) or prompt.estimated_tokens for prompt in (encoded, text))
+    assert 0 < encoded.vision_tokens < length
+    assert length - text_length == any_family.count_media_tokens(clip.size, clip.times)
+
+
+def test_selected_frames_are_in_order_and_in_range(any_family: Family) -> None:
+    frames = any_family.select_frames(range(10, 200), 25.0, MediaOptions(fps=2.0))
     assert frames == sorted(frames)
     assert 10 <= frames[0] <= frames[-1] < 200
 
@@ -112,9 +138,10 @@ def test_a_prompt_that_is_too_long_is_refused(family: Family) -> None:
         family.check_length(encoded, family.context_length)
 
 
-def test_the_conventions_of_answers_are_declared(family: Family) -> None:
-    assert family.coordinates in ("pixels", "thousandths")
-    assert family.time_origin in ("clip", "source")
+def test_the_conventions_of_answers_are_declared(any_family: Family) -> None:
+    """A family that does not know its model leaves coordinates to the job."""
+    assert (any_family.coordinates in get_args(CoordinateSystem)) == any_family.knows_model
+    assert any_family.time_origin in ("clip", "source")
 
 
 @run_by_our_engine

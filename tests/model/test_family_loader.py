@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.errors import JobError
-from pipeline.job.spec import ContextSection, ModelSection, RopeSection
+from pipeline.job.model_section import ContextSection, ModelSection, RopeSection
 from pipeline.model.family_loader import describe_yarn_risk, load_config, load_family
 from pipeline.types import Clip, Turn
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.errors import JobError, PromptError
-from pipeline.job.spec import ContextSection, ModelSection, RopeSection
+from pipeline.job.model_section import ContextSection, ModelSection, RopeSection
 from pipeline.media.kinds.base import Probe
 from pipeline.media.sample import select_span
 from pipeline.model import hf_models

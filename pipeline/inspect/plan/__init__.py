@@ -52,6 +52,7 @@ class JobPlan:
     offers: tuple[GpuEstimate, ...]
     advice: tuple[Advice, ...]
     cost: float | None = None  # if tokens have a price
+    tokens_are_estimates: bool = False  # of prompts, if the program that runs the model counts them
 
     @property
     def rows_per_surveyed_row(self) -> float:
@@ -84,7 +85,8 @@ def plan_job(
     elif not known_answers:
         mean_tokens = min(DEFAULT_ANSWER_TOKENS, job.answer.max_new_tokens)
     load = estimate_load(survey, resume_plan.rows_left, mean_tokens)
-    model = find_model_size(job)
+    family = open_family(context)
+    model = find_model_size(job) if family.knows_model else None
     gpu_count = max(1, math.ceil(job.workers.generate.gpus), job.model.tensor_parallel)
     return JobPlan(
         name=job.name,
@@ -101,8 +103,9 @@ def plan_job(
             for name in gpu_names or GPUS
             if model
         ),
-        advice=tuple(suggest_settings(survey, job, open_family(context))),
+        advice=tuple(suggest_settings(survey, job, family)),
         cost=job.engine.compute_cost(load.prompt, load.output),
+        tokens_are_estimates=not family.knows_model,
     )
 
 

@@ -59,8 +59,11 @@ def format_content(plan: JobPlan) -> Iterator[str]:
         f"answers         {load.output:,.0f} tokens, estimated at {plan.answer_tokens:.0f} a row ({source}); "
         f"at most {plan.max_new_tokens:,}"
     )
+    if plan.tokens_are_estimates:
+        yield "not known       the model's own tokens, limits and memory: a token is taken as 28*28 pixels or 4 bytes"
     if plan.cost is not None:
-        yield f"cost            {format_amount(plan.cost)} at engine.price, for tokens as model.weights counts them"
+        counted = "estimated tokens" if plan.tokens_are_estimates else "tokens as model.weights counts them"
+        yield f"cost            {format_amount(plan.cost)} at engine.price, for {counted}"
 
 
 def format_sizes(survey: Survey, kind: str, count: int) -> str:

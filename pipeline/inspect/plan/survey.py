@@ -62,9 +62,9 @@ class Survey:
             return
         self.kinds[classify_row(outcome.clips)] += 1
         self.vision[outcome.vision_tokens] += 1
-        self.text[len(outcome.input_ids) - outcome.vision_tokens] += 1
+        self.text[outcome.prompt_tokens - outcome.vision_tokens] += 1
         budget = outcome.sampling.max_new_tokens + (outcome.sampling.max_thinking_tokens or 0)
-        self.longest = max(self.longest, len(outcome.input_ids) + budget)
+        self.longest = max(self.longest, outcome.prompt_tokens + budget)
         for clip in outcome.clips:
             self.add_media(SurveyedMedia(clip.kind, clip.source_region_size, clip.size, len(clip.pixels)))
 

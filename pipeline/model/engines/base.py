@@ -71,9 +71,9 @@ class EngineType(ABC):
         """Requests that one replica works on at once."""
         return DEFAULT_SLOTS
 
-    def get_coordinate_system(self, job: Job, family: Family) -> CoordinateSystem:
-        """The coordinates in which the model writes boxes and points."""
-        return family.coordinates
+    def get_coordinate_system(self, job: Job, family: Family) -> CoordinateSystem | None:
+        """The coordinates in which the model writes boxes and points; None where nothing says it."""
+        return job.model.coordinates or family.coordinates
 
     def get_time_origin(self, job: Job, family: Family) -> TimeOrigin:
         """The zero point of the seconds that the model writes about a video."""

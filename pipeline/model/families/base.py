@@ -37,17 +37,19 @@ class EncodedPrompt:
     input_ids: NDArray[np.int32]  # [tokens]
     positions: NDArray[np.int32]  # [position axes, tokens]
     vision_tokens: int
+    estimated_tokens: int = 0  # of a prompt that another program encodes; `input_ids` are then empty
 
 
 class Family(Protocol):
-    architecture: ClassVar[ModelArchitecture]
+    knows_model: ClassVar[bool]  # False: the program that runs the model decides on prompt, sizes and tokens
+    architecture: ClassVar[ModelArchitecture]  # of a family that knows its model
     trained_context: ClassVar[int | None]  # the length that YaRN stretches, where config.json does not state it
     patch_size: int  # side of a patch in pixels
     merge_size: int  # patches of a side that become one token
     temporal_patch_size: int  # frames that become one layer
     mean: tuple[float, float, float]  # of pixels in 0..1
     std: tuple[float, float, float]
-    coordinates: CoordinateSystem
+    coordinates: CoordinateSystem | None  # None: the job says it
     time_origin: TimeOrigin
     reasoning_parser: str  # vLLM's name for how this family writes its thinking
     tokenizer: Tokenizer

@@ -48,6 +48,7 @@ PromptPiece = str | int | VisionGrid  # text, a token, or vision tokens
 
 class QwenFamily:
     architecture: ClassVar[ModelArchitecture]
+    knows_model: ClassVar[bool] = True
     mean: Colour = (0.48145466, 0.4578275, 0.40821073)
     std: Colour = (0.26862954, 0.26130258, 0.27577711)
     coordinates: Literal["pixels", "thousandths"] = "thousandths"

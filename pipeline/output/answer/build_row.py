@@ -24,10 +24,11 @@ def build_row(
     reply: Reply,
     *,
     schema: Schema | None,
-    coordinate_system: CoordinateSystem,
+    coordinate_system: CoordinateSystem | None,
     time_origin: TimeOrigin = "clip",
     attempts: int = 1,
 ) -> Row:
+    tokens = request.count_tokens(reply)
     answer_fields = _build_answer(request, reply, schema, coordinate_system, time_origin) if schema else {}
     return Row(
         id=item.id,
@@ -37,9 +38,9 @@ def build_row(
         answer=answer_fields.get("answer"),
         finish=reply.finish,
         media=tuple(_to_media_info(clip) for clip in request.clips),
-        vision_tokens=request.vision_tokens,
-        prompt_tokens=reply.prompt_tokens or len(request.input_ids),
-        output_tokens=reply.output_tokens,
+        vision_tokens=tokens.vision,
+        prompt_tokens=tokens.prompt,
+        output_tokens=tokens.output,
         attempts=attempts,
         thinking=reply.thinking,
         logprob=reply.logprob,
@@ -51,7 +52,11 @@ def build_row(
 
 
 def _build_answer(
-    request: Request, reply: Reply, schema: Schema, coordinate_system: CoordinateSystem, time_origin: TimeOrigin
+    request: Request,
+    reply: Reply,
+    schema: Schema,
+    coordinate_system: CoordinateSystem | None,
+    time_origin: TimeOrigin,
 ) -> Mapping[str, Any]:
     try:
         parsed, was_repaired = parse_answer(reply.text)

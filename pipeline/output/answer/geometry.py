@@ -24,7 +24,7 @@ class GeometryMapping:
     """How the answer of one row is mapped."""
 
     meanings: Mapping[str, str]  # of fields, by name
-    coordinate_system: CoordinateSystem
+    coordinate_system: CoordinateSystem | None  # known where the answer has places
     time_origin: TimeOrigin
     clips: Sequence[Clip]
     flags: dict[str, None] = field(default_factory=dict)  # what was changed, in order
@@ -38,7 +38,7 @@ def map_to_source(
     value: Any,
     schema: SchemaNode,
     *,
-    coordinate_system: CoordinateSystem,
+    coordinate_system: CoordinateSystem | None,
     clips: Sequence[Clip],
     time_origin: TimeOrigin = "clip",
 ) -> tuple[Any, tuple[str, ...]]:
@@ -61,6 +61,30 @@ def find_field_meanings(schema: SchemaNode) -> dict[str, str]:
             meaning = _find_meaning(enter_schema(part, schema)) or MEANING_BY_FIELD_NAME.get(name)
             meanings |= {name: meaning} if meaning else {}
     return meanings
+
+
+def find_whole_number_places(schema: SchemaNode) -> list[str]:
+    """The fields that hold boxes or points in whole numbers.
+
+    >>> box = {"type": "array", "items": {"type": "integer"}}
+    >>> find_whole_number_places({"properties": {"bbox_2d": box}})
+    ['bbox_2d']
+    """
+    meanings = find_field_meanings(schema)
+    fields = [(name, part) for _, node in walk_schema(schema) for name, part in node.get("properties", {}).items()]
+    names = (
+        name
+        for name, part in fields
+        if meanings.get(name) in ("box", "point") and _has_whole_numbers(enter_schema(part, schema))
+    )
+    return list(dict.fromkeys(names))
+
+
+def _has_whole_numbers(schema: SchemaCursor | None) -> bool:
+    if schema is None:
+        return False
+    parts = (*schema.alternatives, *schema.prefix_items, schema.items)
+    return schema.types == ["integer"] or any(_has_whole_numbers(part) for part in parts)
 
 
 def _find_meaning(schema: SchemaCursor | None) -> str | None:
@@ -120,7 +144,7 @@ def _map_box_or_point(value: list[Any], meaning: str, clip: Clip, mapping: Geome
     """Map x, y or x1, y1, x2, y2; None if no area is left or numbers are missing."""
     if len(value) != {"box": 4, "point": 2}[meaning] or None in value:
         return None
-    scale = clip.size if mapping.coordinate_system == "pixels" else (1000, 1000)
+    scale = _get_scale(clip, mapping.coordinate_system)
     left, top, right, bottom = clip.source_region
     numbers = [
         float(number) * clip.source_region_size[index % 2] / scale[index % 2] + (left, top)[index % 2]
@@ -140,6 +164,18 @@ def _map_box_or_point(value: list[Any], meaning: str, clip: Clip, mapping: Geome
     ]
     is_empty = meaning == "box" and (result[0] == result[2] or result[1] == result[3])
     return None if is_empty else result
+
+
+def _get_scale(clip: Clip, coordinate_system: CoordinateSystem | None) -> tuple[int, int]:
+    """The coordinates of the lower right corner of what was shown."""
+    scales: dict[CoordinateSystem, tuple[int, int]] = {
+        "pixels": clip.size,
+        "pixels_of_original": clip.source_region_size,
+        "thousandths": (1000, 1000),
+        "fraction": (1, 1),
+    }
+    assert coordinate_system, "checked before the run"
+    return scales[coordinate_system]
 
 
 def _map_seconds(value: float, clip: Clip, mapping: GeometryMapping) -> float:

@@ -58,9 +58,7 @@ def build_retry_request(request: Request, attempt: int) -> Request:
 
 
 def count_tokens(request: Request, reply: Reply | Failure) -> TokenCounts:
-    if isinstance(reply, Failure):
-        return NO_TOKENS
-    return TokenCounts(request.vision_tokens, reply.prompt_tokens or len(request.input_ids), reply.output_tokens)
+    return NO_TOKENS if isinstance(reply, Failure) else request.count_tokens(reply)
 
 
 def _set_discarded(outcome: Row | Failure, spent: TokenCounts) -> Row | Failure:

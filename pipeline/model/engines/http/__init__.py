@@ -1,15 +1,15 @@
 """The engine that asks a server of the OpenAI protocol: what a job may say about it. `http_engine.py` asks the server.
 
-`model.weights` still names a checkpoint, of which only the small files are read: its rules say how large pictures are
-shown and how boxes are written, its tokenizer counts. Name the checkpoint that the server runs. If nobody knows it,
-any Qwen-VL gives sizes, and `engine.coordinates` says how that model writes boxes.
+`model.weights` names the checkpoint that the server runs, if that is of a known family. Only its small files are read:
+its rules say how large pictures are shown and how boxes are written, its tokenizer counts. For any other model the job
+says `model.family: generic`; then the server decides on these, and `model.coordinates` says how boxes are written.
 """
 
 from __future__ import annotations
 
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
-from pipeline.model import checkpoint_location, family_loader
+from pipeline.model import family_loader
 from pipeline.model.engines.base import Engine, EngineType
 from pipeline.model.engines.http.http_settings import HttpSettings
 from pipeline.model.families.base import Family
@@ -28,12 +28,13 @@ class HttpEngineType(EngineType):
         assert isinstance(job.engine, HttpSettings)
         for problem in self.find_problems(job):
             raise JobError(problem)
-        folder = checkpoint_location.locate_small_files(job.model.weights, job.model.revision)
+        family = family_loader.open_job_family(job)
         return HttpEngine.connect(
             job.engine,
-            family_loader.load_tokenizer(folder),
+            family.tokenizer,
             add_vision_id=job.media.add_vision_id,
-            template_options=family_loader.load_job_family(folder, job).template_options,
+            template_options=family.template_options,
+            keeps_sizes=family.knows_model,
         )
 
     def find_problems(self, job: Job) -> list[str]:
@@ -46,17 +47,29 @@ class HttpEngineType(EngineType):
         assert isinstance(job.engine, HttpSettings)
         if job.media.steps and job.engine.send == "uri":
             problems.append("engine.send: uri shows the server media without media.steps; leave it out to send pixels")
-        return problems
+        return problems + (find_generic_problems(job, job.engine) if job.model.family == "generic" else [])
 
     def count_slots(self, job: Job) -> int:
         assert isinstance(job.engine, HttpSettings)
         return job.engine.concurrency
 
-    def get_coordinate_system(self, job: Job, family: Family) -> CoordinateSystem:
+    def get_coordinate_system(self, job: Job, family: Family) -> CoordinateSystem | None:
         assert isinstance(job.engine, HttpSettings)
-        return job.engine.coordinates or family.coordinates
+        return job.engine.coordinates or super().get_coordinate_system(job, family)
 
     def get_time_origin(self, job: Job, family: Family) -> TimeOrigin:
         """Frames are sent as pictures, each with its time in the file."""
         assert isinstance(job.engine, HttpSettings)
         return "source" if job.engine.video == "frames" else family.time_origin
+
+
+def find_generic_problems(job: Job, settings: HttpSettings) -> list[str]:
+    """What a model that nothing is known about does not allow."""
+    problems = []
+    if not (job.model.weights or settings.model):
+        problems.append("engine.model: name the model, because nothing else tells answers of different models apart")
+    if settings.video == "native":
+        problems.append("engine.video: native is for Qwen-VL models; leave it out to send frames with their times")
+    if settings.send == "uri" and (settings.coordinates or job.model.coordinates) == "pixels":
+        problems.append("engine.send: uri shows the server originals; say model.coordinates: pixels_of_original")
+    return problems

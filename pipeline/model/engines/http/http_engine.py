@@ -44,11 +44,13 @@ class HttpEngine:
         reply_completer: ReplyCompleter,
         add_vision_id: bool = False,
         template_options: Mapping[str, bool] = MappingProxyType({}),
+        keeps_sizes: bool = True,  # the model reads pictures at the size that they have
     ):
         self.settings = settings
         self.reply_completer = reply_completer
         self.add_vision_id = add_vision_id
         self.template_options = template_options
+        self.keeps_sizes = keeps_sizes
         self.dialect = Dialect(settings.model or "", GUIDE_MODES[0] if settings.guide == "auto" else settings.guide)
         self.is_guide_settled = settings.guide != "auto"
         self.finished: queue.SimpleQueue[Future[Reply | Failure]] = queue.SimpleQueue()
@@ -92,7 +94,7 @@ class HttpEngine:
             shown = ", ".join(names[:20]) or "no list of models"
             raise JobError(f"engine.model: {model or 'nothing'} is named, and {self.settings.url} serves {shown}")
         is_vllm = any(entry.get("owned_by") == "vllm" for entry in entries)
-        self.dialect = replace(self.dialect, model=model, can_skip_resize=is_vllm)
+        self.dialect = replace(self.dialect, model=model, can_skip_resize=is_vllm and self.keeps_sizes)
 
     def has_room(self) -> bool:
         return self.in_flight < self.settings.concurrency

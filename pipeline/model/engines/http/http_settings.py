@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import SecretStr
 
 from pipeline.job.key_types import JobSection, PositiveInt, define_key
+from pipeline.job.model_section import CoordinateName
 from pipeline.job.spec import EngineSettings
 
 
@@ -36,14 +37,15 @@ class HttpSettings(EngineSettings):
     video: Literal["frames", "native"] = define_key(
         "frames as pictures with their times, or one video as vLLM reads it", "frames"
     )
-    coordinates: Literal["pixels", "thousandths"] | None = define_key(
-        "how the model there writes boxes: pixels of what it was sent, or 0..1000; default: as model.weights", None
-    )
+    coordinates: CoordinateName | None = define_key("the same as model.coordinates, which it overrides", None)
     guide: Literal["auto", "json_schema", "guided_json", "json_object", "none"] = define_key(
         "how the schema is sent; auto: the first of these that the server takes", "auto", affects_answers=False
     )
     price: PriceSection | None = define_key("what tokens cost, in your currency", None, affects_answers=False)
     body: dict[str, Any] = define_key("more keys of each request's body; null takes one of ours away", {})
+
+    def get_served_model(self) -> str | None:
+        return self.model
 
     def compute_cost(self, prompt_tokens: float, output_tokens: float) -> float | None:
         if self.price is None:

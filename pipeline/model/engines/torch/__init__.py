@@ -43,6 +43,8 @@ class TorchEngineType(EngineType):
         )
 
     def find_problems(self, job: Job) -> list[str]:
+        if job.model.family is not None:
+            family_loader.load_architecture(job.model.family)  # JobError where it has none
         folder = checkpoint_location.locate_small_files(job.model.weights, job.model.revision)
         config = family_loader.load_config(folder, job.model)
         if family_loader.load_architecture(config["model_type"]).has_linear_attention:
