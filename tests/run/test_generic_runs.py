@@ -62,7 +62,7 @@ def run(workspace, server, *arguments, **sections):
     return main([arguments[0], str(path), *arguments[1:]])
 
 
-def test_pictures_and_questions_go_to_the_server_and_its_answers_and_tokens_come_back(manifest, capsys):
+def test_pictures_go_to_the_server_and_its_answers_and_tokens_come_back(manifest, capsys):
     with ChatServer() as server:
         assert run(manifest, server, "run", "--local") == 0
         sizes = {
