@@ -3,8 +3,9 @@
     python tests/bench/cuda_costs.py [--size tiny|real] [--only qwen3_vl] [--write]
 
 `--write` stores them for `tests/model/engines/test_fake_cuda.py`, which fails where they change by a tenth. Bytes are
-those that kernels read and write if caches hold nothing; keys and values in the cache are not counted. A pass cannot
-take less time than its bytes take at the card's bandwidth: that is arithmetic, not a measurement.
+those that kernels read and write if caches hold nothing; keys and values in the cache are not counted. Peak bytes are
+what a pass allocates at a time. A pass cannot take less time than its bytes take at the card's bandwidth: that is
+arithmetic, not a measurement.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def main() -> None:
                         [name, *cost, *(times[card][at] for card in times)]
                         for at, (name, cost) in enumerate(costs.items())
                     ]
-                    print(harness.format_table(["pass", "kernels", "bytes", *(f"{card} ms" for card in times)], lines))
+                    header = ["pass", "kernels", "bytes", "peak bytes", *(f"{card} ms" for card in times)]
+                    print(harness.format_table(header, lines))
                     known[key] = costs
     if options.write:
         lines = [f"  {json.dumps(key)}: {json.dumps(costs)}" for key, costs in sorted(known.items())]

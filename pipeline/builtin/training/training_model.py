@@ -62,7 +62,7 @@ class TrainingModel(nn.Module):
         vision_config, clips = VisionConfig.from_family(self.family), batch.clips
         grid = vision_config.compute_grid(clips[0].pixels.shape)
         patches = [patchify(torch.from_numpy(clip.pixels), grid, vision_config) for clip in clips]
-        seen = self.vision_tower.encode_patches(torch.cat(patches), [grid] * len(clips), has_flash=False)
+        seen = torch.stack(self.vision_tower.encode_patches(torch.cat(patches), [grid] * len(clips), has_flash=False))
         return seen.view(len(seen), len(clips), -1, seen.shape[-1])
 
     def compute_losses(self, batch: TrainingBatch, *, tower_only: bool) -> dict[str, Tensor]:

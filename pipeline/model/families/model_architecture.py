@@ -25,8 +25,8 @@ class VisionTower(Protocol):
     feature_layers: int  # 1, and one for each further layer of the language model that takes vision features
     feature_width: int
 
-    def encode_patches(self, patches: Tensor, grids: Sequence[PatchGrid], *, has_flash: bool) -> Tensor:
-        """Features [feature layers, tokens, width] of normalised patches [patches, values], grid after grid."""
+    def encode_patches(self, patches: Tensor, grids: Sequence[PatchGrid], *, has_flash: bool) -> list[Tensor]:
+        """Features [tokens, width] of each feature layer, of normalised patches [patches, values], grid after grid."""
         ...
 
 

@@ -61,11 +61,11 @@ class QwenTower:
             block.attn.segment_kind = "frame" if index in full_blocks else "window"
         use_linear_patch_embedding(module.patch_embed)
 
-    def encode_patches(self, patches: Tensor, grids: Sequence[PatchGrid], *, has_flash: bool) -> Tensor:
+    def encode_patches(self, patches: Tensor, grids: Sequence[PatchGrid], *, has_flash: bool) -> list[Tensor]:
         grid_inputs = [compute_grid_inputs(grid, self.settings) for grid in grids]
         arguments = build_call_arguments(grid_inputs, patches.device, has_flash=has_flash)
         out = self.module(patches.to(self.module.dtype), grid_thw=torch.tensor(grids), **arguments)
-        return torch.stack([out.pooler_output, *(getattr(out, "deepstack_features", None) or [])])
+        return [out.pooler_output, *(getattr(out, "deepstack_features", None) or [])]
 
 
 def use_linear_patch_embedding(patch_embedding: Any) -> None:

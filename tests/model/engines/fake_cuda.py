@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,7 +51,10 @@ def load_device_guard(folder: Path) -> None:
 @dataclass
 class PassCost:
     kernels: int = 0
-    bytes: int = 0
+    bytes: int = 0  # read and written
+    peak_bytes: int = 0  # allocated at a time, beside what was allocated before
+    product_bytes: int = 0  # the part of `bytes` that matrix products read and write
+    flops: int = 0  # of matrix products, and of attention within pictures; not of attention to the cache
 
 
 class Recorder(TorchDispatchMode):
@@ -58,20 +62,30 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.costs: dict[str, PassCost] = {}  # of the last pass of each name
+        self.costs: dict[str, PassCost] = {}  # of the pass of each name that moves the most bytes
         self.waits: dict[str, list[str]] = {}  # operators of all passes for which the host waits for the device
         self.names: list[str] = []
+        self.peaks: list[int] = []  # of `live_bytes`, in the passes of these names
         self.pinned = WeakTensorKeyDictionary()
+        self.live_bytes = 0  # on the device
+        self.known_storages: set[int] = set()
 
     @contextmanager
     def record(self, name: str) -> Iterator[None]:
-        self.costs[name] = PassCost()
+        before, self.costs[name] = self.costs.get(name), PassCost(peak_bytes=-self.live_bytes)
         self.waits.setdefault(name, [])
         self.names.append(name)
+        self.peaks.append(self.live_bytes)
         try:
             yield
         finally:
             self.names.pop()
+            peak = self.peaks.pop()
+            self.costs[name].peak_bytes += peak
+            if self.peaks:
+                self.peaks[-1] = max(self.peaks[-1], peak)
+            if before is not None and before.bytes > self.costs[name].bytes:
+                self.costs[name] = before
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -79,14 +93,33 @@ class Recorder(TorchDispatchMode):
         out = func(*args, **kwargs)
         if is_pinned:
             self.pinned[out] = True
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.is_cuda:
+                self.count_storage(tensor.untyped_storage())
         if self.names:
             cost, name = self.costs[self.names[-1]], func._overloadpacket.__name__
             tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
             self.waits[self.names[-1]] += [f"{name}: {reason}" for reason in self.find_waits(name, args, kwargs, out)]
             if name not in NO_KERNEL and any(tensor.is_cuda for tensor in tensors):
+                moved, flops = count_bytes(name, args, kwargs, out), count_flops(name, args, out)
                 cost.kernels += 1
-                cost.bytes += count_bytes(name, args, kwargs, out)
+                cost.bytes += moved
+                cost.flops += flops
+                cost.product_bytes += moved if flops else 0
         return out
+
+    def count_storage(self, storage: Any) -> None:
+        if storage._cdata in self.known_storages:
+            return
+        self.known_storages.add(storage._cdata)
+        self.live_bytes += storage.nbytes()
+        if self.peaks:
+            self.peaks[-1] = max(self.peaks[-1], self.live_bytes)
+        weakref.finalize(storage, self.forget_storage, storage._cdata, storage.nbytes())
+
+    def forget_storage(self, address: int, size: int) -> None:
+        self.known_storages.discard(address)
+        self.live_bytes -= size
 
     def find_waits(self, name: str, args: Any, kwargs: Any, out: Any) -> Iterator[str]:
         is_on_device = any(isinstance(leaf, Tensor) and leaf.is_cuda for leaf in tree_leaves(args))
@@ -122,6 +155,16 @@ def count_bytes(name: str, args: Any, kwargs: Any, out: Any) -> int:
     if "_flash_attention" in name:  # the kernel reads the used part of the cache, which shapes do not show
         return measure_bytes(read[0]) + measure_bytes(written[0])
     return sum(map(measure_bytes, read)) + (0 if name.endswith("_") else sum(map(measure_bytes, written)))
+
+
+def count_flops(name: str, args: Any, out: Any) -> int:
+    if name in ("linear", "mm", "addmm", "bmm", "_grouped_mm"):
+        first = args[1] if name == "addmm" else args[0]
+        return int(2 * out.numel() * first.shape[-1])
+    if name == "_flash_attention_forward":
+        query, max_query, max_key, is_causal = args[0], args[5], args[6], args[8]
+        return 0 if is_causal or max_query == 1 else 4 * int(query.numel() * max_key)
+    return 0
 
 
 def measure_bytes(tensor: Tensor) -> int:

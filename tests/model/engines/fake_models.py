@@ -17,7 +17,7 @@ from tests.model.engines.fake_cuda import Recorder, fake_cuda
 
 KINDS = [(family, "bf16") for family in FAMILIES] + [(family, "int4") for family in FAMILIES]
 KINDS += [(family, "awq") for family in FAMILIES[:3]]  # there is no AWQ layout of fused experts
-Costs = dict[str, list[int]]  # by pass: kernels and bytes
+Costs = dict[str, list[int]]  # by pass: kernels, bytes, peak bytes
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}
 TINY_TEXT = {  # four-bit groups of 128 fit
     "hidden_size": 128,
@@ -101,12 +101,10 @@ def give_tokens(start_copy: Callable[..., Any]) -> Callable[..., Any]:
     return start
 
 
-def run_all_passes(
-    lab: Lab, recorder: Recorder, monkeypatch: Any, *, rows: int, side: int, **options: Any
-) -> TorchEngine:
-    """An engine that went through every kind of pass: vision, prefill, mixed and decode, in this order."""
+def open_recorded_engine(lab: Lab, recorder: Recorder, monkeypatch: Any, **options: Any) -> TorchEngine:
+    """An engine whose passes are recorded under their names."""
     monkeypatch.setattr(engine_module, "start_copy_to_host", give_tokens(engine_module.start_copy_to_host))
-    engine = TorchEngine(lab.folder, lab.family, device="cuda", slots=rows, **options)
+    engine = TorchEngine(lab.folder, lab.family, device="cuda", **options)
     step_runner, vision_cache = engine.step_runner, engine.vision_cache
     run_step, encode = step_runner.run_step, vision_cache.encode_owned_slices
 
@@ -120,6 +118,14 @@ def run_all_passes(
             encode(assigned)
 
     step_runner.run_step, vision_cache.encode_owned_slices = run_and_record, encode_and_record
+    return engine
+
+
+def run_all_passes(
+    lab: Lab, recorder: Recorder, monkeypatch: Any, *, rows: int, side: int, **options: Any
+) -> TorchEngine:
+    """An engine that went through every kind of pass: vision, prefill, mixed and decode, in this order."""
+    engine = open_recorded_engine(lab, recorder, monkeypatch, slots=rows, **options)
     sampling = [
         {"temperature": 0.7},
         {"temperature": 0.7, "top_k": 20, "top_p": 0.8},
@@ -146,9 +152,10 @@ def measure_passes(
 ) -> tuple[Costs, list[str], TorchEngine]:
     """Costs of all passes, what made the host wait in them, and the engine."""
     lab = FakeLab(folder, model_type, size=size, weights=weights)
-    options = {"quantize": "int4"} if weights == "int4" else {}
     rows, side = (6, 4) if size == "tiny" else (64, 36)
+    options: dict[str, Any] = {"quantize": "int4"} if weights == "int4" else {}
+    options |= {"patches": 4 * side * side, "prefill_tokens": 2 * side * side}  # one picture fills a call of the tower
     with fake_cuda(monkeypatch, memory_bytes=80 * 10**9, capability=capability) as recorder:
         engine = run_all_passes(lab, recorder, monkeypatch, rows=rows, side=side, **options)
-    costs = {name: [cost.kernels, cost.bytes] for name, cost in sorted(recorder.costs.items())}
+    costs = {name: [cost.kernels, cost.bytes, cost.peak_bytes] for name, cost in sorted(recorder.costs.items())}
     return costs, [f"{name}: {wait}" for name, waits in recorder.waits.items() for wait in waits], engine

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.model.engines.torch.memory import estimate_step_bytes
 from tests.model.engines.fake_cuda import fake_cuda, find_compiler, load_device_guard
 from tests.model.engines.fake_models import KINDS, measure_passes
 
@@ -32,7 +33,8 @@ def check_all_passes(model_type, weights, size, tmp_path, monkeypatch):
     expected = COSTS[f"{size} {model_type} {weights}"]
     assert costs.keys() == expected.keys() == {"vision", "prefill", "mixed", "decode", "graph", "step"}
     for name, numbers in costs.items():  # cheaper by so much: write the table anew
-        assert numbers == pytest.approx(expected[name], rel=TOLERANCE), f"{name}: kernels and bytes"
+        assert numbers == pytest.approx(expected[name], rel=TOLERANCE), f"{name}: kernels, bytes and peak"
+    return costs, engine
 
 
 @pytest.mark.parametrize(("model_type", "weights"), KINDS)
@@ -43,7 +45,18 @@ def test_all_passes_run_on_cuda_without_waiting_for_it(device_guard, model_type,
 @pytest.mark.slow
 @pytest.mark.parametrize(("model_type", "weights"), [kind for kind in KINDS if kind[1] == "bf16"])
 def test_all_passes_run_on_cuda_at_real_sizes(device_guard, model_type, weights, tmp_path, monkeypatch):
-    check_all_passes(model_type, weights, "real", tmp_path, monkeypatch)
+    costs, engine = check_all_passes(model_type, weights, "real", tmp_path, monkeypatch)
+    loaded, sizes = engine.step_runner.loaded, engine.sizes
+    plan = estimate_step_bytes(
+        loaded.language_model.config,
+        loaded.vision_tower.config,
+        2,
+        slots=sizes.slots,
+        patches=sizes.patches,
+        prefill_tokens=sizes.prefill_tokens,
+    )
+    peaks = {name: numbers[2] for name, numbers in costs.items()}
+    assert peaks.pop("decode") + max(peaks.values()) < plan < 6 * max(peaks.values())  # graphs have their own memory
 
 
 def test_a_mixture_does_not_wait_where_torch_has_no_grouped_product(device_guard, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ SCRIPT = """
 import sys
 from itertools import count
 from pathlib import Path
+import torch
 from pipeline.model.engines.torch import worker_group
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engine_thread import generate_replies
@@ -27,14 +28,21 @@ from tests.model.engines.conftest import Lab
 
 worker_group.FAILURE_GRACE_S = 1
 lab = Lab(Path(sys.argv[1]), "qwen3_vl")
+if sys.argv[2] == "memory-of-another":
+    worker_group.WORKER_MODULE = "tests.model.engines.rank_without_memory"
 hang_s = 3 if sys.argv[2] == "stopped" else 300
 engine = TorchEngine(lab.folder, lab.family, device="cpu", slots=2, kv_tokens=300, tensor_parallel=2, hang_s=hang_s)
 print(engine.vision_cache.collectives.worker_group.processes[0].pid, flush=True)
-if sys.argv[2] == "alone":
+if sys.argv[2] == "again":
+    print(engine.limits.prefill_tokens, engine.limits.patches, engine.limits.max_sequences, flush=True)
+    engine.close()
+    sys.exit()
+if sys.argv[2] in ("alone", "memory"):
     run_step, calls = engine.step_runner.run_step, count()
+    error = RuntimeError("only here") if sys.argv[2] == "alone" else torch.OutOfMemoryError("CUDA out of memory")
     def failing(*arguments):
         if next(calls) > 3:
-            raise RuntimeError("only here")
+            raise error
         return run_step(*arguments)
     engine.step_runner.run_step = failing
 for answer in generate_replies(engine, (lab.build_request(str(number), "hello") for number in count())):
@@ -42,16 +50,20 @@ for answer in generate_replies(engine, (lab.build_request(str(number), "hello") 
 """
 
 
+def start_replica(folder: Path, way: str, **options) -> subprocess.Popen:
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
+    command = [sys.executable, "-c", SCRIPT, str(folder / "model"), way]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, **options)
+
+
 @contextmanager
 def start_replicas(tmp_path_factory, ways):
     """One replica for each way to end. They start at the same time, because starting takes long."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     processes = {}
     for way in ways:
         folder = tmp_path_factory.mktemp(way)
-        command = [sys.executable, "-c", SCRIPT, str(folder / "model"), way]
         error = (folder / "error").open("w+")
-        processes[way] = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=error, text=True), error
+        processes[way] = start_replica(folder, way, stderr=error), error
     yield processes
     for process, error in processes.values():
         process.kill()
@@ -113,3 +125,16 @@ def test_a_failure_of_one_rank_ends_the_replica(more_replicas):
 def test_the_other_ranks_end_with_the_first(more_replicas):
     code, _ = end_replica(more_replicas, "first", signal.SIGKILL, of_first=True)
     assert code == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "reason"), [("memory", "rank 0 failed"), ("memory-of-another", "out of memory")])
+def test_the_process_after_an_out_of_memory_begins_with_lower_limits(tmp_path_factory, way, reason):
+    with start_replicas(tmp_path_factory, [way]) as replicas:
+        code, error_output = end_replica(replicas, way)
+        folder = Path(replicas[way][1].name).parent
+    assert code == ExitCode.HANG
+    assert reason in error_output
+    for limits in ("2048 4096 1", "4096 8192 2"):  # the file is gone when a replica has ended well
+        with start_replica(folder, "again") as process:
+            assert process.communicate(timeout=120)[0].splitlines()[1] == limits

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.model.engines.torch.worker_group import WorkerGroup
 
 HOST = "127.0.0.1"  # a replica stays on one machine
+LEAVE_TIMEOUT_S = 10.0  # NCCL waits for ever for ranks that have ended
 SUCCEEDED, FAILED, OUT_OF_MEMORY = 0, 1, 2
 TCPStore: Any = dist.TCPStore  # type: ignore[attr-defined]
 T = TypeVar("T")
@@ -116,9 +118,13 @@ class Collectives:
 
     def close(self) -> None:
         if self.worker_group is not None:
-            self.worker_group.close()
+            self.worker_group.send_end()
         if self.tp.size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+            leaving = Thread(target=dist.destroy_process_group, name="leave process group", daemon=True)
+            leaving.start()
+            leaving.join(LEAVE_TIMEOUT_S)
+        if self.worker_group is not None:
+            self.worker_group.close()
 
 
 def connect_shards(loaded: LoadedModel, collectives: Collectives) -> None:

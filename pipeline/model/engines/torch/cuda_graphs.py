@@ -103,6 +103,10 @@ class DecodeGraphs:
         self.replay_count += 1
         return graph.logits[:sequences]
 
+    def release(self) -> None:
+        """Before ranks part: a graph holds the communicator that its collectives use."""
+        self.captured_graphs.clear()
+
     def capture_size(self, batch_size: int, max_run_length: int, position_axes: int) -> CapturedGraph:
         device = self.cache.keys[0].device
         token_ids = torch.zeros(batch_size, dtype=torch.long, device=device)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pipeline.errors import GenerateError, ItemError, JobError
 from pipeline.model.detokenizer import Detokenizer
-from pipeline.model.engines.torch.oom_backoff import MODEL_ERRORS, StepLimits, run_or_split
+from pipeline.model.engines.torch.oom_backoff import MODEL_ERRORS, LimitsFile, StepLimits, run_or_split
 from pipeline.model.engines.torch.pending_step import PendingStep, UnreadTokens, start_copy_to_host
 from pipeline.model.engines.torch.replica import RankConfig, start_replica
 from pipeline.model.engines.torch.sampler import apply_grammar_masks, sample_tokens
@@ -58,6 +58,10 @@ class TorchEngine:
             raise JobError(f"model.attention: engine torch supports `auto` and `sdpa`, not {rank_config.attention}")
         loaded, self.sizes, self.vision_cache, self.step_runner = start_replica(rank_config)
         self.limits = StepLimits(self.sizes.prefill_tokens, self.sizes.patches, max_sequences=self.sizes.slots)
+        self.limits_file = LimitsFile(rank_config)
+        if worker_group := self.vision_cache.collectives.worker_group:
+            self.limits_file.apply(self.limits)
+            worker_group.on_out_of_memory = lambda: self.limits_file.save_halved(self.limits)
         self.detokenizer = Detokenizer.from_tokenizer(family.tokenizer, loaded.stop_tokens, thinking=family.thinking)
         self.sequence_builder = SequenceBuilder(
             family, self.vision_cache, self.detokenizer, self.sizes.kv_tokens, loaded.vocabulary_size
@@ -95,12 +99,21 @@ class TorchEngine:
         return finished
 
     def encode_vision(self) -> None:
-        """Call the vision tower once if a running sequence needs it, filled up with clips of waiting sequences."""
+        """Call the vision tower once if a running sequence needs it, filled up with clips of waiting sequences.
+
+        Prefill is slower, so features would pile up. While there is no room for a call's, no clip is encoded as long as
+        some sequence has a prefill to compute, after which its features are dropped.
+        """
         running, waiting = self.scheduler.running, self.scheduler.waiting
         blocked = [sequence for sequence in running if not self.vision_cache.is_encoded(sequence.clip_keys)]
         if not blocked:
             return
-        keys = chain.from_iterable(sequence.clip_keys for sequence in chain(blocked, waiting))
+        sequences: Iterable[SequenceState] = chain(blocked, waiting)
+        if not self.vision_cache.has_room(self.limits.patches):
+            if any(self.is_ready(sequence) and not sequence.is_prompt_computed for sequence in running):
+                return
+            sequences = blocked[:1]
+        keys = chain.from_iterable(sequence.clip_keys for sequence in sequences)
         slices = self.vision_cache.select_slices(keys, self.limits.patches)
         run_or_split(slices, self.vision_cache.encode_slices, self.fail_clip, self.limits)
 
@@ -224,6 +237,9 @@ class TorchEngine:
 
     def close(self) -> None:
         self.watchdog.close()
+        if self.graphs:
+            self.graphs.release()
         self.vision_cache.collectives.close()
+        self.limits_file.remove()
         self.scheduler.waiting.clear()
         self.scheduler.running.clear()

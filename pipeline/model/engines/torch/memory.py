@@ -17,6 +17,9 @@ DEFAULT_SLOTS_BY_DEVICE = {"cuda": 256, "cpu": 64}
 DEFAULT_PATCHES_BY_DEVICE = {"cuda": 32768, "cpu": 4096}  # per rank
 CPU_MEMORY_FRACTION = 0.25  # of the free memory: other workers on the machine decode pictures
 CUDA_MEMORY_FRACTION = 0.92  # of all memory: fragments and libraries take the rest
+KEPT_CALLS = 2  # features are kept of as many patches as so many calls of the vision tower encode
+ALLOCATOR_VARIABLE = "PYTORCH_CUDA_ALLOC_CONF"
+ALLOCATOR_VARIABLES = (ALLOCATOR_VARIABLE, "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 GB = 10**9
 
 
@@ -32,16 +35,33 @@ class EngineSizes:
         return cls(*(min(values) for values in zip(*map(astuple, rank_sizes), strict=True)))
 
 
+def use_expandable_segments() -> None:
+    """Keep freed memory from being lost between steps of other sizes, unless the user has configured the allocator.
+
+    torch reads the variable when it first allocates memory on a GPU.
+    """
+    if not any(name in os.environ for name in ALLOCATOR_VARIABLES):
+        os.environ[ALLOCATOR_VARIABLE] = "expandable_segments:True"
+
+
 def estimate_step_bytes(
-    text: Any, vision: Any, item_bytes: int, *, slots: int, patches: int, prefill_tokens: int
+    text: Any, vision: Any, item_bytes: int, *, slots: int, patches: int, prefill_tokens: int, ranks: int = 1
 ) -> int:
-    """Bytes of the widest tensors of a step, as far as they live at the same time. `text` and `vision` are configs."""
+    """Bytes of the widest tensors of a step, as far as they live at the same time, and of the features that are kept.
+
+    `text` and `vision` are configs, and `patches` are those of one rank; each rank keeps the features of all.
+    """
     mlp_width = getattr(text, "intermediate_size", None) or (
         text.num_experts_per_tok * text.moe_intermediate_size + text.shared_expert_intermediate_size
     )
-    text_numbers = prefill_tokens * (3 * mlp_width + 8 * text.hidden_size)
+    text_tokens = prefill_tokens + 2 * slots  # graphs have memory of their own for the slots
+    text_numbers = text_tokens * (3 * mlp_width + 8 * text.hidden_size)
     vision_numbers = patches * 4 * max(getattr(vision, "intermediate_size", 0), 4 * vision.hidden_size)
-    return int((text_numbers + vision_numbers) * item_bytes + slots * text.vocab_size * 16)
+    feature_layers = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or ())
+    kept_tokens = KEPT_CALLS * ranks * patches // vision.spatial_merge_size**2
+    feature_numbers = kept_tokens * feature_layers * text.hidden_size
+    logit_bytes = 2 * item_bytes + 4 + 16  # of this step and the next, in float32, and what sampling makes of them
+    return int((text_numbers + vision_numbers + feature_numbers) * item_bytes + slots * text.vocab_size * logit_bytes)
 
 
 def measure_free_cuda_bytes(device: torch.device) -> int:

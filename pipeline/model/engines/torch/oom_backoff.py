@@ -7,9 +7,15 @@ error. So work must change no state before its last call that may fail.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import os
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -42,6 +48,41 @@ class StepLimits:
         self.max_sequences = max(1, self.max_sequences // 2)
         self.is_halved = True
         return True
+
+
+class LimitsFile:
+    """Hands halved limits to the process that is started in place of this one.
+
+    Out of memory on one of several ranks ends the whole replica, because the others wait in a collective. Without the
+    file, the next process would begin with the same limits and end in the same way. Processes that have the same
+    configuration and the same parent share the file: the restarts of a replica, and other replicas on its machine.
+    """
+
+    def __init__(self, configuration: object):
+        key = hashlib.blake2b(f"{os.getppid()} {configuration!r}".encode(), digest_size=12).hexdigest()
+        self.path = Path(tempfile.gettempdir()) / f"vlbatch-limits-{os.getuid()}-{key}.json"
+
+    def save_halved(self, limits: StepLimits) -> None:
+        if limits.halve():
+            part = self.path.with_suffix(f".{os.getpid()}")
+            with suppress(OSError):  # without the file the next process starts as this one did
+                part.write_text(json.dumps(asdict(limits)))
+                part.replace(self.path)
+
+    def apply(self, limits: StepLimits) -> None:
+        """Lower the limits to those in the file, if there is one of this user."""
+        with suppress(OSError, ValueError, TypeError):
+            saved = StepLimits(**json.loads(self.path.read_text()))
+            if self.path.stat().st_uid != os.getuid():
+                return
+            limits.prefill_tokens = min(limits.prefill_tokens, max(MIN_BUDGET, saved.prefill_tokens))
+            limits.patches = min(limits.patches, max(MIN_BUDGET, saved.patches))
+            limits.max_sequences = min(limits.max_sequences, max(1, saved.max_sequences))
+            limits.is_halved = True
+            log.warning(f"the process before this one ran out of memory: prefill_tokens is {limits.prefill_tokens} now")
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
 
 
 def run_or_split(

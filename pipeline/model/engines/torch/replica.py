@@ -61,6 +61,8 @@ def start_replica(rank_config: RankConfig) -> tuple[LoadedModel, EngineSizes, Vi
     gpu_count = torch.cuda.device_count()
     if rank_count > 1 and rank_config.device.startswith("cuda") and gpu_count < rank_count:
         raise JobError(f"model.tensor_parallel: {rank_count} and this process has {gpu_count} GPU(s)")
+    if rank_config.device.startswith("cuda"):
+        memory.use_expandable_segments()  # workers inherit it
     worker_configs = [replace(rank_config, rank=rank) for rank in range(1, rank_count)]
     worker_group = WorkerGroup(worker_configs) if worker_configs else None
     collectives = Collectives(rank_config.tp, worker_group)
@@ -108,7 +110,12 @@ def choose_sizes(rank_config: RankConfig, loaded: LoadedModel) -> EngineSizes:
         if device.type == "cuda":
             configs = loaded.language_model.config, loaded.vision_tower.config
             cache_bytes = memory.measure_free_cuda_bytes(device) - memory.estimate_step_bytes(
-                *configs, item_bytes, slots=slots, patches=patches // rank_count, prefill_tokens=prefill_tokens
+                *configs,
+                item_bytes,
+                slots=slots,
+                patches=patches // rank_count,
+                prefill_tokens=prefill_tokens,
+                ranks=rank_count,
             )
         else:
             cache_bytes = memory.measure_cpu_cache_bytes() // rank_count
@@ -124,7 +131,13 @@ def build_step_runner(
     use_flash = rank_config.attention != "sdpa" and has_flash(loaded.device, loaded.dtype)
     layers, heads, dim = loaded.cache_shape
     cache = KVCache.allocate((layers, sizes.kv_tokens, heads, dim), loaded.dtype, loaded.device)
-    vision_cache = VisionCache(loaded.vision_tower, rank_config.vision_config, collectives, has_flash=use_flash)
+    vision_cache = VisionCache(
+        loaded.vision_tower,
+        rank_config.vision_config,
+        collectives,
+        has_flash=use_flash,
+        max_kept_patches=memory.KEPT_CALLS * sizes.patches,
+    )
     decode = build_decode_function(loaded)
     if rank_config.compile:
         decode = torch.compile(decode, dynamic=True)

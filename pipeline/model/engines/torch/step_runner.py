@@ -50,6 +50,8 @@ def build_step_inputs(batch: ScheduledBatch) -> StepInputs:
     for (sequence, first, end), offset in zip(spans, offsets, strict=True):
         if first < sequence.prompt_tokens and len(sequence.vision_indices):
             low, high = np.searchsorted(sequence.vision_indices, [first, end])
+            if low == high:
+                continue
             pad_indices.append(sequence.vision_indices[low:high] - first + offset)
             vision_spans.append((sequence.clip_keys, int(low), int(high)))
     return StepInputs(
@@ -131,7 +133,7 @@ class StepRunner:
         if not inputs.vision_spans:
             return {}
         pad_indices = self.to_device(inputs.pad_indices)
-        parts = [self.vision_cache.join_features(keys)[:, first:end] for keys, first, end in inputs.vision_spans]
+        parts = [part for span in inputs.vision_spans for part in self.vision_cache.select_features(*span)]
         features = torch.cat(parts, 1)  # [1 + deepstack layers, pad tokens, hidden]
         embeddings.index_copy_(0, pad_indices, features[0].to(embeddings.dtype))
         if len(features) == 1:

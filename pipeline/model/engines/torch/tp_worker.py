@@ -10,8 +10,8 @@ import ctypes
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -21,7 +21,7 @@ from pipeline.errors import PipelineError
 from pipeline.model.engines.torch.collectives import Collectives
 from pipeline.model.engines.torch.oom_backoff import MODEL_ERRORS
 from pipeline.model.engines.torch.replica import RankConfig, build_step_runner, choose_sizes, load_rank_model
-from pipeline.model.engines.torch.worker_group import CONTINUE, FAILURE_GRACE_S
+from pipeline.model.engines.torch.worker_group import CONTINUE, FAILURE_GRACE_S, OUT_OF_MEMORY_CODE
 from pipeline.watchdog import Watchdog
 
 PR_SET_PDEATHSIG = 1
@@ -52,6 +52,8 @@ def run_worker(connection: Connection) -> None:
         "run_step": step_runner.run_step,
     }
     serve_commands(connection, handlers, collectives, Watchdog(rank_config.hang_s))
+    if step_runner.graphs:
+        step_runner.graphs.release()
     collectives.close()
 
 
@@ -67,7 +69,9 @@ def serve_commands(
         except MODEL_ERRORS as error:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            connection.send((collectives.call_count - calls_before, f"{type(error).__name__}: {error}"))
+            is_out_of_memory = isinstance(error, torch.OutOfMemoryError)
+            message = f"elsewhere, by {type(error).__name__}: {error}"
+            connection.send((collectives.call_count - calls_before, message, is_out_of_memory))
             if not connection.poll(FAILURE_GRACE_S) or connection.recv() != CONTINUE:
                 raise  # rank 0 did not fail at the same place: the ranks cannot go on together
 
@@ -75,10 +79,16 @@ def serve_commands(
 def main(connection_fd: int, parent_pid: int) -> None:
     exit_with_parent(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 handles ctrl-C
-    with suppress(EOFError, BrokenPipeError):  # rank 0 has ended
+    code = 0
+    try:
         run_worker(Connection(connection_fd))
+    except (EOFError, BrokenPipeError):
+        pass  # rank 0 has ended
+    except torch.OutOfMemoryError:
+        traceback.print_exc()
+        code = OUT_OF_MEMORY_CODE
     sys.stderr.flush()
-    os._exit(0)  # there is nothing to clean up, and the interpreter would take seconds for it
+    os._exit(code)  # there is nothing to clean up, and the interpreter would take seconds for it
 
 
 if __name__ == "__main__":

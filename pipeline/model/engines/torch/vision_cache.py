@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -30,13 +31,20 @@ class CachedClip:
 
 class VisionCache:
     def __init__(
-        self, vision_tower: VisionTower, vision_config: VisionConfig, collectives: Collectives, *, has_flash: bool
+        self,
+        vision_tower: VisionTower,
+        vision_config: VisionConfig,
+        collectives: Collectives,
+        *,
+        has_flash: bool,
+        max_kept_patches: int,
     ):
         self.vision_tower = vision_tower
         self.vision_config = vision_config
         self.device = next(vision_tower.module.parameters()).device
         self.collectives = collectives
         self.has_flash = has_flash
+        self.max_kept_patches = max_kept_patches  # more only for a sequence that needs them itself
         self.clips: dict[str, CachedClip] = {}
         self.features_by_clip: dict[str, list[Tensor]] = {}  # of slices in order: [feature layers, tokens, width]
         self.encoded_patches = 0
@@ -63,8 +71,20 @@ class VisionCache:
     def is_encoded(self, keys: Iterable[str]) -> bool:
         return not any(self.clips[key].pending_slices for key in keys)
 
-    def join_features(self, keys: Iterable[str]) -> Tensor:
-        return torch.cat([features for key in keys for features in self.features_by_clip[key]], 1)
+    def has_room(self, patches: int) -> bool:
+        """Whether the features of so many patches more may be kept."""
+        kept_tokens = sum(part.shape[1] for part in chain.from_iterable(self.features_by_clip.values()))
+        return kept_tokens * self.vision_config.merge_size**2 + patches <= self.max_kept_patches
+
+    def select_features(self, keys: Iterable[str], first: int, end: int) -> list[Tensor]:
+        """Views of the features of these tokens of the clips: [feature layers, tokens, width] each."""
+        selected = []
+        for features in chain.from_iterable(self.features_by_clip[key] for key in keys):
+            tokens = features.shape[1]
+            if first < tokens and end > 0:
+                selected.append(features[:, max(first, 0) : end])
+            first, end = first - tokens, end - tokens
+        return selected
 
     def select_slices(self, keys: Iterable[str], patch_budget: int) -> list[ClipSlice]:
         """The slices to encode in the next call, taken from the clips in this order."""
@@ -121,5 +141,5 @@ class VisionCache:
                 shape = tower.feature_layers, sum(token_counts), tower.feature_width
                 block = torch.empty(shape, dtype=tower.module.dtype, device=self.device)
             self.collectives.broadcast(block, owner)
-            features_by_owner[owner] = iter(torch.split(block, token_counts, 1))
+            features_by_owner[owner] = (part.clone() for part in torch.split(block, token_counts, 1))
         return [next(features_by_owner[owner]) for _, owner in assigned]

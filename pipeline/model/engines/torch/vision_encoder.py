@@ -89,10 +89,12 @@ def encode_slices(
     device = next(vision_tower.module.parameters()).device
     patches = [cut_patches(copy_to_device(part.pixels, device), part.grid, vision_config) for part in clip_slices]
     grids = [part.grid for part in clip_slices]
-    features = vision_tower.encode_patches(
+    layers = vision_tower.encode_patches(
         normalize_patches(torch.cat(patches), vision_config), grids, has_flash=has_flash
     )
-    return list(torch.split(features, [part.patches // vision_config.merge_size**2 for part in clip_slices], 1))
+    token_counts = [part.patches // vision_config.merge_size**2 for part in clip_slices]
+    # copies, because a view would keep the features of the whole call
+    return [torch.stack(parts) for parts in zip(*(torch.split(layer, token_counts) for layer in layers), strict=True)]
 
 
 def patchify(pixels: Tensor, grid: PatchGrid, vision_config: VisionConfig | Family) -> Tensor:

@@ -2,7 +2,8 @@
 
 When one rank ends, the whole replica ends: the others would wait for it in a collective for ever. So rank 0 exits at
 once with a code that Ray takes for a system failure; Ray starts the replica again and repeats its work. A rank that
-hangs is ended by its watchdog. If rank 0 is killed, the kernel kills the other ranks.
+hangs is ended by its watchdog. If rank 0 is killed, the kernel kills the other ranks. Where memory was the reason, rank
+0 is told before it exits, so that the next process can begin with lower limits.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from threading import Thread
 from typing import Any, NoReturn
+
+import torch
 
 from pipeline.errors import ExitCode, PipelineError
 
@@ -23,6 +26,7 @@ START_TIMEOUT_S = 3600.0  # to read a share of the largest model from a slow dis
 FAILURE_GRACE_S = 10.0  # how far apart in time ranks may be when they fail at the same place
 CLOSE_TIMEOUT_S = 5.0
 CONTINUE = "continue"
+OUT_OF_MEMORY_CODE = 71  # with which a rank exits that alone ran out of memory
 
 
 class WorkerGroup:
@@ -31,6 +35,7 @@ class WorkerGroup:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.supervisors: list[Thread] = []
         self.is_started = False  # once started, the end of one rank ends the replica
+        self.on_out_of_memory: Callable[[], None] = lambda: None  # called before it ends for that reason
         for rank, rank_config in enumerate(rank_configs, 1):
             connection, worker_connection = Pipe()
             self.connections.append(connection)
@@ -52,8 +57,10 @@ class WorkerGroup:
         self.processes.append(process)
         code = process.wait()
         if self.is_started:
+            if code == OUT_OF_MEMORY_CODE:
+                self.report_out_of_memory()
             way = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-            self.end_replica(f"rank {rank} ended ({way})")
+            self.end_replica(f"rank {rank} ended ({'out of memory' if code == OUT_OF_MEMORY_CODE else way})")
 
     def wait_until_loaded(self) -> list[Any]:
         """Wait until every rank has loaded its share. Returns the EngineSizes that each has memory for."""
@@ -90,25 +97,35 @@ class WorkerGroup:
         """End the replica unless every rank failed in this command, after the same number of collective calls."""
         for rank, connection in enumerate(self.connections, 1):
             try:
-                worker_call_count = connection.recv()[0] if connection.poll(FAILURE_GRACE_S) else None
+                worker_failure = connection.recv() if connection.poll(FAILURE_GRACE_S) else (None, "did not", False)
             except (EOFError, OSError):
                 self.supervisors[rank - 1].join(CLOSE_TIMEOUT_S)  # see above
                 self.end_replica(f"rank {rank} ended")
+            worker_call_count, worker_error, is_out_of_memory = worker_failure
             if worker_call_count != call_count:
-                self.end_replica(f"rank 0 failed and rank {rank} did not: {type(error).__name__}: {error}")
+                if is_out_of_memory or isinstance(error, torch.OutOfMemoryError):
+                    self.report_out_of_memory()
+                self.end_replica(f"rank 0 failed and rank {rank} {worker_error}: {type(error).__name__}: {error}")
         for connection in self.connections:
             connection.send(CONTINUE)
+
+    def report_out_of_memory(self) -> None:
+        """Once, although two threads may find out."""
+        report, self.on_out_of_memory = self.on_out_of_memory, lambda: None
+        report()
 
     def end_replica(self, reason: str) -> NoReturn:
         os.write(2, f"vlbatch: {reason}; ending the replica\n".encode())
         os._exit(ExitCode.HANG)
 
-    def close(self) -> None:
+    def send_end(self) -> None:
         self.is_started = False
         for connection in self.connections:
             with suppress(OSError):
                 connection.send(None)
             connection.close()
+
+    def close(self) -> None:
         for supervisor in self.supervisors:
             supervisor.join(CLOSE_TIMEOUT_S)
         for process in self.processes:
