@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check fast-tests test test-all test-ray-floor vllm-env test-vllm lint chaos bench clean
+.PHONY: help setup demo check fast-tests test test-all test-ray-floor vllm-env test-vllm lint chaos bench cuda-arithmetic clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -68,6 +68,9 @@ chaos: .venv/.ready ## a hundred kills of whatever runs, and every row counted; 
 
 bench: .venv/.ready ## the benchmarks, shortened, and the table of tests/bench/README.md with what they measured
 	PYTHONPATH=. $(BIN)/python tests/bench/run_all.py
+
+cuda-arithmetic: .venv/.ready ## how fast the torch engine can be on H100, A100 and L4: counted and computed, not measured
+	PYTHONPATH=. $(BIN)/python tests/bench/cuda_arithmetic.py
 
 clean: ## away with everything that was made here
 	rm -rf .venv .venv-vllm build dist out ./*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
