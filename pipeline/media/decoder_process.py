@@ -13,6 +13,7 @@ import re
 import resource
 import signal
 import socket
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -104,6 +105,7 @@ def limit_memory(memory_bytes: int) -> None:
 def main(socket_fd: int, memory_bytes: int, threads: int, missing_protection: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     warnings.simplefilter("ignore")
+    tempfile.tempdir = "/tmp"  # libraries ask for its name as they are imported; none can be written here
     import torch
 
     torch.set_num_threads(threads)

@@ -92,6 +92,11 @@ def test_the_process_reads_the_file_and_its_libraries(run_in_decoder, home):
     assert run_in_decoder("import colorsys; loot = colorsys.rgb_to_hsv(0, 0, 0)[2]", home / "a.mp4") == "0"
 
 
+def test_libraries_may_ask_for_the_name_of_the_temporary_folder(run_in_decoder):
+    """dill does as it is imported, and torch imports dill where it is installed."""
+    assert run_in_decoder("import tempfile; loot = tempfile.gettempdir()") == "/tmp"
+
+
 def test_the_file_is_not_written(run_in_decoder, home):
     code = "import os; loot = os.open(f'/proc/self/fd/{source.fileno()}', os.O_WRONLY)"
     assert run_in_decoder(code, home / "a.mp4") == "Permission denied"
