@@ -18,4 +18,4 @@ if __name__ == "__main__":
 
     StepRunner.run_step = run_within_memory
     tp_worker.FAILURE_GRACE_S = 1
-    tp_worker.main(*map(int, sys.argv[1:3]))
+    tp_worker.main(*map(int, sys.argv[1:4]))

@@ -31,7 +31,6 @@ LEAVE_TIMEOUT_S = 10.0  # NCCL waits for ever for ranks that have ended
 SUCCEEDED, FAILED, OUT_OF_MEMORY = 0, 1, 2
 TCPStore: Any = dist.TCPStore  # type: ignore[attr-defined]
 T = TypeVar("T")
-all_gather_into: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
 
 
 class Collectives:
@@ -80,18 +79,20 @@ class Collectives:
         dist.all_reduce(summand)
         return summand
 
-    def all_gather_columns(self, columns: Tensor) -> Tensor:
-        """[rows, columns of this rank] -> [rows, columns of all ranks]."""
+    def gather_columns(self, columns: Tensor) -> Tensor:
+        """[rows, columns of this rank] -> [rows, columns of all ranks] on rank 0; the others keep their own."""
         if not len(columns):
             return columns.new_empty(0, columns.shape[1] * self.tp.size)
         self.call_count += 1
-        rows, width = columns.shape
-        parts = columns.new_empty(self.tp.size * rows, width)
-        all_gather_into(parts, columns.contiguous())
-        return parts.view(-1, rows, width).transpose(0, 1).flatten(1)
+        columns = columns.contiguous()
+        parts = [torch.empty_like(columns) for _ in range(self.tp.size)] if self.tp.rank == 0 else None
+        dist.gather(columns, parts)
+        return columns if parts is None else torch.cat(parts, 1)
 
     def broadcast(self, block: Tensor, owner: int) -> None:
         """Fill every rank's block with the owner's."""
+        if self.tp.size == 1:
+            return
         self.call_count += 1
         dist.broadcast(block, owner)
 
@@ -134,7 +135,7 @@ def connect_shards(loaded: LoadedModel, collectives: Collectives) -> None:
     config, embed_tokens = loaded.language_model.config, loaded.language_model.embed_tokens
     first_token, _ = shard.compute_span(config.vocab_size, collectives.tp)
     embed_tokens.forward = shard_embedding(embed_tokens, first_token, collectives)
-    loaded.lm_head.register_forward_hook(lambda module, inputs, output: collectives.all_gather_columns(output))
+    loaded.lm_head.register_forward_hook(lambda module, inputs, output: collectives.gather_columns(output))
 
     def sum_output(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return collectives.all_reduce_sum(output)

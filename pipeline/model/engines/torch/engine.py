@@ -70,8 +70,7 @@ class TorchEngine:
         self.graphs = self.step_runner.graphs
         self.finished: list[Reply | Failure] = []
         self.pending_step: PendingStep | None = None
-        # a CPU computes nothing while the host works, and other ranks would have to be told of unread tokens
-        self.can_launch_ahead = self.step_runner.has_flash and rank_config.tensor_parallel == 1
+        self.can_launch_ahead = self.step_runner.has_flash  # a CPU computes nothing while the host works
         self.counters: Counter[str] = Counter(dict.fromkeys(COUNTER_NAMES, 0))
         self.watchdog = Watchdog(rank_config.hang_s)
 

@@ -25,7 +25,6 @@ from pipeline.model.engines.torch.scheduler import ScheduledBatch
 from pipeline.model.engines.torch.vision_cache import VisionCache
 
 log = logging.getLogger(__name__)
-TokenCopy = tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]  # sampled tokens, indices into them, and into token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,8 @@ def build_step_inputs(batch: ScheduledBatch) -> StepInputs:
     )
 
 
-def locate_unread_tokens(batch: ScheduledBatch, unread: UnreadTokens) -> TokenCopy:
+def locate_unread_tokens(batch: ScheduledBatch, unread: UnreadTokens) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices into the sampled tokens, and for each where it goes among the tokens of the step."""
     ends = np.cumsum([count for _, count in batch])
     pairs = [
         (unread.index_by_sequence[sequence], end - 1)
@@ -75,7 +75,7 @@ def locate_unread_tokens(batch: ScheduledBatch, unread: UnreadTokens) -> TokenCo
         if sequence in unread.index_by_sequence
     ]
     sources, targets = np.asarray(pairs, np.int64).T
-    return unread.tokens, sources, targets
+    return sources, targets
 
 
 @dataclass(eq=False)
@@ -89,16 +89,23 @@ class StepRunner:
     def __call__(self, batch: ScheduledBatch, unread: UnreadTokens | None = None) -> Tensor:
         """Run the batch on every rank. Returns logits [sequences, vocabulary] of those that reach their last token."""
         inputs = build_step_inputs(batch)
-        token_copy = locate_unread_tokens(batch, unread) if unread and unread.index_by_sequence else None
-        with self.vision_cache.collectives.run_on_all_ranks("run_step", (inputs,)):
-            return self.run_step(inputs, token_copy)
+        targets = unread_tokens = None
+        if unread and unread.index_by_sequence:
+            sources, targets = locate_unread_tokens(batch, unread)
+            unread_tokens = unread.tokens.index_select(0, self.to_device(sources))
+        with self.vision_cache.collectives.run_on_all_ranks("run_step", (inputs, targets)):
+            return self.run_step(inputs, targets, unread_tokens)
 
     @torch.inference_mode()
-    def run_step(self, inputs: StepInputs, token_copy: TokenCopy | None = None) -> Tensor:
+    def run_step(
+        self, inputs: StepInputs, targets: NDArray[np.int64] | None = None, unread_tokens: Tensor | None = None
+    ) -> Tensor:
+        """Unread tokens take the places `targets`; rank 0 sends them to the other ranks, from device to device."""
         token_ids = self.to_device(inputs.token_ids)
-        if token_copy is not None:
-            tokens, sources, targets = token_copy
-            token_ids.index_copy_(0, self.to_device(targets), tokens.index_select(0, self.to_device(sources)))
+        if targets is not None:
+            tokens = token_ids.new_empty(len(targets)) if unread_tokens is None else unread_tokens
+            self.vision_cache.collectives.broadcast(tokens, 0)
+            token_ids.index_copy_(0, self.to_device(targets), tokens)
         if self.graphs and self.graphs.is_usable and inputs.is_decode:
             try:
                 logits = self.graphs(token_ids, inputs.positions, inputs.run_starts, inputs.run_lengths)

@@ -1,4 +1,4 @@
-"""The process of a rank other than 0: loads its share of the model and obeys commands. `python -m ... FD PARENT_PID`
+"""The process of a rank other than 0: loads its share of the model and obeys commands. `python -m ...`
 
 Rank 0 decides everything and sends the same commands to all ranks. A worker ends with rank 0: it sees the closed pipe,
 or the kernel kills it where it does not listen.
@@ -21,6 +21,7 @@ from pipeline.errors import PipelineError
 from pipeline.model.engines.torch.collectives import Collectives
 from pipeline.model.engines.torch.oom_backoff import MODEL_ERRORS
 from pipeline.model.engines.torch.replica import RankConfig, build_step_runner, choose_sizes, load_rank_model
+from pipeline.model.engines.torch.shared_pixels import SharedPixels, receive_pixels
 from pipeline.model.engines.torch.worker_group import CONTINUE, FAILURE_GRACE_S, OUT_OF_MEMORY_CODE
 from pipeline.watchdog import Watchdog
 
@@ -33,7 +34,7 @@ def exit_with_parent(parent_pid: int) -> None:
         sys.exit()
 
 
-def run_worker(connection: Connection) -> None:
+def run_worker(connection: Connection, shared_pixels: SharedPixels) -> None:
     rank_config: RankConfig = connection.recv()
     torch.set_num_threads(rank_config.threads)
     try:
@@ -47,7 +48,9 @@ def run_worker(connection: Connection) -> None:
     collectives.join_process_group(collectives.open_store(port), device=loaded.device, timeout_s=rank_config.hang_s)
     vision_cache, step_runner = build_step_runner(rank_config, loaded, sizes, collectives)
     handlers: dict[str, Callable[..., Any]] = {
-        "encode_slices": vision_cache.encode_owned_slices,
+        "encode_slices": lambda assigned: vision_cache.encode_owned_slices(
+            receive_pixels(assigned, rank_config.rank, shared_pixels)
+        ),
         "drop_features": vision_cache.drop_features,
         "run_step": step_runner.run_step,
     }
@@ -76,12 +79,12 @@ def serve_commands(
                 raise  # rank 0 did not fail at the same place: the ranks cannot go on together
 
 
-def main(connection_fd: int, parent_pid: int) -> None:
+def main(connection_fd: int, pixels_fd: int, parent_pid: int) -> None:
     exit_with_parent(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 handles ctrl-C
     code = 0
     try:
-        run_worker(Connection(connection_fd))
+        run_worker(Connection(connection_fd), SharedPixels(pixels_fd))
     except (EOFError, BrokenPipeError):
         pass  # rank 0 has ended
     except torch.OutOfMemoryError:
@@ -92,4 +95,4 @@ def main(connection_fd: int, parent_pid: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:3]))
+    main(*map(int, sys.argv[1:4]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 from pipeline.model.engines.torch import vision_encoder
 from pipeline.model.engines.torch.collectives import Collectives
 from pipeline.model.engines.torch.scheduler import count_fitting
+from pipeline.model.engines.torch.shared_pixels import share_pixels
 from pipeline.model.engines.torch.vision_encoder import AssignedSlice, ClipSlice, VisionConfig, encode_slices
 from pipeline.model.families.model_architecture import VisionTower
 from pipeline.types import Clip
@@ -103,12 +104,16 @@ class VisionCache:
 
     def encode_slices(self, clip_slices: Sequence[ClipSlice]) -> None:
         """Divides the slices between the ranks. Each rank is sent the pixels of its own only."""
-        rank_count = self.collectives.tp.size
+        rank_count, worker_group = self.collectives.tp.size, self.collectives.worker_group
         assigned = vision_encoder.assign_slices(clip_slices, rank_count, self.vision_config.temporal_patch_size)
-        worker_arguments = [
-            ([(part if owner == rank else replace(part, pixels=None), owner) for part, owner in assigned],)
-            for rank in range(1, rank_count)
-        ]
+        worker_arguments = (
+            []
+            if worker_group is None
+            else [
+                (share_pixels(assigned, rank, shared_pixels),)
+                for rank, shared_pixels in enumerate(worker_group.shared_pixels, 1)
+            ]
+        )
         with self.collectives.run_on_all_ranks("encode_slices", *worker_arguments):
             self.encode_owned_slices(assigned)
         for clip_slice in clip_slices:

@@ -43,7 +43,7 @@ class ClipSlice:
     """Some layers of a clip's grid: what is encoded at once."""
 
     key: str
-    pixels: Any  # uint8 [frames, 3, height, width]; None where another rank encodes them
+    pixels: Any  # uint8 [frames, 3, height, width]; on the way to a rank its place, and None for the other ranks
     grid: PatchGrid
 
     @property

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import torch
 
 from pipeline.errors import ExitCode, PipelineError
+from pipeline.model.engines.torch.shared_pixels import SharedPixels
 
 WORKER_MODULE = "pipeline.model.engines.torch.tp_worker"
 START_TIMEOUT_S = 3600.0  # to read a share of the largest model from a slow disk
@@ -32,6 +33,7 @@ OUT_OF_MEMORY_CODE = 71  # with which a rank exits that alone ran out of memory
 class WorkerGroup:
     def __init__(self, rank_configs: Sequence[Any]):  # of ranks 1, 2, ...
         self.connections: list[Connection] = []
+        self.shared_pixels = [SharedPixels() for _ in rank_configs]
         self.processes: list[subprocess.Popen[bytes]] = []
         self.supervisors: list[Thread] = []
         self.is_started = False  # once started, the end of one rank ends the replica
@@ -51,9 +53,9 @@ class WorkerGroup:
     def supervise_worker(self, rank: int, worker_connection: Connection) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
         with worker_connection:
-            fd = worker_connection.fileno()
-            command = [sys.executable, "-m", WORKER_MODULE, str(fd), str(os.getpid())]
-            process = subprocess.Popen(command, pass_fds=[fd], stdin=subprocess.DEVNULL, env=environment)
+            fds = worker_connection.fileno(), self.shared_pixels[rank - 1].fd
+            command = [sys.executable, "-m", WORKER_MODULE, *map(str, fds), str(os.getpid())]
+            process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, env=environment)
         self.processes.append(process)
         code = process.wait()
         if self.is_started:
@@ -131,3 +133,5 @@ class WorkerGroup:
         for process in self.processes:
             process.kill()  # does nothing to a process that has ended
             process.wait()
+        for shared_pixels in self.shared_pixels:
+            shared_pixels.close()
