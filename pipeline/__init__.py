@@ -158,6 +158,8 @@ model: frames and text become tokens
     model/engines/torch/pending_step.py     a step that is launched before the tokens of the last one are read
     model/engines/torch/host_memory.py      copies to and from a GPU without waiting for it
     model/engines/torch/attention.py        attention over packed sequences
+    model/engines/torch/linear_state.py     the states of linear-attention layers, two for each slot
+    model/engines/torch/gated_delta_net.py  computes Gated DeltaNet layers over packed sequences
     model/engines/torch/kv_cache.py         the KV cache, and where the tokens of a step go in it
     model/engines/torch/vision_cache.py     keeps the features of clips while sequences need them
     model/engines/torch/vision_encoder.py   computes the features of clips, slice by slice

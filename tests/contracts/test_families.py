@@ -37,7 +37,7 @@ from tests.workspace import JobWorkspace
 pytestmark = pytest.mark.process
 
 KNOWN_MODELS = [name for name in FAMILIES if load_family_class(name).knows_model]
-run_by_our_engine = pytest.mark.parametrize(
+divided_by_our_engine = pytest.mark.parametrize(
     "checkpoint", [name for name in KNOWN_MODELS if not load_architecture(name).has_linear_attention], indirect=True
 )
 SOURCES = [(640, 480), (33, 400), (3000, 200), (1920, 1080)]
@@ -144,7 +144,6 @@ def test_the_conventions_of_answers_are_declared(any_family: Family) -> None:
     assert any_family.time_origin in ("clip", "source")
 
 
-@run_by_our_engine
 def test_the_loader_finds_tower_language_model_and_head(checkpoint: Path, family: Family) -> None:
     loaded = load_model(checkpoint)
     parts = (loaded.vision_tower.module, loaded.language_model, loaded.lm_head)
@@ -156,7 +155,6 @@ def test_the_loader_finds_tower_language_model_and_head(checkpoint: Path, family
     assert sum(len(list(part.parameters())) for part in parts) == len(names)
 
 
-@run_by_our_engine
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_the_tower_gives_one_feature_for_each_vision_token(checkpoint: Path, family: Family, kind: str) -> None:
     clip, vision_config = make_clip(family, kind), VisionConfig.from_family(family)
@@ -168,7 +166,7 @@ def test_the_tower_gives_one_feature_for_each_vision_token(checkpoint: Path, fam
     assert torch.isfinite(features).all()
 
 
-@run_by_our_engine
+@divided_by_our_engine
 def test_two_ranks_share_the_language_model(checkpoint: Path) -> None:
     def count_weights(tp: TensorParallel) -> int:
         return sum(weight.numel() for weight in load_model(checkpoint, tp=tp).language_model.parameters())

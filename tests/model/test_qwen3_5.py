@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.base import get_engine_type
+from pipeline.model.engines.torch.linear_state import LinearStates
+from pipeline.model.engines.torch.memory import choose_state_slots
+from pipeline.model.engines.torch.model_loader import load_model
 from pipeline.model.engines.torch.model_size import measure_model
-from pipeline.model.family_loader import load_family, load_job_family
+from pipeline.model.family_loader import load_config, load_family, load_job_family
 from pipeline.model.prompt import parse_chat_template
 from pipeline.types import Request, Sampling, Turn
 from tests.model import chat_templates
@@ -87,9 +91,33 @@ def test_a_template_without_a_choice_is_sent_no_option(folder):
     assert load_family(without_choice, thinking=True).template_options == {}
 
 
-def test_our_engine_says_that_it_does_not_run_the_model(folder):
-    (problem,) = get_engine_type(job := build_job(folder, {"kind": "torch"})).find_problems(job)
-    assert problem.startswith("engine.kind: torch does not run qwen3_5 yet")
+def test_our_engine_refuses_what_it_cannot_do_with_the_model(folder):
+    settings = {"tensor_parallel": 2, "quantize": "int4"}
+    job = build_job(folder, {"kind": "torch"})
+    assert get_engine_type(job).find_problems(job) == []
+    model = job.model.model_copy(update=settings)
+    problems = get_engine_type(job).find_problems(job.model_copy(update={"model": model}))
+    assert [problem.partition(":")[0] for problem in problems] == ["model.tensor_parallel", "model.quantize"]
+
+
+def test_states_take_half_of_the_memory_and_more_slots_are_refused():
+    assert choose_state_slots(1000, 10, 64, requested=None) == 50
+    assert choose_state_slots(1000, 10, 40, requested=None) == 40
+    assert choose_state_slots(5, 10, 64, requested=None) == 1
+    assert choose_state_slots(1000, 10, 100, requested=100) == 100
+    with pytest.raises(JobError, match=r"engine\.slots: .* 50 slots fit"):
+        choose_state_slots(1000, 10, 101, requested=101)
+
+
+def test_the_planned_states_are_those_that_the_engine_allocates(folder):
+    loaded = load_model(folder)
+    states = LinearStates.allocate(loaded.state_shape, 3, torch.float32, torch.device("cpu"))
+    rows = sum(tensor[2:].nbytes for tensor in (*states.matrices, *states.inputs))
+    assert rows == 3 * loaded.state_shape.count_bytes(4)
+    kept_share = 3 / 4  # the planned state has all four inputs of the convolution, as transformers keeps them
+    size = measure_model(load_config(folder), dtype="float32")
+    matrices = sum(tensor[2:].nbytes for tensor in states.matrices)
+    assert rows - matrices == pytest.approx(kept_share * (2 * 3 * size.state_bytes - matrices))
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def format_failures(plan: JobPlan) -> Iterator[str]:
 def format_gpu_table(model: ModelSize, plan: JobPlan) -> Iterator[str]:
     parameters = (model.vision_parameters + model.text_parameters) / 1e6
     size = f"{parameters / 1000:.1f} billion" if parameters >= 1000 else f"{parameters:.1f} million"
-    state = f" and {model.state_bytes / 2**20:.0f} MiB of state a row" if model.state_bytes else ""
+    state = f" and 2 x {model.state_bytes / 2**20:.0f} MiB of state a row" if model.state_bytes else ""
     yield (
         f"model: {size} parameters, {model.weights_bytes / GIB:.1f} GiB of weights, "
         f"{model.token_bytes / 1024:.0f} KiB of KV cache a token{state}; longest row {plan.load.longest:,} tokens"

@@ -14,6 +14,8 @@ from pipeline.types import Clip, Request, Sampling, Turn
 torch.set_num_threads(1)
 hf_models.import_transformers().utils.logging.disable_progress_bar()
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+HYBRID_FAMILIES = ("qwen3_5", "qwen3_5_moe")
+with_and_without_states = pytest.mark.parametrize("one_lab", ["qwen2_5_vl", "qwen3_5"], indirect=True)
 GAP = 1e-3  # where the two best tokens of the reference are closer than this, either is right
 
 QUANTIZABLE_SIZES = {
@@ -114,5 +116,6 @@ def lab(request, tmp_path_factory) -> Lab:
 
 
 @pytest.fixture(scope="session")
-def one_lab(tmp_path_factory) -> Lab:
-    return Lab(tmp_path_factory.mktemp("one"), "qwen2_5_vl")
+def one_lab(request, tmp_path_factory) -> Lab:
+    """One family, or those that a test is parametrized with."""
+    return Lab(tmp_path_factory.mktemp("one"), getattr(request, "param", "qwen2_5_vl"))

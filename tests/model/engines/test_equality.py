@@ -1,5 +1,7 @@
 """Greedy answers of the engine equal those of `generate` on each request alone, in any mix."""
 
+from itertools import count
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -8,9 +10,9 @@ from hypothesis import strategies as st
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.scheduler import select_sampled
-from tests.model.engines.conftest import GAP, Lab
+from tests.model.engines.conftest import FAMILIES, GAP, HYBRID_FAMILIES, Lab
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.parametrize("lab", FAMILIES + HYBRID_FAMILIES, indirect=True)]
 
 MIXES = st.permutations(range(10)).flatmap(lambda order: st.integers(1, 10).map(lambda count: order[:count]))
 
@@ -44,21 +46,44 @@ def expected(lab: Lab, requests):
     prefill=st.sampled_from([7, 50, 4096]),
     patches=st.sampled_from([1, 60, 4096]),
     launch_ahead=st.booleans(),
+    fails_at=st.sampled_from([(), (), (0, 3), (5,)]),
+    has_bad_neighbour=st.booleans(),
 )
 @settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 def test_answers_equal_generate_for_any_mix_order_and_size(
-    lab: Lab, requests, expected, mix, slots, prefill, patches, launch_ahead
+    lab: Lab, requests, expected, mix, slots, prefill, patches, launch_ahead, fails_at, has_bad_neighbour
 ):
     engine = TorchEngine(
         lab.folder, lab.family, device="cpu", slots=slots, prefill_tokens=prefill, patches=patches, kv_tokens=900
     )
     engine.can_launch_ahead = launch_ahead  # as on a GPU
-    tokens_by_request = generate_tokens(engine, [requests[index] for index in mix])
+    break_steps(engine, fails_at)
+    chosen = [requests[index] for index in mix]
+    if has_bad_neighbour:
+        chosen.insert(len(chosen) // 2, lab.build_request("bad", "hello " * 9))
+    tokens_by_request = generate_tokens(engine, chosen)
     engine.close()
+    assert tokens_by_request.keys() == {requests[index].id for index in mix}
     for name, tokens in tokens_by_request.items():
         reference, gaps = expected[name]
         differ = [at for at, (ours, theirs) in enumerate(zip(tokens, reference, strict=False)) if ours != theirs]
         assert (not differ and len(tokens) == len(reference)) or gaps[differ[0]] < GAP, name
+
+
+def break_steps(engine: TorchEngine, fails_at) -> None:
+    """Some steps run out of memory, and a row called `bad` fails: both after the step wrote what it computes."""
+    step_runner, calls = engine.step_runner, count()
+    engine.limits.patches = 4096  # there is something left to halve
+
+    def failing(batch, *unread):
+        logits = step_runner(batch, *unread)
+        if any(sequence.request.id == "bad" for sequence, _ in batch):
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+        if next(calls) in fails_at:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logits
+
+    engine.step_runner = failing
 
 
 def generate_tokens(engine: TorchEngine, requests) -> dict[str, list[int]]:

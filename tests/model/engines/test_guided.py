@@ -24,8 +24,8 @@ SCHEMAS = [schema for name in registry.SCHEMAS if (schema := schema_loader.load_
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random_checkpoint(tmp_path_factory.mktemp("guided"), "qwen2_5_vl")
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("guided"), getattr(request, "param", "qwen2_5_vl"))
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,7 @@ def test_a_mixed_batch_gives_answers_that_fit_their_schemas_and_budgets(engine: 
     assert {reply.finish for reply in replies.values() if isinstance(reply, Reply)} == {"stop", "length"}
 
 
+@pytest.mark.parametrize("folder", ["qwen2_5_vl", "qwen3_5"], indirect=True)
 def test_a_step_launched_before_grammars_advance_changes_no_answer(folder: Path, family: Family) -> None:
     """Grammars force and refuse tokens while the next step is pending."""
     requests = []

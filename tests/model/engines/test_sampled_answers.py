@@ -10,7 +10,7 @@ from pipeline.model.engines.torch import engine as engine_module
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.scheduler import select_sampled
 from pipeline.model.engines.torch.sequence import SequenceState
-from tests.model.engines.conftest import Lab
+from tests.model.engines.conftest import Lab, with_and_without_states
 
 
 @pytest.fixture(params=[False, True], ids=["in-turn", "launch-ahead"])
@@ -25,6 +25,7 @@ def answer_all(engine, requests):
     return {reply.id: reply for reply in generate_replies(engine, requests)}
 
 
+@with_and_without_states
 def test_a_step_that_is_repeated_draws_the_same_tokens(engine, one_lab, monkeypatch):
     requests = [one_lab.build_request(str(seed), "say", seed=seed, temperature=1.5) for seed in range(3)]
     expected = {name: reply.text for name, reply in answer_all(engine, requests).items()}

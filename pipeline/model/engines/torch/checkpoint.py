@@ -1,7 +1,7 @@
 """Reads weights, or parts of them, from a checkpoint's files under the names that the model has for them.
 
-Only the bytes of the requested part are read. Two storage formats are converted on the way: a mixture's experts may be
-stored transposed, which their shape shows, and fp8 weights are multiplied by their scales.
+Only the bytes of the requested part are read. Storage formats are converted on the way: a mixture's experts may be
+stored transposed, which their shape shows, or one by one; and fp8 weights are multiplied by their scales.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pipeline.model.families.model_architecture import ModelArchitecture
 
 INDEX_FILE = "model.safetensors.index.json"
 FP8_BLOCK_SIZE = 128  # rows or columns of fp8 weights that share a scale
+EXPERT_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}  # where experts lie one by one
 
 
 class Checkpoint:
@@ -37,7 +38,11 @@ class Checkpoint:
                 self.stored_tensors[architecture.to_parameter_name(stored_name)] = file, stored_name
 
     def __contains__(self, name: object) -> bool:
-        return name in self.stored_tensors
+        return name in self.stored_tensors or self.has_separate_experts(name)
+
+    def has_separate_experts(self, name: object) -> bool:
+        owner, _, kind = str(name).rpartition(".")
+        return kind in EXPERT_PARTS and f"{owner}.0.{EXPERT_PARTS[kind][0]}.weight" in self.stored_tensors
 
     def detect_dtype(self) -> torch.dtype:
         """The dtype of the first norm, because norms are never quantised."""
@@ -52,6 +57,8 @@ class Checkpoint:
         self, name: str, weight_shard: WeightShard | None = None, *, shape: tuple[int, ...] | None = None
     ) -> Tensor:
         """`shape` is that of the whole weight in the model; it shows whether the file has it transposed."""
+        if shape is not None and name not in self.stored_tensors:
+            return self.read_separate_experts(name, weight_shard.span if weight_shard else (0, shape[0]))
         file, stored_name = self.stored_tensors[name]
         is_transposed = shape is not None and len(shape) == 3 and self.get_shape(name) != list(shape)
         index: tuple[slice, ...] = (slice(None),)
@@ -62,6 +69,16 @@ class Checkpoint:
         if f"{name}_scale_inv" in self.stored_tensors:
             weight = (weight.float() * self.read_fp8_scale(f"{name}_scale_inv", self.get_shape(name))[index]).bfloat16()
         return weight.transpose(1, 2) if is_transposed else weight
+
+    def read_separate_experts(self, name: str, span: tuple[int, int]) -> Tensor:
+        """Some experts of a layer as one weight [experts, out, in]."""
+        owner, _, kind = name.rpartition(".")
+        return torch.stack(
+            [
+                torch.cat([self.read_weight(f"{owner}.{expert}.{part}.weight") for part in EXPERT_PARTS[kind]])
+                for expert in range(*span)
+            ]
+        )
 
     def read_fp8_scale(self, name: str, weight_shape: list[int]) -> Tensor:
         """One scale for each weight, repeated from one scale for each block of weights."""

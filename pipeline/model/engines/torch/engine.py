@@ -191,7 +191,7 @@ class TorchEngine:
 
     def mark_computed(self, batch: ScheduledBatch) -> None:
         for sequence, count in batch:
-            sequence.computed_tokens += count
+            sequence.mark_computed(count)
             if sequence.clip_keys and sequence.computed_tokens >= sequence.prompt_tokens:
                 self.release_clips(sequence)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.model.engines.torch.host_memory import copy_to_device
+from pipeline.model.engines.torch.linear_state import LinearStates, StateLayout
 
 
 @dataclass(slots=True)
@@ -56,6 +57,8 @@ class PackedBatch:
     run_starts: Sequence[int] = ()  # [sequences]
     run_lengths: Sequence[int] = ()  # [sequences] tokens in the run after this step
     flash_layouts: Sequence[FlashLayout] = ()  # the same three for the calls of the flash kernel, where there is one
+    states: LinearStates | None = None  # where the model has linear attention
+    state_layout: StateLayout | None = None
 
 
 def build_flash_layouts(

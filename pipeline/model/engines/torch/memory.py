@@ -11,6 +11,7 @@ import torch
 
 from pipeline.errors import JobError
 from pipeline.model.engines.torch import shard
+from pipeline.model.engines.torch.linear_state import MAX_CHUNK_SIZE
 from pipeline.model.engines.torch.shard import TensorParallel, WeightLayout
 
 DEFAULT_SLOTS_BY_DEVICE = {"cuda": 256, "cpu": 64}
@@ -56,12 +57,31 @@ def estimate_step_bytes(
     )
     text_tokens = prefill_tokens + 2 * slots  # graphs have memory of their own for the slots
     text_numbers = text_tokens * (3 * mlp_width + 8 * text.hidden_size)
+    delta_bytes = 0
+    if delta_heads := getattr(text, "linear_num_value_heads", 0):  # of Gated DeltaNet, which is computed in float32
+        widths = text.linear_key_head_dim, text.linear_value_head_dim
+        state_numbers = 3 * slots * delta_heads * widths[0] * widths[1]
+        chunk_numbers = prefill_tokens * delta_heads * (3 * sum(widths) + 4 * MAX_CHUNK_SIZE)
+        delta_bytes = 4 * max(state_numbers, chunk_numbers)
     vision_numbers = patches * 4 * max(getattr(vision, "intermediate_size", 0), 4 * vision.hidden_size)
     feature_layers = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or ())
     kept_tokens = KEPT_CALLS * ranks * patches // vision.spatial_merge_size**2
     feature_numbers = kept_tokens * feature_layers * text.hidden_size
     logit_bytes = 2 * item_bytes + 4 + 16  # of this step and the next, in float32, and what sampling makes of them
-    return int((text_numbers + vision_numbers + feature_numbers) * item_bytes + slots * text.vocab_size * logit_bytes)
+    numbers = text_numbers + vision_numbers + feature_numbers
+    return int(numbers * item_bytes + delta_bytes + slots * text.vocab_size * logit_bytes)
+
+
+def choose_state_slots(cache_bytes: int, state_bytes: int, slots: int, *, requested: int | None) -> int:
+    """Slots whose states of linear attention take at most half of the memory, which they share with the KV cache."""
+    if requested is None:
+        return max(1, min(slots, cache_bytes // 2 // state_bytes))
+    if requested * state_bytes > cache_bytes:
+        raise JobError(
+            f"engine.slots: the states of {requested} rows need {requested * state_bytes / GB:.1f} GB and "
+            f"{max(cache_bytes, 0) / GB:.1f} are free; {max(cache_bytes, 0) // 2 // state_bytes} slots fit"
+        )
+    return requested
 
 
 def measure_free_cuda_bytes(device: torch.device) -> int:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from pipeline.errors import JobError
 from pipeline.model import family_loader, hf_models
-from pipeline.model.engines.torch import attention, experts, int4, shard
+from pipeline.model.engines.torch import attention, experts, gated_delta_net, int4, shard
 from pipeline.model.engines.torch.checkpoint import Checkpoint
 from pipeline.model.engines.torch.int4_linear import KERNEL_DTYPE
+from pipeline.model.engines.torch.linear_state import StateShape
 from pipeline.model.engines.torch.memory import refuse_too_large
 from pipeline.model.engines.torch.shard import SINGLE_RANK, TensorParallel, WeightLayout
 from pipeline.model.families.model_architecture import ModelArchitecture, VisionTower
@@ -35,8 +36,9 @@ class LoadedModel:
     language_model: Any  # embeddings -> hidden states
     lm_head: Any  # hidden states -> logits
     stop_tokens: frozenset[int]
-    cache_shape: tuple[int, int, int]  # layers, key heads of this rank, head dim
+    cache_shape: tuple[int, int, int]  # layers with keys and values, key heads of this rank, head dim
     vocabulary_size: int
+    state_shape: StateShape | None = None  # where the model has linear attention
 
     @property
     def dtype(self) -> torch.dtype:
@@ -67,14 +69,17 @@ def load_model(
         language_model._deepstack_process = add_deepstack_features
     text_config = model.config.get_text_config()
     first_key_head, end_key_head = shard.assign_key_heads(text_config, tp)
+    state_shape = gated_delta_net.use_packed_states(language_model)
+    cache_layers = text_config.num_hidden_layers - (state_shape.layers if state_shape else 0)
     return LoadedModel(
         architecture,
         architecture.open_vision_tower(model),
         language_model,
         model.get_submodule(architecture.lm_head),
         load_stop_tokens(folder, text_config),
-        (text_config.num_hidden_layers, end_key_head - first_key_head, shard.get_head_dim(text_config)),
+        (cache_layers, end_key_head - first_key_head, shard.get_head_dim(text_config)),
         text_config.vocab_size,
+        state_shape,
     )
 
 

@@ -30,11 +30,11 @@ class ModelSize:
     token_bytes: int  # KV cache of one token
     step_bytes: int  # activations of the largest step
     patches_per_token: int
-    state_bytes: int = 0  # of the linear-attention layers, for one row of any length
+    state_bytes: int = 0  # of the linear-attention layers, for one row of any length; the engine keeps it twice
 
     def compute_row_bytes(self, tokens: float) -> float:
-        """KV cache and state of a row."""
-        return tokens * self.token_bytes + self.state_bytes
+        """KV cache and state of a row: what it takes, and what a step reads and writes of it."""
+        return tokens * self.token_bytes + 2 * self.state_bytes
 
     def count_kv_tokens(self, gpu_memory_bytes: float, gpu_count: int = 1) -> int:
         """Tokens that the KV cache can hold beside weights and activations; negative where the model does not fit."""

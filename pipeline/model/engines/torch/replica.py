@@ -17,6 +17,7 @@ from pipeline.model.engines.torch.collectives import Collectives, connect_shards
 from pipeline.model.engines.torch.cuda_graphs import DecodeGraphs
 from pipeline.model.engines.torch.int4_linear import MAX_KERNEL_ROWS, Int4Linear
 from pipeline.model.engines.torch.kv_cache import KVCache
+from pipeline.model.engines.torch.linear_state import LinearStates
 from pipeline.model.engines.torch.memory import EngineSizes
 from pipeline.model.engines.torch.model_loader import LoadedModel, load_model
 from pipeline.model.engines.torch.shard import TensorParallel
@@ -106,7 +107,7 @@ def choose_sizes(rank_config: RankConfig, loaded: LoadedModel) -> EngineSizes:
     patches = rank_config.patches or memory.DEFAULT_PATCHES_BY_DEVICE[device.type] * rank_count
     prefill_tokens = rank_config.prefill_tokens or DEFAULT_PREFILL_TOKENS
     kv_tokens = rank_config.kv_tokens
-    if kv_tokens is None:
+    if kv_tokens is None or loaded.state_shape is not None:
         if device.type == "cuda":
             configs = loaded.language_model.config, loaded.vision_tower.config
             cache_bytes = memory.measure_free_cuda_bytes(device) - memory.estimate_step_bytes(
@@ -119,6 +120,11 @@ def choose_sizes(rank_config: RankConfig, loaded: LoadedModel) -> EngineSizes:
             )
         else:
             cache_bytes = memory.measure_cpu_cache_bytes() // rank_count
+        if loaded.state_shape is not None:
+            state_bytes = loaded.state_shape.count_bytes(item_bytes)
+            slots = memory.choose_state_slots(cache_bytes, state_bytes, slots, requested=rank_config.slots)
+            cache_bytes -= slots * state_bytes
+    if kv_tokens is None:
         token_bytes = 2 * math.prod(loaded.cache_shape) * item_bytes  # keys and values
         kv_tokens = min(max(cache_bytes // token_bytes, 1), slots * rank_config.context_length)
     return EngineSizes(slots, kv_tokens, patches, prefill_tokens)
@@ -131,6 +137,9 @@ def build_step_runner(
     use_flash = rank_config.attention != "sdpa" and has_flash(loaded.device, loaded.dtype)
     layers, heads, dim = loaded.cache_shape
     cache = KVCache.allocate((layers, sizes.kv_tokens, heads, dim), loaded.dtype, loaded.device)
+    states = None
+    if loaded.state_shape is not None:
+        states = LinearStates.allocate(loaded.state_shape, sizes.slots, loaded.dtype, loaded.device)
     vision_cache = VisionCache(
         loaded.vision_tower,
         rank_config.vision_config,
@@ -142,6 +151,6 @@ def build_step_runner(
     if rank_config.compile:
         decode = torch.compile(decode, dynamic=True)
     graphs = None
-    if use_flash and rank_config.graphs:
+    if use_flash and rank_config.graphs and states is None:
         graphs = DecodeGraphs(decode, cache, slots=sizes.slots, context_length=rank_config.context_length)
-    return vision_cache, StepRunner(loaded, cache, vision_cache, graphs, use_flash)
+    return vision_cache, StepRunner(loaded, cache, vision_cache, graphs, use_flash, states)

@@ -24,6 +24,7 @@ ScheduledBatch = Sequence[tuple[SequenceState, int]]  # sequences, and how many 
 class Scheduler:
     def __init__(self, slots: int, kv_tokens: int):
         self.slots = slots
+        self.free_slots = list(range(slots))
         self.free_runs: FreeRuns = ((0, kv_tokens),)
         self.waiting: deque[SequenceState] = deque()
         self.running: list[SequenceState] = []  # by admission
@@ -38,7 +39,7 @@ class Scheduler:
         waiting, self.waiting = self.waiting, deque()
         for index, sequence in enumerate(waiting):
             if index in run_starts:
-                sequence.run_start = run_starts[index]
+                sequence.run_start, sequence.slot = run_starts[index], self.free_slots.pop()
                 self.running.append(sequence)
             else:
                 sequence.overtaken_count += sum(admitted > index for admitted in run_starts)
@@ -71,6 +72,7 @@ class Scheduler:
             self.waiting.remove(sequence)
             return
         self.running.remove(sequence)
+        self.free_slots.append(sequence.slot)
         self.free_runs = release_run(self.free_runs, sequence.run_start, sequence.reserved_tokens)
 
 

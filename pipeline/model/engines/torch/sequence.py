@@ -35,6 +35,8 @@ class SequenceState:
     known_tokens: int = field(init=False)
     computed_tokens: int = 0
     run_start: int = -1  # where its run of the KV cache starts; -1 while it waits
+    slot: int = -1  # -1 while it waits
+    state_side: int = 0  # which of the slot's two states of linear attention is that after `computed_tokens`
     overtaken_count: int = 0  # later sequences that were admitted before it
     logprob_sum: float = 0.0
     sampled_tokens: int = 0  # of the answer: without thinking, and without tokens that were forced or refused
@@ -73,6 +75,11 @@ class SequenceState:
     @property
     def is_prompt_computed(self) -> bool:
         return self.computed_tokens >= self.prompt_tokens
+
+    def mark_computed(self, token_count: int) -> None:
+        """A step over so many tokens is certain: what it wrote counts."""
+        self.computed_tokens += token_count
+        self.state_side = 1 - self.state_side
 
     def reaches_last_token(self, token_count: int) -> bool:
         """Whether a step over so many tokens gives the logits from which the next token is sampled."""

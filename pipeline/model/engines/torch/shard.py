@@ -58,6 +58,12 @@ def get_head_dim(text_config: Any) -> int:
     return int(getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads)
 
 
+def get_mlp_width(text_config: Any) -> int:
+    """Of the dense layers; of the expert that all tokens share, where every layer is a mixture with one."""
+    shared_width = getattr(text_config, "shared_expert_intermediate_size", None)
+    return int(shared_width or text_config.intermediate_size)
+
+
 def assign_key_heads(text_config: Any, tp: TensorParallel) -> Span:
     """At least one for every rank; where there are fewer heads than ranks, several ranks hold the same one."""
     if text_config.num_key_value_heads >= tp.size:
@@ -77,7 +83,7 @@ def compute_unit_span(unit: ShardUnit, text_config: Any, tp: TensorParallel, gro
     if unit == "experts":
         return compute_span(text_config.num_experts, tp)
     if unit == "mlp":
-        width = text_config.intermediate_size
+        width = get_mlp_width(text_config)
         return compute_span(width, tp, unit_size=find_group_size(width, group_sizes))
     key_heads, head_dim = unit == "key_heads", get_head_dim(text_config)
     heads = assign_key_heads(text_config, tp) if key_heads else compute_span(text_config.num_attention_heads, tp)
@@ -106,7 +112,7 @@ class WeightLayout:
 def find_tp_problems(text_config: Any, tp_size: int, *, group_sizes: Sequence[int] = ()) -> list[str]:
     """Why this model cannot be divided among so many ranks; empty where it can."""
     heads, key_heads = text_config.num_attention_heads, text_config.num_key_value_heads
-    head_dim, width = get_head_dim(text_config), text_config.intermediate_size
+    head_dim, width = get_head_dim(text_config), get_mlp_width(text_config)
     mlp_groups = width // find_group_size(width, group_sizes)
     divisible_parts = min(getattr(text_config, "num_experts", tp_size), mlp_groups)
     attention_group = find_group_size(heads * head_dim, group_sizes)

@@ -19,6 +19,7 @@ from torch import Tensor
 from pipeline.model.engines.torch.cuda_graphs import DecodeFunction, DecodeGraphs, GraphCaptureError
 from pipeline.model.engines.torch.host_memory import copy_to_device
 from pipeline.model.engines.torch.kv_cache import KVCache, PackedBatch, build_flash_layouts
+from pipeline.model.engines.torch.linear_state import LinearStates, build_state_layout, find_state_rows
 from pipeline.model.engines.torch.model_loader import LoadedModel
 from pipeline.model.engines.torch.pending_step import UnreadTokens
 from pipeline.model.engines.torch.scheduler import ScheduledBatch
@@ -38,6 +39,7 @@ class StepInputs:
     is_decode: bool  # one token of each sequence, all of them after the prompt
     pad_indices: NDArray[np.int64]  # the tokens that vision features replace
     vision_spans: list[tuple[tuple[str, ...], int, int]]  # those features: clip keys, first and end among their tokens
+    state_rows: list[tuple[int, int]]  # [sequences] of linear attention: what the step reads and what it writes
 
 
 def build_step_inputs(batch: ScheduledBatch) -> StepInputs:
@@ -63,6 +65,7 @@ def build_step_inputs(batch: ScheduledBatch) -> StepInputs:
         is_decode=all(count == 1 and sequence.is_prompt_computed for sequence, count in batch),
         pad_indices=np.concatenate(pad_indices),
         vision_spans=vision_spans,
+        state_rows=[find_state_rows(item.slot, item.state_side, is_new=first == 0) for item, first, _ in spans],
     )
 
 
@@ -85,6 +88,7 @@ class StepRunner:
     vision_cache: VisionCache
     graphs: DecodeGraphs | None
     has_flash: bool
+    states: LinearStates | None = None
 
     def __call__(self, batch: ScheduledBatch, unread: UnreadTokens | None = None) -> Tensor:
         """Run the batch on every rank. Returns logits [sequences, vocabulary] of those that reach their last token."""
@@ -133,7 +137,13 @@ class StepRunner:
         cache_ranges = [np.arange(end - count, end) for end, count in zip(run_ends, lengths, strict=True)]
         cache_indices = self.to_device(np.concatenate(cache_ranges))
         flash_layouts = build_flash_layouts(lengths, starts, used, self.loaded.device) if self.has_flash else []
-        return PackedBatch(self.cache, cache_indices, lengths, starts, used, flash_layouts)
+        packed = PackedBatch(self.cache, cache_indices, lengths, starts, used, flash_layouts)
+        if self.loaded.state_shape is not None:
+            packed.states = self.states
+            packed.state_layout = build_state_layout(
+                lengths, inputs.state_rows, self.loaded.state_shape, self.loaded.device
+            )
+        return packed
 
     def insert_vision_features(self, embeddings: Tensor, inputs: StepInputs) -> dict[str, Any]:
         """Replace pad tokens by vision features, in place. Returns the arguments for features of deeper layers."""

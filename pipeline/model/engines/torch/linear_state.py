@@ -1,0 +1,163 @@
+"""The states of linear-attention layers, and how the sequences of a step map to them.
+
+A linear-attention layer keeps a matrix per head and the last inputs of its convolution in place of keys and values.
+Computing a token changes that state, so a step must never be applied twice. Each slot has two rows: a step reads one
+and writes the other, and the sequence changes over to it only once the step is certain. A step that fails, is split or
+is launched in vain leaves the state as it was. A sequence that begins reads the row of zeros, which is never written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.model.engines.torch.host_memory import copy_to_device
+
+ZERO_ROW, SINK_ROW, RESERVED_ROWS = 0, 1, 2  # the sink takes what padding writes
+MAX_CHUNK_SIZE = 64  # tokens that are computed in one product
+
+
+def find_state_rows(slot: int, side: int, *, is_new: bool) -> tuple[int, int]:
+    """The row that a step reads and the row that it writes.
+
+    >>> find_state_rows(0, 0, is_new=True), find_state_rows(0, 1, is_new=False), find_state_rows(3, 0, is_new=False)
+    ((0, 3), (3, 2), (8, 9))
+    """
+    first = RESERVED_ROWS + 2 * slot
+    return ZERO_ROW if is_new else first + side, first + 1 - side
+
+
+@dataclass(frozen=True, slots=True)
+class StateShape:
+    """The state of one sequence on this rank."""
+
+    layers: int
+    heads: int
+    key_dim: int
+    value_dim: int
+    convolution_width: int
+    convolution_inputs: int  # that are kept: one fewer than the kernel has
+
+    def count_bytes(self, item_bytes: int) -> int:
+        """Both rows of a slot, in all layers. The matrices are in float32, in which they are summed up."""
+        matrices = self.heads * self.key_dim * self.value_dim * 4
+        return 2 * self.layers * (matrices + self.convolution_width * self.convolution_inputs * item_bytes)
+
+
+@dataclass(slots=True)
+class LinearStates:
+    matrices: list[Tensor]  # of each layer [rows, heads, key dim, value dim]
+    inputs: list[Tensor]  # of each layer [rows, convolution inputs, convolution width]
+
+    @classmethod
+    def allocate(cls, shape: StateShape, slots: int, dtype: torch.dtype, device: torch.device) -> LinearStates:
+        rows = RESERVED_ROWS + 2 * slots
+        matrix, inputs = (
+            (shape.heads, shape.key_dim, shape.value_dim),
+            (shape.convolution_inputs, shape.convolution_width),
+        )
+        return cls(
+            [torch.zeros(rows, *matrix, dtype=torch.float32, device=device) for _ in range(shape.layers)],
+            [torch.zeros(rows, *inputs, dtype=dtype, device=device) for _ in range(shape.layers)],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkLayout:
+    """Sequences of several tokens, those with the most chunks first. Indices are into their tokens, end to end.
+
+    A chunk is filled up with tokens that change nothing. The n-th chunks of all sequences lie together, because they
+    are computed together.
+    """
+
+    read_rows: Tensor  # [sequences]
+    write_rows: Tensor  # [sequences]
+    chunk_size: int
+    active_counts: Sequence[int]  # sequences that have an n-th chunk
+    token_indices: Tensor  # [chunks * chunk_size]; padding repeats a token
+    is_padding: Tensor  # [chunks, 1, chunk_size]
+    result_indices: Tensor  # [tokens] where each token lies in the chunks
+    window_indices: Tensor  # of a convolution's inputs: into the kept ones of all sequences, then the tokens
+    output_indices: Tensor  # [tokens] where each token lies in the convolution's outputs
+    kept_indices: Tensor  # [sequences * convolution inputs] what is kept for the next step, as `window_indices`
+
+
+@dataclass(frozen=True, slots=True)
+class StateLayout:
+    """The sequences of one token, which come first, and those of several."""
+
+    single_read_rows: Tensor  # [sequences]
+    single_write_rows: Tensor  # [sequences]
+    chunks: ChunkLayout | None = None
+
+
+def build_state_layout(
+    query_lengths: Sequence[int], state_rows: Sequence[tuple[int, int]], shape: StateShape, device: torch.device
+) -> StateLayout:
+    single = sum(1 for _ in takewhile(lambda length: length == 1, query_lengths))
+    rows = np.asarray(state_rows, np.int64)
+    lengths = np.asarray(query_lengths[single:], np.int64)
+    chunks = None
+    if len(lengths):
+        order = np.argsort(-lengths, kind="stable")
+        chunk_size = min(MAX_CHUNK_SIZE, 1 << int(lengths.max() - 1).bit_length())
+        active_counts, arrays = index_chunks(lengths, order, chunk_size)
+        arrays |= index_convolution(lengths, order, shape.convolution_inputs)
+        arrays |= {"read_rows": rows[single:, 0][order], "write_rows": rows[single:, 1][order]}
+        tensors = {name: copy_to_device(array, device) for name, array in arrays.items()}
+        chunks = ChunkLayout(chunk_size=chunk_size, active_counts=active_counts, **tensors)
+    return StateLayout(copy_to_device(rows[:single, 0], device), copy_to_device(rows[:single, 1], device), chunks)
+
+
+def index_chunks(
+    lengths: NDArray[np.int64], order: NDArray[np.int64], chunk_size: int
+) -> tuple[list[int], dict[str, NDArray[Any]]]:
+    """`active_counts` of a ChunkLayout, and the arrays that say where tokens lie in chunks.
+
+    >>> counts, arrays = index_chunks(np.array([3]), np.array([0]), 2)
+    >>> counts, arrays["token_indices"].tolist(), arrays["is_padding"][:, 0].tolist(), arrays["result_indices"].tolist()
+    ([1, 1], [0, 1, 2, 2], [[False, False], [False, True]], [0, 1, 2])
+    """
+    starts, lengths = (np.cumsum(lengths) - lengths)[order], lengths[order]
+    active_counts = [int((lengths > first).sum()) for first in range(0, lengths[0], chunk_size)]
+    firsts = np.concatenate([starts[:count] + at * chunk_size for at, count in enumerate(active_counts)])
+    tokens_left = np.concatenate([lengths[:count] - at * chunk_size for at, count in enumerate(active_counts)])
+    is_padding = np.arange(chunk_size) >= tokens_left[:, None]
+    tokens = np.where(is_padding, firsts[:, None], firsts[:, None] + np.arange(chunk_size))
+    result_indices = np.empty(lengths.sum(), np.int64)
+    result_indices[tokens[~is_padding]] = np.flatnonzero(~is_padding)
+    return active_counts, {
+        "token_indices": tokens.ravel(),
+        "is_padding": is_padding[:, None],
+        "result_indices": result_indices,
+    }
+
+
+def index_convolution(lengths: NDArray[np.int64], order: NDArray[np.int64], kept: int) -> dict[str, NDArray[Any]]:
+    """The arrays of a ChunkLayout for a convolution over each sequence's kept inputs and its tokens.
+
+    >>> fields = index_convolution(np.array([2]), np.array([0]), 3)
+    >>> [fields[name].tolist() for name in ("window_indices", "output_indices", "kept_indices")]
+    [[0, 1, 2, 3, 4], [0, 1], [2, 3, 4]]
+    """
+    starts = np.cumsum(lengths) - lengths + kept * len(lengths)
+    windows = [
+        np.concatenate([np.arange(kept) + kept * place, np.arange(lengths[index]) + starts[index]])
+        for place, index in enumerate(order)
+    ]
+    window_starts = np.cumsum([0, *(len(window) for window in windows)])
+    output_indices = np.concatenate(
+        [window_starts[place] + np.arange(lengths[index]) for index, place in enumerate(np.argsort(order))]
+    )
+    return {
+        "window_indices": np.concatenate(windows),
+        "output_indices": output_indices,
+        "kept_indices": np.concatenate([window[len(window) - kept :] for window in windows]),
+    }
