@@ -141,6 +141,7 @@ model: frames and text become tokens
     model/engines/vllm/vllm_engine.py       runs vLLM's engine
     model/engines/vllm/arguments.py         converts a job to vLLM's arguments, or says what is wrong
     model/engines/vllm/prompt_inputs.py     converts a Request to vLLM's prompt
+    model/engines/vllm/chat_inputs.py       converts a Request to a chat, for models that nothing is known about
     model/engines/http/__init__.py          any server that speaks the OpenAI protocol: checks
     model/engines/http/http_settings.py     its section of a job file
     model/engines/http/http_engine.py       asks the server in an event loop of its own
@@ -169,6 +170,7 @@ model: frames and text become tokens
     model/engines/torch/memory.py           what weights and steps need of a device's memory, and sizes that fit
     model/engines/torch/model_size.py       computes a model's size from its config
     model/engines/torch/checkpoint.py       reads weights from a checkpoint's files
+    model/engines/torch/adapter.py          merges a LoRA adapter into weights as they are read
     model/engines/torch/model_loader.py     loads a checkpoint, or one rank's share of it
     model/engines/torch/int4.py             four-bit weights, read from AWQ or rounded at load
     model/engines/torch/experts.py          the experts of a mixture on CUDA

@@ -26,14 +26,16 @@ class RunContext:
     fingerprint_inputs: dict[str, Any]  # everything that the fingerprint hashes
     fingerprint: str
     checkpoint_identity: str  # of the weights that the fingerprint stands for
+    adapter_identity: str | None
     model_name: str
     run_id: str
     lease_epoch: int = 0  # of the lease that allows the run to commit
 
     @property
     def pinned_job(self) -> Job:
-        """The job with its checkpoint as it was when the run started, which workers load."""
-        model = self.job.model.model_copy(update={"revision": self.checkpoint_identity})
+        """The job with its checkpoint and adapter as they were when the run started, which workers load."""
+        revisions = {"revision": self.checkpoint_identity, "adapter_revision": self.adapter_identity}
+        model = self.job.model.model_copy(update=revisions)
         return self.job.model_copy(update={"model": model})
 
 

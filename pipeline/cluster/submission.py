@@ -54,11 +54,11 @@ def check_job_paths(job: Job) -> None:
     schema = schema_loader.load_schema(job.answer.schema_, base_folder=Path.cwd())
     if schema and (problems := schema_loader.find_problems(schema)):
         raise JobError("\n".join(f"answer.schema: {problem}" for problem in problems))
-    weights = [job.model.weights] if job.model.weights.startswith(".") else []
+    named = (("model.weights", job.model.weights), ("model.adapter", job.model.adapter))
     for key, url in [
         *(("input.manifest", url) for url in job.input.manifest),
         ("output.path", job.output.path),
-        *(("model.weights", url) for url in weights),
+        *((key, name) for key, name in named if name and name.startswith(".")),
     ]:
         if "://" not in url and not url.startswith("/"):
             raise JobError(

@@ -35,14 +35,18 @@ def collect_answer_settings(section: BaseModel) -> dict[str, Any]:
     return settings | (section.model_extra or {})
 
 
-def build_fingerprint_inputs(job: Job, *, weights: str, schema_text: str | None) -> dict[str, Any]:
-    """The values that the fingerprint hashes. `weights` and `schema_text` are the content behind the names in the job.
+def build_fingerprint_inputs(
+    job: Job, *, weights: str, schema_text: str | None, adapter: str | None = None
+) -> dict[str, Any]:
+    """The values that the fingerprint hashes. `weights`, `adapter` and `schema_text` are the content behind names.
 
     The kind of engine does not count, because all engines run the same weights. A server's name for other weights does.
     """
     inputs = collect_answer_settings(job)
     if weights:  # a server's model has a name only, which is part of `engine`
         inputs.setdefault("model", {})["weights"] = weights
+    if adapter is not None:
+        inputs["model"]["adapter"] = adapter
     if schema_text is not None:
         inputs.setdefault("answer", {})["schema"] = schema_text
     if inputs.get("engine", {}).get("model") == job.model.weights:

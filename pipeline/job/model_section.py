@@ -50,6 +50,10 @@ class ModelSection(JobSection):
     revision: str | None = define_key(
         "branch, tag or commit of a hub id; for other weights their digest, as questions/ of an output has it", None
     )
+    adapter: str | None = define_key(
+        "a LoRA adapter in PEFT's layout, merged into the weights at load: hub id, folder or s3:// folder", None
+    )
+    adapter_revision: str | None = define_key("what revision is for weights", None)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = define_key(
         "auto: as the checkpoint says; float16 is computed as float32 on a CPU", "auto"
     )

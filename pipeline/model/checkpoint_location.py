@@ -19,9 +19,12 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobError
+
+if TYPE_CHECKING:
+    from pipeline.job.model_section import ModelSection
 
 SMALL_FILE_SUFFIXES = (".json", ".jinja", ".txt")
 WEIGHT_FILE_SUFFIXES = (".safetensors",)
@@ -43,6 +46,30 @@ def locate_small_files(weights: str, revision: str | None = None) -> Path:
 def compute_identity(weights: str, revision: str | None = None) -> str:
     """A digest that changes when the checkpoint does: the hub's commit, or a hash of names, sizes and samples."""
     return _identify_folder(weights, locate_small_files(weights, revision))
+
+
+def locate_adapter(model: ModelSection) -> Path | None:
+    """The folder on this machine that holds the job's adapter; None where it names none."""
+    if model.adapter is None:
+        return None
+    with _about_adapter():
+        return locate_checkpoint(model.adapter, model.adapter_revision)
+
+
+def compute_adapter_identity(model: ModelSection) -> str | None:
+    if model.adapter is None:
+        return None
+    with _about_adapter():
+        return compute_identity(model.adapter, model.adapter_revision)
+
+
+@contextmanager
+def _about_adapter() -> Iterator[None]:
+    """Adapters are found as checkpoints are, and only the key of the job differs in what is said."""
+    try:
+        yield
+    except JobError as error:
+        raise JobError(str(error).replace("model.weights", "model.adapter")) from error
 
 
 def _locate_files(weights: str, revision: str | None, suffixes: tuple[str, ...]) -> Path:
@@ -174,7 +201,7 @@ def _list_files(url: str) -> tuple[Any, dict[str, Mapping[str, Any]]]:
         fs, path = fsspec.core.url_to_fs(url)
         fs.invalidate_cache()
         files = {Path(info["name"]).name: info for info in fs.ls(path, detail=True) if info["type"] == "file"}
-    if "config.json" not in files:
+    if not {"config.json", "adapter_config.json"} & files.keys():
         raise JobError(f"model.weights: there is no config.json in {url}")
     wanted = SMALL_FILE_SUFFIXES + WEIGHT_FILE_SUFFIXES
     return fs, {name: files[name] for name in sorted(files) if name.endswith(wanted)}

@@ -47,12 +47,14 @@ def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunCo
     schema = schema_loader.load_schema(job.answer.schema_, base_folder=get_base_folder())
     schema_prompt = schema_loader.build_default_prompt(schema) if schema and job.prompt.user is None else None
     kept_schema = read_kept_schema(job, manifest_files, schema_prompt)
+    adapter_identity = checkpoint_location.compute_adapter_identity(job.model)
     checkpoint_identity = ""
     if job.model.weights:
         checkpoint_identity = checkpoint_location.compute_identity(job.model.weights, job.model.revision)
     fingerprint_inputs = build_fingerprint_inputs(
         job,
         weights=checkpoint_identity,
+        adapter=adapter_identity,
         schema_text=f"{schema_prompt or ''}\n{schema.text}" if schema else None,
     )
     now = datetime.now(UTC)
@@ -64,6 +66,7 @@ def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunCo
         fingerprint_inputs=fingerprint_inputs,
         fingerprint=compute_fingerprint(fingerprint_inputs),
         checkpoint_identity=checkpoint_identity,
+        adapter_identity=adapter_identity,
         model_name=format_model_name(job),
         run_id=f"{now:%Y%m%dT%H%M%S}-{now.microsecond:05x}",  # sorts by time, also within a second
     )
@@ -88,8 +91,8 @@ def resolve_paths(job: Job, manifest_files: Sequence[ManifestFile]) -> Job:
             file.base_folder.removeprefix("file://") for file in manifest_files if file.url.startswith("file://")
         )
     )
-    weights_path = Path(job.model.weights)
-    model = {"weights": str(weights_path.absolute())} if job.model.weights and weights_path.is_dir() else {}
+    named_folders = {"weights": job.model.weights, "adapter": job.model.adapter}
+    model = {key: str(Path(name).absolute()) for key, name in named_folders.items() if name and Path(name).is_dir()}
     filesystem, path = open_filesystem(job.output.path)
     output_path = filesystem.unstrip_protocol(path).removeprefix("file://")
     access = {

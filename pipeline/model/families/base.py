@@ -54,6 +54,7 @@ class Family(Protocol):
     reasoning_parser: str  # vLLM's name for how this family writes its thinking
     tokenizer: Tokenizer
     thinking: bool  # whether an answer begins inside <think>
+    add_vision_id: bool  # number the media: 'Picture 1: '
     template_options: Mapping[str, bool]  # of the chat template, for servers that render it themselves
     context_length: int  # the longest sequence in tokens, answer included
     image_token: int  # the pad token that each vision token of an image takes in the prompt

@@ -28,6 +28,7 @@ MAX_IMAGE_PIXELS, MAX_FRAME_PIXELS, MAX_VIDEO_PIXELS = 1280 * 28 * 28, 768 * 28 
 
 class GenericFamily:
     knows_model = False
+    reasoning_parser = ""  # the job names it in `engine`
     patch_size, merge_size, temporal_patch_size = TOKEN_SIDE, 1, 1
     coordinates = None
     time_origin: Literal["source"] = "source"
@@ -40,6 +41,7 @@ class GenericFamily:
         add_vision_id: bool = False,
         thinking: bool | None = None,
     ):
+        self.add_vision_id = add_vision_id
         self.tokenizer = tokenizer
         self.thinking = bool(thinking)
         self.template_options = {} if thinking is None else {"enable_thinking": thinking}

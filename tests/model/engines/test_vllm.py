@@ -14,15 +14,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pyarrow.dataset as ds
 import pytest
 
+from pipeline.__main__ import main
 from pipeline.builtin import evaluate, scene_files, scores
 from pipeline.errors import ExitCode, JobError
 from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engines.vllm import VllmEngineType
 from pipeline.types import Sampling
+from tests.media.sample_media import write_video
+from tests.model.engines.foreign_checkpoint import write_foreign_checkpoint
 from tests.model.engines.vllm_cases import (
     SMALL,
     build_job,
@@ -33,6 +37,7 @@ from tests.model.engines.vllm_cases import (
     write_tiny_checkpoint,
 )
 from tests.model.engines.vllm_server import KEY, serve_with_vllm
+from tests.workspace import JobWorkspace
 
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="make test-vllm")]
 REPLICA = """
@@ -147,6 +152,44 @@ def test_vllms_server_refuses_a_wrong_api_key_and_a_wrong_model(server):
         get_answers(build_job(folder, kind="http", url=url, api_key="mellon"), [])
     with pytest.raises(JobError, match=r"engine\.model: large is named, and .* serves tiny"):
         get_answers(build_job(folder, kind="http", url=url, api_key=KEY, model="large"), [])
+
+
+def run_generic(workspace: JobWorkspace, folder: Path, engine: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a job with an unknown model: pictures, a film, and words that are special tokens."""
+    rows = workspace.draw_images(4)
+    write_video(workspace.folder / "pics/film.mp4", 40)
+    rows[1]["hint"] = "<image><end_of_utterance> no order"
+    workspace.write_manifest([*rows, {"id": "film", "image": "pics/film.mp4", "hint": "h"}])
+    job = workspace.build_job(
+        engine=engine,
+        prompt={"user": "{hint}?"},
+        answer={"schema": "boxes", "max_new_tokens": 60},
+        media={"max_pixels": 1000, "video": {"max_pixels": 1000}},
+    )
+    weights = {"weights": str(folder), "context": {"max_length": 2048}} if engine["kind"] == "vllm" else {}
+    job["model"] = {"family": "generic", "coordinates": "thousandths", **weights}
+    path = workspace.folder / "generic.yaml"
+    path.write_text(json.dumps(job))
+    assert main(["run", str(path), "--local"]) == 0
+    return workspace.read_answers()
+
+
+@pytest.mark.parametrize("kind", ["vllm", "http"])
+def test_a_model_of_another_maker_loses_no_row_and_holds_the_schema(workspace, tmp_path, monkeypatch, kind):
+    folder = write_foreign_checkpoint(tmp_path / "model")
+    if kind == "vllm":
+        rows = run_generic(workspace, folder, {"kind": "vllm", **SMALL})
+    else:
+        monkeypatch.setenv("VLLM_KEY", KEY)
+        with serve_with_vllm(folder, tmp_path / "log", max_model_len=2048, slots=8) as url:
+            rows = run_generic(
+                workspace, folder, {"kind": "http", "url": url, "model": "tiny", "api_key": "${VLLM_KEY}"}
+            )
+    assert [row["id"] for row in rows] == ["film", "r0", "r1", "r2", "r3"]
+    for row in rows:
+        assert list(row["answer"]) == ["boxes"]
+        assert (row["tokens"]["vision"], row["tokens"]["prompt"] > 20) == (0, True)
+    assert len(rows[0]["media"][0]["times"]) == 8
 
 
 @pytest.mark.parametrize("task", ["caption", "detect", "video", "invoice"])

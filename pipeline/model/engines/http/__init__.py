@@ -15,7 +15,7 @@ from pipeline.model.engines.http.http_settings import HttpSettings
 from pipeline.model.families.base import Family
 from pipeline.types import CoordinateSystem, TimeOrigin
 
-LOCAL_ONLY_KEYS = ("dtype", "attention", "quantize", "tensor_parallel")
+LOCAL_ONLY_KEYS = ("adapter", "dtype", "attention", "quantize", "tensor_parallel")
 
 
 class HttpEngineType(EngineType):

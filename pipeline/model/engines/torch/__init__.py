@@ -38,6 +38,7 @@ class TorchEngineType(EngineType):
             dtype=job.model.dtype,
             attention=job.model.attention,
             quantize=job.model.quantize,
+            adapter=checkpoint_location.locate_adapter(job.model),
             tensor_parallel=size,
             **job.engine.model_dump(exclude={"kind"}),
         )

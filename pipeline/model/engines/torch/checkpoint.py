@@ -1,7 +1,8 @@
 """Reads weights, or parts of them, from a checkpoint's files under the names that the model has for them.
 
 Only the bytes of the requested part are read. Storage formats are converted on the way: a mixture's experts may be
-stored transposed, which their shape shows, or one by one; and fp8 weights are multiplied by their scales.
+stored transposed, which their shape shows, or one by one; and fp8 weights are multiplied by their scales. An
+adapter is merged here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.errors import JobError
+from pipeline.model.engines.torch.adapter import Adapter
 from pipeline.model.engines.torch.shard import WeightShard
 from pipeline.model.families.model_architecture import ModelArchitecture
 
@@ -26,8 +28,9 @@ EXPERT_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_pr
 class Checkpoint:
     """The open weight files of a checkpoint."""
 
-    def __init__(self, folder: Path, architecture: ModelArchitecture):
+    def __init__(self, folder: Path, architecture: ModelArchitecture, adapter: Adapter | None = None):
         self.folder = folder
+        self.adapter = adapter
         self.stored_tensors: dict[str, tuple[Any, str]] = {}  # by parameter name: the file, and the name in it
         for path in list_weight_files(folder):
             try:
@@ -68,6 +71,8 @@ class Checkpoint:
         weight: Tensor = file.get_slice(stored_name)[index]
         if f"{name}_scale_inv" in self.stored_tensors:
             weight = (weight.float() * self.read_fp8_scale(f"{name}_scale_inv", self.get_shape(name))[index]).bfloat16()
+        if self.adapter is not None:
+            weight = self.adapter.merge(name, weight, index)
         return weight.transpose(1, 2) if is_transposed else weight
 
     def read_separate_experts(self, name: str, span: tuple[int, int]) -> Tensor:

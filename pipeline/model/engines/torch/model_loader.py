@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pipeline.errors import JobError
 from pipeline.model import family_loader, hf_models
 from pipeline.model.engines.torch import attention, experts, gated_delta_net, int4, shard
+from pipeline.model.engines.torch.adapter import Adapter
 from pipeline.model.engines.torch.checkpoint import Checkpoint
 from pipeline.model.engines.torch.int4_linear import KERNEL_DTYPE
 from pipeline.model.engines.torch.linear_state import StateShape
@@ -95,17 +96,26 @@ def build_model(
     dtype: str = "auto",
     device: torch.device | str = "cpu",
     quantize: str | None = None,
+    adapter: Path | None = None,
     tp: TensorParallel = SINGLE_RANK,
 ) -> Any:
-    """transformers' model with its weights; four-bit layers are ours."""
+    """transformers' model with its weights, and those of an adapter's folder merged; four-bit layers are ours."""
     device = torch.device(device)
     architecture = family_loader.load_architecture(config_json["model_type"])
     config, group_sizes = parse_config(config_json, tp_size=tp.size, quantize=quantize)
     config._attn_implementation = "sdpa"
     with without_weights():
         model = hf_models.get_model_class(config_json["model_type"])(config)
-    checkpoint = Checkpoint(folder, architecture)
+    checkpoint = Checkpoint(folder, architecture, Adapter(adapter, architecture) if adapter else None)
     weight_dtype = choose_dtype(dtype, config, checkpoint, is_int4=bool(group_sizes), device=device)
+    if checkpoint.adapter is not None:
+        checkpoint.adapter.check_shapes(
+            {
+                name: tuple(weight.shape)
+                for name, weight in model.named_parameters()
+                if name in checkpoint.stored_tensors
+            }
+        )
     layout = WeightLayout(architecture, tp, weight_dtype, device, group_sizes, quantize_dense=bool(quantize))
     refuse_too_large(model, layout)
     fill_weights(model, checkpoint, layout)

@@ -40,6 +40,7 @@ class RankConfig:
     dtype: str = "auto"
     attention: str = "auto"
     quantize: str | None = None
+    adapter: Path | None = None
     graphs: bool = True  # replay decode steps as CUDA graphs
     compile: bool = False  # compile the decode step before its graph is captured
     hang_s: float = DEFAULT_HANG_S
@@ -92,6 +93,7 @@ def load_rank_model(rank_config: RankConfig) -> LoadedModel:
         dtype=rank_config.dtype,
         device=device,
         quantize=rank_config.quantize,
+        adapter=rank_config.adapter,
         tp=rank_config.tp,
     )
 

@@ -10,17 +10,22 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from threading import Event, Thread
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.errors import ExitCode, GenerateError, ItemError, JobError
 from pipeline.model.detokenizer import Detokenizer
 from pipeline.model.engines.refusals import classify_refusal, shorten_message
+from pipeline.model.engines.vllm.chat_inputs import ChatRenderer
 from pipeline.model.engines.vllm.prompt_inputs import build_prompt, check_prompt_tokens
 from pipeline.model.families.base import Family
 from pipeline.model.guidance.reply_completer import ReplyCompleter
 from pipeline.types import Failure, Reply, Request
 from pipeline.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 REQUESTS_PER_SLOT = 2  # so that vLLM never waits for the next request
 HANG_S, LIVENESS_CHECK_S = 1800.0, 1.0
@@ -42,8 +47,12 @@ class VllmEngine:
         self.vllm, self.dead_error, self.refusal_errors = vllm, EngineDeadError, (ValueError, VLLMClientError)
         self.slots: int = self.engine.vllm_config.scheduler_config.max_num_seqs
         self.family = family
-        self.detokenizer = Detokenizer.from_tokenizer(family.tokenizer, (), thinking=family.thinking)
-        self.reply_completer = ReplyCompleter(family.tokenizer)
+        self.chat_renderer, tokenizer = None, family.tokenizer
+        if not family.knows_model:
+            self.chat_renderer = ChatRenderer(self.engine, family.template_options, add_vision_id=family.add_vision_id)
+            tokenizer = get_fast_tokenizer(self.engine)
+        self.detokenizer = Detokenizer.from_tokenizer(tokenizer, (), thinking=family.thinking)
+        self.reply_completer = ReplyCompleter(tokenizer)
         self.in_flight: dict[str, Request] = {}
         self.refused_failures: list[Failure] = []
         self.counts = {"rows": 0, "prompt_tokens": 0, "output_tokens": 0}
@@ -57,7 +66,9 @@ class VllmEngine:
 
     def submit(self, request: Request) -> None:
         try:
-            self.engine.add_request(request.id, build_prompt(request, self.family), self.build_sampling_params(request))
+            renderer = self.chat_renderer
+            prompt = renderer.render(request) if renderer else build_prompt(request, self.family)
+            self.engine.add_request(request.id, prompt, self.build_sampling_params(request))
             self.in_flight[request.id] = request
         except self.refusal_errors as error:
             message = shorten_message(str(error))
@@ -110,10 +121,11 @@ class VllmEngine:
         self.counts["prompt_tokens"] += len(output.prompt_token_ids)
         self.counts["output_tokens"] += len(completion.token_ids)
         try:
-            check_prompt_tokens(request, output.prompt_token_ids, self.family)
+            if self.family.knows_model:
+                check_prompt_tokens(request, output.prompt_token_ids, self.family)
             if completion.finish_reason not in ("stop", "length"):
                 raise GenerateError("engine", f"vLLM ended the row with {completion.finish_reason!r}")
-            return self.build_reply(request, completion)
+            return replace(self.build_reply(request, completion), prompt_tokens=len(output.prompt_token_ids))
         except ItemError as error:
             return error.to_failure(request.id)
 
@@ -139,6 +151,16 @@ class VllmEngine:
         self.watchdog.close()
         self.closed.set()
         self.engine.engine_core.shutdown()
+
+
+def get_fast_tokenizer(engine: Any) -> Tokenizer:
+    """The checkpoint's tokenizer as the library `tokenizers` has it."""
+    tokenizer: Tokenizer | None = getattr(engine.get_tokenizer(), "backend_tokenizer", None)
+    if tokenizer is None:
+        raise JobError(
+            "model.weights: the checkpoint has no fast tokenizer; use engine http with a server of this model"
+        )
+    return tokenizer
 
 
 def exit_process(reason: str) -> NoReturn:
