@@ -41,11 +41,14 @@ from pipeline.registry import MEDIA_KINDS, import_object
 from pipeline.run.preflight import build_run_context
 from pipeline.schema.schema_loader import load_schema
 from pipeline.types import ClipKind, Item, PixelRegion, Reply, Request, Size
+from tests.model import chat_templates
 
 Pictures = dict[str, NDArray[np.uint8]]
 
 GOLDEN_FOLDER = Path(__file__).parent / "data/semantics" / str(SEMANTICS_VERSION)
 FAMILY_SOURCES = {"qwen2_vl": "builtin:tiny", "qwen2_5_vl": "builtin:tiny", "qwen3_vl": "builtin:tiny-qwen3"}
+FAMILY_SOURCES |= {"qwen3_5": "builtin:tiny-qwen3"}
+CHAT_TEMPLATES = {"qwen3_5": chat_templates.QWEN35}  # where it is not the source's own
 FILM = [
     {
         "role": "user",
@@ -69,6 +72,11 @@ JOBS: dict[str, dict[str, Any]] = {
         "media": {"max_pixels": 9000, "steps": [{"crop": {"left": 0.5, "top": 0, "right": 1, "bottom": 0.5}}]},
         "answer": {"temperature": 0.5, "seed": 7},
     },
+}
+FAMILY_JOBS = {
+    "qwen3_5": {
+        "silent": {"input": {"media": ["image"]}, "prompt": {"user": " What?\n"}, "answer": {"thinking": False}}
+    }
 }
 REPLIES = {
     "boxes": '```json\n[{"bbox_2d": [40, 30, 20, 10], "label": "a"}, {"bbox_2d": [0, 0, 5000, 9], "label": "b",}]\n```',
@@ -110,8 +118,8 @@ def collect_semantics() -> tuple[dict[str, Any], Pictures]:
         folder = Path(temp_folder)
         write_inputs(folder)
         for family_name in FAMILY_SOURCES:
-            for job_name in JOBS:
-                for item, request, family in prepare_requests(folder, family_name, job_name):
+            for job_name, sections in (JOBS | FAMILY_JOBS.get(family_name, {})).items():
+                for item, request, family in prepare_requests(folder, family_name, job_name, sections):
                     name = f"{family_name}-{job_name}-{item.id}"
                     values[name] = describe_request(request, family)
                     values[f"{name}-answer"] = describe_answer(item, request, family)
@@ -152,6 +160,8 @@ def write_inputs(folder: Path) -> None:
         shutil.copytree(locate_small_files(source), checkpoint, ignore=shutil.ignore_patterns("*.safetensors"))
         config = json.loads((checkpoint / "config.json").read_text())
         (checkpoint / "config.json").write_text(json.dumps(config | {"model_type": family_name}))
+        if family_name in CHAT_TEMPLATES:
+            (checkpoint / "chat_template.jinja").write_text(CHAT_TEMPLATES[family_name])
 
 
 def draw(width: int, height: int, shift: int = 0) -> Image.Image:
@@ -162,8 +172,9 @@ def draw(width: int, height: int, shift: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def prepare_requests(folder: Path, family_name: str, job_name: str) -> Iterator[tuple[Item, Request, Family]]:
-    sections = JOBS[job_name]
+def prepare_requests(
+    folder: Path, family_name: str, job_name: str, sections: dict[str, Any]
+) -> Iterator[tuple[Item, Request, Family]]:
     manifest = folder / ("chat.jsonl" if job_name == "chat" else "rows.jsonl")
     others = {"model": {"weights": str(folder / family_name)}, "output": {"path": str(folder / "out")}}
     input_section = {"manifest": str(manifest), "id": "id", **sections["input"]}

@@ -1,6 +1,7 @@
 """The shares of all ranks make up the model, and only small weights are held twice."""
 
 import json
+import shutil
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -147,27 +148,49 @@ def test_slices_are_divided_evenly_and_stay_in_order(grids, size):
     assert max(busy) - min(busy) <= max(part.patches for part in parts)
 
 
-def test_fp8_weights_are_scaled_as_they_are_read(tmp_path):
-    folder = write_random_checkpoint(tmp_path / "dense", "qwen3_vl", text_config=QUANTIZABLE_SIZES)
-    tensors, rounded = load_file(folder / "model.safetensors"), {}
-    for name in [name for name in tensors if ".layers." in name and tensors[name].dim() == 2]:
-        weight = tensors[name]
-        scale = torch.rand(-(-weight.shape[0] // 128), -(-weight.shape[1] // 128)) + 0.5
-        spread = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)[: weight.shape[0], : weight.shape[1]]
-        tensors[name] = (weight / spread).to(torch.float8_e4m3fn)
-        tensors[f"{name}_scale_inv"] = scale
-        rounded[name] = (tensors[name].float() * spread).bfloat16().float()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+def to_fp8(weight):
+    """The weight in fp8, its scales for blocks of 128 x 128, and what the two stand for."""
+    *experts, rows, columns = weight.shape
+    scale = torch.rand(*experts, -(-rows // 128), -(-columns // 128)) + 0.5
+    spread = scale.repeat_interleave(128, -2).repeat_interleave(128, -1)[..., :rows, :columns]
+    rounded = (weight / spread).to(torch.float8_e4m3fn)
+    return rounded, scale, (rounded.float() * spread).bfloat16().float()
+
+
+def separate_experts(tensors):
+    """The tensors as files hold them that store a mixture's experts one by one."""
+    for name, weight in tensors.items():
+        owner, _, kind = name.rpartition(".")
+        if weight.dim() != 3 or not owner.endswith("experts"):
+            yield name, weight
+            continue
+        parts = ("gate_proj", "up_proj") if kind == "gate_up_proj" else ("down_proj",)
+        for expert, matrix in enumerate(weight):
+            for part, piece in zip(parts, matrix.chunk(len(parts)), strict=True):
+                yield f"{owner}.{expert}.{part}.weight", piece.contiguous()
+
+
+@pytest.mark.parametrize("split", [dict, lambda tensors: dict(separate_experts(tensors))], ids=["saved", "separate"])
+@pytest.mark.parametrize("model_type", ["qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"])
+def test_fp8_weights_are_scaled_as_they_are_read(tmp_path, model_type, split):
+    """They equal the weights of a dense checkpoint that was rounded in the same way."""
+    is_hybrid = load_architecture(model_type).has_linear_attention
+    sizes = {} if is_hybrid else QUANTIZABLE_SIZES
+    folder = write_random_checkpoint(tmp_path / "fp8", model_type, text_config=sizes)
+    tensors = split(load_file(folder / "model.safetensors"))
+    rounded = shutil.copytree(folder, tmp_path / "rounded")
+    scaled, dense = dict(tensors), dict(tensors)
+    for name, weight in tensors.items():
+        if ".layers." in name and weight.dim() in (2, 3) and "conv1d" not in name:
+            scaled[name], scaled[f"{name}_scale_inv"], dense[name] = to_fp8(weight)
+    assert len(scaled) > len(tensors) + 10
+    save_file(scaled, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(dense, rounded / "model.safetensors", metadata={"format": "pt"})
     said = load_config(folder) | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
-    architecture = load_architecture("qwen3_vl")
-    text_config = hf_models.get_config_class("qwen3_vl").from_dict(said).text_config
-    for place in (TensorParallel(), TensorParallel(1, 2)):
-        model = dict(build_model(folder, said, dtype="float32", tp=place).named_parameters())
-        layout = WeightLayout(architecture, place, torch.float32, torch.device("cpu"))
-        for name, weight in rounded.items():
-            part = layout.assign_shard(name, text_config)
-            expected = weight.narrow(part.dim, part.span[0], part.span[1] - part.span[0]) if part else weight
-            assert torch.equal(model[name], expected), name
+    for place in (TensorParallel(),) if is_hybrid else (TensorParallel(), TensorParallel(1, 2)):
+        expected = dict(build_model(rounded, load_config(folder), dtype="float32", tp=place).named_parameters())
+        for name, weight in build_model(folder, said, dtype="float32", tp=place).named_parameters():
+            assert torch.equal(weight, expected[name]), name
 
 
 def test_the_error_of_a_too_large_model_says_how_many_gpus_would_hold_it(monkeypatch):
