@@ -10,6 +10,8 @@ Glossary
     row             a reply that was parsed, checked and typed: one row of the output
     failure         why an item has no row: a stage, a kind and a message
     manifest        the files that list the items
+    truth           the right answer of a row, which people gave
+    measure         a figure that tells how good answers are, such as the share of right values
     chunk           consecutive rows of a manifest file; the unit of transport, retry and commit
     part            the Parquet file that holds the answers of one chunk
     commit          creating the part; a chunk counts as done when its part exists
@@ -256,6 +258,22 @@ inspect: what people look at
     inspect/report/annotations.py           finds boxes, points and time spans in an answer and lays them out
     inspect/report/cards.py                 builds the values of the page template
     inspect/report/page.py                  renders the page
+    inspect/score/__init__.py               measures how good answers are, against a truth
+    inspect/score/scored_rows.py            reads an output and marks the rows that have a truth
+    inspect/score/row_marks.py              marks one row: which fields are right, and what it adds to each measure
+    inspect/score/compared_fields.py        finds in a schema what is compared, and how
+    inspect/score/comparators.py            compares a value with the true value
+    inspect/score/place_matching.py         pairs boxes, points, events and other elements of lists
+    inspect/score/box_matching.py           matches boxes as COCO does, and computes average precision
+    inspect/score/assignment.py             pairs two lists so that the sum of weights is greatest
+    inspect/score/text_distance.py          edit distance, ANLS, and the forms in which texts are compared
+    inspect/score/intervals.py              intervals of measures
+    inspect/score/score_text.py             prints a score as a table
+    inspect/score/truth_index.py            finds the truth of a row
+    inspect/score/truth/base.py             the seam: TruthReader, a format of truths
+    inspect/score/truth/truth_table.py      Parquet, JSONL and CSV
+    inspect/score/truth/coco_truth.py       COCO files
+    inspect/score/truth/label_studio_truth.py  JSON exports of Label Studio
 
 builtin: models trained here on drawn scenes; pipeline/builtin/weights/README.md is their model card
     builtin/drawing.py                      draws shapes and text

@@ -137,6 +137,16 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", action="append", default=[], metavar=place, help=place_help)
 
 
+def add_score_options(parser: argparse.ArgumentParser) -> None:
+    add_output_options(parser)
+    truth_help = "a kept column of the output; or Parquet, JSONL, CSV, a COCO file, a JSON export of Label Studio"
+    parser.add_argument("--truth", required=True, metavar="WHERE", help=truth_help)
+    parser.add_argument("--truth-id", default="id", metavar="COLUMN", help="the ids in a table of truths; default id")
+    schema_help = "the job's own schema, such as path.py:Model, if it says how fields are compared"
+    parser.add_argument("--schema", metavar="SCHEMA", help=schema_help)
+    add_json_option(parser)
+
+
 def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="TARGET", help="an empty folder: any fsspec URL")
     format_help = f"one of {', '.join(EXPORTERS)}; default table"
@@ -211,6 +221,16 @@ COMMANDS = {
   python -m pipeline report out/caption --roots ./my-pictures --id 000123 --id 000124 --worst 0""",
         commands.write_report,
         add_report_options,
+        job_argument="none",
+    ),
+    "score": Command(
+        "measure answers against a truth, field by field, with intervals",
+        """\
+  python -m pipeline score out/demo/answers/detect --truth truth     # a column that input.keep names
+  python -m pipeline score out/invoices --truth checked.csv --truth-id doc_id
+  python -m pipeline score out/boxes --truth instances.json --json > score.json    # COCO or Label Studio""",
+        commands.score_answers,
+        add_score_options,
         job_argument="none",
     ),
     "export": Command(

@@ -148,6 +148,21 @@ def write_report(options: argparse.Namespace) -> int:
     return ExitCode.ALL_ANSWERED
 
 
+def score_answers(options: argparse.Namespace) -> int:
+    from pipeline.inspect import score as scoring
+    from pipeline.inspect.score.score_text import format_score
+
+    score = scoring.score_output(
+        options.output,
+        options.truth,
+        question=options.question,
+        id_column=options.truth_id,
+        schema_spec=options.schema,
+    )
+    print(json.dumps(scoring.to_json_dict(score), indent=2) if options.json else "\n".join(format_score(score)))
+    return ExitCode.ALL_ANSWERED
+
+
 def run_demo(options: argparse.Namespace) -> int:
     from pipeline.builtin import demo
 

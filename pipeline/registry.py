@@ -41,6 +41,11 @@ ENGINES = {  # by `engine.kind`
 EXPORTERS = {  # by `export --to`
     "table": "pipeline.export.table:TableExporter",
 }
+TRUTHS = {  # by the format of a file that `score --truth` reads
+    "table": "pipeline.inspect.score.truth.truth_table:TruthTableReader",
+    "coco": "pipeline.inspect.score.truth.coco_truth:CocoTruthReader",
+    "label-studio": "pipeline.inspect.score.truth.label_studio_truth:LabelStudioTruthReader",
+}
 SCHEMAS = {  # by `answer.schema`
     "caption": "schemas.caption:Caption",
     "boxes": "schemas.boxes:Boxes",

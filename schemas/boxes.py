@@ -15,7 +15,7 @@ class Box(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     bbox_2d: Annotated[list[Coordinate], Field(min_length=4, max_length=4)] = Field(description="[x1, y1, x2, y2]")
-    label: str = Field(min_length=1, max_length=80, description="what it is")
+    label: str = Field(min_length=1, max_length=80, description="what it is", json_schema_extra={"x-compare": "class"})
     image: int | None = Field(
         None, ge=1, le=999, description="which picture, if there are several", json_schema_extra={"x-means": "image"}
     )

@@ -19,6 +19,12 @@ class Caption(BaseModel):
         "language": "en",
     }
 
-    caption: str = Field(min_length=1, description="one or two plain sentences")
+    caption: str = Field(
+        min_length=1,
+        description="one or two plain sentences",
+        json_schema_extra={"x-compare": {"by": "text", "at_least": 0.8}},
+    )
     tags: list[Tag] = Field(max_length=20, description="things, places and actions, in lower case")
-    language: str = Field(pattern="^[a-z]{2}$", description="of the caption, as ISO 639-1")
+    language: str = Field(
+        pattern="^[a-z]{2}$", description="of the caption, as ISO 639-1", json_schema_extra={"x-compare": "choice"}
+    )

@@ -14,10 +14,13 @@ class Block(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     kind: Literal["title", "text", "list", "table", "figure", "caption", "formula", "header", "footer"] = Field(
-        description="what the block is"
+        description="what the block is", json_schema_extra={"x-compare": "class"}
     )
     bbox_2d: Annotated[list[Coordinate], Field(min_length=4, max_length=4)] = Field(description="[x1, y1, x2, y2]")
-    text: str = Field(description="as printed; a table as Markdown; empty for a figure")
+    text: str = Field(
+        description="as printed; a table as Markdown; empty for a figure",
+        json_schema_extra={"x-compare": {"by": "text", "at_least": 0.9}},
+    )
     image: int | None = Field(
         None, ge=1, le=999, description="which page, if there are several", json_schema_extra={"x-means": "image"}
     )

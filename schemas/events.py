@@ -15,7 +15,12 @@ Seconds = Annotated[float, Field(ge=0, le=86_400, json_schema_extra={"x-means": 
 class Event(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    what: str = Field(min_length=1, max_length=200, description="what happens, in one sentence")
+    what: str = Field(
+        min_length=1,
+        max_length=200,
+        description="what happens, in one sentence",
+        json_schema_extra={"x-compare": "text"},
+    )
     start: Seconds = Field(description="when it begins, in seconds")
     end: Seconds = Field(description="when it is over, in seconds")
 

@@ -23,14 +23,20 @@ class Party(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(description="as printed")
-    address: str | None = Field(None, description="on one line")
-    tax_id: str | None = Field(None, description="VAT or tax number, as printed")
+    address: str | None = Field(
+        None, description="on one line", json_schema_extra={"x-compare": {"by": "text", "at_least": 0.8}}
+    )
+    tax_id: str | None = Field(
+        None, description="VAT or tax number, as printed", json_schema_extra={"x-compare": "code"}
+    )
 
 
 class Line(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    description: str = Field(description="what was sold")
+    description: str = Field(
+        description="what was sold", json_schema_extra={"x-compare": {"by": "text", "at_least": 0.8}}
+    )
     quantity: Amount | None = Field(None, description="how many")
     unit_price: Amount | None = Field(None, description="of one, before tax")
     amount: Amount = Field(description="of the line, before tax")
@@ -57,12 +63,12 @@ class Invoice(BaseModel):
         "total": "54.00",
     }
 
-    number: str = Field(description="the invoice's number, as printed")
+    number: str = Field(description="the invoice's number, as printed", json_schema_extra={"x-compare": "code"})
     issued: date | None = Field(None, description="the invoice's date")
     due: date | None = Field(None, description="when it must be paid")
     seller: Party = Field(description="who asks for money")
     buyer: Party | None = Field(None, description="who shall pay")
-    currency: str = Field(pattern="^[A-Z]{3}$", description="as ISO 4217")
+    currency: str = Field(pattern="^[A-Z]{3}$", description="as ISO 4217", json_schema_extra={"x-compare": "choice"})
     lines: list[Line] = Field(description="what is charged for, in order")
     net: Amount | None = Field(None, description="the sum before tax")
     taxes: list[Tax] = Field(description="each tax that is charged")

@@ -14,7 +14,7 @@ class Point(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     point_2d: Annotated[list[Coordinate], Field(min_length=2, max_length=2)] = Field(description="[x, y]")
-    label: str = Field(min_length=1, max_length=80, description="what it is")
+    label: str = Field(min_length=1, max_length=80, description="what it is", json_schema_extra={"x-compare": "class"})
     image: int | None = Field(
         None, ge=1, le=999, description="which picture, if there are several", json_schema_extra={"x-means": "image"}
     )

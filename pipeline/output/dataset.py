@@ -4,6 +4,7 @@
     errors/fp=FINGERPRINT/PART-RANDOM.parquet     dead letters; the part's commit note names the file that counts
     _lease/fp=FINGERPRINT/                        which run works on the question; readers pass over the name
     questions/FINGERPRINT.json                    the inputs of the fingerprint
+    scores/FINGERPRINT/TRUTH.json                 how good the answers are, measured against a truth (its hash)
     runs/RUN/job.json, plan.json, report.json     the resolved job, what was left to do, the result
 
 A part is named after its chunk; `.g1`, `.g2`, ... are the generations that ask failed rows of the chunk again.
@@ -120,6 +121,12 @@ class Dataset:
     def write_question(self, fingerprint_inputs: Mapping[str, Any]) -> None:
         text = json.dumps(fingerprint_inputs, indent=2, default=str)
         self.store.create_object(f"questions/{self.fingerprint}.json", text.encode())
+
+    def write_score(self, truth_hash: str, text: str) -> str:
+        """Returns where it is."""
+        name = f"scores/{self.fingerprint}/{truth_hash}.json"
+        self.store.overwrite(name, text.encode())
+        return f"{self.store.path}/{name}"
 
     def _get_part_path(self, part: str) -> str:
         return f"data/fp={self.fingerprint}/{part}.parquet"

@@ -22,7 +22,10 @@ MAX_INTEGER = 10**15 - 1  # fifteen digits: exact in an int64, in a double, and 
 SINGLE_SCHEMA_KEYS = ("items", "additionalProperties", "propertyNames", "contains", "not", "if", "then", "else")
 SCHEMA_LIST_KEYS = ("anyOf", "oneOf", "allOf", "prefixItems")
 SCHEMA_MAP_KEYS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-ANNOTATION_KEYS = ("title", "default", "examples", "$schema", "$id", "$comment", "deprecated", "readOnly", "writeOnly")
+ANNOTATION_KEYS = (
+    *("title", "default", "examples", "$schema", "$id", "$comment", "deprecated", "readOnly", "writeOnly"),
+    "x-compare",  # how `score` compares a field is no part of the question
+)
 TYPE_KEYS = {"type", "$ref", "enum", "const", "anyOf", "oneOf", "allOf", "not", "if"}
 IMPLIED_TYPES = {"properties": "object", "items": "array", "prefixItems": "array"}
 GRAMMAR_FORMATS = ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")

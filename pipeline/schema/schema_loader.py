@@ -30,8 +30,16 @@ FALLBACK_PROMPT = "Look at the picture and answer with one JSON object."
 
 def load_schema(spec: str | None, *, base_folder: Path) -> Schema | None:
     """Load the schema that a job names; JobError says what is wrong with it."""
-    if spec is None:
-        return None
+    return None if spec is None else _build_schema(*_read_schema(spec, base_folder))
+
+
+def load_annotated_schema(spec: str, *, base_folder: Path) -> SchemaNode:
+    """The JSON Schema as its author wrote it, with the keys that are no part of the question."""
+    return _read_schema(spec, base_folder)[3]
+
+
+def _read_schema(spec: str, base_folder: Path) -> tuple[str, str, str, SchemaNode]:
+    """The name, the name of the model, the source and the JSON Schema."""
     if spec.endswith(".json"):
         source = _read_text(base_folder / spec)
         try:
@@ -40,15 +48,15 @@ def load_schema(spec: str | None, *, base_folder: Path) -> Schema | None:
             raise JobError(f"{spec} is not JSON: {error}") from error
         if not isinstance(schema_dict, dict):
             raise JobError(f"{spec} is not a JSON Schema: it must be an object")
-        return _build_schema(spec, "", source, schema_dict)
+        return spec, "", source, schema_dict
     path, _, model_name = spec.partition(":")
     if path.endswith(".py"):
         if not model_name:
             raise JobError(f"{spec} does not name a model: write {spec}:Model")
         source = _read_text(base_folder / path)
-        return _build_schema(path, model_name, source, _to_json_schema(load_model(path, model_name, source), spec))
+        return path, model_name, source, _to_json_schema(load_model(path, model_name, source), spec)
     model = registry.load_registered(registry.SCHEMAS, spec, "the schema")
-    return _build_schema(spec, model.__name__, "", _to_json_schema(model, spec))
+    return spec, model.__name__, "", _to_json_schema(model, spec)
 
 
 def find_problems(schema: Schema) -> list[str]:

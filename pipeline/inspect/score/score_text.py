@@ -1,0 +1,63 @@
+"""Prints a score as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.inspect.score import FieldScore, OutputScore
+from pipeline.inspect.score.intervals import Estimate
+from pipeline.inspect.score.row_marks import RIGHT
+
+MAX_CLASSES = 20
+MAX_CONFUSIONS = 5
+CLASS_MEASURES = ("F1", "precision", "recall", "AP50", "AP50:95")
+
+
+def format_score(score: OutputScore) -> Iterator[str]:
+    failed = f", {score.failed:,} of them failed" if score.failed else ""
+    yield f"{score.output}: {score.rows:,} rows against {score.truth}{failed}"
+    if score.unlabelled:
+        yield f"{score.unlabelled:,} answered rows have no truth"
+    if score.unused:
+        yield f"{score.unused:,} truths belong to no row of this question"
+    width = max(len("field"), *map(len, score.fields))
+    yield f"{'field':<{width}}  {'measure':<21} {'value':>8}   95 % interval      rows"
+    for path, field in score.fields.items():
+        for number, (measure, estimate) in enumerate(sort_measures(field)):
+            name = "" if number else path
+            yield f"{name:<{width}}  {measure:<21} {format_estimate(estimate)} {field.rows:>9,}"
+    for path, field in score.fields.items():
+        yield from format_classes(path, field)
+        mistakes = [each for each in field.confusion if each[0] != each[1]][:MAX_CONFUSIONS]
+        for truth, answer, count in mistakes:
+            yield f"{path}: {truth or 'null'} was answered as {answer or 'null'} {count:,} times"
+
+
+def sort_measures(field: FieldScore) -> list[tuple[str, Estimate | None]]:
+    return sorted(field.measures.items(), key=lambda each: each[0] != RIGHT)
+
+
+def format_estimate(estimate: Estimate | None) -> str:
+    """
+    >>> format_estimate(Estimate(0.5, 0.25, 0.75))
+    '   0.500   0.250 to 0.750 '
+    """
+    if estimate is None:
+        return f"{'-':>8}{'':18}"
+    between = "" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
+    return f"{estimate.value:>8.3f}   {between:<15}"
+
+
+def format_classes(path: str, field: FieldScore) -> Iterator[str]:
+    if not field.classes:
+        return
+    shown = sorted(field.classes.items(), key=lambda each: -(each[1]["true"] or 0))[:MAX_CLASSES]
+    names = [name for name in CLASS_MEASURES if name in shown[0][1]]
+    width = max(len(path), *(len(label) for label, _ in shown))
+    yield f"{path:<{width}}  {'true':>7} {'answered':>9}" + "".join(f"{name:>10}" for name in names)
+    for label, described in shown:
+        values = (described[name] for name in names)
+        cells = "".join(f"{'-':>10}" if value is None else f"{value:>10.3f}" for value in values)
+        yield f"{label or 'null':<{width}}  {described['true']:>7,.0f} {described['answered']:>9,.0f}{cells}"
+    if len(field.classes) > MAX_CLASSES:
+        yield f"and {len(field.classes) - MAX_CLASSES:,} more; --json has all"

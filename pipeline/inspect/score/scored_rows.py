@@ -1,0 +1,85 @@
+"""Reads an output row by row and marks the rows that have a truth.
+
+A row that failed is marked as an empty answer: its values are missing, and a measure that left it out would be better
+than the labels are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.inspect.output_reader import OutputReader
+from pipeline.inspect.score.box_matching import BoxRanking
+from pipeline.inspect.score.compared_fields import ComparedField
+from pipeline.inspect.score.row_marks import RowMarker, RowMarks, mark_row
+from pipeline.inspect.score.truth_index import TruthIndex
+from pipeline.output.arrow_tables import COLUMN_DESCRIPTIONS
+from pipeline.output.thread_map import map_in_threads
+
+ANSWER_COLUMNS = ["id", "text", "answer", "media", "logprob", "run"]
+
+
+@dataclass
+class ScoredRows:
+    root: ComparedField
+    marks: dict[str, RowMarks] = field(default_factory=dict)  # by the id of the row
+    rankings: dict[str, BoxRanking] = field(default_factory=dict)  # by the path of a list of boxes
+    failed: int = 0  # of the marked rows
+    unlabelled: int = 0  # answered rows without truth
+
+
+def list_kept_columns(reader: OutputReader) -> list[str]:
+    part = next(iter(reader.parts), None)
+    names = reader.dataset.read_part(part, None).schema.names if part else []
+    return [name for name in names if name not in COLUMN_DESCRIPTIONS]
+
+
+def read_scored_rows(reader: OutputReader, truth: TruthIndex) -> ScoredRows:
+    scored = ScoredRows(truth.root)
+    found: dict[str, dict[str, Any]] = {}  # the newest answer of each row with a truth
+    unlabelled = set()
+    for row in read_answered_rows(reader, [truth.column] if truth.column else []):
+        if truth.find(row) is None:
+            unlabelled.add(row["id"])
+        elif row["id"] not in found or found[row["id"]]["run"] < row["run"]:
+            found[row["id"]] = row
+    for row in read_failed_rows(reader, truth.column):
+        if row["id"] not in found and truth.find(row) is not None:
+            found[row["id"]] = row
+            scored.failed += 1
+    for number, (row_id, row) in enumerate(sorted(found.items())):
+        answer = row["text"] if truth.root.kind != "object" else row["answer"]
+        marker = RowMarker(number, compute_diagonal(row), math.exp(row["logprob"] or 0), scored.rankings)
+        scored.marks[row_id] = mark_row(truth.root, row_id, answer, truth.used[row_id], marker)
+    scored.unlabelled = len(unlabelled)
+    return scored
+
+
+def read_answered_rows(reader: OutputReader, more_columns: list[str]) -> Iterator[dict[str, Any]]:
+    def read_part(part: str) -> pa.Table:
+        return reader.dataset.read_part(part, [*ANSWER_COLUMNS, *more_columns])
+
+    for table in map_in_threads(read_part, reader.parts):
+        for row in table.to_pylist():
+            yield {"answer": None, **row}
+
+
+def read_failed_rows(reader: OutputReader, truth_column: str | None) -> Iterator[dict[str, Any]]:
+    """Failed rows in the shape of answered ones."""
+    ids = {letter.id for letter in reader.read_failed_rows(may_repeat_rows=reader.may_repeat_rows)}
+    kept: dict[str, dict[str, Any]] = {row_id: {} for row_id in ids}
+    for name in reader.dataset.list_dead_letters() if truth_column and ids else ():
+        rows = reader.dataset.read_dead_letters(name, ["id", truth_column or ""]).to_pylist()
+        kept |= {row["id"]: row for row in rows if row["id"] in ids}
+    for row_id, row in kept.items():
+        yield {**row, **dict.fromkeys(ANSWER_COLUMNS), "id": row_id}
+
+
+def compute_diagonal(row: Mapping[str, Any]) -> float:
+    first = next(iter(row["media"] or ()), None)
+    return math.hypot(first["width"] or 0, first["height"] or 0) if first else 0.0

@@ -1,0 +1,84 @@
+"""Truths in a table: Parquet, JSONL or CSV with an id, and a column `truth` or one column for each field.
+
+A column `truth` holds a whole answer, as JSON text or a struct; rows where it is empty are not labelled. Columns of
+fields are named after them, with dots for fields inside fields (`seller.name`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.errors import JobError, OutputError
+from pipeline.inspect.score.comparators import parse_json_text
+from pipeline.inspect.score.compared_fields import ComparedField
+from pipeline.inspect.score.truth.base import TrueAnswer, TruthFile, TruthReader
+from pipeline.manifest.files import ManifestFile, detect_source_kind
+
+TRUTH_COLUMN = "truth"
+ROWS_PER_READ = 10_000
+
+
+class TruthTableReader(TruthReader):
+    description = "Parquet, JSONL or CSV"
+
+    @classmethod
+    def can_read(cls, file: TruthFile) -> bool:
+        return detect_source_kind(file.url) is not None
+
+    def read(self) -> Iterator[TrueAnswer]:
+        source = ManifestFile(self.file.url, detect_source_kind(self.file.url) or "").open_source()
+        try:
+            names = source.read_schema().names
+            if self.file.id_column not in names:
+                raise OutputError(
+                    f"--truth {self.file.url} has no column {self.file.id_column!r}; it has {', '.join(names)}. "
+                    "Name the column of ids with --truth-id"
+                )
+            for span in source.list_spans(ROWS_PER_READ):
+                for row in source.read_span(span).to_pylist():
+                    row_id = row.pop(self.file.id_column)
+                    if row_id is not None and (answer := build_true_answer(row, self.file.root)) is not None:
+                        yield TrueAnswer((str(row_id),), answer)
+        except (OSError, JobError) as error:
+            raise OutputError(f"--truth {self.file.url}: {error}") from error
+
+
+def build_true_answer(row: Mapping[str, Any], root: ComparedField) -> Any:
+    """The truth of a row of a table; None where the row is not labelled."""
+    if TRUTH_COLUMN in row:
+        return read_truth_value(row[TRUTH_COLUMN], root, TRUTH_COLUMN)
+    cells = {name: value for name, value in row.items() if is_field(name.split("."), root)}
+    if all(value is None for value in cells.values()):
+        return None
+    answer: dict[str, Any] = {}
+    for path, value in cells.items():
+        *outer, name = path.split(".")
+        inner = answer
+        for step in outer:
+            inner = inner.setdefault(step, {})
+        inner[name] = value
+    return answer
+
+
+def is_field(steps: list[str], root: ComparedField) -> bool:
+    member = next((part for part in root.members if part.name == steps[0]), None)
+    return member is not None and (len(steps) == 1 or is_field(steps[1:], member))
+
+
+def read_truth_value(value: Any, root: ComparedField, column: str) -> Any:
+    """A whole answer, or the value of the field that has the column's name, or of the only field."""
+    value = None if value == "" else value
+    if value is None or root.kind != "object":
+        return value
+    parsed = json.loads(value) if value == "{}" else parse_json_text(value)
+    if isinstance(parsed, Mapping):
+        return parsed
+    names = [part.name for part in root.members]
+    if column in names or len(names) == 1:
+        return {column if column in names else names[0]: value}
+    raise OutputError(
+        f"the column {column} holds {value!r:.80}, which is no answer: give JSON with the fields "
+        f"{', '.join(names)}, or name the column after the field that it holds"
+    )
