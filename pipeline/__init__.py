@@ -117,6 +117,7 @@ media: bytes become resized frames
 model: frames and text become tokens
     model/checkpoint_location.py            finds, downloads and identifies the checkpoint that a job names
     model/family_loader.py                  loads a checkpoint's config, tokenizer and family
+    model/derivatives.py                    known checkpoints of other makers, and the settings they are used with
     model/hf_models.py                      imports transformers' model classes
     model/prompt.py                         renders chat turns with the checkpoint's template
     model/engine_thread.py                  runs an engine in a thread that several chunks share

@@ -30,6 +30,7 @@ FAMILIES = {  # by `model.family`, or by `model_type` in a checkpoint's config.j
     "qwen3_vl_moe": "pipeline.model.families.qwen3_vl:Qwen3VLMoe",
     "qwen3_5": "pipeline.model.families.qwen3_5:Qwen35",
     "qwen3_5_moe": "pipeline.model.families.qwen3_5:Qwen35Moe",
+    "cosmos3_omni": "pipeline.model.families.qwen3_vl:Cosmos3Omni",
     "generic": "pipeline.model.families.generic:GenericFamily",
 }
 ENGINES = {  # by `engine.kind`

@@ -14,6 +14,8 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from pipeline.model import hf_models
+from pipeline.model.families.qwen3_vl import Qwen3VL
+from pipeline.model.family_loader import load_family_class
 
 CONTROL_TOKEN_NAMES = "endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start quad_end"
 CONTROL_TOKEN_NAMES += " vision_start vision_end vision_pad image_pad video_pad"
@@ -91,6 +93,7 @@ HYBRID_TEXT_CONFIG = TEXT_CONFIG | {
 }
 HYBRID_VISION_CONFIG = {key: value for key, value in QWEN3_VISION_CONFIG.items() if key != "deepstack_visual_indexes"}
 MODEL_CONFIGS |= {
+    "cosmos3_omni": MODEL_CONFIGS["qwen3_vl"],
     "qwen3_5": (HYBRID_TEXT_CONFIG, HYBRID_VISION_CONFIG),
     "qwen3_5_moe": (
         HYBRID_TEXT_CONFIG | MOE_CONFIG | {"shared_expert_intermediate_size": 64},
@@ -128,6 +131,8 @@ def write_random_checkpoint(
         eos_token_id=[end, pad], pad_token_id=pad, do_sample=True, temperature=0.7, top_p=0.8, top_k=20
     )
     model.save_pretrained(folder)
+    saved_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    write_json(folder / "config.json", saved_config | {"model_type": model_type})
     tokenizer.save(str(folder / "tokenizer.json"))
     write_json(folder / "tokenizer_config.json", build_tokenizer_config(model_type))
     write_json(folder / "preprocessor_config.json", build_preprocessor_config(model_type))
@@ -159,8 +164,12 @@ def find_vision_token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     return {key: tokenizer.token_to_id(f"<|{name}|>") for key, name in names.items()}
 
 
+def is_qwen3_like(model_type: str) -> bool:
+    return issubclass(load_family_class(model_type), Qwen3VL)
+
+
 def build_tokenizer_config(model_type: str) -> dict[str, Any]:
-    system = "" if model_type.startswith("qwen3") else SYSTEM_TEMPLATE
+    system = "" if is_qwen3_like(model_type) else SYSTEM_TEMPLATE
     return {
         "tokenizer_class": "Qwen2Tokenizer",
         "eos_token": "<|im_end|>",
@@ -172,7 +181,7 @@ def build_tokenizer_config(model_type: str) -> dict[str, Any]:
 
 
 def build_preprocessor_config(model_type: str) -> dict[str, Any]:
-    qwen3 = model_type.startswith("qwen3")
+    qwen3 = is_qwen3_like(model_type)
     mean, std = ([0.5] * 3, [0.5] * 3) if qwen3 else CLIP_MEAN_AND_STD
     smallest, largest = (65536, 16777216) if qwen3 else (3136, 12845056)
     return {

@@ -22,6 +22,7 @@ from pipeline.manifest.column_selection import select_file_columns
 from pipeline.manifest.files import ManifestFile, read_manifest_schema
 from pipeline.manifest.kept_columns import unify_kept_schema
 from pipeline.model import checkpoint_location, family_loader
+from pipeline.model.derivatives import describe_settings
 from pipeline.model.engines.base import get_engine_type
 from pipeline.model.families.base import Family
 from pipeline.model.guidance.grammar import count_min_tokens
@@ -199,7 +200,10 @@ def find_warnings(context: RunContext) -> list[str]:
     meanings = find_field_meanings(context.schema.json_schema).values() if context.schema else ()
     yarn_risk = family_loader.describe_yarn_risk(context.job.model, meanings)
     unknown = None if open_family(context).knows_model else UNKNOWN_MODEL
-    return [*filter(None, [yarn_risk, unknown]), *get_engine_type(context.job).find_warnings(context.job)]
+    return [
+        *filter(None, [yarn_risk, unknown, describe_settings(context.job)]),
+        *get_engine_type(context.job).find_warnings(context.job),
+    ]
 
 
 def open_output_store(context: RunContext, *, allow_other_questions: bool) -> OutputStore:

@@ -393,7 +393,7 @@ MISTAKES: list[Case] = [
         ),
         RUN,
         "error: model.weights: model_type 'llama' is not known; known: qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, "
-        "qwen3_5, qwen3_5_moe, generic",
+        "qwen3_5, qwen3_5_moe, cosmos3_omni, generic",
     ),
     (
         "no credentials",

@@ -5,6 +5,7 @@ Loader, sharding, quantisation, sizes and vision code ask a `ModelArchitecture` 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -67,6 +68,7 @@ class ModelArchitecture:
     language_model: str = "model.language_model"  # with `embed_tokens` and `layers`
     lm_head: str = "lm_head"
     tower_class: str = "pipeline.model.families.qwen_tower:QwenTower"  # a name, because the module imports torch
+    stored_names: tuple[tuple[str, str], ...] = ()  # patterns of names in files, and what replaces them
     has_linear_attention: bool = False  # some layers keep a state in place of keys and values
     position_axes: int = 3  # rows of position ids: time, height and width in M-RoPE
     shard_rules: Mapping[str, ShardRule] = field(default_factory=lambda: SHARD_RULES)
@@ -84,6 +86,8 @@ class ModelArchitecture:
         >>> ModelArchitecture("", "").to_parameter_name("visual.merger.ln_q.weight")
         'model.visual.merger.ln_q.weight'
         """
+        for pattern, replacement in self.stored_names:
+            stored_name = re.sub(pattern, replacement, stored_name)
         bare_name = stored_name.removeprefix("model.")
         for part in (self.vision_tower, self.language_model, self.lm_head):
             bare_part = part.removeprefix("model.")

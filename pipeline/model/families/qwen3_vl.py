@@ -92,6 +92,21 @@ class Qwen3VL(QwenFamily):
             yield self.video_token
 
 
+class Cosmos3Omni(Qwen3VL):
+    """Qwen3-VL inside a checkpoint that also generates pictures and sound; those weights are left where they are."""
+
+    architecture = ModelArchitecture(
+        "Qwen3VLForConditionalGeneration",
+        "Qwen3VLConfig",
+        stored_names=(
+            (r"^(blocks|merger|patch_embed|pos_embed|deepstack_merger_list)\.", r"visual.\1."),
+            (r"\.to_([qkv])\.", r".\1_proj."),
+            (r"\.to_out\.", ".o_proj."),
+            (r"\.norm_([qk])\.", r".\1_norm."),
+        ),
+    )
+
+
 class Qwen3VLMoe(Qwen3VL):
     architecture = ModelArchitecture("Qwen3VLMoeForConditionalGeneration", "Qwen3VLMoeConfig")
 
