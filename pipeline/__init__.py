@@ -181,6 +181,7 @@ model: frames and text become tokens
     model/engines/torch/shard.py            which part of each weight a rank holds
     model/engines/torch/collectives.py      sums and gathers across ranks
     model/engines/torch/replica.py          starts the ranks of a replica, each with its share of the model
+    model/engines/torch/layer_compiler.py   compiles layers, all but their attention
     model/engines/torch/shared_pixels.py    hands pixels to other ranks in memory that both map
     model/engines/torch/worker_group.py     starts and stops the other ranks of a replica
     model/engines/torch/tp_worker.py        the process of a rank other than the first

@@ -6,7 +6,7 @@ Loader, sharding, quantisation, sizes and vision code ask a `ModelArchitecture` 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -25,6 +25,7 @@ class VisionTower(Protocol):
     config: Any
     feature_layers: int  # 1, and one for each further layer of the language model that takes vision features
     feature_width: int
+    blocks: Iterable[Any]  # its layers
 
     def encode_patches(self, patches: Tensor, grids: Sequence[PatchGrid], *, has_flash: bool) -> list[Tensor]:
         """Features [tokens, width] of each feature layer, of normalised patches [patches, values], grid after grid."""

@@ -46,7 +46,7 @@ class GridInputs:
 
 class QwenTower:
     def __init__(self, module: Any):
-        self.module, self.config = module, module.config
+        self.module, self.config, self.blocks = module, module.config, module.blocks
         self.feature_layers = 1 + len(getattr(self.config, "deepstack_visual_indexes", ()))
         self.feature_width = getattr(self.config, "out_hidden_size", self.config.hidden_size)  # Qwen2-VL has one width
         side = getattr(module, "num_grid_per_side", None)

@@ -1,5 +1,6 @@
 """Tiny checkpoints of every family, requests for them, and what `generate` answers to each request alone."""
 
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ hf_models.import_transformers().utils.logging.disable_progress_bar()
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 HYBRID_FAMILIES = ("qwen3_5", "qwen3_5_moe")
 with_and_without_states = pytest.mark.parametrize("one_lab", ["qwen2_5_vl", "qwen3_5"], indirect=True)
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 GAP = 1e-3  # where the two best tokens of the reference are closer than this, either is right
 
 QUANTIZABLE_SIZES = {

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from pipeline.model.engine_thread import generate_replies
-from pipeline.model.engines.torch import attention, cuda_graphs, kv_cache, replica
+from pipeline.model.engines.torch import attention, cuda_graphs, replica
 from pipeline.model.engines.torch.engine import TorchEngine
-from pipeline.model.engines.torch.step_runner import build_decode_function
-from tests.model.engines.conftest import Lab
+from tests.model.engines.conftest import Lab, needs_compiler
 
 pytestmark = pytest.mark.process
 
@@ -126,38 +126,27 @@ def test_tokens_that_decode_have_a_flash_call_of_their_own(one_lab: Lab, gpu_sta
     engine.close()
 
 
-COMPILED = ["qwen3_vl", *(pytest.param(f, marks=pytest.mark.slow) for f in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl_moe"))]
+COMPILED = [
+    "qwen3_vl",
+    *(pytest.param(f, marks=pytest.mark.slow) for f in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl_moe", "qwen3_5")),
+]
 
 
+@needs_compiler
 @pytest.mark.parametrize("lab", COMPILED, indirect=True)
-def test_the_decode_function_compiles_without_a_graph_break(lab: Lab, monkeypatch):
-    """Batch sizes are symbolic, so that one compilation serves every graph."""
-
-    @torch.library.custom_op("vlbatch_test::varlen", mutates_args=())
-    def varlen(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, used: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        ends = torch.arange(len(q) + 1)
-        return attend_by_definition(q, k, v, (ends, starts), (1, 10**9), scale=scale, causal=True, seqused_k=used)
-
-    varlen.register_fake(lambda q, k, v, starts, used, scale: torch.empty_like(q))
-
-    def attend_compiled(q, k, v, offsets, max_lengths, **options):
-        return varlen(q, k, v, offsets[1], options["seqused_k"], options["scale"])
-
-    monkeypatch.setattr(attention, "flash_attention_varlen", attend_compiled)
-    monkeypatch.setattr(replica, "has_flash", lambda device, dtype: True)
-    engine = TorchEngine(lab.folder, lab.family, device="cpu", slots=4, kv_tokens=64)
-    eager = build_decode_function(engine.step_runner.loaded)
-    compiled = torch.compile(eager, dynamic=True, fullgraph=True, backend="eager")
-    cache = engine.step_runner.cache
-    for number, part in enumerate([*cache.keys, *cache.values]):
-        part.normal_(generator=torch.Generator().manual_seed(number))
-    for size in (3, 2):
-        ids, positions = torch.arange(size) + 5, torch.arange(3 * size).view(3, size)
-        starts, used = torch.arange(size + 1, dtype=torch.int32) * 10, torch.arange(size, dtype=torch.int32) + 4
-        runs = kv_cache.FlashLayout(size, torch.arange(size + 1, dtype=torch.int32), starts, used, (1, 64))
-        packed = kv_cache.PackedBatch(cache, (starts[:size] + used - 1).long(), flash_layouts=[runs])
-        with torch.inference_mode():
-            torch.testing.assert_close(compiled(ids, positions, packed), eager(ids, positions, packed))
+def test_compiled_layers_answer_as_generate_does(lab: Lab, gpu_stand_ins):
+    """The numbers of tokens and of patches are symbolic: other sizes compile nothing anew."""
+    engine = TorchEngine(lab.folder, lab.family, device="cpu", slots=3, prefill_tokens=25, compile=True)
+    compiled = []
+    for size in (2, 3):
+        requests = [
+            lab.build_request("picture", lab.make_image(2 + size, 3 * size), "what is it?"),
+            lab.build_request("film", lab.make_video(3, size, 4), "and?" * size, max_new_tokens=10 * size),
+            lab.build_request("text", "hello" * size),
+            lab.build_request("two", lab.make_image(size, 2), "or", lab.make_image(4, size), max_new_tokens=3),
+        ]
+        texts = {answer.id: answer.text for answer in generate_replies(engine, requests)}
+        assert texts == {request.id: engine.detokenizer.decode(lab.generate_alone(request)[0]) for request in requests}
+        compiled.append(counters["stats"]["unique_graphs"])
+    assert compiled[0] == compiled[1] > 0
     engine.close()

@@ -16,7 +16,7 @@ from pipeline.model.engines.torch.scheduler import select_sampled
 from pipeline.model.engines.torch.shard import TensorParallel
 from pipeline.types import Failure, Reply, Request
 from tests.model.awq_checkpoint import write_awq_checkpoint
-from tests.model.engines.conftest import GAP, QUANTIZABLE_SIZES, Lab
+from tests.model.engines.conftest import GAP, QUANTIZABLE_SIZES, Lab, needs_compiler
 
 pytestmark = pytest.mark.process
 
@@ -103,6 +103,14 @@ def mark_slow(*families: str) -> list[Any]:
 @pytest.mark.parametrize("lab", ["qwen2_5_vl", *mark_slow("qwen2_vl", "qwen3_vl", "qwen3_vl_moe")], indirect=True)
 def test_two_ranks_give_the_answers_and_logits_of_one_process(lab: Lab):
     check_equal_to_one_process(lab, 2)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("lab", ["qwen2_5_vl", "qwen3_vl_moe"], indirect=True)
+def test_two_ranks_with_compiled_layers_answer_as_one_process(lab: Lab):
+    requests, alone = build_requests(lab), open_engine(lab, 1)
+    check_divided(lab, 2, requests, generate_with_logits(alone, requests), compile=True)
 
 
 @pytest.mark.parametrize("lab", ["qwen3_vl", "qwen3_vl_moe", *mark_slow("qwen2_vl", "qwen2_5_vl")], indirect=True)

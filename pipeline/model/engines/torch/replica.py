@@ -17,6 +17,7 @@ from pipeline.model.engines.torch.collectives import Collectives, connect_shards
 from pipeline.model.engines.torch.cuda_graphs import DecodeGraphs
 from pipeline.model.engines.torch.int4_linear import MAX_KERNEL_ROWS, Int4Linear
 from pipeline.model.engines.torch.kv_cache import KVCache
+from pipeline.model.engines.torch.layer_compiler import compile_layers
 from pipeline.model.engines.torch.linear_state import LinearStates
 from pipeline.model.engines.torch.memory import EngineSizes
 from pipeline.model.engines.torch.model_loader import LoadedModel, load_model
@@ -42,7 +43,7 @@ class RankConfig:
     quantize: str | None = None
     adapter: Path | None = None
     graphs: bool = True  # replay decode steps as CUDA graphs
-    compile: bool = False  # compile the decode step before its graph is captured
+    compile: bool = False  # compile the layers of tower and language model
     hang_s: float = DEFAULT_HANG_S
     slots: int | None = None  # sizes that are None follow from the memory
     kv_tokens: int | None = None
@@ -136,6 +137,8 @@ def build_step_runner(
     rank_config: RankConfig, loaded: LoadedModel, sizes: EngineSizes, collectives: Collectives
 ) -> tuple[VisionCache, StepRunner]:
     connect_shards(loaded, collectives)
+    if rank_config.compile:
+        compile_layers(loaded, collectives)
     use_flash = rank_config.attention != "sdpa" and has_flash(loaded.device, loaded.dtype)
     layers, heads, dim = loaded.cache_shape
     cache = KVCache.allocate((layers, sizes.kv_tokens, heads, dim), loaded.dtype, loaded.device)
@@ -150,8 +153,6 @@ def build_step_runner(
         max_kept_patches=memory.KEPT_CALLS * sizes.patches,
     )
     decode = build_decode_function(loaded)
-    if rank_config.compile:
-        decode = torch.compile(decode, dynamic=True)
     graphs = None
     if use_flash and rank_config.graphs and states is None:
         graphs = DecodeGraphs(decode, cache, slots=sizes.slots, context_length=rank_config.context_length)

@@ -22,9 +22,7 @@ class TorchSettings(EngineSettings):
         f"prompt tokens computed in one step; default {DEFAULT_PREFILL_TOKENS}", None
     )
     graphs: bool = define_speed_key("on CUDA: replay decode steps as graphs", True)
-    compile: bool = define_speed_key(
-        "on CUDA: compile the decode step; fewer kernels, after minutes at the start", False
-    )
+    compile: bool = define_speed_key("compile the layers with torch: fewer kernels, after a minute at the start", False)
     hang_s: float = define_speed_key(
         "a step that takes longer ends the replica, which is started anew", DEFAULT_HANG_S, gt=0
     )
