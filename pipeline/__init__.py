@@ -71,6 +71,7 @@ fetch: a URI becomes bytes
     fetch/stores.py                         decides which buckets and hub repositories a job may read
     fetch/remote_object.py                  reads remote objects: retries, ranges, a seekable file
     fetch/sparse_video.py                   downloads only those ranges of a video that hold the wanted frames
+    fetch/versions.py                       reads which version of a file a URI leads to
     fetch/scratch.py                        a temporary folder that disappears with its worker
     fetch/blob.py                           collects arriving bytes in memory or in a file
     fetch/sniff.py                          detects the kind of a file by its first bytes
@@ -80,6 +81,7 @@ manifest: manifest files become chunks, and chunks become Items
     manifest/column_selection.py            selects the columns that a job reads
     manifest/nested_columns.py              reads columns inside columns, by path
     manifest/row_keys.py                    the key of a row: its id and a hash of what it asks
+    manifest/row_versions.py                adds the versions of media to the questions of rows
     manifest/row_reader.py                  reads the rows of a file, and their keys
     manifest/chunks.py                      cuts manifest files into chunks, and reads their rows again
     manifest/kept_columns.py                one type and its values for the columns that a job copies to its output

@@ -19,13 +19,15 @@ from dataclasses import dataclass, replace
 from pipeline.context import RunContext, open_family
 from pipeline.errors import ItemError, PipelineError, build_internal_failure
 from pipeline.fetch.fetcher import Fetcher
+from pipeline.fetch.versions import VersionReader
 from pipeline.job.spec import AnswerSection, MediaSection
 from pipeline.job.step_settings import build_step
 from pipeline.manifest.chunks import Chunk, read_chunk_rows
 from pipeline.manifest.files import ManifestFile, read_with_retries
 from pipeline.manifest.items import build_item
 from pipeline.manifest.kept_columns import convert_kept_values
-from pipeline.manifest.row_reader import RowReader
+from pipeline.manifest.row_reader import ManifestRow, RowReader
+from pipeline.manifest.row_versions import check_row_versions
 from pipeline.media.base import FrameDecoder, MediaFetcher
 from pipeline.media.clips import list_sources, load_media
 from pipeline.media.decode import ClipDecoder
@@ -51,6 +53,7 @@ class Preparer:
         self.tools = PreparationTools(self.fetcher, ClipDecoder(job, family, decoder), family, self.timer)
         self.steps = list_steps(job.media, EncodePrompt(family, job.answer))
         self.row_reader: RowReader | None = None  # stands where the last chunk ended
+        self.version_reader = None if job.input.version == "none" else VersionReader(job)
 
     def prepare_chunk(self, chunk: Chunk) -> list[PreparedItem]:
         """Every row that the chunk asks, as a Request or a Failure."""
@@ -75,16 +78,27 @@ class Preparer:
         kept_rows = convert_kept_values(chunk.file, [row.values for row in rows], self.context.kept_schema)
         histories = dict(chunk.retry_histories)
         columns, base_folder = reader.columns, chunk.file.base_folder
-        for row, kept_values in zip(rows, kept_rows, strict=True):
+        row_versions = self.read_versions(rows, reader)
+        for row, kept_values, versions in zip(rows, kept_rows, row_versions, strict=True):
             history = histories.get(row.id, RetryHistory())
             empty_item = Item(row.id, row.question, (), kept_values, history=history)
             try:
+                if isinstance(versions, ItemError):
+                    raise versions
                 item = build_item(row, columns, job, schema_prompt=schema_prompt, base_folder=base_folder)
-                yield replace(item, kept_values=kept_values, history=history), None
+                yield replace(item, kept_values=kept_values, history=history, media_versions=versions), None
             except ItemError as error:
                 yield empty_item, error.to_failure(row.id)
             except Exception:  # noqa: BLE001 - an unexpected error costs one row
                 yield empty_item, build_internal_failure(row.id)
+
+    def read_versions(
+        self, rows: Sequence[ManifestRow], reader: RowReader
+    ) -> Sequence[tuple[str, ...] | ItemError | None]:
+        if self.version_reader is None:
+            return [None] * len(rows)
+        uri_lists = [reader.list_uris(row.values, reader.file.base_folder) for row in rows]
+        return check_row_versions(uri_lists, [row.version_digest for row in rows], self.version_reader)
 
     def _take_row_reader(self, file: ManifestFile) -> RowReader:
         """The last chunk's reader where that read the same file. After an error it is not used again."""
@@ -112,6 +126,8 @@ class Preparer:
 
     def close(self) -> None:
         self.fetcher.close()
+        if self.version_reader:
+            self.version_reader.close()
         self.tools.clip_decoder.close()
 
 

@@ -111,6 +111,7 @@ class Item:
     kept_values: Mapping[str, Any] = field(default_factory=dict)
     max_new_tokens: int | None = None
     history: RetryHistory = RetryHistory()
+    media_versions: tuple[str, ...] | None = None  # of the URIs of its media, where input.version asks for them
 
 
 @dataclass(frozen=True, slots=True)

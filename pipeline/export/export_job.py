@@ -21,7 +21,7 @@ from pipeline.export.base import Exporter, ExportOptions, ExportTask
 from pipeline.export.export_sources import AnswerReader, ExportSource, group_sources
 from pipeline.job.spec import Job
 from pipeline.manifest.files import list_manifest_files
-from pipeline.output.arrow_tables import COLUMN_DESCRIPTIONS, build_data_schema
+from pipeline.output.arrow_tables import build_data_schema, describe_column
 from pipeline.output.dataset import Dataset, list_questions
 from pipeline.output.store import OutputStore
 from pipeline.registry import EXPORTERS, load_registered
@@ -109,10 +109,7 @@ def claim_target(task: ExportTask, format_name: str, reader: AnswerReader) -> No
         "parts": sum(len(source.parts) for source in reader.sources),
         "bytes": sum(source.size_bytes for source in reader.sources),
         "sources": hash_json([reader.digest, identify_sources(reader.sources)]),
-        "columns": {
-            field.name: {"type": str(field.type), "is": COLUMN_DESCRIPTIONS.get(field.name, "")}
-            for field in task.columns
-        },
+        "columns": {field.name: {"type": str(field.type), "is": describe_column(field.name)} for field in task.columns},
     }
     if format_name != DEFAULT_FORMAT:  # exports of earlier versions are tables and name no format
         claim["format"] = format_name

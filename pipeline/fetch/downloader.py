@@ -76,6 +76,9 @@ class Downloader:
     def get_client(self, scheme: str) -> WebClient | ObjectStore:
         if scheme in WEB_SCHEMES:
             return self.web_client
+        return self.get_object_store(scheme)
+
+    def get_object_store(self, scheme: str) -> ObjectStore:
         if scheme not in self.object_stores:
             self.object_stores[scheme] = ObjectStore(scheme, self.input.stores)
         return self.object_stores[scheme]
@@ -104,8 +107,7 @@ class Downloader:
                     return Blob(shown_uri, kind, path=path, pages=pages)
                 return Blob(shown_uri, kind, data=prefix + file.read(), pages=pages)
         except OSError as error:
-            kind, problem = LOCAL_ERRORS.get(type(error), ("path", str(error.strerror)))
-            raise FetchError(kind, f"{shown_uri}: {problem}") from error
+            raise translate_local_error(error, shown_uri) from error
 
     def _create_writer(self, uri: str) -> BlobWriter:
         return BlobWriter(uri, limits=self.limits, path=self.scratch_folder.path / str(next(self.file_numbers)))
@@ -118,6 +120,11 @@ class Downloader:
         for client in clients:
             await client.close()
         self.scratch_folder.close()
+
+
+def translate_local_error(error: OSError, shown_uri: str) -> FetchError:
+    kind, problem = LOCAL_ERRORS.get(type(error), ("path", str(error.strerror)))
+    return FetchError(kind, f"{shown_uri}: {problem}")
 
 
 def decode_data_uri(uri: str) -> bytes:

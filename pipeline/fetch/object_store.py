@@ -8,7 +8,7 @@ environment, never from the URI. When they have expired, the client is opened ag
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import aiohttp
@@ -75,6 +75,15 @@ class ObjectStore:
     async def read_range(self, uri: str, start: int, end: int) -> bytes:
         data, _, _ = await self._translate_errors(uri, self.request_range(self._to_path(uri), start, end, None))
         return require_length(data, end - start, redact_source(uri))
+
+    async def read_info(self, uri: str) -> Mapping[str, Any]:
+        """What the store says about an object, in the words of its client."""
+        path, filesystem = self._to_path(uri), self.filesystem
+        read = filesystem._info(path) if filesystem.async_impl else asyncio.to_thread(filesystem.info, path)
+        info: Mapping[str, Any] = await self._translate_errors(uri, read)
+        if info.get("type") == "directory":
+            raise FetchError("not_found", f"{redact_source(uri)}: a folder, not an object")
+        return info
 
     async def read_prefix(self, uri: str, max_bytes: int) -> tuple[bytes, int]:
         """The first bytes of an object, and its size. A signed URL takes a third of the time of a client's call."""

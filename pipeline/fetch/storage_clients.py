@@ -6,6 +6,8 @@ says it has too many.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime
 from importlib import import_module
 from typing import Any
 
@@ -25,6 +27,10 @@ ERROR_CLASSES = {  # what each library raises besides OSError
 S3_OPTIONS = {
     "config_kwargs": {"max_pool_connections": 32, "retries": {"total_max_attempts": 1}},
     "use_listings_cache": False,
+}
+VERSION_KEYS = {  # by input.version, in what the clients say about an object
+    "etag": ("ETag", "etag", "generation", "blob_id"),
+    "mtime": ("LastModified", "last_modified", "updated", "mtime"),
 }
 ERROR_MESSAGES = {
     "credentials": "the credentials of the workers have expired or are not valid; renew them and run again",
@@ -51,6 +57,16 @@ def load_error_types(scheme: str) -> tuple[type[Exception], ...]:
 
 def get_client_options(scheme: str) -> dict[str, Any]:
     return S3_OPTIONS if get_provider(scheme) == "s3" else {}
+
+
+def get_version(info: Mapping[str, Any], kind: str) -> str | None:
+    """The version of an object in what a client says about it, in a listing or alone.
+
+    >>> get_version({"ETag": '"0a1b"', "size": 3}, "etag"), get_version({"size": 3}, "mtime")
+    ('"0a1b"', None)
+    """
+    value = next((info[key] for key in VERSION_KEYS[kind] if info.get(key)), None)
+    return value.isoformat() if isinstance(value, datetime) else value and str(value)
 
 
 def disable_client_retries(filesystem: Any, scheme: str) -> None:

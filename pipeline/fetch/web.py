@@ -81,6 +81,14 @@ class WebClient:
                 return b"", 0
             raise
 
+    async def read_header(self, uri: str, name: str) -> str:
+        """A header of the response; empty if it has none."""
+
+        async def read_response(response: aiohttp.ClientResponse) -> str:
+            return response.headers.get(name, "")
+
+        return await self._request(uri, read_response, {"Range": "bytes=0-0"})
+
     async def read_range(self, uri: str, start: int, end: int, version: str = "") -> bytes:
         headers = {"Range": f"bytes={start}-{end - 1}"} | ({"If-Range": version} if version else {})
         return await self._request(uri, lambda response: read_range_response(response, start, end, version), headers)

@@ -30,6 +30,10 @@ class InputSection(JobSection):
     require: Literal["all", "any"] = define_key(
         "all: a row of several media of which one is missing is an error row; any: it is asked with the others", "all"
     )
+    version: Literal["etag", "mtime", "none"] = define_key(
+        "etag or mtime: a file that was replaced under the same URI is asked about again; none: the URI stands for it",
+        "none",
+    )
     messages: str | None = define_key(
         "column with a chat; `messages` is used where the manifest has one and no prompt is given", None
     )

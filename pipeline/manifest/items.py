@@ -26,7 +26,7 @@ from pipeline.types import Item, MediaRef, Turn
 def build_item(
     manifest_row: ManifestRow, columns: ManifestColumns, job: Job, *, schema_prompt: str | None, base_folder: str
 ) -> Item:
-    row, item_id, question = manifest_row
+    row, item_id, question = manifest_row.values, manifest_row.id, manifest_row.question
     with convert_cell_errors("row"):
         row_options = parse_options({name: row.get(name) for name in columns.options}, "column ")
         cells = [parse_media_cell(row.get(name), base_folder, f"column {name}") for name in columns.media]

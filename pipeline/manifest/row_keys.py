@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.fetch.access import is_remote
 from pipeline.manifest.chat import ChatParser
 from pipeline.manifest.media_cells import ABSOLUTE_URI, CellError, parse_media_cell
 from pipeline.types import MediaOptions, MediaRef
@@ -31,7 +32,7 @@ def hash_question(row: Mapping[str, Any], additions: Mapping[str, str]) -> str:
 def list_row_sources(
     row: Mapping[str, Any], media_columns: Sequence[str], messages_column: str | None, base_folder: str
 ) -> list[str]:
-    """The URIs of a row's media, in order. None for a malformed row, which becomes an error row later."""
+    """The URIs of a row's media, in order. None of a malformed row, which becomes an error row later."""
     try:
         cells = [parse_media_cell(row.get(name), base_folder, f"column {name}") for name in media_columns]
         parts: list[Any] = [media_ref for cell in cells for media_ref in cell]
@@ -43,7 +44,7 @@ def list_row_sources(
         return []
     sources = [part.source for part in parts if isinstance(part, MediaRef)]
     uris = [uri for source in sources for uri in (source if isinstance(source, tuple) else [source])]
-    return [uri for uri in uris if isinstance(uri, str)]
+    return [uri for uri in uris if is_remote(uri)]
 
 
 def has_relative_paths(uris: Sequence[str]) -> bool:

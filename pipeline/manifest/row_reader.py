@@ -6,7 +6,7 @@ as bytes are not part of a question, because planning would have to read all of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from pipeline.manifest.column_selection import holds_bytes, select_file_columns
 from pipeline.manifest.files import ManifestFile
 from pipeline.manifest.nested_columns import add_nested_columns, add_nested_fields, list_root_columns
 from pipeline.manifest.row_keys import format_row_id, has_relative_paths, hash_question, list_row_sources
+from pipeline.manifest.row_versions import NO_DIGEST
 from pipeline.manifest.sources.base import Span
 
 
@@ -24,6 +25,7 @@ class ManifestRow(NamedTuple):
     values: Mapping[str, Any]
     id: str
     question: str  # a hash of what the row asks
+    version_digest: bytes = NO_DIGEST
 
 
 class RowReader:
@@ -41,27 +43,33 @@ class RowReader:
         # Where values may turn out to have another type than the file began with, planning finds it, not a paid run.
         self.checked_columns = self.columns.kept if self.source.infers_types else ()
 
-    def read_keys(self, span: Span) -> list[tuple[str, str]]:
-        """(id, question) of each row, without reading media given as bytes."""
-        names = dict.fromkeys([*self.hashed_columns, *self.id_columns, *self.checked_columns])
-        return self._compute_keys(self._read_span(span, names))
+    def read_key_columns(self, span: Span) -> pa.Table:
+        """What planning needs of each row: without media given as bytes."""
+        return self._read_span(span, dict.fromkeys([*self.hashed_columns, *self.id_columns, *self.checked_columns]))
 
-    def read_rows(self, span: Span, *, with_binary_media: bool = True) -> list[ManifestRow]:
+    def read_rows(
+        self, span: Span, *, with_binary_media: bool = True, version_digests: Sequence[bytes] = ()
+    ) -> list[ManifestRow]:
         asked = self.columns.question_columns if with_binary_media else self.hashed_columns
         names = dict.fromkeys([*asked, *self.columns.kept, *self.id_columns])
         table = self._read_span(span, names)
-        keys, rows = self._compute_keys(table), to_python_rows(table, self.file.url)
-        return [ManifestRow(row, *key) for row, key in zip(rows, keys, strict=True)]
+        if len(version_digests) != table.num_rows:  # another manifest than was planned: its questions are others
+            version_digests = ()
+        keys, rows = self.compute_keys(table, version_digests), to_python_rows(table, self.file.url)
+        digests = version_digests or [NO_DIGEST] * len(rows)
+        return [ManifestRow(row, *key, digest) for row, key, digest in zip(rows, keys, digests, strict=True)]
 
     def _read_span(self, span: Span, names: Iterable[str]) -> pa.Table:
         table = self.source.read_span(span, list_root_columns(names, self.file_columns))
         return add_nested_columns(table, names, self.file.url)
 
-    def _compute_keys(self, table: pa.Table) -> list[tuple[str, str]]:
-        """Without an id column the question is the id, too."""
-        names, url = self.hashed_columns, self.file.url
-        rows = to_python_rows(table.select(names), url) if names else [{}] * table.num_rows
-        questions = [hash_question(row, self._describe_place(row)) for row in rows]
+    def compute_keys(self, table: pa.Table, version_digests: Sequence[bytes] = ()) -> list[tuple[str, str]]:
+        """(id, question) of each row. Without an id column the question is the id, too."""
+        url, rows = self.file.url, self.read_asked_values(table)
+        digests = version_digests or [NO_DIGEST] * len(rows)
+        questions = [
+            hash_question(row, self._describe_media(row, digest)) for row, digest in zip(rows, digests, strict=True)
+        ]
         if not self.columns.id:
             return [(question, question) for question in questions]
         ids = [format_row_id(row[self.columns.id]) for row in to_python_rows(table.select(self.id_columns), url)]
@@ -72,13 +80,21 @@ class RowReader:
             raise JobError(f"{url}: {problem}; fill it in, or leave input.id out")
         return [(row_id, question) for row_id, question in zip(ids, questions, strict=True) if row_id is not None]
 
-    def _describe_place(self, row: Mapping[str, Any]) -> dict[str, str]:
-        """What relative paths in a row add to its question."""
-        if not self.file.place:
-            return {}
+    def read_asked_values(self, table: pa.Table) -> list[dict[str, Any]]:
+        """The columns that decide the questions, row by row."""
+        names = self.hashed_columns
+        return to_python_rows(table.select(names), self.file.url) if names else [{}] * table.num_rows
+
+    def list_uris(self, row: Mapping[str, Any], base_folder: str) -> list[str]:
+        """The URIs of a row's media, also of those in a chat. Columns that may hold bytes do not count."""
         media = [name for name in self.columns.media if name in self.hashed_columns]
-        uris = list_row_sources(row, media, self.columns.messages, base_folder="")
-        return {"folder": self.file.place} if has_relative_paths(uris) else {}
+        return list_row_sources(row, media, self.columns.messages, base_folder)
+
+    def _describe_media(self, row: Mapping[str, Any], version_digest: bytes) -> dict[str, str]:
+        """What the media of a row add to its question beside their names."""
+        has_place = self.file.place and has_relative_paths(self.list_uris(row, base_folder=""))
+        place = {"folder": self.file.place} if has_place else {}
+        return place if version_digest == NO_DIGEST else place | {"versions": version_digest.hex()}
 
 
 def to_python_rows(table: pa.Table, url: str) -> list[dict[str, Any]]:

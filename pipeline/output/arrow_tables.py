@@ -39,6 +39,8 @@ COLUMN_DESCRIPTIONS = {  # of the columns that the manifest does not have
     "fingerprint": "hash of everything in the job that changes an answer",
     "run": "the run that answered the row",
 }
+VERSIONS_COLUMN = "media_versions"  # only with input.version
+VERSIONS_FIELD = pa.field(VERSIONS_COLUMN, pa.list_(pa.string()))
 RESERVED_COLUMNS = (*COLUMN_DESCRIPTIONS, "stage", "kind", "message", "fp")  # names that kept columns cannot have
 REQUIRED_COLUMNS = ("id", "question", "stage", "kind", "message")
 COLUMN_TYPES = {
@@ -68,12 +70,20 @@ FAILURE_FIELDS = ("stage", "kind", "message", "text")
 def build_data_schema(context: RunContext) -> pa.Schema:
     answer = [context.schema.answer_field] if context.schema else []
     _, _, _, *others = COLUMN_DESCRIPTIONS  # after id, text and answer
-    return pa.schema([build_field("id"), *context.kept_schema, build_field("text"), *answer, *map(build_field, others)])
+    versions = [] if context.job.input.version == "none" else [VERSIONS_FIELD]
+    fields = [build_field("id"), *context.kept_schema, build_field("text"), *answer, *map(build_field, others)]
+    return pa.schema([*fields, *versions])
 
 
 def build_errors_schema(context: RunContext) -> pa.Schema:
     names = ("stage", "kind", "message", "attempts", "text", "question", "fingerprint", "run")
     return pa.schema([build_field("id"), *context.kept_schema, *map(build_field, names)])
+
+
+def describe_column(name: str) -> str:
+    """Empty for a kept column."""
+    versions = "the version of each URI that the row looks at, as input.version says"
+    return {**COLUMN_DESCRIPTIONS, VERSIONS_COLUMN: versions}.get(name, "")
 
 
 def build_field(name: str) -> pa.Field:
@@ -100,7 +110,7 @@ def to_answered_record(item: Item, row: Row) -> dict[str, Any]:
         "media": [{name: getattr(info, name) for name in info.__slots__} for info in row.media],
         "tokens": {"vision": row.vision_tokens, "prompt": row.prompt_tokens, "output": row.output_tokens},
         "attempts": item.history.attempts + row.attempts,
-    }
+    } | ({} if item.media_versions is None else {VERSIONS_COLUMN: item.media_versions})
 
 
 def to_failed_record(item: Item, failure: Failure) -> dict[str, Any]:

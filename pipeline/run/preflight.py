@@ -27,7 +27,7 @@ from pipeline.model.engines.base import get_engine_type
 from pipeline.model.families.base import Family
 from pipeline.model.guidance.grammar import count_min_tokens
 from pipeline.output.answer.geometry import find_field_meanings, find_whole_number_places
-from pipeline.output.arrow_tables import RESERVED_COLUMNS
+from pipeline.output.arrow_tables import RESERVED_COLUMNS, VERSIONS_COLUMN
 from pipeline.output.dataset import Dataset, list_questions
 from pipeline.output.store import CREATE_ONLY_SCHEMES, OutputStore, open_filesystem
 from pipeline.output.thread_map import map_in_threads
@@ -134,9 +134,10 @@ def find_job_problems(context: RunContext, manifest_files: Sequence[ManifestFile
 def find_kept_name_problems(job: Job) -> list[str]:
     """Many readers of Parquet do not tell upper from lower case in the names of columns."""
     kept = [name.lower() for name in job.input.keep]
+    reserved = RESERVED_COLUMNS if job.input.version == "none" else (*RESERVED_COLUMNS, VERSIONS_COLUMN)
     problems = [f"input.keep: names {name} twice" for name in dict.fromkeys(kept) if kept.count(name) > 1]
     for name in job.input.keep:
-        if name.lower() in RESERVED_COLUMNS:
+        if name.lower() in reserved:
             is_id = name == job.input.id and name.lower() == "id"
             advice = " or leave it out, for the output's is the same as text" if is_id else ""
             problem = f"every output has a column {name.lower()} of its own; give the manifest's another name{advice}"

@@ -7,7 +7,7 @@ spans that any process can read alone later; opening a URL twice must give the s
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ class Source(ABC):
 
     @abstractmethod
     def read_schema(self) -> pa.Schema: ...
+
+    def list_versions(self, version_kind: str) -> Mapping[str, str]:
+        """The versions of media, by URI, where reading the manifest tells them. Others are read one by one."""
+        return {}
 
     @abstractmethod
     def list_spans(self, rows_per_span: int) -> Iterator[Span]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from urllib.parse import quote
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 
 from pipeline.errors import JobError
 from pipeline.fetch.sniff import list_added_kinds
+from pipeline.fetch.storage_clients import get_version
 from pipeline.manifest.sources.base import TableSource
 
 MEDIA_ENDINGS = (
@@ -43,6 +45,19 @@ class FolderSource(TableSource):
         names = [encode_name(path[len(folder) :].lstrip("/")) for path in paths]
         uris = [encode_name(filesystem.unstrip_protocol(path)) for path in paths]
         return pa.table([names, uris], schema=FOLDER_SCHEMA)
+
+    def list_versions(self, version_kind: str) -> Mapping[str, str]:
+        """From one listing. Local files are cheaper to look at one by one."""
+        filesystem, path = fsspec.core.url_to_fs(self.url)
+        if "file" in filesystem.protocol or filesystem.isfile(path):
+            return {}
+        filesystem.invalidate_cache()
+        is_folder = path == fsspec.core.url_to_fs(get_media_folder(self.url))[1]
+        found = filesystem.find(path, detail=True) if is_folder else filesystem.glob(path, detail=True)
+        versions = {name: get_version(info, version_kind) for name, info in found.items()}
+        return {
+            encode_name(filesystem.unstrip_protocol(name)): version for name, version in versions.items() if version
+        }
 
 
 def get_media_folder(url: str) -> str:
