@@ -15,9 +15,10 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from pipeline.context import RunContext, open_family
-from pipeline.errors import ItemError, PipelineError, build_internal_failure
+from pipeline.errors import ItemError, PipelineError, ReadError, build_internal_failure
 from pipeline.fetch.fetcher import Fetcher
 from pipeline.fetch.versions import VersionReader
 from pipeline.job.spec import AnswerSection, MediaSection
@@ -25,7 +26,7 @@ from pipeline.job.step_settings import build_step
 from pipeline.manifest.chunks import Chunk, read_chunk_rows
 from pipeline.manifest.files import ManifestFile, read_with_retries
 from pipeline.manifest.items import build_item
-from pipeline.manifest.kept_columns import convert_kept_values
+from pipeline.manifest.kept_columns import convert_kept_rows
 from pipeline.manifest.row_reader import ManifestRow, RowReader
 from pipeline.manifest.row_versions import check_row_versions
 from pipeline.media.base import FrameDecoder, MediaFetcher
@@ -37,6 +38,7 @@ from pipeline.step_timer import StepTimer
 from pipeline.types import Failure, Item, MediaRef, PreparedItem, ReadItem, Request, RetryHistory, Sampling
 
 DEFAULT_THINKING_TOKENS = 2048
+ResultT = TypeVar("ResultT")
 
 
 class Preparer:
@@ -53,6 +55,7 @@ class Preparer:
         self.tools = PreparationTools(self.fetcher, ClipDecoder(job, family, decoder), family, self.timer)
         self.steps = list_steps(job.media, EncodePrompt(family, job.answer))
         self.row_reader: RowReader | None = None  # stands where the last chunk ended
+        self.no_kept_values = dict.fromkeys(context.kept_schema.names)
         self.version_reader = None if job.input.version == "none" else VersionReader(job)
 
     def prepare_chunk(self, chunk: Chunk) -> list[PreparedItem]:
@@ -75,18 +78,19 @@ class Preparer:
         reader = self._take_row_reader(chunk.file)
         rows = read_chunk_rows(chunk, reader)
         self.row_reader = reader
-        kept_rows = convert_kept_values(chunk.file, [row.values for row in rows], self.context.kept_schema)
+        kept_rows = convert_kept_rows(chunk.file, [row.values for row in rows], self.context.kept_schema)
         histories = dict(chunk.retry_histories)
         columns, base_folder = reader.columns, chunk.file.base_folder
         row_versions = self.read_versions(rows, reader)
-        for row, kept_values, versions in zip(rows, kept_rows, row_versions, strict=True):
+        for row, kept_row, versions in zip(rows, kept_rows, row_versions, strict=True):
             history = histories.get(row.id, RetryHistory())
+            kept_values = self.no_kept_values if isinstance(kept_row, ReadError) else kept_row
             empty_item = Item(row.id, row.question, (), kept_values, history=history)
             try:
-                if isinstance(versions, ItemError):
-                    raise versions
+                raise_if_error(kept_row)
+                media_versions = raise_if_error(versions)
                 item = build_item(row, columns, job, schema_prompt=schema_prompt, base_folder=base_folder)
-                yield replace(item, kept_values=kept_values, history=history, media_versions=versions), None
+                yield replace(item, kept_values=kept_values, history=history, media_versions=media_versions), None
             except ItemError as error:
                 yield empty_item, error.to_failure(row.id)
             except Exception:  # noqa: BLE001 - an unexpected error costs one row
@@ -129,6 +133,12 @@ class Preparer:
         if self.version_reader:
             self.version_reader.close()
         self.tools.clip_decoder.close()
+
+
+def raise_if_error(value: ResultT | ItemError) -> ResultT:
+    if isinstance(value, ItemError):
+        raise value
+    return value
 
 
 def list_steps(media: MediaSection, encode_prompt: Step) -> list[Step]:

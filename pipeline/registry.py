@@ -14,6 +14,7 @@ SOURCES = {  # by the kind of a manifest file
     "jsonl": "pipeline.manifest.sources.jsonl:JsonlSource",
     "csv": "pipeline.manifest.sources.csv:CsvSource",
     "folder": "pipeline.manifest.sources.folder:FolderSource",
+    "linked_folder": "pipeline.manifest.sources.folder:LinkedFolderSource",
 }
 MEDIA_KINDS = {  # by what the first bytes of a file say
     "image": "pipeline.media.kinds.image:ImageKind",

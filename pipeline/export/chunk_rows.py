@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pipeline.context import RunContext
+from pipeline.errors import ReadError
 from pipeline.manifest.chunks import Chunk, read_span_again
 from pipeline.manifest.files import read_with_retries
-from pipeline.manifest.kept_columns import convert_kept_values
+from pipeline.manifest.kept_columns import convert_kept_rows
 from pipeline.manifest.row_reader import RowReader
 
 
@@ -16,6 +17,7 @@ class ChunkRow(NamedTuple):
     id: str
     question: str
     kept_values: Mapping[str, Any]
+    misfit: str = ""  # why there are none: a value that is not of its column's type, which a run makes an error row
 
 
 class ChunkRowReader:
@@ -35,5 +37,10 @@ class ChunkRowReader:
             reader = RowReader(self.context.job, chunk.file, self.context.schema_prompt)
         rows = read_span_again(chunk, reader, with_binary_media=False)
         self.reader = reader
-        kept_rows = convert_kept_values(chunk.file, [row.values for row in rows], self.context.kept_schema)
-        return [ChunkRow(row.id, row.question, kept) for row, kept in zip(rows, kept_rows, strict=True)]
+        kept_rows = convert_kept_rows(chunk.file, [row.values for row in rows], self.context.kept_schema)
+        return [
+            ChunkRow(row.id, row.question, {}, kept.message)
+            if isinstance(kept, ReadError)
+            else ChunkRow(row.id, row.question, kept)
+            for row, kept in zip(rows, kept_rows, strict=True)
+        ]

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.context import RunContext
+from pipeline.errors import JobError
 from pipeline.export.chunk_rows import ChunkRow, ChunkRowReader
 from pipeline.export.row_matching import Numbers, match_foreign_rows
 from pipeline.export.row_spool import RowSpool
@@ -129,6 +130,8 @@ class AnswerReader:
             rows = list({encode_canonical_json([row.id, row.kept_values]): row for row in rows}.values())
         places = {row_id: place for place, row_id in enumerate(answered["id"].to_pylist())}
         rows = sorted((row for row in rows if row.id in places), key=lambda row: places[row.id])
+        if misfit := next((row.misfit for row in rows if row.misfit), None):
+            raise JobError(misfit)  # the row was answered when the value was another
         answered = answered.take([places[row.id] for row in rows])
         arrays = [
             pa.array([row.kept_values[field.name] for row in rows], field.type)

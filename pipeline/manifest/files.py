@@ -22,12 +22,17 @@ from pipeline.errors import JobError, StoppedError
 from pipeline.fetch.storage_clients import load_error_types, translate_error
 from pipeline.job.spec import Job
 from pipeline.manifest.sources.base import Source
-from pipeline.manifest.sources.folder import get_media_folder, is_media_name
+from pipeline.manifest.sources.folder import (
+    build_empty_folder_error,
+    find_through_links,
+    get_media_folder,
+    is_media_name,
+)
 from pipeline.registry import SOURCES, load_registered
 
 ResultT = TypeVar("ResultT")
 OUTPUT_FILE = re.compile(r"/(data|errors)/fp=[0-9a-f]{12}/[^/]+$")
-MEDIA_KIND = "folder"  # the name in SOURCES of folders and patterns of media
+MEDIA_KIND, LINKED_MEDIA_KIND = "folder", "linked_folder"  # the names in SOURCES of folders and patterns of media
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of Hugging Face's imagefolder
 FILE_NAME_COLUMN = "file_name"  # in them
 MAX_LISTED_ENDINGS = 4
@@ -68,7 +73,7 @@ def list_manifest_files(job: Job, say: Callable[[str], None] = ignore_note) -> l
     """Every file that the manifest names, in a fixed order. `say` takes notes about files that are left out."""
     path = job.output.path
     output_url = path.rstrip("/") if "://" in path else f"file://{os.path.abspath(path)}"
-    listings = [expand_url(url, output_url, say) for url in job.input.manifest]
+    listings = [expand_url(url, output_url, say, follow_links=job.input.follow_links) for url in job.input.manifest]
     root = listings[0].folder
     files = [replace(file, place=describe_place(file, root)) for listing in listings for file in listing.files]
     if not files:
@@ -94,19 +99,24 @@ def describe_place(file: ManifestFile, root: str) -> str:
     return "" if place == "." else place
 
 
-def expand_url(url: str, output_url: str, say: Callable[[str], None]) -> ManifestListing:
+def expand_url(url: str, output_url: str, say: Callable[[str], None], *, follow_links: bool) -> ManifestListing:
     if "::" in url:
         raise JobError(f"input.manifest: {url}: URLs that chain filesystems with :: are not supported")
+    media_kind = MEDIA_KIND
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
         if filesystem.unstrip_protocol(path).rstrip("/") == output_url:
-            raise JobError(f"output.path is {url}, the manifest's own folder; choose another folder for the answers")
+            place = "the manifest's own folder" if filesystem.isdir(path) else "the manifest itself"
+            raise JobError(f"output.path is {url}, {place}; choose another folder for the answers")
         if any(wildcard in path for wildcard in "*?["):
             folder = get_media_folder(path)
             names = leave_out_outputs(filesystem, folder, filesystem.glob(path), output_url, say)
             tables = names if any(map(detect_source_kind, names)) or not has_media(names, folder) else None
         elif filesystem.isdir(path):
-            folder, names = path, leave_out_outputs(filesystem, path, filesystem.find(path), output_url, say)
+            walks_links = follow_links and "file" in filesystem.protocol
+            found = find_through_links(path) if walks_links else filesystem.find(path)
+            folder, names = path, leave_out_outputs(filesystem, path, found, output_url, say)
+            media_kind = LINKED_MEDIA_KIND if walks_links else MEDIA_KIND
             tables = choose_tables(filesystem, path, names)
         elif filesystem.exists(path):
             folder, names = path.rpartition("/")[0], [path]
@@ -116,7 +126,7 @@ def expand_url(url: str, output_url: str, say: Callable[[str], None]) -> Manifes
         folder_url = filesystem.unstrip_protocol(folder or "/")
         if tables is None:
             say_left_out(filesystem, folder, names, say)
-            return ManifestListing(folder_url, [ManifestFile(filesystem.unstrip_protocol(path), MEDIA_KIND)])
+            return ManifestListing(folder_url, [ManifestFile(filesystem.unstrip_protocol(path), media_kind)])
     except (ImportError, ValueError) as error:
         raise JobError(f"input.manifest: {url}: {error}") from error
     except PermissionError as error:
@@ -134,6 +144,8 @@ def choose_tables(filesystem: Any, folder: str, names: Sequence[str]) -> list[st
     tables = list(filter(is_found_in_folders, names)) or find_metadata_tables(filesystem, names)
     if not tables and not has_media(names, folder):
         tables = list(filter(detect_source_kind, names))
+        if not tables:
+            raise build_empty_folder_error(filesystem.unstrip_protocol(folder))
     return tables or None
 
 
@@ -181,7 +193,7 @@ def say_left_out(filesystem: Any, folder: str, names: Sequence[str], say: Callab
         listed = f"{count_files(endings.total())} of {folder} that are no media"
         say(f"left out of the manifest: {listed}: {', '.join(counts)}")
     if links:
-        advice = f"such as {links[0]}; name them in input.manifest to read them"
+        advice = f"such as {links[0]}; input.follow_links: true reads them"
         say(f"left out of the manifest: {len(links):,} linked folder{'s' * (len(links) != 1)}, {advice}")
 
 

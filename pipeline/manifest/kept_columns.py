@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import JobError
+from pipeline.errors import JobError, ReadError
 from pipeline.manifest.column_selection import holds_bytes
 from pipeline.manifest.files import ManifestFile
 
@@ -50,11 +50,19 @@ def merge_types(types: Sequence[pa.DataType]) -> pa.DataType:
     return pa.unify_schemas(schemas, promote_options="permissive").field("column").type
 
 
+def convert_kept_rows(
+    file: ManifestFile, rows: Sequence[Mapping[str, Any]], kept_schema: pa.Schema
+) -> list[dict[str, Any] | ReadError]:
+    """The kept values of each row, in the types of the schema; an error for a row with a value that does not fit."""
+    try:
+        return [*convert_kept_values(file, rows, kept_schema)]
+    except ReadError as error:
+        return [error] if len(rows) == 1 else [convert_kept_rows(file, [row], kept_schema)[0] for row in rows]
+
+
 def convert_kept_values(
     file: ManifestFile, rows: Sequence[Mapping[str, Any]], kept_schema: pa.Schema
 ) -> list[dict[str, Any]]:
-    """The kept values of each row, in the types of the schema. A value that does not fit is refused before its row is
-    paid for."""
     columns = {field.name: convert_column(file, [row[field.name] for row in rows], field) for field in kept_schema}
     return [{name: values[index] for name, values in columns.items()} for index in range(len(rows))]
 
@@ -68,7 +76,7 @@ def convert_column(file: ManifestFile, values: Sequence[Any], field: pa.Field) -
         pa.array(values, field.type)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError) as error:
         problem = f"column {field.name} (input.keep) is {field.type} in the other files of the manifest, not here"
-        raise JobError(f"{file.url}: {problem}: {error}; give it one type in all files") from error
+        raise ReadError("row", f"{file.url}: {problem}: {error}; give it one type in all files") from error
     return list(values)
 
 

@@ -70,7 +70,6 @@ def run_job(job: Job, options: RunOptions = RunOptions(), *, say: Say | None = N
         lease = Lease(dataset, context.run_id, say=progress.say, take_over=options.take_over)
         with StopSignals(progress.say), lease:
             context = replace(context, lease_epoch=lease.epoch)
-            write_run_document(store, context.run_id, "job", context.job.model_dump_json(indent=2, by_alias=True))
             lease.wait_for_late_commits()
             # Ray's native code installs signal handlers as it starts, so ours are installed once more after it.
             with runner.connect(show_log=options.show_ray_log), StopSignals(progress.say) as signals:
@@ -103,6 +102,9 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
     )
     if not plan.rows:
         raise JobError(f"input.manifest: {', '.join(run.context.job.input.manifest)} holds no rows")
+    run.dataset.write_question(run.context.fingerprint_inputs)  # not before: a run that is refused leaves no question
+    job_text = run.context.job.model_dump_json(indent=2, by_alias=True)
+    write_run_document(run.dataset.store, run.context.run_id, "job", job_text)
     superfluous_parts, repeats_rows = find_superfluous_parts(plan.orphans, run.dataset)
     delete_superfluous_parts(run, superfluous_parts)
     parts = {part: info for part, info in plan.parts.items() if part not in superfluous_parts}

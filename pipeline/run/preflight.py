@@ -218,9 +218,7 @@ def open_output_store(context: RunContext, *, allow_other_questions: bool) -> Ou
             f"{store.path} holds answers to another question:\n{changes}\n"
             "Choose another output.path, or add these answers to the same output with --on-change add."
         )
-    dataset = Dataset(store, context.fingerprint)
-    dataset.check_store()
-    dataset.write_question(context.fingerprint_inputs)
+    Dataset(store, context.fingerprint).check_store()
     return OutputStore(store.path)
 
 

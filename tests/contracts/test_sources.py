@@ -48,11 +48,18 @@ def write_folder(folder: Path) -> Path:
     return folder / "media"
 
 
+def write_linked_folder(folder: Path) -> Path:
+    (folder / "linked").mkdir()
+    (folder / "linked/pics").symlink_to(write_folder(folder))
+    return folder / "linked"
+
+
 WRITERS: dict[str, Callable[[Path], Path]] = {  # write ROWS in each format
     "parquet": write_parquet,
     "jsonl": write_jsonl,
     "csv": write_csv,
     "folder": write_folder,
+    "linked_folder": write_linked_folder,
 }
 
 
@@ -62,7 +69,7 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> ManifestFile:
     job = Job.model_validate(
         {
             "name": "s",
-            "input": {"manifest": str(url)},
+            "input": {"manifest": str(url), "follow_links": request.param == "linked_folder"},
             "model": {"weights": "builtin:tiny"},
             "output": {"path": str(tmp_path / "out")},
         }
@@ -76,11 +83,11 @@ def read_all(source: Source, rows_per_span: int, columns: Sequence[str] | None =
     return [row for span in source.list_spans(rows_per_span) for row in source.read_span(span, columns).to_pylist()]
 
 
-def test_every_ending_belongs_to_one_source_and_one_source_reads_folders() -> None:
+def test_every_ending_belongs_to_one_source_and_the_others_read_folders() -> None:
     endings = [ending for kind in SOURCES for ending in load_source_class(kind).file_endings]
     assert all(ending.startswith(".") and ending == ending.lower() for ending in endings)
     assert len(endings) == len(set(endings))
-    assert [kind for kind in SOURCES if not load_source_class(kind).file_endings] == ["folder"]
+    assert [kind for kind in SOURCES if not load_source_class(kind).file_endings] == ["folder", "linked_folder"]
 
 
 def test_only_the_last_span_may_be_short(file: ManifestFile) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from pipeline.__main__ import main
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
 from pipeline.manifest.files import list_manifest_files
@@ -21,9 +24,9 @@ EXPORT = ("clean/_export.json", "clean/_SUCCESS", "clean/year=2026/0a1b.parquet"
 def list_files(workspace):
     """Lists the files of a manifest by their paths in the folder `in`, and what was said about it."""
 
-    def list_found(manifest="in", output="out"):
+    def list_found(manifest="in", output="out", follow_links=False):
         sections = {
-            "input": {"manifest": str(workspace.folder / manifest)},
+            "input": {"manifest": str(workspace.folder / manifest), "follow_links": follow_links},
             "output": {"path": str(workspace.folder / output)},
         }
         notes = []
@@ -96,10 +99,14 @@ def test_a_pattern_of_pictures_and_one_picture_are_manifests(manifest, ids, ask_
     assert ask_about(manifest) == ids
 
 
-@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv", "metadata.parquet"])
 def test_the_metadata_of_an_imagefolder_names_its_rows(name, workspace, ask_about):
-    text = '{"file_name": "1.png", "hint": "x"}\n' if name.endswith("jsonl") else "file_name,hint\n1.png,x\n"
-    (workspace.folder / "pics" / name).write_text(text)
+    path = workspace.folder / "pics" / name
+    if name.endswith("parquet"):
+        pq.write_table(pa.table({"file_name": ["1.png"], "hint": ["x"]}), path)
+    else:
+        text = '{"file_name": "1.png", "hint": "x"}\n' if name.endswith("jsonl") else "file_name,hint\n1.png,x\n"
+        path.write_text(text)
     assert ask_about("pics", keep=["hint"]) == ["1.png"]
     assert workspace.read_answers()[0]["hint"] == "x"
 
@@ -137,7 +144,39 @@ def test_links_out_of_a_folder_say_where_they_lead(workspace, ask_about):
     assert f"is a link to {workspace.folder}/pics/0.png, which lies outside" in letter["message"]
     assert "set input.follow_links: true" in letter["message"]
     assert "1 linked folder, such as " in workspace.messages[0]
-    assert ask_about("links", follow_links=True) == ["a%0Ab.png"]
+    assert ask_about("links", follow_links=True) == ["a%0Ab.png", *(f"sub/pics/{number}.png" for number in range(3))]
+
+
+def test_links_in_a_circle_end(workspace, ask_about):
+    (workspace.folder / "links/sub").mkdir(parents=True)
+    (workspace.folder / "links/sub/up").symlink_to(workspace.folder / "links")
+    (workspace.folder / "links/self").symlink_to(workspace.folder / "links/self")
+    (workspace.folder / "links/pics").symlink_to(workspace.folder / "pics")
+    (workspace.folder / "pics/back").symlink_to(workspace.folder / "links/sub")
+    assert ask_about("links", follow_links=True) == [f"pics/{number}.png" for number in range(3)]
+
+
+def test_a_table_in_a_linked_folder_is_the_manifest(workspace, list_files):
+    (workspace.folder / "day3").mkdir()
+    (workspace.folder / "day3/m.jsonl").touch()
+    (workspace.folder / "in/day3").symlink_to(workspace.folder / "day3")
+    assert list_files()[0] == [*FOLDER_FILES]
+    assert list_files(follow_links=True)[0] == ["day1.parquet", "day3/m.jsonl", "sub/day2.jsonl"]
+
+
+def test_an_empty_folder_is_refused_by_check_and_leaves_no_output(workspace, capsys):
+    (workspace.folder / "empty").mkdir()
+    job = workspace.write_job_file(input={"manifest": str(workspace.folder / "empty"), "media": [], "id": None})
+    assert main(["check", str(job)]) == main(["run", str(job), "--local"]) == 2
+    assert capsys.readouterr().err.count("/empty holds no image, video or document; their names end in .jpg") == 2
+    assert not (workspace.folder / "out").exists()
+
+
+def test_an_output_that_is_the_manifest_file_is_refused(workspace):
+    path = str(workspace.folder / "m.csv")
+    (workspace.folder / "m.csv").write_text("id,image,hint\na,b,c\n")
+    with pytest.raises(JobError, match=r"output\.path is .*/m\.csv, the manifest itself; choose another folder"):
+        workspace.run_job(input={"manifest": path}, output={"path": path})
 
 
 def test_a_manifest_without_rows_cannot_run(workspace):

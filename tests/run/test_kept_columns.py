@@ -15,6 +15,7 @@ from pipeline.job.spec import Job
 from pipeline.manifest.files import list_manifest_files
 from pipeline.manifest.kept_columns import convert_kept_values
 from pipeline.manifest.row_reader import RowReader
+from pipeline.manifest.sources.jsonl import SAMPLE_BYTES as JSONL_SAMPLE_BYTES
 from pipeline.run.preflight import build_run_context
 
 
@@ -106,3 +107,32 @@ def test_kept_names_that_differ_only_in_case_from_another_column_are_refused(nam
     workspace.write_manifest([{**row, "TEXT": "t", "Hint": "H"} for row in workspace.draw_images(1)])
     with pytest.raises(JobError, match=f"input.keep: {problem}"):
         workspace.run_job(input={"keep": names})
+
+
+@pytest.fixture
+def late_misfit(workspace):
+    """Two JSONL files. Behind what decides its types, the second has a value that does not fit the first one."""
+    rows = workspace.draw_images(3)
+    padding = {"id": "p", "image": "pics/0.png", "hint": None, "pad": "x" * (JSONL_SAMPLE_BYTES + 1)}
+    (workspace.folder / "1.jsonl").write_text(json.dumps({**rows[0], "hint": 7}) + "\n")
+    lines = [padding, {**rows[1], "hint": "seven"}, {**rows[2], "hint": 8}]
+    (workspace.folder / "2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    return {"manifest": [str(workspace.folder / f"{number}.jsonl") for number in (1, 2)], "keep": ["hint"]}
+
+
+def test_a_value_that_does_not_fit_costs_its_row_not_the_run(workspace, late_misfit):
+    assert workspace.run_job(input=late_misfit) == 3
+    assert [(row["id"], row["hint"]) for row in workspace.read_answers()] == [("p", None), ("r0", 7), ("r2", 8)]
+    [letter] = workspace.read_dead_letters()
+    assert (letter["id"], letter["stage"], letter["kind"], letter["hint"]) == ("r1", "read", "row", None)
+    assert "column hint (input.keep) is int64 in the other files of the manifest, not here" in letter["message"]
+
+
+def test_an_export_leaves_out_a_row_that_failed_so_and_refuses_one_that_was_answered(workspace, late_misfit, capsys):
+    job = workspace.write_job_file(input=late_misfit)
+    assert main(["run", str(job), "--local"]) == 3
+    assert main(["export", str(job), str(workspace.folder / "table")]) == 3
+    late = workspace.folder / "2.jsonl"
+    late.write_text(late.read_text().replace('"hint": 8', '"hint": "eight"'))
+    assert main(["export", str(job), str(workspace.folder / "other")]) == 2
+    assert "2.jsonl: column hint (input.keep) is int64" in capsys.readouterr().err

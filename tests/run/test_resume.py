@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.errors import StoppedError
+from pipeline.errors import JobError, StoppedError
 from pipeline.manifest.sources.parquet import ParquetSource
 from pipeline.prepare import Preparer
 
@@ -152,3 +152,15 @@ def test_a_missing_kept_column_is_named(workspace, capsys):
     path = workspace.write_job_file()
     assert main(["check", str(path), "--set", "input.keep=nope"]) == 2
     assert "input.keep: the manifest has no column 'nope'" in capsys.readouterr().err
+
+
+def test_a_run_that_is_refused_as_it_plans_leaves_no_question(workspace):
+    """The next run may ask another one."""
+    rows = workspace.draw_images(2)
+    workspace.write_manifest([{**row, "id": "same"} for row in rows])
+    with pytest.raises(JobError, match="id 'same' appears twice with different questions"):
+        workspace.run_job()
+    assert not (workspace.folder / "out/questions").exists()
+    assert not (workspace.folder / "out/runs").exists()
+    workspace.write_manifest(rows)
+    assert workspace.run_job(prompt={"user": "What else?"}) == 0

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from typing import Any
 from urllib.parse import quote
 
 import fsspec
@@ -37,14 +38,20 @@ class FolderSource(TableSource):
     def table(self) -> pa.Table:
         filesystem, path = fsspec.core.url_to_fs(self.url)
         folder = fsspec.core.url_to_fs(get_media_folder(self.url))[1]
-        found = filesystem.find(path) if folder == path or filesystem.isfile(path) else filesystem.glob(path)
+        if folder == path or filesystem.isfile(path):
+            found = self.find_files(filesystem, path)
+        else:
+            found = filesystem.glob(path)
         paths = sorted(path for path in found if is_media_name(path, folder))
         if not paths:
-            advice = f"their names end in {', '.join(list_media_endings())}"
-            raise JobError(f"input.manifest: {self.url} holds no image, video or document; {advice}")
+            raise build_empty_folder_error(self.url)
         names = [encode_name(path[len(folder) :].lstrip("/")) for path in paths]
         uris = [encode_name(filesystem.unstrip_protocol(path)) for path in paths]
         return pa.table([names, uris], schema=FOLDER_SCHEMA)
+
+    def find_files(self, filesystem: Any, path: str) -> Iterable[str]:
+        found: list[str] = filesystem.find(path)
+        return found
 
     def list_versions(self, version_kind: str) -> Mapping[str, str]:
         """From one listing. Local files are cheaper to look at one by one."""
@@ -58,6 +65,33 @@ class FolderSource(TableSource):
         return {
             encode_name(filesystem.unstrip_protocol(name)): version for name, version in versions.items() if version
         }
+
+
+class LinkedFolderSource(FolderSource):
+    """A local folder with what its links to folders lead to."""
+
+    def find_files(self, filesystem: Any, path: str) -> Iterable[str]:
+        return find_through_links(path)
+
+
+def build_empty_folder_error(url: str) -> JobError:
+    advice = f"their names end in {', '.join(list_media_endings())}"
+    return JobError(f"input.manifest: {url} holds no image, video or document; {advice}")
+
+
+def find_through_links(folder: str) -> Iterator[str]:
+    """Every file below a local folder, also in linked folders, by the names of the links. A link to a folder that it is
+    in is not followed: it has no end."""
+
+    def walk(path: str, real_ancestors: frozenset[str]) -> Iterator[str]:
+        for name in sorted(os.listdir(path)):
+            child = f"{path}/{name}"
+            if not os.path.isdir(child):
+                yield child
+            elif (real_path := os.path.realpath(child)) not in real_ancestors:
+                yield from walk(child, real_ancestors | {real_path})
+
+    return walk(folder, frozenset([os.path.realpath(folder)]))
 
 
 def get_media_folder(url: str) -> str:
