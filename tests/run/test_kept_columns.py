@@ -128,7 +128,7 @@ def test_a_value_that_does_not_fit_costs_its_row_not_the_run(workspace, late_mis
     assert "column hint (input.keep) is int64 in the other files of the manifest, not here" in letter["message"]
 
 
-def test_an_export_leaves_out_a_row_that_failed_so_and_refuses_one_that_was_answered(workspace, late_misfit, capsys):
+def test_an_export_refuses_a_misfit_only_where_the_row_was_answered(workspace, late_misfit, capsys):
     job = workspace.write_job_file(input=late_misfit)
     assert main(["run", str(job), "--local"]) == 3
     assert main(["export", str(job), str(workspace.folder / "table")]) == 3

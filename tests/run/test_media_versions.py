@@ -112,7 +112,7 @@ def test_the_name_of_the_column_is_reserved_only_with_versions(workspace, rows, 
 
 @pytest.mark.process
 @pytest.mark.parametrize("version", ["etag", "mtime"])
-def test_a_folder_in_a_bucket_is_listed_and_its_replaced_picture_asked_again(version, workspace):
+def test_a_replaced_picture_of_a_listed_bucket_is_asked_again(version, workspace):
     workspace.draw_images(3)
     pictures = {f"pics/{n}.png": (workspace.folder / f"pics/{n}.png").read_bytes() for n in range(3)}
     keys = {"manifest": "s3://scans/pics", "id": None, "media": [], "keep": [], "version": version}
