@@ -272,6 +272,8 @@ inspect: what people look at
     inspect/score/assignment.py             pairs two lists so that the sum of weights is greatest
     inspect/score/text_distance.py          edit distance, ANLS, and the forms in which texts are compared
     inspect/score/intervals.py              intervals of measures
+    inspect/score/population.py             estimates what all rows are like, from a truth for a sample of them
+    inspect/score/label_sample.py           draws the sample and writes it as a table to label
     inspect/score/score_text.py             prints a score as a table
     inspect/score/truth_index.py            finds the truth of a row
     inspect/score/truth/base.py             the seam: TruthReader, a format of truths

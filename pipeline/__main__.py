@@ -9,7 +9,14 @@ from pipeline import cli, commands
 from pipeline.errors import ExitCode, PipelineError, StoppedError, Terminated
 from pipeline.run import log
 
-PRINT_LAST_COMMANDS = ("plan", "status", "report", "score", "check")  # a closed pipe cuts only text whose work is done
+PRINT_LAST_COMMANDS = (
+    "plan",
+    "status",
+    "report",
+    "score",
+    "sample",
+    "check",
+)  # a closed pipe cuts only text whose work is done
 RESUME_ADVICE = "committed answers are kept; run the same command again to continue"
 
 

@@ -147,6 +147,16 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
     add_json_option(parser)
 
 
+def add_sample_options(parser: argparse.ArgumentParser) -> None:
+    add_output_options(parser)
+    parser.add_argument("--rows", type=parse_positive_int, default=200, metavar="N", help="rows to draw; default 200")
+    by_help = "confidence: evenly over the answers from doubtful to sure; default random"
+    parser.add_argument("--by", choices=["random", "confidence"], default="random", help=by_help)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another number draws other rows; default 0")
+    file_help = "a new file, .csv, .jsonl or .parquet; default sample.csv in this folder"
+    parser.add_argument("--to", default="sample.csv", metavar="FILE", help=file_help)
+
+
 def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="TARGET", help="an empty folder: any fsspec URL")
     format_help = f"one of {', '.join(EXPORTERS)}; default table"
@@ -231,6 +241,15 @@ COMMANDS = {
   python -m pipeline score out/boxes --truth instances.json --json > score.json    # COCO or Label Studio""",
         commands.score_answers,
         add_score_options,
+        job_argument="none",
+    ),
+    "sample": Command(
+        "draw rows to label by hand: fill in the column truth, then score",
+        """\
+  python -m pipeline sample out/invoices --rows 200 --to check.csv
+  python -m pipeline score out/invoices --truth check.csv    # also estimates all other rows""",
+        commands.sample_rows,
+        add_sample_options,
         job_argument="none",
     ),
     "export": Command(

@@ -163,6 +163,21 @@ def score_answers(options: argparse.Namespace) -> int:
     return ExitCode.ALL_ANSWERED
 
 
+def sample_rows(options: argparse.Namespace) -> int:
+    from pipeline.inspect.score.label_sample import write_sample
+
+    count = write_sample(
+        options.output,
+        Path(options.to),
+        row_count=options.rows,
+        order=options.by,
+        seed=options.seed,
+        question=options.question,
+    )
+    print(f"{options.to}: {count.drawn:,} of {count.answered:,} answered rows; fill in the column truth, then score")
+    return ExitCode.ALL_ANSWERED
+
+
 def run_demo(options: argparse.Namespace) -> int:
     from pipeline.builtin import demo
 

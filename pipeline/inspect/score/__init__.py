@@ -17,6 +17,7 @@ from pipeline.inspect.output_reader import OutputReader, open_output_reader
 from pipeline.inspect.score.box_matching import BoxRanking
 from pipeline.inspect.score.compared_fields import build_compared_fields
 from pipeline.inspect.score.intervals import Estimate, estimate_ratios, resample_rows
+from pipeline.inspect.score.population import PopulationEstimate
 from pipeline.inspect.score.row_marks import ERROR_MEASURES
 from pipeline.inspect.score.scored_rows import ScoredRows, list_kept_columns, read_scored_rows
 from pipeline.inspect.score.truth_index import TruthIndex, open_truth
@@ -50,6 +51,7 @@ class OutputScore:
     unlabelled: int  # answered rows without a truth
     unused: int  # truths without a row
     fields: dict[str, FieldScore]  # by path
+    estimates: dict[str, dict[str, PopulationEstimate]]  # of all answered rows, where only some have a truth
 
 
 def score_output(
@@ -71,6 +73,7 @@ def score_output(
         unlabelled=scored.unlabelled,
         unused=max(0, len(truth.answers) - len(truth.used)),
         fields=score_fields(scored),
+        estimates=scored.population.estimate(),
     )
     reader.dataset.write_score(score.truth_hash, json.dumps(to_json_dict(score), indent=1))
     return score
@@ -175,4 +178,11 @@ def to_json_dict(score: OutputScore) -> dict[str, Any]:
         values["fields"][path]["measures"] = {
             measure: estimate._asdict() if estimate else None for measure, estimate in scored.measures.items()
         }
+    values["estimates"] = {
+        path: {
+            figure: {"answered": each.answered, "sample": each.sample._asdict(), "estimate": each.estimate._asdict()}
+            for figure, each in figures.items()
+        }
+        for path, figures in score.estimates.items()
+    }
     return values

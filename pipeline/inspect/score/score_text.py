@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from pipeline.inspect.score import FieldScore, OutputScore
 from pipeline.inspect.score.intervals import Estimate
+from pipeline.inspect.score.population import PopulationEstimate
 from pipeline.inspect.score.row_marks import RIGHT
 
 MAX_CLASSES = 20
@@ -31,6 +32,19 @@ def format_score(score: OutputScore) -> Iterator[str]:
         mistakes = [each for each in field.confusion if each[0] != each[1]][:MAX_CONFUSIONS]
         for truth, answer, count in mistakes:
             yield f"{path}: {truth or 'null'} was answered as {answer or 'null'} {count:,} times"
+    yield from format_estimates(score.estimates)
+
+
+def format_estimates(estimates: Mapping[str, Mapping[str, PopulationEstimate]]) -> Iterator[str]:
+    if not estimates:
+        return
+    yield "All answered rows, if those with a truth are a random sample of them (python -m pipeline sample draws one):"
+    names = [f"{path}: {figure}" for path, figures in estimates.items() for figure in figures]
+    width = max(map(len, names))
+    yield f"{'':<{width}}  {'answers':>8} {'estimate':>8}   {'95 % interval':<17}  sample alone"
+    for name, each in zip(names, (each for figures in estimates.values() for each in figures.values()), strict=True):
+        alone = format_interval(each.sample)
+        yield f"{name:<{width}}  {each.answered:>8.3f} {format_estimate(each.estimate)}  {alone}".rstrip()
 
 
 def sort_measures(field: FieldScore) -> list[tuple[str, Estimate | None]]:
@@ -44,8 +58,11 @@ def format_estimate(estimate: Estimate | None) -> str:
     """
     if estimate is None:
         return f"{'-':>8}{'':18}"
-    between = "" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
-    return f"{estimate.value:>8.3f}   {between:<15}"
+    return f"{estimate.value:>8.3f}   {format_interval(estimate):<15}"
+
+
+def format_interval(estimate: Estimate) -> str:
+    return "" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
 
 
 def format_classes(path: str, field: FieldScore) -> Iterator[str]:

@@ -16,7 +16,8 @@ import pyarrow as pa
 from pipeline.inspect.output_reader import OutputReader
 from pipeline.inspect.score.box_matching import BoxRanking
 from pipeline.inspect.score.compared_fields import ComparedField
-from pipeline.inspect.score.row_marks import RowMarker, RowMarks, mark_row
+from pipeline.inspect.score.population import Figures, Population, describe_answer
+from pipeline.inspect.score.row_marks import RIGHT, RowMarker, RowMarks, mark_row
 from pipeline.inspect.score.truth_index import TruthIndex
 from pipeline.output.arrow_tables import COLUMN_DESCRIPTIONS
 from pipeline.output.thread_map import map_in_threads
@@ -29,6 +30,7 @@ class ScoredRows:
     root: ComparedField
     marks: dict[str, RowMarks] = field(default_factory=dict)  # by the id of the row
     rankings: dict[str, BoxRanking] = field(default_factory=dict)  # by the path of a list of boxes
+    population: Population = field(default_factory=Population)
     failed: int = 0  # of the marked rows
     unlabelled: int = 0  # answered rows without truth
 
@@ -45,7 +47,9 @@ def read_scored_rows(reader: OutputReader, truth: TruthIndex) -> ScoredRows:
     unlabelled = set()
     for row in read_answered_rows(reader, [truth.column] if truth.column else []):
         if truth.find(row) is None:
-            unlabelled.add(row["id"])
+            if row["id"] not in unlabelled:
+                unlabelled.add(row["id"])
+                scored.population.add_rest(describe_answered_row(row, truth.root))
         elif row["id"] not in found or found[row["id"]]["run"] < row["run"]:
             found[row["id"]] = row
     for row in read_failed_rows(reader, truth.column):
@@ -53,11 +57,24 @@ def read_scored_rows(reader: OutputReader, truth: TruthIndex) -> ScoredRows:
             found[row["id"]] = row
             scored.failed += 1
     for number, (row_id, row) in enumerate(sorted(found.items())):
-        answer = row["text"] if truth.root.kind != "object" else row["answer"]
         marker = RowMarker(number, compute_diagonal(row), math.exp(row["logprob"] or 0), scored.rankings)
-        scored.marks[row_id] = mark_row(truth.root, row_id, answer, truth.used[row_id], marker)
+        marks = mark_row(truth.root, row_id, get_answer(row, truth.root), truth.used[row_id], marker)
+        scored.marks[row_id] = marks
+        if row["run"] is not None:
+            is_right = {(truth.root.path, RIGHT): float(bool(marks.is_right(truth.root.path)))}
+            true_figures = describe_answer(truth.root, truth.used[row_id]) | is_right
+            scored.population.add_pair(true_figures, describe_answered_row(row, truth.root))
     scored.unlabelled = len(unlabelled)
     return scored
+
+
+def get_answer(row: Mapping[str, Any], root: ComparedField) -> Any:
+    return row["answer"] if root.kind == "object" else row["text"]
+
+
+def describe_answered_row(row: Mapping[str, Any], root: ComparedField) -> Figures:
+    """The confidence of an answer stands for the chance that it is right."""
+    return describe_answer(root, get_answer(row, root)) | {(root.path, RIGHT): math.exp(row["logprob"] or 0)}
 
 
 def read_answered_rows(reader: OutputReader, more_columns: list[str]) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,90 @@
+"""Draws a sample of the answered rows and writes it as a table, in which people fill in the column `truth`.
+
+Every row has the same chance. By confidence, the rows are sorted by it and cut into as many equal parts as rows are
+wanted, and one is drawn from each: so the sample is like the whole, and `score` can treat it as a random one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from pipeline.errors import OutputError
+from pipeline.inspect.output_reader import open_output_reader
+from pipeline.inspect.score.scored_rows import read_answered_rows
+from pipeline.inspect.score.truth.truth_table import TRUTH_COLUMN
+from pipeline.output.local_files import replace_file
+
+Order = Literal["random", "confidence"]
+SAMPLE_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "media", "answer", TRUTH_COLUMN)])
+
+
+class SampleCount(NamedTuple):
+    drawn: int
+    answered: int
+
+
+def write_sample(
+    path: str, file: Path, *, row_count: int, order: Order = "random", seed: int = 0, question: str | None = None
+) -> SampleCount:
+    """The ending of the file chooses CSV, JSONL or Parquet."""
+    if file.suffix not in WRITERS:
+        raise OutputError(f"--to {file}: the name ends in none of {', '.join(WRITERS)}")
+    if file.exists():
+        raise OutputError(f"--to {file} exists, and may hold labels; choose another name")
+    reader = open_output_reader(path, question)
+    confidences = {row["id"]: row["logprob"] for row in read_answered_rows(reader, [])}
+    ids = set(choose_ids(confidences, row_count, order, random.Random(seed)))
+    rows = {row["id"]: describe_row(row) for row in read_answered_rows(reader, []) if row["id"] in ids}
+    table = pa.Table.from_pylist([rows[row_id] for row_id in sorted(rows)], SAMPLE_SCHEMA)
+    replace_file(str(file.absolute()), WRITERS[file.suffix](table))
+    return SampleCount(len(rows), len(confidences))
+
+
+def choose_ids(confidences: dict[str, float | None], row_count: int, order: Order, rng: random.Random) -> list[str]:
+    """
+    >>> choose_ids({"a": -3.0, "b": -0.1, "c": -2.0, "d": -0.2}, 2, "confidence", random.Random(1))
+    ['c', 'd']
+    """
+    ids, count = sorted(confidences), min(row_count, len(confidences))
+    if order == "random":
+        return rng.sample(ids, count)
+    if any(confidence is None for confidence in confidences.values()):
+        raise OutputError("--by confidence: some answers have no log-probabilities; draw --by random")
+    rng.shuffle(ids)  # equal confidences in no order
+    ids.sort(key=lambda row_id: confidences[row_id] or 0.0)
+    edges = [round(len(ids) * part / count) for part in range(count + 1)]
+    return [ids[rng.randrange(start, end)] for start, end in pairwise(edges)]
+
+
+def describe_row(row: dict[str, Any]) -> dict[str, str | None]:
+    uris = [info["uri"] for info in row["media"] or () if info["uri"]]
+    answer = row["text"] if row["answer"] is None else json.dumps(row["answer"], default=str, ensure_ascii=False)
+    return {"id": row["id"], "media": " ".join(uris), "answer": answer, TRUTH_COLUMN: None}
+
+
+def encode_csv(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pyarrow.csv.write_csv(table, sink)
+    return sink.getvalue()
+
+
+def encode_jsonl(table: pa.Table) -> bytes:
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in table.to_pylist()).encode()
+
+
+def encode_parquet_table(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+WRITERS = {".csv": encode_csv, ".jsonl": encode_jsonl, ".parquet": encode_parquet_table}
