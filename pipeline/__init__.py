@@ -118,6 +118,7 @@ media: bytes become resized frames
 
 model: frames and text become tokens
     model/checkpoint_location.py            finds, downloads and identifies the checkpoint that a job names
+    model/modelscope_weights.py             fetches checkpoints from the ModelScope hub
     model/family_loader.py                  loads a checkpoint's config, tokenizer and family
     model/derivatives.py                    known checkpoints of other makers, and the settings they are used with
     model/hf_models.py                      imports transformers' model classes

@@ -43,7 +43,8 @@ class ModelSection(JobSection):
         None,
     )
     weights: str = define_key(
-        "hub id, folder, s3:// folder, or builtin:NAME; not needed where a server runs a generic model",
+        "hub id, folder, s3:// folder, ms://OWNER/NAME of ModelScope, or builtin:NAME; not needed where a server runs "
+        "a generic model",
         "",
         validate_default=True,
     )

@@ -1,8 +1,8 @@
 """Finds the checkpoint that `model.weights` of a job names, brings it to this machine, and identifies its content.
 
-A folder is used in place. A hub id goes through the hub's own cache. Any other URL that fsspec knows is copied once
-per machine, into a folder whose name changes with the content; old copies stay, because a run may still read them.
-`builtin:` weights are part of the package.
+A folder is used in place. A hub id goes through the hub's own cache, an id of ModelScope through its library. Any other
+URL that fsspec knows is copied once per machine, into a folder whose name changes with the content; old copies stay,
+because a run may still read them. `builtin:` weights are part of the package.
 
 The driver computes the identity of the checkpoint, and workers give it as the revision. So a worker loads exactly the
 files that the fingerprint stands for, or raises a JobError where they were replaced since.
@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobError
+from pipeline.model import modelscope_weights
 
 if TYPE_CHECKING:
     from pipeline.job.model_section import ModelSection
 
 SMALL_FILE_SUFFIXES = (".json", ".jinja", ".txt")
 WEIGHT_FILE_SUFFIXES = (".safetensors",)
+CHECKPOINT_SUFFIXES = SMALL_FILE_SUFFIXES + WEIGHT_FILE_SUFFIXES
 SAMPLE_BYTES = 2**20  # read from each end of a weights file; enough to tell two files apart
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 BUILTIN_NAMES = ("tiny", "tiny-invoice", "tiny-qwen3")  # folders of pipeline/builtin/weights
@@ -35,7 +37,7 @@ BUILTIN_NAMES = ("tiny", "tiny-invoice", "tiny-qwen3")  # folders of pipeline/bu
 
 def locate_checkpoint(weights: str, revision: str | None = None) -> Path:
     """The folder on this machine that holds the whole checkpoint."""
-    return _locate_files(weights, revision, SMALL_FILE_SUFFIXES + WEIGHT_FILE_SUFFIXES)
+    return _locate_files(weights, revision, CHECKPOINT_SUFFIXES)
 
 
 def locate_small_files(weights: str, revision: str | None = None) -> Path:
@@ -45,6 +47,8 @@ def locate_small_files(weights: str, revision: str | None = None) -> Path:
 
 def compute_identity(weights: str, revision: str | None = None) -> str:
     """A digest that changes when the checkpoint does: the hub's commit, or a hash of names, sizes and samples."""
+    if weights.startswith(modelscope_weights.SCHEME):
+        return modelscope_weights.compute_identity(weights, revision, wanted=CHECKPOINT_SUFFIXES)
     return _identify_folder(weights, locate_small_files(weights, revision))
 
 
@@ -78,6 +82,10 @@ def _locate_files(weights: str, revision: str | None, suffixes: tuple[str, ...])
             available = ", ".join(f"builtin:{builtin_name}" for builtin_name in BUILTIN_NAMES)
             raise JobError(f"model.weights: there is no {weights}; there is {available}")
         folder = Path(__file__).parents[1] / "builtin" / "weights" / name
+    elif weights.startswith(modelscope_weights.SCHEME):
+        return modelscope_weights.locate_files(
+            weights, revision, suffixes=suffixes, wanted=CHECKPOINT_SUFFIXES, cache_folder=_get_cache_folder()
+        )
     elif _is_remote(weights):
         folder = _copy_remote_folder(weights, suffixes)
     else:
@@ -183,8 +191,11 @@ def _get_copy_folder(url: str, files: Mapping[str, Mapping[str, Any]]) -> Path:
     url = url.rstrip("/")
     versions = [(name, info["size"], str(info.get("ETag") or info.get("mtime", ""))) for name, info in files.items()]
     key = hashlib.sha256(json.dumps([url, versions]).encode()).hexdigest()[:16]
-    cache_folder = Path(os.environ.get("VLBATCH_CACHE") or Path.home() / ".cache" / "vlbatch")
-    return cache_folder / "weights" / f"{re.sub(r'[^-.0-9A-Za-z]+', '-', url)[-40:]}-{key}"
+    return _get_cache_folder() / f"{re.sub(r'[^-.0-9A-Za-z]+', '-', url)[-40:]}-{key}"
+
+
+def _get_cache_folder() -> Path:
+    return Path(os.environ.get("VLBATCH_CACHE") or Path.home() / ".cache" / "vlbatch") / "weights"
 
 
 def _require_unchanged(url: str, folder: Path) -> None:
@@ -203,8 +214,7 @@ def _list_files(url: str) -> tuple[Any, dict[str, Mapping[str, Any]]]:
         files = {Path(info["name"]).name: info for info in fs.ls(path, detail=True) if info["type"] == "file"}
     if not {"config.json", "adapter_config.json"} & files.keys():
         raise JobError(f"model.weights: there is no config.json in {url}")
-    wanted = SMALL_FILE_SUFFIXES + WEIGHT_FILE_SUFFIXES
-    return fs, {name: files[name] for name in sorted(files) if name.endswith(wanted)}
+    return fs, {name: files[name] for name in sorted(files) if name.endswith(CHECKPOINT_SUFFIXES)}
 
 
 @contextmanager
