@@ -7,6 +7,9 @@ long as its matrix products take at 65 % of the card's peak, or their bytes at 8
 and then its other bytes at that bandwidth. Where the host launches kernel by kernel, it takes at least 10 us for each.
 Vision, prefill and decode are added up, as if each ran in full passes after the other; in reality decoding rows share
 passes with a prefill. What the host does between two steps is not counted.
+
+The last column is with `engine.compile`, which fuses what layers do element by element; torch counted the bytes of one
+compiled layer and of one compiled block at these widths.
 """
 
 from __future__ import annotations
@@ -49,13 +52,16 @@ class Workload:
     side: int  # of a frame, in vision tokens
     text_tokens: int
     new_tokens: int  # forced tokens too: each takes a step
+    compiled_shares: tuple[float, float]  # of the other bytes, and of the kernels, that vision and prefill keep
 
 
 CARDS = [Card("H100", 989e12, 3.35e12, 80e9), Card("A100", 312e12, 2.0e12, 80e9), Card("L4", 121e12, 0.3e12, 24e9)]
 WORKLOADS = [
-    Workload("captions, 7B (Qwen2.5-VL), 1 MP, 100 tokens", "qwen2_5_vl", 1, 36, 40, 100),
-    Workload("guided detect, 8B (Qwen3-VL), 1 MP, 150 tokens", "qwen3_vl", 1, 32, 200, 150),
-    Workload("video, 8B (Qwen3-VL), 160 frames, 20,480 vision tokens, 64 tokens", "qwen3_vl", 160, 16, 40, 64),
+    Workload("captions, 7B (Qwen2.5-VL), 1 MP, 100 tokens", "qwen2_5_vl", 1, 36, 40, 100, (0.28, 0.37)),
+    Workload("guided detect, 8B (Qwen3-VL), 1 MP, 150 tokens", "qwen3_vl", 1, 32, 200, 150, (0.40, 0.27)),
+    Workload(
+        "video, 8B (Qwen3-VL), 160 frames, 20,480 vision tokens, 64 tokens", "qwen3_vl", 160, 16, 40, 64, (0.40, 0.27)
+    ),
 ]
 
 
@@ -80,12 +86,14 @@ def count_passes(workload: Workload, folder: Path, monkeypatch: Any) -> tuple[di
     return recorder.costs, vision_tokens
 
 
-def compute_seconds(cost: PassCost, card: Card, *, share: float = 1.0, is_graph: bool = False) -> float:
+def compute_seconds(
+    cost: PassCost, card: Card, *, share: float = 1.0, other_share: float = 1.0, launch: float
+) -> float:
     """`share` is how many of the rows that were counted there are; weights are read whole in any case."""
     bandwidth, flops = BANDWIDTH_SHARE * card.bandwidth, PRODUCT_SHARE * card.flops
     products = max(share * cost.flops / flops, cost.product_bytes / bandwidth)
-    seconds = products + share * (cost.bytes - cost.product_bytes) / bandwidth
-    return seconds if is_graph else max(seconds, LAUNCH_SECONDS * cost.kernels)
+    seconds = products + other_share * share * (cost.bytes - cost.product_bytes) / bandwidth
+    return max(seconds, launch * other_share * cost.kernels)
 
 
 def compute_line(
@@ -95,22 +103,36 @@ def compute_line(
     row_tokens = prompt_tokens + workload.new_tokens
     rows = min(SLOTS, size.count_kv_tokens(card.memory) // row_tokens)
     if rows < 1:
-        return [card.name, "does not fit", *[""] * 5]
-    vision = compute_seconds(costs["vision"], card) * 4 * vision_tokens / PATCHES
+        return [card.name, "does not fit", *[""] * 6]
     attention_flops = 2 * config["num_hidden_layers"] * config["num_attention_heads"] * 128 * prompt_tokens**2
-    prefill = compute_seconds(costs["prefill"], card) * prompt_tokens / DEFAULT_PREFILL_TOKENS
-    prefill += attention_flops / (PRODUCT_SHARE * card.flops)
+
+    def compute_prompt_seconds(vision_share: float, prefill_share: float) -> tuple[float, float]:
+        vision = compute_seconds(costs["vision"], card, other_share=vision_share, launch=LAUNCH_SECONDS)
+        prefill = compute_seconds(costs["prefill"], card, other_share=prefill_share, launch=LAUNCH_SECONDS)
+        prefill *= prompt_tokens / DEFAULT_PREFILL_TOKENS
+        return vision * 4 * vision_tokens / PATCHES, prefill + attention_flops / (PRODUCT_SHARE * card.flops)
+
     cache_bytes = rows * (prompt_tokens + workload.new_tokens / 2) * size.token_bytes
-    step = compute_seconds(costs["decode"], card, share=rows / SLOTS, is_graph=True)
+    step = compute_seconds(costs["decode"], card, share=rows / SLOTS, launch=0)
     step += cache_bytes / (BANDWIDTH_SHARE * card.bandwidth)
     decode = workload.new_tokens * step / rows
-    total = vision + prefill + decode
-    return [card.name, rows, *(1000 * seconds for seconds in (vision, prefill, decode)), 1000 * step, 1 / total]
+    parts = (*compute_prompt_seconds(1, 1), decode)
+    compiled = sum(compute_prompt_seconds(*workload.compiled_shares)) + decode
+    return [card.name, rows, *(1000 * seconds for seconds in (*parts, step)), 1 / sum(parts), 1 / compiled]
 
 
 def main() -> None:
     print(__doc__)
-    header = ["card", "rows at once", "vision ms/row", "prefill ms/row", "decode ms/row", "decode step ms", "rows/s"]
+    header = [
+        "card",
+        "rows at once",
+        "vision ms/row",
+        "prefill ms/row",
+        "decode ms/row",
+        "step ms",
+        "rows/s",
+        "compiled",
+    ]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         load_device_guard(folder)

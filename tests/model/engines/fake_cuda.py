@@ -190,7 +190,7 @@ class FakeCheckpoint:
 
     is_awq = False
 
-    def __init__(self, folder: Path, architecture: Any):
+    def __init__(self, folder: Path, architecture: Any, adapter: Any = None):
         from pipeline.model import hf_models
 
         config_json = json.loads((folder / "config.json").read_text())
@@ -199,7 +199,7 @@ class FakeCheckpoint:
         )
         with unset_fake_temporarily(), torch.device("meta"):
             model = hf_models.get_model_class(config_json["model_type"])._from_config(config)
-        self.folder = folder
+        self.folder, self.adapter = folder, adapter
         self.shapes = {name: list(weight.shape) for name, weight in model.named_parameters()}
         if "quantization_config" in config_json:
             group = config_json["quantization_config"]["group_size"]
