@@ -31,7 +31,7 @@ class Answerer:
         answer, schema = self.context.job.answer, self.context.schema
         guide = schema.text if schema and answer.guided else None
         asked = [
-            (item, replace(request, schema_text=guide))
+            (item, replace(request, schema_text=guide, wants_confidence=schema is not None))
             for item, request in prepared_items
             if isinstance(request, Request)
         ]
@@ -54,6 +54,7 @@ class Answerer:
                 schema=self.context.schema,
                 coordinate_system=self.coordinate_system,
                 time_origin=self.time_origin,
+                review_below=self.context.job.answer.review_below,
                 attempts=attempts,
             )
         except AnswerError:

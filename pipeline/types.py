@@ -7,7 +7,7 @@ Sizes are (width, height) in pixels everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -140,6 +140,7 @@ class Request:
     vision_tokens: int = 0
     sampling: Sampling = Sampling()
     schema_text: str | None = None  # the JSON Schema that guides the answer
+    wants_confidence: bool = False  # the reply should say how probable each of its tokens was
     estimated_tokens: int = 0  # of a prompt that another program encodes; `input_ids` are then empty
 
     @property
@@ -156,6 +157,11 @@ class Request:
         return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, Clip))
 
 
+class TokenLogprob(NamedTuple):
+    end: int  # where the text of the token ends in the text of the reply
+    logprob: float | None  # None where nothing was chosen: the grammar forced it
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What the engine generated for a request."""
@@ -168,6 +174,7 @@ class Reply:
     logprob: float | None = None  # mean log-probability of the tokens of the answer
     prompt_tokens: int | None = None  # as a server counts them
     flags: tuple[str, ...] = ()
+    token_logprobs: Sequence[TokenLogprob] = ()  # of the tokens of the text, where the engine knows them
     latency_s: float | None = field(default=None, compare=False)  # since the engine accepted the request
 
 
@@ -228,6 +235,7 @@ class Row:
     attempts: int = 1
     thinking: str | None = None
     logprob: float | None = None
+    confidence: Any = None  # of each value of the answer, in its shape
     latency_s: float | None = None
     raw: str | None = None  # the model's own JSON, where geometry or repair changed it
     flags: tuple[str, ...] = ()  # what was changed: repaired, clamped, ...

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from pipeline.types import TokenLogprob
 
 THINK_START, THINK_END = "<think>", "</think>"
 BOX_TAGS = ("object_ref_start", "object_ref_end", "box_start", "box_end", "quad_start", "quad_end")
@@ -48,6 +51,17 @@ class Detokenizer:
         thinking, answer = self.split_thinking(tokens)
         thought = self.decode(token for token in thinking if token != self.think_end_token)
         return thought.strip(), self.decode(answer).lstrip()
+
+    def locate_tokens(self, tokens: list[int], logprobs: Sequence[float | None], text: str) -> tuple[TokenLogprob, ...]:
+        """Where each of an answer's tokens ends in its text. A character of several tokens ends with the last."""
+        stream, lengths, length = DecodeStream(skip_special_tokens=False), [], 0
+        for token in tokens:
+            if token not in self.control_tokens and token not in self.stop_tokens:
+                length += len(stream.step(self.tokenizer, token) or "")
+            lengths.append(length)
+        stripped = max(0, length - len(text))  # white space after the thinking
+        ends = [max(0, length - stripped) for length in lengths[:-1]] + [len(text)]  # half a character may be the last
+        return tuple(map(TokenLogprob, ends, logprobs))
 
 
 def split_thinking(text: str) -> tuple[str | None, str]:

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.context import RunContext
+from pipeline.output.answer.confidence import build_confidence_field
 from pipeline.types import Failure, Item, Outcome, Row
 
 MEDIA_TYPE = pa.struct(
@@ -24,6 +25,7 @@ COLUMN_DESCRIPTIONS = {  # of the columns that the manifest does not have
     "id": "the row's name: input.id, or a hash of what it asks",
     "text": "what the model wrote",
     "answer": "the same in the schema's types; boxes, points and times are those of the original file",
+    "confidence": "how sure the model was of each value of the answer, 0 to 1; `score`: of an object with a place",
     "finish": "stop, or length if the token budget ended before the answer",
     "media": "what the model saw: sizes of the original and for the model, frames, times in seconds",
     "tokens": "vision tokens, all prompt tokens, output tokens",
@@ -56,6 +58,7 @@ ROW_FIELDS = (
     "question",
     "text",
     "answer",
+    "confidence",
     "finish",
     "thinking",
     "logprob",
@@ -68,8 +71,8 @@ FAILURE_FIELDS = ("stage", "kind", "message", "text")
 
 
 def build_data_schema(context: RunContext) -> pa.Schema:
-    answer = [context.schema.answer_field] if context.schema else []
-    _, _, _, *others = COLUMN_DESCRIPTIONS  # after id, text and answer
+    answer = [context.schema.answer_field, build_confidence_field(context.schema)] if context.schema else []
+    _, _, _, _, *others = COLUMN_DESCRIPTIONS  # after id, text, answer and confidence
     versions = [] if context.job.input.version == "none" else [VERSIONS_FIELD]
     fields = [build_field("id"), *context.kept_schema, build_field("text"), *answer, *map(build_field, others)]
     return pa.schema([*fields, *versions])

@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -221,6 +222,16 @@ def test_with_guidance_an_answer_fits_its_schema_and_budget(engine, family):
 @pytest.mark.parametrize("kind", list_kinds_that_can("confidence"), indirect=True)
 def test_with_confidence_a_reply_has_a_log_probability(engine, requests):
     assert all(answer.logprob <= 0 for answer in generate_replies(engine, requests))
+
+
+@pytest.mark.parametrize("kind", list_kinds_that_can("confidence"), indirect=True)
+def test_with_confidence_every_token_has_its_place_in_the_text(engine, requests):
+    for answer in generate_replies(engine, (replace(request, wants_confidence=True) for request in requests)):
+        ends = [token.end for token in answer.token_logprobs]
+        assert ends == sorted(ends)
+        assert ends[-1] == len(answer.text)
+        logprobs = [token.logprob for token in answer.token_logprobs if token.logprob is not None]
+        assert answer.logprob == pytest.approx(fmean(logprobs), abs=1e-5)
 
 
 def test_a_full_engine_has_room_again_after_some_steps(engine, requests):

@@ -24,7 +24,7 @@ def make_job(**sections) -> Job:
             "name": "stores",
             "input": {"manifest": "s3://scans/m.parquet"},
             "model": {"weights": "builtin:tiny"},
-            "limits": {"deadline_s": 5},
+            "limits": {"deadline_s": 60},
             "output": {"path": "out"},
         }
         | sections

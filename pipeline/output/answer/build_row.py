@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.errors import AnswerError
 from pipeline.json_values import parse_answer
+from pipeline.output.answer.confidence import compute_confidence, list_confidences
 from pipeline.output.answer.geometry import map_to_source
 from pipeline.schema import validate
 from pipeline.schema.schema import Schema
@@ -26,10 +27,13 @@ def build_row(
     schema: Schema | None,
     coordinate_system: CoordinateSystem | None,
     time_origin: TimeOrigin = "clip",
+    review_below: float | None = None,
     attempts: int = 1,
 ) -> Row:
     tokens = request.count_tokens(reply)
-    answer_fields = _build_answer(request, reply, schema, coordinate_system, time_origin) if schema else {}
+    answer_fields: Mapping[str, Any] = {}
+    if schema:
+        answer_fields = _build_answer(request, reply, schema, coordinate_system, time_origin, review_below)
     return Row(
         id=item.id,
         question=item.question,
@@ -44,6 +48,7 @@ def build_row(
         attempts=attempts,
         thinking=reply.thinking,
         logprob=reply.logprob,
+        confidence=answer_fields.get("confidence"),
         latency_s=reply.latency_s,
         raw=answer_fields.get("raw"),
         flags=(*reply.flags, *answer_fields.get("flags", ())),
@@ -57,7 +62,9 @@ def _build_answer(
     schema: Schema,
     coordinate_system: CoordinateSystem | None,
     time_origin: TimeOrigin,
+    review_below: float | None,
 ) -> Mapping[str, Any]:
+    dropped: list[Any] = []
     try:
         parsed, was_repaired = parse_answer(reply.text)
         value, was_wrapped = _wrap_bare_list(parsed, schema.json_schema)
@@ -68,6 +75,7 @@ def _build_answer(
             coordinate_system=coordinate_system,
             clips=request.clips,
             time_origin=time_origin,
+            dropped=dropped,
         )
         if mapped is None and checked is not None:
             raise AnswerError("no_place", "the answer has no area in the picture, or speaks of one that was not shown")
@@ -82,8 +90,15 @@ def _build_answer(
     if was_repaired or was_wrapped:
         flags = ("repaired", *flags)
     is_changed = flags or mapped != checked
+    confidence = None
+    if reply.token_logprobs:
+        confidence = compute_confidence(
+            value, checked, text=reply.text, tokens=reply.token_logprobs, schema=schema, dropped=dropped
+        )
+    if review_below is not None and min(list_confidences(confidence), default=1.0) < review_below:
+        flags = (*flags, "review")
     raw = json.dumps(parsed, ensure_ascii=False, separators=(",", ":")) if is_changed else None
-    return {"answer": typed, "raw": raw, "flags": flags, "violations": violations}
+    return {"answer": typed, "confidence": confidence, "raw": raw, "flags": flags, "violations": violations}
 
 
 def _wrap_bare_list(value: Any, schema: Mapping[str, Any]) -> tuple[Any, bool]:

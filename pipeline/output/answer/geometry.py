@@ -27,6 +27,7 @@ class GeometryMapping:
     coordinate_system: CoordinateSystem | None  # known where the answer has places
     time_origin: TimeOrigin
     clips: Sequence[Clip]
+    dropped: list[Any]
     flags: dict[str, None] = field(default_factory=dict)  # what was changed, in order
 
     def add_flag(self, flag: str, condition: bool = True) -> None:
@@ -41,9 +42,11 @@ def map_to_source(
     coordinate_system: CoordinateSystem | None,
     clips: Sequence[Clip],
     time_origin: TimeOrigin = "clip",
+    dropped: list[Any] | None = None,
 ) -> tuple[Any, tuple[str, ...]]:
-    """The mapped answer and its flags: reordered, clamped, dropped."""
-    mapping = GeometryMapping(find_field_meanings(schema), coordinate_system, time_origin, clips)
+    """The mapped answer and its flags: reordered, clamped, dropped. Adds the elements of lists that are dropped."""
+    dropped = [] if dropped is None else dropped
+    mapping = GeometryMapping(find_field_meanings(schema), coordinate_system, time_origin, clips, dropped)
     if not clips or not set(mapping.meanings.values()) - {"image"}:
         return value, ()
     return _map_value(value, mapping), tuple(mapping.flags)
@@ -100,9 +103,14 @@ def _map_value(value: Any, mapping: GeometryMapping) -> Any:
     if isinstance(value, dict):
         return _map_object(value, mapping)
     if isinstance(value, list):
-        mapped_elements = [(element, _map_value(element, mapping)) for element in value]
-        return [mapped for element, mapped in mapped_elements if mapped is not None or element is None]
+        return _keep_places(value, [_map_value(element, mapping) for element in value], mapping)
     return value
+
+
+def _keep_places(elements: list[Any], mapped_elements: list[Any], mapping: GeometryMapping) -> list[Any]:
+    pairs = list(zip(elements, mapped_elements, strict=True))
+    mapping.dropped.extend(element for element, mapped in pairs if mapped is None and element is not None)
+    return [mapped for element, mapped in pairs if mapped is not None or element is None]
 
 
 def _map_object(value: dict[str, Any], mapping: GeometryMapping) -> dict[str, Any] | None:
@@ -112,6 +120,8 @@ def _map_object(value: dict[str, Any], mapping: GeometryMapping) -> dict[str, An
         meaning = mapping.meanings.get(name, "image")
         if field_value is None or meaning == "image":
             result[name] = _map_value(field_value, mapping)
+            if result[name] is None:
+                mapping.dropped.append(field_value)
             continue
         result[name] = None if clip is None else _map_location(field_value, meaning, clip, mapping)
         if result[name] is None:
@@ -132,7 +142,7 @@ def _map_location(value: Any, meaning: str, clip: Clip, mapping: GeometryMapping
     if isinstance(value, list) and (meaning == "seconds" or not value or isinstance(value[0], list)):
         locations = [_map_location(element, meaning, clip, mapping) for element in value]
         mapping.add_flag("dropped", None in locations)
-        return [location for location in locations if location is not None]
+        return _keep_places(value, locations, mapping)
     if meaning == "seconds":
         return _map_seconds(float(value), clip, mapping)
     if isinstance(value, dict):

@@ -224,6 +224,20 @@ def test_finish_reason_thinking_and_logprob_are_read():
     }
 
 
+def test_tokens_have_places_where_the_server_gives_their_probabilities():
+    pieces = [b"<think>hm</think>", b"caf\xc3", b"\xa9", b"!"]  # the second ends within a character
+    tokens = [{"token": "?", "bytes": list(piece), "logprob": -float(n)} for n, piece in enumerate(pieces)]
+    answered = complete("<think>hm</think>caf\u00e9!")
+    answered.body["choices"][0]["logprobs"] = {"content": tokens}
+    other = complete("something else")
+    other.body["choices"][0]["logprobs"] = {"content": [{"token": "some", "logprob": -1.0}, {"token": 5, "logprob": 0}]}
+    requests = [replace(build_request(text, text), wants_confidence=True) for text in ("1", "2")]
+    with ChatServer(lambda received: {"1": answered, "2": other}[received.text]) as server:
+        answers = get_answers(server, *requests)
+    assert answers["1"].token_logprobs == ((0, 0.0), (3, -1.0), (4, -2.0), (5, -3.0))
+    assert answers["2"].token_logprobs == ()
+
+
 UNUSUAL_RESPONSES = {  # fields beside the message, fields of the message, and the text or the kind of error
     "counts as text": ({"usage": {"prompt_tokens": "7", "completion_tokens": float("nan")}}, {}, "x"),
     "no counts": ({"usage": "none"}, {}, "x"),

@@ -13,6 +13,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any, Literal
 
 from pipeline.errors import GenerateError, JobError, StoppedError
@@ -20,7 +21,7 @@ from pipeline.json_values import replace_lone_surrogates
 from pipeline.model.detokenizer import THINK_START, split_thinking
 from pipeline.model.engines.refusals import classify_refusal, shorten_message
 from pipeline.retry_policy import parse_retry_after
-from pipeline.types import Reply, Request
+from pipeline.types import Reply, Request, TokenLogprob
 
 BUSY_STATUSES, UNAVAILABLE_STATUSES = (425, 429), (502, 503, 504, 520, 521, 522, 523, 524, 529)
 CONTENT_FILTER_MESSAGE = re.compile(r"moderation|flagged|content.?(filter|policy|management)", re.I)
@@ -133,6 +134,7 @@ def parse_reply(request: Request, response: Mapping[str, Any]) -> Reply:
         output_tokens=parse_count(usage.get("completion_tokens")) or 0,
         thinking=reasoning,
         logprob=compute_mean_logprob(choice.get("logprobs")),
+        token_logprobs=locate_tokens(choice.get("logprobs"), text) if request.wants_confidence else (),
         prompt_tokens=parse_count(usage.get("prompt_tokens")),
     )
 
@@ -166,6 +168,23 @@ def compute_mean_logprob(logprobs: Any) -> float | None:
     values = [token.get("logprob") for token in tokens or () if isinstance(token, dict)]
     numbers = [value for value in values if isinstance(value, (int, float))]
     return sum(numbers) / len(numbers) if numbers else None
+
+
+def locate_tokens(logprobs: Any, text: str) -> tuple[TokenLogprob, ...]:
+    """Where each token ends in the text; nothing where the tokens do not spell it. Thinking may stand before it."""
+    tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
+    try:
+        pieces = [bytes(token["bytes"]) if token.get("bytes") else token["token"].encode() for token in tokens or ()]
+        values = [float(token["logprob"]) for token in tokens or ()]
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return ()
+    spelled = b"".join(pieces)
+    start = spelled.rfind(text.encode())
+    if start < 0:
+        return ()
+    byte_ends = (max(end - start, 0) for end in accumulate(map(len, pieces)))
+    ends = (len(text.encode()[:end].decode(errors="ignore")) for end in byte_ends)
+    return tuple(map(TokenLogprob, ends, values))
 
 
 def parse_json_object(text: str) -> dict[str, Any] | None:

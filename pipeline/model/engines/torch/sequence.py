@@ -6,6 +6,7 @@ over it and its keys and values enter the KV cache. A sequence with one pending 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ItemError
 from pipeline.model.detokenizer import Detokenizer
-from pipeline.types import Failure, FinishReason, Reply, Request
+from pipeline.types import Failure, FinishReason, Reply, Request, TokenLogprob
 
 if TYPE_CHECKING:
     from pipeline.model.guidance.grammar import AnswerMatcher
@@ -38,8 +39,7 @@ class SequenceState:
     slot: int = -1  # -1 while it waits
     state_side: int = 0  # which of the slot's two states of linear attention is that after `computed_tokens`
     overtaken_count: int = 0  # later sequences that were admitted before it
-    logprob_sum: float = 0.0
-    sampled_tokens: int = 0  # of the answer: without thinking, and without tokens that were forced or refused
+    logprobs: NDArray[np.float32] = field(init=False)  # of the new tokens; NaN where one was forced
     thinking_tokens: int | None = None  # new tokens up to and including `</think>`, once it is known
     finish: FinishReason | None = None
     failure: Failure | None = None
@@ -50,6 +50,7 @@ class SequenceState:
         prompt_positions = self.request.positions
         self.positions = np.zeros((len(prompt_positions), self.reserved_tokens), np.int64)
         self.positions[:, : self.prompt_tokens] = prompt_positions
+        self.logprobs = np.full(self.max_new_tokens, np.nan, np.float32)
         self.positions[:, self.prompt_tokens :] = prompt_positions.max() + 1 + np.arange(self.max_new_tokens)
         self.generator = Random(self.request.sampling.seed)
         self.random_number = self.generator.random()
@@ -91,10 +92,8 @@ class SequenceState:
     def append_sampled_token(self, token: int, logprob: float, detokenizer: Detokenizer) -> None:
         """Append the token, and those that must follow it: forced by the grammar or by the thinking budget."""
         self.random_number = self.generator.random()
-        is_answer = detokenizer.think_end_token is None or self.thinking_tokens is not None
-        if self.append_token(token, detokenizer) and is_answer:
-            self.logprob_sum += logprob
-            self.sampled_tokens += 1
+        if self.append_token(token, detokenizer):
+            self.logprobs[self.output_tokens - 1] = logprob
         while self.finish is None and (forced_tokens := self.get_forced_tokens(detokenizer)):
             for forced_token in forced_tokens:
                 self.append_token(forced_token, detokenizer)
@@ -126,11 +125,19 @@ class SequenceState:
     def build_reply(self, detokenizer: Detokenizer) -> Reply:
         output = self.token_ids[self.prompt_tokens : self.known_tokens].tolist()
         thinking, text = detokenizer.decode_output(output)
+        _, answer = detokenizer.split_thinking(output)
+        logprobs = self.logprobs[len(output) - len(answer) : len(output)]
+        sampled = logprobs[~np.isnan(logprobs)]
+        token_logprobs: tuple[TokenLogprob, ...] = ()
+        if self.request.wants_confidence:
+            known_logprobs = [None if math.isnan(logprob) else logprob for logprob in logprobs.tolist()]
+            token_logprobs = detokenizer.locate_tokens(answer, known_logprobs, text)
         return Reply(
             id=self.request.id,
             text=text,
             finish=self.finish or "length",
             output_tokens=len(output),
             thinking=thinking,
-            logprob=self.logprob_sum / self.sampled_tokens if self.sampled_tokens else None,
+            logprob=float(sampled.mean(dtype=np.float64)) if len(sampled) else None,
+            token_logprobs=token_logprobs,
         )

@@ -21,7 +21,7 @@ from pipeline.model.engines.vllm.chat_inputs import ChatRenderer
 from pipeline.model.engines.vllm.prompt_inputs import build_prompt, check_prompt_tokens
 from pipeline.model.families.base import Family
 from pipeline.model.guidance.reply_completer import ReplyCompleter
-from pipeline.types import Failure, Reply, Request
+from pipeline.types import Failure, Reply, Request, TokenLogprob
 from pipeline.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -132,6 +132,12 @@ class VllmEngine:
     def build_reply(self, request: Request, completion: Any) -> Reply:
         tokens, logprob = list(completion.token_ids), completion.cumulative_logprob
         thinking, text = self.detokenizer.decode_output(tokens)
+        _, answer_tokens = self.detokenizer.split_thinking(tokens)
+        token_logprobs: tuple[TokenLogprob, ...] = ()
+        if request.wants_confidence and completion.logprobs:
+            steps = zip(answer_tokens, completion.logprobs[len(tokens) - len(answer_tokens) :], strict=True)
+            logprobs = [step[token].logprob for token, step in steps]
+            token_logprobs = self.detokenizer.locate_tokens(answer_tokens, logprobs, text)
         reply = Reply(
             id=request.id,
             text=text,
@@ -139,8 +145,8 @@ class VllmEngine:
             output_tokens=len(tokens),
             thinking=thinking,
             logprob=logprob / len(tokens) if logprob is not None and tokens else None,
+            token_logprobs=token_logprobs,
         )
-        _, answer_tokens = self.detokenizer.split_thinking(tokens)
         return self.reply_completer.complete_reply(reply, request, answer_tokens)
 
     def metrics(self) -> Mapping[str, float]:
