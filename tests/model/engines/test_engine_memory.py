@@ -12,7 +12,7 @@ from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.torch import collectives, memory, replica
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.kv_cache import KVCache
-from pipeline.model.engines.torch.oom_backoff import LimitsFile, StepLimits
+from pipeline.model.engines.torch.oom_backoff import LimitsFile, StepLimits, run_or_split
 from pipeline.model.engines.torch.shard import TensorParallel
 from tests.model.engines.conftest import Lab
 
@@ -126,3 +126,19 @@ def test_each_layer_has_keys_and_values_of_its_own():
     cache = KVCache.allocate((3, 5, 2, 4), torch.float32, torch.device("cpu"))
     storages = {part.untyped_storage().data_ptr() for part in [*cache.keys, *cache.values]}
     assert len(storages) == 6
+
+
+def test_what_follows_an_out_of_memory_waits_for_it():
+    """The other half of a batch that was split would be done before it: slices of a clip would change places."""
+    done, failures, limits = [], [], StepLimits(512, 512, max_sequences=8)
+
+    def run(items):
+        if len(items) > 2:
+            raise ValueError("some item is bad")
+        if limits.prefill_tokens > 256:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        done.extend(items)
+
+    for rest in ([1, 2, 3, 4], [1, 2, 3, 4]):
+        run_or_split(rest, run, lambda item, error: failures.append(item), limits)
+    assert (done, failures) == ([1, 2, 3, 4], [])

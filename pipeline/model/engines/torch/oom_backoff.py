@@ -90,8 +90,11 @@ def run_or_split(
     run: Callable[[Sequence[WorkItem]], None],
     report_failure: Callable[[WorkItem, GenerateError], None],
     limits: StepLimits,
-) -> None:
-    """Run all items but those that fail alone. After an out of memory, the part that ran out of it is left undone."""
+) -> bool:
+    """Run all items but those that fail alone. After an out of memory this part and what follows it are left undone.
+
+    So items are always done in their order: the features of a clip are kept in the order of its slices.
+    """
     try:
         run(items)
     except torch.OutOfMemoryError as error:
@@ -100,13 +103,15 @@ def run_or_split(
         if not limits.halve():
             message = f"the model ran out of memory on this row alone: {error}"
             report_failure(items[0], GenerateError("out_of_memory", message))
+        return False
     except torch.AcceleratorError:
         raise  # this process has lost the device and can answer nothing any more
     except MODEL_ERRORS as error:
         if len(items) == 1:
             message = f"the model failed on this row: {type(error).__name__}: {error}"
             report_failure(items[0], GenerateError("model", message))
-            return
+            return True
         half = len(items) // 2
-        run_or_split(items[:half], run, report_failure, limits)
-        run_or_split(items[half:], run, report_failure, limits)
+        parts = items[:half], items[half:]
+        return all(run_or_split(part, run, report_failure, limits) for part in parts)
+    return True
