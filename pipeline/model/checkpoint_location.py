@@ -60,6 +60,14 @@ def locate_adapter(model: ModelSection) -> Path | None:
         return locate_checkpoint(model.adapter, model.adapter_revision)
 
 
+def locate_adapter_config(model: ModelSection) -> Path | None:
+    """The folder that holds at least the adapter's configuration."""
+    if model.adapter is None:
+        return None
+    with _about_adapter():
+        return locate_small_files(model.adapter, model.adapter_revision)
+
+
 def compute_adapter_identity(model: ModelSection) -> str | None:
     if model.adapter is None:
         return None

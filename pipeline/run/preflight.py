@@ -34,19 +34,28 @@ from pipeline.output.thread_map import map_in_threads
 from pipeline.retry_policy import FIRST_CONTACT_ATTEMPTS
 from pipeline.schema import schema_loader
 from pipeline.schema.json_schema import SchemaNode
+from pipeline.schema.schema import Schema
 from pipeline.types import CoordinateSystem
 
 UNKNOWN_MODEL = (
     "model.family: generic: the program that runs the model decides how prompts are written, how large pictures are "
     "shown and what is too long; `plan` estimates tokens, and answers do not say how many were of pictures"
 )
+COORDINATE_SENTENCES = {
+    "pixels": "Write coordinates in pixels of the picture that you see, x to the right and y down.",
+    "pixels_of_original": "Write coordinates in pixels of the original picture, x to the right and y down.",
+    "thousandths": "Write coordinates in thousandths of the picture's width and height: x from 0 at the left to 1000 "
+    "at the right, y from 0 at the top to 1000 at the bottom.",
+    "fraction": "Write coordinates as fractions of the picture's width and height: x from 0 at the left to 1 at the "
+    "right, y from 0 at the top to 1 at the bottom.",
+}
 RAY_PACKAGE_FOLDER = "/runtime_resources/working_dir_files/"  # Ray unpacks a job's working directory below it
 
 
 def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunContext:
     job = resolve_paths(job, manifest_files)
     schema = schema_loader.load_schema(job.answer.schema_, base_folder=get_base_folder())
-    schema_prompt = schema_loader.build_default_prompt(schema) if schema and job.prompt.user is None else None
+    schema_prompt = build_schema_prompt(job, schema) if schema and job.prompt.user is None else None
     kept_schema = read_kept_schema(job, manifest_files, schema_prompt)
     adapter_identity = checkpoint_location.compute_adapter_identity(job.model)
     checkpoint_identity = ""
@@ -71,6 +80,14 @@ def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunCo
         model_name=format_model_name(job),
         run_id=f"{now:%Y%m%dT%H%M%S}-{now.microsecond:05x}",  # sorts by time, also within a second
     )
+
+
+def build_schema_prompt(job: Job, schema: Schema) -> str:
+    """The prompt of a job without one. It tells the model how to write places, if the job says that."""
+    prompt = schema_loader.build_default_prompt(schema)
+    if job.model.coordinates is None or not has_places(schema.json_schema):
+        return prompt
+    return f"{prompt}\n{COORDINATE_SENTENCES[job.model.coordinates]}"
 
 
 def read_kept_schema(job: Job, manifest_files: Sequence[ManifestFile], schema_prompt: str | None) -> pa.Schema:
@@ -181,15 +198,19 @@ def find_budget_problems(context: RunContext, schema_text: str) -> list[str]:
     return [f"answer.max_new_tokens: the shortest answer that fits the schema has {min_tokens} tokens"]
 
 
+def has_places(schema: SchemaNode) -> bool:
+    return not {"box", "point"}.isdisjoint(find_field_meanings(schema).values())
+
+
 def find_coordinate_problems(context: RunContext, family: Family, schema: SchemaNode) -> list[str]:
     """Places in answers need a coordinate system, and fractions need a schema that takes them."""
-    if not {"box", "point"} & set(find_field_meanings(schema).values()):
+    if not has_places(schema):
         return []
     coordinates = get_engine_type(context.job).get_coordinate_system(context.job, family)
     if coordinates is None:
         return [
             f"model.coordinates: model.family {context.job.model.family} does not tell how this model writes boxes and "
-            f"points; say {', '.join(get_args(CoordinateSystem))}, and say the same in the prompt"
+            f"points; say {', '.join(get_args(CoordinateSystem))}, and say the same in prompt.user if there is one"
         ]
     if coordinates == "fraction" and (names := find_whole_number_places(schema)):
         return [f"model.coordinates: fraction does not fit the schema, which has whole numbers in {', '.join(names)}"]

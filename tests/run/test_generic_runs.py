@@ -92,8 +92,18 @@ def test_boxes_are_mapped_from_the_coordinates_that_the_job_states(manifest, coo
     with ChatServer(lambda received: complete(json.dumps(answer))) as server:
         assert run(manifest, server, "run", "--local", "--limit", "1", model={"coordinates": coordinates}, **BOXES) == 0
         assert server.received[0].body["response_format"]["type"] == "json_schema"
+        assert "Write coordinates in" not in server.received[0].text  # the job's own prompt is left as it is
     (row,) = manifest.read_answers()
     assert row["answer"]["boxes"][0]["bbox_2d"] == [100, 0, 200, 50]
+
+
+def test_a_schema_s_own_prompt_says_how_to_write_boxes(manifest):
+    job = {"prompt": {"user": None}, "answer": {"schema": "boxes"}, "model": {"coordinates": "thousandths"}}
+    with ChatServer(lambda received: complete('{"boxes": []}')) as server:
+        assert run(manifest, server, "run", "--local", **job) == 0
+        assert "Write coordinates in thousandths" in server.received[0].text
+        assert run(manifest, server, "run", "--local", **job | {"model": {"coordinates": "pixels"}}) == 2
+        assert run(manifest, server, "check", **{**job, "answer": {"schema": "caption"}}) == 0
 
 
 def test_fractions_need_a_schema_that_takes_them(manifest, capsys):

@@ -114,6 +114,18 @@ def test_an_adapter_of_another_kind_is_refused_by_its_key(small, tmp_path, setti
         load_model(model, adapter=tmp_path)
 
 
+def test_check_refuses_an_adapter_that_cannot_be_merged(small, workspace, capsys, tmp_path):
+    model, adapter = small
+    (tmp_path / "dora").mkdir()
+    for path in adapter.iterdir():
+        (tmp_path / "dora" / path.name).write_bytes(path.read_bytes())
+    change_config(tmp_path / "dora", use_dora=True)
+    workspace.write_manifest(workspace.draw_images(1))
+    job = {"model": {"weights": str(model), "adapter": str(tmp_path / "dora")}, "engine": {"kind": "torch"}}
+    assert main(["check", str(workspace.write_job_file(**job))]) == 2
+    assert "uses use_dora, which is not supported" in capsys.readouterr().err
+
+
 def test_an_adapter_of_another_model_is_refused(small, tmp_path):
     model, adapter = small
     wide = write_random_checkpoint(tmp_path / "wide", "qwen2_5_vl", text_config={"intermediate_size": 192})

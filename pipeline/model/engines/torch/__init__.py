@@ -8,6 +8,7 @@ from pipeline.errors import JobError
 from pipeline.job.spec import Job
 from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engines.base import DEFAULT_SLOTS, Engine, EngineType
+from pipeline.model.engines.torch.adapter import read_config
 from pipeline.model.engines.torch.torch_settings import TorchSettings
 
 
@@ -46,6 +47,8 @@ class TorchEngineType(EngineType):
     def find_problems(self, job: Job) -> list[str]:
         if job.model.family is not None:
             family_loader.load_architecture(job.model.family)  # JobError where it has none
+        if adapter_folder := checkpoint_location.locate_adapter_config(job.model):
+            read_config(adapter_folder)  # JobError where it cannot be merged
         folder = checkpoint_location.locate_small_files(job.model.weights, job.model.revision)
         config = family_loader.load_config(folder, job.model)
         if family_loader.load_architecture(config["model_type"]).has_linear_attention:

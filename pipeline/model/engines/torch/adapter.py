@@ -11,13 +11,15 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from pipeline.errors import JobError
 from pipeline.model.families.model_architecture import ModelArchitecture
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 STORED_PREFIX, SUFFIXES = "base_model.model.", (".lora_A.weight", ".lora_B.weight")
