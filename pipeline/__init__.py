@@ -282,6 +282,10 @@ inspect: what people look at
     inspect/score/truth/truth_table.py      Parquet, JSONL and CSV
     inspect/score/truth/coco_truth.py       COCO files
     inspect/score/truth/label_studio_truth.py  JSON exports of Label Studio
+    inspect/compare/__init__.py             compares the answers to two questions of an output
+    inspect/compare/paired_tests.py         tests whether one is better than the other
+    inspect/compare/question_costs.py       what the answers to a question cost
+    inspect/compare/compare_text.py         prints a comparison
 
 builtin: models trained here on drawn scenes; pipeline/builtin/weights/README.md is their model card
     builtin/drawing.py                      draws shapes and text
@@ -300,6 +304,7 @@ builtin: models trained here on drawn scenes; pipeline/builtin/weights/README.md
 
 Commands
     commands.py                             what each command does
+    output_options.py                       the options of the commands that read an output
     cli.py                                  the commands with their options and examples
     __main__.py                             python -m pipeline: parses, runs and sets the exit code
 """

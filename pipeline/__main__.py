@@ -15,6 +15,7 @@ PRINT_LAST_COMMANDS = (
     "report",
     "score",
     "sample",
+    "compare",
     "check",
 )  # a closed pipe cuts only text whose work is done
 RESUME_ADVICE = "committed answers are kept; run the same command again to continue"

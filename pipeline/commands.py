@@ -178,6 +178,23 @@ def sample_rows(options: argparse.Namespace) -> int:
     return ExitCode.ALL_ANSWERED
 
 
+def compare_answers(options: argparse.Namespace) -> int:
+    from pipeline.inspect import compare
+    from pipeline.inspect.compare.compare_text import format_comparison
+
+    if len(options.questions) not in (0, 2):
+        raise PipelineError("compare takes two questions, or none for the two that were asked last")
+    comparison = compare.compare_questions(
+        options.output,
+        compare.ComparisonOptions(
+            tuple(options.questions), options.truth, options.truth_id, options.schema, options.price
+        ),
+    )
+    printed = json.dumps(compare.to_json_dict(comparison), indent=2) if options.json else None
+    print(printed or "\n".join(format_comparison(comparison)))
+    return ExitCode.ALL_ANSWERED
+
+
 def run_demo(options: argparse.Namespace) -> int:
     from pipeline.builtin import demo
 

@@ -41,6 +41,7 @@ ROOMS = (  # a room imports only rooms that stand before it
     "inspect",
     "builtin",
     "commands",
+    "output_options",
     "cli",
     "__main__",
 )

@@ -1,0 +1,73 @@
+"""The options of the commands that read an output: status, report, score, sample and compare."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", help="the output.path of a job")
+    parser.add_argument("--question", metavar="FP", help="a fingerprint; default: the question that was asked last")
+
+
+def add_status_options(parser: argparse.ArgumentParser) -> None:
+    add_output_options(parser)
+    add_json_option(parser)
+
+
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    add_output_options(parser)
+    file_help = "default: report.html in a local output, otherwise in this folder"
+    parser.add_argument("--to", metavar="FILE", help=file_help)
+    parser.add_argument("--random", type=int, default=24, metavar="N", help="random rows to show; default 24")
+    parser.add_argument("--worst", type=int, default=12, metavar="N", help="least confident rows to show; default 12")
+    parser.add_argument("--id", action="append", default=[], metavar="ID", help="a row to show")
+    for name, place in {"roots": "FOLDER", "hosts": "HOST:PORT", "stores": "URL"}.items():
+        place_help = f"show media from there, as with the key input.{name} of a job; may be repeated"
+        parser.add_argument(f"--{name}", action="append", default=[], metavar=place, help=place_help)
+
+
+def add_score_options(parser: argparse.ArgumentParser) -> None:
+    add_output_options(parser)
+    add_truth_options(parser, is_required=True)
+    add_json_option(parser)
+
+
+def add_truth_options(parser: argparse.ArgumentParser, *, is_required: bool) -> None:
+    truth_help = "a kept column of the output; or Parquet, JSONL, CSV, a COCO file, a JSON export of Label Studio"
+    parser.add_argument("--truth", required=is_required, metavar="WHERE", help=truth_help)
+    parser.add_argument("--truth-id", default="id", metavar="COLUMN", help="the ids in a table of truths; default id")
+    schema_help = "the job's own schema, such as path.py:Model, if it says how fields are compared"
+    parser.add_argument("--schema", metavar="SCHEMA", help=schema_help)
+
+
+def add_sample_options(parser: argparse.ArgumentParser) -> None:
+    add_output_options(parser)
+    parser.add_argument("--rows", type=parse_positive_int, default=200, metavar="N", help="rows to draw; default 200")
+    by_help = "confidence: evenly over the answers from doubtful to sure; default random"
+    parser.add_argument("--by", choices=["random", "confidence"], default="random", help=by_help)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another number draws other rows; default 0")
+    file_help = "a new file, .csv, .jsonl or .parquet; default sample.csv in this folder"
+    parser.add_argument("--to", default="sample.csv", metavar="FILE", help=file_help)
+
+
+def add_compare_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", help="the output.path of a job")
+    questions_help = "two fingerprints, which status shows; default: the two questions that were asked last"
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=questions_help)
+    add_truth_options(parser, is_required=False)
+    parser.add_argument(
+        "--price", type=float, metavar="USD", help="of one hour of a worker, where tokens have no price"
+    )
+    add_json_option(parser)
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def parse_positive_int(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of 1 or more")
+    return number
