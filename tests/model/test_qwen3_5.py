@@ -10,9 +10,13 @@ import torch
 
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.errors import JobError
+from pipeline.inspect.plan.gpus import TokenLoad, estimate_gpu
 from pipeline.job.spec import Job
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.base import get_engine_type
+from pipeline.model.engines.torch.engine import TorchEngine
+from pipeline.model.engines.torch.int4 import Int4Experts
+from pipeline.model.engines.torch.int4_linear import Int4Linear
 from pipeline.model.engines.torch.linear_state import LinearStates
 from pipeline.model.engines.torch.memory import choose_state_slots
 from pipeline.model.engines.torch.model_loader import load_model
@@ -22,6 +26,10 @@ from pipeline.model.prompt import parse_chat_template
 from pipeline.types import Request, Sampling, Turn
 from tests.model import chat_templates
 from tests.model.engines.chat_server import ChatServer
+from tests.model.engines.conftest import HYBRID_FAMILIES, Lab
+from tests.model.engines.fake_models import REAL
+
+pytestmark = pytest.mark.process
 
 THOUGHT, NO_THOUGHT = "<think>\n", "<think>\n\n</think>\n\n"
 SILENT_BY_DEFAULT = chat_templates.QWEN35.replace("is false", "is not true").replace(
@@ -92,12 +100,35 @@ def test_a_template_without_a_choice_is_sent_no_option(folder):
 
 
 def test_our_engine_refuses_what_it_cannot_do_with_the_model(folder):
-    settings = {"tensor_parallel": 2, "quantize": "int4"}
     job = build_job(folder, {"kind": "torch"})
     assert get_engine_type(job).find_problems(job) == []
-    model = job.model.model_copy(update=settings)
-    problems = get_engine_type(job).find_problems(job.model_copy(update={"model": model}))
-    assert [problem.partition(":")[0] for problem in problems] == ["model.tensor_parallel", "model.quantize"]
+    model = job.model.model_copy(update={"tensor_parallel": 2, "quantize": "int4"})
+    (problem,) = get_engine_type(job).find_problems(job.model_copy(update={"model": model}))
+    assert problem.startswith("model.tensor_parallel: ")
+
+
+@pytest.mark.parametrize("model_type", HYBRID_FAMILIES)
+def test_four_bit_answers_are_those_of_the_rounded_weights(model_type, tmp_path):
+    sizes = {"hidden_size": 128, "linear_num_value_heads": 16, "linear_num_key_heads": 8}
+    lab = Lab(tmp_path / "model", model_type, text_config=sizes, vision_config={"out_hidden_size": 128})
+    engine = TorchEngine(lab.folder, lab.family, device="cpu", dtype="float32", quantize="int4", slots=3)
+    reference, rounded = lab.load_reference().model.language_model, set()
+    for name, module in engine.step_runner.loaded.language_model.named_modules():
+        if isinstance(module, Int4Experts):
+            for kind in ("gate_up", "down"):
+                weights = torch.stack([layer.dequantize(torch.float32) for layer in getattr(module, kind)])
+                getattr(reference.get_submodule(name), f"{kind}_proj").data = weights
+            rounded.add("experts")
+        elif isinstance(module, Int4Linear) and ".experts." not in name:
+            reference.get_submodule(name).weight.data = module.dequantize(torch.float32)
+            rounded.add(name.rpartition(".")[2])
+    attention, mlp = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"}
+    mixture = {"experts"} if model_type == "qwen3_5_moe" else set()
+    assert rounded == attention | mlp | mixture | {"in_proj_qkv", "in_proj_z", "out_proj"}
+    requests = [lab.build_request(str(width), lab.make_image(width, 3), "what?") for width in range(2, 6)]
+    texts = {reply.id: reply.text for reply in generate_replies(engine, requests)}
+    engine.close()
+    assert texts == {request.id: engine.detokenizer.decode(lab.generate_alone(request)[0]) for request in requests}
 
 
 def test_states_take_half_of_the_memory_and_more_slots_are_refused():
@@ -120,16 +151,47 @@ def test_the_planned_states_are_those_that_the_engine_allocates(folder):
     assert rows - matrices == pytest.approx(kept_share * (2 * 3 * size.state_bytes - matrices))
 
 
+def load_published_config(name: str) -> dict[str, Any]:
+    """Those of Qwen3.5-9B and Qwen3.5-35B-A3B, and of Qwen3-VL-8B to compare with; 27B is a wider and deeper 9B."""
+    model_type = {"8B": "qwen3_vl", "35B": "qwen3_5_moe"}.get(name, "qwen3_5")
+    text, vision = REAL[model_type]
+    if name == "27B":
+        text = text | {"hidden_size": 5120, "intermediate_size": 17408, "num_hidden_layers": 64}
+        text |= {"num_attention_heads": 24, "linear_num_value_heads": 48}
+        vision = vision | {"out_hidden_size": 5120}
+    return {"model_type": model_type, "text_config": text, "vision_config": vision}
+
+
 @pytest.mark.parametrize(
-    ("model_type", "vision_width", "billions", "active_billions", "token_kib", "state_mib"),
-    [("qwen3_5", 4096, 9.4, 8.9, 32, 49.5), ("qwen3_5_moe", 2048, 35.1, 3.4, 20, 61.9)],
+    ("name", "billions", "active_billions", "token_kib", "state_mib", "gigabytes"),
+    [
+        ("9B", 9.41, 8.95, 32, 49.5, (18.8, 8.6)),
+        ("27B", 27.36, 26.90, 64, 147.75, (54.7, 18.7)),
+        ("35B", 35.11, 3.45, 20, 61.9, (70.2, 20.4)),
+    ],
 )
-def test_sizes_are_those_of_the_published_models(
-    model_type, vision_width, billions, active_billions, token_kib, state_mib
-):
-    config = {"model_type": model_type, "vision_config": {"out_hidden_size": vision_width}, "text_config": {}}
+def test_sizes_are_those_of_the_published_models(name, billions, active_billions, token_kib, state_mib, gigabytes):
+    config = load_published_config(name)
     size = measure_model(config, dtype="bfloat16")
-    assert (size.vision_parameters + size.text_parameters) / 1e9 == pytest.approx(billions, abs=0.06)
-    assert size.active_parameters / 1e9 == pytest.approx(active_billions, abs=0.06)
+    quantized = measure_model(config, dtype="bfloat16", quantize="int4")
+    assert (size.vision_parameters + size.text_parameters) / 1e9 == pytest.approx(billions, abs=0.01)
+    assert size.active_parameters / 1e9 == pytest.approx(active_billions, abs=0.01)
     assert size.token_bytes == token_kib * 1024
     assert size.state_bytes / 2**20 == pytest.approx(state_mib, abs=0.1)
+    assert (size.weights_bytes / 1e9, quantized.weights_bytes / 1e9) == pytest.approx(gigabytes, abs=0.1)
+
+
+def test_a_row_takes_little_more_than_half_the_memory_of_a_model_without_states():
+    """At 2,000 tokens, with the state kept twice."""
+    hybrid, plain = (measure_model(load_published_config(name), dtype="bfloat16") for name in ("9B", "8B"))
+    assert hybrid.compute_row_bytes(2000) / 2**20 == pytest.approx(161.5, abs=0.1)
+    assert plain.compute_row_bytes(2000) / 2**20 == pytest.approx(281.25, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "quantize", "rows"), [("9B", None, 256), ("27B", None, 39), ("35B", None, 18), ("35B", "int4", 256)]
+)
+def test_a_plan_for_one_h100_counts_states_and_cache(name, quantize, rows):
+    size = measure_model(load_published_config(name), dtype="bfloat16", quantize=quantize)
+    load = TokenLoad(rows=100_000, vision=1.2e8, prompt=1.6e8, output=2e7, longest=3000)
+    assert estimate_gpu("H100", load, size).rows_at_once == pytest.approx(rows, abs=2)

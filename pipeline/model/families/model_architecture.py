@@ -71,6 +71,7 @@ class ModelArchitecture:
     tower_class: str = "pipeline.model.families.qwen_tower:QwenTower"  # a name, because the module imports torch
     stored_names: tuple[tuple[str, str], ...] = ()  # patterns of names in files, and what replaces them
     has_linear_attention: bool = False  # some layers keep a state in place of keys and values
+    dense_layers: frozenset[str] = frozenset()  # those of the language model's layers that are never in four bits
     position_axes: int = 3  # rows of position ids: time, height and width in M-RoPE
     shard_rules: Mapping[str, ShardRule] = field(default_factory=lambda: SHARD_RULES)
 
@@ -102,6 +103,10 @@ class ModelArchitecture:
     def is_text_layer(self, name: str) -> bool:
         """Whether a module or weight belongs to a layer of the language model, not to embeddings, head or tower."""
         return name.startswith(f"{self.language_model}.layers.")
+
+    def is_quantizable(self, name: str) -> bool:
+        """Whether a module or weight may be in four bits, by the part of the model that it belongs to."""
+        return self.is_text_layer(name) and self.dense_layers.isdisjoint(name.split("."))
 
     def get_shard_rule(self, name: str) -> ShardRule | None:
         """The rule for a weight by its name in the model; None where every rank holds all of it."""

@@ -12,10 +12,11 @@ from pipeline.builtin import random_checkpoint
 from pipeline.model import family_loader, hf_models
 from pipeline.model.engines.torch import engine as engine_module
 from pipeline.model.engines.torch.engine import TorchEngine
-from tests.model.engines.conftest import FAMILIES, Lab
+from tests.model.engines.conftest import FAMILIES, HYBRID_FAMILIES, Lab
 from tests.model.engines.fake_cuda import Recorder, fake_cuda
 
 KINDS = [(family, "bf16") for family in FAMILIES] + [(family, "int4") for family in FAMILIES]
+KINDS += [(family, weights) for family in HYBRID_FAMILIES for weights in ("bf16", "int4")]
 KINDS += [(family, "awq") for family in FAMILIES[:3]]  # there is no AWQ layout of fused experts
 Costs = dict[str, list[int]]  # by pass: kernels, bytes, peak bytes
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}
@@ -43,6 +44,20 @@ TEXT_QWEN3 = {
 TEXT_8B = TEXT_QWEN3 | {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36}
 TEXT_30B = TEXT_QWEN3 | {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48}
 TEXT_30B |= {"num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
+TEXT_QWEN3_5 = {
+    "head_dim": 256,
+    "num_attention_heads": 16,
+    "vocab_size": 248320,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "rope_parameters": ROPE | {"mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25, "mrope_interleaved": True},
+}
+TEXT_9B = TEXT_QWEN3_5 | {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 32}
+TEXT_9B |= {"num_key_value_heads": 4}
+TEXT_35B = TEXT_QWEN3_5 | {"hidden_size": 2048, "num_hidden_layers": 40, "num_key_value_heads": 2, "num_experts": 256}
+TEXT_35B |= {"num_experts_per_tok": 8, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512}
 VISION_QWEN3 = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16}
 VISION_QWEN3 |= {"num_position_embeddings": 2304, "deepstack_visual_indexes": [8, 16, 24]}
 WINDOWS = {"fullatt_block_indexes": [7, 15, 23, 31], "window_size": 112}
@@ -55,6 +70,8 @@ REAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "qwen3_vl": (TEXT_8B | {"num_key_value_heads": 8}, VISION_QWEN3 | {"out_hidden_size": 4096}),
     "qwen3_vl_moe": (TEXT_30B, VISION_QWEN3 | {"out_hidden_size": 2048}),
+    "qwen3_5": (TEXT_9B, VISION_QWEN3 | {"out_hidden_size": 4096}),
+    "qwen3_5_moe": (TEXT_35B, VISION_QWEN3 | {"out_hidden_size": 2048}),
 }
 
 
@@ -68,6 +85,8 @@ class FakeLab(Lab):
         else:
             width = "hidden_size" if model_type == "qwen2_vl" else "out_hidden_size"
             text = {"vocab_size": 320} | text | TINY_TEXT | ({"head_dim": 32} if "qwen3" in model_type else {})
+            if model_type in HYBRID_FAMILIES:  # of which half is turned
+                text |= {"head_dim": 64, "rope_parameters": text["rope_parameters"] | {"partial_rotary_factor": 0.5}}
             vision = vision | {width: text["hidden_size"]}
         tokenizer = random_checkpoint.build_tiny_tokenizer()
         config = hf_models.get_config_class(model_type)(

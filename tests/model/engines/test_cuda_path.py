@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.torch import attention, cuda_graphs, replica
 from pipeline.model.engines.torch.engine import TorchEngine
-from tests.model.engines.conftest import Lab, needs_compiler
+from tests.model.engines.conftest import FAMILIES, HYBRID_FAMILIES, Lab, needs_compiler, with_and_without_states
 
 pytestmark = pytest.mark.process
 
@@ -46,6 +46,7 @@ def gpu_stand_ins(monkeypatch):
     monkeypatch.setattr(cuda_graphs.DecodeGraphs.__init__, "__kwdefaults__", {"capture": capture_by_repeating})
 
 
+@pytest.mark.parametrize("lab", FAMILIES + HYBRID_FAMILIES, indirect=True)
 def test_flash_and_graphs_answer_as_generate_does(lab: Lab, gpu_stand_ins):
     requests = [
         lab.build_request("picture", lab.make_image(5, 6), "what is it?"),
@@ -63,6 +64,7 @@ def test_flash_and_graphs_answer_as_generate_does(lab: Lab, gpu_stand_ins):
     engine.close()
 
 
+@with_and_without_states
 def test_the_padding_of_a_graph_changes_no_sequence(one_lab: Lab, gpu_stand_ins):
     engine = TorchEngine(one_lab.folder, one_lab.family, device="cpu", slots=7)
     requests = [one_lab.build_request(str(number), "x" * number, max_new_tokens=40 - 6 * number) for number in range(6)]
@@ -71,6 +73,7 @@ def test_the_padding_of_a_graph_changes_no_sequence(one_lab: Lab, gpu_stand_ins)
     engine.close()
 
 
+@with_and_without_states
 @pytest.mark.parametrize("prefill_tokens", [1, 40])
 def test_guided_rows_take_forced_tokens_one_by_one_in_graphs(one_lab: Lab, gpu_stand_ins, prefill_tokens):
     schema = '{"type":"object","properties":{"label":{"enum":["cat","dog"]},"count":{"type":"integer"}},'

@@ -52,12 +52,11 @@ class TorchEngineType(EngineType):
         folder = checkpoint_location.locate_small_files(job.model.weights, job.model.revision)
         config = family_loader.load_config(folder, job.model)
         if family_loader.load_architecture(config["model_type"]).has_linear_attention:
-            keys = {"model.tensor_parallel": job.model.tensor_parallel > 1, "model.quantize": bool(job.model.quantize)}
+            if job.model.tensor_parallel == 1:
+                return []
             return [
-                f"{key}: engine torch runs {config['model_type']} on one device in dense weights only, so far; "
+                f"model.tensor_parallel: engine torch runs {config['model_type']} on one device only, so far; "
                 "leave the key out, or use engine vllm"
-                for key, is_set in keys.items()
-                if is_set
             ]
         if job.model.tensor_parallel == 1:
             return []

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pipeline.model.engines.torch.host_memory import fill_from_host
 from pipeline.model.engines.torch.kv_cache import FlashLayout, KVCache, PackedBatch
+from pipeline.model.engines.torch.linear_state import SINK_ROW, ZERO_ROW, LinearStates, StateLayout
 
 DecodeFunction = Callable[[Tensor, Tensor, PackedBatch], Tensor]  # token ids, positions -> logits of each token
 CaptureFunction = Callable[[Callable[[], Tensor]], tuple[Callable[[], object], Tensor]]
@@ -58,6 +59,7 @@ class CapturedGraph:
     positions: Tensor  # [axes, batch size]
     cache_indices: Tensor  # [batch size]
     layout: FlashLayout
+    state_layout: StateLayout | None
     replay: Callable[[], object]
     logits: Tensor  # [batch size, vocabulary]
 
@@ -67,6 +69,7 @@ class DecodeGraphs:
         self,
         decode: DecodeFunction,
         cache: KVCache,
+        states: LinearStates | None = None,
         *,
         slots: int,
         context_length: int,
@@ -74,6 +77,7 @@ class DecodeGraphs:
     ):
         self.decode = decode
         self.cache = cache
+        self.states = states
         self.padding_index = len(cache.keys[0]) - 1
         self.max_run_lengths = list_max_run_lengths(min(context_length, self.padding_index))
         self.batch_sizes = [*(size for size in (1, 2, 4, 8, *range(16, slots, 16)) if size < slots), slots]
@@ -83,7 +87,12 @@ class DecodeGraphs:
         self.captured_graphs: dict[tuple[int, int], CapturedGraph] = {}  # by batch size and longest run
 
     def __call__(
-        self, token_ids: Tensor, positions: NDArray[np.int64], run_starts: list[int], run_lengths: list[int]
+        self,
+        token_ids: Tensor,
+        positions: NDArray[np.int64],
+        run_starts: list[int],
+        run_lengths: list[int],
+        state_rows: list[tuple[int, int]],
     ) -> Tensor:
         """Logits [sequences, vocabulary]. The next call overwrites them."""
         sequences = len(token_ids)
@@ -99,6 +108,10 @@ class DecodeGraphs:
         fill_from_host(graph.cache_indices, np.pad(last_indices, (0, spare), constant_values=self.padding_index))
         fill_from_host(graph.layout.run_starts, np.pad(run_starts, (0, spare + 1), constant_values=self.padding_index))
         fill_from_host(graph.layout.run_lengths, np.pad(run_lengths, (0, spare), constant_values=1))
+        if graph.state_layout is not None:
+            padded_rows = np.asarray([*state_rows, *[(ZERO_ROW, SINK_ROW)] * spare])
+            fill_from_host(graph.state_layout.single_read_rows, padded_rows[:, 0])
+            fill_from_host(graph.state_layout.single_write_rows, padded_rows[:, 1])
         graph.replay()
         self.replay_count += 1
         return graph.logits[:sequences]
@@ -119,13 +132,19 @@ class DecodeGraphs:
             run_lengths=torch.ones(batch_size, dtype=torch.int32, device=device),
             max_lengths=(1, max_run_length),
         )
-        packed_batch = PackedBatch(self.cache, cache_indices, flash_layouts=[layout])
+        state_layout = None
+        if self.states is not None:
+            reads, writes = (torch.full((batch_size,), row, device=device) for row in (ZERO_ROW, SINK_ROW))
+            state_layout = StateLayout(reads, writes)
+        packed_batch = PackedBatch(
+            self.cache, cache_indices, flash_layouts=[layout], states=self.states, state_layout=state_layout
+        )
         try:
             replay, logits = self.capture(lambda: self.decode(token_ids, positions, packed_batch))
         except RuntimeError as error:  # all that torch raises, out of memory too
             self.is_usable = False
             raise GraphCaptureError(f"{type(error).__name__}: {error}") from error
-        return CapturedGraph(token_ids, positions, cache_indices, layout, replay, logits)
+        return CapturedGraph(token_ids, positions, cache_indices, layout, state_layout, replay, logits)
 
 
 def list_max_run_lengths(longest: int) -> list[int]:

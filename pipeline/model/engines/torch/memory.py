@@ -132,7 +132,7 @@ def estimate_weight_bytes(model: Any, layout: WeightLayout) -> int:
         part = layout.assign_shard(name, text_config)
         share = (part.span[1] - part.span[0]) / param.shape[part.dim] if part else 1.0
         group_size = 1
-        if param.dim() > 1 and layout.architecture.is_text_layer(name):
+        if param.dim() > 1 and layout.architecture.is_quantizable(name):
             group_size = shard.find_group_size(param.shape[-1], layout.group_sizes)
         weight_bytes = item_bytes if group_size == 1 else 0.5 + 2 * item_bytes / group_size  # with scale and zero
         total += share * param.numel() * weight_bytes

@@ -200,7 +200,7 @@ def fill_module(model: Any, name: str, module: Any, checkpoint: Checkpoint, layo
     int4_layer = None
     if f"{name}.qweight" in checkpoint:
         int4_layer = int4.load_awq_layer(checkpoint, name, shards["weight"], module.bias, layout)
-    elif layout.quantize_dense and shapes and layout.architecture.is_text_layer(name):
+    elif layout.quantize_dense and shapes and layout.architecture.is_quantizable(name):
         group_size = shard.find_group_size(next(iter(shapes.values()))[-1], layout.group_sizes)
         int4_layer = int4.quantize_layer(module, group_size=group_size, device=layout.device)
     if int4_layer is not None:

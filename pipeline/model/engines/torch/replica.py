@@ -154,6 +154,6 @@ def build_step_runner(
     )
     decode = build_decode_function(loaded)
     graphs = None
-    if use_flash and rank_config.graphs and states is None:
-        graphs = DecodeGraphs(decode, cache, slots=sizes.slots, context_length=rank_config.context_length)
+    if use_flash and rank_config.graphs:
+        graphs = DecodeGraphs(decode, cache, states, slots=sizes.slots, context_length=rank_config.context_length)
     return vision_cache, StepRunner(loaded, cache, vision_cache, graphs, use_flash, states)

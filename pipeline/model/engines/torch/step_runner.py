@@ -112,7 +112,9 @@ class StepRunner:
             token_ids.index_copy_(0, self.to_device(targets), tokens)
         if self.graphs and self.graphs.is_usable and inputs.is_decode:
             try:
-                logits = self.graphs(token_ids, inputs.positions, inputs.run_starts, inputs.run_lengths)
+                logits = self.graphs(
+                    token_ids, inputs.positions, inputs.run_starts, inputs.run_lengths, inputs.state_rows
+                )
                 return self.select_wanted(logits, inputs)
             except GraphCaptureError as error:
                 log.warning(
