@@ -39,8 +39,9 @@ def generate_and_count_features(engine: TorchEngine, requests) -> tuple[dict[str
 
 
 def test_features_of_waiting_pictures_are_limited_and_answers_stay_equal(lab: Lab):
+    """Two pictures go through the tower in one call."""
     engine = open_engine(lab, prefill_tokens=8)
-    requests = [lab.build_request(str(number), lab.make_image(4, 4), "?", max_new_tokens=3) for number in range(12)]
+    requests = [lab.build_request(str(number), lab.make_image(4, 2), "?", max_new_tokens=3) for number in range(12)]
     texts, most_kept = generate_and_count_features(engine, requests)
     assert texts == {request.id: engine.detokenizer.decode(lab.generate_alone(request)[0]) for request in requests}
     assert most_kept == memory.KEPT_CALLS * 64
