@@ -58,7 +58,7 @@ WAIT_LOGGER = logging.getLogger("pipeline.storage")  # without a handler, Python
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED_ERRNOS = (
     *(errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
-    *(errno.EROFS, errno.EMLINK, errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTEMPTY),
+    *(errno.EEXIST, errno.EROFS, errno.EMLINK, errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTEMPTY),
 )
 ACCESS_DENIED_WORDS = (
     "Forbidden",

@@ -51,6 +51,14 @@ class InputSection(JobSection):
         (),
     )
 
+    @field_validator("hosts")
+    @classmethod
+    def check_hosts_are_no_urls(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not re.fullmatch(r"[^/\s@?#]+", host):
+                raise ValueError(f"write a host as name, name:port or *.domain, not {host or 'nothing'}")
+        return hosts
+
     @field_validator("stores")
     @classmethod
     def check_stores_are_urls(cls, stores: tuple[str, ...]) -> tuple[str, ...]:

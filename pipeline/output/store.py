@@ -199,6 +199,8 @@ class OutputStore:
 def describe_error(kind: str, error: Exception, attempts: int) -> str:
     tried = f", after {attempts} attempts" if attempts > 1 else ""
     problem = f"{ERROR_ADVICE[kind]} ({describe_reason(error)}{tried})"
+    if kind == "refused":
+        return f"{problem}; choose another folder"
     return f"{problem}. Committed answers are kept; run the same command again to continue"
 
 

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from pipeline.errors import FetchError
 from pipeline.fetch.access import (
@@ -292,3 +293,10 @@ def test_links_are_followed_out_of_the_roots_only_by_name(tmp_path):
     for uri in ("link/../a.png", "../other/a.png", f"{tmp_path}/other/a.png"):
         with pytest.raises(FetchError, match="lies outside"):
             resolve_local_path(uri, roots, follow_links=True)
+
+
+@pytest.mark.parametrize("host", ["http://minio:9000", "minio:9000/scans", "me@minio", "a.com b.com", ""])
+def test_a_host_that_is_written_like_a_url_is_refused(host):
+    """It would match no URI, and all rows would fail."""
+    with pytest.raises(ValidationError, match=r"write a host as name, name:port or \*\.domain"):
+        make_job([], (host,))

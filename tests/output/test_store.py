@@ -295,3 +295,9 @@ def test_an_object_is_overwritten_and_deleted(tmp_path, store):
         each.delete_object("lease/1.beat")
         assert each.list_names("lease") == set()
         assert each.list_names("never") == set()
+
+
+def test_a_file_in_place_of_the_output_is_no_error_that_passes(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot be used as an output \(File exists\); choose another folder"):
+        OutputStore(str(tmp_path / "file")).create_object("_export.json", b"{}")

@@ -411,7 +411,13 @@ MISTAKES: list[Case] = [
         "output not writable",
         job("path: out", "path: /dev/null/out"),
         RUN,
-        "error: /dev/null/out/questions: cannot be used as an output (Not a directory). Committed answers are kept; run the same command again to continue",
+        "error: /dev/null/out/questions: cannot be used as an output (Not a directory); choose another folder",
+    ),
+    (
+        "status of a file",
+        job(),
+        ["status", "job.yaml"],
+        "error: job.yaml/questions: cannot be used as an output (Not a directory); choose another folder",
     ),
     (
         "unknown gpu",
