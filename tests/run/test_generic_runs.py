@@ -76,6 +76,10 @@ def test_pictures_go_to_the_server_and_its_answers_and_tokens_come_back(manifest
     assert [row["tokens"] for row in rows] == [{"vision": 0, "prompt": 7, "output": 3}] * 2
     assert {row["model"] for row in rows} == {"m"}
     assert "model.family: generic: the program that runs the model decides" in capsys.readouterr().err
+    out, page = str(manifest.folder / "out"), manifest.folder / "page.html"
+    assert main(["status", out]) == 0
+    assert main(["report", out, "--to", str(page)]) == 0
+    assert "you said What is it?" in page.read_text()
 
 
 @pytest.mark.parametrize(
@@ -155,6 +159,20 @@ def test_a_plan_estimates_tokens_and_says_so(manifest, capsys):
     assert "vision tokens   28" in out  # 26 and 2
     assert "a token is taken as 28*28 pixels or 4 bytes" in out
     assert "at engine.price, for estimated tokens" in out
+
+
+def test_vllm_is_planned_without_knowing_the_size_of_the_model(manifest, capsys, tmp_path):
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/config.json").write_text('{"model_type": "internvl"}')
+    job = {"engine": {"kind": "vllm"}, "model": {"weights": str(tmp_path / "foreign")}}
+    assert run(manifest, None, "check", **job) == 0
+    assert run(manifest, None, "plan", **job) == 0
+    out = capsys.readouterr().out
+    assert "a token is taken as 28*28 pixels or 4 bytes" in out
+    assert "GPU hours" not in out
+    job["model"] = {}
+    assert run(manifest, None, "check", **job) == 2
+    assert "model.weights: vLLM runs the model here, so name its checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
