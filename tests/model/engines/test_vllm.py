@@ -24,7 +24,7 @@ from pipeline.builtin import evaluate, scene_files, scores
 from pipeline.errors import ExitCode, JobError
 from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engines.vllm import VllmEngineType
-from pipeline.types import Sampling
+from pipeline.types import Reply, Sampling
 from tests.media.sample_media import write_video
 from tests.model.engines.foreign_checkpoint import write_foreign_checkpoint
 from tests.model.engines.vllm_cases import (
@@ -33,6 +33,7 @@ from tests.model.engines.vllm_cases import (
     build_requests,
     get_answers,
     summarize,
+    write_hybrid_checkpoint,
     write_thinking_checkpoint,
     write_tiny_checkpoint,
 )
@@ -68,6 +69,20 @@ def test_vllm_in_the_replica_answers_as_our_engine_does(tmp_path, kind):
     requests = build_requests(family_loader.load_family(folder))
     theirs = get_answers(build_job(folder, kind="vllm", **SMALL), requests)
     assert summarize(theirs) == summarize(get_answers(build_job(folder, kind="torch"), requests))
+
+
+def test_vllm_runs_a_hybrid_model_on_the_prompts_that_we_prepare(tmp_path):
+    """Its kernels for a CPU take bfloat16 only, so answers begin alike and may part later."""
+    folder = write_hybrid_checkpoint(tmp_path)
+    requests = build_requests(family_loader.load_family(folder))
+    half = {"dtype": "bfloat16"}
+    theirs = get_answers(build_job(folder, model=half, kind="vllm", **SMALL), requests)
+    ours = get_answers(build_job(folder, model=half, kind="torch"), requests)
+    for name, answer in theirs.items():
+        assert isinstance(answer, Reply), answer
+        assert answer.text[:3] == ours[name].text[:3]
+    for name in ("cut", "whole"):
+        assert json.loads(theirs[name].text).keys() == {"label", "bbox_2d"}
 
 
 def test_a_thinking_model_thinks_within_its_budget_and_then_fits_the_schema(tmp_path):

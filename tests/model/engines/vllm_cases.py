@@ -54,14 +54,21 @@ def write_tiny_checkpoint(folder: Path, kind: str) -> Path:
     )
 
 
+def write_hybrid_checkpoint(folder: Path) -> Path:
+    """Qwen3.5, with sizes that vLLM's CPU kernels for Gated DeltaNet take."""
+    rope = ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    text = WIDE | {"rope_parameters": rope, "linear_key_head_dim": 128, "linear_value_head_dim": 128}
+    return write_random_checkpoint(folder, "qwen3_5", text_config=text, vision_config=VISION["qwen3_vl"])
+
+
 def write_thinking_checkpoint(folder: Path) -> Path:
     path = write_tiny_checkpoint(folder, "qwen3_vl") / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": chat_templates.THINKING}))
     return folder
 
 
-def build_job(folder: Path, **engine: Any) -> Job:
-    model = {"weights": str(folder), "context": {"max_length": 2048}}
+def build_job(folder: Path, *, model: dict[str, Any] | None = None, **engine: Any) -> Job:
+    model = {"weights": str(folder), "context": {"max_length": 2048}} | (model or {})
     sections = {"name": "t", "input": {"manifest": "m"}, "output": {"path": "out"}, "model": model, "engine": engine}
     return Job.model_validate(sections)
 
