@@ -16,7 +16,8 @@ from pipeline.errors import OutputError
 from pipeline.inspect.output_reader import OutputReader, open_output_reader
 from pipeline.inspect.score.box_matching import BoxRanking
 from pipeline.inspect.score.compared_fields import build_compared_fields
-from pipeline.inspect.score.intervals import Estimate, estimate_ratios, resample_rows
+from pipeline.inspect.score.confidence_quality import ConfidenceQuality, measure_confidence
+from pipeline.inspect.score.intervals import Estimate, compute_wilson_interval, estimate_ratios, resample_rows
 from pipeline.inspect.score.population import PopulationEstimate
 from pipeline.inspect.score.row_marks import ERROR_MEASURES
 from pipeline.inspect.score.scored_rows import ScoredRows, list_kept_columns, read_scored_rows
@@ -36,6 +37,7 @@ class FieldScore:
     classes: dict[str, dict[str, float | None]] = field(default_factory=dict)
     confusion: list[tuple[str, str, int]] = field(default_factory=list)  # (truth, answer, count), commonest first
     wrong: list[str] = field(default_factory=list)  # ids of rows
+    confidence: ConfidenceQuality | None = None  # None where the answers have none
 
 
 @dataclass
@@ -116,6 +118,7 @@ def score_field(path: str, estimates: Mapping[tuple[str, str], Estimate | None],
         measures={measure: estimate for (each, measure), estimate in estimates.items() if each == path},
         classes=score_choices(pairs) if pairs else score_classes(path, scored),
         confusion=[(*pair, count) for pair, count in pairs.most_common()],
+        confidence=measure_confidence([each for row in scored.marks.values() for each in row.judged.get(path, ())]),
         wrong=list(islice((row_id for row_id, is_right in judged.items() if is_right is False), MAX_WRONG_IDS)),
     )
     if pairs:
@@ -168,6 +171,8 @@ def estimate_precision(ranking: BoxRanking, row_count: int) -> dict[str, Estimat
     for name, value, *resampled in zip(("AP50", "AP50:95", "AR"), ranking.compute(), *drawn, strict=True):
         known = [each for each in resampled if each is not None]
         low, high = np.percentile(known, [2.5, 97.5]) if known else (0.0, 0.0)
+        if value is not None and high - low < 1e-9:  # without a mistake, resampling finds no doubt
+            low, high = compute_wilson_interval(value, row_count)
         estimates[name] = None if value is None else Estimate(value, float(low), float(high))
     return estimates
 
@@ -178,6 +183,7 @@ def to_json_dict(score: OutputScore) -> dict[str, Any]:
         values["fields"][path]["measures"] = {
             measure: estimate._asdict() if estimate else None for measure, estimate in scored.measures.items()
         }
+        values["fields"][path]["confidence"] = scored.confidence._asdict() if scored.confidence else None
     values["estimates"] = {
         path: {
             figure: {"answered": each.answered, "sample": each.sample._asdict(), "estimate": each.estimate._asdict()}

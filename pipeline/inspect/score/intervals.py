@@ -61,6 +61,7 @@ def compute_wilson_interval(share: float, count: int) -> tuple[float, float]:
     >>> [round(end, 3) for end in compute_wilson_interval(1.0, 100)]
     [0.963, 1.0]
     """
+    share = min(max(share, 0.0), 1.0)  # rounding aside, it is so already
     middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
     half = Z / (1 + Z**2 / count) * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    return min(share, middle - half), max(share, middle + half)  # rounding aside, they are so already
+    return min(share, middle - half), max(share, middle + half)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
 from pipeline.inspect.output_reader import open_output_reader
-from pipeline.inspect.score.scored_rows import read_answered_rows
+from pipeline.inspect.score.scored_rows import find_confidence, read_answered_rows
 from pipeline.inspect.score.truth.truth_table import TRUTH_COLUMN
 from pipeline.output.local_files import replace_file
 
@@ -41,7 +41,7 @@ def write_sample(
     if file.exists():
         raise OutputError(f"--to {file} exists, and may hold labels; choose another name")
     reader = open_output_reader(path, question)
-    confidences = {row["id"]: row["logprob"] for row in read_answered_rows(reader, [])}
+    confidences = {row["id"]: get_known_confidence(row) for row in read_answered_rows(reader, [])}
     ids = set(choose_ids(confidences, row_count, order, random.Random(seed)))
     rows = {row["id"]: describe_row(row) for row in read_answered_rows(reader, []) if row["id"] in ids}
     table = pa.Table.from_pylist([rows[row_id] for row_id in sorted(rows)], SAMPLE_SCHEMA)
@@ -58,11 +58,15 @@ def choose_ids(confidences: dict[str, float | None], row_count: int, order: Orde
     if order == "random":
         return rng.sample(ids, count)
     if any(confidence is None for confidence in confidences.values()):
-        raise OutputError("--by confidence: some answers have no log-probabilities; draw --by random")
+        raise OutputError("--by confidence: some answers have none; draw --by random")
     rng.shuffle(ids)  # equal confidences in no order
     ids.sort(key=lambda row_id: confidences[row_id] or 0.0)
     edges = [round(len(ids) * part / count) for part in range(count + 1)]
     return [ids[rng.randrange(start, end)] for start, end in pairwise(edges)]
+
+
+def get_known_confidence(row: dict[str, Any]) -> float | None:
+    return None if row["confidence"] is None and row["logprob"] is None else find_confidence(row)
 
 
 def describe_row(row: dict[str, Any]) -> dict[str, str | None]:

@@ -28,6 +28,7 @@ from pipeline.inspect.score.place_matching import (
     pair_items,
     pair_points,
 )
+from pipeline.output.answer.confidence import SCORE, list_confidences
 
 ERROR_MEASURES = ("mean error", "mean distance", "character error rate")  # where less is better
 RIGHT = "right"  # the measure that every field has: the share of right values
@@ -42,6 +43,7 @@ class RowMarks:
     sums: dict[str, dict[str, Share]] = field(default_factory=lambda: defaultdict(dict))  # by path and measure
     choices: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))  # (truth, answer)
     classes: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # by path: class -> hits, answered, true
+    judged: dict[str, list[tuple[float, bool]]] = field(default_factory=lambda: defaultdict(list))  # (sure, right)
 
     def add(self, path: str, measure: str, share: Share) -> None:
         total, count = self.sums[path].get(measure, (0.0, 0.0))
@@ -59,11 +61,25 @@ class RowMarker:
 
     row: int
     diagonal: float  # of its first picture, in pixels
-    rank: float  # of its boxes among those of other rows
+    rank: float  # of its boxes among those of other rows, where they have no score
     rankings: dict[str, BoxRanking]  # by path, shared by all rows
     marks: RowMarks = field(default_factory=RowMarks)
+    confidences: dict[int, Any] = field(default_factory=dict)  # by the identity of objects in the answer
 
-    def mark_value(self, compared: ComparedField, answer: Any, truth: Any) -> Verdict:
+    def take_confidences(self, answer: Any, confidence: Any) -> None:
+        """Remember the confidence of every object in an answer; `confidence` has the shape of the answer."""
+        if isinstance(answer, dict) and isinstance(confidence, dict):
+            self.confidences[id(answer)] = confidence
+            for name, part in answer.items():
+                self.take_confidences(part, confidence.get(name))
+        if isinstance(answer, list) and isinstance(confidence, list) and len(answer) == len(confidence):
+            for part, part_confidence in zip(answer, confidence, strict=True):
+                self.take_confidences(part, part_confidence)
+
+    def get_confidence(self, element: Any, name: str) -> Any:
+        return self.confidences.get(id(element), {}).get(name)
+
+    def mark_value(self, compared: ComparedField, answer: Any, truth: Any, confidence: Any = None) -> Verdict:
         if compared.kind == "object":
             verdict = self.mark_object(compared, answer, truth)
         elif compared.is_list:
@@ -75,6 +91,9 @@ class RowMarker:
             if compared.kind == "choice":
                 self.marks.choices[compared.path].append((to_text(truth), to_text(answer)))
             verdict = comparison.is_right, comparison.similarity
+            least = min(list_confidences(confidence), default=None)
+            if least is not None:
+                self.marks.judged[compared.path].append((least, comparison.is_right))
         self.marks.add(compared.path, RIGHT, (float(verdict[0]), 1.0))
         return verdict
 
@@ -89,7 +108,12 @@ class RowMarker:
             if (truth is None or part.name in truth) and part.kind not in SKIPPED_KINDS and part.meaning not in skipped
         ]
         verdicts = [
-            self.mark_value(part, answer.get(part.name), None if truth is None else truth[part.name])
+            self.mark_value(
+                part,
+                answer.get(part.name),
+                None if truth is None else truth[part.name],
+                self.get_confidence(answer, part.name),
+            )
             for part in members
         ]
         similarity = sum(verdict[1] for verdict in verdicts) / len(verdicts) if verdicts else 1.0
@@ -108,6 +132,7 @@ class RowMarker:
             hits, answered_count, true_count = (
                 total + count for total, count in zip((hits, answered_count, true_count), counts, strict=True)
             )
+            self.judge_scores(compared, group, pairs)
             for pair in pairs:
                 self.mark_object(compared, pair.answered, pair.true, skipped=PLACES)
                 has_wrong_member |= not self.judge_pair(compared, pair.answered, pair.true)[0]
@@ -119,7 +144,8 @@ class RowMarker:
     def pair_group(self, compared: ComparedField, group: ElementGroup) -> tuple[list[Pair], int]:
         """The pairs, and how many answered elements do not count."""
         if compared.kind == "boxes":
-            scores = np.full(len(group.answered), self.rank)
+            known = [self.get_confidence(element, SCORE) for element in group.answered]
+            scores = np.array([self.rank if score is None else score for score in known])
             matches = match_box_group(compared, group, scores)
             ranking = self.rankings.setdefault(compared.path, BoxRanking())
             true_count = len(group.true) - int(get_crowds(group.true).sum())
@@ -136,6 +162,12 @@ class RowMarker:
         return RowMarker(self.row, self.diagonal, self.rank, {}).mark_object(
             compared, answer, truth, skipped=PLACES + TIMES
         )
+
+    def judge_scores(self, compared: ComparedField, group: ElementGroup, pairs: list[Pair]) -> None:
+        """The scores of places, and whether they were found."""
+        found = {id(pair.answered) for pair in pairs if pair.is_found}
+        scores = [(self.get_confidence(element, SCORE), id(element) in found) for element in group.answered]
+        self.marks.judged[compared.path] += [(score, is_found) for score, is_found in scores if score is not None]
 
     def add_class(self, path: str, label: str, counts: Sequence[float]) -> None:
         sums = self.marks.classes.setdefault(path, {}).setdefault(label, [0.0, 0.0, 0.0])

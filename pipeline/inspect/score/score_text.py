@@ -21,18 +21,29 @@ def format_score(score: OutputScore) -> Iterator[str]:
         yield f"{score.unlabelled:,} answered rows have no truth"
     if score.unused:
         yield f"{score.unused:,} truths belong to no row of this question"
-    width = max(len("field"), *map(len, score.fields))
+    width = max(len("confidence"), *map(len, score.fields))
     yield f"{'field':<{width}}  {'measure':<21} {'value':>8}   95 % interval      rows"
     for path, field in score.fields.items():
         for number, (measure, estimate) in enumerate(sort_measures(field)):
             name = "" if number else path
             yield f"{name:<{width}}  {measure:<21} {format_estimate(estimate)} {field.rows:>9,}"
+    yield from format_confidences(score.fields, width)
     for path, field in score.fields.items():
         yield from format_classes(path, field)
         mistakes = [each for each in field.confusion if each[0] != each[1]][:MAX_CONFUSIONS]
         for truth, answer, count in mistakes:
             yield f"{path}: {truth or 'null'} was answered as {answer or 'null'} {count:,} times"
     yield from format_estimates(score.estimates)
+
+
+def format_confidences(fields: Mapping[str, FieldScore], width: int) -> Iterator[str]:
+    known = {path: field.confidence for path, field in fields.items() if field.confidence}
+    if known:
+        yield f"{'confidence':<{width}}  {'values':>8} {'right':>7} {'mean':>7} {'AUROC':>7}  calibration error"
+    for path, each in known.items():
+        auroc = f"{'-':>7}" if each.auroc is None else f"{each.auroc:>7.3f}"
+        means = f"{each.right:>7.3f} {each.mean:>7.3f}"
+        yield f"{path:<{width}}  {each.values:>8,} {means} {auroc}  {each.calibration_error:.3f}"
 
 
 def format_estimates(estimates: Mapping[str, Mapping[str, PopulationEstimate]]) -> Iterator[str]:

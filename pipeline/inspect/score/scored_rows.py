@@ -19,10 +19,11 @@ from pipeline.inspect.score.compared_fields import ComparedField
 from pipeline.inspect.score.population import Figures, Population, describe_answer
 from pipeline.inspect.score.row_marks import RIGHT, RowMarker, RowMarks, mark_row
 from pipeline.inspect.score.truth_index import TruthIndex
+from pipeline.output.answer.confidence import list_confidences
 from pipeline.output.arrow_tables import COLUMN_DESCRIPTIONS
 from pipeline.output.thread_map import map_in_threads
 
-ANSWER_COLUMNS = ["id", "text", "answer", "media", "logprob", "run"]
+ANSWER_COLUMNS = ["id", "text", "answer", "media", "confidence", "logprob", "run"]
 
 
 @dataclass
@@ -57,7 +58,8 @@ def read_scored_rows(reader: OutputReader, truth: TruthIndex) -> ScoredRows:
             found[row["id"]] = row
             scored.failed += 1
     for number, (row_id, row) in enumerate(sorted(found.items())):
-        marker = RowMarker(number, compute_diagonal(row), math.exp(row["logprob"] or 0), scored.rankings)
+        marker = RowMarker(number, compute_diagonal(row), find_confidence(row), scored.rankings)
+        marker.take_confidences(row["answer"], row["confidence"])
         marks = mark_row(truth.root, row_id, get_answer(row, truth.root), truth.used[row_id], marker)
         scored.marks[row_id] = marks
         if row["run"] is not None:
@@ -74,7 +76,13 @@ def get_answer(row: Mapping[str, Any], root: ComparedField) -> Any:
 
 def describe_answered_row(row: Mapping[str, Any], root: ComparedField) -> Figures:
     """The confidence of an answer stands for the chance that it is right."""
-    return describe_answer(root, get_answer(row, root)) | {(root.path, RIGHT): math.exp(row["logprob"] or 0)}
+    return describe_answer(root, get_answer(row, root)) | {(root.path, RIGHT): find_confidence(row)}
+
+
+def find_confidence(row: Mapping[str, Any]) -> float:
+    """Of the least sure value, or the mean of the tokens, if an earlier version answered. 1 where nothing is known."""
+    least = min(list_confidences(row["confidence"]), default=None)
+    return math.exp(row["logprob"] or 0) if least is None else least
 
 
 def read_answered_rows(reader: OutputReader, more_columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -83,7 +91,7 @@ def read_answered_rows(reader: OutputReader, more_columns: list[str]) -> Iterato
 
     for table in map_in_threads(read_part, reader.parts):
         for row in table.to_pylist():
-            yield {"answer": None, **row}
+            yield {"answer": None, "confidence": None, **row}
 
 
 def read_failed_rows(reader: OutputReader, truth_column: str | None) -> Iterator[dict[str, Any]]:

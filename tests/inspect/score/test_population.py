@@ -76,4 +76,4 @@ def test_a_labelled_sample_tells_what_all_rows_are_like(workspace, capsys, monke
     assert main(["score", "out", "--truth", "truth.csv"]) == 0
     assert "kind: share of cat" in capsys.readouterr().out
     assert main(["sample", "out", "--by", "confidence", "--to", "other.csv"]) == 2
-    assert "have no log-probabilities" in capsys.readouterr().err
+    assert "some answers have none" in capsys.readouterr().err
