@@ -11,10 +11,18 @@ from moto.server import ThreadedMotoServer
 from pipeline.answer import Answerer
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.errors import JobError
+from pipeline.job.model_section import ModelSection
 from pipeline.job.spec import Job
 from pipeline.manifest.files import list_manifest_files
 from pipeline.model import checkpoint_location, hf_models
-from pipeline.model.checkpoint_location import compute_identity, locate_checkpoint, locate_small_files
+from pipeline.model.checkpoint_location import (
+    compute_adapter_identity,
+    compute_identity,
+    locate_adapter,
+    locate_adapter_config,
+    locate_checkpoint,
+    locate_small_files,
+)
 from pipeline.model.family_loader import load_config, load_family
 from pipeline.run.preflight import build_run_context
 
@@ -87,6 +95,21 @@ def test_a_remote_folder_is_copied_once_and_weights_only_when_needed(bucket, che
     bucket.delete_object(Bucket="acme", Key="models/tiny/generation_config.json")
     bucket.put_object(Bucket="acme", Key="models/tiny/generation_config.json", Body=b"{}")
     assert locate_checkpoint("s3://acme/models/tiny") != whole
+
+
+def test_an_adapter_is_found_and_identified_as_weights_are(bucket):
+    for name, data in (("adapter_config.json", b"{}"), ("adapter_model.safetensors", b"weights")):
+        bucket.put_object(Bucket="acme", Key=f"adapters/one/{name}", Body=data)
+    model = ModelSection(weights="builtin:tiny", adapter="s3://acme/adapters/one")
+    identity = compute_adapter_identity(model)
+    pinned = model.model_copy(update={"adapter_revision": identity})
+    assert not (locate_adapter_config(pinned) / "adapter_model.safetensors").exists()
+    assert (locate_adapter(pinned) / "adapter_model.safetensors").read_bytes() == b"weights"
+    bucket.put_object(Bucket="acme", Key="adapters/one/adapter_model.safetensors", Body=b"others!")
+    with pytest.raises(
+        JobError, match=r"^model\.adapter: the files of s3://acme/adapters/one .* are not those of this run"
+    ):
+        locate_adapter(pinned)
 
 
 def test_a_partial_download_is_fetched_again(bucket):

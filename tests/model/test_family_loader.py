@@ -9,7 +9,7 @@ import pytest
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.errors import JobError
 from pipeline.job.model_section import ContextSection, ModelSection, RopeSection
-from pipeline.model.family_loader import describe_yarn_risk, load_config, load_family
+from pipeline.model.family_loader import describe_yarn_risk, load_config, load_family, load_family_class
 from pipeline.types import Clip, Turn
 
 
@@ -52,6 +52,12 @@ def test_overrides_change_nested_keys_and_keep_their_neighbours(folder):
     assert changed["text_config"] == before["text_config"] | {"rms_norm_eps": 0.5}
     assert changed["new"] == 1
     assert load_config(folder) == before
+
+
+def test_a_job_may_name_another_family_than_the_checkpoint_does(folder):
+    model = ModelSection(weights="x", family="qwen3_5")
+    assert load_config(folder, model)["model_type"] == "qwen3_5"
+    assert type(load_family(folder, model=model)) is load_family_class("qwen3_5")
 
 
 def test_the_context_length_is_the_jobs_or_else_the_checkpoints(folder):
