@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -152,6 +153,8 @@ def test_a_model_does_not_fit_if_the_longest_row_has_no_room():
     load = TokenLoad(rows=1000, vision=1e6, prompt=1.1e6, output=1e5, longest=60_000)
     assert estimate_gpu("L4", load, seven).gpu_hours is None
     assert estimate_gpu("L4", load, seven, gpu_count=2).gpu_hours is not None
+    keeping = replace(seven, feature_bytes=57344 * 1000)  # of the other GPU's pictures, on both
+    assert seven.count_kv_tokens(24e9, 2) - keeping.count_kv_tokens(24e9, 2) == 2000
     costs = [estimate_gpu(name, load, seven, price_per_hour=2.0) for name in GPUS]
     assert all(each.cost == 2 * each.gpu_hours for each in costs if each.gpu_hours)
     assert not any(each.measured for each in costs)

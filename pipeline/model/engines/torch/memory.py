@@ -64,12 +64,17 @@ def estimate_step_bytes(
         chunk_numbers = prefill_tokens * delta_heads * (3 * sum(widths) + 4 * MAX_CHUNK_SIZE)
         delta_bytes = 4 * max(state_numbers, chunk_numbers)
     vision_numbers = patches * 4 * max(getattr(vision, "intermediate_size", 0), 4 * vision.hidden_size)
-    feature_layers = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or ())
-    kept_tokens = KEPT_CALLS * ranks * patches // vision.spatial_merge_size**2
-    feature_numbers = kept_tokens * feature_layers * text.hidden_size
+    feature_bytes = ranks * estimate_feature_bytes(text, vision, item_bytes, patches=patches)
     logit_bytes = 2 * item_bytes + 4 + 16  # of this step and the next, in float32, and what sampling makes of them
-    numbers = text_numbers + vision_numbers + feature_numbers
-    return int(numbers * item_bytes + delta_bytes + slots * text.vocab_size * logit_bytes)
+    numbers = text_numbers + vision_numbers
+    return int(numbers * item_bytes + feature_bytes + delta_bytes + slots * text.vocab_size * logit_bytes)
+
+
+def estimate_feature_bytes(text: Any, vision: Any, item_bytes: int, *, patches: int) -> int:
+    """Bytes of the features that are kept of the pictures that one rank encodes."""
+    feature_layers = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or ())
+    kept_tokens = KEPT_CALLS * patches // vision.spatial_merge_size**2
+    return int(kept_tokens * feature_layers * text.hidden_size * item_bytes)
 
 
 def choose_state_slots(cache_bytes: int, state_bytes: int, slots: int, *, requested: int | None) -> int:

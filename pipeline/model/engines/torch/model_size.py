@@ -28,9 +28,10 @@ class ModelSize:
     weights_bytes: int
     text_bytes: int  # the part of them that a decode step reads
     token_bytes: int  # KV cache of one token
-    step_bytes: int  # activations of the largest step
+    step_bytes: int  # activations of the largest step, and features that are kept, on a single GPU
     patches_per_token: int
     state_bytes: int = 0  # of the linear-attention layers, for one row of any length; the engine keeps it twice
+    feature_bytes: int = 0  # those that each GPU keeps for every other one
 
     def compute_row_bytes(self, tokens: float) -> float:
         """KV cache and state of a row: what it takes, and what a step reads and writes of it."""
@@ -38,7 +39,8 @@ class ModelSize:
 
     def count_kv_tokens(self, gpu_memory_bytes: float, gpu_count: int = 1) -> int:
         """Tokens that the KV cache can hold beside weights and activations; negative where the model does not fit."""
-        free = memory.CUDA_MEMORY_FRACTION * gpu_memory_bytes - self.weights_bytes / gpu_count - self.step_bytes
+        step_bytes = self.step_bytes + (gpu_count - 1) * self.feature_bytes
+        free = memory.CUDA_MEMORY_FRACTION * gpu_memory_bytes - self.weights_bytes / gpu_count - step_bytes
         return int(free * gpu_count // self.token_bytes)
 
 
@@ -77,6 +79,9 @@ def measure_model(config: Mapping[str, Any], *, dtype: str = "auto", quantize: s
             slots=memory.DEFAULT_SLOTS_BY_DEVICE["cuda"],
             patches=memory.DEFAULT_PATCHES_BY_DEVICE["cuda"],
             prefill_tokens=DEFAULT_PREFILL_TOKENS,
+        ),
+        feature_bytes=memory.estimate_feature_bytes(
+            text_config, vision_config, item_bytes, patches=memory.DEFAULT_PATCHES_BY_DEVICE["cuda"]
         ),
         patches_per_token=vision_config.spatial_merge_size**2,
         state_bytes=linear_layers * compute_layer_state_bytes(text_config, item_bytes) if linear_layers else 0,
