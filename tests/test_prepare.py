@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from pipeline import answer, prepare
@@ -20,7 +22,8 @@ def hopeless(*_, **__):
 @pytest.fixture
 def answerer():
     answerer = answer.Answerer.__new__(answer.Answerer)
-    answerer.context = type("Work", (), {"schema": None})
+    job = SimpleNamespace(answer=SimpleNamespace(review_below=None))
+    answerer.context = SimpleNamespace(schema=None, job=job)
     answerer.coordinate_system = answerer.time_origin = None
     return answerer
 
