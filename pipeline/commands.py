@@ -135,6 +135,9 @@ def write_report(options: argparse.Namespace) -> int:
             roots=tuple(options.roots),
             hosts=tuple(options.hosts),
             stores=tuple(options.stores),
+            truth=options.truth,
+            truth_id_column=options.truth_id,
+            schema_spec=options.schema,
         ),
         question=options.question,
     )

@@ -22,6 +22,7 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--random", type=int, default=24, metavar="N", help="random rows to show; default 24")
     parser.add_argument("--worst", type=int, default=12, metavar="N", help="least confident rows to show; default 12")
     parser.add_argument("--id", action="append", default=[], metavar="ID", help="a row to show")
+    add_truth_options(parser, is_required=False)
     for name, place in {"roots": "FOLDER", "hosts": "HOST:PORT", "stores": "URL"}.items():
         place_help = f"show media from there, as with the key input.{name} of a job; may be repeated"
         parser.add_argument(f"--{name}", action="append", default=[], metavar=place, help=place_help)

@@ -24,6 +24,9 @@ from pipeline.inspect.report.cards import build_card, build_page_values, needs_w
 from pipeline.inspect.report.page import escape_control_characters, render_page
 from pipeline.inspect.report.previews import PreviewLoader
 from pipeline.inspect.report.statistics import ReportOptions, group_failures, read_statistics
+from pipeline.inspect.report.truth_marks import TruthMarks, mark_differences
+from pipeline.inspect.score import measure_answers, open_answer_truth
+from pipeline.inspect.score.truth_index import TruthIndex
 from pipeline.job.spec import InputSection, Job
 from pipeline.output.answer.geometry import find_field_meanings
 
@@ -50,20 +53,41 @@ def write_report(
         raise JobError(f"--id {min(missing_ids)}: no row of that id is answered in {output_path}")
     failure_groups = group_failures(reader.read_failed_rows())
     field_meanings = find_field_meanings(read_answer_schema(reader.question))
+    truth = open_report_truth(reader, options)
+    score = measure_answers(reader, truth) if truth else None
     palette = Palette()
     access = build_media_access(output_path, options)
     with closing(PreviewLoader(load_original_job(reader).model_copy(update={"input": access}))) as previews:
         wide = any(needs_wide_card(sampled.row) for sampled in sampled_rows)  # one width for all cards
         cards = [
-            build_card(sampled, field_meanings, previews.load_preview, palette, wide=wide) for sampled in sampled_rows
+            build_card(
+                sampled,
+                field_meanings,
+                previews.load_preview,
+                palette,
+                wide=wide,
+                truth_marks=mark_sampled_row(sampled.row, truth, field_meanings) if truth else None,
+            )
+            for sampled in sampled_rows
         ]
-    html = render_page(build_page_values(reader, statistics, failure_groups, cards))
+    html = render_page(build_page_values(reader, statistics, failure_groups, cards, score))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(html, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{target}: cannot be written: {error.strerror}; name another file with --to") from error
     return ReportFile(target, len(cards), len(html.encode()), previews.withheld_media, format_claimed_places(reader))
+
+
+def open_report_truth(reader: OutputReader, options: ReportOptions) -> TruthIndex | None:
+    if options.truth is None:
+        return None
+    return open_answer_truth(reader, options.truth, id_column=options.truth_id_column, schema_spec=options.schema_spec)
+
+
+def mark_sampled_row(row: Mapping[str, Any], truth: TruthIndex, field_meanings: Mapping[str, str]) -> TruthMarks | None:
+    found = truth.find(row)
+    return None if found is None else mark_differences(row, found, truth.root, field_meanings)
 
 
 def read_answer_schema(question: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,11 @@ class Annotation:
     numbers: tuple[float, ...]  # pixels of the original, or seconds
     label: str
     media_index: int = 0
+    verdict: Literal["", "missed", "spurious"] = ""  # where there is a truth
+
+    @property
+    def shown_label(self) -> str:
+        return f"{self.verdict}: {self.label}" if self.verdict else self.label
 
 
 def find_annotations(answer: Any, field_meanings: Mapping[str, str]) -> list[Annotation]:
@@ -95,7 +100,7 @@ def annotate_media(
     for annotation in annotations:
         if annotation.kind == "event":
             continue
-        colour = {"colour": palette[annotation.label]}
+        colour = {"colour": palette[annotation.label], "verdict": annotation.verdict}
         if annotation.kind == "box":
             left, top, right, bottom = annotation.numbers
             media.boxes.append({"x": left, "y": top, "width": right - left, "height": bottom - top, **colour})
@@ -126,7 +131,7 @@ def choose_ticks(length_s: float) -> list[float]:
 
 def place_label(annotation: Annotation, size: tuple[int, int], unit: float) -> Mapping[str, Any]:
     """Above a box if there is room, otherwise inside it; beside a point; never beyond the image."""
-    text_length = len(escape_control_characters(annotation.label))
+    text_length = len(escape_control_characters(annotation.shown_label))
     width, height = (text_length * CHARACTER_WIDTH + 0.6) * unit, 1.4 * unit
     left, top = annotation.numbers[:2]
     if annotation.kind == "box" and top >= height:
@@ -135,7 +140,7 @@ def place_label(annotation: Annotation, size: tuple[int, int], unit: float) -> M
         left += unit
     left, top = max(0.0, min(left, size[0] - width)), max(0.0, min(top, size[1] - height))
     placed = {"x": left, "y": top, "width": width, "height": height}
-    return {name: round(value, 2) for name, value in placed.items()} | {"label": annotation.label}
+    return {name: round(value, 2) for name, value in placed.items()} | {"label": annotation.shown_label}
 
 
 def place_event(annotation: Annotation, length_s: float) -> Mapping[str, Any]:
@@ -143,11 +148,11 @@ def place_event(annotation: Annotation, length_s: float) -> Mapping[str, Any]:
     start, end = (round(TIMELINE_LENGTH * max(0.0, second) / length_s, 1) for second in annotation.numbers)
     width = max(end - start, 4.0)
     room = {"inside": width - 16, "after": TIMELINE_LENGTH - start - width - 8, "before": start - 8}
-    text_width = len(annotation.label) * TIMELINE_CHARACTER_WIDTH
+    text = annotation.shown_label
+    text_width = len(text) * TIMELINE_CHARACTER_WIDTH
     side = "inside" if text_width <= room["inside"] else max(room, key=lambda name: room[name])
     max_length = int(room[side] / TIMELINE_CHARACTER_WIDTH)
-    cut_label = f"{annotation.label[: max(max_length - 3, 0)]}..."
-    label = annotation.label if len(annotation.label) <= max_length else cut_label
+    label = text if len(text) <= max_length else f"{text[: max(max_length - 3, 0)]}..."
     label_x = {"inside": start + 8, "after": start + width + 8, "before": start - 8}[side]
-    span = {"x": start, "width": width, "full_label": annotation.label}
+    span = {"x": start, "width": width, "full_label": text, "verdict": annotation.verdict}
     return {**span, "label_x": label_x, "side": side, "label": label}

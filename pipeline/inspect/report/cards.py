@@ -21,6 +21,9 @@ from pipeline.inspect.report.statistics import (
     SampledRow,
     to_percent,
 )
+from pipeline.inspect.report.truth_marks import TruthMarks, build_confusion_matrices
+from pipeline.inspect.score import OutputScore
+from pipeline.inspect.score.score_text import list_score_cells
 from pipeline.inspect.status import format_run_duration, format_run_time, format_versions
 from pipeline.output.arrow_tables import RESERVED_COLUMNS
 
@@ -41,6 +44,7 @@ class Card:
     answer: Any
     kept: Mapping[str, Any]
     media: Sequence[AnnotatedMedia]
+    differences: Sequence[str]  # from the truth
     violations: Sequence[str]
     facts: Sequence[str]
     model_text: str  # what the model wrote, if it differs from the answer
@@ -75,15 +79,18 @@ def build_card(
     palette: Palette,
     *,
     wide: bool,
+    truth_marks: TruthMarks | None = None,
 ) -> Card:
     row = sampled_row.row
     answer = get_answer_or_text(row)
-    annotations = find_annotations(row.get("answer"), field_meanings)
+    annotations = truth_marks.annotations if truth_marks else find_annotations(row.get("answer"), field_meanings)
+    differences = truth_marks.differences if truth_marks else ()
     media = []
     for index, media_info in enumerate(row["media"] or ()):
         of_this_media = [annotation for annotation in annotations if annotation.media_index == index]
         media.append(annotate_media(load_preview(media_info), of_this_media, palette, wide=wide))
     tags = ["marks"] * bool(annotations) + ["doubts"] * bool(row["violations"] or row["flags"])
+    tags += ["wrong"] * bool(differences)
     return Card(
         id=row["id"],
         reason=sampled_row.reason,
@@ -91,6 +98,7 @@ def build_card(
         answer=answer,
         kept={name: value for name, value in row.items() if name not in RESERVED_COLUMNS},
         media=media,
+        differences=differences,
         violations=row["violations"] or (),
         facts=list_facts(row),
         model_text=row["raw"] or (row["text"] if answer is not row["text"] else ""),
@@ -113,8 +121,13 @@ def list_facts(row: Mapping[str, Any]) -> list[str]:
 
 
 def build_page_values(
-    reader: OutputReader, statistics: AnswerStatistics, failure_groups: Sequence[FailureGroup], cards: Sequence[Card]
+    reader: OutputReader,
+    statistics: AnswerStatistics,
+    failure_groups: Sequence[FailureGroup],
+    cards: Sequence[Card],
+    score: OutputScore | None = None,
 ) -> dict[str, Any]:
+    fields = score.fields if score else {}
     parts_note = f"The figures come from {statistics.parts_read:,} of {statistics.parts:,} parts, evenly spread."
     return {
         "name": reader.job.get("name", "answers"),
@@ -127,6 +140,8 @@ def build_page_values(
         "charts": build_charts(statistics, failure_groups, reader.run_reports),
         "note": "" if statistics.parts_read == statistics.parts else parts_note,
         "filters": list_filters(cards),
+        "scores": list(list_score_cells(fields)),
+        "confusion_matrices": list(build_confusion_matrices(fields)),
         "cards": cards,
         "failure_groups": failure_groups,
         "runs": [build_run_row(report) for report in reader.run_reports],
@@ -173,6 +188,7 @@ def list_filters(cards: Iterable[Card]) -> list[tuple[str, str, int]]:
     """The filters that match a card: key, label and how many cards."""
     counts = Counter(key for card in cards for key in ("all", card.reason, *card.tags.split()))
     labels = {"all": "all", **REASON_LABELS, "marks": "with places or times", "doubts": "with doubts"}
+    labels |= {"wrong": "differ from the truth"}
     return [(key, label, counts[key]) for key, label in labels.items() if counts[key] or key == "all"]
 
 

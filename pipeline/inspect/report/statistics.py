@@ -35,6 +35,9 @@ class ReportOptions:
     roots: tuple[str, ...] = ()  # where media may be read from, as in a job's section `input`
     hosts: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()  # beside that of the output
+    truth: str | None = None  # a kept column or a file, as with `score`
+    truth_id_column: str = "id"
+    schema_spec: str | None = None
 
 
 @dataclass

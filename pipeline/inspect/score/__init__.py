@@ -61,12 +61,18 @@ def score_output(
 ) -> OutputScore:
     """Also writes the score into the output."""
     reader = open_output_reader(path, question)
-    truth = open_answer_truth(reader, where, id_column=id_column, schema_spec=schema_spec)
+    score = measure_answers(reader, open_answer_truth(reader, where, id_column=id_column, schema_spec=schema_spec))
+    reader.dataset.write_score(score.truth_hash, json.dumps(to_json_dict(score), indent=1))
+    return score
+
+
+def measure_answers(reader: OutputReader, truth: TruthIndex) -> OutputScore:
     scored = read_scored_rows(reader, truth)
+    path, where = reader.dataset.store.path, truth.where
     if not scored.marks:
         raise OutputError(f"--truth {where}: none of its rows is in {path}. Rows are found by their ids (--truth-id)")
-    score = OutputScore(
-        output=reader.dataset.store.path,
+    return OutputScore(
+        output=path,
         question=reader.dataset.fingerprint,
         truth=where,
         truth_hash=truth.compute_hash(),
@@ -77,8 +83,6 @@ def score_output(
         fields=score_fields(scored),
         estimates=scored.population.estimate(),
     )
-    reader.dataset.write_score(score.truth_hash, json.dumps(to_json_dict(score), indent=1))
-    return score
 
 
 def open_answer_truth(

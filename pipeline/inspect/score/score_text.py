@@ -58,6 +58,14 @@ def format_estimates(estimates: Mapping[str, Mapping[str, PopulationEstimate]]) 
         yield f"{name:<{width}}  {each.answered:>8.3f} {format_estimate(each.estimate)}  {alone}".rstrip()
 
 
+def list_score_cells(fields: Mapping[str, FieldScore]) -> Iterator[tuple[str, str, str, str, str]]:
+    """Field, measure, value, interval and rows, for a table elsewhere."""
+    for path, field in fields.items():
+        for measure, estimate in sort_measures(field):
+            if estimate is not None:
+                yield path, measure, f"{estimate.value:.3f}", format_interval(estimate), f"{field.rows:,}"
+
+
 def sort_measures(field: FieldScore) -> list[tuple[str, Estimate | None]]:
     return sorted(field.measures.items(), key=lambda each: each[0] != RIGHT)
 

@@ -1,0 +1,75 @@
+"""The report beside a truth, in a real browser: measures, confusions, and what was missed or invented."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from pipeline.__main__ import main
+from tests.inspect.browser import Browser
+
+pytestmark = pytest.mark.process
+
+HOSTILE = '<img src=x onerror="window.pwned=1">'
+DOG = {"bbox_2d": [28, 28, 112, 112], "label": "dog"}
+SPURIOUS = {"bbox_2d": [168, 28, 252, 84], "label": "dog"}
+MISSED = {"bbox_2d": [56, 140, 196, 224], "label": HOSTILE}
+SCHEMA = {"type": "object", "properties": {"kind": {"enum": ["cat", "dog"]}, "note": {"type": "string"}}}
+
+
+def run_rows(workspace, schema, answers, truths):
+    rows = workspace.draw_images(len(answers))
+    for number, row in enumerate(rows):
+        Image.new("RGB", (280, 280), (200, 200, 210)).save(workspace.folder / row["image"])
+        row |= {"hint": f"q{number}q", "truth": json.dumps(truths[number])}
+    workspace.write_manifest(rows)
+    replies = {f"q{number}q": json.dumps(answer) for number, answer in enumerate(answers)}
+    workspace.run_job(
+        input={"keep": ["truth"]},
+        prompt={"user": "{hint}"},
+        engine={"replies": replies},
+        answer={"schema": schema},
+        media={"max_pixels": 300_000},
+    )
+    page = workspace.folder / "page.html"
+    output = str(workspace.folder / "out")
+    assert main(["report", output, "--roots", str(workspace.folder), "--truth", "truth", "--to", str(page)]) == 0
+    return page
+
+
+def test_missed_and_spurious_boxes_are_marked_where_they_are(workspace):
+    answers = [{"boxes": [DOG, SPURIOUS]}, {"boxes": [DOG]}]
+    page = run_rows(workspace, "boxes", answers, [{"boxes": [DOG, MISSED]}, {"boxes": [DOG]}])
+    browser = Browser()
+    try:
+        browser.open(page)
+        card = "document.querySelector('article[data-tags~=wrong]')"
+        for verdict, (left, top, right, bottom) in (("missed", MISSED["bbox_2d"]), ("spurious", SPURIOUS["bbox_2d"])):
+            names = ("x", "y", "width", "height")
+            drawn = browser.value(
+                f"(r => {json.dumps(names)}.map(n => +r.getAttribute(n)))({card}.querySelector('rect.{verdict}'))"
+            )
+            assert drawn == pytest.approx([left, top, right - left, bottom - top], abs=1)
+        dash = f"getComputedStyle({card}.querySelector('rect.missed')).strokeDasharray"
+        assert browser.value(dash) != "none"
+        assert browser.value("document.querySelectorAll('rect.box').length") == 4
+        assert browser.value("document.querySelectorAll('article[data-tags~=wrong]').length") == 1
+        assert f"missed: {HOSTILE}" in browser.value("document.body.textContent")
+        assert browser.value("window.pwned") is None
+        assert "AP50:95" in browser.value("document.getElementById('scores').innerText")
+    finally:
+        browser.close()
+
+
+def test_values_that_differ_and_confusions_are_shown(workspace):
+    (workspace.folder / "kind.json").write_text(json.dumps({**SCHEMA, "required": ["kind", "note"]}))
+    answers = [{"kind": "dog", "note": "a"}, {"kind": "cat", "note": "b"}, {"kind": "cat", "note": "c"}]
+    truths = [{"kind": "cat", "note": HOSTILE}, {"kind": "cat", "note": "b"}, {"kind": "cat"}]
+    html = run_rows(workspace, f"{workspace.folder}/kind.json", answers, truths).read_text()
+    assert '<p class="warn">kind: the truth is cat</p>' in html
+    assert '<p class="warn">note: the truth is &lt;img src=x onerror=' in html
+    assert html.count('class="warn"') == 2
+    assert "kind</bdi>: what was confused" in html
+    assert '<td class="number">2</td><td class="number">1</td>' in html
