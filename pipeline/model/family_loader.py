@@ -38,6 +38,11 @@ def load_architecture(model_type: str) -> ModelArchitecture:
     return family_class.architecture
 
 
+def knows_model(job: Job) -> bool:
+    """Whether prompts, sizes and tokens are prepared here, and not by the program that runs the model."""
+    return job.model.family is None or load_family_class(job.model.family).knows_model
+
+
 def open_job_family(job: Job) -> Family:
     """The family of the checkpoint that a job names, if it names one."""
     model = job.model
@@ -49,8 +54,8 @@ def load_job_family(folder: Path, job: Job) -> Family:
     """The family of a checkpoint, with the job's changes. Nothing is read for a family that does not know its model."""
     thinking = None if job.answer.thinking is None else job.answer.thinking is not False
     options: dict[str, Any] = {"add_vision_id": job.media.add_vision_id, "thinking": thinking}
-    if job.model.family and not (family_class := load_family_class(job.model.family)).knows_model:
-        return family_class(CheckpointFiles({}), build_byte_tokenizer(), **options)
+    if job.model.family and not knows_model(job):
+        return load_family_class(job.model.family)(CheckpointFiles({}), build_byte_tokenizer(), **options)
     return load_family(folder, model=job.model, **options)
 
 

@@ -47,7 +47,7 @@ class HttpEngineType(EngineType):
         assert isinstance(job.engine, HttpSettings)
         if job.media.steps and job.engine.send == "uri":
             problems.append("engine.send: uri shows the server media without media.steps; leave it out to send pixels")
-        return problems + (find_generic_problems(job, job.engine) if job.model.family == "generic" else [])
+        return problems + ([] if family_loader.knows_model(job) else find_unknown_model_problems(job, job.engine))
 
     def count_slots(self, job: Job) -> int:
         assert isinstance(job.engine, HttpSettings)
@@ -63,7 +63,7 @@ class HttpEngineType(EngineType):
         return "source" if job.engine.video == "frames" else family.time_origin
 
 
-def find_generic_problems(job: Job, settings: HttpSettings) -> list[str]:
+def find_unknown_model_problems(job: Job, settings: HttpSettings) -> list[str]:
     """What a model that nothing is known about does not allow."""
     problems = []
     if not (job.model.weights or settings.model):

@@ -40,9 +40,10 @@ def find_problems(job: Job) -> list[str]:
         problems.append(
             "model.adapter: engine vllm merges none; save the model after PEFT's merge_and_unload, name that"
         )
-    if job.model.family == "generic" and not job.model.weights:
+    is_unknown = not family_loader.knows_model(job)
+    if is_unknown and not job.model.weights:
         problems.append("model.weights: vLLM runs the model here, so name its checkpoint")
-    if job.model.family == "generic" and job.answer.thinking and "reasoning_parser" not in given:
+    if is_unknown and job.answer.thinking and "reasoning_parser" not in given:
         problems.append("engine.reasoning_parser: say how this model marks its thinking, by vLLM's name for it")
     problems += [f"engine.{name}: say it as {JOB_KEYS[name]}" for name in given if name in JOB_KEYS]
     unknown = sorted(given.keys() - JOB_KEYS.keys() - known.keys()) if known else []
