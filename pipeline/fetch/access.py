@@ -122,6 +122,14 @@ def _list_possible_paths(uri: str) -> list[Path]:
     return [Path(match[2]), Path(os.fsdecode(unquote_to_bytes(re.split("[?#]", match[2])[0])))]
 
 
+def find_page_words(uri: str) -> str:
+    """What a `file:` URI says behind its path, where it may ask for pages and is no part of the file's name."""
+    match = re.search(r"#.*|\?(?:[^#]*&)?pages?=.*", uri, re.DOTALL)
+    paths = _list_possible_paths(uri)
+    is_cut_off = match and len(paths) > 1 and not paths[0].exists()
+    return match[0] if match and is_cut_off else ""
+
+
 def is_named_with_port(host: str, port: int | None, allowed_hosts: Sequence[str]) -> bool:
     """Whether the job names exactly this host and port, which then may have a private address.
 

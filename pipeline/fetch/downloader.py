@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from pipeline.errors import FetchError
-from pipeline.fetch.access import WEB_SCHEMES, parse_scheme, redact_source, resolve_local_path
+from pipeline.fetch.access import WEB_SCHEMES, find_page_words, parse_scheme, redact_source, resolve_local_path
 from pipeline.fetch.blob import Blob, BlobWriter, check_byte_limit, split_page_fragment
 from pipeline.fetch.object_store import ObjectStore
 from pipeline.fetch.remote_object import ObjectChangedError, download_rest, fetch_with_retries
@@ -93,7 +93,7 @@ class Downloader:
             raise
 
     def _read_local_file(self, uri: str, pages: str) -> Blob:
-        path, shown_uri = self.resolve_local_path(uri), redact_source(uri)
+        path, shown_uri, pages = self.resolve_local_path(uri), redact_source(uri), pages or find_page_words(uri)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)  # pipes do not block
             with open(descriptor, "rb") as file:

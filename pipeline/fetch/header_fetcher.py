@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.fetch.access import parse_scheme, redact_source
+from pipeline.fetch.access import find_page_words, parse_scheme, redact_source
 from pipeline.fetch.blob import Blob, check_byte_limit, split_page_fragment
 from pipeline.fetch.downloader import Downloader
 from pipeline.fetch.fetcher import Fetcher, run_on_event_loop
@@ -79,7 +79,7 @@ class HeaderReader:
         if kind is None:
             return None
         check_byte_limit(size, kind, uri=redact_source(uri), limits=self.downloader.limits)
-        return Blob(redact_source(uri), kind, path=path, pages=pages)
+        return Blob(redact_source(uri), kind, path=path, pages=pages or find_page_words(uri))
 
     async def _fetch_remote_header(self, source: str, scheme: str, uri: str) -> Blob | None:
         client = self.downloader.get_client(scheme)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from pipeline.errors import DecodeError
@@ -60,6 +63,18 @@ def test_missing_pages_are_an_error(wish, scan, load):
 def test_words_that_choose_no_page_are_an_error_for_a_document_of_several(selection):
     with pytest.raises(DecodeError, match=r"does not choose among its 3 pages; write #page=3"):
         parse_pages(selection, 3, 100)
+
+
+@pytest.mark.parametrize("words", ["#2", "#page 2", "?page=2", "?x=1&page=2"])
+def test_words_behind_a_file_uri_that_choose_no_page_are_an_error(words, scan, load):
+    """Relative paths of a manifest are file: URIs."""
+    with pytest.raises(DecodeError, match=r"does not choose among its 3 pages; write #page=3"):
+        load(f"{scan.as_uri()}{words}")
+
+
+def test_such_words_may_be_a_part_of_a_files_name(scan, load):
+    named = Path(shutil.copy(scan, scan.with_name("scan#2.pdf")))
+    assert len(load(f"file://{named}")) == 3
 
 
 def test_page_is_rendered_at_the_size_of_the_model(scan, load):
