@@ -17,7 +17,7 @@ from pipeline.inspect.output_reader import OutputReader, open_output_reader
 from pipeline.inspect.score.box_matching import BoxRanking
 from pipeline.inspect.score.compared_fields import build_compared_fields
 from pipeline.inspect.score.confidence_quality import ConfidenceQuality, measure_confidence
-from pipeline.inspect.score.intervals import Estimate, compute_wilson_interval, estimate_ratios, resample_rows
+from pipeline.inspect.score.intervals import Estimate, Z, compute_wilson_interval, estimate_ratios, resample_rows
 from pipeline.inspect.score.population import PopulationEstimate
 from pipeline.inspect.score.row_marks import ERROR_MEASURES
 from pipeline.inspect.score.scored_rows import ScoredRows, list_kept_columns, read_scored_rows
@@ -170,14 +170,17 @@ def describe_class(hits: float, answered: float, true: float) -> dict[str, float
 
 
 def estimate_precision(ranking: BoxRanking, row_count: int) -> dict[str, Estimate | None]:
+    """Resampled pictures repeat, which raises their precision, so only the spread of the resampled values is used."""
     drawn = [ranking.compute(weights) for weights in resample_rows(row_count, PRECISION_RESAMPLINGS)]
     estimates: dict[str, Estimate | None] = {}
     for name, value, *resampled in zip(("AP50", "AP50:95", "AR"), ranking.compute(), *drawn, strict=True):
-        known = [each for each in resampled if each is not None]
-        low, high = np.percentile(known, [2.5, 97.5]) if known else (0.0, 0.0)
-        if value is not None and high - low < 1e-9:  # without a mistake, resampling finds no doubt
-            low, high = compute_wilson_interval(value, row_count)
-        estimates[name] = None if value is None else Estimate(value, float(low), float(high))
+        spread = Z * float(np.std([each for each in resampled if each is not None] or [0.0]))
+        if value is None:
+            estimates[name] = None
+        elif spread < 1e-9:  # without a mistake, resampling finds no doubt
+            estimates[name] = Estimate(value, *compute_wilson_interval(value, row_count))
+        else:
+            estimates[name] = Estimate(value, max(0.0, value - spread), min(1.0, value + spread))
     return estimates
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,10 +44,17 @@ class _ClassMatches:
     ignored: list[Array] = field(default_factory=list)
     truth_rows: list[int] = field(default_factory=list)  # the row of each true box that counts
 
+    @cached_property
+    def ranked(self) -> tuple[Array, Array, Array]:
+        """The rows of all boxes, best score first; and whether each counts, and is a hit, by threshold."""
+        order = np.argsort(-np.concatenate(self.scores), kind="mergesort")
+        hits, ignored = (np.concatenate(each, axis=1)[:, order] for each in (self.hits, self.ignored))
+        return np.concatenate(self.rows)[order], ~ignored, hits
+
 
 @dataclass
 class BoxRanking:
-    """Matches of many pictures, and the precision over all of them. Classes are compared by name."""
+    """Matches of many pictures, and the precision over all of them once they are added. Classes are told by name."""
 
     classes: dict[str, _ClassMatches] = field(default_factory=lambda: defaultdict(_ClassMatches))
 
@@ -65,11 +73,8 @@ class BoxRanking:
         truth_weights = np.ones(len(found.truth_rows)) if row_weights is None else row_weights[found.truth_rows]
         if not truth_weights.sum():
             return AveragePrecision(None, None, None)
-        rows, scores = np.concatenate(found.rows), np.concatenate(found.scores)
-        order = np.argsort(-scores, kind="mergesort")
-        weights = np.ones(len(rows)) if row_weights is None else row_weights[rows]
-        counted = ~np.concatenate(found.ignored, axis=1)[:, order] * weights[order]
-        hits = np.concatenate(found.hits, axis=1)[:, order]
+        rows, counts, hits = found.ranked
+        counted = counts * (1.0 if row_weights is None else row_weights[rows])
         true_sums, false_sums = np.cumsum(counted * hits, axis=1), np.cumsum(counted * ~hits, axis=1)
         curves = [_compute_precision(*sums, truth_weights.sum()) for sums in zip(true_sums, false_sums, strict=True)]
         means, recalls = [curve[0] for curve in curves], [curve[1] for curve in curves]

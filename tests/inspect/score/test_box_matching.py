@@ -11,6 +11,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from pipeline.inspect.score import estimate_precision
 from pipeline.inspect.score.box_matching import BoxRanking, match_boxes
 
 CLASSES = ("cat", "dog", "bird")
@@ -107,3 +108,18 @@ def test_a_row_of_weight_two_counts_as_two_rows():
         for row in [picture - 1] * (1 + (picture == 2)):
             add_picture(twice, row, *distinct)
     assert twice.compute() == pytest.approx(once.compute(np.array([1.0, 2.0])), abs=1e-9)
+
+
+def test_the_interval_of_a_precision_is_around_its_value():
+    """Percentiles of resampled precisions need not be: pictures that repeat raise the precision."""
+    rng, ranking = np.random.default_rng(0), BoxRanking()
+    for row in range(120):
+        for label in rng.integers(0, 30, 4):
+            corners = rng.uniform(0, 100, (2, 2))
+            truths = np.concatenate([corners, corners + 30], axis=1)
+            answers = truths + rng.normal(0, 4, truths.shape)
+            add_picture(ranking, row, str(label), answers, rng.random(2), truths, [False, False])
+    for value, low, high in estimate_precision(ranking, 120).values():
+        assert low < value < high
+        assert value - low == pytest.approx(high - value)
+        assert high - low < 0.12

@@ -209,3 +209,14 @@ def test_comparators_of_shipped_schemas_are_no_part_of_their_questions(name):
     annotated = json.dumps(load_annotated_schema(name, base_folder=Path()))
     assert "x-compare" in annotated
     assert "x-compare" not in load_schema(name, base_folder=Path()).text
+
+
+def test_answers_without_a_schema_are_compared_as_texts(workspace, capsys):
+    rows = workspace.draw_images(2)
+    workspace.write_manifest([{**row, "said": f"Seen  {row['id']}" if at else "other"} for at, row in enumerate(rows)])
+    workspace.run_job(input={"keep": ["said"]})
+    score = score_output(str(workspace.folder / "out"), "said")
+    assert score.fields["answer"].wrong == ["r0"]
+    assert score.fields["answer"].measures["exact"].value == 0.0
+    assert main(["report", str(workspace.folder / "out"), "--truth", "said"]) == 0
+    assert "answer: the truth is other" in (workspace.folder / "out/report.html").read_text()
