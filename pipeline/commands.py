@@ -138,6 +138,7 @@ def write_report(options: argparse.Namespace) -> int:
             truth=options.truth,
             truth_id_column=options.truth_id,
             schema_spec=options.schema,
+            against=options.against,
         ),
         question=options.question,
     )

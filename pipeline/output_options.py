@@ -23,6 +23,7 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--worst", type=int, default=12, metavar="N", help="least confident rows to show; default 12")
     parser.add_argument("--id", action="append", default=[], metavar="ID", help="a row to show")
     add_truth_options(parser, is_required=False)
+    parser.add_argument("--against", metavar="FP", help="another question, whose answers are shown where they differ")
     for name, place in {"roots": "FOLDER", "hosts": "HOST:PORT", "stores": "URL"}.items():
         place_help = f"show media from there, as with the key input.{name} of a job; may be repeated"
         parser.add_argument(f"--{name}", action="append", default=[], metavar=place, help=place_help)

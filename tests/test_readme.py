@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline.__main__ import main
+from pipeline.cli import parse_arguments
 from pipeline.prepare import Preparer
 from pipeline.registry import STEPS
 from pipeline.types import Item, Request
@@ -56,3 +58,11 @@ def test_the_example_step_removes_the_color_of_what_the_model_sees(grayscale, mo
     for command in (["check", "job.yaml"], ["plan", "job.yaml"], ["run", "job.yaml", "--local"]):
         assert main(command) == 0, capsys.readouterr().err
     assert {int(value) for value in shown[-1].ravel()} == {85}
+
+
+def test_every_printed_command_line_is_understood():
+    lines = re.sub(r"\\\n", " ", README)
+    printed = re.findall(r"^    (?:\S+/)?python -m pipeline (.+)$", lines, re.MULTILINE)
+    assert len(printed) >= 10
+    for line in printed:
+        parse_arguments(None, shlex.split(line, comments=True))  # ends the process where it does not understand one

@@ -73,3 +73,30 @@ def test_values_that_differ_and_confusions_are_shown(workspace):
     assert html.count('class="warn"') == 2
     assert "kind</bdi>: what was confused" in html
     assert '<td class="number">2</td><td class="number">1</td>' in html
+
+
+def test_the_answer_to_another_question_stands_beside_each_that_differs(workspace):
+    (workspace.folder / "kind.json").write_text(json.dumps({**SCHEMA, "required": ["kind", "note"]}))
+    workspace.write_manifest([{**row, "hint": f"q{n}q"} for n, row in enumerate(workspace.draw_images(2))])
+    same = json.dumps({"kind": "cat", "note": "same"})
+    for word, other in (("First", {"kind": "cat", "note": HOSTILE}), ("Second", {"kind": "dog", "note": "b"})):
+        replies = {f"{word} q0q": json.dumps(other), "q1q": same}
+        assert (
+            workspace.run_job(
+                prompt={"user": f"{word} {{hint}}"},
+                engine={"replies": replies},
+                answer={"schema": f"{workspace.folder}/kind.json"},
+                allow_other_questions=True,
+            )
+            == 0
+        )
+    output, page = workspace.folder / "out", workspace.folder / "page.html"
+    runs = sorted((output / "runs").glob("*/plan.json"))
+    first = json.loads(runs[0].read_text())["fingerprint"]
+    assert main(["report", str(output), "--against", first, "--to", str(page)]) == 0
+    html = page.read_text()
+    assert '<p class="warn">kind: the other answer is cat</p><p class="warn">note: the other answer is &lt;img' in html
+    assert html.count('class="warn"') == 2
+    assert "<dt>note</dt><dd><bdi>&lt;img src=x" in html
+    assert "differ from the other answer <small>1</small>" in html
+    assert HOSTILE not in html

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,17 @@ from pydantic import ValidationError
 
 from pipeline.errors import JobError, OutputError
 from pipeline.fetch.stores import list_stores
+from pipeline.inspect.compare import find_common_fields
 from pipeline.inspect.output_reader import OutputReader, open_output_reader
 from pipeline.inspect.report.annotations import Palette
 from pipeline.inspect.report.cards import build_card, build_page_values, needs_wide_card
 from pipeline.inspect.report.page import escape_control_characters, render_page
 from pipeline.inspect.report.previews import PreviewLoader
 from pipeline.inspect.report.statistics import ReportOptions, group_failures, read_statistics
-from pipeline.inspect.report.truth_marks import TruthMarks, mark_differences
-from pipeline.inspect.score import measure_answers, open_answer_truth
+from pipeline.inspect.report.truth_marks import OtherAnswer, TruthMarks, compare_answers, mark_differences
+from pipeline.inspect.score import find_schema, measure_answers, open_answer_truth
+from pipeline.inspect.score.compared_fields import build_compared_fields
+from pipeline.inspect.score.scored_rows import read_answered_rows
 from pipeline.inspect.score.truth_index import TruthIndex
 from pipeline.job.spec import InputSection, Job
 from pipeline.output.answer.geometry import find_field_meanings
@@ -55,6 +58,7 @@ def write_report(
     field_meanings = find_field_meanings(read_answer_schema(reader.question))
     truth = open_report_truth(reader, options)
     score = measure_answers(reader, truth) if truth else None
+    others = read_other_answers(reader, options, [sampled.row for sampled in sampled_rows]) if options.against else {}
     palette = Palette()
     access = build_media_access(output_path, options)
     with closing(PreviewLoader(load_original_job(reader).model_copy(update={"input": access}))) as previews:
@@ -67,6 +71,7 @@ def write_report(
                 palette,
                 wide=wide,
                 truth_marks=mark_sampled_row(sampled.row, truth, field_meanings) if truth else None,
+                other=others.get(sampled.row["id"]),
             )
             for sampled in sampled_rows
         ]
@@ -83,6 +88,22 @@ def open_report_truth(reader: OutputReader, options: ReportOptions) -> TruthInde
     if options.truth is None:
         return None
     return open_answer_truth(reader, options.truth, id_column=options.truth_id_column, schema_spec=options.schema_spec)
+
+
+def read_other_answers(
+    reader: OutputReader, options: ReportOptions, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, OtherAnswer]:
+    """The answers to the other question, of these rows, by their ids."""
+    other_reader = open_output_reader(reader.dataset.store.path, options.against)
+    root = find_common_fields(
+        *(build_compared_fields(find_schema(each, options.schema_spec)) for each in (reader, other_reader))
+    )
+    shown = {row["id"]: {"answer": None, **row} for row in rows}
+    return {
+        other["id"]: compare_answers(shown[other["id"]], other, root)
+        for other in read_answered_rows(other_reader, [])
+        if other["id"] in shown
+    }
 
 
 def mark_sampled_row(row: Mapping[str, Any], truth: TruthIndex, field_meanings: Mapping[str, str]) -> TruthMarks | None:

@@ -21,7 +21,7 @@ from pipeline.inspect.report.statistics import (
     SampledRow,
     to_percent,
 )
-from pipeline.inspect.report.truth_marks import TruthMarks, build_confusion_matrices
+from pipeline.inspect.report.truth_marks import OtherAnswer, TruthMarks, build_confusion_matrices
 from pipeline.inspect.score import OutputScore
 from pipeline.inspect.score.score_text import list_score_cells
 from pipeline.inspect.status import format_run_duration, format_run_time, format_versions
@@ -45,6 +45,8 @@ class Card:
     kept: Mapping[str, Any]
     media: Sequence[AnnotatedMedia]
     differences: Sequence[str]  # from the truth
+    disagreements: Sequence[str]  # with the answer to another question
+    other_answer: Any  # None where both agree
     violations: Sequence[str]
     facts: Sequence[str]
     model_text: str  # what the model wrote, if it differs from the answer
@@ -80,6 +82,7 @@ def build_card(
     *,
     wide: bool,
     truth_marks: TruthMarks | None = None,
+    other: OtherAnswer | None = None,
 ) -> Card:
     row = sampled_row.row
     answer = get_answer_or_text(row)
@@ -90,7 +93,7 @@ def build_card(
         of_this_media = [annotation for annotation in annotations if annotation.media_index == index]
         media.append(annotate_media(load_preview(media_info), of_this_media, palette, wide=wide))
     tags = ["marks"] * bool(annotations) + ["doubts"] * bool(row["violations"] or row["flags"])
-    tags += ["wrong"] * bool(differences)
+    tags += ["wrong"] * bool(differences) + ["disagree"] * bool(other and other.disagreements)
     return Card(
         id=row["id"],
         reason=sampled_row.reason,
@@ -99,6 +102,8 @@ def build_card(
         kept={name: value for name, value in row.items() if name not in RESERVED_COLUMNS},
         media=media,
         differences=differences,
+        disagreements=other.disagreements if other else (),
+        other_answer=other.answer if other and other.disagreements else None,
         violations=row["violations"] or (),
         facts=list_facts(row),
         model_text=row["raw"] or (row["text"] if answer is not row["text"] else ""),
@@ -188,7 +193,7 @@ def list_filters(cards: Iterable[Card]) -> list[tuple[str, str, int]]:
     """The filters that match a card: key, label and how many cards."""
     counts = Counter(key for card in cards for key in ("all", card.reason, *card.tags.split()))
     labels = {"all": "all", **REASON_LABELS, "marks": "with places or times", "doubts": "with doubts"}
-    labels |= {"wrong": "differ from the truth"}
+    labels |= {"wrong": "differ from the truth", "disagree": "differ from the other answer"}
     return [(key, label, counts[key]) for key, label in labels.items() if counts[key] or key == "all"]
 
 

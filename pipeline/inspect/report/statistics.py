@@ -38,6 +38,7 @@ class ReportOptions:
     truth: str | None = None  # a kept column or a file, as with `score`
     truth_id_column: str = "id"
     schema_spec: str | None = None
+    against: str | None = None  # another question, whose answers are shown beside these
 
 
 @dataclass

@@ -24,6 +24,14 @@ class TruthMarks:
 
 
 @dataclass(frozen=True)
+class OtherAnswer:
+    """To another question about the same row."""
+
+    answer: Any
+    disagreements: Sequence[str]  # in words
+
+
+@dataclass(frozen=True)
 class ConfusionMatrix:
     path: str
     names: Sequence[str]
@@ -58,16 +66,24 @@ def find_unmatched(compared: ComparedField, answered: Any, true: Any, marker: Ro
     return missed, spurious
 
 
-def describe_differences(compared: ComparedField, truth: Any, marks: RowMarks) -> Iterator[str]:
+def compare_answers(row: Mapping[str, Any], other_row: Mapping[str, Any], root: ComparedField) -> OtherAnswer:
+    other = get_answer(other_row, root)
+    marks = mark_row(root, row["id"], get_answer(row, root), other, RowMarker(0, compute_diagonal(row), 1.0, {}))
+    return OtherAnswer(other, list(describe_differences(root, other, marks, "the other answer")))
+
+
+def describe_differences(
+    compared: ComparedField, truth: Any, marks: RowMarks, subject: str = "the truth"
+) -> Iterator[str]:
     """A sentence for each value that is not right."""
     truth = parse_json_text(truth)
     if compared.kind != "object":
         if marks.is_right(compared.path) is False:
-            yield f"{compared.path}: the truth is {to_text(truth) or 'null'}"
+            yield f"{compared.path}: {subject} is {to_text(truth) or 'null'}"
         return
     for part in compared.members:
         if truth is None or part.name in truth:
-            yield from describe_differences(part, None if truth is None else truth[part.name], marks)
+            yield from describe_differences(part, None if truth is None else truth[part.name], marks, subject)
 
 
 def build_confusion_matrices(fields: Mapping[str, FieldScore]) -> Iterator[ConfusionMatrix]:
