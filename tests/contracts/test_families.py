@@ -25,7 +25,6 @@ from pipeline.model.families.base import CheckpointFiles, Family
 from pipeline.model.families.qwen2_5_vl import Qwen25VL
 from pipeline.model.family_loader import (
     build_byte_tokenizer,
-    load_architecture,
     load_config,
     load_family,
     load_family_class,
@@ -37,9 +36,6 @@ from tests.workspace import JobWorkspace
 pytestmark = pytest.mark.process
 
 KNOWN_MODELS = [name for name in FAMILIES if load_family_class(name).knows_model]
-divided_by_our_engine = pytest.mark.parametrize(
-    "checkpoint", [name for name in KNOWN_MODELS if not load_architecture(name).has_linear_attention], indirect=True
-)
 SOURCES = [(640, 480), (33, 400), (3000, 200), (1920, 1080)]
 
 
@@ -166,7 +162,6 @@ def test_the_tower_gives_one_feature_for_each_vision_token(checkpoint: Path, fam
     assert torch.isfinite(features).all()
 
 
-@divided_by_our_engine
 def test_two_ranks_share_the_language_model(checkpoint: Path) -> None:
     def count_weights(tp: TensorParallel) -> int:
         return sum(weight.numel() for weight in load_model(checkpoint, tp=tp).language_model.parameters())

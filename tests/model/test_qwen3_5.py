@@ -99,12 +99,15 @@ def test_a_template_without_a_choice_is_sent_no_option(folder):
     assert load_family(without_choice, thinking=True).template_options == {}
 
 
-def test_our_engine_refuses_what_it_cannot_do_with_the_model(folder):
+def test_our_engine_is_divided_between_heads_and_says_among_how_many_ranks(folder):
     job = build_job(folder, {"kind": "torch"})
-    assert get_engine_type(job).find_problems(job) == []
-    model = job.model.model_copy(update={"tensor_parallel": 2, "quantize": "int4"})
-    (problem,) = get_engine_type(job).find_problems(job.model_copy(update={"model": model}))
-    assert problem.startswith("model.tensor_parallel: ")
+    engine_type, problems = get_engine_type(job), []
+    for size in (1, 2, 4):
+        model = job.model.model_copy(update={"tensor_parallel": size})
+        problems.append(engine_type.find_problems(job.model_copy(update={"model": model})))
+    assert problems[:2] == [[], []]
+    (problem,) = problems[2]
+    assert "2 key heads of linear attention are not divisible by 4" in problem
 
 
 @pytest.mark.parametrize("model_type", HYBRID_FAMILIES)

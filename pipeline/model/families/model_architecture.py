@@ -15,7 +15,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PatchGrid = tuple[int, int, int]  # patches in time, height, width
-ShardUnit = Literal["vocabulary", "experts", "mlp", "heads", "key_heads"]
+ShardUnit = Literal[
+    "vocabulary",
+    "experts",
+    "mlp",
+    "heads",
+    "key_heads",
+    "gated_heads",  # each with a gate of its size
+    "delta_heads",  # of Gated DeltaNet: one number for each value head
+    "delta_values",  # its value heads
+    "delta_mixed",  # its queries, keys and values, one after the other
+]
 
 
 class VisionTower(Protocol):

@@ -8,10 +8,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.model.families.model_architecture import ModelArchitecture
+from pipeline.model.families.model_architecture import SHARD_RULES, ModelArchitecture, ShardRule
 from pipeline.model.families.qwen3_vl import Qwen3VL
 
+DELTA_RULES = {
+    "q_proj": ShardRule("gated_heads"),
+    "in_proj_qkv": ShardRule("delta_mixed"),
+    "conv1d": ShardRule("delta_mixed"),
+    "in_proj_z": ShardRule("delta_values"),
+    "in_proj_a": ShardRule("delta_heads"),
+    "in_proj_b": ShardRule("delta_heads"),
+    "linear_attn": ShardRule("delta_heads"),  # its own weights: A_log, dt_bias
+    "out_proj": ShardRule("delta_values", dim=1),
+}
 HYBRID: Any = {
+    "shard_rules": {**SHARD_RULES, **DELTA_RULES},
     "has_linear_attention": True,
     "dense_layers": frozenset({"in_proj_a", "in_proj_b", "shared_expert_gate"}),  # a number per head or token
 }

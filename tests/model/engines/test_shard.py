@@ -20,11 +20,18 @@ from pipeline.model.engines.torch.shard import TensorParallel, WeightLayout
 from pipeline.model.engines.torch.vision_encoder import ClipSlice, assign_slices
 from pipeline.model.families.model_architecture import SHARD_RULES
 from pipeline.model.family_loader import load_architecture, load_config
-from tests.model.engines.conftest import QUANTIZABLE_SIZES
+from tests.model.engines.conftest import FAMILIES, HYBRID_FAMILIES, QUANTIZABLE_SIZES
 
 pytestmark = pytest.mark.process
 
-REPLICATED_OWNERS = ("norm", "layernorm", "q_norm", "k_norm", "gate")  # owners of weights that every rank holds
+REPLICATED_OWNERS = (
+    "norm",
+    "layernorm",
+    "q_norm",
+    "k_norm",
+    "gate",
+    "shared_expert_gate",
+)  # owners of weights that every rank holds
 
 
 def build_shares(folder, size, **options):
@@ -43,15 +50,23 @@ def join_parts(name, parts, whole):
     return torch.cat(parts, dims[0])
 
 
+@pytest.mark.parametrize("lab", FAMILIES + HYBRID_FAMILIES, indirect=True)
 @pytest.mark.parametrize("size", [2, 4])
 def test_shares_make_up_the_model_and_only_small_weights_are_replicated(lab, size):
     model = build_model(lab.folder, load_config(lab.folder))
+    if lab.family.architecture.has_linear_attention and size == 4:
+        with pytest.raises(JobError, match=r"2 key heads of linear attention .* Possible: 1, 2$"):
+            build_shares(lab.folder, size)
+        return
     shares = [dict(share.named_parameters()) for share in build_shares(lab.folder, size)]
     replicated = set()
     for name, whole in model.named_parameters():
         made = join_parts(name, [share[name] for share in shares], whole)
         if made is None:
             replicated.add(name)
+        elif name.split(".")[-2] in ("in_proj_qkv", "conv1d"):  # queries, keys and values of the same heads
+            parts = [share[name].split([len(share[name]) // 4] * 2 + [len(share[name]) // 2]) for share in shares]
+            assert torch.equal(torch.cat([torch.cat(kind) for kind in zip(*parts, strict=True)]), whole), name
         elif size == 4 and name.split(".")[-2] in ("k_proj", "v_proj"):  # two key heads for four ranks
             halves = whole.chunk(2)
             assert torch.equal(made, torch.cat([halves[0], halves[0], halves[1], halves[1]])), name
@@ -187,7 +202,7 @@ def test_fp8_weights_are_scaled_as_they_are_read(tmp_path, model_type, split):
     save_file(scaled, folder / "model.safetensors", metadata={"format": "pt"})
     save_file(dense, rounded / "model.safetensors", metadata={"format": "pt"})
     said = load_config(folder) | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
-    for place in (TensorParallel(),) if is_hybrid else (TensorParallel(), TensorParallel(1, 2)):
+    for place in (TensorParallel(), TensorParallel(1, 2)):
         expected = dict(build_model(rounded, load_config(folder), dtype="float32", tp=place).named_parameters())
         for name, weight in build_model(folder, said, dtype="float32", tp=place).named_parameters():
             assert torch.equal(weight, expected[name]), name

@@ -100,7 +100,9 @@ def mark_slow(*families: str) -> list[Any]:
     return [pytest.param(family, marks=pytest.mark.slow) for family in families]
 
 
-@pytest.mark.parametrize("lab", ["qwen2_5_vl", *mark_slow("qwen2_vl", "qwen3_vl", "qwen3_vl_moe")], indirect=True)
+@pytest.mark.parametrize(
+    "lab", ["qwen2_5_vl", "qwen3_5", *mark_slow("qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5_moe")], indirect=True
+)
 def test_two_ranks_give_the_answers_and_logits_of_one_process(lab: Lab):
     check_equal_to_one_process(lab, 2)
 

@@ -51,13 +51,6 @@ class TorchEngineType(EngineType):
             read_config(adapter_folder)  # JobError where it cannot be merged
         folder = checkpoint_location.locate_small_files(job.model.weights, job.model.revision)
         config = family_loader.load_config(folder, job.model)
-        if family_loader.load_architecture(config["model_type"]).has_linear_attention:
-            if job.model.tensor_parallel == 1:
-                return []
-            return [
-                f"model.tensor_parallel: engine torch runs {config['model_type']} on one device only, so far; "
-                "leave the key out, or use engine vllm"
-            ]
         if job.model.tensor_parallel == 1:
             return []
         from pipeline.model.engines.torch.model_loader import parse_config  # torch takes seconds to import

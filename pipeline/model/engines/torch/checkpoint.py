@@ -62,6 +62,9 @@ class Checkpoint:
         """`shape` is that of the whole weight in the model; it shows whether the file has it transposed."""
         if shape is not None and name not in self.stored_tensors:
             return self.read_separate_experts(name, weight_shard.span if weight_shard else (0, shape[0]))
+        if weight_shard is not None and weight_shard.further_spans:
+            parts = [self.read_weight(name, part, shape=shape) for part in weight_shard.split()]
+            return torch.cat(parts, weight_shard.dim)
         file, stored_name = self.stored_tensors[name]
         is_transposed = shape is not None and len(shape) == 3 and self.get_shape(name) != list(shape)
         index: tuple[slice, ...] = (slice(None),)

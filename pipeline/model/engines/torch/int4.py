@@ -107,7 +107,8 @@ def load_awq_layer(
 def to_awq_shard(weight_shard: WeightShard, inputs_per_row: int, outputs_per_word: int) -> WeightShard:
     """The same part of a weight [out, in] in a tensor [in / inputs_per_row, out / outputs_per_word]."""
     divisor = inputs_per_row if weight_shard.dim else outputs_per_word
-    return WeightShard(1 - weight_shard.dim, (weight_shard.span[0] // divisor, weight_shard.span[1] // divisor))
+    spans = [(first // divisor, end // divisor) for first, end in (weight_shard.span, *weight_shard.further_spans)]
+    return WeightShard(1 - weight_shard.dim, spans[0], tuple(spans[1:]))
 
 
 def unpack_awq_nibbles(words: Tensor) -> Tensor:

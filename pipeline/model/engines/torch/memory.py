@@ -135,7 +135,7 @@ def estimate_weight_bytes(model: Any, layout: WeightLayout) -> int:
     text_config, item_bytes, total = model.config.get_text_config(), layout.dtype.itemsize, 0.0
     for name, param in model.named_parameters():
         part = layout.assign_shard(name, text_config)
-        share = (part.span[1] - part.span[0]) / param.shape[part.dim] if part else 1.0
+        share = part.length / param.shape[part.dim] if part else 1.0
         group_size = 1
         if param.dim() > 1 and layout.architecture.is_quantizable(name):
             group_size = shard.find_group_size(param.shape[-1], layout.group_sizes)

@@ -3,6 +3,7 @@
     column   outputs are divided: q, k, v, gate, up; embeddings and head by vocabulary
     row      inputs are divided: o, down; the outputs of all ranks are summed
     expert   whole experts: a mixture is divided between experts, never inside one
+    delta    whole heads of Gated DeltaNet; where a weight holds queries, keys and values, the same heads of each
 
 The family's `shard_rules` say which weight is divided how. Attention is divided by heads, so that a rank's query heads
 find their keys on the same rank; with fewer key heads than ranks, neighbours hold the same one. Norms, a mixture's
@@ -36,10 +37,19 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class WeightShard:
-    """The part of a weight that a rank holds: a span of one dimension."""
+    """The part of a weight that a rank holds: a span of one dimension, or several that are joined."""
 
     dim: int
     span: Span
+    further_spans: tuple[Span, ...] = ()
+
+    def split(self) -> list[WeightShard]:
+        """One shard for each span."""
+        return [WeightShard(self.dim, span) for span in (self.span, *self.further_spans)]
+
+    @property
+    def length(self) -> int:
+        return sum(end - first for first, end in (self.span, *self.further_spans))
 
 
 def compute_span(count: int, tp: TensorParallel, *, unit_size: int = 1) -> Span:
@@ -77,17 +87,39 @@ def find_group_size(in_features: int, group_sizes: Sequence[int]) -> int:
     return next((group for group in group_sizes if in_features % group == 0), 1)
 
 
-def compute_unit_span(unit: ShardUnit, text_config: Any, tp: TensorParallel, group_sizes: Sequence[int]) -> Span:
+def compute_unit_spans(
+    unit: ShardUnit, text_config: Any, tp: TensorParallel, group_sizes: Sequence[int]
+) -> tuple[Span, ...]:
     if unit == "vocabulary":
-        return compute_span(text_config.vocab_size, tp)
+        return (compute_span(text_config.vocab_size, tp),)
     if unit == "experts":
-        return compute_span(text_config.num_experts, tp)
+        return (compute_span(text_config.num_experts, tp),)
     if unit == "mlp":
         width = get_mlp_width(text_config)
-        return compute_span(width, tp, unit_size=find_group_size(width, group_sizes))
-    key_heads, head_dim = unit == "key_heads", get_head_dim(text_config)
-    heads = assign_key_heads(text_config, tp) if key_heads else compute_span(text_config.num_attention_heads, tp)
-    return heads[0] * head_dim, heads[1] * head_dim
+        return (compute_span(width, tp, unit_size=find_group_size(width, group_sizes)),)
+    if unit in ("delta_heads", "delta_values", "delta_mixed"):
+        return compute_delta_spans(unit, text_config, tp)
+    head_dim = get_head_dim(text_config) * (2 if unit == "gated_heads" else 1)
+    is_key = unit == "key_heads"
+    heads = assign_key_heads(text_config, tp) if is_key else compute_span(text_config.num_attention_heads, tp)
+    return (scale_span(heads, head_dim),)
+
+
+def compute_delta_spans(unit: ShardUnit, text_config: Any, tp: TensorParallel) -> tuple[Span, ...]:
+    value_heads = compute_span(text_config.linear_num_value_heads, tp)
+    if unit == "delta_heads":
+        return (value_heads,)
+    values = scale_span(value_heads, text_config.linear_value_head_dim)
+    if unit == "delta_values":
+        return (values,)
+    key_heads, key_dim = text_config.linear_num_key_heads, text_config.linear_key_head_dim
+    keys, width = scale_span(compute_span(key_heads, tp), key_dim), key_heads * key_dim
+    starts = (keys, 0), (keys, width), (values, 2 * width)  # queries, keys, values
+    return tuple((first + start, end + start) for (first, end), start in starts)
+
+
+def scale_span(span: Span, factor: int) -> Span:
+    return span[0] * factor, span[1] * factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +138,8 @@ class WeightLayout:
         rule = self.architecture.get_shard_rule(name)
         if self.tp.size == 1 or rule is None or (rule.dim == 1 and name.endswith(".bias")):
             return None
-        return WeightShard(rule.dim, compute_unit_span(rule.unit, text_config, self.tp, self.group_sizes))
+        first, *further = compute_unit_spans(rule.unit, text_config, self.tp, self.group_sizes)
+        return WeightShard(rule.dim, first, tuple(further))
 
 
 def find_tp_problems(text_config: Any, tp_size: int, *, group_sizes: Sequence[int] = ()) -> list[str]:
@@ -125,6 +158,14 @@ def find_tp_problems(text_config: Any, tp_size: int, *, group_sizes: Sequence[in
         problems.append(f"a vocabulary of {text_config.vocab_size:,} is not divisible by {tp_size}")
     if divisible_parts < tp_size:
         problems.append(f"{divisible_parts} experts or groups of weights cannot be divided by {tp_size}")
+    delta_heads = getattr(text_config, "linear_num_key_heads", 0)
+    if delta_heads % tp_size:
+        problems.append(f"{delta_heads} key heads of linear attention are not divisible by {tp_size}")
+    if delta_heads:
+        value_width = text_config.linear_num_value_heads * text_config.linear_value_head_dim
+        group = find_group_size(value_width, group_sizes)
+        if value_width // tp_size % group:
+            problems.append(f"{value_width}/{tp_size} values of linear attention are not in groups of {group}")
     if tp_size > 1 and heads // tp_size * head_dim % attention_group:
         problems.append(f"{heads}/{tp_size} heads of {head_dim} do not end between groups of {attention_group} weights")
     return problems
