@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -207,31 +208,43 @@ def test_a_model_of_another_maker_loses_no_row_and_holds_the_schema(workspace, t
     assert len(rows[0]["media"][0]["times"]) == 8
 
 
+def list_leaves(value: Any) -> list[Any]:
+    parts = list(value.values()) if isinstance(value, dict) else value
+    return [leaf for part in parts for leaf in list_leaves(part)] if isinstance(parts, list) else [value]
+
+
 @pytest.mark.parametrize("task", ["caption", "detect", "video", "invoice"])
 def test_the_built_in_models_answer_and_score_the_same_with_every_engine(task, server, tmp_path, monkeypatch):
     """The jobs of the demo with one line changed give the same answers and scores."""
     monkeypatch.setenv("VLLM_KEY", KEY)
-    http = {"url": server[0], "api_key": "${VLLM_KEY}"} | ({"video": "native"} if task == "video" else {})
+    http = {"url": server[0], "api_key": "${VLLM_KEY}", "body": {"logprobs": True}}
+    http |= {"video": "native"} if task == "video" else {}
     engines = {"torch": {}, "vllm": {**SMALL, "max_num_seqs": 32}, "http": http}
     if task == "invoice":
         del engines["http"]  # the server has the model of the other tasks
     manifest = scene_files.write_scene_files(tmp_path / task, task, 24)
-    answers, scores_by_engine = {}, {}
+    answers, scores_by_engine, confidences, fingerprints = {}, {}, {}, {}
     for kind, more in engines.items():
         out = tmp_path / kind
         line = json.dumps({"kind": kind, **more})
         changes = [f"engine={line}", f"output.path={out}", "model.context.max_length=4096", "limits.error_rate=1"]
         assert evaluate.run_task(task, tmp_path, changes, runner="local") == 0
-        columns = ["id", "text", "answer", "finish", "tokens", "flags", "question", "fingerprint"]
+        columns = ["id", "text", "answer", "confidence", "finish", "tokens", "flags", "question", "fingerprint"]
         rows = ds.dataset(out / "data").to_table(columns).to_pylist()
         for row in rows:
             del row["tokens"]["output"]  # forced text may take fewer tokens than the model would use
-            if task == "video":
-                del row["fingerprint"]  # `video: native` changes it
+            confidences[kind, row["id"]] = list_leaves(row.pop("confidence"))
+            fingerprints.setdefault(kind, set()).add(row.pop("fingerprint"))
         answers[kind] = {row["id"]: row for row in rows}
         scores_by_engine[kind] = scores.score_answers(task, evaluate.read_answers_and_truths(manifest, out))
     assert len(answers["torch"]) == 24
     for kind in engines:
         assert answers[kind] == answers["torch"]
         assert scores_by_engine[kind] == scores_by_engine["torch"]
+        for name in answers[kind]:
+            ours, theirs = confidences["torch", name], confidences[kind, name]
+            known = [our is not None for our in ours]  # what our grammar forced, vLLM chose from one
+            assert any(known)
+            assert list(compress(theirs, known)) == pytest.approx(list(compress(ours, known)), abs=0.02)
+    assert fingerprints["vllm"] == fingerprints["torch"]
     assert min(scores_by_engine["torch"].values()) > 0.6
