@@ -277,6 +277,7 @@ inspect: what people look at
     inspect/score/intervals.py              intervals of measures
     inspect/score/population.py             estimates what all rows are like, from a truth for a sample of them
     inspect/score/label_sample.py           draws the sample and writes it as a table to label
+    inspect/score/calibration.py            fits what confidences should have said
     inspect/score/confidence_quality.py     measures what confidences are worth
     inspect/score/score_text.py             prints a score as a table
     inspect/score/truth_index.py            finds the truth of a row

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from pipeline.builtin import scene_files
 from pipeline.builtin.evaluate import run_task
 from pipeline.builtin.scores import compute_iou, compute_temporal_iou, normalize_value
+from pipeline.inspect.score.confidence_quality import measure_confidence
 from pipeline.media.decode import ClipDecoder
 
 pytestmark = pytest.mark.process
@@ -38,34 +40,46 @@ def judge_fields(answer: Mapping[str, Any], confidence: Mapping[str, Any], truth
         yield confidence[name], normalize_value(answer[name]) == normalize_value(truth[name])
 
 
-def compute_auroc(judged: list[tuple[float, bool]]) -> float:
-    """The probability that a right value has a higher confidence than a wrong one."""
-    right, wrong = (np.array([sure for sure, is_right in judged if is_right is wanted]) for wanted in (True, False))
-    assert 0.1 <= len(wrong) / len(judged) <= 0.4
-    return float(np.mean((right[:, None] > wrong) + 0.5 * (right[:, None] == wrong)))
-
-
-@pytest.mark.parametrize(
-    ("task", "noise", "judge"),
-    [("detect", 30, judge_boxes), ("video", 30, judge_events), ("invoice", 110, judge_fields)],
-    ids=["boxes", "events", "invoice fields"],
-)
-def test_right_values_have_higher_confidences_than_wrong_ones(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, task: str, noise: float, judge: Callable[..., Judged]
-) -> None:
+@pytest.fixture
+def judge_noisy_scenes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[list[tuple[float, bool]]]]:
+    """A function that answers scenes with noise and returns the judged values of each row."""
     decode, generator = ClipDecoder.decode, np.random.default_rng(0)
 
-    def decode_noisy(*arguments: Any, **options: Any) -> list[Any]:
-        clips = []
-        for clip in decode(*arguments, **options):
-            amount = noise * generator.random()
-            noisy = clip.pixels + generator.normal(0, amount, clip.pixels.shape)
-            clips.append(replace(clip, pixels=noisy.clip(0, 255).astype(np.uint8)))
-        return clips
+    def judge_scenes(
+        task: str, noise: float, judge: Callable[..., Judged], count: int
+    ) -> list[list[tuple[float, bool]]]:
+        def decode_noisy(*arguments: Any, **options: Any) -> list[Any]:
+            clips = []
+            for clip in decode(*arguments, **options):
+                noisy = clip.pixels + generator.normal(0, noise * generator.random(), clip.pixels.shape)
+                clips.append(replace(clip, pixels=noisy.clip(0, 255).astype(np.uint8)))
+            return clips
 
-    monkeypatch.setattr(ClipDecoder, "decode", decode_noisy)
-    scene_files.write_scene_files(tmp_path / task, task, 48)
-    run_task(task, tmp_path, ["limits.error_rate=1"], runner="local")
-    rows = ds.dataset(tmp_path / "answers" / task / "data").to_table(["answer", "confidence", "truth"]).to_pylist()
-    judged = [pair for row in rows for pair in judge(row["answer"], row["confidence"], json.loads(row["truth"]))]
-    assert compute_auroc(judged) >= 0.85
+        monkeypatch.setattr(ClipDecoder, "decode", decode_noisy)
+        scene_files.write_scene_files(tmp_path / task, task, count)
+        run_task(task, tmp_path, ["limits.error_rate=1"], runner="local")
+        rows = ds.dataset(tmp_path / "answers" / task / "data").to_table(["answer", "confidence", "truth"]).to_pylist()
+        judged = [list(judge(row["answer"], row["confidence"], json.loads(row["truth"]))) for row in rows]
+        wrong = [not is_right for row in judged for _, is_right in row]
+        assert 0.1 <= sum(wrong) / len(wrong) <= 0.4
+        return judged
+
+    return judge_scenes
+
+
+CASES = [("detect", 30, judge_boxes), ("video", 30, judge_events), ("invoice", 110, judge_fields)]
+
+
+@pytest.mark.parametrize(("task", "noise", "judge"), CASES, ids=["boxes", "events", "invoice fields"])
+def test_right_values_have_higher_confidences_than_wrong_ones(judge_noisy_scenes, task, noise, judge):
+    quality = measure_confidence(judge_noisy_scenes(task, noise, judge, 48))
+    assert quality.auroc >= 0.85
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "noise", "judge"), CASES, ids=["boxes", "events", "invoice fields"])
+def test_confidences_calibrated_on_200_rows_hold_on_200_others(judge_noisy_scenes, task, noise, judge):
+    quality = measure_confidence(judge_noisy_scenes(task, noise, judge, 400))
+    assert quality.calibrated_error <= 0.05

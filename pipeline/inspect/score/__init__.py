@@ -122,7 +122,7 @@ def score_field(path: str, estimates: Mapping[tuple[str, str], Estimate | None],
         measures={measure: estimate for (each, measure), estimate in estimates.items() if each == path},
         classes=score_choices(pairs) if pairs else score_classes(path, scored),
         confusion=[(*pair, count) for pair, count in pairs.most_common()],
-        confidence=measure_confidence([each for row in scored.marks.values() for each in row.judged.get(path, ())]),
+        confidence=measure_confidence([row.judged.get(path, ()) for row in scored.marks.values()]),
         wrong=list(islice((row_id for row_id, is_right in judged.items() if is_right is False), MAX_WRONG_IDS)),
     )
     if pairs:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.inspect.score.calibration import CalibrationMap, calibrate_by_other_rows, fit_isotonic
+
 Array = np.ndarray[Any, Any]
 BINS = 10  # of equally many values
 
@@ -17,26 +19,41 @@ class ConfidenceQuality(NamedTuple):
     mean: float  # confidence
     auroc: float | None  # the chance that a right value has the higher confidence; None without right or wrong ones
     calibration_error: float  # mean distance between confidence and the share of right values, over bins
+    calibrated_error: (
+        float | None
+    )  # the same after each half of the rows is calibrated by the other; None for few values
+    calibration: CalibrationMap  # fitted on all
 
 
-def measure_confidence(judged: Sequence[tuple[float, bool]]) -> ConfidenceQuality | None:
-    """
-    >>> measure_confidence([(0.9, True), (0.7, True), (0.4, False), (0.8, False)]).auroc
+def measure_confidence(rows: Sequence[Sequence[tuple[float, bool]]]) -> ConfidenceQuality | None:
+    """`rows` are the confidences of each row's values, and whether the values are right.
+
+    >>> measure_confidence([[(0.9, True), (0.7, True)], [(0.4, False), (0.8, False)]]).auroc
     0.75
     """
+    judged = [each for row in rows for each in row]
     if not judged:
         return None
     confidences, right = np.array([each[0] for each in judged]), np.array([each[1] for each in judged], dtype=bool)
+    in_half = np.repeat(np.arange(len(rows)) % 2 == 0, [len(row) for row in rows])  # values of one row are alike
+    is_enough = min(np.count_nonzero(in_half), np.count_nonzero(~in_half)) >= BINS
+    return ConfidenceQuality(
+        values=len(judged),
+        right=float(right.mean()),
+        mean=float(confidences.mean()),
+        auroc=compute_auroc(confidences, right),
+        calibration_error=compute_calibration_error(confidences, right),
+        calibrated_error=compute_calibration_error(calibrate_by_other_rows(confidences, right, in_half), right)
+        if is_enough
+        else None,
+        calibration=fit_isotonic(confidences, right),
+    )
+
+
+def compute_calibration_error(confidences: Array, right: Array) -> float:
     order = np.argsort(confidences, kind="mergesort")
     bins = [part for part in np.array_split(order, BINS) if len(part)]
-    gaps = [len(part) * abs(float(confidences[part].mean() - right[part].mean())) for part in bins]
-    return ConfidenceQuality(
-        len(judged),
-        float(right.mean()),
-        float(confidences.mean()),
-        compute_auroc(confidences, right),
-        sum(gaps) / len(judged),
-    )
+    return sum(len(part) * abs(float(confidences[part].mean() - right[part].mean())) for part in bins) / len(right)
 
 
 def compute_auroc(confidences: Array, right: Array) -> float | None:

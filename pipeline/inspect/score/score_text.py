@@ -39,11 +39,13 @@ def format_score(score: OutputScore) -> Iterator[str]:
 def format_confidences(fields: Mapping[str, FieldScore], width: int) -> Iterator[str]:
     known = {path: field.confidence for path, field in fields.items() if field.confidence}
     if known:
-        yield f"{'confidence':<{width}}  {'values':>8} {'right':>7} {'mean':>7} {'AUROC':>7}  calibration error"
+        shares = f"{'values':>8} {'right':>7} {'mean':>7}"
+        yield f"{'confidence':<{width}}  {shares} {'AUROC':>7}  calibration error, and calibrated"
     for path, each in known.items():
         auroc = f"{'-':>7}" if each.auroc is None else f"{each.auroc:>7.3f}"
+        calibrated = "" if each.calibrated_error is None else f"{each.calibrated_error:>14.3f}"
         means = f"{each.right:>7.3f} {each.mean:>7.3f}"
-        yield f"{path:<{width}}  {each.values:>8,} {means} {auroc}  {each.calibration_error:.3f}"
+        yield f"{path:<{width}}  {each.values:>8,} {means} {auroc}  {each.calibration_error:.3f}{calibrated}"
 
 
 def format_estimates(estimates: Mapping[str, Mapping[str, PopulationEstimate]]) -> Iterator[str]:

@@ -21,14 +21,14 @@ def test_auroc_and_calibration_error_are_the_usual_ones():
     rng = np.random.default_rng(6)
     confidences = rng.integers(1, 20, 4000) / 20  # many are equal
     right = rng.random(4000) < confidences
-    honest = measure_confidence(list(zip(confidences.tolist(), right.tolist(), strict=True)))
+    honest = measure_confidence([[each] for each in zip(confidences.tolist(), right.tolist(), strict=True)])
     assert honest.auroc == pytest.approx(roc_auc_score(right, confidences))
     assert honest.calibration_error < 0.03
-    boastful = measure_confidence([(0.95, bool(each)) for each in right])
+    boastful = measure_confidence([[(0.95, bool(each))] for each in right])
     assert boastful.calibration_error == pytest.approx(0.95 - right.mean(), abs=0.01)
     assert boastful.auroc == pytest.approx(0.5)
-    assert measure_confidence([(0.9, True)]).auroc is None
-    assert measure_confidence([]) is None
+    assert measure_confidence([[(0.9, True)]]).auroc is None
+    assert measure_confidence([[], []]) is None
 
 
 @pytest.mark.parametrize(("scores", "precision"), [((0.9, 0.2), 1.0), ((0.2, 0.9), 0.5)])
