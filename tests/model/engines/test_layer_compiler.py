@@ -43,7 +43,7 @@ class ByteCounter(TorchDispatchMode):
 @needs_compiler
 @pytest.mark.slow
 @torch.inference_mode()
-def test_compiled_layers_move_less_than_half_the_bytes(one_lab: Lab, monkeypatch):
+def test_compiled_layers_move_less_than_half_the_bytes(one_lab: Lab, monkeypatch, request):
     """Without attention, whose bytes are the same. torch counts those of compiled code only where it logs them."""
     monkeypatch.setattr(attention, "attend", lambda module, query, *rest, **options: (query.transpose(1, 2), None))
     loaded = load_model(one_lab.folder, dtype="bfloat16")
@@ -63,13 +63,14 @@ def test_compiled_layers_move_less_than_half_the_bytes(one_lab: Lab, monkeypatch
         with ByteCounter() as counter:
             call()
         eager[name] = counter.bytes
-    torch._dynamo.reset()  # other tests compiled the same code
-    monkeypatch.setattr(inductor_config, "force_disable_caches", True)
+    torch._dynamo.reset()  # other tests compiled the same code, with attention
+    request.addfinalizer(torch._dynamo.reset)
     compile_layers(loaded, Collectives())
     torch._logging.set_logs(inductor_metrics=True)
     for name, call in calls.items():
         metrics.reset()
-        call()
+        with inductor_config.patch(force_disable_caches=True):
+            call()
         compiled[name] = metrics.num_bytes_accessed
     torch._logging.set_logs()
     assert all(0 < compiled[name] < eager[name] / 2 for name in calls), (eager, compiled)
