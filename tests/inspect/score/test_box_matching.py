@@ -77,6 +77,7 @@ def add_picture(ranking, row, label, answers, scores, truths, crowds):
     ranking.add_picture(row, label, matches, scores, int((~crowds).sum()))
 
 
+@pytest.mark.process
 def test_average_precision_equals_that_of_pycocotools():
     compared = 0
     for case in range(210):

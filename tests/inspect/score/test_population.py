@@ -38,6 +38,7 @@ def test_estimates_cover_at_their_nominal_rate_and_are_narrower_than_the_sample(
     assert np.mean(widths, axis=0)[0] < narrower * np.mean(widths, axis=0)[1]
 
 
+@pytest.mark.process
 def test_a_labelled_sample_tells_what_all_rows_are_like(workspace, capsys, monkeypatch):
     schema = {"type": "object", "properties": {"kind": {"enum": ["cat", "dog"]}, "size": {"type": "number"}}}
     (workspace.folder / "kind.json").write_text(json.dumps({**schema, "required": ["kind", "size"]}))

@@ -19,6 +19,8 @@ from pipeline.inspect.score import score_output
 from pipeline.registry import SCHEMAS
 from pipeline.schema.schema_loader import load_annotated_schema, load_schema
 
+pytestmark = pytest.mark.process
+
 SIZE = (56, 56)  # a multiple of the model's tokens, so that it sees pictures as they are
 ORDER = """
 from datetime import date
