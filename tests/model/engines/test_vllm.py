@@ -77,8 +77,8 @@ def test_vllm_runs_a_hybrid_model_on_the_prompts_that_we_prepare(tmp_path):
     folder = write_hybrid_checkpoint(tmp_path)
     requests = build_requests(family_loader.load_family(folder))
     half = {"dtype": "bfloat16"}
-    theirs = get_answers(build_job(folder, model=half, kind="vllm", **SMALL), requests)
-    ours = get_answers(build_job(folder, model=half, kind="torch"), requests)
+    theirs = get_answers(build_job(folder, model_keys=half, kind="vllm", **SMALL), requests)
+    ours = get_answers(build_job(folder, model_keys=half, kind="torch"), requests)
     for name, answer in theirs.items():
         assert isinstance(answer, Reply), answer
         assert answer.text[:3] == ours[name].text[:3]

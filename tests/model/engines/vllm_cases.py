@@ -67,8 +67,8 @@ def write_thinking_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def build_job(folder: Path, *, model: dict[str, Any] | None = None, **engine: Any) -> Job:
-    model = {"weights": str(folder), "context": {"max_length": 2048}} | (model or {})
+def build_job(folder: Path, *, model_keys: dict[str, Any] | None = None, **engine: Any) -> Job:
+    model = {"weights": str(folder), "context": {"max_length": 2048}} | (model_keys or {})
     sections = {"name": "t", "input": {"manifest": "m"}, "output": {"path": "out"}, "model": model, "engine": engine}
     return Job.model_validate(sections)
 
