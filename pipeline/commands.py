@@ -121,6 +121,7 @@ def show_status(options: argparse.Namespace) -> int:
 def write_report(options: argparse.Namespace) -> int:
     from pipeline.inspect import report as reporting
     from pipeline.inspect.report.statistics import ReportOptions
+    from pipeline.run.progress import format_count
 
     folder = Path() if "://" in options.output else Path(options.output)
     if missing := [root for root in options.roots if not Path(root.removeprefix("file://")).is_dir()]:
@@ -142,7 +143,8 @@ def write_report(options: argparse.Namespace) -> int:
         ),
         question=options.question,
     )
-    print(f"{report.path}: {report.card_count} rows, {report.size_bytes / 2**20:.1f} MiB; open it in a browser")
+    rows, mebibytes = format_count(report.card_count, "row"), report.size_bytes / 2**20
+    print(f"{report.path}: {rows}, {mebibytes:.1f} MiB; open it in a browser")
     if report.withheld_media:
         places = f"the output says it read them with: {report.claimed_places}" if report.claimed_places else ""
         print(

@@ -26,6 +26,7 @@ from pipeline.output.dataset import Dataset, list_questions
 from pipeline.output.store import OutputStore
 from pipeline.registry import EXPORTERS, load_registered
 from pipeline.run import preflight, resume, retry_errors
+from pipeline.run.progress import format_count
 
 DEFAULT_FORMAT = "table"
 
@@ -80,7 +81,8 @@ def count_failed_rows(plan: resume.ResumePlan, dataset: Dataset) -> int:
 
 def describe_missing_rows(failed_count: int, left_count: int, lost_count: int) -> str:
     lost = f", {lost_count:,} in a part that was deleted (run with another output.chunk_rows)" if lost_count else ""
-    return f"missing: {failed_count:,} rows that failed (run --retry-errors), {left_count:,} not asked yet (run){lost}"
+    failed = f"{format_count(failed_count, 'row')} that failed (run --retry-errors)"
+    return f"missing: {failed}, {left_count:,} not asked yet (run){lost}"
 
 
 def choose_exit_code(failed_count: int, unasked_count: int) -> ExitCode:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.inspect.output_reader import RunCommits, open_output_reader
 from pipeline.run.lease import LeaseHolder
-from pipeline.run.progress import format_duration
+from pipeline.run.progress import format_count, format_duration
 
 MAX_LISTED_RUNS = 10
 
@@ -102,10 +102,6 @@ def format_status(status: OutputStatus) -> Iterator[str]:
     if status.wrong:
         yield "retry     the run command with --retry-errors asks the failed rows again"
     yield f"look      python -m pipeline report {shlex.quote(status.path)}"
-
-
-def format_count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def format_run(report: Mapping[str, Any]) -> str:

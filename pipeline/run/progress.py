@@ -199,6 +199,14 @@ def format_rows_in_flight(rows_in_flight: Mapping[str, int]) -> list[str]:
     return [f"now {rows_in_flight.get('prepare', 0):,} rows preparing, {rows_in_flight.get('generate', 0):,} answering"]
 
 
+def format_count(number: int, noun: str) -> str:
+    """
+    >>> format_count(1, "row"), format_count(2000, "row")
+    ('1 row', '2,000 rows')
+    """
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def format_duration(seconds: float) -> str:
     """
     >>> format_duration(4.25), format_duration(75), format_duration(7322)

@@ -15,7 +15,7 @@ from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk
 from pipeline.output.dataset import Dataset, write_run_document
 from pipeline.output.store import OutputStore
-from pipeline.run.progress import Progress
+from pipeline.run.progress import Progress, format_count
 from pipeline.run.resume import ResumePlan
 from pipeline.run.tally import RunTotals
 
@@ -25,9 +25,8 @@ REPORTED_PACKAGES = ("ray", "torch", "transformers", "pyarrow")
 def describe_plan(job_name: str, plan: ResumePlan) -> str:
     duplicates = f", {plan.duplicate_rows:,} more that ask the same and share an answer" if plan.duplicate_rows else ""
     done_before = f", {plan.rows - plan.rows_left:,} done before" if plan.rows > plan.rows_left else ""
-    chunk_count = len(plan.remaining_chunks)
-    remaining = f"{plan.rows_left:,} to do in {chunk_count:,} chunk{'s' * (chunk_count != 1)}"
-    return f"{job_name}: {plan.rows:,} rows{duplicates}{done_before}; {remaining}"
+    remaining = f"{plan.rows_left:,} to do in {format_count(len(plan.remaining_chunks), 'chunk')}"
+    return f"{job_name}: {format_count(plan.rows, 'row')}{duplicates}{done_before}; {remaining}"
 
 
 def print_summary(

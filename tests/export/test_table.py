@@ -47,7 +47,7 @@ def test_each_answered_row_is_exported_once_in_manifest_order_in_large_files(wor
     table_export.run(rows_per_file=4, output={"chunk_rows": 2})
     assert table_export.messages[-2:] == [
         f"{table_export.target}: 11 of 12 rows",
-        "missing: 1 rows that failed (run --retry-errors), 0 not asked yet (run)",
+        "missing: 1 row that failed (run --retry-errors), 0 not asked yet (run)",
     ]
     assert sorted(table_export.read_ids()) == sorted(f"r{number}" for number in range(11))
     assert sorted(pq.read_metadata(path).num_rows for path in table_export.list_files()) == [3, 4, 4]

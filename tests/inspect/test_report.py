@@ -292,7 +292,7 @@ def test_a_root_that_does_not_exist_is_named(boxes, tmp_path, capsys):
 def test_a_row_can_be_chosen_by_its_id(boxes, tmp_path, capsys):
     to = tmp_path / "one.html"
     assert main(["report", str(boxes), "--to", str(to), "--random", "0", "--worst", "0", "--id", "plain3"]) == 0
-    assert "one.html: 1 rows" in capsys.readouterr().out
+    assert "one.html: 1 row," in capsys.readouterr().out
     assert main(["report", str(boxes), "--id", "nobody"]) == 2
     assert "--id nobody: no row of that id is answered" in capsys.readouterr().err
 

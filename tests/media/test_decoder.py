@@ -52,14 +52,18 @@ def share_decoders():
 
 
 @pytest.fixture
-def hostile(tmp_path, monkeypatch, open_loader):
-    """A loader whose decoder process treats some files as native code treats broken ones."""
+def open_hostile(tmp_path, monkeypatch, open_loader):
+    """A function that opens a loader whose decoder process treats some files as native code treats broken ones."""
     (tmp_path / "hostile_kind.py").write_text(HOSTILE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(MEDIA_KINDS, "image", "hostile_kind:Hostile")
-    return open_loader(
-        build_media_job(limits={"deadline_s": 3, "image": {"pixels": 1_000_000}, "video": {"pixels_per_frame": 1000}})
-    )
+    limits = {"image": {"pixels": 1_000_000}, "video": {"pixels_per_frame": 1000}}
+    return lambda deadline_s: open_loader(build_media_job(limits={"deadline_s": deadline_s, **limits}))
+
+
+@pytest.fixture
+def hostile(open_hostile):
+    return open_hostile(60)
 
 
 BAD_FILES = [
@@ -106,8 +110,9 @@ def test_decoder_killed_at_its_start_is_restarted(hostile):
     assert hostile(encode_image(draw_pixels(56, 56)))[0].source_size == (56, 56)
 
 
-def test_file_that_hangs_native_code_is_given_up_at_the_deadline(hostile):
+def test_file_that_hangs_native_code_is_given_up_at_the_deadline(open_hostile):
     good = encode_image(draw_pixels(56, 56))
+    hostile = open_hostile(5)
     hostile(good)
     started = time.monotonic()
     with pytest.raises(DecodeError, match=r"limits\.deadline_s") as error:
