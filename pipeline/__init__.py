@@ -196,6 +196,7 @@ prepare: an Item becomes a Request
 output: a Reply becomes a Row, and Rows become a committed part
     output/answer/build_row.py              builds a Row from a Reply
     output/answer/confidence.py             how sure the model was of each value of an answer
+    output/answer/confidence_maps.py        replaces confidences by those that a score calibrated
     output/answer/geometry.py               maps coordinates and times back to the original media
     output/answer/reask.py                  asks again when an answer is invalid
     output/arrow_tables.py                  builds the tables of a part

@@ -55,6 +55,7 @@ class Answerer:
                 coordinate_system=self.coordinate_system,
                 time_origin=self.time_origin,
                 review_below=self.context.job.answer.review_below,
+                confidence_maps=self.context.confidence_maps,
                 attempts=attempts,
             )
         except AnswerError:

@@ -128,6 +128,8 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows-per-file", type=parse_positive_int, default=1_000_000, metavar="N", help=rows_help)
     partition_help = "one Hive folder per value of a column or of a field such as answer.currency; may be repeated"
     parser.add_argument("--partition-by", action="append", default=[], metavar="COLUMN", help=partition_help)
+    calibrated_help = "confidences as the newest score of the question calibrates them"
+    parser.add_argument("--calibrated", action="store_true", help=calibrated_help)
     complete_help = "export nothing unless every row of the manifest has an answer"
     parser.add_argument("--require-complete", action="store_true", help=complete_help)
     add_allow_errors_option(parser)

@@ -77,7 +77,7 @@ def export_answers(options: argparse.Namespace) -> int:
     from pipeline.export.base import ExportOptions
     from pipeline.export.export_job import export_job
 
-    export_options = ExportOptions(options.rows_per_file, tuple(options.partition_by))
+    export_options = ExportOptions(options.rows_per_file, tuple(options.partition_by), options.calibrated)
     code = export_job(
         load_job(options),
         options.target,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from pipeline.job.spec import Job
 from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.families.base import Family
 from pipeline.schema.schema import Schema
+from pipeline.types import ConfidenceMaps
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,6 +31,7 @@ class RunContext:
     model_name: str
     run_id: str
     lease_epoch: int = 0  # of the lease that allows the run to commit
+    confidence_maps: ConfidenceMaps = field(default_factory=dict)  # for answer.review_below; empty without a score
 
     @property
     def pinned_job(self) -> Job:

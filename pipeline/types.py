@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +23,10 @@ FinishReason = Literal["stop", "length"]
 # pixels of the resized picture or of the original, 0..1000 or 0..1 of any
 CoordinateSystem = Literal["pixels", "pixels_of_original", "thousandths", "fraction"]
 TimeOrigin = Literal["clip", "source"]  # seconds since the first frame shown, or into the file
+ConfidenceMap: TypeAlias = (
+    "NDArray[np.float64]"  # points: a confidence, and the share of right values among those that have it
+)
+ConfidenceMaps = Mapping[str, ConfidenceMap]  # by the path of a field
 Stage = Literal["read", "fetch", "decode", "prompt", "generate", "answer", "internal"]
 
 

@@ -23,7 +23,7 @@ def hopeless(*_, **__):
 def answerer():
     answerer = answer.Answerer.__new__(answer.Answerer)
     job = SimpleNamespace(answer=SimpleNamespace(review_below=None))
-    answerer.context = SimpleNamespace(schema=None, job=job)
+    answerer.context = SimpleNamespace(schema=None, job=job, confidence_maps={})
     answerer.coordinate_system = answerer.time_origin = None
     return answerer
 

@@ -20,6 +20,7 @@ from pipeline.output.store import OutputStore
 class ExportOptions:
     rows_per_file: int = 1_000_000  # at most, unless a single part has more
     partition_by: tuple[str, ...] = ()  # columns, or fields such as answer.currency
+    calibrated: bool = False  # whether the column `confidence` is calibrated by the newest score
 
 
 @dataclass(frozen=True, slots=True)

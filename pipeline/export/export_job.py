@@ -21,12 +21,14 @@ from pipeline.export.base import Exporter, ExportOptions, ExportTask
 from pipeline.export.export_sources import AnswerReader, ExportSource, group_sources
 from pipeline.job.spec import Job
 from pipeline.manifest.files import list_manifest_files
+from pipeline.output.answer.confidence_maps import calibrate_column, hash_confidence_maps, read_confidence_maps
 from pipeline.output.arrow_tables import build_data_schema, describe_column
 from pipeline.output.dataset import Dataset, list_questions
 from pipeline.output.store import OutputStore
 from pipeline.registry import EXPORTERS, load_registered
 from pipeline.run import preflight, resume, retry_errors
 from pipeline.run.progress import format_count
+from pipeline.types import ConfidenceMaps
 
 DEFAULT_FORMAT = "table"
 
@@ -51,14 +53,15 @@ def export_job(
         raise JobError(f"{target_path} is the job's own output; export to another folder")
     if context.fingerprint not in list_questions(store):
         raise OutputError(f"{store.path}: holds no answers to this question; run the job first")
+    maps = read_calibration(dataset) if options.calibrated else {}
     plan = resume.build_resume_plan(context, manifest_files, dataset)
     failed_count = count_failed_rows(plan, dataset)
     if require_complete and (failed_count or plan.rows_left):
         say(f"nothing is exported; {describe_missing_rows(failed_count, plan.rows_left, 0)}")
         return choose_exit_code(failed_count, plan.rows_left)
     with closing(AnswerReader(plan, context, dataset)) as reader:
-        claim_target(task, format_name, reader)
-        written = write_groups(exporter, task, reader, say)
+        claim_target(task, format_name, reader, maps)
+        written = write_groups(exporter, task, reader, maps, say)
     exporter.finish(written.files)
     row_count = written.rows - written.repeats
     lost_count = plan.rows - row_count - failed_count - plan.rows_left
@@ -70,6 +73,16 @@ def export_job(
     if exit_code:
         say(describe_missing_rows(failed_count, plan.rows_left, lost_count))
     return exit_code
+
+
+def read_calibration(dataset: Dataset) -> ConfidenceMaps:
+    maps = read_confidence_maps(dataset)
+    if not maps:
+        raise OutputError(
+            f"--calibrated: the newest score of this question in {dataset.store.path} calibrates no field, or there is "
+            "none; run `python -m pipeline score OUTPUT --truth WHERE` with a truth of at least 20 values of a field"
+        )
+    return maps
 
 
 def count_failed_rows(plan: resume.ResumePlan, dataset: Dataset) -> int:
@@ -98,7 +111,7 @@ class WrittenGroups:
     files: list[str] = field(default_factory=list)
 
 
-def claim_target(task: ExportTask, format_name: str, reader: AnswerReader) -> None:
+def claim_target(task: ExportTask, format_name: str, reader: AnswerReader, maps: ConfidenceMaps) -> None:
     """Create `_export.json`. Refuse a folder that holds another export or something else."""
     target = task.target
     entries = target.list_top_entries()
@@ -115,10 +128,13 @@ def claim_target(task: ExportTask, format_name: str, reader: AnswerReader) -> No
     }
     if format_name != DEFAULT_FORMAT:  # exports of earlier versions are tables and name no format
         claim["format"] = format_name
+    if maps:
+        claim["calibration"] = hash_confidence_maps(maps)
     if target.create_object("_export.json", json.dumps(claim, indent=2).encode()):
         return
-    before = {"format": DEFAULT_FORMAT, **json.loads(target.read_object("_export.json"))}
-    now = {"format": DEFAULT_FORMAT, **claim}
+    defaults = {"format": DEFAULT_FORMAT, "calibration": None}
+    before = {**defaults, **json.loads(target.read_object("_export.json"))}
+    now = {**defaults, **claim}
     changes = [
         (name, before.get(name), now[name]) for name in now if name != "columns" and before.get(name) != now[name]
     ]
@@ -131,17 +147,18 @@ def claim_target(task: ExportTask, format_name: str, reader: AnswerReader) -> No
 
 
 def write_groups(
-    exporter: Exporter, task: ExportTask, reader: AnswerReader, say: Callable[[str], None]
+    exporter: Exporter, task: ExportTask, reader: AnswerReader, maps: ConfidenceMaps, say: Callable[[str], None]
 ) -> WrittenGroups:
     """Write the groups that have no note yet. Returns the sum of all groups."""
     written = WrittenGroups()
     groups = list(group_sources(reader.sources, task.options.rows_per_file))
     noted = task.target.list_names("_groups")
     for number, group in enumerate(groups, 1):
-        identity = [reader.digest, identify_sources(group)]
+        identity: list[object] = [reader.digest, identify_sources(group)]
+        identity += [hash_confidence_maps(maps)] if maps else []
         name = hash_json([task.context.fingerprint, list(task.options.partition_by), identity])
         if f"{name}.json" not in noted:
-            write_group(exporter, name, group, task, reader)
+            write_group(exporter, name, group, task, reader, maps)
         note = json.loads(task.target.read_object(f"_groups/{name}.json"))
         written.rows += note["rows"]
         written.repeats += note["repeats"]
@@ -151,7 +168,12 @@ def write_groups(
 
 
 def write_group(
-    exporter: Exporter, name: str, group: Sequence[ExportSource], task: ExportTask, reader: AnswerReader
+    exporter: Exporter,
+    name: str,
+    group: Sequence[ExportSource],
+    task: ExportTask,
+    reader: AnswerReader,
+    maps: ConfidenceMaps,
 ) -> None:
     """Write the files of a group, then its note."""
     row_count = repeat_count = 0
@@ -161,7 +183,7 @@ def write_group(
         for table in reader.read_tables(group, task.columns):
             row_count += table.num_rows
             repeat_count += table.num_rows - len(table["id"].unique())
-            yield table
+            yield calibrate_column(table, maps) if maps else table
 
     files = exporter.write_group(name, read_tables())
     note = {"rows": row_count, "repeats": repeat_count, "files": files}

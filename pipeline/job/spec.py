@@ -153,7 +153,9 @@ class AnswerSection(JobSection):
     guided: bool = define_key("with a schema: let the model write nothing but what fits it", True)
     retries: int = define_key("ask again, so often, when the answer does not validate", 0, ge=0, le=20)
     review_below: Fraction | None = define_key(
-        "flag rows (`review`) in which the confidence of any value is less", None, affects_answers=False
+        "flag rows (`review`) in which the confidence of any value is less; calibrated, if the output has a score",
+        None,
+        affects_answers=False,
     )
     thinking: ThinkingSection | Literal[False] | None = define_key(
         "{max_tokens: ...} lets the model think first, false keeps it from it, where its chat template leaves the "

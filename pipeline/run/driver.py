@@ -16,6 +16,7 @@ from pipeline.errors import JobError, OutputError, StoppedError
 from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk
 from pipeline.manifest.files import ManifestFile, list_manifest_files
+from pipeline.output.answer.confidence_maps import read_confidence_maps
 from pipeline.output.commit import read_receipt
 from pipeline.output.dataset import Dataset, write_run_document
 from pipeline.registry import RUNNERS, load_registered
@@ -28,6 +29,7 @@ from pipeline.run.progress import Progress
 from pipeline.run.resume import ResumePlan
 from pipeline.run.runner import Runner
 from pipeline.run.signals import StopSignals
+from pipeline.types import ConfidenceMaps
 
 MAX_PASSES = 2  # over the chunks: the second one runs those that were lost in the first
 
@@ -69,7 +71,9 @@ def run_job(job: Job, options: RunOptions = RunOptions(), *, say: Say | None = N
         runner: Runner = load_registered(RUNNERS, options.runner, "runner")()
         lease = Lease(dataset, context.run_id, say=progress.say, take_over=options.take_over)
         with StopSignals(progress.say), lease:
-            context = replace(context, lease_epoch=lease.epoch)
+            context = replace(
+                context, lease_epoch=lease.epoch, confidence_maps=read_calibration(context, dataset, progress.say)
+            )
             lease.wait_for_late_commits()
             # Ray's native code installs signal handlers as it starts, so ours are installed once more after it.
             with runner.connect(show_log=options.show_ray_log), StopSignals(progress.say) as signals:
@@ -91,6 +95,14 @@ def check_job(job: Job, manifest_files: Sequence[ManifestFile], say: Say) -> Run
     for warning in preflight.find_warnings(context):
         say(f"careful: {warning}")
     return context
+
+
+def read_calibration(context: RunContext, dataset: Dataset, say: Say) -> ConfidenceMaps:
+    """What answer.review_below needs, once for all workers."""
+    maps = read_confidence_maps(dataset) if context.job.answer.review_below is not None else {}
+    if maps:
+        say(f"answer.review_below: the newest score calibrates the confidences of {', '.join(maps)}")
+    return maps
 
 
 def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: RunOptions) -> ResumePlan:

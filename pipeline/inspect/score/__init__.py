@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ class OutputScore:
     question: str
     truth: str
     truth_hash: str
+    time: str  # when it was measured, in UTC: the newest score of a question calibrates its confidences
     rows: int  # that were compared
     failed: int  # of these, the rows without an answer
     unlabelled: int  # answered rows without a truth
@@ -76,6 +78,7 @@ def measure_answers(reader: OutputReader, truth: TruthIndex) -> OutputScore:
         question=reader.dataset.fingerprint,
         truth=where,
         truth_hash=truth.compute_hash(),
+        time=datetime.now(UTC).isoformat(timespec="microseconds"),
         rows=len(scored.marks),
         failed=scored.failed,
         unlabelled=scored.unlabelled,

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.output.answer.confidence_maps import apply_map
+
 Array = np.ndarray[Any, Any]
 CalibrationMap = list[tuple[float, float]]  # a confidence and its share of right values; straight lines between
 
@@ -38,9 +40,3 @@ def fit_isotonic(confidences: Array, right: Array) -> CalibrationMap:
             pool = (first, level, earlier_total + pool[2], earlier_count + pool[3])
         pools.append(pool)
     return [(end, total / count) for first, last, total, count in pools for end in dict.fromkeys((first, last))]
-
-
-def apply_map(confidences: Array, points: CalibrationMap) -> Array:
-    known, shares = zip(*points, strict=True)
-    mapped: Array = np.interp(confidences, known, shares)
-    return mapped

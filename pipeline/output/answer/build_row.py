@@ -12,11 +12,12 @@ from typing import Any
 
 from pipeline.errors import AnswerError
 from pipeline.json_values import parse_answer
-from pipeline.output.answer.confidence import compute_confidence, list_confidences
+from pipeline.output.answer.confidence import compute_confidence
+from pipeline.output.answer.confidence_maps import find_least_confidence
 from pipeline.output.answer.geometry import map_to_source
 from pipeline.schema import validate
 from pipeline.schema.schema import Schema
-from pipeline.types import Clip, CoordinateSystem, Item, MediaInfo, Reply, Request, Row, TimeOrigin
+from pipeline.types import Clip, ConfidenceMaps, CoordinateSystem, Item, MediaInfo, Reply, Request, Row, TimeOrigin
 
 
 def build_row(
@@ -28,12 +29,17 @@ def build_row(
     coordinate_system: CoordinateSystem | None,
     time_origin: TimeOrigin = "clip",
     review_below: float | None = None,
+    confidence_maps: ConfidenceMaps | None = None,
     attempts: int = 1,
 ) -> Row:
     tokens = request.count_tokens(reply)
     answer_fields: Mapping[str, Any] = {}
     if schema:
-        answer_fields = _build_answer(request, reply, schema, coordinate_system, time_origin, review_below)
+        answer_fields = _build_answer(request, reply, schema, coordinate_system, time_origin)
+    flags = (*reply.flags, *answer_fields.get("flags", ()))
+    confidence = answer_fields.get("confidence")
+    if review_below is not None and find_least_confidence(confidence, confidence_maps or {}) < review_below:
+        flags = (*flags, "review")
     return Row(
         id=item.id,
         question=item.question,
@@ -48,10 +54,10 @@ def build_row(
         attempts=attempts,
         thinking=reply.thinking,
         logprob=reply.logprob,
-        confidence=answer_fields.get("confidence"),
+        confidence=confidence,
         latency_s=reply.latency_s,
         raw=answer_fields.get("raw"),
-        flags=(*reply.flags, *answer_fields.get("flags", ())),
+        flags=flags,
         violations=answer_fields.get("violations", ()),
     )
 
@@ -62,7 +68,6 @@ def _build_answer(
     schema: Schema,
     coordinate_system: CoordinateSystem | None,
     time_origin: TimeOrigin,
-    review_below: float | None,
 ) -> Mapping[str, Any]:
     dropped: list[Any] = []
     try:
@@ -95,8 +100,6 @@ def _build_answer(
         confidence = compute_confidence(
             value, checked, text=reply.text, tokens=reply.token_logprobs, schema=schema, dropped=dropped
         )
-    if review_below is not None and min(list_confidences(confidence), default=1.0) < review_below:
-        flags = (*flags, "review")
     raw = json.dumps(parsed, ensure_ascii=False, separators=(",", ":")) if is_changed else None
     return {"answer": typed, "confidence": confidence, "raw": raw, "flags": flags, "violations": violations}
 

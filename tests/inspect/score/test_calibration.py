@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from sklearn.isotonic import IsotonicRegression
 
-from pipeline.inspect.score.calibration import apply_map, fit_isotonic
+from pipeline.inspect.score.calibration import fit_isotonic
 from pipeline.inspect.score.confidence_quality import measure_confidence
+from pipeline.output.answer.confidence_maps import apply_map
 
 
 @pytest.mark.parametrize("seed", range(20))
