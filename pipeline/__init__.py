@@ -264,6 +264,7 @@ inspect: what people look at
     inspect/report/previews.py              makes small previews of media
     inspect/report/annotations.py           finds boxes, points and time spans in an answer and lays them out
     inspect/report/truth_marks.py           compares the answers on the page with their truths
+    inspect/report/reliability.py           lays out reliability diagrams
     inspect/report/cards.py                 builds the values of the page template
     inspect/report/page.py                  renders the page
     inspect/score/__init__.py               measures how good answers are, against a truth

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 
 import pytest
 from PIL import Image
 
 from pipeline.__main__ import main
+from pipeline.model.engines.scripted import ScriptedEngine
+from pipeline.types import TokenLogprob
 from tests.inspect.browser import Browser
 
 pytestmark = pytest.mark.process
@@ -80,7 +84,7 @@ def test_the_answer_to_another_question_stands_beside_each_that_differs(workspac
     workspace.write_manifest([{**row, "hint": f"q{n}q"} for n, row in enumerate(workspace.draw_images(2))])
     same = json.dumps({"kind": "cat", "note": "same"})
     for word, other in (("First", {"kind": "cat", "note": HOSTILE}), ("Second", {"kind": "dog", "note": "b"})):
-        replies = {f"{word} q0q": json.dumps(other), "q1q": same}
+        replies = {f"{word} q1q": json.dumps(other), "q0q": same}
         assert (
             workspace.run_job(
                 prompt={"user": f"{word} {{hint}}"},
@@ -100,3 +104,37 @@ def test_the_answer_to_another_question_stands_beside_each_that_differs(workspac
     assert "<dt>note</dt><dd><bdi>&lt;img src=x" in html
     assert "differ from the other answer <small>1</small>" in html
     assert HOSTILE not in html
+    assert re.findall(r'<h2 id="id1"><bdi>(\w+)', html) == ["r1"]
+
+
+def test_reliability_is_drawn_and_the_least_sure_rows_come_first(workspace, monkeypatch):
+    """A quarter of the values is as sure as the others and wrong; the last row is the least sure."""
+    build_reply = ScriptedEngine.build_reply
+
+    def build_sure_reply(engine, request):
+        reply = build_reply(engine, request)
+        sure = 0.5 if request.id == "r39" else 0.9
+        object.__setattr__(reply, "token_logprobs", (TokenLogprob(len(reply.text), math.log(sure)),))
+        return reply
+
+    monkeypatch.setattr(ScriptedEngine, "build_reply", build_sure_reply)
+    schema = {"type": "object", "properties": {HOSTILE: {"enum": ["cat", "dog"]}}, "required": [HOSTILE]}
+    (workspace.folder / "kind.json").write_text(json.dumps(schema))
+    truths = [{HOSTILE: "dog" if number % 4 == 0 else "cat"} for number in range(40)]
+    page = run_rows(workspace, f"{workspace.folder}/kind.json", [{HOSTILE: "cat"}] * 40, truths)
+    browser = Browser()
+    try:
+        browser.open(page)
+        diagram = "document.querySelector('svg.reliability')"
+        assert browser.value("document.querySelectorAll('svg.reliability').length") == 1
+        assert browser.value(f"{diagram}.parentElement.querySelector('h3').textContent") == HOSTILE
+        circles = browser.value(f"[...{diagram}.querySelectorAll('circle')].map(c => +c.getAttribute('cx'))")
+        assert len(circles) == 10
+        assert circles == sorted(circles)
+        assert max(circles) == pytest.approx(180)  # 0.9 of 200
+        assert browser.value(f"{diagram}.querySelector('polyline').points.length") == 2
+        assert browser.value("document.querySelector('article h2 bdi').textContent") == "r39"
+        assert "least sure value 50%" in browser.value("document.querySelector('article').textContent")
+        assert browser.value("window.pwned") is None
+    finally:
+        browser.close()

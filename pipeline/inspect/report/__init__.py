@@ -75,6 +75,8 @@ def write_report(
             )
             for sampled in sampled_rows
         ]
+    if options.against:
+        cards.sort(key=lambda card: (card.reason != "chosen", not card.disagreements))  # the rest stays in order
     html = render_page(build_page_values(reader, statistics, failure_groups, cards, score))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from pipeline.inspect.figures import count_by_bin, sum_weighted
 from pipeline.inspect.output_reader import OutputReader
 from pipeline.inspect.report.annotations import AnnotatedMedia, Palette, annotate_media, find_annotations
 from pipeline.inspect.report.previews import MediaPreview
+from pipeline.inspect.report.reliability import build_reliability_diagrams
 from pipeline.inspect.report.statistics import (
     LATENCY_BINS_PER_DECADE,
     AnswerStatistics,
@@ -25,6 +26,7 @@ from pipeline.inspect.report.truth_marks import OtherAnswer, TruthMarks, build_c
 from pipeline.inspect.score import OutputScore
 from pipeline.inspect.score.score_text import list_score_cells
 from pipeline.inspect.status import format_run_duration, format_run_time, format_versions
+from pipeline.output.answer.confidence import list_confidences
 from pipeline.output.arrow_tables import RESERVED_COLUMNS
 
 BAR_WIDTH, BIN_COUNT = 150, 8
@@ -118,6 +120,9 @@ def list_facts(row: Mapping[str, Any]) -> list[str]:
     facts = [f"{tokens['vision']:,} vision tokens", f"{tokens['output']:,} output tokens", row["finish"]]
     if row["logprob"] is not None:
         facts.append(f"confidence {to_percent(row['logprob'])} %")
+    least = min(list_confidences(row.get("confidence")), default=None)
+    if least is not None:
+        facts.append(f"least sure value {least:.0%}")
     if row.get("latency_s") is not None:
         facts.append(f"{row['latency_s']:.3g} s")
     if row["attempts"] > 1:
@@ -147,6 +152,7 @@ def build_page_values(
         "filters": list_filters(cards),
         "scores": list(list_score_cells(fields)),
         "confusion_matrices": list(build_confusion_matrices(fields)),
+        "reliability_diagrams": list(build_reliability_diagrams(fields)),
         "cards": cards,
         "failure_groups": failure_groups,
         "runs": [build_run_row(report) for report in reader.run_reports],

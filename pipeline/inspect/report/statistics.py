@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.inspect.figures import pick_evenly
+from pipeline.inspect.score.scored_rows import find_confidence
 from pipeline.output.dataset import Dataset
 from pipeline.output.dead_letters import DeadLetter
 from pipeline.output.thread_map import map_in_threads
@@ -22,7 +23,7 @@ from pipeline.output.thread_map import map_in_threads
 MAX_PARTS_READ = 2000
 LATENCY_BINS_PER_DECADE = 20
 EXAMPLES_PER_GROUP = 5
-STATISTICS_COLUMNS = ["id", "tokens", "logprob", "latency_s", "finish", "flags", "violations"]
+STATISTICS_COLUMNS = ["id", "tokens", "confidence", "logprob", "latency_s", "finish", "flags", "violations"]
 
 RowLocation = tuple[str, int]  # a part and the index of a row in it
 
@@ -85,6 +86,13 @@ def to_latency_bin(seconds: float) -> int:
     return max(0, math.floor(LATENCY_BINS_PER_DECADE * math.log10(max(seconds, 1e-3) * 1000)))
 
 
+def find_known_confidence(row: Mapping[str, Any]) -> float | None:
+    """Of the least sure value; earlier versions only knew the mean of the tokens."""
+    if row.get("confidence") is None and row["logprob"] is None:
+        return None
+    return find_confidence({"confidence": None, **row})
+
+
 class RowSampler:
     """Chooses the rows to show, in one pass over all rows."""
 
@@ -102,8 +110,9 @@ class RowSampler:
             self.random_locations.append(location)
         elif (index := self.rng.randrange(self.seen_rows)) < self.options.random_rows:
             self.random_locations[index] = location
-        if row["logprob"] is not None and self.options.least_confident_rows:
-            entry = (-row["logprob"], location)
+        confidence = find_known_confidence(row)
+        if confidence is not None and self.options.least_confident_rows:
+            entry = (-confidence, location)
             if len(self.least_confident) < self.options.least_confident_rows:
                 heapq.heappush(self.least_confident, entry)
             else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,12 @@ from pipeline.inspect.score.calibration import CalibrationMap, calibrate_by_othe
 
 Array = np.ndarray[Any, Any]
 BINS = 10  # of equally many values
+
+
+class ConfidenceBin(NamedTuple):
+    confidence: float  # the mean
+    right: float  # the share of right values
+    values: int
 
 
 class ConfidenceQuality(NamedTuple):
@@ -23,6 +29,7 @@ class ConfidenceQuality(NamedTuple):
         float | None
     )  # the same after each half of the rows is calibrated by the other; None for few values
     calibration: CalibrationMap  # fitted on all
+    bins: list[ConfidenceBin]  # before calibration
 
 
 def measure_confidence(rows: Sequence[Sequence[tuple[float, bool]]]) -> ConfidenceQuality | None:
@@ -47,13 +54,20 @@ def measure_confidence(rows: Sequence[Sequence[tuple[float, bool]]]) -> Confiden
         if is_enough
         else None,
         calibration=fit_isotonic(confidences, right),
+        bins=list(bin_confidences(confidences, right)),
     )
 
 
 def compute_calibration_error(confidences: Array, right: Array) -> float:
+    bins = bin_confidences(confidences, right)
+    return sum(each.values * abs(each.confidence - each.right) for each in bins) / len(right)
+
+
+def bin_confidences(confidences: Array, right: Array) -> Iterator[ConfidenceBin]:
     order = np.argsort(confidences, kind="mergesort")
-    bins = [part for part in np.array_split(order, BINS) if len(part)]
-    return sum(len(part) * abs(float(confidences[part].mean() - right[part].mean())) for part in bins) / len(right)
+    for part in np.array_split(order, BINS):
+        if len(part):
+            yield ConfidenceBin(float(confidences[part].mean()), float(right[part].mean()), len(part))
 
 
 def compute_auroc(confidences: Array, right: Array) -> float | None:
