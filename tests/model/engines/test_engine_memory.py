@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.model.engine_thread import generate_replies
-from pipeline.model.engines.torch import collectives, memory, replica
+from pipeline.model.engines.torch import collectives, linear_state, memory, replica
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.kv_cache import KVCache
 from pipeline.model.engines.torch.oom_backoff import LimitsFile, StepLimits, run_or_split
@@ -143,3 +143,34 @@ def test_what_follows_an_out_of_memory_waits_for_it():
     for rest in ([1, 2, 3, 4], [1, 2, 3, 4]):
         run_or_split(rest, run, lambda item, error: failures.append(item), limits)
     assert (done, failures) == ([1, 2, 3, 4], [])
+
+
+@pytest.mark.parametrize("one_lab", ["qwen3_5"], indirect=True)
+def test_chunks_of_linear_attention_are_computed_in_groups_with_equal_results(one_lab: Lab, monkeypatch):
+    """Ten rows of two to four chunks go through one pass."""
+    logits, group_sizes = {}, {}
+    for limit in (64, 3):
+        monkeypatch.setattr(linear_state, "MAX_GROUP_CHUNKS", limit)
+        engine = TorchEngine(one_lab.folder, one_lab.family, device="cpu", slots=10, prefill_tokens=4000)
+        run, pack = engine.step_runner, engine.step_runner.pack_batch
+
+        def run_and_record(*batch, run=run, limit=limit):
+            logits.setdefault(limit, []).append(run(*batch))
+            return logits[limit][-1]
+
+        def pack_and_record(inputs, pack=pack, limit=limit):
+            packed = pack(inputs)
+            if packed.state_layout.chunks is not None:
+                group_sizes[limit] = [len(group.is_padding) for group in packed.state_layout.chunks.groups]
+            return packed
+
+        engine.step_runner, run.pack_batch = run_and_record, pack_and_record
+        requests = [one_lab.build_request(str(n), "a" * (80 + 15 * n), max_new_tokens=2) for n in range(10)]
+        assert len(list(generate_replies(engine, requests))) == 10
+        engine.step_runner = run
+        engine.close()
+    assert len(group_sizes[64]) == 1
+    assert max(group_sizes[3]) == 3
+    assert sum(group_sizes[3]) == group_sizes[64][0]
+    for whole, grouped in zip(logits[64], logits[3], strict=True):
+        torch.testing.assert_close(grouped, whole)

@@ -57,8 +57,7 @@ def test_all_passes_run_on_cuda_at_real_sizes(device_guard, model_type, weights,
     )
     peaks = {name: numbers[2] for name, numbers in costs.items()}
     assert plan < 6 * max(peaks.values())
-    is_enough = peaks.pop("decode") + max(peaks.values()) < plan  # graphs have their own memory
-    assert is_enough != loaded.architecture.has_linear_attention  # whose filled-up chunks the plan does not count yet
+    assert peaks.pop("decode") + max(peaks.values()) < plan  # graphs have their own memory
 
 
 def test_a_mixture_does_not_wait_where_torch_has_no_grouped_product(device_guard, tmp_path, monkeypatch):

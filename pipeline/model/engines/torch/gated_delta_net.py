@@ -4,7 +4,7 @@
 
 A sequence of one token is one such update. The tokens of longer ones are computed in chunks: within a chunk, one
 triangular system gives what all its tokens write, and the chunks of a sequence follow each other. The chunks of
-different sequences share the products. Everything after the convolution is computed in float32.
+different sequences share the products, as many as a group has. Everything after the convolution is computed in float32.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.model.engines.torch.kv_cache import PackedBatch
-from pipeline.model.engines.torch.linear_state import ChunkLayout, StateShape
+from pipeline.model.engines.torch.linear_state import ChunkGroup, ChunkLayout, StateShape
 
 HeadInputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # query, key, value, decay, beta
 
@@ -48,21 +48,22 @@ def forward_packed(module: Any, hidden_states: Tensor, *, packed: PackedBatch, *
     assert layout is not None
     matrices, kept = states.matrices[module.layer_idx], states.inputs[module.layer_idx]
     single = len(layout.single_read_rows)
-    outputs = []
+    outputs = tokens.new_empty(len(tokens) + 1, len(module.A_log), module.head_v_dim)  # the last takes padding's
     if single:
         convolved = convolve_singles(module, mixed[:single], kept, layout.single_read_rows, layout.single_write_rows)
-        heads = split_heads(module, convolved, decay[:single], beta[:single])
-        output, updated = update_states(*heads, matrices.index_select(0, layout.single_read_rows))
+        updated = matrices.index_select(0, layout.single_read_rows)
+        outputs[:single] = update_states(*split_heads(module, convolved, decay[:single], beta[:single]), updated)
         matrices.index_copy_(0, layout.single_write_rows, updated)
-        outputs.append(output)
     if layout.chunks is not None:
         convolved = convolve_sequences(module, mixed[single:], kept, layout.chunks)
-        heads = split_heads(module, convolved, decay[single:], beta[single:])
-        output, updated = compute_chunks(*heads, matrices.index_select(0, layout.chunks.read_rows), layout.chunks)
+        updated = matrices.index_select(0, layout.chunks.read_rows)
+        for group in layout.chunks.groups:
+            chosen = group.token_indices
+            parts = (part.index_select(0, chosen) for part in (convolved, decay[single:], beta[single:]))
+            output = compute_chunks(*split_heads(module, *parts), updated, group)
+            outputs[single:].index_copy_(0, group.output_indices, output.to(outputs.dtype))
         matrices.index_copy_(0, layout.chunks.write_rows, updated)
-        outputs.append(output)
-    values = (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).to(tokens.dtype)
-    normed = module.norm(values.flatten(0, 1), gate.reshape(-1, module.head_v_dim))
+    normed = module.norm(outputs[:-1].flatten(0, 1), gate.reshape(-1, module.head_v_dim))
     return module.out_proj(normed.view(len(tokens), -1))[None]  # type: ignore[no-any-return]
 
 
@@ -80,7 +81,7 @@ def convolve_sequences(module: Any, mixed: Tensor, kept: Tensor, chunks: ChunkLa
     kept.index_copy_(0, chunks.write_rows, inputs.index_select(0, chunks.kept_indices).view(-1, *kept.shape[1:]))
     window = inputs.index_select(0, chunks.window_indices).T[None]
     convolved = functional.conv1d(window, module.conv1d.weight, groups=len(module.conv1d.weight))
-    return functional.silu(convolved[0].T.index_select(0, chunks.output_indices))
+    return functional.silu(convolved[0].T.index_select(0, chunks.convolved_indices))
 
 
 def split_heads(module: Any, convolved: Tensor, decay: Tensor, beta: Tensor) -> HeadInputs:
@@ -99,29 +100,27 @@ def normalize(vectors: Tensor) -> Tensor:
     return vectors * torch.rsqrt(vectors.square().sum(-1, keepdim=True) + 1e-6)
 
 
-def update_states(
-    query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, states: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One token of each sequence: outputs [sequences, heads, value dim] and the new states."""
-    states = states * decay.exp()[..., None, None]
+def update_states(query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, states: Tensor) -> Tensor:
+    """One token of each sequence: outputs [sequences, heads, value dim]. The states are updated in place."""
+    states.mul_(decay.exp()[..., None, None])
     written = (value - (key[..., None, :] @ states)[..., 0, :]) * beta[..., None]
-    states = states + key[..., None] * written[..., None, :]
-    return (query[..., None, :] @ states)[..., 0, :], states
+    states.addcmul_(key[..., None], written[..., None, :])
+    return (query[..., None, :] @ states)[..., 0, :]
 
 
 def compute_chunks(
-    query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, states: Tensor, chunks: ChunkLayout
-) -> tuple[Tensor, Tensor]:
-    """All tokens of sequences: outputs [tokens, heads, value dim] and the new states, in the order of the layout."""
-    size = chunks.chunk_size
+    query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, states: Tensor, group: ChunkGroup
+) -> Tensor:
+    """Outputs [tokens, heads, value dim] of a group, padding included. The states are updated in place."""
+    size = group.is_padding.shape[-1]
 
     def cut(part: Tensor) -> Tensor:
         """[tokens, heads, ...] -> [chunks, heads, chunk size, ...]"""
-        return part.index_select(0, chunks.token_indices).view(-1, size, *part.shape[1:]).transpose(1, 2)
+        return part.view(-1, size, *part.shape[1:]).transpose(1, 2)
 
     query, key, value = cut(query), cut(key), cut(value)
-    total_decay = cut(decay).masked_fill(chunks.is_padding, 0).cumsum(-1)
-    weight = cut(beta).masked_fill(chunks.is_padding, 0)[..., None]
+    total_decay = cut(decay).masked_fill(group.is_padding, 0).cumsum(-1)
+    weight = cut(beta).masked_fill(group.is_padding, 0)[..., None]
     is_later = torch.ones(size, size, dtype=torch.bool, device=query.device).triu(1)
     pair_decay = (total_decay[..., None] - total_decay[..., None, :]).masked_fill(is_later, float("-inf")).exp()
     since_start = total_decay.exp()[..., None]
@@ -131,12 +130,13 @@ def compute_chunks(
     solved = torch.linalg.solve_triangular(overlap, wanted, upper=False, unitriangular=True)
     new_values, state_reads = torch.split(solved, [value.shape[-1], key.shape[-1]], -1)
     attention = (query @ key.mT) * pair_decay
+    del overlap, wanted, pair_decay  # the largest tensors: their memory is used again
     query, key = query * since_start, (key * until_end).mT
-    outputs, first, states = torch.empty_like(new_values), 0, states.clone()
-    for count in chunks.active_counts:
-        now, state = slice(first, first + count), states[:count]
+    outputs, first = torch.empty_like(new_values), 0
+    for sequence, count in group.runs:
+        now, state = slice(first, first + count), states[sequence : sequence + count]
         written = new_values[now] - state_reads[now] @ state
         outputs[now] = query[now] @ state + attention[now] @ written
-        states[:count] = state * since_start[now, :, -1:] + key[now] @ written
+        state.mul_(since_start[now, :, -1:]).add_(key[now] @ written)
         first += count
-    return outputs.transpose(1, 2).flatten(0, 1).index_select(0, chunks.result_indices), states
+    return outputs.transpose(1, 2).flatten(0, 1)

@@ -22,6 +22,7 @@ from pipeline.model.engines.torch.host_memory import copy_to_device
 
 ZERO_ROW, SINK_ROW, RESERVED_ROWS = 0, 1, 2  # the sink takes what padding writes
 MAX_CHUNK_SIZE = 64  # tokens that are computed in one product
+MAX_GROUP_CHUNKS = 32  # that are computed at a time, which bounds the memory of a step
 
 
 def find_state_rows(slot: int, side: int, *, is_new: bool) -> tuple[int, int]:
@@ -70,22 +71,27 @@ class LinearStates:
 
 
 @dataclass(frozen=True, slots=True)
+class ChunkGroup:
+    """Chunks that are computed together. A chunk is filled up with tokens that change nothing."""
+
+    runs: Sequence[tuple[int, int]]  # the chunks of neighbouring sequences: the first of these, and their number
+    token_indices: Tensor  # [chunks * chunk size]; padding repeats a token
+    output_indices: Tensor  # [chunks * chunk size] as `token_indices`, but padding is the row after all tokens
+    is_padding: Tensor  # [chunks, 1, chunk size]
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkLayout:
     """Sequences of several tokens, those with the most chunks first. Indices are into their tokens, end to end.
 
-    A chunk is filled up with tokens that change nothing. The n-th chunks of all sequences lie together, because they
-    are computed together.
+    The n-th chunks of all sequences follow each other, because they can be computed together.
     """
 
     read_rows: Tensor  # [sequences]
     write_rows: Tensor  # [sequences]
-    chunk_size: int
-    active_counts: Sequence[int]  # sequences that have an n-th chunk
-    token_indices: Tensor  # [chunks * chunk_size]; padding repeats a token
-    is_padding: Tensor  # [chunks, 1, chunk_size]
-    result_indices: Tensor  # [tokens] where each token lies in the chunks
+    groups: Sequence[ChunkGroup]
     window_indices: Tensor  # of a convolution's inputs: into the kept ones of all sequences, then the tokens
-    output_indices: Tensor  # [tokens] where each token lies in the convolution's outputs
+    convolved_indices: Tensor  # [tokens] where each token lies in the convolution's outputs
     kept_indices: Tensor  # [sequences * convolution inputs] what is kept for the next step, as `window_indices`
 
 
@@ -108,43 +114,72 @@ def build_state_layout(
     if len(lengths):
         order = np.argsort(-lengths, kind="stable")
         chunk_size = min(MAX_CHUNK_SIZE, 1 << int(lengths.max() - 1).bit_length())
-        active_counts, arrays = index_chunks(lengths, order, chunk_size)
-        arrays |= index_convolution(lengths, order, shape.convolution_inputs)
+        groups = build_chunk_groups(lengths, order, chunk_size, device)
+        arrays = index_convolution(lengths, order, shape.convolution_inputs)
         arrays |= {"read_rows": rows[single:, 0][order], "write_rows": rows[single:, 1][order]}
         tensors = {name: copy_to_device(array, device) for name, array in arrays.items()}
-        chunks = ChunkLayout(chunk_size=chunk_size, active_counts=active_counts, **tensors)
+        chunks = ChunkLayout(groups=groups, **tensors)
     return StateLayout(copy_to_device(rows[:single, 0], device), copy_to_device(rows[:single, 1], device), chunks)
+
+
+def build_chunk_groups(
+    lengths: NDArray[np.int64], order: NDArray[np.int64], chunk_size: int, device: torch.device
+) -> list[ChunkGroup]:
+    active_counts, tokens, is_padding = index_chunks(lengths, order, chunk_size)
+    outputs = np.where(is_padding, lengths.sum(), tokens)
+    arrays = tokens.ravel(), outputs.ravel(), is_padding[:, None]
+    token_indices, output_indices, padding = (copy_to_device(array, device) for array in arrays)
+    groups, first = [], 0
+    for runs in divide_chunks(active_counts, MAX_GROUP_CHUNKS):
+        end = first + sum(count for _, count in runs)
+        part = slice(first * chunk_size, end * chunk_size)
+        groups.append(ChunkGroup(runs, token_indices[part], output_indices[part], padding[first:end]))
+        first = end
+    return groups
 
 
 def index_chunks(
     lengths: NDArray[np.int64], order: NDArray[np.int64], chunk_size: int
-) -> tuple[list[int], dict[str, NDArray[Any]]]:
-    """`active_counts` of a ChunkLayout, and the arrays that say where tokens lie in chunks.
+) -> tuple[list[int], NDArray[np.int64], NDArray[np.bool_]]:
+    """How many sequences have an n-th chunk; of each chunk the indices of its tokens, and which of them are padding.
 
-    >>> counts, arrays = index_chunks(np.array([3]), np.array([0]), 2)
-    >>> counts, arrays["token_indices"].tolist(), arrays["is_padding"][:, 0].tolist(), arrays["result_indices"].tolist()
-    ([1, 1], [0, 1, 2, 2], [[False, False], [False, True]], [0, 1, 2])
+    >>> counts, tokens, is_padding = index_chunks(np.array([3]), np.array([0]), 2)
+    >>> counts, tokens.tolist(), is_padding.tolist()
+    ([1, 1], [[0, 1], [2, 2]], [[False, False], [False, True]])
     """
     starts, lengths = (np.cumsum(lengths) - lengths)[order], lengths[order]
     active_counts = [int((lengths > first).sum()) for first in range(0, lengths[0], chunk_size)]
     firsts = np.concatenate([starts[:count] + at * chunk_size for at, count in enumerate(active_counts)])
     tokens_left = np.concatenate([lengths[:count] - at * chunk_size for at, count in enumerate(active_counts)])
     is_padding = np.arange(chunk_size) >= tokens_left[:, None]
-    tokens = np.where(is_padding, firsts[:, None], firsts[:, None] + np.arange(chunk_size))
-    result_indices = np.empty(lengths.sum(), np.int64)
-    result_indices[tokens[~is_padding]] = np.flatnonzero(~is_padding)
-    return active_counts, {
-        "token_indices": tokens.ravel(),
-        "is_padding": is_padding[:, None],
-        "result_indices": result_indices,
-    }
+    return active_counts, np.where(is_padding, firsts[:, None], firsts[:, None] + np.arange(chunk_size)), is_padding
+
+
+def divide_chunks(active_counts: Sequence[int], group_chunks: int) -> list[list[tuple[int, int]]]:
+    """The runs of each group: its chunks that are of neighbouring sequences, as the first of these and their number.
+
+    >>> divide_chunks([3, 1], 2)
+    [[(0, 2)], [(2, 1), (0, 1)]]
+    """
+    groups: list[list[tuple[int, int]]] = []
+    room = 0
+    for active in active_counts:
+        sequence = 0
+        while sequence < active:
+            if not room:
+                groups.append([])
+                room = group_chunks
+            count = min(room, active - sequence)
+            groups[-1].append((sequence, count))
+            sequence, room = sequence + count, room - count
+    return groups
 
 
 def index_convolution(lengths: NDArray[np.int64], order: NDArray[np.int64], kept: int) -> dict[str, NDArray[Any]]:
     """The arrays of a ChunkLayout for a convolution over each sequence's kept inputs and its tokens.
 
     >>> fields = index_convolution(np.array([2]), np.array([0]), 3)
-    >>> [fields[name].tolist() for name in ("window_indices", "output_indices", "kept_indices")]
+    >>> [fields[name].tolist() for name in ("window_indices", "convolved_indices", "kept_indices")]
     [[0, 1, 2, 3, 4], [0, 1], [2, 3, 4]]
     """
     starts = np.cumsum(lengths) - lengths + kept * len(lengths)
@@ -153,11 +188,11 @@ def index_convolution(lengths: NDArray[np.int64], order: NDArray[np.int64], kept
         for place, index in enumerate(order)
     ]
     window_starts = np.cumsum([0, *(len(window) for window in windows)])
-    output_indices = np.concatenate(
+    convolved_indices = np.concatenate(
         [window_starts[place] + np.arange(lengths[index]) for index, place in enumerate(np.argsort(order))]
     )
     return {
         "window_indices": np.concatenate(windows),
-        "output_indices": output_indices,
+        "convolved_indices": convolved_indices,
         "kept_indices": np.concatenate([window[len(window) - kept :] for window in windows]),
     }

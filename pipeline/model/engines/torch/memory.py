@@ -11,7 +11,7 @@ import torch
 
 from pipeline.errors import JobError
 from pipeline.model.engines.torch import shard
-from pipeline.model.engines.torch.linear_state import MAX_CHUNK_SIZE
+from pipeline.model.engines.torch.linear_state import MAX_CHUNK_SIZE, MAX_GROUP_CHUNKS
 from pipeline.model.engines.torch.shard import TensorParallel, WeightLayout
 
 DEFAULT_SLOTS_BY_DEVICE = {"cuda": 256, "cpu": 64}
@@ -60,9 +60,9 @@ def estimate_step_bytes(
     delta_bytes = 0
     if delta_heads := getattr(text, "linear_num_value_heads", 0):  # of Gated DeltaNet, which is computed in float32
         widths = text.linear_key_head_dim, text.linear_value_head_dim
-        state_numbers = 3 * slots * delta_heads * widths[0] * widths[1]
-        chunk_numbers = prefill_tokens * delta_heads * (3 * sum(widths) + 4 * MAX_CHUNK_SIZE)
-        delta_bytes = 4 * max(state_numbers, chunk_numbers)
+        state_numbers = 2 * slots * delta_heads * widths[0] * widths[1]  # of a pass, and of the graphs
+        group_tokens = MAX_GROUP_CHUNKS * MAX_CHUNK_SIZE  # padding included
+        delta_bytes = 4 * (state_numbers + group_tokens * delta_heads * (6 * sum(widths) + 4 * MAX_CHUNK_SIZE))
     vision_numbers = patches * 4 * max(getattr(vision, "intermediate_size", 0), 4 * vision.hidden_size)
     feature_bytes = ranks * estimate_feature_bytes(text, vision, item_bytes, patches=patches)
     logit_bytes = 2 * item_bytes + 4 + 16  # of this step and the next, in float32, and what sampling makes of them
