@@ -32,7 +32,7 @@ WEIGHT_FILE_SUFFIXES = (".safetensors",)
 CHECKPOINT_SUFFIXES = SMALL_FILE_SUFFIXES + WEIGHT_FILE_SUFFIXES
 SAMPLE_BYTES = 2**20  # read from each end of a weights file; enough to tell two files apart
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-BUILTIN_NAMES = ("tiny", "tiny-invoice", "tiny-qwen3")  # folders of pipeline/builtin/weights
+BUILTIN_NAMES = ("tiny", "tiny-invoice", "tiny-qwen3", "tiny-qwen3_5")  # folders of pipeline/builtin/weights
 
 
 def locate_checkpoint(weights: str, revision: str | None = None) -> Path:

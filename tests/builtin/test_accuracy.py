@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.builtin.evaluate import evaluate_task
 from pipeline.media.decode import ClipDecoder
+from pipeline.model.engines.torch import step_runner
 from pipeline.model.families import qwen
 from pipeline.output.answer import build_row
 
@@ -37,12 +38,22 @@ def test_unseen_scenes_are_answered_correctly(task, tmp_path):
     assert find_misses(evaluate_task(tmp_path, task, SCENES), BOUNDS[task]) == set()
 
 
-@pytest.mark.parametrize(
-    ("task", "bounds"), [("detect", {"IoU": 0.8, "label": 0.95}), ("video", {"kind": 0.95, "time": 0.75})]
-)
-def test_a_family_with_other_conventions_is_as_accurate(task, bounds, tmp_path):
-    figures = evaluate_task(tmp_path, task, FEW_SCENES, changes=["model.weights=builtin:tiny-qwen3"])
-    assert find_misses(figures, bounds) == set()
+QWEN3_BOUNDS = {"detect": {"IoU": 0.8, "label": 0.95}, "video": {"kind": 0.95, "time": 0.75}}
+HYBRID = "model.weights=builtin:tiny-qwen3_5"
+
+
+@pytest.mark.parametrize("task", QWEN3_BOUNDS)
+@pytest.mark.parametrize("weights", ["model.weights=builtin:tiny-qwen3", HYBRID], ids=["qwen3", "qwen3_5"])
+def test_families_with_other_conventions_are_as_accurate(task, weights, tmp_path):
+    assert find_misses(evaluate_task(tmp_path, task, FEW_SCENES, changes=[weights]), QWEN3_BOUNDS[task]) == set()
+
+
+def test_states_that_are_forgotten_at_each_token_lower_the_accuracy(tmp_path, monkeypatch):
+    find_rows = step_runner.find_state_rows
+    monkeypatch.setattr(
+        step_runner, "find_state_rows", lambda slot, side, *, is_new: find_rows(slot, side, is_new=True)
+    )
+    assert find_misses(evaluate_task(tmp_path, "detect", FEW_SCENES, changes=[HYBRID]), QWEN3_BOUNDS["detect"])
 
 
 def test_boxes_that_are_not_mapped_back_lower_the_accuracy(tmp_path, monkeypatch):

@@ -376,7 +376,7 @@ MISTAKES: list[Case] = [
         "no such builtin model",
         job("builtin:tiny", "builtin:tinny"),
         CHECK,
-        "error: model.weights: there is no builtin:tinny; there is builtin:tiny, builtin:tiny-invoice, builtin:tiny-qwen3",
+        "error: model.weights: there is no builtin:tinny; there is builtin:tiny, builtin:tiny-invoice, builtin:tiny-qwen3, builtin:tiny-qwen3_5",
     ),
     (
         "model folder without a model",

@@ -23,7 +23,7 @@ from torch import nn
 from pipeline.builtin import random_checkpoint
 from pipeline.builtin.training import tokenizer
 from pipeline.builtin.training.batches import TrainingBatch, TrainingExample, group_batches, stream_examples
-from pipeline.builtin.training.training_model import TrainingModel, smooth_number_embeddings
+from pipeline.builtin.training.training_model import TrainingModel, smooth_number_embeddings, spread_memory_lengths
 from pipeline.model import family_loader
 from pipeline.model.families.base import Family
 
@@ -65,11 +65,21 @@ VISION_CONFIG: dict[str, Any] = {
 }
 VISION_CONFIG |= {"initializer_range": 0.05}
 WINDOW_CONFIG = {"fullatt_block_indexes": [1, 3]}
-QWEN3_TEXT_CONFIG = {"head_dim": 32}
+QWEN3_TEXT_CONFIG: dict[str, Any] = {"head_dim": 32}
 QWEN3_TEXT_CONFIG |= {
     "rope_parameters": TEXT_CONFIG["rope_parameters"] | {"mrope_section": [6, 5, 5], "mrope_interleaved": True}
 }
 QWEN3_VISION_CONFIG = {"patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [1]}
+HYBRID_TEXT_CONFIG: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "head_dim": 64,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+HYBRID_TEXT_CONFIG |= {"rope_parameters": QWEN3_TEXT_CONFIG["rope_parameters"] | {"partial_rotary_factor": 0.5}}
+HYBRID_VISION_CONFIG = {"patch_size": 16, "num_position_embeddings": 64}
 SHAPE_TASKS = {"caption": 1.0, "detect": 2.0, "video": 3.0}
 RECIPES = {
     "tiny": Recipe("qwen2_5_vl", SHAPE_TASKS, 160_000, 36 * 28 * 28, vision_config=WINDOW_CONFIG),
@@ -84,6 +94,14 @@ RECIPES = {
     ),
     "tiny-qwen3": Recipe(
         "qwen3_vl", SHAPE_TASKS, 120_000, 36 * 32 * 32, text_config=QWEN3_TEXT_CONFIG, vision_config=QWEN3_VISION_CONFIG
+    ),
+    "tiny-qwen3_5": Recipe(
+        "qwen3_5",
+        SHAPE_TASKS,
+        120_000,
+        36 * 32 * 32,
+        text_config=HYBRID_TEXT_CONFIG,
+        vision_config=HYBRID_VISION_CONFIG,
     ),
 }
 
@@ -173,6 +191,7 @@ def train_model(recipe: Recipe, folder: Path, *, minutes: float) -> None:
     family = family_loader.load_family(write_initial_checkpoint(recipe, folder / "model"))
     model = TrainingModel(folder / "model", family)
     smooth_number_embeddings(model, recipe.seed)
+    spread_memory_lengths(model)
     run = TrainingRun(folder, recipe, model, build_optimizers(model, recipe.learning_rate))
     run.resume()
     started = logged = saved = time.monotonic()

@@ -77,7 +77,7 @@ class TrainingModel(nn.Module):
         hidden = self.language(
             inputs_embeds=embedded,
             position_ids=batch.positions,
-            attention_mask={"full_attention": None} if len(seen) == 1 else None,
+            attention_mask={"full_attention": None, "linear_attention": None} if len(seen) == 1 else None,
             use_cache=False,
             **(deepstack if len(seen) > 1 else {}),
         ).last_hidden_state
@@ -136,3 +136,10 @@ def smooth_number_embeddings(model: TrainingModel, seed: int) -> None:
         waves = torch.cat([angle.cos(), angle.sin()], 1)
         mixed = waves @ torch.randn(waves.shape[1], table.shape[1], generator=generator) / waves.shape[1] ** 0.5
         table.data[ids] = 0.05 * mixed + 0.3 * table.data[ids]
+
+
+def spread_memory_lengths(model: TrainingModel) -> None:
+    """Start the heads of Gated DeltaNet layers with memories of one to a hundred tokens; transformers' are short."""
+    for module in model.language.modules():
+        if hasattr(module, "A_log"):
+            module.A_log.data = torch.linspace(-4.5, 0.0, len(module.A_log))
