@@ -27,7 +27,7 @@ check: .venv/.ready ## lint, types, docstring examples and the fast tests, for w
 	+$(MAKE) --no-print-directory -j 2 -O lint fast-tests
 
 fast-tests: .venv/.ready
-	$(BIN)/python -m pytest -q -m "not process and not slow and not vllm"
+	$(PYTEST) -m "not process and not slow and not vllm"
 
 test: .venv/.ready ## all tests but those that take long by their nature
 	$(PYTEST) -m "not slow and not vllm"

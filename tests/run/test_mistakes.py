@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 
 from pipeline import builtin
 from pipeline.__main__ import main
@@ -442,6 +443,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3fs.S3FileSystem.clear_instance_cache()  # of clients that other tests gave credentials
     monkeypatch.chdir(tmp_path)
     (tmp_path / "job.yaml").write_text(GOOD)
     rows(ROWS)(tmp_path)

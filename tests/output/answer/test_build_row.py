@@ -1,5 +1,7 @@
 """A reply becomes a row: parsed, checked, typed, and in the coordinates of the original."""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +102,16 @@ def test_an_answer_without_a_place_is_an_error_and_not_an_empty_cell(tmp_path: P
     assert (caught.value.kind, caught.value.text) == ("no_place", '{"bbox_2d":[9,9,9,9]}')
 
 
+@pytest.fixture
+def default_recursion_limit() -> Iterator[None]:
+    """Torch's compiler raises the limit of its process."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(limit)
+
+
+@pytest.mark.usefixtures("default_recursion_limit")
 def test_an_answer_that_is_nested_too_deeply_is_an_error_of_its_row(tmp_path: Path) -> None:
     (tmp_path / "any.json").write_text('{"type":"object","properties":{"x":{}},"required":["x"]}')
     with pytest.raises(AnswerError) as caught:
