@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check fast-tests test test-all test-ray-floor vllm-env test-vllm lint chaos bench cuda-arithmetic clean
+.PHONY: help setup demo check fast-tests test test-all test-failed test-ray-floor vllm-env test-vllm lint chaos bench cuda-arithmetic clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -34,6 +34,9 @@ test: .venv/.ready ## all tests but those that take long by their nature
 
 test-all: .venv/.ready ## every test but those of vLLM; an unexpected skip is an error
 	$(PYTEST) -m "not vllm" -rs --check-skips --durations=20
+
+test-failed: .venv/.ready ## once more, one after the other, the tests that failed in the last run
+	$(BIN)/python -m pytest -q -m "not vllm" --last-failed --last-failed-no-failures none
 
 test-ray-floor: .venv/ray-floor ## the tests of Ray, with the oldest version that pyproject.toml allows
 	PYTHONPATH=$(RAY_FLOOR_PATH) $(BIN)/python -c 'import ray; assert ray.__version__.startswith("$(RAY_FLOOR)"), ray.__version__'
