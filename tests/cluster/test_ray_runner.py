@@ -54,6 +54,7 @@ def test_a_cluster_writes_the_same_rows_as_one_process(workspace):
     assert workspace.list_parts("there").keys() == workspace.list_parts().keys()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("session")
 def test_a_cluster_finishes_in_several_datasets_what_one_process_began(workspace, monkeypatch):
     chunk_counts, build_dataset = [], ray_runner.build_dataset
