@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from pipeline.model.families.base import CheckpointFiles, EncodedPrompt
-from pipeline.model.families.qwen import check_aspect_ratio, compute_area_bounds, get_requested_size
+from pipeline.model.families.qwen import check_aspect_ratio, compute_area_bounds, get_requested_size, select_evenly
 from pipeline.types import Clip, MediaOptions, Size, Turn
 
 if TYPE_CHECKING:
@@ -50,11 +50,7 @@ class GenericFamily:
         return fit_shape(source, options, MAX_IMAGE_PIXELS)
 
     def select_frames(self, frame_range: range, fps: float, options: MediaOptions) -> list[int]:
-        least, most = options.min_frames or 4, options.max_frames or 768
-        count = options.frames or min(max(int(len(frame_range) / fps * (options.fps or 2.0)), least), most)
-        places = np.linspace(frame_range[0], frame_range[-1], min(count, len(frame_range)))
-        indices: list[int] = places.round().astype(int).tolist()
-        return indices
+        return select_evenly(frame_range, fps, options)
 
     def fit_video_size(self, source: Size, frame_count: int, options: MediaOptions) -> Size:
         share = (options.total_pixels or MAX_VIDEO_PIXELS) // frame_count

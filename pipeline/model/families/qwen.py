@@ -247,6 +247,15 @@ def check_aspect_ratio(source: Size) -> Size:
     return source
 
 
+def select_evenly(frame_range: range, fps: float, options: MediaOptions) -> list[int]:
+    """Frames of a video by index, from the first to the last, by default two for each second."""
+    least, most = options.min_frames or 4, options.max_frames or 768
+    count = options.frames or min(max(int(len(frame_range) / fps * (options.fps or 2.0)), least), most)
+    places = np.linspace(frame_range[0], frame_range[-1], min(count, len(frame_range)))
+    indices: list[int] = places.round().astype(int).tolist()
+    return indices
+
+
 def get_requested_size(options: MediaOptions) -> Size | None:
     """The size that the row or the job asks for, if it does."""
     if (options.resized_width is None) != (options.resized_height is None):

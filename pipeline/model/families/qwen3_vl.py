@@ -10,8 +10,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from pipeline.errors import PromptError
 from pipeline.model.families.base import CheckpointFiles
 from pipeline.model.families.model_architecture import ModelArchitecture
@@ -23,6 +21,7 @@ from pipeline.model.families.qwen import (
     compute_area_bounds,
     get_requested_size,
     parse_area_bounds,
+    select_evenly,
 )
 from pipeline.model.prompt import ChatFormat
 from pipeline.types import Clip, MediaOptions, Size
@@ -44,11 +43,7 @@ class Qwen3VL(QwenFamily):
         self.video_pixel_bounds = parse_area_bounds(files.video_processor, (128 * 32 * 32, 768 * 32 * 32))
 
     def select_frames(self, frame_range: range, fps: float, options: MediaOptions) -> list[int]:
-        least, most = options.min_frames or 4, options.max_frames or 768
-        count = options.frames or min(max(int(len(frame_range) / fps * (options.fps or 2.0)), least), most)
-        places = np.linspace(frame_range[0], frame_range[-1], min(count, len(frame_range)))
-        indices: list[int] = places.round().astype(int).tolist()
-        return indices
+        return select_evenly(frame_range, fps, options)
 
     def fit_video_size(self, source: Size, frame_count: int, options: MediaOptions) -> Size:
         if requested := get_requested_size(options):
