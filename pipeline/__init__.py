@@ -52,6 +52,7 @@ job: a YAML file becomes a frozen Job
     job/variables.py                        fills in `${...}` and refuses credentials
     job/fingerprint.py                      hashes everything that shapes an answer
     job/reference.py                        prints every key with its meaning
+    job/editor_schema.py                    builds the JSON Schema of job files, for editors
 
 schema: what an answer must look like
     schema/json_schema.py                   walks JSON Schemas and narrows them to what can be guided and stored
@@ -308,6 +309,7 @@ builtin: models trained here on drawn scenes; pipeline/builtin/weights/README.md
     builtin/training/train.py               trains the built-in models
 
 Commands
+    shell_completion.py                     the script by which a shell completes commands
     commands.py                             what each command does
     output_options.py                       the options of the commands that read an output
     cli.py                                  the commands with their options and examples

@@ -20,6 +20,7 @@ from pipeline.output_options import (
     parse_positive_int,
 )
 from pipeline.registry import EXPORTERS
+from pipeline.shell_completion import SHELLS
 
 EXIT_CODES_HELP = """\
 Exit codes: 0 all rows answered; 1 internal error or crash; 2 the job cannot run; 3 finished, but some rows are in
@@ -68,6 +69,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
             add_job_options(subparser, is_required=command.job_argument == "required")
         subparser.add_argument("--debug", action="store_true", help="show tracebacks")
         command.add_options(subparser)
+    subparsers.choices["completion"].set_defaults(parser=parser)  # it completes all commands
     return parser
 
 
@@ -136,7 +138,14 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_check_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--explain", action="store_true", help="list every key with its meaning")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--explain", action="store_true", help="list every key with its meaning")
+    schema_help = "print the JSON Schema of job files, by which editors complete and check them"
+    instead.add_argument("--json-schema", action="store_true", help=schema_help)
+
+
+def add_completion_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=SHELLS)
 
 
 def add_demo_options(parser: argparse.ArgumentParser) -> None:
@@ -232,7 +241,8 @@ COMMANDS = {
         """\
   python -m pipeline check job.yaml
   python -m pipeline check --explain                # every key of a job file
-  python -m pipeline check --explain | grep -i pixels""",
+  python -m pipeline check --explain | grep -i pixels
+  python -m pipeline check --json-schema > job.schema.json    # see the first lines of jobs/caption.yaml""",
         commands.check_job,
         add_check_options,
         job_argument="optional",
@@ -244,6 +254,16 @@ COMMANDS = {
   python -m pipeline demo /tmp/demo""",
         commands.run_demo,
         add_demo_options,
+        job_argument="none",
+    ),
+    "completion": Command(
+        "print the script by which a shell completes vlbatch (pip install vlbatch[completion])",
+        """\
+  source <(vlbatch completion bash)                                   # in ~/.bashrc
+  vlbatch completion zsh > "${fpath[1]}/_vlbatch"
+  vlbatch completion fish > ~/.config/fish/completions/vlbatch.fish""",
+        commands.print_completion,
+        add_completion_options,
         job_argument="none",
     ),
 }

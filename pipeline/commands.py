@@ -90,15 +90,18 @@ def export_answers(options: argparse.Namespace) -> int:
 
 
 def check_job(options: argparse.Namespace) -> int:
-    from pipeline.job import reference, spec, variables
+    from pipeline.job import editor_schema, reference, spec, variables
     from pipeline.manifest.files import list_manifest_files
     from pipeline.run import preflight
 
     if options.explain:
         print("\n".join([*reference.format_reference(spec.Job), "", variables.VARIABLES_HELP]))
         return ExitCode.ALL_ANSWERED
+    if options.json_schema:
+        print(json.dumps(editor_schema.build_job_schema(), indent=1))
+        return ExitCode.ALL_ANSWERED
     if options.job is None:
-        raise PipelineError("check needs a job file, or --explain")
+        raise PipelineError("check needs a job file, --explain or --json-schema")
     job = load_job(options)
     files = list_manifest_files(job, print)
     context = preflight.build_run_context(job, files)
@@ -205,6 +208,13 @@ def run_demo(options: argparse.Namespace) -> int:
     from pipeline.builtin import demo
 
     return demo.run_demo(options.folder)
+
+
+def print_completion(options: argparse.Namespace) -> int:
+    from pipeline.shell_completion import build_completion_script
+
+    print(build_completion_script(options.parser, options.shell))
+    return ExitCode.ALL_ANSWERED
 
 
 def load_job(options: argparse.Namespace) -> Job:

@@ -40,6 +40,7 @@ ROOMS = (  # a room imports only rooms that stand before it
     "cluster",
     "inspect",
     "builtin",
+    "shell_completion",
     "commands",
     "output_options",
     "cli",

@@ -31,10 +31,17 @@ def wrap_in_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-PixelCount = Annotated[int, BeforeValidator(parse_product), Field(gt=0)]
-ByteCount = Annotated[int, BeforeValidator(parse_byte_size), Field(gt=0)]
-NameList = Annotated[tuple[str, ...], BeforeValidator(wrap_in_list)]
 PositiveInt = Annotated[int, Field(gt=0)]
+ProductText = Annotated[str, Field(pattern=r"^\s*[\d_]+(\s*\*\s*[\d_]+)*\s*$")]
+ByteSizeText = Annotated[str, Field(pattern=r"^\s*[\d_.]+\s*([KMGTkmgt][Ii]?)?[Bb]?\s*$")]
+# What people may write, for editors, is the input type.
+PixelCount = Annotated[
+    int, Field(gt=0), BeforeValidator(parse_product, json_schema_input_type=PositiveInt | ProductText)
+]
+ByteCount = Annotated[
+    int, Field(gt=0), BeforeValidator(parse_byte_size, json_schema_input_type=PositiveInt | ByteSizeText)
+]
+NameList = Annotated[tuple[str, ...], BeforeValidator(wrap_in_list, json_schema_input_type=str | tuple[str, ...])]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo, WithJsonSchema, field_validator
 from pydantic_core import PydanticCustomError
 
 from pipeline.job.key_types import JobSection, PositiveInt, define_key
@@ -20,8 +20,13 @@ AttentionName = Annotated[Literal["auto", "sdpa", "flash_attention_2"], AfterVal
 
 
 CoordinateName = Annotated[
-    CoordinateSystem, BeforeValidator(lambda name: "pixels" if name == "pixels_of_sent" else name)
+    CoordinateSystem,
+    BeforeValidator(
+        lambda name: "pixels" if name == "pixels_of_sent" else name,
+        json_schema_input_type=CoordinateSystem | Literal["pixels_of_sent"],
+    ),
 ]
+FAMILY_FORMS = {"anyOf": [{"type": "string", "enum": [*FAMILIES]}, {"type": "null"}]}  # for editors
 
 
 class RopeSection(JobSection):
@@ -37,7 +42,7 @@ class ContextSection(JobSection):
 
 
 class ModelSection(JobSection):
-    family: str | None = define_key(
+    family: Annotated[str | None, WithJsonSchema(FAMILY_FORMS)] = define_key(
         "how prompts and pictures are made: generic leaves that to the program that runs the model (vllm, http); "
         "default: as the checkpoint says",
         None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from inspect import signature
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError, WithJsonSchema
 
 from pipeline.errors import JobError
 from pipeline.registry import STEPS, format_suggestion, load_registered
@@ -58,5 +58,9 @@ def wrap_step(value: Any) -> Any:
     return [value] if isinstance(value, (str, dict)) else value
 
 
+# What people may write, for editors.
+STEP_NAMES = {"type": "string", "enum": [*STEPS]}
+STEP_FORMS = {"anyOf": [STEP_NAMES, {"type": "object", "maxProperties": 1, "propertyNames": {"enum": [*STEPS]}}]}
+STEP_LIST_FORMS = {"anyOf": [STEP_FORMS, {"type": "array", "items": STEP_FORMS}]}
 StepSettings = Annotated[dict[str, StepArguments], BeforeValidator(parse_step)]
-StepList = Annotated[tuple[StepSettings, ...], BeforeValidator(wrap_step)]
+StepList = Annotated[tuple[StepSettings, ...], BeforeValidator(wrap_step), WithJsonSchema(STEP_LIST_FORMS)]
