@@ -93,6 +93,7 @@ manifest: manifest files become chunks, and chunks become Items
     manifest/sources/parquet.py             Parquet
     manifest/sources/jsonl.py               JSON Lines
     manifest/sources/csv.py                 CSV
+    manifest/sources/webdataset.py          WebDataset tars
     manifest/sources/folder.py              a folder of media files
 
 media: bytes become resized frames

@@ -13,6 +13,7 @@ SOURCES = {  # by the kind of a manifest file
     "parquet": "pipeline.manifest.sources.parquet:ParquetSource",
     "jsonl": "pipeline.manifest.sources.jsonl:JsonlSource",
     "csv": "pipeline.manifest.sources.csv:CsvSource",
+    "webdataset": "pipeline.manifest.sources.webdataset:WebDatasetSource",
     "folder": "pipeline.manifest.sources.folder:FolderSource",
     "linked_folder": "pipeline.manifest.sources.folder:LinkedFolderSource",
 }

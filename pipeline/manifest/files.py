@@ -11,6 +11,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -36,6 +37,8 @@ MEDIA_KIND, LINKED_MEDIA_KIND = "folder", "linked_folder"  # the names in SOURCE
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of Hugging Face's imagefolder
 FILE_NAME_COLUMN = "file_name"  # in them
 MAX_LISTED_ENDINGS = 4
+MAX_LISTED_AT_ONCE = 16  # URLs
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 EXPORT_MARK = "/_export.json"  # the file that every export has in its folder
 
 
@@ -73,7 +76,11 @@ def list_manifest_files(job: Job, say: Callable[[str], None] = ignore_note) -> l
     """Every file that the manifest names, in a fixed order. `say` takes notes about files that are left out."""
     path = job.output.path
     output_url = path.rstrip("/") if "://" in path else f"file://{os.path.abspath(path)}"
-    listings = [expand_url(url, output_url, say, follow_links=job.input.follow_links) for url in job.input.manifest]
+    urls = [url for named in job.input.manifest for url in ([named] if os.path.exists(named) else expand_braces(named))]
+    with ThreadPoolExecutor(MAX_LISTED_AT_ONCE) as threads:
+        listings = list(
+            threads.map(lambda url: expand_url(url, output_url, say, follow_links=job.input.follow_links), urls)
+        )
     root = listings[0].folder
     files = [replace(file, place=describe_place(file, root)) for listing in listings for file in listing.files]
     if not files:
@@ -85,6 +92,23 @@ def list_manifest_files(job: Job, say: Callable[[str], None] = ignore_note) -> l
             f"input.manifest: {' and '.join(folders)} have metadata of their own; give each a job of its own"
         )
     return files
+
+
+def expand_braces(url: str) -> list[str]:
+    """The URLs that braces stand for, as WebDataset and shells write numbered files.
+
+    >>> expand_braces("s3://b/{08..10}.tar"), expand_braces("{a,b}/{1..2}.tar"), expand_braces("a{b}.tar")
+    (['s3://b/08.tar', 's3://b/09.tar', 's3://b/10.tar'], ['a/1.tar', 'a/2.tar', 'b/1.tar', 'b/2.tar'], ['a{b}.tar'])
+    """
+    match = BRACES.search(url)
+    if not match:
+        return [url]
+    first, last = match[1], match[2]
+    if first:
+        texts = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    else:
+        texts = match[3].split(",")
+    return [f"{url[: match.start()]}{text}{rest}" for text in texts for rest in expand_braces(url[match.end() :])]
 
 
 class ManifestListing(NamedTuple):

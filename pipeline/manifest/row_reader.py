@@ -6,6 +6,7 @@ as bytes are not part of a question, because planning would have to read all of 
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -78,7 +79,12 @@ class RowReader:
             place = f"in the row after {ids[row_number - 1]!r}" if row_number else "in a row"
             problem = f"column {self.columns.id} (input.id) is empty {place}"
             raise JobError(f"{url}: {problem}; fill it in, or leave input.id out")
-        return [(row_id, question) for row_id, question in zip(ids, questions, strict=True) if row_id is not None]
+        folder = self.file.place if self.source.has_ids_of_file and self.columns.id == self.source.default_id else ""
+        return [
+            (posixpath.join(folder, row_id), question)
+            for row_id, question in zip(ids, questions, strict=True)
+            if row_id is not None
+        ]
 
     def read_asked_values(self, table: pa.Table) -> list[dict[str, Any]]:
         """The columns that decide the questions, row by row."""

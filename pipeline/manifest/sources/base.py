@@ -22,6 +22,7 @@ class Source(ABC):
     infers_types: ClassVar[bool] = False  # from the values, so that another file may have other types
     default_media: ClassVar[tuple[str, ...]] = ()  # columns for a job without input.media
     default_id: ClassVar[str | None] = None  # the column for a job without input.id and input.media
+    has_ids_of_file: ClassVar[bool] = False  # ids in `default_id` may come again in a file of another folder
 
     def __init__(self, url: str):
         self.url = url
