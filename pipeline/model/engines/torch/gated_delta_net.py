@@ -19,7 +19,8 @@ from torch.nn import functional
 from pipeline.model.engines.torch.kv_cache import PackedBatch
 from pipeline.model.engines.torch.linear_state import ChunkGroup, ChunkLayout, StateShape
 
-HeadInputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # query, key, value, decay, beta
+# query, key, value: [chunks, heads, chunk size, dim]; decay, beta: [chunks, heads, chunk size]
+HeadInputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def use_packed_states(language_model: Any) -> StateShape | None:
@@ -52,15 +53,16 @@ def forward_packed(module: Any, hidden_states: Tensor, *, packed: PackedBatch, *
     if single:
         convolved = convolve_singles(module, mixed[:single], kept, layout.single_read_rows, layout.single_write_rows)
         updated = matrices.index_select(0, layout.single_read_rows)
-        outputs[:single] = update_states(*split_heads(module, convolved, decay[:single], beta[:single]), updated)
+        parts = split_heads(module, convolved, decay[:single], beta[:single])
+        outputs[:single] = update_states(*parts, updated)[:, :, 0]
         matrices.index_copy_(0, layout.single_write_rows, updated)
     if layout.chunks is not None:
         convolved = convolve_sequences(module, mixed[single:], kept, layout.chunks)
         updated = matrices.index_select(0, layout.chunks.read_rows)
         for group in layout.chunks.groups:
-            chosen = group.token_indices
-            parts = (part.index_select(0, chosen) for part in (convolved, decay[single:], beta[single:]))
-            output = compute_chunks(*split_heads(module, *parts), updated, group)
+            chosen = (part.index_select(0, group.token_indices) for part in (convolved, decay[single:], beta[single:]))
+            parts = split_heads(module, *chosen, size=group.is_padding.shape[-1])
+            output = compute_chunks(*parts, updated, group).transpose(1, 2).flatten(0, 1)
             outputs[single:].index_copy_(0, group.output_indices, output.to(outputs.dtype))
         matrices.index_copy_(0, layout.chunks.write_rows, updated)
     normed = module.norm(outputs[:-1].flatten(0, 1), gate.reshape(-1, module.head_v_dim))
@@ -84,16 +86,20 @@ def convolve_sequences(module: Any, mixed: Tensor, kept: Tensor, chunks: ChunkLa
     return functional.silu(convolved[0].T.index_select(0, chunks.convolved_indices))
 
 
-def split_heads(module: Any, convolved: Tensor, decay: Tensor, beta: Tensor) -> HeadInputs:
-    """[tokens, heads, dim] and [tokens, heads] in float32; queries and keys have length 1, queries are scaled."""
+def split_heads(module: Any, convolved: Tensor, decay: Tensor, beta: Tensor, *, size: int = 1) -> HeadInputs:
+    """Tokens to chunks of `size`, in float32; queries and keys have length 1, queries are scaled."""
     value_heads = decay.shape[1]
     key_width = (convolved.shape[1] - value_heads * module.head_v_dim) // 2
     widths = [key_width, key_width, value_heads * module.head_v_dim]
     query, key, value = torch.split(convolved.float(), widths, 1)
     query, key = (normalize(part.reshape(len(convolved), -1, module.head_k_dim)) for part in (query, key))
+    value = value.reshape(len(convolved), value_heads, -1)
+    query, key, value, decay, beta = (
+        part.view(-1, size, *part.shape[1:]).transpose(1, 2)
+        for part in (query * module.head_k_dim**-0.5, key, value, decay, beta)
+    )
     repeats = value_heads // key.shape[1]
-    query, key = (part.repeat_interleave(repeats, 1) for part in (query * module.head_k_dim**-0.5, key))
-    return query, key, value.reshape(len(convolved), value_heads, -1), decay, beta
+    return query.repeat_interleave(repeats, 1), key.repeat_interleave(repeats, 1), value, decay, beta
 
 
 def normalize(vectors: Tensor) -> Tensor:
@@ -101,26 +107,20 @@ def normalize(vectors: Tensor) -> Tensor:
 
 
 def update_states(query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, states: Tensor) -> Tensor:
-    """One token of each sequence: outputs [sequences, heads, value dim]. The states are updated in place."""
-    states.mul_(decay.exp()[..., None, None])
-    written = (value - (key[..., None, :] @ states)[..., 0, :]) * beta[..., None]
-    states.addcmul_(key[..., None], written[..., None, :])
-    return (query[..., None, :] @ states)[..., 0, :]
+    """Outputs [sequences, heads, 1, value dim] of chunks of one token. The states are updated in place."""
+    states.mul_(decay.exp()[..., None])
+    written = (value - key @ states) * beta[..., None]
+    states.addcmul_(key.mT, written)
+    return query @ states
 
 
 def compute_chunks(
     query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, states: Tensor, group: ChunkGroup
 ) -> Tensor:
-    """Outputs [tokens, heads, value dim] of a group, padding included. The states are updated in place."""
-    size = group.is_padding.shape[-1]
-
-    def cut(part: Tensor) -> Tensor:
-        """[tokens, heads, ...] -> [chunks, heads, chunk size, ...]"""
-        return part.view(-1, size, *part.shape[1:]).transpose(1, 2)
-
-    query, key, value = cut(query), cut(key), cut(value)
-    total_decay = cut(decay).masked_fill(group.is_padding, 0).cumsum(-1)
-    weight = cut(beta).masked_fill(group.is_padding, 0)[..., None]
+    """Outputs [chunks, heads, chunk size, value dim] of a group. The states are updated in place."""
+    heads, size = decay.shape[1:]
+    total_decay = decay.masked_fill(group.is_padding, 0).cumsum(-1)
+    weight = beta.masked_fill(group.is_padding, 0)[..., None]
     is_later = torch.ones(size, size, dtype=torch.bool, device=query.device).triu(1)
     pair_decay = (total_decay[..., None] - total_decay[..., None, :]).masked_fill(is_later, float("-inf")).exp()
     since_start = total_decay.exp()[..., None]
@@ -128,15 +128,16 @@ def compute_chunks(
     overlap = weight * (key @ key.mT) * pair_decay
     wanted = torch.cat([weight * value, weight * key * since_start], -1)
     solved = torch.linalg.solve_triangular(overlap, wanted, upper=False, unitriangular=True)
-    new_values, state_reads = torch.split(solved, [value.shape[-1], key.shape[-1]], -1)
-    attention = (query @ key.mT) * pair_decay
+    attention = ((query @ key.mT) * pair_decay).flatten(0, 1)
     del overlap, wanted, pair_decay  # the largest tensors: their memory is used again
-    query, key = query * since_start, (key * until_end).mT
-    outputs, first = torch.empty_like(new_values), 0
-    for sequence, count in group.runs:
-        now, state = slice(first, first + count), states[sequence : sequence + count]
-        written = new_values[now] - state_reads[now] @ state
-        outputs[now] = query[now] @ state + attention[now] @ written
-        state.mul_(since_start[now, :, -1:]).add_(key[now] @ written)
-        first += count
-    return outputs.transpose(1, 2).flatten(0, 1)
+    written, state_reads = torch.split(solved.flatten(0, 1), [value.shape[-1], key.shape[-1]], -1)
+    query, key = (query * since_start).flatten(0, 1), (key * until_end).flatten(0, 1).mT
+    chunk_decay = since_start[:, :, -1:].flatten(0, 1)
+    outputs, flat_states, first = query.new_empty(written.shape), states.view(-1, *states.shape[2:]), 0
+    for sequence, count in group.runs:  # thousands in a prefill, so what can be computed for all of them is
+        now, state = slice(first, first + count * heads), flat_states[sequence * heads : (sequence + count) * heads]
+        written[now].baddbmm_(state_reads[now], state, alpha=-1)
+        torch.bmm(query[now], state, out=outputs[now])
+        state.mul_(chunk_decay[now]).baddbmm_(key[now], written[now])
+        first += count * heads
+    return outputs.baddbmm_(attention, written).view(-1, heads, size, value.shape[-1])
