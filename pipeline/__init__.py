@@ -230,7 +230,12 @@ run: one run, without Ray
     run/log.py                              logs events as text or JSON
 
 export: answers become other people's formats
-    export/base.py                          the seam: Exporter, a format
+    export/base.py                          the seam: Exporter, a format, and the options of all formats
+    export/remarks.py                       collects what people should know about an export beside its rows
+    export/splits.py                        divides rows into splits by a hash of their ids
+    export/row_filter.py                    selects rows by an expression of DuckDB
+    export/media_files.py                   reads the media of rows again, for formats that carry them
+    export/export_progress.py               shows how far an export is
     export/export_job.py                    exports the answers of a job: resumes, and accounts for every row
     export/export_sources.py                chooses the rows to export, and joins answers with today's kept columns
     export/row_matching.py                  finds the part that answers a row outside its own chunk

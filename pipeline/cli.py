@@ -132,6 +132,12 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--partition-by", action="append", default=[], metavar="COLUMN", help=partition_help)
     calibrated_help = "confidences as the newest score of the question calibrates them"
     parser.add_argument("--calibrated", action="store_true", help=calibrated_help)
+    where_help = "only rows for which this is true, as DuckDB writes it: \"answer.total > 100 and 'review' in flags\""
+    parser.add_argument("--where", metavar="EXPR", help=where_help)
+    split_help = "divide the rows by a hash of their ids: train=0.9,val=0.1"
+    parser.add_argument("--split", metavar="SHARES", help=split_help)
+    media_help = "copy media into the export, link to the originals, or neither; default: by format"
+    parser.add_argument("--media", choices=["copy", "link", "none"], help=media_help)
     complete_help = "export nothing unless every row of the manifest has an answer"
     parser.add_argument("--require-complete", action="store_true", help=complete_help)
     add_allow_errors_option(parser)

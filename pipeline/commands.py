@@ -76,8 +76,16 @@ def plan_job(options: argparse.Namespace) -> int:
 def export_answers(options: argparse.Namespace) -> int:
     from pipeline.export.base import ExportOptions
     from pipeline.export.export_job import export_job
+    from pipeline.export.splits import parse_splits
 
-    export_options = ExportOptions(options.rows_per_file, tuple(options.partition_by), options.calibrated)
+    export_options = ExportOptions(
+        options.rows_per_file,
+        tuple(options.partition_by),
+        options.calibrated,
+        where=options.where,
+        splits=parse_splits(options.split) if options.split else (),
+        media=options.media,
+    )
     code = export_job(
         load_job(options),
         options.target,

@@ -18,7 +18,11 @@ import pyarrow as pa
 
 from pipeline.errors import ExitCode, JobError, OutputError
 from pipeline.export.base import Exporter, ExportOptions, ExportTask
+from pipeline.export.export_progress import ExportProgress
 from pipeline.export.export_sources import AnswerReader, ExportSource, group_sources
+from pipeline.export.media_files import MediaFiles
+from pipeline.export.remarks import Remarks
+from pipeline.export.row_filter import RowFilter
 from pipeline.job.spec import Job
 from pipeline.manifest.files import list_manifest_files
 from pipeline.output.answer.confidence_maps import calibrate_column, hash_confidence_maps, read_confidence_maps
@@ -47,32 +51,62 @@ def export_job(
     context = preflight.build_run_context(job, manifest_files)
     store = OutputStore(context.job.output.path)
     dataset = Dataset(store, context.fingerprint)
-    task = ExportTask(context, build_data_schema(context), OutputStore(target_path), options)
-    exporter: Exporter = load_registered(EXPORTERS, format_name, "--to")(task)
-    if task.target.root == store.root:
-        raise JobError(f"{target_path} is the job's own output; export to another folder")
-    if context.fingerprint not in list_questions(store):
-        raise OutputError(f"{store.path}: holds no answers to this question; run the job first")
-    maps = read_calibration(dataset) if options.calibrated else {}
-    plan = resume.build_resume_plan(context, manifest_files, dataset)
-    failed_count = count_failed_rows(plan, dataset)
-    if require_complete and (failed_count or plan.rows_left):
-        say(f"nothing is exported; {describe_missing_rows(failed_count, plan.rows_left, 0)}")
-        return choose_exit_code(failed_count, plan.rows_left)
-    with closing(AnswerReader(plan, context, dataset)) as reader:
-        claim_target(task, format_name, reader, maps)
-        written = write_groups(exporter, task, reader, maps, say)
-    exporter.finish(written.files)
+    exporter_type: type[Exporter] = load_registered(EXPORTERS, format_name, "--to")
+    options = settle_options(exporter_type, format_name, options)
+    with closing(MediaFiles(context.job)) as media_files:
+        columns = build_data_schema(context)
+        task = ExportTask(context, columns, OutputStore(target_path), options, media_files)
+        exporter = exporter_type(task)
+        if task.target.root == store.root:
+            raise JobError(f"{target_path} is the job's own output; export to another folder")
+        if context.fingerprint not in list_questions(store):
+            raise OutputError(f"{store.path}: holds no answers to this question; run the job first")
+        changes = RowChanges(
+            read_calibration(dataset) if options.calibrated else {},
+            RowFilter(options.where, columns) if options.where else None,
+        )
+        plan = resume.build_resume_plan(context, manifest_files, dataset)
+        failed_count = count_failed_rows(plan, dataset)
+        if require_complete and (failed_count or plan.rows_left):
+            say(f"nothing is exported; {describe_missing_rows(failed_count, plan.rows_left, 0)}")
+            return choose_exit_code(failed_count, plan.rows_left)
+        with closing(AnswerReader(plan, context, dataset)) as reader:
+            claim_target(task, format_name, reader, changes.maps)
+            written = write_groups(exporter, task, reader, changes, say)
+        exporter.finish(written.files)
     row_count = written.rows - written.repeats
     lost_count = plan.rows - row_count - failed_count - plan.rows_left
     exit_code = choose_exit_code(failed_count, plan.rows_left + lost_count)
     if exit_code != ExitCode.INCOMPLETE:
         task.target.create_object("_SUCCESS", b"")
-    repeats = f", and {written.repeats:,} that ask the same as one of them" if written.repeats else ""
-    say(f"{target_path}: {row_count:,} of {plan.rows:,} rows{repeats}")
+    for line in describe_written_rows(target_path, written, plan.rows):
+        say(line)
     if exit_code:
         say(describe_missing_rows(failed_count, plan.rows_left, lost_count))
     return exit_code
+
+
+def settle_options(exporter_type: type[Exporter], format_name: str, options: ExportOptions) -> ExportOptions:
+    """The options with the format's default for media. Refuse those that the format cannot follow."""
+    given = {"--partition-by": options.partition_by, "--split": options.splits, "--media": options.media}
+    for name in given:
+        if given[name] and not list_followed_options(exporter_type)[name]:
+            able = [
+                other for other in EXPORTERS if list_followed_options(load_registered(EXPORTERS, other, "--to"))[name]
+            ]
+            raise JobError(f"{name}: the format {format_name} cannot follow it; {', '.join(able) or 'no format'} can")
+    choices = exporter_type.media_choices
+    if options.media and options.media not in choices:
+        raise JobError(f"--media {options.media}: the format {format_name} knows {', '.join(choices)}")
+    return replace(options, media=options.media or next(iter(choices), None))
+
+
+def list_followed_options(exporter_type: type[Exporter]) -> dict[str, object]:
+    return {
+        "--partition-by": exporter_type.can_partition,
+        "--split": exporter_type.can_split,
+        "--media": exporter_type.media_choices,
+    }
 
 
 def read_calibration(dataset: Dataset) -> ConfidenceMaps:
@@ -104,11 +138,33 @@ def choose_exit_code(failed_count: int, unasked_count: int) -> ExitCode:
     return ExitCode.FAILED_ROWS if failed_count else ExitCode.ALL_ANSWERED
 
 
+@dataclass(frozen=True)
+class RowChanges:
+    """What is done to rows before a format gets them."""
+
+    maps: ConfidenceMaps
+    row_filter: RowFilter | None
+
+    def apply(self, table: pa.Table) -> pa.Table:
+        table = calibrate_column(table, self.maps) if self.maps else table
+        return self.row_filter.select_rows(table) if self.row_filter else table
+
+
 @dataclass
 class WrittenGroups:
-    rows: int = 0
+    rows: int = 0  # before --where
     repeats: int = 0  # of these, rows that ask the same as another one
+    selected: int = 0  # by --where
     files: list[str] = field(default_factory=list)
+    remarks: Remarks = field(default_factory=Remarks)
+
+
+def describe_written_rows(target_path: str, written: WrittenGroups, manifest_rows: int) -> list[str]:
+    repeats = f", and {written.repeats:,} that ask the same as one of them" if written.repeats else ""
+    rows = f"{target_path}: {written.rows - written.repeats:,} of {manifest_rows:,} rows{repeats}"
+    if written.selected < written.rows:
+        rows += f"; of these, {written.selected:,} match --where and are exported"
+    return [rows, *written.remarks.format_lines()]
 
 
 def claim_target(task: ExportTask, format_name: str, reader: AnswerReader, maps: ConfidenceMaps) -> None:
@@ -130,9 +186,10 @@ def claim_target(task: ExportTask, format_name: str, reader: AnswerReader, maps:
         claim["format"] = format_name
     if maps:
         claim["calibration"] = hash_confidence_maps(maps)
+    claim |= task.options.identify()
     if target.create_object("_export.json", json.dumps(claim, indent=2).encode()):
         return
-    defaults = {"format": DEFAULT_FORMAT, "calibration": None}
+    defaults = {"format": DEFAULT_FORMAT, "calibration": None, "where": None, "split": None, "media": None}
     before = {**defaults, **json.loads(target.read_object("_export.json"))}
     now = {**defaults, **claim}
     changes = [
@@ -147,24 +204,33 @@ def claim_target(task: ExportTask, format_name: str, reader: AnswerReader, maps:
 
 
 def write_groups(
-    exporter: Exporter, task: ExportTask, reader: AnswerReader, maps: ConfidenceMaps, say: Callable[[str], None]
+    exporter: Exporter, task: ExportTask, reader: AnswerReader, changes: RowChanges, say: Callable[[str], None]
 ) -> WrittenGroups:
     """Write the groups that have no note yet. Returns the sum of all groups."""
     written = WrittenGroups()
     groups = list(group_sources(reader.sources, task.options.rows_per_file))
     noted = task.target.list_names("_groups")
-    for number, group in enumerate(groups, 1):
-        identity: list[object] = [reader.digest, identify_sources(group)]
-        identity += [hash_confidence_maps(maps)] if maps else []
-        name = hash_json([task.context.fingerprint, list(task.options.partition_by), identity])
-        if f"{name}.json" not in noted:
-            write_group(exporter, name, group, task, reader, maps)
-        note = json.loads(task.target.read_object(f"_groups/{name}.json"))
-        written.rows += note["rows"]
-        written.repeats += note["repeats"]
-        written.files += note["files"]
-        say(f"{written.rows:,} rows, {number:,} of {len(groups):,} groups")
+    with ExportProgress(len(groups), sum(source.max_rows for source in reader.sources), say) as progress:
+        for group in groups:
+            name = name_group(group, task, reader, changes.maps)
+            if f"{name}.json" not in noted:
+                write_group(exporter, name, group, task, reader, changes, progress)
+            note = json.loads(task.target.read_object(f"_groups/{name}.json"))
+            written.rows += note["rows"]
+            written.repeats += note["repeats"]
+            written.selected += note.get("selected", note["rows"])
+            written.files += note["files"]
+            written.remarks.add_all(note.get("remarks", {}))
+            progress.finish_group(note["rows"])
     return written
+
+
+def name_group(group: Sequence[ExportSource], task: ExportTask, reader: AnswerReader, maps: ConfidenceMaps) -> str:
+    options = task.options.identify()
+    identity: list[object] = [reader.digest, identify_sources(group)]
+    identity += [hash_confidence_maps(maps)] if maps else []
+    identity += [options] if options else []
+    return hash_json([task.context.fingerprint, list(task.options.partition_by), identity])
 
 
 def write_group(
@@ -173,20 +239,27 @@ def write_group(
     group: Sequence[ExportSource],
     task: ExportTask,
     reader: AnswerReader,
-    maps: ConfidenceMaps,
+    changes: RowChanges,
+    progress: ExportProgress,
 ) -> None:
     """Write the files of a group, then its note."""
-    row_count = repeat_count = 0
+    row_count = repeat_count = selected_count = 0
+    task.remarks.found.clear()
 
     def read_tables() -> Iterator[pa.Table]:
-        nonlocal row_count, repeat_count
+        nonlocal row_count, repeat_count, selected_count
         for table in reader.read_tables(group, task.columns):
             row_count += table.num_rows
             repeat_count += table.num_rows - len(table["id"].unique())
-            yield calibrate_column(table, maps) if maps else table
+            selected = changes.apply(table)
+            selected_count += selected.num_rows
+            yield selected
+            progress.show_rows(row_count)
 
     files = exporter.write_group(name, read_tables())
     note = {"rows": row_count, "repeats": repeat_count, "files": files}
+    note |= {"selected": selected_count} if changes.row_filter else {}
+    note |= {"remarks": task.remarks.found} if task.remarks.found else {}
     task.target.create_object(f"_groups/{name}.json", json.dumps(note).encode())
 
 

@@ -26,6 +26,8 @@ NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 
 class TableExporter:
+    can_partition, can_split, media_choices = True, False, ()
+
     def __init__(self, task: ExportTask):
         self.task, self.partition_columns = task, task.options.partition_by
         check_partition_columns(task.columns, self.partition_columns)

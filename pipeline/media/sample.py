@@ -63,6 +63,12 @@ def list_frame_times(probe: Probe, indices: Sequence[int]) -> tuple[float, ...]:
     return tuple(index / probe.fps for index in indices)
 
 
+def find_frame_at(probe: Probe, second: float) -> int:
+    """The frame that is shown at a moment of the video."""
+    index = bisect_left(probe.times, second - 1e-6) if probe.times else round(second * probe.fps)
+    return min(max(index, 0), probe.count - 1)
+
+
 def parse_pages(selection: str, page_count: int, max_pages: int) -> list[int]:
     """
     >>> parse_pages("", 2, 100), parse_pages("3", 9, 100), parse_pages("1-2,5-", 6, 100), parse_pages("#top", 1, 100)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import io
 import time
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +22,8 @@ from pipeline.errors import DecodeError, FetchError
 from pipeline.fetch.fetcher import Fetcher
 from pipeline.job.spec import Job
 from pipeline.media.decoder_client import DecoderClient
-from pipeline.media.kinds.base import DecodeLimits, Probe
-from pipeline.media.sample import parse_pages
+from pipeline.media.kinds.base import DecodeLimits
+from pipeline.media.sample import find_frame_at, parse_pages
 from pipeline.types import ClipKind, Size
 
 MAX_IMAGE_SIDE, MAX_FRAME_SIDE = 1100, 320  # pixels of an image and of a video frame
@@ -83,7 +82,7 @@ class PreviewLoader:
                 [pixels] = self.decoder.read([page], fit_size(size, MAX_IMAGE_SIDE), deadline=deadline)
                 return (PreviewImage(encode_webp(pixels)),)
             seconds = [times[index] for index in spread_indices(len(times), MAX_FRAMES)]
-            indices = [find_frame_index(probe, second) for second in seconds]
+            indices = [find_frame_at(probe, second) for second in seconds]
             frames = self.decoder.read(indices, fit_size(size, MAX_FRAME_SIDE), deadline=deadline)
             return tuple(
                 PreviewImage(encode_webp(frame), second) for frame, second in zip(frames, seconds, strict=True)
@@ -98,12 +97,6 @@ def spread_indices(count: int, wanted_count: int) -> list[int]:
     """Evenly spread, with the first one always among them."""
     shown = min(count, wanted_count)
     return [number * count // shown for number in range(shown)]
-
-
-def find_frame_index(probe: Probe, second: float) -> int:
-    """The frame that is shown at a moment of the video."""
-    index = bisect_left(probe.times, second - 1e-6) if probe.times else round(second * probe.fps)
-    return min(max(index, 0), probe.count - 1)
 
 
 def fit_size(size: Size, max_side: int) -> Size:
