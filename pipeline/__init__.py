@@ -44,6 +44,7 @@ Shared by all rooms
 
 job: a YAML file becomes a frozen Job
     job/key_types.py                        types and helpers that the sections of a job are made of
+    job/answer_section.py                   the keys of its section `answer`
     job/model_section.py                    the keys of its section `model`
     job/spec.py                             every key of a job file, with its type, default and meaning
     job/step_settings.py                    checks media.steps and builds the steps
@@ -58,6 +59,7 @@ schema: what an answer must look like
     schema/json_schema.py                   walks JSON Schemas and narrows them to what can be guided and stored
     schema/schema.py                        Schema: the record that workers receive
     schema/schema_loader.py                 loads the schema that a job names and describes it for a prompt
+    schema/choice_schema.py                 the schema and the prompt of a job with answer.choices
     schema/columns.py                       converts a schema to an Arrow field, and answers to its values
     schema/validate.py                      checks an answer against its schema
 
@@ -125,6 +127,7 @@ model: frames and text become tokens
     model/derivatives.py                    known checkpoints of other makers, and the settings they are used with
     model/hf_models.py                      imports transformers' model classes
     model/prompt.py                         renders chat turns with the checkpoint's template
+    model/choice_encoder.py                 turns the choices of a job into continuations of a prompt
     model/engine_thread.py                  runs an engine in a thread that several chunks share
     model/detokenizer.py                    converts generated tokens to text, and splits off thinking
     model/families/base.py                  the seam: Family, a series of models
@@ -199,6 +202,7 @@ output: a Reply becomes a Row, and Rows become a committed part
     output/answer/build_row.py              builds a Row from a Reply
     output/answer/confidence.py             how sure the model was of each value of an answer
     output/answer/confidence_maps.py        replaces confidences by those that a score calibrated
+    output/answer/choice_answer.py          an answer from the probabilities of its choices
     output/answer/geometry.py               maps coordinates and times back to the original media
     output/answer/reask.py                  asks again when an answer is invalid
     output/arrow_tables.py                  builds the tables of a part

@@ -29,7 +29,7 @@ class Answerer:
     def answer_items(self, prepared_items: Sequence[PreparedItem]) -> list[Outcome]:
         """One row or failure for every entry, in order."""
         answer, schema = self.context.job.answer, self.context.schema
-        guide = schema.text if schema and answer.guided else None
+        guide = schema.text if schema and answer.guided and answer.is_written else None
         asked = [
             (item, replace(request, schema_text=guide, wants_confidence=schema is not None))
             for item, request in prepared_items
@@ -40,7 +40,7 @@ class Answerer:
                 asked,
                 answer_requests=self.engine_thread.answer_requests,
                 build_row=self.build_row,
-                max_retries=answer.retries if schema else 0,
+                max_retries=answer.retries if schema and answer.is_written else 0,
             )
         )
         return [(item, entry if isinstance(entry, Failure) else next(settled)) for item, entry in prepared_items]
@@ -57,6 +57,7 @@ class Answerer:
                 review_below=self.context.job.answer.review_below,
                 confidence_maps=self.context.confidence_maps,
                 attempts=attempts,
+                choices=None if self.context.job.answer.choices is None else self.context.job.answer,
             )
         except AnswerError:
             raise  # another try may help

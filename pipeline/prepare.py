@@ -21,7 +21,8 @@ from pipeline.context import RunContext, open_family
 from pipeline.errors import ItemError, PipelineError, ReadError, build_internal_failure
 from pipeline.fetch.fetcher import Fetcher
 from pipeline.fetch.versions import VersionReader
-from pipeline.job.spec import AnswerSection, MediaSection
+from pipeline.job.answer_section import AnswerSection
+from pipeline.job.spec import MediaSection
 from pipeline.job.step_settings import build_step
 from pipeline.manifest.chunks import Chunk, read_chunk_rows
 from pipeline.manifest.files import ManifestFile, read_with_retries
@@ -33,9 +34,20 @@ from pipeline.media.base import FrameDecoder, MediaFetcher
 from pipeline.media.clips import list_sources, load_media
 from pipeline.media.decode import ClipDecoder
 from pipeline.media.steps.base import PreparationState, PreparationTools, Step, runs_before_loading
+from pipeline.model.choice_encoder import ChoiceEncoder
 from pipeline.model.families.base import Family
 from pipeline.step_timer import StepTimer
-from pipeline.types import Failure, Item, MediaRef, PreparedItem, ReadItem, Request, RetryHistory, Sampling
+from pipeline.types import (
+    Continuation,
+    Failure,
+    Item,
+    MediaRef,
+    PreparedItem,
+    ReadItem,
+    Request,
+    RetryHistory,
+    Sampling,
+)
 
 DEFAULT_THINKING_TOKENS = 2048
 ResultT = TypeVar("ResultT")
@@ -53,7 +65,8 @@ class Preparer:
         self.fetcher = fetcher or Fetcher(job)
         family = open_family(context)
         self.tools = PreparationTools(self.fetcher, ClipDecoder(job, family, decoder), family, self.timer)
-        self.steps = list_steps(job.media, EncodePrompt(family, job.answer))
+        choice_encoder = ChoiceEncoder(family, job.answer) if job.answer.choices else None
+        self.steps = list_steps(job.media, EncodePrompt(family, job.answer, choice_encoder))
         self.row_reader: RowReader | None = None  # stands where the last chunk ended
         self.no_kept_values = dict.fromkeys(context.kept_schema.names)
         self.version_reader = None if job.input.version == "none" else VersionReader(job)
@@ -158,19 +171,28 @@ class EncodePrompt:
 
     family: Family
     answer: AnswerSection
+    choice_encoder: ChoiceEncoder | None = None
 
     def __call__(self, state: PreparationState, tools: PreparationTools) -> PreparationState:
         sampling = self.build_sampling(state.item)
+        continuations: tuple[Continuation, ...] = ()
         with tools.timer.measure("prompt"):
-            encoded = self.family.encode_turns(state.turns)
-            self.family.check_length(encoded, sampling.max_new_tokens + (sampling.max_thinking_tokens or 0))
+            if self.choice_encoder:
+                encoded, continuations = self.choice_encoder.encode_turns(state.turns)
+            else:
+                encoded = self.family.encode_turns(state.turns)
+            longest = max((len(part.token_ids) for part in continuations), default=0)
+            budget = sampling.max_new_tokens + (sampling.max_thinking_tokens or 0)
+            self.family.check_length(encoded, longest + budget)
         prompt = encoded.input_ids, encoded.positions, encoded.vision_tokens
         request = Request(state.item.id, state.turns, *prompt, sampling, estimated_tokens=encoded.estimated_tokens)
-        return replace(state, request=request)
+        return replace(state, request=replace(request, continuations=continuations))
 
     def build_sampling(self, item: Item) -> Sampling:
         """The seed depends on the job's seed and the row's id, so that every worker samples the same answer."""
         answer = self.answer
+        if not answer.is_written:
+            return Sampling(max_new_tokens=0)
         seed = int.from_bytes(hashlib.blake2b(f"{answer.seed}\0{item.id}".encode(), digest_size=4).digest())
         default_thinking = DEFAULT_THINKING_TOKENS if self.family.thinking else None
         return Sampling(

@@ -131,10 +131,21 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Continuation:
+    """Text that may follow a prompt. An engine says how probable it is there."""
+
+    token_ids: tuple[int, ...]  # that follow `input_ids`; empty where another program encodes the prompt
+    scored_from: int  # the tokens before are given; the probability is that of the others
+    text: str  # what the scored tokens say, without what ends the turn
+    question: str = ""  # what the given tokens add to the end of the last turn
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """Everything that an engine needs to answer one item.
 
-    Engines that build their own prompt use `turns`; the others use `input_ids` and `positions`.
+    Engines that build their own prompt use `turns`; the others use `input_ids` and `positions`. A request with
+    continuations asks for their probabilities, and nothing is written.
     """
 
     id: str
@@ -146,6 +157,7 @@ class Request:
     schema_text: str | None = None  # the JSON Schema that guides the answer
     wants_confidence: bool = False  # the reply should say how probable each of its tokens was
     estimated_tokens: int = 0  # of a prompt that another program encodes; `input_ids` are then empty
+    continuations: tuple[Continuation, ...] = ()
 
     @property
     def prompt_tokens(self) -> int:
@@ -179,6 +191,7 @@ class Reply:
     prompt_tokens: int | None = None  # as a server counts them
     flags: tuple[str, ...] = ()
     token_logprobs: Sequence[TokenLogprob] = ()  # of the tokens of the text, where the engine knows them
+    continuation_logprobs: tuple[float, ...] = ()  # of the request's continuations, in their order
     latency_s: float | None = field(default=None, compare=False)  # since the engine accepted the request
 
 
@@ -240,6 +253,7 @@ class Row:
     thinking: str | None = None
     logprob: float | None = None
     confidence: Any = None  # of each value of the answer, in its shape
+    probabilities: Mapping[str, float] | None = None  # of each of the job's choices
     latency_s: float | None = None
     raw: str | None = None  # the model's own JSON, where geometry or repair changed it
     flags: tuple[str, ...] = ()  # what was changed: repaired, clamped, ...

@@ -51,7 +51,7 @@ def load_submission(submission: Submission) -> tuple[Job, dict[str, str]]:
 
 def check_job_paths(job: Job) -> None:
     """Check what can be checked here. Only the cluster can tell whether it reaches the manifest and the output."""
-    schema = schema_loader.load_schema(job.answer.schema_, base_folder=Path.cwd())
+    schema = schema_loader.load_answer_schema(job.answer, base_folder=Path.cwd())
     if schema and (problems := schema_loader.find_problems(schema)):
         raise JobError("\n".join(f"answer.schema: {problem}" for problem in problems))
     named = (("model.weights", job.model.weights), ("model.adapter", job.model.adapter))

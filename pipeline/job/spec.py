@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, SerializeAsAny, field_validator, model_validator
+from pydantic import BeforeValidator, SerializeAsAny, field_validator, model_validator
 
+from pipeline.job.answer_section import AnswerSection
 from pipeline.job.key_types import ByteCount, Fraction, JobSection, NameList, PixelCount, PositiveInt, define_key
 from pipeline.job.model_section import ModelSection
 from pipeline.job.step_settings import StepList
@@ -131,36 +132,6 @@ class MediaSection(JobSection):
         "what is done to media before the model sees them, in order: names, or {name: arguments} such as "
         "{crop: {left: 0.1, top: 0, right: 0.9, bottom: 1}}, in fractions of the picture",
         (),
-    )
-
-
-class ThinkingSection(JobSection):
-    max_tokens: PositiveInt = define_key("tokens that the model may think before its answer", 2048)
-
-
-class AnswerSection(JobSection):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-    schema_: str | None = define_key(
-        "a name from schemas/, path.py:Model, or a .json JSON Schema; without it the answer is text",
-        None,
-        alias="schema",
-    )
-    max_new_tokens: PositiveInt = define_key("budget of an answer", 512)
-    temperature: float = define_key("0 is greedy", 0.0, ge=0, le=5)
-    top_p: float = define_key("sample from the likeliest tokens that hold this share", 1.0, gt=0, le=1)
-    top_k: int = define_key("sample from so many likeliest tokens; 0: all", 0, ge=0)
-    seed: int = define_key("a row's sampling depends on (seed, id, attempt) only", 0)
-    guided: bool = define_key("with a schema: let the model write nothing but what fits it", True)
-    retries: int = define_key("ask again, so often, when the answer does not validate", 0, ge=0, le=20)
-    review_below: Fraction | None = define_key(
-        "flag rows (`review`) in which the confidence of any value is less; calibrated, if the output has a score",
-        None,
-        affects_answers=False,
-    )
-    thinking: ThinkingSection | Literal[False] | None = define_key(
-        "{max_tokens: ...} lets the model think first, false keeps it from it, where its chat template leaves the "
-        "choice; default: as the template does by itself",
-        None,
     )
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.context import RunContext
+from pipeline.job.spec import Job
+from pipeline.output.answer.choice_answer import build_probabilities_field
 from pipeline.output.answer.confidence import build_confidence_field
 from pipeline.types import Failure, Item, Outcome, Row
 
@@ -42,8 +44,13 @@ COLUMN_DESCRIPTIONS = {  # of the columns that the manifest does not have
     "run": "the run that answered the row",
 }
 VERSIONS_COLUMN = "media_versions"  # only with input.version
+PROBABILITIES_COLUMN = "probabilities"  # only with answer.choices
+OPTIONAL_COLUMNS = {
+    VERSIONS_COLUMN: "the version of each URI that the row looks at, as input.version says",
+    PROBABILITIES_COLUMN: "how probable each choice is; with answer.multi each by itself, otherwise of all together",
+}
 VERSIONS_FIELD = pa.field(VERSIONS_COLUMN, pa.list_(pa.string()))
-RESERVED_COLUMNS = (*COLUMN_DESCRIPTIONS, "stage", "kind", "message", "fp")  # names that kept columns cannot have
+RESERVED_COLUMNS = (*COLUMN_DESCRIPTIONS, "stage", "kind", "message", "fp")
 REQUIRED_COLUMNS = ("id", "question", "stage", "kind", "message")
 COLUMN_TYPES = {
     **dict.fromkeys(RESERVED_COLUMNS, pa.string()),
@@ -72,6 +79,8 @@ FAILURE_FIELDS = ("stage", "kind", "message", "text")
 
 def build_data_schema(context: RunContext) -> pa.Schema:
     answer = [context.schema.answer_field, build_confidence_field(context.schema)] if context.schema else []
+    if context.job.answer.choices:
+        answer.append(build_probabilities_field(PROBABILITIES_COLUMN, context.job.answer))
     _, _, _, _, *others = COLUMN_DESCRIPTIONS  # after id, text, answer and confidence
     versions = [] if context.job.input.version == "none" else [VERSIONS_FIELD]
     fields = [build_field("id"), *context.kept_schema, build_field("text"), *answer, *map(build_field, others)]
@@ -85,8 +94,13 @@ def build_errors_schema(context: RunContext) -> pa.Schema:
 
 def describe_column(name: str) -> str:
     """Empty for a kept column."""
-    versions = "the version of each URI that the row looks at, as input.version says"
-    return {**COLUMN_DESCRIPTIONS, VERSIONS_COLUMN: versions}.get(name, "")
+    return {**COLUMN_DESCRIPTIONS, **OPTIONAL_COLUMNS}.get(name, "")
+
+
+def list_reserved_columns(job: Job) -> tuple[str, ...]:
+    """Names that kept columns of this job cannot have."""
+    versions = () if job.input.version == "none" else (VERSIONS_COLUMN,)
+    return (*RESERVED_COLUMNS, *versions, *((PROBABILITIES_COLUMN,) if job.answer.choices else ()))
 
 
 def build_field(name: str) -> pa.Field:
@@ -107,13 +121,17 @@ def build_table(records: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.T
 
 
 def to_answered_record(item: Item, row: Row) -> dict[str, Any]:
+    probabilities = {} if row.probabilities is None else {PROBABILITIES_COLUMN: row.probabilities}
+    versions = {} if item.media_versions is None else {VERSIONS_COLUMN: item.media_versions}
     return {
         **row.kept_values,
+        **probabilities,
+        **versions,
         **{name: getattr(row, name) for name in ROW_FIELDS},
         "media": [{name: getattr(info, name) for name in info.__slots__} for info in row.media],
         "tokens": {"vision": row.vision_tokens, "prompt": row.prompt_tokens, "output": row.output_tokens},
         "attempts": item.history.attempts + row.attempts,
-    } | ({} if item.media_versions is None else {VERSIONS_COLUMN: item.media_versions})
+    }
 
 
 def to_failed_record(item: Item, failure: Failure) -> dict[str, Any]:

@@ -27,10 +27,11 @@ from pipeline.model.engines.base import get_engine_type
 from pipeline.model.families.base import Family
 from pipeline.model.guidance.grammar import count_min_tokens
 from pipeline.output.answer.geometry import find_field_meanings, find_whole_number_places
-from pipeline.output.arrow_tables import RESERVED_COLUMNS, VERSIONS_COLUMN
+from pipeline.output.arrow_tables import list_reserved_columns
 from pipeline.output.dataset import Dataset, list_questions
 from pipeline.output.store import CREATE_ONLY_SCHEMES, OutputStore, open_filesystem
 from pipeline.output.thread_map import map_in_threads
+from pipeline.registry import ENGINES, import_object
 from pipeline.retry_policy import FIRST_CONTACT_ATTEMPTS
 from pipeline.schema import schema_loader
 from pipeline.schema.json_schema import SchemaNode
@@ -54,7 +55,7 @@ RAY_PACKAGE_FOLDER = "/runtime_resources/working_dir_files/"  # Ray unpacks a jo
 
 def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunContext:
     job = resolve_paths(job, manifest_files)
-    schema = schema_loader.load_schema(job.answer.schema_, base_folder=get_base_folder())
+    schema = schema_loader.load_answer_schema(job.answer, base_folder=get_base_folder())
     schema_prompt = build_schema_prompt(job, schema) if schema and job.prompt.user is None else None
     kept_schema = read_kept_schema(job, manifest_files, schema_prompt)
     adapter_identity = checkpoint_location.compute_adapter_identity(job.model)
@@ -84,6 +85,8 @@ def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunCo
 
 def build_schema_prompt(job: Job, schema: Schema) -> str:
     """The prompt of a job without one. It tells the model how to write places, if the job says that."""
+    if not job.answer.is_written:
+        return schema.default_prompt or ""
     prompt = schema_loader.build_default_prompt(schema)
     if job.model.coordinates is None or not has_places(schema.json_schema):
         return prompt
@@ -135,23 +138,42 @@ def find_job_problems(context: RunContext, manifest_files: Sequence[ManifestFile
     for file in manifest_files:
         select_file_columns(context.job, file, read_manifest_schema(file), context.schema_prompt)
     family = open_family(context)  # raises if the checkpoint's config or tokenizer is broken
-    schema_problems = schema_loader.find_problems(context.schema) if context.schema else []
-    problems = [f"answer.schema: {problem}" for problem in schema_problems]
+    answer = context.job.answer
+    schema_problems = schema_loader.find_problems(context.schema) if context.schema and answer.is_written else []
+    problems = find_ability_problems(context.job)
+    problems += [f"answer.schema: {problem}" for problem in schema_problems]
     problems += find_pixel_problems(context.job.media, family)
     problems += find_kept_name_problems(context.job)
     problems += find_output_problems(context.job.output.path)
     problems += get_engine_type(context.job).find_problems(context.pinned_job)
     if context.schema and not schema_problems:
         problems += find_coordinate_problems(context, family, context.schema.json_schema)
-        if context.job.answer.guided and family.knows_model:
+        if answer.is_written and answer.guided and family.knows_model:
             problems += find_budget_problems(context, context.schema.text)
+    return problems
+
+
+def find_ability_problems(job: Job) -> list[str]:
+    """Ways of answering that the engine does not have."""
+    answer = job.answer
+    if answer.choices is None:
+        return []
+    problems = []
+    if "choices" not in get_engine_type(job).abilities:
+        able = [kind for kind, where in ENGINES.items() if "choices" in import_object(where).abilities]
+        problems.append(f"answer.choices: engine {job.engine.kind} cannot do this; it can be done by {', '.join(able)}")
+    if job.prompt.user is not None and not answer.multi and any(answer.choices.values()):
+        problems.append(
+            "answer.choices: the descriptions are part of the default prompt, and prompt.user takes its place: write "
+            "them there and leave a list here, or leave prompt.user out"
+        )
     return problems
 
 
 def find_kept_name_problems(job: Job) -> list[str]:
     """Many readers of Parquet do not tell upper from lower case in the names of columns."""
     kept = [name.lower() for name in job.input.keep]
-    reserved = RESERVED_COLUMNS if job.input.version == "none" else (*RESERVED_COLUMNS, VERSIONS_COLUMN)
+    reserved = list_reserved_columns(job)
     problems = [f"input.keep: names {name} twice" for name in dict.fromkeys(kept) if kept.count(name) > 1]
     for name in job.input.keep:
         if name.lower() in reserved:

@@ -25,7 +25,7 @@ from pipeline.model import family_loader
 from pipeline.model.engine_thread import EngineThread, generate_replies
 from pipeline.model.engines.base import Engine, EngineType, get_engine_type
 from pipeline.registry import ENGINES, import_object
-from pipeline.types import Clip, Failure, Reply, Request, Sampling, Turn
+from pipeline.types import Clip, Continuation, Failure, Reply, Request, Sampling, Turn
 from tests.model.engines.chat_server import ChatServer, ReceivedRequest, ServerResponse, complete, refuse
 
 pytestmark = pytest.mark.process
@@ -232,6 +232,18 @@ def test_with_confidence_every_token_has_its_place_in_the_text(engine, requests)
         assert ends[-1] == len(answer.text)
         logprobs = [token.logprob for token in answer.token_logprobs if token.logprob is not None]
         assert answer.logprob == pytest.approx(fmean(logprobs), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", list_kinds_that_can("choices"), indirect=True)
+def test_with_choices_every_continuation_has_a_log_probability(engine, family):
+    request = build_request(family, "c", "which one?", max_new_tokens=0)
+    texts = ["red", "blue", "light blue", "red wine"]
+    tokens = [tuple(family.tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
+    parts = tuple(Continuation(part, 0, text) for part, text in zip(tokens, texts, strict=True))
+    (reply,) = generate_replies(engine, [replace(request, continuations=parts)])
+    assert (reply.text, reply.output_tokens) == ("", 0)
+    assert len(reply.continuation_logprobs) == 4
+    assert all(logprob < 0 for logprob in reply.continuation_logprobs)
 
 
 def test_a_full_engine_has_room_again_after_some_steps(engine, requests):

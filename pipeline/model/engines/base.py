@@ -19,6 +19,7 @@ from pipeline.types import CoordinateSystem, Failure, Reply, Request, TimeOrigin
 Ability = Literal[
     "guidance",  # an answer fits its schema, however small the budget
     "confidence",  # a reply carries the log-probability of its tokens
+    "choices",  # the log-probabilities of a request's continuations, without writing
 ]
 DEFAULT_SLOTS = 64  # where an engine chooses the number itself when it starts
 

@@ -1,7 +1,8 @@
 """Replies by rule and without a model, for tests of everything around one.
 
 The first rule whose text occurs in the prompt gives the reply. `{id}` and `{prompt}` in a reply are filled in. A row
-takes `delay_ms`, and `slots` rows are answered at once, so that a test can make the engine slow.
+takes `delay_ms`, and `slots` rows are answered at once, so that a test can make the engine slow. Of a prompt's
+continuations, the one that the reply would be is nine times as probable as any other.
 """
 
 from __future__ import annotations
@@ -55,10 +56,18 @@ class ScriptedEngine:
 
     def build_reply(self, request: Request) -> Reply:
         prompt = "\n".join(part for turn in request.turns for part in turn.parts if isinstance(part, str))
+        if request.continuations:
+            said = [self.find_text(request.id, prompt + part.question) for part in request.continuations]
+            pairs = zip(said, request.continuations, strict=True)
+            logprobs = [math.log(0.9 if text == part.text else 0.1) for text, part in pairs]
+            return Reply(request.id, "", continuation_logprobs=tuple(logprobs))
+        text = self.find_text(request.id, prompt)
+        return Reply(request.id, text, output_tokens=len(text.split()))
+
+    def find_text(self, request_id: str, prompt: str) -> str:
         rules = (reply for text, reply in self.settings.replies.items() if text in prompt)
         # not str.format: the braces of a JSON reply are no placeholders
-        text = next(rules, self.settings.default).replace("{id}", request.id).replace("{prompt}", prompt)
-        return Reply(request.id, text, output_tokens=len(text.split()))
+        return next(rules, self.settings.default).replace("{id}", request_id).replace("{prompt}", prompt)
 
     def metrics(self) -> Mapping[str, float]:
         return {
@@ -75,6 +84,7 @@ class ScriptedEngine:
 
 class ScriptedEngineType(EngineType):
     Settings = ScriptedSettings
+    abilities = frozenset({"choices"})
 
     def open(self, job: Job) -> Engine:
         assert isinstance(job.engine, ScriptedSettings)

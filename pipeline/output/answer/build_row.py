@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import AnswerError
+from pipeline.job.answer_section import AnswerSection
 from pipeline.json_values import parse_answer
+from pipeline.output.answer.choice_answer import build_choice_answer
 from pipeline.output.answer.confidence import compute_confidence
 from pipeline.output.answer.confidence_maps import find_least_confidence
 from pipeline.output.answer.geometry import map_to_source
@@ -31,10 +33,13 @@ def build_row(
     review_below: float | None = None,
     confidence_maps: ConfidenceMaps | None = None,
     attempts: int = 1,
+    choices: AnswerSection | None = None,
 ) -> Row:
     tokens = request.count_tokens(reply)
     answer_fields: Mapping[str, Any] = {}
-    if schema:
+    if choices:
+        answer_fields = build_choice_answer(reply.continuation_logprobs, choices)
+    elif schema:
         answer_fields = _build_answer(request, reply, schema, coordinate_system, time_origin)
     flags = (*reply.flags, *answer_fields.get("flags", ()))
     confidence = answer_fields.get("confidence")
@@ -44,7 +49,7 @@ def build_row(
         id=item.id,
         question=item.question,
         kept_values=item.kept_values,
-        text=reply.text,
+        text=answer_fields.get("text", reply.text),
         answer=answer_fields.get("answer"),
         finish=reply.finish,
         media=tuple(_to_media_info(clip) for clip in request.clips),
@@ -55,6 +60,7 @@ def build_row(
         thinking=reply.thinking,
         logprob=reply.logprob,
         confidence=confidence,
+        probabilities=answer_fields.get("probabilities"),
         latency_s=reply.latency_s,
         raw=answer_fields.get("raw"),
         flags=flags,
