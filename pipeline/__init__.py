@@ -318,6 +318,14 @@ builtin: models trained here on drawn scenes; pipeline/builtin/weights/README.md
     builtin/training/training_model.py      the trainable model and its losses
     builtin/training/train.py               trains the built-in models
 
+new_job: the first job file of a user
+    new_job/__init__.py                     writes a job and a schema: the command init
+    new_job/gallery.py                      lists the jobs in jobs/, which are the templates
+    new_job/job_text.py                     changes keys in the text of a job, and keeps its comments
+    new_job/manifest_columns.py             shows the columns of a manifest, and finds those with media and ids
+    new_job/schema_text.py                  writes a schema file from the names and types of fields
+    new_job/questions.py                    asks at a terminal for what is missing
+
 Commands
     shell_completion.py                     the script by which a shell completes commands
     commands.py                             what each command does

@@ -10,6 +10,8 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from pipeline import commands
+from pipeline.new_job.gallery import list_gallery
+from pipeline.new_job.schema_text import FIELDS_HELP
 from pipeline.output_options import (
     add_compare_options,
     add_json_option,
@@ -150,6 +152,21 @@ def add_check_options(parser: argparse.ArgumentParser) -> None:
     instead.add_argument("--json-schema", action="store_true", help=schema_help)
 
 
+def add_init_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", nargs="?", metavar="TASK", help=f"one of {', '.join(list_gallery())}")
+    parser.add_argument("--manifest", metavar="URL", help="a folder of media, or a table with a column of URIs")
+    parser.add_argument("--to", metavar="FILE", help="the job file to write; default: TASK.yaml")
+    parser.add_argument(
+        "--model", metavar="NAME", help="a checkpoint; with --url the name by which the server knows it"
+    )
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of one copy of the model; 0 runs on CPU")
+    parser.add_argument("--url", help="a server of the OpenAI protocol that runs the model, up to /v1")
+    parser.add_argument("--fields", metavar="FIELDS", help=f"write a schema with fields of your own: {FIELDS_HELP}")
+    parser.add_argument("--prompt", metavar="TEXT", help="what to ask")
+    parser.add_argument("--media", metavar="COLUMN", help="the column with media; default: one that looks like it")
+    parser.add_argument("--id", metavar="COLUMN", help="the column that names rows; default: one that looks like it")
+
+
 def add_completion_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=SHELLS)
 
@@ -159,6 +176,18 @@ def add_demo_options(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = {
+    "init": Command(
+        "write a job file for a task: from flags, or from answers to a few questions",
+        """\
+  python -m pipeline init                                       # asks
+  python -m pipeline init caption --manifest ./my-pictures
+  python -m pipeline init invoice --manifest scans.parquet --gpus 0 --model builtin:tiny
+  python -m pipeline init --manifest ./labels --to wine.yaml \\
+      --prompt "Read this label." --fields "producer, year: whole, color: red|white|rose" """,
+        commands.write_new_job,
+        add_init_options,
+        job_argument="none",
+    ),
     "run": Command(
         "answer every row of a manifest that has no answer yet",
         """\

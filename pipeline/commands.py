@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import ExitCode, PipelineError
 
+INIT_PLAN_ROWS = 200
+
 if TYPE_CHECKING:
     from pipeline.job.spec import Job
 
@@ -95,6 +97,22 @@ def export_answers(options: argparse.Namespace) -> int:
         require_complete=options.require_complete,
     )
     return ExitCode.ALL_ANSWERED if code == ExitCode.FAILED_ROWS and options.allow_errors else code
+
+
+def write_new_job(options: argparse.Namespace) -> int:
+    from pipeline import new_job
+    from pipeline.inspect import plan as planning
+    from pipeline.inspect.plan.plan_text import format_plan
+    from pipeline.new_job.questions import complete_answers
+
+    wanted = complete_answers(vars(options))
+    job = new_job.write_job(wanted, say=print)
+    try:
+        print("\n".join(["", *format_plan(planning.plan_job(job, sample_rows=INIT_PLAN_ROWS))]))
+    except (PipelineError, ImportError, OSError) as error:  # the job is written; it may be meant for another machine
+        print(f"\nnot planned here: {error}")
+    print(f"\nnext: python -m pipeline run {wanted.path} --limit 20")
+    return ExitCode.ALL_ANSWERED
 
 
 def check_job(options: argparse.Namespace) -> int:

@@ -40,6 +40,7 @@ ROOMS = (  # a room imports only rooms that stand before it
     "cluster",
     "inspect",
     "builtin",
+    "new_job",
     "shell_completion",
     "commands",
     "output_options",

@@ -63,5 +63,6 @@ NEXT_STEPS = """
 The answers: {folder}/answers/*/data/*/*.parquet, for instance
   SELECT id, answer.number, answer.total FROM '{folder}/answers/invoice/data/*/*.parquet'
 Look at them: {python} -m pipeline report {folder}/answers/detect --roots {folder}
-These models know only drawn scenes; about a photograph they say something well formed and wrong. Next, try a real one:
-  {python} -m pipeline run jobs/caption.yaml --set input.manifest=./my-pictures --limit 20"""
+These models know only drawn scenes; about a photograph they say something well formed and wrong. Next, have a job
+file written for a real model and pictures of your own:
+  {python} -m pipeline init"""
