@@ -330,6 +330,7 @@ Commands
     shell_completion.py                     the script by which a shell completes commands
     commands.py                             what each command does
     output_options.py                       the options of the commands that read an output
+    job_options.py                          the options of the commands that read or write a job
     cli.py                                  the commands with their options and examples
     __main__.py                             python -m pipeline: parses, runs and sets the exit code
 """

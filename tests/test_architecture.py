@@ -44,6 +44,7 @@ ROOMS = (  # a room imports only rooms that stand before it
     "shell_completion",
     "commands",
     "output_options",
+    "job_options",
     "cli",
     "__main__",
 )

@@ -29,7 +29,10 @@ def parse_choices(value: Any) -> Any:
     return dict(zip(labels, value.values() if isinstance(value, dict) else [None] * len(labels), strict=True))
 
 
-Choices = Annotated[dict[str, str | None], BeforeValidator(parse_choices)]
+Choices = Annotated[
+    dict[str, str | None],
+    BeforeValidator(parse_choices, json_schema_input_type=list[Any] | dict[str, str | None]),
+]
 
 
 class ThinkingSection(JobSection):

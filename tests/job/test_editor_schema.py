@@ -53,6 +53,8 @@ def test_every_job_file_names_it_and_fits_it(path):
         {"media": {"max_pixels": "1280*28*28", "steps": "crop"}, "limits": {"image": {"bytes": "64mib"}}},
         {"media": {"steps": [{"crop": {"left": 0.5}}]}},
         {"answer": {"max_new_tokens": "${BUDGET:-64}", "guided": "${GUIDED:-true}", "thinking": False}},
+        {"answer": {"choices": ["red", 1]}},
+        {"answer": {"choices": {"red": "a warm color", "blue": None}, "multi": True}},
         {"model": {"weights": "a/b", "quantize": "${BITS:-int4}", "coordinates": "pixels_of_sent"}},
         {"engine": {"slots": 8}},
         {"engine": {"kind": "http", "url": "${URL:-http://127.0.0.1/v1}", "price": {"input": 1}, "body": {"top_k": 1}}},
