@@ -319,7 +319,7 @@ builtin: models trained here on drawn scenes; pipeline/builtin/weights/README.md
     builtin/training/train.py               trains the built-in models
 
 new_job: the first job file of a user
-    new_job/__init__.py                     writes a job and a schema: the command init
+    new_job/write_job.py                    writes a job and a schema: the command init
     new_job/gallery.py                      lists the jobs in jobs/, which are the templates
     new_job/job_text.py                     changes keys in the text of a job, and keeps its comments
     new_job/manifest_columns.py             shows the columns of a manifest, and finds those with media and ids

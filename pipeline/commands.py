@@ -100,13 +100,13 @@ def export_answers(options: argparse.Namespace) -> int:
 
 
 def write_new_job(options: argparse.Namespace) -> int:
-    from pipeline import new_job
     from pipeline.inspect import plan as planning
     from pipeline.inspect.plan.plan_text import format_plan
     from pipeline.new_job.questions import complete_answers
+    from pipeline.new_job.write_job import write_job
 
     wanted = complete_answers(vars(options))
-    job = new_job.write_job(wanted, say=print)
+    job = write_job(wanted, say=print)
     try:
         print("\n".join(["", *format_plan(planning.plan_job(job, sample_rows=INIT_PLAN_ROWS))]))
     except (PipelineError, ImportError, OSError) as error:  # the job is written; it may be meant for another machine

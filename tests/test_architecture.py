@@ -255,3 +255,15 @@ assert not {"torch", "transformers", "ray", "pandas"} & set(sys.modules), "the s
 """
     done = subprocess.run([sys.executable, "-c", program, str(manifest)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_command_line_imports_no_library():
+    """Help and completion start at once."""
+    program = """
+import sys
+import pipeline.cli
+outside = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names) - {"pipeline", "__main__"}
+assert not {"numpy", "pyarrow", "pydantic", "fsspec", "yaml", "rich"} & outside, outside
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -12,9 +12,9 @@ from rich.prompt import Prompt
 
 from pipeline.errors import PipelineError
 from pipeline.job.job_loader import parse_job
-from pipeline.new_job import NewJob
 from pipeline.new_job.gallery import find_gallery_job, list_gallery
 from pipeline.new_job.schema_text import FIELDS_HELP
+from pipeline.new_job.write_job import NewJob
 
 DEFAULT_TASK = "caption"
 OWN_FIELDS = "fields"  # a schema of one's own, for a task that the gallery does not have
