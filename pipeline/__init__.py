@@ -89,6 +89,7 @@ manifest: manifest files become chunks, and chunks become Items
     manifest/chunks.py                      cuts manifest files into chunks, and reads their rows again
     manifest/kept_columns.py                one type and its values for the columns that a job copies to its output
     manifest/items.py                       converts a row to an Item
+    manifest/id_table.py                    reads the ids that a table names
     manifest/chat.py                        parses a cell that holds a chat
     manifest/media_cells.py                 parses a cell that holds media or their options
     manifest/sources/base.py                the seam: Source, a manifest format
@@ -298,6 +299,11 @@ inspect: what people look at
     inspect/score/truth/truth_table.py      Parquet, JSONL and CSV
     inspect/score/truth/coco_truth.py       COCO files
     inspect/score/truth/label_studio_truth.py  JSON exports of Label Studio
+    inspect/neighbours/__init__.py          finds rows that are alike, by a column of vectors
+    inspect/neighbours/vector_table.py      reads the vectors of an output
+    inspect/neighbours/vector_search.py     groups similar vectors, finds the nearest, chooses diverse ones
+    inspect/neighbours/neighbours_page.py   shows them as rows of thumbnails
+    inspect/neighbours/progress_line.py     tells how much of a long computation is done
     inspect/compare/__init__.py             compares the answers to two questions of an output
     inspect/compare/paired_tests.py         tests whether one is better than the other
     inspect/compare/question_costs.py       what the answers to a question cost

@@ -15,6 +15,7 @@ PRINT_LAST_COMMANDS = (
     "report",
     "score",
     "sample",
+    "neighbours",
     "compare",
     "check",
 )  # a closed pipe cuts only text whose work is done

@@ -24,6 +24,7 @@ from pipeline.job_options import (
 )
 from pipeline.output_options import (
     add_compare_options,
+    add_neighbours_options,
     add_report_options,
     add_sample_options,
     add_score_options,
@@ -157,6 +158,16 @@ COMMANDS = {
   python -m pipeline score out/invoices --truth check.csv    # also estimates all other rows""",
         commands.sample_rows,
         add_sample_options,
+        job_argument="none",
+    ),
+    "neighbours": Command(
+        "find rows that are alike by a column of vectors: near duplicates, the nearest rows, a diverse choice",
+        """\
+  python -m pipeline neighbours out/embed --above 0.97 --page duplicates.html --roots ./my-pictures
+  python -m pipeline neighbours out/embed --near 000123 --count 20
+  python -m pipeline neighbours out/embed --diverse 500 --to diverse.parquet""",
+        commands.find_neighbours,
+        add_neighbours_options,
         job_argument="none",
     ),
     "compare": Command(

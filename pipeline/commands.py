@@ -208,8 +208,34 @@ def sample_rows(options: argparse.Namespace) -> int:
         order=options.by,
         seed=options.seed,
         question=options.question,
+        id_table=options.id_table,
     )
     print(f"{options.to}: {count.drawn:,} of {count.answered:,} answered rows; fill in the column truth, then score")
+    return ExitCode.ALL_ANSWERED
+
+
+def find_neighbours(options: argparse.Namespace) -> int:
+    from pipeline.inspect import neighbours
+    from pipeline.inspect.neighbours.neighbours_page import write_page
+    from pipeline.inspect.neighbours.progress_line import ProgressLine
+    from pipeline.inspect.output_reader import open_output_reader
+    from pipeline.inspect.report.statistics import ReportOptions
+
+    file = Path(options.to)
+    if file.suffix != ".parquet":
+        raise PipelineError(f"--to {file}: the table is Parquet, so give a name that ends in .parquet")
+    search = neighbours.NeighbourOptions(
+        options.column, options.above, tuple(options.near), options.count, options.diverse, options.approximate
+    )
+    reader = open_output_reader(options.output, options.question)
+    found = neighbours.find_neighbours(reader, search, ProgressLine().report_share, print)
+    found.write(file)
+    print(f"{file}: {found.describe(search)}")
+    if options.page:
+        access = ReportOptions(roots=tuple(options.roots), hosts=tuple(options.hosts), stores=tuple(options.stores))
+        withheld = write_page(reader, found.rows, Path(options.page), found.describe(search), access)
+        more = f"; media that are not shown: {withheld}, see --roots, --hosts and --stores" if withheld else ""
+        print(f"{options.page}: open it in a browser{more}")
     return ExitCode.ALL_ANSWERED
 
 

@@ -1,4 +1,4 @@
-"""The options of the commands that read an output: status, report, score, sample and compare."""
+"""The options of the commands that read an output: status, report, score, sample, neighbours and compare."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--id", action="append", default=[], metavar="ID", help="a row to show")
     add_truth_options(parser, is_required=False)
     parser.add_argument("--against", metavar="FP", help="another question, whose answers are shown where they differ")
+    add_media_access_options(parser)
+
+
+def add_media_access_options(parser: argparse.ArgumentParser) -> None:
     for name, place in {"roots": "FOLDER", "hosts": "HOST:PORT", "stores": "URL"}.items():
         place_help = f"show media from there, as with the key input.{name} of a job; may be repeated"
         parser.add_argument(f"--{name}", action="append", default=[], metavar=place, help=place_help)
@@ -48,9 +52,43 @@ def add_sample_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=parse_positive_int, default=200, metavar="N", help="rows to draw; default 200")
     by_help = "confidence: evenly over the answers from doubtful to sure; default random"
     parser.add_argument("--by", choices=["random", "confidence"], default="random", help=by_help)
+    from_help = "draw only rows whose id is in this table, such as one that neighbours wrote"
+    parser.add_argument("--from", dest="id_table", metavar="TABLE", help=from_help)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another number draws other rows; default 0")
     file_help = "a new file, .csv, .jsonl or .parquet; default sample.csv in this folder"
     parser.add_argument("--to", default="sample.csv", metavar="FILE", help=file_help)
+
+
+def add_neighbours_options(parser: argparse.ArgumentParser) -> None:
+    add_output_options(parser)
+    parser.add_argument("--column", metavar="NAME", help="a column of vectors; default: the only one")
+    above_help = "rows of at least this cosine are near duplicates; default 0.95"
+    parser.add_argument("--above", type=parse_cosine, default=0.95, metavar="COSINE", help=above_help)
+    instead = parser.add_mutually_exclusive_group()
+    near_help = "find the rows nearest to this one instead; may be repeated"
+    instead.add_argument("--near", action="append", default=[], metavar="ID", help=near_help)
+    diverse_help = "choose N rows that are as different as possible instead"
+    instead.add_argument("--diverse", type=parse_positive_int, metavar="N", help=diverse_help)
+    parser.add_argument(
+        "--count", type=parse_positive_int, default=10, metavar="K", help="rows for each --near; default 10"
+    )
+    approximate_help = "find most duplicates by an index: for many millions of rows; needs vlbatch[neighbours]"
+    parser.add_argument("--approximate", action="store_true", help=approximate_help)
+    parser.add_argument(
+        "--to", default="neighbours.parquet", metavar="FILE", help="default neighbours.parquet in this folder"
+    )
+    parser.add_argument("--page", metavar="FILE", help="also show them on an HTML page")
+    add_media_access_options(parser)
+
+
+def parse_cosine(text: str) -> float:
+    try:
+        cosine = float(text)
+    except ValueError:
+        cosine = 0.0
+    if not 0 < cosine <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a cosine above 0, at most 1")
+    return cosine
 
 
 def add_compare_options(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Mapping
 from decimal import Decimal
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import jinja2
@@ -22,14 +23,16 @@ MAX_TABLE_COLUMNS = 9  # the elements of wider lists are shown one by one
 KEPT_CHARACTERS = "\n\t\u200c\u200d"  # line ends, and the joiners that scripts and emoji need
 
 
-def render_page(values: Mapping[str, Any]) -> str:
+def render_page(values: Mapping[str, Any], template_file: Traversable | None = None) -> str:
+    """By the report's template, or by another one in its style."""
+    template_file = template_file or files(__package__).joinpath("page.html.j2")
     style, script = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"visible": escape_control_characters, "columns": list_columns}
     environment.tests["table"] = is_table
-    template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
+    template = environment.from_string(template_file.read_text(encoding="utf-8"))
     hashes = {"style_hash": hash_source(style), "script_hash": hash_source(script)}
     return template.render(**values, **hashes, style=Markup(style), script=Markup(script))
 

@@ -49,7 +49,8 @@ class MediaPreview:
 
 
 class PreviewLoader:
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, *, max_image_side: int = MAX_IMAGE_SIDE, max_frames: int = MAX_FRAMES):
+        self.max_image_side, self.max_frames = max_image_side, max_frames
         limits = job.limits
         decode_limits = DecodeLimits(
             limits.image.pixels, limits.video.pixels_per_frame, limits.video.duration_s, fast=True, tolerate=True
@@ -79,9 +80,9 @@ class PreviewLoader:
             probe = self.decoder.open(blob, blob.kind or clip_kind, claimed_kind=clip_kind, deadline=deadline)
             if kind != "video":
                 page = parse_pages(blob.pages, len(probe.sizes), len(probe.sizes))[0]
-                [pixels] = self.decoder.read([page], fit_size(size, MAX_IMAGE_SIDE), deadline=deadline)
+                [pixels] = self.decoder.read([page], fit_size(size, self.max_image_side), deadline=deadline)
                 return (PreviewImage(encode_webp(pixels)),)
-            seconds = [times[index] for index in spread_indices(len(times), MAX_FRAMES)]
+            seconds = [times[index] for index in spread_indices(len(times), self.max_frames)]
             indices = [find_frame_at(probe, second) for second in seconds]
             frames = self.decoder.read(indices, fit_size(size, MAX_FRAME_SIDE), deadline=deadline)
             return tuple(

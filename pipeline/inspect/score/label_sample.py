@@ -21,6 +21,7 @@ from pipeline.errors import OutputError
 from pipeline.inspect.output_reader import open_output_reader
 from pipeline.inspect.score.scored_rows import find_confidence, read_answered_rows
 from pipeline.inspect.score.truth.truth_table import TRUTH_COLUMN
+from pipeline.manifest.id_table import read_ids
 from pipeline.output.local_files import replace_file
 
 Order = Literal["random", "confidence"]
@@ -33,15 +34,27 @@ class SampleCount(NamedTuple):
 
 
 def write_sample(
-    path: str, file: Path, *, row_count: int, order: Order = "random", seed: int = 0, question: str | None = None
+    path: str,
+    file: Path,
+    *,
+    row_count: int,
+    order: Order = "random",
+    seed: int = 0,
+    question: str | None = None,
+    id_table: str | None = None,
 ) -> SampleCount:
-    """The ending of the file chooses CSV, JSONL or Parquet."""
+    """The ending of the file chooses CSV, JSONL or Parquet. Only rows of `id_table` are drawn, if there is one."""
     if file.suffix not in WRITERS:
         raise OutputError(f"--to {file}: the name ends in none of {', '.join(WRITERS)}")
     if file.exists():
         raise OutputError(f"--to {file} exists, and may hold labels; choose another name")
     reader = open_output_reader(path, question)
-    confidences = {row["id"]: get_known_confidence(row) for row in read_answered_rows(reader, [])}
+    allowed = None if id_table is None else read_ids(id_table, option="--from")
+    confidences = {
+        row["id"]: get_known_confidence(row)
+        for row in read_answered_rows(reader, [])
+        if allowed is None or row["id"] in allowed
+    }
     ids = set(choose_ids(confidences, row_count, order, random.Random(seed)))
     rows = {row["id"]: describe_row(row) for row in read_answered_rows(reader, []) if row["id"] in ids}
     table = pa.Table.from_pylist([rows[row_id] for row_id in sorted(rows)], SAMPLE_SCHEMA)
