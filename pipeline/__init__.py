@@ -81,6 +81,7 @@ fetch: a URI becomes bytes
 
 manifest: manifest files become chunks, and chunks become Items
     manifest/files.py                       finds the manifest files of a job
+    manifest/tables.py                      finds tables that are folders, and numbered files
     manifest/column_selection.py            selects the columns that a job reads
     manifest/nested_columns.py              reads columns inside columns, by path
     manifest/row_keys.py                    the key of a row: its id and a hash of what it asks
@@ -97,6 +98,10 @@ manifest: manifest files become chunks, and chunks become Items
     manifest/sources/jsonl.py               JSON Lines
     manifest/sources/csv.py                 CSV
     manifest/sources/webdataset.py          WebDataset tars
+    manifest/sources/parquet_part.py        one Parquet file of a table, with the table's columns
+    manifest/sources/delta.py               Delta tables
+    manifest/sources/iceberg.py             Iceberg tables
+    manifest/sources/lance.py               Lance tables
     manifest/sources/folder.py              a folder of media files
 
 media: bytes become resized frames

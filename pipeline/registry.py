@@ -14,6 +14,9 @@ SOURCES = {  # by the kind of a manifest file
     "jsonl": "pipeline.manifest.sources.jsonl:JsonlSource",
     "csv": "pipeline.manifest.sources.csv:CsvSource",
     "webdataset": "pipeline.manifest.sources.webdataset:WebDatasetSource",
+    "delta": "pipeline.manifest.sources.delta:DeltaSource",
+    "iceberg": "pipeline.manifest.sources.iceberg:IcebergSource",
+    "lance": "pipeline.manifest.sources.lance:LanceSource",
     "folder": "pipeline.manifest.sources.folder:FolderSource",
     "linked_folder": "pipeline.manifest.sources.folder:LinkedFolderSource",
 }
@@ -74,6 +77,14 @@ def import_object(location: str) -> Any:
     """What `module:attribute` names."""
     module, _, attribute = location.partition(":")
     return getattr(import_module(module), attribute)
+
+
+def import_extra(module: str, extra: str) -> Any:
+    """A module of a package that only some jobs need. JobError names the extra that has it."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise JobError(f"this needs the package {error.name}: pip install 'vlbatch[{extra}]'") from error
 
 
 def format_suggestion(name: str, names: Mapping[str, Any]) -> str:

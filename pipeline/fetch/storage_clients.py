@@ -6,6 +6,7 @@ says it has too many.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from datetime import datetime
 from importlib import import_module
@@ -57,6 +58,14 @@ def load_error_types(scheme: str) -> tuple[type[Exception], ...]:
 
 def get_client_options(scheme: str) -> dict[str, Any]:
     return S3_OPTIONS if get_provider(scheme) == "s3" else {}
+
+
+def get_object_store_options(url: str) -> dict[str, str]:
+    """What the clients of Delta and Lance must be told of the environment: they take only a part from it themselves."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if get_provider(url.partition("://")[0]) != "s3" or not endpoint:
+        return {}
+    return {"aws_endpoint": endpoint, "aws_allow_http": str(endpoint.startswith("http://")).lower()}
 
 
 def get_version(info: Mapping[str, Any], kind: str) -> str | None:

@@ -22,14 +22,15 @@ from pipeline import retry_policy
 from pipeline.errors import JobError, StoppedError
 from pipeline.fetch.storage_clients import load_error_types, translate_error
 from pipeline.job.spec import Job
-from pipeline.manifest.sources.base import Source
+from pipeline.manifest.sources.base import Source, TablePartSource
 from pipeline.manifest.sources.folder import (
     build_empty_folder_error,
     find_through_links,
     get_media_folder,
     is_media_name,
 )
-from pipeline.registry import SOURCES, load_registered
+from pipeline.manifest.tables import expand_braces, find_catalog_table, find_table, load_source_class, split_choice
+from pipeline.registry import SOURCES
 
 ResultT = TypeVar("ResultT")
 OUTPUT_FILE = re.compile(r"/(data|errors)/fp=[0-9a-f]{12}/[^/]+$")
@@ -38,17 +39,11 @@ METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of Hu
 FILE_NAME_COLUMN = "file_name"  # in them
 MAX_LISTED_ENDINGS = 4
 MAX_LISTED_AT_ONCE = 16  # URLs
-BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 EXPORT_MARK = "/_export.json"  # the file that every export has in its folder
 
 
 def ignore_note(note: str) -> None:
     """For callers that show no notes."""
-
-
-def load_source_class(kind: str) -> type[Source]:
-    source_class: type[Source] = load_registered(SOURCES, kind, "source")
-    return source_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +53,17 @@ class ManifestFile:
     url: str
     kind: str  # a name in registry.SOURCES
     place: str = ""  # of its folder, as seen from the folder that the manifest starts from; empty: the same
+    part: str = ""  # of a table that is a folder: what a TablePartSource reads
 
     @property
     def source_class(self) -> type[Source]:
         return load_source_class(self.kind)
 
     def open_source(self) -> Source:
-        return self.source_class(self.url)
+        source_class = self.source_class
+        return (
+            source_class(self.url, self.part) if issubclass(source_class, TablePartSource) else source_class(self.url)
+        )
 
     @property
     def base_folder(self) -> str:
@@ -94,23 +93,6 @@ def list_manifest_files(job: Job, say: Callable[[str], None] = ignore_note) -> l
     return files
 
 
-def expand_braces(url: str) -> list[str]:
-    """The URLs that braces stand for, as WebDataset and shells write numbered files.
-
-    >>> expand_braces("s3://b/{08..10}.tar"), expand_braces("{a,b}/{1..2}.tar"), expand_braces("a{b}.tar")
-    (['s3://b/08.tar', 's3://b/09.tar', 's3://b/10.tar'], ['a/1.tar', 'a/2.tar', 'b/1.tar', 'b/2.tar'], ['a{b}.tar'])
-    """
-    match = BRACES.search(url)
-    if not match:
-        return [url]
-    first, last = match[1], match[2]
-    if first:
-        texts = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    else:
-        texts = match[3].split(",")
-    return [f"{url[: match.start()]}{text}{rest}" for text in texts for rest in expand_braces(url[match.end() :])]
-
-
 class ManifestListing(NamedTuple):
     """What one URL of a manifest leads to."""
 
@@ -126,31 +108,12 @@ def describe_place(file: ManifestFile, root: str) -> str:
 def expand_url(url: str, output_url: str, say: Callable[[str], None], *, follow_links: bool) -> ManifestListing:
     if "::" in url:
         raise JobError(f"input.manifest: {url}: URLs that chain filesystems with :: are not supported")
-    media_kind = MEDIA_KIND
+    url, choice = split_choice(url)
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-        if filesystem.unstrip_protocol(path).rstrip("/") == output_url:
-            place = "the manifest's own folder" if filesystem.isdir(path) else "the manifest itself"
-            raise JobError(f"output.path is {url}, {place}; choose another folder for the answers")
-        if any(wildcard in path for wildcard in "*?["):
-            folder = get_media_folder(path)
-            names = leave_out_outputs(filesystem, folder, filesystem.glob(path), output_url, say)
-            tables = names if any(map(detect_source_kind, names)) or not has_media(names, folder) else None
-        elif filesystem.isdir(path):
-            walks_links = follow_links and "file" in filesystem.protocol
-            found = find_through_links(path) if walks_links else filesystem.find(path)
-            folder, names = path, leave_out_outputs(filesystem, path, found, output_url, say)
-            media_kind = LINKED_MEDIA_KIND if walks_links else MEDIA_KIND
-            tables = choose_tables(filesystem, path, names)
-        elif filesystem.exists(path):
-            folder, names = path.rpartition("/")[0], [path]
-            tables = None if has_media(names, folder) else names
-        else:
-            raise JobError(f"input.manifest: there is no {url}{describe_folder(url)}")
-        folder_url = filesystem.unstrip_protocol(folder or "/")
-        if tables is None:
-            say_left_out(filesystem, folder, names, say)
-            return ManifestListing(folder_url, [ManifestFile(filesystem.unstrip_protocol(path), media_kind)])
+        filesystem, path = fsspec.core.url_to_fs(find_catalog_table(url))
+        if table := find_table(filesystem, path, choice):
+            return ManifestListing(table.url, [ManifestFile(table.url, table.kind, part=part) for part in table.parts])
+        return list_files(url, filesystem, path, output_url, say, follow_links=follow_links)
     except (ImportError, ValueError) as error:
         raise JobError(f"input.manifest: {url}: {error}") from error
     except PermissionError as error:
@@ -159,6 +122,34 @@ def expand_url(url: str, output_url: str, say: Callable[[str], None], *, follow_
         problem = translate_error(error, url)
         advice = "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" if url.startswith("s3") else ""
         raise JobError(f"input.manifest: {problem.message}{advice if problem.kind == 'denied' else ''}") from error
+
+
+def list_files(
+    url: str, filesystem: Any, path: str, output_url: str, say: Callable[[str], None], *, follow_links: bool
+) -> ManifestListing:
+    media_kind = MEDIA_KIND
+    if filesystem.unstrip_protocol(path).rstrip("/") == output_url:
+        place = "the manifest's own folder" if filesystem.isdir(path) else "the manifest itself"
+        raise JobError(f"output.path is {url}, {place}; choose another folder for the answers")
+    if any(wildcard in path for wildcard in "*?["):
+        folder = get_media_folder(path)
+        names = leave_out_outputs(filesystem, folder, filesystem.glob(path), output_url, say)
+        tables = names if any(map(detect_source_kind, names)) or not has_media(names, folder) else None
+    elif filesystem.isdir(path):
+        walks_links = follow_links and "file" in filesystem.protocol
+        found = find_through_links(path) if walks_links else filesystem.find(path)
+        folder, names = path, leave_out_outputs(filesystem, path, found, output_url, say)
+        media_kind = LINKED_MEDIA_KIND if walks_links else MEDIA_KIND
+        tables = choose_tables(filesystem, path, names)
+    elif filesystem.exists(path):
+        folder, names = path.rpartition("/")[0], [path]
+        tables = None if has_media(names, folder) else names
+    else:
+        raise JobError(f"input.manifest: there is no {url}{describe_folder(url)}")
+    folder_url = filesystem.unstrip_protocol(folder or "/")
+    if tables is None:
+        say_left_out(filesystem, folder, names, say)
+        return ManifestListing(folder_url, [ManifestFile(filesystem.unstrip_protocol(path), media_kind)])
     files = [ManifestFile(filesystem.unstrip_protocol(name), require_source_kind(name)) for name in tables]
     return ManifestListing(folder_url, files)
 

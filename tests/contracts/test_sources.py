@@ -5,20 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import deltalake
+import fsspec
+import lance
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyiceberg.catalog.sql import SqlCatalog
 
 from pipeline.__main__ import main
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
-from pipeline.manifest.files import ManifestFile, list_manifest_files, load_source_class
-from pipeline.manifest.sources.base import Source, Span, split_rows
+from pipeline.manifest.files import ManifestFile, list_manifest_files
+from pipeline.manifest.sources.base import Source, Span, TablePartSource, split_rows
+from pipeline.manifest.tables import find_table, load_source_class
 from pipeline.registry import SOURCES
 from tests.workspace import JobWorkspace
 
@@ -66,14 +72,38 @@ def write_linked_folder(folder: Path) -> Path:
     return folder / "linked"
 
 
+def write_delta(folder: Path) -> Path:
+    deltalake.write_deltalake(folder / "delta", pa.Table.from_pylist(ROWS))
+    return folder / "delta"
+
+
+def write_iceberg(folder: Path) -> Path:
+    catalog = SqlCatalog("test", uri=f"sqlite:///{folder}/catalog.db", warehouse=f"file://{folder}")
+    catalog.create_namespace("in")
+    rows = pa.Table.from_pylist(ROWS)
+    catalog.create_table("in.iceberg", rows.schema).append(rows)
+    return folder / "in/iceberg"
+
+
+def write_lance(folder: Path) -> Path:
+    lance.write_dataset(pa.Table.from_pylist(ROWS), folder / "m.lance")
+    return folder / "m.lance"
+
+
 WRITERS: dict[str, Callable[[Path], Path]] = {  # write ROWS in each format
     "parquet": write_parquet,
     "jsonl": write_jsonl,
     "csv": write_csv,
     "webdataset": write_webdataset,
+    "delta": write_delta,
+    "iceberg": write_iceberg,
+    "lance": write_lance,
     "folder": write_folder,
     "linked_folder": write_linked_folder,
 }
+
+
+PART_KINDS = [kind for kind in SOURCES if issubclass(load_source_class(kind), TablePartSource)]
 
 
 @pytest.fixture(params=SOURCES)
@@ -88,7 +118,8 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> ManifestFile:
         }
     )
     (found,) = list_manifest_files(job)
-    assert found == ManifestFile(f"file://{url}", request.param)
+    assert found == ManifestFile(f"file://{url}", request.param, part=found.part)
+    assert bool(found.part) == issubclass(found.source_class, TablePartSource)
     return found
 
 
@@ -100,7 +131,8 @@ def test_every_ending_belongs_to_one_source_and_the_others_read_folders() -> Non
     endings = [ending for kind in SOURCES for ending in load_source_class(kind).file_endings]
     assert all(ending.startswith(".") and ending == ending.lower() for ending in endings)
     assert len(endings) == len(set(endings))
-    assert [kind for kind in SOURCES if not load_source_class(kind).file_endings] == ["folder", "linked_folder"]
+    of_folders = [kind for kind in SOURCES if kind not in PART_KINDS and not load_source_class(kind).file_endings]
+    assert of_folders == ["folder", "linked_folder"]
 
 
 def test_only_the_last_span_may_be_short(file: ManifestFile) -> None:
@@ -143,7 +175,7 @@ def test_default_columns_exist(file: ManifestFile) -> None:
     assert defaults <= set(file.open_source().read_schema().names)
 
 
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind not in PART_KINDS])
 def test_a_file_that_is_not_readable_is_named(kind: str, tmp_path: Path) -> None:
     endings = load_source_class(kind).file_endings
     path = tmp_path / f"bad{endings[0] if endings else ''}"
@@ -153,6 +185,30 @@ def test_a_file_that_is_not_readable_is_named(kind: str, tmp_path: Path) -> None
         path.mkdir()
     with pytest.raises(JobError, match=path.name):
         read_all(load_source_class(kind)(str(path)), 10)
+
+
+@pytest.mark.parametrize("kind", PART_KINDS)
+def test_a_table_that_is_not_readable_is_named(kind: str, tmp_path: Path) -> None:
+    table = WRITERS[kind](tmp_path)
+    for log in ("_delta_log", "_versions", "metadata"):
+        for file in (table / log).glob("*"):
+            file.write_bytes(b"\xff\xfe")
+    with pytest.raises(JobError, match=f"{table.name}: is not .* table that can be read"):
+        find_table(fsspec.filesystem("file"), str(table), {})
+
+
+@pytest.mark.parametrize("kind", PART_KINDS)
+@pytest.mark.process
+def test_the_extra_of_a_table_is_named_where_it_lacks(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = WRITERS[kind](tmp_path)
+    for module in ("deltalake", "pyiceberg", "lance"):
+        for name in [name for name in sys.modules if name.partition(".")[0] == module]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(JobError, match=r"pip install 'vlbatch\[(deltalake|pyiceberg|pylance)\]'"):
+        find_table(fsspec.filesystem("file"), str(table), {})
 
 
 class TextSource(Source):

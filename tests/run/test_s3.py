@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 
+import deltalake
+import lance
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
+from pyiceberg.catalog.sql import SqlCatalog
 
 from tests.seaweed import KEY, SECRET, draw_noise, read_rows
 
@@ -85,3 +89,45 @@ def test_wrong_credentials_are_refused_before_anything_runs(workspace, s3_enviro
     )
     assert done.returncode == 2, done.stderr
     assert "access denied; check the credentials in the environment" in done.stderr
+
+
+@pytest.mark.slow
+def test_tables_and_tars_in_a_bucket_are_manifests(workspace, s3_environment):
+    store = s3fs.S3FileSystem(
+        key=KEY, secret=SECRET, endpoint_url=s3_environment["AWS_ENDPOINT_URL_S3"], skip_instance_cache=True
+    )
+    store.mkdir("lake")
+    store.pipe_file("lake/pics/0.png", draw_noise(0))
+    tables = {
+        name: pa.table({"id": [f"{name}-a", f"{name}-b"], "image": ["s3://lake/pics/0.png"] * 2})
+        for name in ("delta", "lance", "in/iceberg")
+    }
+    options = {
+        "aws_endpoint": s3_environment["AWS_ENDPOINT_URL_S3"],
+        "aws_allow_http": "true",
+        "aws_region": "us-east-1",
+        "aws_access_key_id": KEY,
+        "aws_secret_access_key": SECRET,
+    }
+    deltalake.write_deltalake("s3://lake/delta", tables["delta"], storage_options=options)
+    lance.write_dataset(tables["lance"], "s3://lake/lance", storage_options=options)
+    file_io = {"s3.endpoint": options["aws_endpoint"], "s3.access-key-id": KEY, "s3.secret-access-key": SECRET}
+    file_io |= {"warehouse": "s3://lake", "py-io-impl": "pyiceberg.io.fsspec.FsspecFileIO"}
+    catalog = SqlCatalog("test", uri=f"sqlite:///{workspace.folder}/catalog.db", **file_io)
+    catalog.create_namespace("in")
+    catalog.create_table("in.iceberg", tables["in/iceberg"].schema).append(tables["in/iceberg"])
+    sink, picture = io.BytesIO(), draw_noise(0)
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        for name in ("a.png", "b.png"):
+            header = tarfile.TarInfo(name)
+            header.size = len(picture)
+            archive.addfile(header, io.BytesIO(picture))
+    store.pipe_file("lake/tars/0.tar", sink.getvalue())
+    of_tables = {"manifest": [f"s3://lake/{name}" for name in tables]}
+    of_tars = {"manifest": "s3://lake/tars/{0..0}.tar", "media": [], "id": None}
+    for name, section, count in (("tables", of_tables, 6), ("tars", of_tars, 2)):
+        job = workspace.write_job_file(input={**section, "keep": []}, output={"path": f"s3://lake/out/{name}"})
+        command = [sys.executable, "-m", "pipeline", "run", str(job), "--local"]
+        done = subprocess.run(command, env=s3_environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert len(read_rows(store, f"lake/out/{name}/data")) == count

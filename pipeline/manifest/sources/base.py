@@ -1,14 +1,15 @@
 """The seam for manifest formats: a source reads one file, or one folder, as rows.
 
-To add a format, write a subclass of Source or TableSource and name it in registry.SOURCES. A source cuts its file into
-spans that any process can read alone later; opening a URL twice must give the same rows in the same order.
+To add a format, write a subclass of Source, TableSource or TablePartSource and name it in registry.SOURCES. A source
+cuts its file into spans that any process can read alone later; opening a URL twice must give the same rows in the same
+order.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,6 +59,26 @@ class TableSource(Source):
     def read_span(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
         rows = self.table.slice(span[0], span[1] - span[0])
         return rows if columns is None else rows.select(list(columns))
+
+
+class TablePartSource(Source):
+    """Reads one part of a table that is a folder. A part is a text that tells this source where its rows are, at a
+    version of the table that does not change."""
+
+    choices: ClassVar[tuple[str, ...]] = ("version",)  # what may stand behind the table's URL: #version=3
+
+    def __init__(self, url: str, part: str = ""):
+        super().__init__(url)
+        self.part = part
+
+    @classmethod
+    @abstractmethod
+    def is_table(cls, filesystem: Any, path: str) -> bool: ...
+
+    @classmethod
+    @abstractmethod
+    def list_parts(cls, url: str, choice: Mapping[str, str]) -> list[str]:
+        """The parts of the chosen version, or of the newest one, in a fixed order. JobError if it cannot be read."""
 
 
 def split_rows(row_count: int, rows_per_span: int) -> Iterator[Span]:

@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
+from typing import ClassVar
 
 import fsspec
 import pyarrow as pa
@@ -24,7 +25,7 @@ MAX_PREBUFFER_BYTES = 64 * 2**20  # row groups up to this size are fetched in on
 
 
 class ParquetSource(Source):
-    file_endings = (".parquet", ".pq")
+    file_endings: ClassVar[tuple[str, ...]] = (".parquet", ".pq")
 
     def __init__(self, url: str):
         super().__init__(url)
