@@ -165,6 +165,7 @@ model: frames and text become tokens
     model/engines/http/request_body.py      converts a Request to the body of a chat completion
     model/engines/http/client.py            sends a request until the server answers it
     model/engines/http/concurrency.py       limits how many requests are in flight
+    model/engines/http/rate_limit.py        spreads requests over time: so many a minute
     model/engines/http/responses.py         converts a response to a Reply or an error
     model/engines/torch/__init__.py         our own engine: settings and checks
     model/engines/torch/torch_settings.py   the section `engine` of a job that uses it
@@ -232,6 +233,7 @@ run: one run, without Ray
     run/orphans.py                          finds rows that parts of another form of the manifest answer
     run/dedup.py                            finds duplicate rows in little memory
     run/attempts.py                         counts the attempts of a RayJob
+    run/budget.py                           stops a run when a question has cost what it may
     run/lease.py                            lets one run at a time work on an output
     run/signals.py                          stops a run in good order on SIGTERM and Ctrl-C
     run/tally.py                            adds up receipts

@@ -171,6 +171,12 @@ class VideoLimitsSection(JobSection):
     duration_s: float = define_key("of the whole file", 14400.0, gt=0)
 
 
+class BudgetSection(JobSection):
+    tokens: PositiveInt | None = define_key("prompt and output tokens of all replies", None)
+    gpu_hours: float | None = define_key("hours of engines, each times the GPUs of its replica", None, gt=0)
+    cost: float | None = define_key("money for tokens, by engine.price", None, gt=0)
+
+
 class LimitsSection(JobSection):
     image: ImageLimitsSection = define_key("of one picture", ImageLimitsSection())
     video: VideoLimitsSection = define_key("of one video", VideoLimitsSection())
@@ -179,6 +185,9 @@ class LimitsSection(JobSection):
     )
     error_rate: Fraction = define_key(
         "of the last 1,000 rows; above it the run stops and says why; 1 never stops", 0.05
+    )
+    budget: BudgetSection | None = define_key(
+        "what all answers to the question may cost, over all runs; then the run stops and keeps what it has", None
     )
 
 
@@ -213,6 +222,15 @@ class Job(JobSection):
                 f"workers.generate.gpus is {gpus:g} and model.tensor_parallel is {shares}: a replica has one GPU for "
                 "each share of the model, so both must be the same (or gpus 0, to run on CPU)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def check_budget_is_countable(self) -> Job:
+        budget = self.limits.budget
+        if budget and budget.cost is not None and self.engine.compute_cost(1e6, 1e6) is None:
+            raise ValueError("limits.budget.cost needs engine.price, which says what tokens cost")
+        if budget and budget.gpu_hours is not None and not self.workers.generate.gpus:
+            raise ValueError("limits.budget.gpu_hours counts GPUs, and workers.generate.gpus is 0")
         return self
 
     @field_validator("output")

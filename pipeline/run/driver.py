@@ -22,6 +22,7 @@ from pipeline.output.dataset import Dataset, write_run_document
 from pipeline.registry import RUNNERS, load_registered
 from pipeline.run import log, preflight, resume, retry_errors, run_report
 from pipeline.run.attempts import number_attempt
+from pipeline.run.budget import Budget
 from pipeline.run.lease import Lease, raise_if_taken_over
 from pipeline.run.log import Say
 from pipeline.run.orphans import find_superfluous_parts
@@ -56,6 +57,7 @@ class ActiveRun:
     runner: Runner
     signals: StopSignals
     progress: Progress
+    budget: Budget
 
 
 def run_job(job: Job, options: RunOptions = RunOptions(), *, say: Say | None = None) -> int:
@@ -77,7 +79,8 @@ def run_job(job: Job, options: RunOptions = RunOptions(), *, say: Say | None = N
             lease.wait_for_late_commits()
             # Ray's native code installs signal handlers as it starts, so ours are installed once more after it.
             with runner.connect(show_log=options.show_ray_log), StopSignals(progress.say) as signals:
-                run = ActiveRun(context, dataset, lease, runner, signals, progress)
+                budget = Budget(context.job, dataset, progress.say)
+                run = ActiveRun(context, dataset, lease, runner, signals, progress, budget)
                 runner.export_lease_age(context, lease)
                 plan = plan_run(run, manifest_files, options)
                 missing_chunks = run_plan(run, plan)
@@ -164,6 +167,7 @@ def run_plan(run: ActiveRun, plan: ResumePlan) -> Sequence[Chunk]:
         missing_chunks: Sequence[Chunk] = plan.remaining_chunks
         for _ in range(MAX_PASSES):
             if missing_chunks:
+                run.budget.raise_if_spent()
                 run_chunks(run, missing_chunks)
                 missing_chunks = find_missing_chunks(run.dataset, missing_chunks)
                 add_lost_receipts(run, plan, missing_chunks)
@@ -192,7 +196,10 @@ def run_chunks(run: ActiveRun, chunks: Sequence[Chunk]) -> None:
             run.lease.raise_if_taken_over()
             run.progress.add_receipt(receipt)
             log.write_commit_event(receipt)
-            run.progress.totals.raise_if_error_rate_exceeded(run.context.job.limits.error_rate)
+            totals = run.progress.totals
+            totals.raise_if_error_rate_exceeded(run.context.job.limits.error_rate)
+            if totals.done_rows < run.progress.total_rows and (reason := run.budget.find_spent_limit(totals)):
+                run.signals.request_stop(reason)
 
 
 def find_missing_chunks(dataset: Dataset, chunks: Sequence[Chunk]) -> list[Chunk]:

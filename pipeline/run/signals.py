@@ -1,4 +1,4 @@
-"""Stops a run in good order on SIGTERM or Ctrl-C.
+"""Stops a run in good order: on SIGTERM, on Ctrl-C, or for a reason of its own.
 
 While chunks are being worked on, the first signal only asks: no chunk is begun, and chunks that have begun are
 committed. The second signal ends the run at once. So does the end of the grace period, before the sender of the first
@@ -15,7 +15,7 @@ from threading import Event, Thread, Timer, current_thread, main_thread
 from types import FrameType
 from typing import Any, NoReturn
 
-from pipeline.errors import Terminated
+from pipeline.errors import StoppedError, Terminated
 from pipeline.run.log import Say
 
 HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -31,6 +31,7 @@ class StopSignals:
         self.say = say
         self.stop_event: Event | None = None  # set while there are chunks to finish
         self.signal_number = signal.SIGTERM
+        self.stop_reason = ""  # of the run itself, without a signal
 
     def __enter__(self) -> StopSignals:
         numbers = HANDLED_SIGNALS if current_thread() is main_thread() else ()  # Python allows no other thread to do so
@@ -56,13 +57,23 @@ class StopSignals:
         finally:
             self.grace_timer.cancel()
             self.stop_event = None
+        if self.stop_reason:
+            raise StoppedError(self.stop_reason)
         if stopping.is_set():
             self.raise_termination()
 
+    def request_stop(self, reason: str) -> None:
+        """Stop as the first signal does, but without a grace period. The run then ends with the reason."""
+        if self.stop_event is not None and not self.stop_event.is_set():
+            self.stop_reason = reason
+            self.stop_event.set()
+            self.on_stop()
+
     def handle_signal(self, signal_number: int, frame: FrameType | None) -> None:
         self.signal_number = signal.Signals(signal_number)
-        if self.stop_event is None or self.stop_event.is_set():
+        if self.stop_event is None or (self.stop_event.is_set() and not self.stop_reason):
             self.raise_termination()
+        self.stop_reason = ""
         self.stop_event.set()
         self.grace_timer.start()
         # In a thread, because the interrupted code may hold the lock of the display or one of Ray's.

@@ -187,3 +187,16 @@ def wait_until_no_part_is_added(workspace):
         previous = parts
         time.sleep(2)
     return parts
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("session")
+def test_a_run_whose_budget_is_spent_commits_what_it_has_begun(workspace):
+    workspace.write_manifest(workspace.draw_images(120))
+    options = {"engine": {"delay_ms": 100, "slots": 1}, "output": {"chunk_rows": 4}}
+    with pytest.raises(StoppedError, match=r"of limits.budget.tokens are spent; answers are kept"):
+        workspace.run_job(runner="ray", limits={"budget": {"tokens": 100}}, **options)
+    answered = workspace.list_answered_ids()
+    assert 4 <= len(answered) < 120
+    assert workspace.run_job(runner="ray", limits={"budget": {"tokens": 1_000_000}}, **options) == 0
+    assert Counter(workspace.list_answered_ids()) == Counter(f"r{number}" for number in range(120))

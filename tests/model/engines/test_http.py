@@ -632,6 +632,22 @@ def test_no_more_requests_are_in_flight_than_the_job_allows():
     assert 1 < most_in_flight[0] <= 5
 
 
+@pytest.mark.parametrize(
+    "limit", [{"requests_per_minute": 600}, {"tokens_per_minute": 6000}], ids=lambda limit: next(iter(limit))
+)
+def test_requests_keep_to_the_rate_that_an_account_allows(limit):
+    """The server counts ten tokens for each reply, so both limits are ten requests a second."""
+    arrived_at = []
+
+    def respond(received):
+        arrived_at.append(time.monotonic())
+        return echo_prompt(received)
+
+    with ChatServer(respond) as server:
+        get_answers(server, *(build_request(str(number)) for number in range(8)), concurrency=1, **limit)
+    assert arrived_at[-1] - arrived_at[0] >= 0.5
+
+
 def test_messages_do_not_show_the_api_key():
     with pytest.raises(JobError) as caught:
         parse_response(401, {}, json.dumps({"error": {"message": f"bad key {KEY}"}}), url="http://a/v1", api_key=KEY)

@@ -22,6 +22,7 @@ from yarl import URL
 from pipeline.errors import GenerateError, JobError, StoppedError
 from pipeline.model.engines.http.concurrency import ConcurrencyLimiter
 from pipeline.model.engines.http.http_settings import HttpSettings
+from pipeline.model.engines.http.rate_limit import RateLimit
 from pipeline.model.engines.http.responses import TransientServerError, parse_response
 from pipeline.retry_policy import RetryPolicy, run_with_retries_async
 
@@ -50,6 +51,7 @@ class HttpClient:
         self.api_key = settings.api_key.get_secret_value().strip() if settings.api_key else ""
         self.proxy = None if proxy_bypass(self.url.host or "") else getproxies().get(self.url.scheme)
         self.limiter = ConcurrencyLimiter(settings.concurrency)
+        self.rate_limit = RateLimit(settings)
         self.last_response_at = -math.inf  # to any request
         self.retries = 0
         self.session = aiohttp.ClientSession(
@@ -59,13 +61,19 @@ class HttpClient:
             headers={"User-Agent": "vlbatch", **({"Authorization": f"Bearer {self.api_key}"} if self.api_key else {})},
         )
 
-    async def send_request(self, path: str, body: bytes | None = None, *, idempotency_key: str = "") -> dict[str, Any]:
+    async def send_request(
+        self, path: str, body: bytes | None = None, *, idempotency_key: str = "", max_tokens: int = 0
+    ) -> dict[str, Any]:
+        """`max_tokens` are what the request may cost; requests without count for no limit."""
         attempts = RequestAttempts()
 
         async def attempt() -> dict[str, Any]:
             async with self.limiter:
+                if max_tokens:
+                    await self.rate_limit.wait_for_turn(max_tokens)
                 attempts.sent_at = time.monotonic()
                 response = await self.try_request(path, body, idempotency_key)
+                self.rate_limit.settle(max_tokens, response)
             self.last_response_at = time.monotonic()
             self.limiter.speed_up()
             return response

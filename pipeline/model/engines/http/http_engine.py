@@ -149,8 +149,11 @@ class HttpEngine:
                 template_options=self.template_options,
             )
             key = compute_idempotency_key(request, body)
+            max_tokens = request.prompt_tokens + request.sampling.max_new_tokens
             try:
-                response = await self.client.send_request("chat/completions", body, idempotency_key=key)
+                response = await self.client.send_request(
+                    "chat/completions", body, idempotency_key=key, max_tokens=max_tokens
+                )
             except RequestRefusedError as error:
                 adapted = dialect.adapt_to(error.message, can_change_guide=can_change_guide)
                 if adapted is None:

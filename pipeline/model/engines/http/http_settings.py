@@ -22,6 +22,12 @@ class HttpSettings(EngineSettings):
     model: str | None = define_key("the model's name there; default: the only one it serves", None)
     api_key: SecretStr | None = define_key("from the environment: ${KEY}", None, affects_answers=False)
     concurrency: PositiveInt = define_key("requests under way at once", 64, affects_answers=False)
+    requests_per_minute: float | None = define_key(
+        "that one replica sends at most; default: as many as the server answers", None, gt=0, affects_answers=False
+    )
+    tokens_per_minute: float | None = define_key(
+        "of prompts and answers that one replica asks for at most", None, gt=0, affects_answers=False
+    )
     timeout_s: float = define_key("for one request, to its last byte", 600.0, gt=0, affects_answers=False)
     patience_s: float = define_key(
         "of waits in which a busy or absent server is asked again", 900.0, gt=0, affects_answers=False
