@@ -206,6 +206,7 @@ prepare: an Item becomes a Request
     prepare.py                              the steps from an Item to a Request
 
 output: a Reply becomes a Row, and Rows become a committed part
+    output/answer/annotations.py            finds boxes, points and time spans in an answer
     output/answer/build_row.py              builds a Row from a Reply
     output/answer/confidence.py             how sure the model was of each value of an answer
     output/answer/confidence_maps.py        replaces confidences by those that a score calibrated
@@ -253,6 +254,14 @@ export: answers become other people's formats
     export/row_matching.py                  finds the part that answers a row outside its own chunk
     export/row_spool.py                     keeps manifest rows on disk until their part is exported
     export/chunk_rows.py                    reads ids and kept values of chunks from the manifest
+    export/class_names.py                   gives classes their numbers, the same in every export of an output
+    export/pictures.py                      divides rows into pictures with what was found in them
+    export/group_lines.py                   keeps what groups add to a file about the whole export
+    export/upload_queue.py                  writes many small files at once
+    export/formats/coco.py                  the format of COCO's object detection
+    export/formats/yolo.py                  the format that Ultralytics trains from
+    export/formats/voc.py                   the XML files of PASCAL VOC
+    export/formats/fiftyone.py              folders that FiftyOne imports
     export/table.py                         the format of a clean table: large Parquet files in Hive folders
 
 cluster: everything that needs Ray
@@ -281,7 +290,7 @@ inspect: what people look at
     inspect/report/__init__.py              writes an HTML report of an output
     inspect/report/statistics.py            reads the figures, the rows to show, and the failures by reason
     inspect/report/previews.py              makes small previews of media
-    inspect/report/annotations.py           finds boxes, points and time spans in an answer and lays them out
+    inspect/report/drawn_media.py           lays out boxes, points and time spans over previews
     inspect/report/truth_marks.py           compares the answers on the page with their truths
     inspect/report/reliability.py           lays out reliability diagrams
     inspect/report/cards.py                 builds the values of the page template

@@ -46,6 +46,10 @@ ENGINES = {  # by `engine.kind`
 }
 EXPORTERS = {  # by `export --to`
     "table": "pipeline.export.table:TableExporter",
+    "coco": "pipeline.export.formats.coco:CocoExporter",
+    "yolo": "pipeline.export.formats.yolo:YoloExporter",
+    "voc": "pipeline.export.formats.voc:VocExporter",
+    "fiftyone": "pipeline.export.formats.fiftyone:FiftyoneExporter",
 }
 TRUTHS = {  # by the format of a file that `score --truth` reads
     "table": "pipeline.inspect.score.truth.truth_table:TruthTableReader",

@@ -11,11 +11,12 @@ import hashlib
 import io
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import DecodeError, FetchError
@@ -23,7 +24,7 @@ from pipeline.export.remarks import Remarks
 from pipeline.fetch.blob import Blob
 from pipeline.fetch.fetcher import Fetcher
 from pipeline.job.spec import Job
-from pipeline.media.decode import build_decode_limits
+from pipeline.media.decode import EXTRA_S_PER_FRAME, build_decode_limits
 from pipeline.media.decoder_client import DecoderClient
 from pipeline.media.sample import find_frame_at, parse_pages
 from pipeline.output.store import OutputStore
@@ -80,30 +81,34 @@ class MediaFiles:
         self, row: Mapping[str, Any], index: int, remarks: Remarks, *, second: float | None = None
     ) -> bytes | None:
         """The file of a picture; of a video, the frame at a second. None where it cannot be read."""
+        pictures = self.read_pictures(row, index, remarks, seconds=[second])
+        return pictures[0] if pictures else None
+
+    def read_pictures(
+        self, row: Mapping[str, Any], index: int, remarks: Remarks, *, seconds: Sequence[float | None]
+    ) -> list[bytes]:
+        """The same for several frames of a video. Empty where it cannot be read."""
         blob = self.open_file(row, index, remarks)
         if blob is None:
-            return None
+            return []
         with blob:
             try:
-                return self._read_picture(blob, row["media"][index]["kind"], second)
+                return self._read_pictures(blob, row["media"][index]["kind"], seconds)
             except DecodeError as error:
                 add_remark(remarks, row, error)
-                return None
+                return []
 
-    def _read_picture(self, blob: Blob, kind: ClipKind, second: float | None) -> bytes:
+    def _read_pictures(self, blob: Blob, kind: ClipKind, seconds: Sequence[float | None]) -> list[bytes]:
         if blob.data and kind == "image" and not blob.pages and find_extension(blob.data) in ("jpg", "png", "webp"):
-            return blob.data
+            return [blob.data]
         deadline = time.monotonic() + self.job.limits.deadline_s
         probe = self.decoder.open(blob, blob.kind or kind, claimed_kind=kind, deadline=deadline)
-        if probe.kind == "video":
-            number, size = find_frame_at(probe, second or 0.0), probe.sizes[0]
-        else:
-            number = parse_pages(blob.pages, len(probe.sizes), len(probe.sizes))[0]
-            size = probe.sizes[number]
-        [pixels] = self.decoder.read([number], size, deadline=deadline)
-        sink = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(sink, "PNG")
-        return sink.getvalue()
+        numbers, size = [find_frame_at(probe, second or 0.0) for second in seconds], probe.sizes[0]
+        if probe.kind != "video":
+            numbers = parse_pages(blob.pages, len(probe.sizes), len(probe.sizes))[:1]
+            size = probe.sizes[numbers[0]]
+        deadline += EXTRA_S_PER_FRAME * len(numbers)
+        return [encode_png(self.decoder.read([number], size, deadline=deadline)[0]) for number in numbers]
 
     def close(self) -> None:
         for name in ("fetcher", "decoder"):
@@ -113,6 +118,12 @@ class MediaFiles:
 
 def add_remark(remarks: Remarks, row: Mapping[str, Any], error: FetchError | DecodeError) -> None:
     remarks.add(f"media not copied ({error.kind})", f"of row {row['id']}: {error.message}")
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(sink, "PNG")
+    return sink.getvalue()
 
 
 def copy_file(blob: Blob, name: str, target: OutputStore) -> None:

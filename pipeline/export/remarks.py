@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+MAX_LINES = 20
+
 
 @dataclass
 class Remarks:
@@ -14,7 +16,7 @@ class Remarks:
     found: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def add(self, text: str, example: str = "", count: int = 1) -> None:
-        """`text` follows a number: "media that cannot be read"."""
+        """`text` stands before the number: "media not copied"."""
         before, first_example = self.found.get(text, (0, example))
         self.found[text] = before + count, first_example
 
@@ -23,7 +25,11 @@ class Remarks:
             self.add(text, example, count)
 
     def format_lines(self) -> list[str]:
-        return [
-            f"{count:,} {text}{f', for instance {example}' if example else ''}"
-            for text, (count, example) in self.found.items()
+        """The most frequent first. All are in the notes of the groups."""
+        by_count = sorted(self.found.items(), key=lambda remark: -remark[1][0])
+        lines = [
+            f"{text}: {count:,}{f', for instance {example}' if example else ''}"
+            for text, (count, example) in by_count[:MAX_LINES]
         ]
+        hidden = len(by_count) - len(lines)
+        return [*lines, f"and {hidden:,} other remarks, in _groups/*.json"] if hidden else lines

@@ -198,6 +198,25 @@ class OutputSection(JobSection):
     )
 
 
+class ExportSection(JobSection):
+    classes: dict[str, NameList] = define_key(
+        "class names in exports, and the labels in answers that mean them: {dog: [puppy, a dog], cat: []}; "
+        "case does not count; default: every label is a class",
+        {},
+    )
+
+    @field_validator("classes")
+    @classmethod
+    def check_labels_have_one_class(cls, classes: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        owners: dict[str, str] = {}
+        for name, labels in classes.items():
+            for label in (name, *labels):
+                owner = owners.setdefault(" ".join(label.split()).casefold(), name)
+                if owner != name:
+                    raise ValueError(f"{label!r} stands for {owner!r} and for {name!r}; name it once")
+        return classes
+
+
 class Job(JobSection):
     """Everything that a user says about a run."""
 
@@ -213,6 +232,7 @@ class Job(JobSection):
     workers: WorkersSection = define_key("how many, and on what", WorkersSection(), affects_answers=False)
     limits: LimitsSection = define_key("per row; a breach is an error row", LimitsSection(), affects_answers=False)
     output: OutputSection = define_key("where to", affects_answers=False)
+    export: ExportSection = define_key("what `export` writes", ExportSection(), affects_answers=False)
 
     @model_validator(mode="after")
     def check_gpus_match_tensor_parallel(self) -> Job:

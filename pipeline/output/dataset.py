@@ -5,6 +5,7 @@
     _lease/fp=FINGERPRINT/                        which run works on the question; readers pass over the name
     questions/FINGERPRINT.json                    the inputs of the fingerprint
     scores/FINGERPRINT/TRUTH.json                 how good the answers are, measured against a truth (its hash)
+    classes/NUMBER.json                           the names of classes in exports; the highest number counts
     runs/RUN/job.json, plan.json, report.json     the resolved job, what was left to do, the result
 
 A part is named after its chunk; `.g1`, `.g2`, ... are the generations that ask failed rows of the chunk again.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import io
 import json
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -145,6 +146,24 @@ class Dataset:
 def list_questions(store: OutputStore) -> set[str]:
     """The fingerprints of all questions that an output folder has answers to."""
     return {name.removesuffix(".json") for name in store.list_names("questions")}
+
+
+def read_class_names(store: OutputStore) -> tuple[int, list[str]]:
+    """The number of the newest list, and the list. Each list begins with the one before."""
+    numbers = [int(name.removesuffix(".json")) for name in store.list_names("classes")]
+    number = max(numbers, default=0)
+    names: list[str] = json.loads(store.read_object(f"classes/{number:06}.json")) if number else []
+    return number, names
+
+
+def add_class_names(store: OutputStore, found: Iterable[str]) -> list[str]:
+    """The list with these names behind those that it has. Creating the next list makes two exports take turns."""
+    while True:
+        number, names = read_class_names(store)
+        longer = list(dict.fromkeys([*names, *found]))
+        data = json.dumps(longer, ensure_ascii=False, indent=0).encode()
+        if longer == names or store.create_object(f"classes/{number + 1:06}.json", data):
+            return longer
 
 
 def list_runs(store: OutputStore, document: RunDocument) -> list[str]:

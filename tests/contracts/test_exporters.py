@@ -18,7 +18,9 @@ from pipeline.job.spec import Job
 from pipeline.output.store import OutputStore
 from pipeline.registry import EXPORTERS
 
-CHUNKS_OF_TWO = {"output": {"chunk_rows": 2}}
+BOX = {"bbox_2d": [7, 14, 28, 35], "label": "dog"}
+BOXES = {"answer": {"schema": "boxes"}, "engine": {"default": json.dumps({"boxes": [BOX]})}}
+CHUNKS_OF_TWO = {**BOXES, "output": {"chunk_rows": 2}}
 
 
 class IdListExporter:
@@ -66,7 +68,7 @@ def export(request, workspace, toy_format):
 
     def run_export(folder="exported", rows_per_file=1000, where=None, **sections):
         messages = []
-        job = Job.model_validate(workspace.build_job(**sections))
+        job = Job.model_validate(workspace.build_job(**BOXES | sections))
         target = str(workspace.folder / folder)
         export_job(job, target, request.param, ExportOptions(rows_per_file, where=where), messages.append)
         return messages
@@ -118,20 +120,20 @@ def test_an_interrupted_export_continues_with_the_groups_that_are_not_complete(w
 
 def test_a_folder_holds_one_export(workspace, export):
     workspace.write_manifest(workspace.draw_images(4))
-    workspace.run_job()
+    workspace.run_job(**BOXES)
     export()
     export()
     with pytest.raises(OutputError, match=r"holds another export \(rows_per_file: was 1000, is 2\); export to another"):
         export(rows_per_file=2)
     workspace.write_manifest(workspace.draw_images(6))
-    workspace.run_job()
+    workspace.run_job(**BOXES)
     with pytest.raises(OutputError, match=r"holds another export \(parts: was 1, is 2, bytes: was"):
         export()
 
 
 def test_a_folder_with_other_files_is_refused(workspace, export):
     workspace.write_manifest(workspace.draw_images(1))
-    workspace.run_job()
+    workspace.run_job(**BOXES)
     with pytest.raises(OutputError, match=r"pics holds 0\.png and is no export; export to an empty folder"):
         export("pics")
     with pytest.raises(JobError, match="is the job's own output"):
@@ -181,11 +183,11 @@ def test_an_export_that_was_killed_has_the_same_bytes_as_any_other(workspace, ex
 
 def test_a_format_gets_splits_and_media_and_may_refuse_options(workspace, toy_format, capsys):
     workspace.write_manifest(workspace.draw_images(20))
-    workspace.run_job()
-    job, target = str(workspace.write_job_file()), workspace.folder / "ids"
+    workspace.run_job(**BOXES)
+    job, target = str(workspace.write_job_file(**BOXES)), workspace.folder / "ids"
     (workspace.folder / "pics/3.png").unlink()
     assert main(["export", job, str(target), "--to", "id-list", "--split", "train=0.75,val=0.25", "--media=copy"]) == 0
-    assert "1 media not copied (not_found), for instance of row r3: " in capsys.readouterr().out
+    assert "media not copied (not_found): 1, for instance of row r3: " in capsys.readouterr().out
     splits = {name: [*target.glob(f"{name}*.txt")] for name in ("train", "val")}
     ids = {name: [row_id for path in paths for row_id in path.read_text().split()] for name, paths in splits.items()}
     assert sorted(map(len, ids.values())) == [5, 15]
@@ -206,12 +208,13 @@ def test_a_format_gets_splits_and_media_and_may_refuse_options(workspace, toy_fo
 
 def test_the_command_line_exports_to_a_format_that_only_the_registry_names(workspace, toy_format, capsys):
     workspace.write_manifest(workspace.draw_images(3))
-    workspace.run_job()
-    job, target = str(workspace.write_job_file()), workspace.folder / "ids"
+    workspace.run_job(**BOXES)
+    job, target = str(workspace.write_job_file(**BOXES)), workspace.folder / "ids"
     assert main(["export", job, str(target), "--to", "id-list"]) == 0
     [file] = json.loads((target / "index.json").read_text())
     assert (target / file).read_text() == "r0\nr1\nr2"
     assert main(["export", job, str(target)]) == 2
     assert "holds another export (format: was id-list, is table, media: was none" in capsys.readouterr().err
     assert main(["export", job, str(workspace.folder / "table"), "--to", "id-lists"]) == 2
-    assert "--to 'id-lists' is not known; known: table, id-list. Did you mean 'id-list'?" in capsys.readouterr().err
+    known = ", ".join(EXPORTERS)
+    assert f"--to 'id-lists' is not known; known: {known}. Did you mean 'id-list'?" in capsys.readouterr().err

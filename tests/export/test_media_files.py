@@ -59,4 +59,4 @@ def test_media_that_cannot_be_read_are_remarks(media_files, tmp_path):
         ("media not copied (inline)", 1),
         ("media not copied (root)", 2),
     ]
-    assert "2 media not copied (root), for instance of row r: /etc/passwd: lies" in remarks.format_lines()[2]
+    assert "media not copied (root): 2, for instance of row r: /etc/passwd: lies" in remarks.format_lines()[0]

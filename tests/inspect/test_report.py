@@ -19,18 +19,12 @@ from pipeline.builtin import scene_files as drawn
 from pipeline.builtin.evaluate import JOBS_FOLDER
 from pipeline.errors import OutputError
 from pipeline.inspect.report import write_report
-from pipeline.inspect.report.annotations import (
-    Annotation,
-    Palette,
-    annotate_media,
-    find_annotations,
-    place_event,
-    place_label,
-)
+from pipeline.inspect.report.drawn_media import Palette, annotate_media, place_event, place_label
 from pipeline.inspect.report.page import escape_control_characters
 from pipeline.inspect.report.previews import MediaPreview, fit_size
 from pipeline.job import job_loader
 from pipeline.job.spec import Job
+from pipeline.output.answer.annotations import Annotation, find_annotations
 from pipeline.run import driver
 from tests.inspect.browser import Browser
 

@@ -20,8 +20,8 @@ from pipeline.errors import JobError, OutputError
 from pipeline.fetch.stores import list_stores
 from pipeline.inspect.compare import find_common_fields
 from pipeline.inspect.output_reader import OutputReader, open_output_reader
-from pipeline.inspect.report.annotations import Palette
 from pipeline.inspect.report.cards import build_card, build_page_values, needs_wide_card
+from pipeline.inspect.report.drawn_media import Palette
 from pipeline.inspect.report.page import escape_control_characters, render_page
 from pipeline.inspect.report.previews import PreviewLoader
 from pipeline.inspect.report.statistics import ReportOptions, group_failures, read_statistics

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.inspect.figures import count_by_bin, sum_weighted
 from pipeline.inspect.output_reader import OutputReader
-from pipeline.inspect.report.annotations import AnnotatedMedia, Palette, annotate_media, find_annotations
+from pipeline.inspect.report.drawn_media import AnnotatedMedia, Palette, annotate_media
 from pipeline.inspect.report.previews import MediaPreview
 from pipeline.inspect.report.reliability import build_reliability_diagrams
 from pipeline.inspect.report.statistics import (
@@ -26,6 +26,7 @@ from pipeline.inspect.report.truth_marks import OtherAnswer, TruthMarks, build_c
 from pipeline.inspect.score import OutputScore
 from pipeline.inspect.score.score_text import list_score_cells
 from pipeline.inspect.status import format_run_duration, format_run_time, format_versions
+from pipeline.output.answer.annotations import find_annotations
 from pipeline.output.answer.confidence import list_confidences
 from pipeline.output.arrow_tables import RESERVED_COLUMNS
 

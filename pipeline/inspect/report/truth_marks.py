@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.inspect.report.annotations import Annotation, find_annotations
 from pipeline.inspect.score import FieldScore
 from pipeline.inspect.score.comparators import parse_json_text, to_list, to_text
 from pipeline.inspect.score.compared_fields import ComparedField
 from pipeline.inspect.score.place_matching import group_elements
 from pipeline.inspect.score.row_marks import RowMarker, RowMarks, mark_row
 from pipeline.inspect.score.scored_rows import compute_diagonal, get_answer
+from pipeline.output.answer.annotations import Annotation, find_annotations
 
 MAX_CONFUSED = 12  # values of a choice in a matrix, the commonest
 
