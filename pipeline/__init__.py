@@ -221,6 +221,14 @@ output: a Reply becomes a Row, and Rows become a committed part
     output/store.py                         creates, reads and lists objects in an output folder
     output/thread_map.py                    calls a function on many items from a few threads
 
+truth: what people say the right answers are
+    truth/compared_fields.py                finds in a schema what is compared, and how
+    truth/truth_index.py                    finds the truth of a row
+    truth/base.py                           the seam: TruthReader, a format of truths
+    truth/truth_table.py                    Parquet, JSONL and CSV
+    truth/coco_truth.py                     COCO files
+    truth/label_studio_truth.py             JSON exports of Label Studio
+
 answer: a Request becomes a Row
     answer.py                               asks the engine and builds the rows of a chunk
 
@@ -298,7 +306,6 @@ inspect: what people look at
     inspect/score/__init__.py               measures how good answers are, against a truth
     inspect/score/scored_rows.py            reads an output and marks the rows that have a truth
     inspect/score/row_marks.py              marks one row: which fields are right, and what it adds to each measure
-    inspect/score/compared_fields.py        finds in a schema what is compared, and how
     inspect/score/comparators.py            compares a value with the true value
     inspect/score/place_matching.py         pairs boxes, points, events and other elements of lists
     inspect/score/box_matching.py           matches boxes as COCO does, and computes average precision
@@ -310,11 +317,6 @@ inspect: what people look at
     inspect/score/calibration.py            fits what confidences should have said
     inspect/score/confidence_quality.py     measures what confidences are worth
     inspect/score/score_text.py             prints a score as a table
-    inspect/score/truth_index.py            finds the truth of a row
-    inspect/score/truth/base.py             the seam: TruthReader, a format of truths
-    inspect/score/truth/truth_table.py      Parquet, JSONL and CSV
-    inspect/score/truth/coco_truth.py       COCO files
-    inspect/score/truth/label_studio_truth.py  JSON exports of Label Studio
     inspect/neighbours/__init__.py          finds rows that are alike, by a column of vectors
     inspect/neighbours/vector_table.py      reads the vectors of an output
     inspect/neighbours/vector_search.py     groups similar vectors, finds the nearest, chooses diverse ones

@@ -108,3 +108,13 @@ def replace_lone_surrogates(value: Any) -> tuple[Any, bool]:
     text = json.dumps(value, ensure_ascii=False)
     clean = LONE_SURROGATE.sub("\ufffd", text)
     return (json.loads(clean), True) if clean != text else (value, False)
+
+
+def parse_json_text(value: Any) -> Any:
+    """Objects and lists may stand as JSON text in tables and in columns without a fixed shape."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value

@@ -52,9 +52,9 @@ EXPORTERS = {  # by `export --to`
     "fiftyone": "pipeline.export.formats.fiftyone:FiftyoneExporter",
 }
 TRUTHS = {  # by the format of a file that `score --truth` reads
-    "table": "pipeline.inspect.score.truth.truth_table:TruthTableReader",
-    "coco": "pipeline.inspect.score.truth.coco_truth:CocoTruthReader",
-    "label-studio": "pipeline.inspect.score.truth.label_studio_truth:LabelStudioTruthReader",
+    "table": "pipeline.truth.truth_table:TruthTableReader",
+    "coco": "pipeline.truth.coco_truth:CocoTruthReader",
+    "label-studio": "pipeline.truth.label_studio_truth:LabelStudioTruthReader",
 }
 SCHEMAS = {  # by `answer.schema`
     "caption": "schemas.caption:Caption",

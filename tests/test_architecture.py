@@ -34,6 +34,7 @@ ROOMS = (  # a room imports only rooms that stand before it
     "context",
     "prepare",
     "output",
+    "truth",
     "answer",
     "run",
     "export",

@@ -10,11 +10,11 @@ from types import ModuleType
 import pytest
 
 from pipeline.errors import OutputError
-from pipeline.inspect.score.compared_fields import build_compared_fields
-from pipeline.inspect.score.truth.base import TrueAnswer, TruthReader
-from pipeline.inspect.score.truth_index import open_truth
 from pipeline.registry import TRUTHS
 from pipeline.schema.schema_loader import load_annotated_schema
+from pipeline.truth.base import TrueAnswer, TruthReader
+from pipeline.truth.compared_fields import build_compared_fields
+from pipeline.truth.truth_index import open_truth
 
 BOX = {"bbox_2d": [10, 20, 40, 60], "label": "dog"}
 PERCENTS = {"x": 5, "y": 20, "width": 15, "height": 40, "rectanglelabels": ["dog"]}

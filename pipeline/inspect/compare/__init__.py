@@ -14,12 +14,12 @@ from pipeline.inspect.compare.paired_tests import MeasureDifference, compare_mea
 from pipeline.inspect.compare.question_costs import QuestionCost, compute_question_cost
 from pipeline.inspect.output_reader import OutputReader, open_output_reader
 from pipeline.inspect.score import find_schema, open_answer_truth
-from pipeline.inspect.score.compared_fields import WHOLE_ANSWER, ComparedField, build_compared_fields
 from pipeline.inspect.score.intervals import Estimate, compute_wilson_interval
 from pipeline.inspect.score.row_marks import RIGHT, RowMarker, mark_row
 from pipeline.inspect.score.scored_rows import compute_diagonal, get_answer, read_answered_rows, read_scored_rows
 from pipeline.output.dataset import list_runs, read_run_document
 from pipeline.run.preflight import list_differences
+from pipeline.truth.compared_fields import WHOLE_ANSWER, ComparedField, build_compared_fields
 
 MAX_LISTED_IDS = 10_000  # of the rows in which a field differs
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from pipeline.inspect.compare import QuestionComparison
 from pipeline.inspect.compare.question_costs import QuestionCost
-from pipeline.inspect.score.compared_fields import WHOLE_ANSWER
 from pipeline.inspect.score.row_marks import RIGHT
+from pipeline.truth.compared_fields import WHOLE_ANSWER
 
 MAX_SHOWN_IDS = 5
 SIGNIFICANT = 0.05

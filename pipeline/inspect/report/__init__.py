@@ -27,11 +27,11 @@ from pipeline.inspect.report.previews import PreviewLoader
 from pipeline.inspect.report.statistics import ReportOptions, group_failures, read_statistics
 from pipeline.inspect.report.truth_marks import OtherAnswer, TruthMarks, compare_answers, mark_differences
 from pipeline.inspect.score import find_schema, measure_answers, open_answer_truth
-from pipeline.inspect.score.compared_fields import build_compared_fields
 from pipeline.inspect.score.scored_rows import read_answered_rows
-from pipeline.inspect.score.truth_index import TruthIndex
 from pipeline.job.spec import InputSection, Job
 from pipeline.output.answer.geometry import find_field_meanings
+from pipeline.truth.compared_fields import build_compared_fields
+from pipeline.truth.truth_index import TruthIndex
 
 ACCESS_KEYS = ("roots", "hosts", "stores")
 

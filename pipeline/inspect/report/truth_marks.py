@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.inspect.score import FieldScore
-from pipeline.inspect.score.comparators import parse_json_text, to_list, to_text
-from pipeline.inspect.score.compared_fields import ComparedField
+from pipeline.inspect.score.comparators import to_list, to_text
 from pipeline.inspect.score.place_matching import group_elements
 from pipeline.inspect.score.row_marks import RowMarker, RowMarks, mark_row
 from pipeline.inspect.score.scored_rows import compute_diagonal, get_answer
+from pipeline.json_values import parse_json_text
 from pipeline.output.answer.annotations import Annotation, find_annotations
+from pipeline.truth.compared_fields import ComparedField
 
 MAX_CONFUSED = 12  # values of a choice in a matrix, the commonest
 

@@ -16,16 +16,16 @@ import numpy as np
 from pipeline.errors import OutputError
 from pipeline.inspect.output_reader import OutputReader, open_output_reader
 from pipeline.inspect.score.box_matching import BoxRanking
-from pipeline.inspect.score.compared_fields import build_compared_fields
 from pipeline.inspect.score.confidence_quality import ConfidenceQuality, measure_confidence
 from pipeline.inspect.score.intervals import Estimate, Z, compute_wilson_interval, estimate_ratios, resample_rows
 from pipeline.inspect.score.population import PopulationEstimate
 from pipeline.inspect.score.row_marks import ERROR_MEASURES
 from pipeline.inspect.score.scored_rows import ScoredRows, list_kept_columns, read_scored_rows
-from pipeline.inspect.score.truth_index import TruthIndex, open_truth
 from pipeline.registry import SCHEMAS
 from pipeline.schema.json_schema import SchemaNode
 from pipeline.schema.schema_loader import load_annotated_schema
+from pipeline.truth.compared_fields import build_compared_fields
+from pipeline.truth.truth_index import TruthIndex, open_truth
 
 MAX_WRONG_IDS = 100  # listed for each field
 PRECISION_RESAMPLINGS = 200  # of the average precision, which takes longer than other measures

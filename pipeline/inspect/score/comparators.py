@@ -1,4 +1,6 @@
-"""Compares a value of an answer with the true value. To add a comparator, write a function and name it in COMPARATORS.
+"""Compares a value of an answer with the true value.
+
+To add a comparator, write a function, and name it in COMPARATORS and in VALUE_KINDS of truth/compared_fields.py.
 
 A schema chooses one with `json_schema_extra={"x-compare": "code"}`, or with settings:
 `{"x-compare": {"by": "number", "tolerance": 0.05}}`. Fields that choose none get one by their type.
@@ -24,6 +26,7 @@ from pipeline.inspect.score.text_distance import (
     normalize_code,
     normalize_text,
 )
+from pipeline.json_values import parse_json_text
 
 Settings = Mapping[str, Any]
 Share = tuple[
@@ -138,16 +141,6 @@ def to_list(value: Any) -> list[Any]:
     """
     value = parse_json_text(value)
     return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def parse_json_text(value: Any) -> Any:
-    """Objects and lists may stand as JSON text in tables and in columns without a fixed shape."""
-    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
 
 
 def to_text(value: Any) -> str:

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from pipeline.errors import OutputError
 from pipeline.inspect.output_reader import open_output_reader
 from pipeline.inspect.score.scored_rows import find_confidence, read_answered_rows
-from pipeline.inspect.score.truth.truth_table import TRUTH_COLUMN
 from pipeline.manifest.id_table import read_ids
 from pipeline.output.local_files import replace_file
+from pipeline.truth.truth_table import TRUTH_COLUMN
 
 Order = Literal["random", "confidence"]
 SAMPLE_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "media", "answer", TRUTH_COLUMN)])

@@ -16,8 +16,8 @@ import numpy as np
 from pipeline.inspect.score.assignment import assign_best
 from pipeline.inspect.score.box_matching import BoxMatches, match_boxes
 from pipeline.inspect.score.comparators import to_text
-from pipeline.inspect.score.compared_fields import ComparedField
 from pipeline.inspect.score.text_distance import normalize_text
+from pipeline.truth.compared_fields import ComparedField
 
 Element = Mapping[str, Any]
 DEFAULT_WITHIN = 0.02  # of the diagonal

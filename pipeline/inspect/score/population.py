@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.inspect.score.comparators import parse_json_text, to_list, to_number, to_text
-from pipeline.inspect.score.compared_fields import ComparedField
+from pipeline.inspect.score.comparators import to_list, to_number, to_text
 from pipeline.inspect.score.intervals import Estimate, Z, compute_wilson_interval
 from pipeline.inspect.score.text_distance import normalize_text
+from pipeline.json_values import parse_json_text
+from pipeline.truth.compared_fields import ComparedField
 
 Array = np.ndarray[Any, Any]
 FigureName = tuple[str, str]  # a path and what is counted there

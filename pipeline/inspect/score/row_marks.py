@@ -15,8 +15,7 @@ import numpy as np
 
 from pipeline.errors import OutputError
 from pipeline.inspect.score.box_matching import BoxRanking
-from pipeline.inspect.score.comparators import Share, compare_values, count_hits, parse_json_text, to_list, to_text
-from pipeline.inspect.score.compared_fields import ComparedField
+from pipeline.inspect.score.comparators import Share, compare_values, count_hits, to_list, to_text
 from pipeline.inspect.score.place_matching import (
     ElementGroup,
     Pair,
@@ -28,7 +27,9 @@ from pipeline.inspect.score.place_matching import (
     pair_items,
     pair_points,
 )
+from pipeline.json_values import parse_json_text
 from pipeline.output.answer.confidence import SCORE, list_confidences
+from pipeline.truth.compared_fields import ComparedField
 
 ERROR_MEASURES = ("mean error", "mean distance", "character error rate")  # where less is better
 RIGHT = "right"  # the measure that every field has: the share of right values

@@ -15,13 +15,13 @@ import pyarrow as pa
 
 from pipeline.inspect.output_reader import OutputReader
 from pipeline.inspect.score.box_matching import BoxRanking
-from pipeline.inspect.score.compared_fields import ComparedField
 from pipeline.inspect.score.population import Figures, Population, describe_answer
 from pipeline.inspect.score.row_marks import RIGHT, RowMarker, RowMarks, mark_row
-from pipeline.inspect.score.truth_index import TruthIndex
 from pipeline.output.answer.confidence import list_confidences
 from pipeline.output.arrow_tables import COLUMN_DESCRIPTIONS
 from pipeline.output.thread_map import map_in_threads
+from pipeline.truth.compared_fields import ComparedField
+from pipeline.truth.truth_index import TruthIndex
 
 ANSWER_COLUMNS = ["id", "text", "answer", "media", "confidence", "logprob", "run"]
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from pipeline.inspect.score.compared_fields import build_compared_fields
 from pipeline.inspect.score.confidence_quality import measure_confidence
 from pipeline.inspect.score.row_marks import RowMarker, mark_row
 from pipeline.schema.schema_loader import load_annotated_schema
+from pipeline.truth.compared_fields import build_compared_fields
 
 DOG = {"bbox_2d": [10, 10, 50, 50], "label": "dog"}
 SPURIOUS = {"bbox_2d": [60, 60, 90, 90], "label": "dog"}

@@ -16,8 +16,10 @@ from PIL import Image
 from pipeline.__main__ import main
 from pipeline.errors import OutputError
 from pipeline.inspect.score import score_output
+from pipeline.inspect.score.comparators import COMPARATORS
 from pipeline.registry import SCHEMAS
 from pipeline.schema.schema_loader import load_annotated_schema, load_schema
+from pipeline.truth.compared_fields import VALUE_KINDS
 
 pytestmark = pytest.mark.process
 
@@ -222,3 +224,7 @@ def test_answers_without_a_schema_are_compared_as_texts(workspace, capsys):
     assert score.fields["answer"].measures["exact"].value == 0.0
     assert main(["report", str(workspace.folder / "out"), "--truth", "said"]) == 0
     assert "answer: the truth is other" in (workspace.folder / "out/report.html").read_text()
+
+
+def test_every_kind_of_value_has_a_comparator():
+    assert tuple(COMPARATORS) == VALUE_KINDS

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.inspect.score.truth.base import TrueAnswer, TruthFile, TruthReader, list_file_names
+from pipeline.truth.base import TrueAnswer, TruthFile, TruthReader, list_file_names
 
 UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
 PLAIN_RESULTS = {"choices": "choices", "textarea": "text", "number": "number", "rating": "rating"}

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import OutputError
-from pipeline.inspect.score.compared_fields import ComparedField
-from pipeline.inspect.score.truth.base import TrueAnswer, TruthFile, TruthReader, list_file_names
-from pipeline.inspect.score.truth.truth_table import read_truth_value
 from pipeline.registry import TRUTHS, import_object
+from pipeline.truth.base import TrueAnswer, TruthFile, TruthReader, list_file_names
+from pipeline.truth.compared_fields import ComparedField
+from pipeline.truth.truth_table import read_truth_value
 
 
 @dataclass

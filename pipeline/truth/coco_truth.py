@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.inspect.score.compared_fields import ComparedField
-from pipeline.inspect.score.truth.base import TrueAnswer, TruthFile, TruthReader, list_file_names
+from pipeline.truth.base import TrueAnswer, TruthFile, TruthReader, list_file_names
+from pipeline.truth.compared_fields import ComparedField
 
 
 class CocoTruthReader(TruthReader):

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import JobError
-from pipeline.inspect.score.comparators import COMPARATORS
 from pipeline.output.answer.geometry import find_field_meanings
 from pipeline.registry import format_suggestion
 from pipeline.schema.json_schema import SchemaCursor, SchemaNode, walk_references
 
 COMPARE_KEY = "x-compare"
 LIST_KINDS = {"boxes": "box", "points": "point", "events": "seconds", "items": ""}  # and what their elements hold
-KINDS = (*COMPARATORS, *LIST_KINDS, "object", "class", "ignore")
+VALUE_KINDS = ("exact", "choice", "code", "text", "number", "date", "set", "box")  # each has a comparator in `score`
+KINDS = (*VALUE_KINDS, *LIST_KINDS, "object", "class", "ignore")
 WHOLE_ANSWER = "answer"  # the path of the root
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import fsspec
 
 from pipeline.errors import OutputError
-from pipeline.inspect.score.compared_fields import ComparedField
+from pipeline.truth.compared_fields import ComparedField
 
 
 class TrueAnswer(NamedTuple):

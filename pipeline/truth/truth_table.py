@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.errors import JobError, OutputError
-from pipeline.inspect.score.comparators import parse_json_text
-from pipeline.inspect.score.compared_fields import ComparedField
-from pipeline.inspect.score.truth.base import TrueAnswer, TruthFile, TruthReader
+from pipeline.json_values import parse_json_text
 from pipeline.manifest.files import ManifestFile, detect_source_kind
+from pipeline.truth.base import TrueAnswer, TruthFile, TruthReader
+from pipeline.truth.compared_fields import ComparedField
 
 TRUTH_COLUMN = "truth"
 ROWS_PER_READ = 10_000
