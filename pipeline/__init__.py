@@ -350,6 +350,10 @@ new_job: the first job file of a user
     new_job/schema_text.py                  writes a schema file from the names and types of fields
     new_job/questions.py                    asks at a terminal for what is missing
 
+python_api: what `import vlbatch` offers
+    python_api/jobs.py                      runs jobs, and reads outputs as Arrow
+    python_api/model.py                     asks a model about media or about a table
+
 Commands
     shell_completion.py                     the script by which a shell completes commands
     commands.py                             what each command does

@@ -42,6 +42,7 @@ ROOMS = (  # a room imports only rooms that stand before it
     "inspect",
     "builtin",
     "new_job",
+    "python_api",
     "shell_completion",
     "commands",
     "output_options",
@@ -59,7 +60,7 @@ BROAD_HANDLERS = {  # the only modules that may catch every exception
 }
 SHARED_MODULE_NAMES = {"__init__", "__main__", "base"}
 TOP_LEVEL = {"pyproject.toml", "pipeline", "jobs", "schemas", "tests", "infra"}
-TOP_LEVEL |= {"README.md", "LICENSE", "Makefile", "CHANGELOG.md"}
+TOP_LEVEL |= {"vlbatch.py", "README.md", "LICENSE", "Makefile", "CHANGELOG.md"}
 IMPORT_WITHOUT_RAY = """
 import importlib, sys
 

@@ -11,9 +11,9 @@ from zipfile import ZipFile
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGED = ("pipeline/", "schemas/", "jobs/", "pyproject.toml", "README.md", "LICENSE")
+PACKAGED = ("pipeline/", "schemas/", "jobs/", "vlbatch.py", "pyproject.toml", "README.md", "LICENSE")
 BUILD = ["-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
-PRINT_PLACES = "import pipeline.new_job.gallery as gallery, schemas; print(schemas.__file__, gallery.JOBS_FOLDER)"
+PRINT_PLACES = "import vlbatch, pipeline.new_job.gallery as gallery; print(vlbatch.__file__, gallery.JOBS_FOLDER)"
 DRAW_SCENES = """
 from pathlib import Path
 from pipeline.builtin.scene_files import write_scene_files
