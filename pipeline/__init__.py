@@ -45,6 +45,7 @@ Shared by all rooms
 job: a YAML file becomes a frozen Job
     job/key_types.py                        types and helpers that the sections of a job are made of
     job/answer_section.py                   the keys of its section `answer`
+    job/embedding_section.py                the keys of `answer.embedding`
     job/model_section.py                    the keys of its section `model`
     job/spec.py                             every key of a job file, with its type, default and meaning
     job/step_settings.py                    checks media.steps and builds the steps
@@ -133,6 +134,7 @@ model: frames and text become tokens
     model/derivatives.py                    known checkpoints of other makers, and the settings they are used with
     model/hf_models.py                      imports transformers' model classes
     model/prompt.py                         renders chat turns with the checkpoint's template
+    model/embedding_encoder.py              turns a row into what its vector is made of
     model/choice_encoder.py                 turns the choices of a job into continuations of a prompt
     model/engine_thread.py                  runs an engine in a thread that several chunks share
     model/detokenizer.py                    converts generated tokens to text, and splits off thinking
@@ -170,6 +172,7 @@ model: frames and text become tokens
     model/engines/torch/__init__.py         our own engine: settings and checks
     model/engines/torch/torch_settings.py   the section `engine` of a job that uses it
     model/engines/torch/engine.py           runs it: continuous batching on torch
+    model/engines/torch/vision_engine.py    computes vectors from the features of media alone
     model/engines/torch/scheduler.py        chooses which sequences run, and what the next step computes
     model/engines/torch/sequence.py         a request inside the engine
     model/engines/torch/sequence_builder.py  converts a Request to a sequence, or refuses it
@@ -208,6 +211,7 @@ prepare: an Item becomes a Request
 output: a Reply becomes a Row, and Rows become a committed part
     output/answer/annotations.py            finds boxes, points and time spans in an answer
     output/answer/build_row.py              builds a Row from a Reply
+    output/answer/embedding_answer.py       turns the vector of a reply into the column `embedding`
     output/answer/confidence.py             how sure the model was of each value of an answer
     output/answer/confidence_maps.py        replaces confidences by those that a score calibrated
     output/answer/choice_answer.py          an answer from the probabilities of its choices
@@ -236,6 +240,7 @@ run: one run, without Ray
     run/driver.py                           runs a job from its check to its exit code
     run/runner.py                           the seam: Runner, which works on the chunks
     run/local.py                            the runner without Ray: all steps in this process
+    run/answer_checks.py                    checks whether the engine can answer by choices or with vectors
     run/preflight.py                        builds the RunContext and checks the job before anything starts
     run/resume.py                           finds the chunks that are left to do
     run/retry_errors.py                     selects failed rows to ask again

@@ -30,6 +30,7 @@ class RunContext:
     adapter_identity: str | None
     model_name: str
     run_id: str
+    vector_width: int = 0  # of the column `embedding`
     lease_epoch: int = 0  # of the lease that allows the run to commit
     confidence_maps: ConfidenceMaps = field(default_factory=dict)  # for answer.review_below; empty without a score
 

@@ -140,12 +140,19 @@ class Continuation:
     question: str = ""  # what the given tokens add to the end of the last turn
 
 
+class Pooling(NamedTuple):
+    """How a vector is made of the states of a model."""
+
+    source: Literal["language", "vision"]
+    method: Literal["last", "mean"]
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """Everything that an engine needs to answer one item.
 
     Engines that build their own prompt use `turns`; the others use `input_ids` and `positions`. A request with
-    continuations asks for their probabilities, and nothing is written.
+    continuations asks for their probabilities, one with a pooling for a vector, and nothing is written.
     """
 
     id: str
@@ -158,6 +165,7 @@ class Request:
     wants_confidence: bool = False  # the reply should say how probable each of its tokens was
     estimated_tokens: int = 0  # of a prompt that another program encodes; `input_ids` are then empty
     continuations: tuple[Continuation, ...] = ()
+    pooling: Pooling | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -192,6 +200,7 @@ class Reply:
     flags: tuple[str, ...] = ()
     token_logprobs: Sequence[TokenLogprob] = ()  # of the tokens of the text, where the engine knows them
     continuation_logprobs: tuple[float, ...] = ()  # of the request's continuations, in their order
+    vector: NDArray[np.float32] | None = field(default=None, compare=False)  # where the request has a pooling
     latency_s: float | None = field(default=None, compare=False)  # since the engine accepted the request
 
 
@@ -254,6 +263,7 @@ class Row:
     logprob: float | None = None
     confidence: Any = None  # of each value of the answer, in its shape
     probabilities: Mapping[str, float] | None = None  # of each of the job's choices
+    embedding: NDArray[np.floating[Any]] | None = field(default=None, compare=False)
     latency_s: float | None = None
     raw: str | None = None  # the model's own JSON, where geometry or repair changed it
     flags: tuple[str, ...] = ()  # what was changed: repaired, clamped, ...

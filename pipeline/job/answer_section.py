@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, model_validator
 
+from pipeline.job.embedding_section import EmbeddingSection
 from pipeline.job.key_types import Fraction, JobSection, PositiveInt, define_key
 
 CHOICE = "{choice}"
@@ -75,10 +76,22 @@ class AnswerSection(JobSection):
         None,
     )
 
+    embedding: EmbeddingSection | None = define_key(
+        "{from: language} or {from: vision}: the answer is a vector, in the column `embedding`",
+        None,
+    )
+
     @property
     def is_written(self) -> bool:
         """Whether the model writes the answer. Otherwise it comes from a pass over the prompt."""
-        return self.choices is None
+        return self.choices is None and self.embedding is None
+
+    @model_validator(mode="after")
+    def check_embedding(self) -> AnswerSection:
+        others = {"schema": self.schema_, "choices": self.choices, "thinking": self.thinking or None}
+        if self.embedding is not None and (given := [name for name, value in others.items() if value is not None]):
+            raise ValueError(f"`embedding` makes the answer a vector, and `{given[0]}` something else; leave one out")
+        return self
 
     @model_validator(mode="after")
     def check_choices(self) -> AnswerSection:

@@ -75,7 +75,8 @@ def select_columns(job: Job, available: Sequence[str], *, schema_prompt: str | N
     media = job.input.media
     if not media and messages is None and set(available) == FOLDER_LISTING_COLUMNS:
         media = ("uri",)
-    if not media and messages is None:
+    embeds_text = job.answer.embedding is not None and bool(find_placeholders(job.prompt.user))
+    if not media and messages is None and not embeds_text:
         raise JobError(
             "input.media names no column, so there is nothing to look at; name the columns with media, or in "
             "input.messages the column with a chat, which may be text alone; the manifest has: " + ", ".join(available)

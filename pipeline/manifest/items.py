@@ -44,9 +44,11 @@ def build_item(
             turns = (Turn("system", (system,)), *turns)
     else:
         user_prompt = schema_prompt if job.prompt.user is None else fill_placeholders(job.prompt.user, row)
-        if user_prompt is not None and not user_prompt.strip():
+        is_embedded = job.answer.embedding is not None
+        if user_prompt is not None and not user_prompt.strip() and not (is_embedded and media):
             raise ReadError("no_prompt", "prompt.user names only columns that are empty in this row; nothing is asked")
-        turns = build_question_turns(media, system, user_prompt, columns)
+        may_lack_media = is_embedded and job.input.require == "any" and bool(user_prompt)
+        turns = build_question_turns(media, system, user_prompt, () if may_lack_media else columns.media)
     return Item(item_id, question, turns, max_new_tokens=max_new_tokens)
 
 
@@ -67,14 +69,14 @@ def convert_cell_errors(kind: str) -> Iterator[None]:
 
 
 def build_question_turns(
-    media: Sequence[MediaRef], system_prompt: str | None, user_prompt: str | None, columns: ManifestColumns
+    media: Sequence[MediaRef], system_prompt: str | None, user_prompt: str | None, media_columns: Sequence[str]
 ) -> tuple[Turn, ...]:
     """A chat of one question: the media, then the text.
 
     Empty media cells are usually a mistake in the manifest, and an answer without the image would be a wrong label.
     """
-    if columns.media and not media:
-        problem = f"{', '.join(columns.media)} is empty, and the question is not asked without media"
+    if media_columns and not media:
+        problem = f"{', '.join(media_columns)} is empty, and the question is not asked without media"
         advice = "give a URI, leave the row out, or ask it as a chat in a messages column, which may be text alone"
         raise ReadError("no_media", f"nothing to look at: {problem}; {advice}")
     question = Turn("user", (*media, *([user_prompt] if user_prompt else [])))

@@ -14,6 +14,7 @@ from pipeline.context import RunContext
 from pipeline.job.spec import Job
 from pipeline.output.answer.choice_answer import build_probabilities_field
 from pipeline.output.answer.confidence import build_confidence_field
+from pipeline.output.answer.embedding_answer import build_embedding_field
 from pipeline.types import Failure, Item, Outcome, Row
 
 MEDIA_TYPE = pa.struct(
@@ -45,7 +46,9 @@ COLUMN_DESCRIPTIONS = {  # of the columns that the manifest does not have
 }
 VERSIONS_COLUMN = "media_versions"  # only with input.version
 PROBABILITIES_COLUMN = "probabilities"  # only with answer.choices
+EMBEDDING_COLUMN = "embedding"  # only with answer.embedding
 OPTIONAL_COLUMNS = {
+    EMBEDDING_COLUMN: "the vector of the row",
     VERSIONS_COLUMN: "the version of each URI that the row looks at, as input.version says",
     PROBABILITIES_COLUMN: "how probable each choice is; with answer.multi each by itself, otherwise of all together",
 }
@@ -81,6 +84,8 @@ def build_data_schema(context: RunContext) -> pa.Schema:
     answer = [context.schema.answer_field, build_confidence_field(context.schema)] if context.schema else []
     if context.job.answer.choices:
         answer.append(build_probabilities_field(PROBABILITIES_COLUMN, context.job.answer))
+    if context.job.answer.embedding:
+        answer.append(build_embedding_field(EMBEDDING_COLUMN, context.job.answer.embedding, context.vector_width))
     _, _, _, _, *others = COLUMN_DESCRIPTIONS  # after id, text, answer and confidence
     versions = [] if context.job.input.version == "none" else [VERSIONS_FIELD]
     fields = [build_field("id"), *context.kept_schema, build_field("text"), *answer, *map(build_field, others)]
@@ -100,7 +105,9 @@ def describe_column(name: str) -> str:
 def list_reserved_columns(job: Job) -> tuple[str, ...]:
     """Names that kept columns of this job cannot have."""
     versions = () if job.input.version == "none" else (VERSIONS_COLUMN,)
-    return (*RESERVED_COLUMNS, *versions, *((PROBABILITIES_COLUMN,) if job.answer.choices else ()))
+    probabilities = (PROBABILITIES_COLUMN,) if job.answer.choices else ()
+    embedding = (EMBEDDING_COLUMN,) if job.answer.embedding else ()
+    return (*RESERVED_COLUMNS, *versions, *probabilities, *embedding)
 
 
 def build_field(name: str) -> pa.Field:
@@ -122,10 +129,12 @@ def build_table(records: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.T
 
 def to_answered_record(item: Item, row: Row) -> dict[str, Any]:
     probabilities = {} if row.probabilities is None else {PROBABILITIES_COLUMN: row.probabilities}
+    embedding = {} if row.embedding is None else {EMBEDDING_COLUMN: row.embedding}
     versions = {} if item.media_versions is None else {VERSIONS_COLUMN: item.media_versions}
     return {
         **row.kept_values,
         **probabilities,
+        **embedding,
         **versions,
         **{name: getattr(row, name) for name in ROW_FIELDS},
         "media": [{name: getattr(info, name) for name in info.__slots__} for info in row.media],

@@ -31,8 +31,8 @@ from pipeline.output.arrow_tables import list_reserved_columns
 from pipeline.output.dataset import Dataset, list_questions
 from pipeline.output.store import CREATE_ONLY_SCHEMES, OutputStore, open_filesystem
 from pipeline.output.thread_map import map_in_threads
-from pipeline.registry import ENGINES, import_object
 from pipeline.retry_policy import FIRST_CONTACT_ATTEMPTS
+from pipeline.run.answer_checks import find_ability_problems, find_vector_width
 from pipeline.schema import schema_loader
 from pipeline.schema.json_schema import SchemaNode
 from pipeline.schema.schema import Schema
@@ -57,6 +57,8 @@ def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunCo
     job = resolve_paths(job, manifest_files)
     schema = schema_loader.load_answer_schema(job.answer, base_folder=get_base_folder())
     schema_prompt = build_schema_prompt(job, schema) if schema and job.prompt.user is None else None
+    if job.answer.embedding and job.prompt.user is None:
+        schema_prompt = ""  # media need no words
     kept_schema = read_kept_schema(job, manifest_files, schema_prompt)
     adapter_identity = checkpoint_location.compute_adapter_identity(job.model)
     checkpoint_identity = ""
@@ -68,6 +70,7 @@ def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunCo
         adapter=adapter_identity,
         schema_text=f"{schema_prompt or ''}\n{schema.text}" if schema else None,
     )
+    vector_width = 0 if job.answer.embedding is None else find_vector_width(job, job.answer.embedding)
     now = datetime.now(UTC)
     return RunContext(
         job=job,
@@ -79,6 +82,7 @@ def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunCo
         checkpoint_identity=checkpoint_identity,
         adapter_identity=adapter_identity,
         model_name=format_model_name(job),
+        vector_width=vector_width,
         run_id=f"{now:%Y%m%dT%H%M%S}-{now.microsecond:05x}",  # sorts by time, also within a second
     )
 
@@ -150,23 +154,6 @@ def find_job_problems(context: RunContext, manifest_files: Sequence[ManifestFile
         problems += find_coordinate_problems(context, family, context.schema.json_schema)
         if answer.is_written and answer.guided and family.knows_model:
             problems += find_budget_problems(context, context.schema.text)
-    return problems
-
-
-def find_ability_problems(job: Job) -> list[str]:
-    """Ways of answering that the engine does not have."""
-    answer = job.answer
-    if answer.choices is None:
-        return []
-    problems = []
-    if "choices" not in get_engine_type(job).abilities:
-        able = [kind for kind, where in ENGINES.items() if "choices" in import_object(where).abilities]
-        problems.append(f"answer.choices: engine {job.engine.kind} cannot do this; it can be done by {', '.join(able)}")
-    if job.prompt.user is not None and not answer.multi and any(answer.choices.values()):
-        problems.append(
-            "answer.choices: the descriptions are part of the default prompt, and prompt.user takes its place: write "
-            "them there and leave a list here, or leave prompt.user out"
-        )
     return problems
 
 

@@ -32,6 +32,7 @@ from pipeline.output.arrow_tables import RESERVED_COLUMNS
 
 BAR_WIDTH, BIN_COUNT = 150, 8
 MIN_WIDE_VALUES = 9  # an answer with more values needs the room beside the image
+MAX_LISTED_NUMBERS = 12  # of a vector
 REASON_LABELS = {"chosen": "chosen", "doubtful": "least confident", "random": "random"}
 STEP_LABELS = {"worked": "answering", "waited": "waiting", "read": "reading rows"}
 STEP_LABELS |= {"fetch": "fetching", "decode": "decoding", "prompt": "prompts", "commit": "committing"}
@@ -102,7 +103,7 @@ def build_card(
         reason=sampled_row.reason,
         reason_label=REASON_LABELS[sampled_row.reason],
         answer=answer,
-        kept={name: value for name, value in row.items() if name not in RESERVED_COLUMNS},
+        kept={name: shorten_vector(value) for name, value in row.items() if name not in RESERVED_COLUMNS},
         media=media,
         differences=differences,
         disagreements=other.disagreements if other else (),
@@ -113,6 +114,16 @@ def build_card(
         is_wide=wide,
         tags=" ".join(tags),
     )
+
+
+def shorten_vector(value: Any) -> Any:
+    """
+    >>> shorten_vector([0.25] * 256), shorten_vector([0.1, 0.2])
+    ('256 numbers: 0.25, 0.25, 0.25, 0.25, ...', [0.1, 0.2])
+    """
+    if not isinstance(value, list) or len(value) <= MAX_LISTED_NUMBERS or not isinstance(value[0], float):
+        return value
+    return f"{len(value):,} numbers: {', '.join(f'{number:.3g}' for number in value[:4])}, ..."
 
 
 def list_facts(row: Mapping[str, Any]) -> list[str]:

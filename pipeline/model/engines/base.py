@@ -20,6 +20,8 @@ Ability = Literal[
     "guidance",  # an answer fits its schema, however small the budget
     "confidence",  # a reply carries the log-probability of its tokens
     "choices",  # the log-probabilities of a request's continuations, without writing
+    "embeddings",  # the vector of a request, from the language model
+    "vision_embeddings",  # the same, from the features of its media alone
 ]
 DEFAULT_SLOTS = 64  # where an engine chooses the number itself when it starts
 

@@ -2,22 +2,27 @@
 
 The first rule whose text occurs in the prompt gives the reply. `{id}` and `{prompt}` in a reply are filled in. A row
 takes `delay_ms`, and `slots` rows are answered at once, so that a test can make the engine slow. Of a prompt's
-continuations, the one that the reply would be is nine times as probable as any other.
+continuations, the one that the reply would be is nine times as probable as any other. The vector of a row is a hash of
+the reply: equal replies have equal vectors.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections import deque
 from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
+
 from pipeline.job.key_types import PositiveInt, define_key
 from pipeline.job.spec import EngineSettings, Job
 from pipeline.model.engines.base import Engine, EngineType
 from pipeline.types import Failure, Reply, Request
 
+VECTOR_WIDTH = 4096
 MAX_STEP_S = 0.01  # while a slot is free, so that a new request does not wait long
 
 
@@ -62,6 +67,9 @@ class ScriptedEngine:
             logprobs = [math.log(0.9 if text == part.text else 0.1) for text, part in pairs]
             return Reply(request.id, "", continuation_logprobs=tuple(logprobs))
         text = self.find_text(request.id, prompt)
+        if request.pooling:
+            digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+            return Reply(request.id, "", vector=np.resize(digest, VECTOR_WIDTH).astype(np.float32) - 128)
         return Reply(request.id, text, output_tokens=len(text.split()))
 
     def find_text(self, request_id: str, prompt: str) -> str:
@@ -84,7 +92,7 @@ class ScriptedEngine:
 
 class ScriptedEngineType(EngineType):
     Settings = ScriptedSettings
-    abilities = frozenset({"choices"})
+    abilities = frozenset({"choices", "embeddings", "vision_embeddings"})
 
     def open(self, job: Job) -> Engine:
         assert isinstance(job.engine, ScriptedSettings)

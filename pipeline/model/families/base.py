@@ -56,6 +56,7 @@ class Family(Protocol):
     thinking: bool  # whether an answer begins inside <think>
     add_vision_id: bool  # number the media: 'Picture 1: '
     template_options: Mapping[str, bool]  # of the chat template, for servers that render it themselves
+    vector_widths: Mapping[str, int]  # numbers of an embedding, by its source; empty where nothing tells
     context_length: int  # the longest sequence in tokens, answer included
     image_token: int  # the pad token that each vision token of an image takes in the prompt
     video_token: int

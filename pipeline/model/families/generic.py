@@ -7,8 +7,9 @@ checkpoint is read here, so tokens are estimated, and the job says how the model
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -32,6 +33,7 @@ class GenericFamily:
     patch_size, merge_size, temporal_patch_size = TOKEN_SIDE, 1, 1
     coordinates = None
     time_origin: Literal["source"] = "source"
+    vector_widths: Mapping[str, int] = MappingProxyType({})
 
     def __init__(
         self,

@@ -84,6 +84,7 @@ class QwenFamily:
                 self.template_options = {"enable_thinking": thinking}
             self.chat_format = parse_chat_template(files.chat_template, thinking=thinking)
         self.context_length = parse_context_length(files.config)
+        self.vector_widths = parse_vector_widths(files.config)
         self.add_vision_id = add_vision_id
         self.tokenizer = tokenizer
         self.tokenizer.encode_special_tokens = True  # special tokens in text stay text; markers are added as ids
@@ -283,6 +284,13 @@ def parse_area_bounds(processor_config: Mapping[str, Any], default: tuple[int, i
 
 def parse_colour(values: Sequence[float] | None, default: Colour) -> Colour:
     return (values[0], values[1], values[2]) if values else default
+
+
+def parse_vector_widths(config: Mapping[str, Any]) -> dict[str, int]:
+    """Of hidden states and of vision features. Qwen2-VL's tower has one width and calls it `hidden_size`."""
+    text, vision = config.get("text_config") or config, config.get("vision_config") or {}
+    widths = {"language": text.get("hidden_size"), "vision": vision.get("out_hidden_size", vision.get("hidden_size"))}
+    return {source: int(width) for source, width in widths.items() if width}
 
 
 def parse_context_length(config: Mapping[str, Any]) -> int:

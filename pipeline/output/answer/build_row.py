@@ -12,10 +12,12 @@ from typing import Any
 
 from pipeline.errors import AnswerError
 from pipeline.job.answer_section import AnswerSection
+from pipeline.job.embedding_section import EmbeddingSection
 from pipeline.json_values import parse_answer
 from pipeline.output.answer.choice_answer import build_choice_answer
 from pipeline.output.answer.confidence import compute_confidence
 from pipeline.output.answer.confidence_maps import find_least_confidence
+from pipeline.output.answer.embedding_answer import build_embedding
 from pipeline.output.answer.geometry import map_to_source
 from pipeline.schema import validate
 from pipeline.schema.schema import Schema
@@ -34,6 +36,8 @@ def build_row(
     confidence_maps: ConfidenceMaps | None = None,
     attempts: int = 1,
     choices: AnswerSection | None = None,
+    embedding: EmbeddingSection | None = None,
+    vector_width: int = 0,
 ) -> Row:
     tokens = request.count_tokens(reply)
     answer_fields: Mapping[str, Any] = {}
@@ -61,6 +65,7 @@ def build_row(
         logprob=reply.logprob,
         confidence=confidence,
         probabilities=answer_fields.get("probabilities"),
+        embedding=build_embedding(reply.vector, embedding, vector_width) if embedding else None,
         latency_s=reply.latency_s,
         raw=answer_fields.get("raw"),
         flags=flags,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
@@ -14,12 +15,13 @@ from pipeline.model.engines.torch.torch_settings import TorchSettings
 
 class TorchEngineType(EngineType):
     Settings = TorchSettings
-    abilities = frozenset({"guidance", "confidence"})
+    abilities = frozenset({"guidance", "confidence", "vision_embeddings"})
 
     def open(self, job: Job) -> Engine:
         import torch
 
         from pipeline.model.engines.torch.engine import TorchEngine
+        from pipeline.model.engines.torch.vision_engine import VisionEngine
 
         assert isinstance(job.engine, TorchSettings)
         pool, size = job.workers.generate, job.model.tensor_parallel
@@ -31,15 +33,21 @@ class TorchEngineType(EngineType):
         if not pool.gpus:  # Ray sets OMP_NUM_THREADS, not always to the CPUs of the pool
             torch.set_num_threads(max(1, min(int(pool.cpus), os.cpu_count() or 1) // size))
         folder = checkpoint_location.locate_checkpoint(job.model.weights, job.model.revision)
+        family = family_loader.load_job_family(folder, job)
+        loading: dict[str, Any] = {
+            "device": "cuda" if pool.gpus else "cpu",
+            "config": family_loader.load_config(folder, job.model),
+            "dtype": job.model.dtype,
+            "adapter": checkpoint_location.locate_adapter(job.model),
+        }
+        if job.answer.embedding and job.answer.embedding.source == "vision":
+            return VisionEngine(folder, family, patches=job.engine.patches, hang_s=job.engine.hang_s, **loading)
         return TorchEngine(
             folder,
-            family_loader.load_job_family(folder, job),
-            device="cuda" if pool.gpus else "cpu",
-            config=family_loader.load_config(folder, job.model),
-            dtype=job.model.dtype,
+            family,
+            **loading,
             attention=job.model.attention,
             quantize=job.model.quantize,
-            adapter=checkpoint_location.locate_adapter(job.model),
             tensor_parallel=size,
             **job.engine.model_dump(exclude={"kind"}),
         )
@@ -53,6 +61,10 @@ class TorchEngineType(EngineType):
         config = family_loader.load_config(folder, job.model)
         if job.model.tensor_parallel == 1:
             return []
+        if job.answer.embedding and job.answer.embedding.source == "vision":
+            return [
+                "model.tensor_parallel: a vision tower is never divided; leave it out and give the pool more workers"
+            ]
         from pipeline.model.engines.torch.model_loader import parse_config  # torch takes seconds to import
 
         try:

@@ -61,10 +61,7 @@ def load_model(
     weight = next(layers.parameters())
     if weight.is_cuda and hasattr(model.config.get_text_config(), "num_experts"):
         experts.use_all_experts(model, weight.device, weight.dtype)
-    hf_models.import_transformers().AttentionInterface.register(attention.ATTENTION_NAME, attention.attend)
-    for module in model.modules():
-        if hasattr(module, "config"):
-            module.config._attn_implementation = attention.ATTENTION_NAME
+    use_packed_attention(model)
     language_model = model.get_submodule(architecture.language_model)
     if hasattr(language_model, "_deepstack_process"):
         language_model._deepstack_process = add_deepstack_features
@@ -84,6 +81,21 @@ def load_model(
     )
 
 
+def load_vision_tower(folder: Path, config: Mapping[str, Any] | None = None, **options: Any) -> VisionTower:
+    """The vision tower alone: no weight of the language model is read."""
+    config = config or family_loader.load_config(folder)
+    model = build_model(folder, config, tower_only=True, **options)
+    use_packed_attention(model)
+    return family_loader.load_architecture(config["model_type"]).open_vision_tower(model)
+
+
+def use_packed_attention(model: Any) -> None:
+    hf_models.import_transformers().AttentionInterface.register(attention.ATTENTION_NAME, attention.attend)
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config._attn_implementation = attention.ATTENTION_NAME
+
+
 def add_deepstack_features(hidden_states: Tensor, pad_indices: Tensor, features: Tensor) -> Tensor:
     """In place of transformers' own, whose mask as an index makes the host wait. hidden_states: [1, tokens, width]."""
     return hidden_states.index_add_(1, pad_indices, features[None].to(hidden_states.dtype))
@@ -98,17 +110,24 @@ def build_model(
     quantize: str | None = None,
     adapter: Path | None = None,
     tp: TensorParallel = SINGLE_RANK,
+    tower_only: bool = False,
 ) -> Any:
-    """transformers' model with its weights, and those of an adapter's folder merged; four-bit layers are ours."""
+    """transformers' model with its weights, and those of an adapter's folder merged; four-bit layers are ours.
+
+    With `tower_only` the language model and its head are left out.
+    """
     device = torch.device(device)
     architecture = family_loader.load_architecture(config_json["model_type"])
     config, group_sizes = parse_config(config_json, tp_size=tp.size, quantize=quantize)
     config._attn_implementation = "sdpa"
     with without_weights():
         model = hf_models.get_model_class(config_json["model_type"])(config)
+    if tower_only:
+        for part in (architecture.language_model, architecture.lm_head):
+            model.set_submodule(part, nn.Identity())
     checkpoint = Checkpoint(folder, architecture, Adapter(adapter, architecture) if adapter else None)
     weight_dtype = choose_dtype(dtype, config, checkpoint, is_int4=bool(group_sizes), device=device)
-    if checkpoint.adapter is not None:
+    if checkpoint.adapter is not None and not tower_only:
         checkpoint.adapter.check_shapes(
             {
                 name: tuple(weight.shape)
@@ -167,8 +186,10 @@ def fill_weights(model: Any, checkpoint: Checkpoint, layout: WeightLayout) -> No
     """Gives every parameter its weight, or this rank's part of it."""
     head_weight = f"{layout.architecture.lm_head}.weight"
     text_config = model.config.get_text_config()
-    is_head_tied = model.config.tie_word_embeddings or (
-        head_weight not in checkpoint and getattr(text_config, "tie_word_embeddings", False)
+    has_head = hasattr(model.get_submodule(layout.architecture.lm_head), "weight")
+    is_head_tied = has_head and (
+        model.config.tie_word_embeddings
+        or (head_weight not in checkpoint and getattr(text_config, "tie_word_embeddings", False))
     )
     missing = [name for name, _ in model.named_parameters() if not has_weight(name, checkpoint)]
     if is_head_tied and head_weight in missing:
