@@ -103,6 +103,7 @@ manifest: manifest files become chunks, and chunks become Items
     manifest/sources/delta.py               Delta tables
     manifest/sources/iceberg.py             Iceberg tables
     manifest/sources/lance.py               Lance tables
+    manifest/sources/hub_dataset.py         data sets on the Hugging Face hub, by config and split
     manifest/sources/folder.py              a folder of media files
 
 media: bytes become resized frames

@@ -17,6 +17,7 @@ SOURCES = {  # by the kind of a manifest file
     "delta": "pipeline.manifest.sources.delta:DeltaSource",
     "iceberg": "pipeline.manifest.sources.iceberg:IcebergSource",
     "lance": "pipeline.manifest.sources.lance:LanceSource",
+    "hub_dataset": "pipeline.manifest.sources.hub_dataset:HubDatasetSource",
     "folder": "pipeline.manifest.sources.folder:FolderSource",
     "linked_folder": "pipeline.manifest.sources.folder:LinkedFolderSource",
 }

@@ -16,7 +16,6 @@ from pipeline.registry import SOURCES, import_extra, load_registered
 
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 CHOICE = re.compile(r"#((?:version|config|split)=[^#]*)$")
-ICEBERG_METADATA = re.compile(r"/metadata/[^/]+\.metadata\.json$")  # names a version of the table
 CATALOG_SCHEME = "iceberg://"  # iceberg://CATALOG/namespace.table
 
 
@@ -79,16 +78,18 @@ def find_table(filesystem: Any, path: str, choice: Mapping[str, str]) -> FoundTa
         return None  # without asking the store
     for kind in SOURCES:
         source_class = load_source_class(kind)
-        if not issubclass(source_class, TablePartSource) or not source_class.is_table(filesystem, path):
+        if not issubclass(source_class, TablePartSource) or (source_class.needs_choice and not choice):
+            continue
+        if not source_class.is_table(filesystem, path):
             continue
         url = filesystem.unstrip_protocol(path)
         if unknown := choice.keys() - set(source_class.choices):
             known = " and ".join(source_class.choices)
             raise JobError(f"input.manifest: {url}: a {kind} table has no {min(unknown)}; it has {known}")
-        parts = source_class.list_parts(url, choice)
-        if not parts:
+        found = source_class.list_parts(url, choice)
+        if not found.parts:
             raise JobError(f"input.manifest: {url}: this {kind} table has no rows")
-        return FoundTable(ICEBERG_METADATA.sub("", url), kind, parts)
+        return FoundTable(found.url, kind, found.parts)
     if choice:
         shown = "&".join(f"{key}={value}" for key, value in choice.items())
         raise JobError(f"input.manifest: {filesystem.unstrip_protocol(path)} is no table, so it has no #{shown}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,6 +66,7 @@ class TablePartSource(Source):
     version of the table that does not change."""
 
     choices: ClassVar[tuple[str, ...]] = ("version",)  # what may stand behind the table's URL: #version=3
+    needs_choice: ClassVar[bool] = False  # without one, the files of the folder are the manifest
 
     def __init__(self, url: str, part: str = ""):
         super().__init__(url)
@@ -77,8 +78,13 @@ class TablePartSource(Source):
 
     @classmethod
     @abstractmethod
-    def list_parts(cls, url: str, choice: Mapping[str, str]) -> list[str]:
+    def list_parts(cls, url: str, choice: Mapping[str, str]) -> TableParts:
         """The parts of the chosen version, or of the newest one, in a fixed order. JobError if it cannot be read."""
+
+
+class TableParts(NamedTuple):
+    url: str  # of the table's folder, at which relative paths start
+    parts: list[str]
 
 
 def split_rows(row_count: int, rows_per_span: int) -> Iterator[Span]:

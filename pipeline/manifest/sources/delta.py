@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pipeline.errors import JobError
 from pipeline.fetch.storage_clients import get_object_store_options
+from pipeline.manifest.sources.base import TableParts
 from pipeline.manifest.sources.parquet_part import ParquetPartSource, check_file_place, describe_part
 from pipeline.registry import import_extra
 
@@ -23,7 +24,7 @@ class DeltaSource(ParquetPartSource):
         return bool(filesystem.isdir(f"{path}/_delta_log"))
 
     @classmethod
-    def list_parts(cls, url: str, choice: Mapping[str, str]) -> list[str]:
+    def list_parts(cls, url: str, choice: Mapping[str, str]) -> TableParts:
         deltalake = import_extra("deltalake", "deltalake")
         place = url.removeprefix("file://")
         try:
@@ -54,4 +55,4 @@ class DeltaSource(ParquetPartSource):
             )
         if masks:
             raise JobError(f"input.manifest: {url}: deletes rows of {min(masks)}, which is none of its files")
-        return sorted(parts)
+        return TableParts(url, sorted(parts))

@@ -14,6 +14,7 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.errors import JobError
+from pipeline.manifest.sources.base import TableParts
 from pipeline.manifest.sources.parquet_part import ParquetPartSource, check_file_place, describe_part
 from pipeline.registry import import_extra
 
@@ -30,7 +31,7 @@ class IcebergSource(ParquetPartSource):
         return bool(filesystem.isdir(f"{path}/metadata") and filesystem.glob(f"{path}/metadata/*{METADATA_ENDING}"))
 
     @classmethod
-    def list_parts(cls, url: str, choice: Mapping[str, str]) -> list[str]:
+    def list_parts(cls, url: str, choice: Mapping[str, str]) -> TableParts:
         metadata_url = url if url.endswith(METADATA_ENDING) else find_newest_metadata(url)
         folder = metadata_url.rpartition("/metadata/")[0]
         pyiceberg_table = import_extra("pyiceberg.table", "pyiceberg")
@@ -41,7 +42,7 @@ class IcebergSource(ParquetPartSource):
         except (OSError, ValueError) as error:
             raise JobError(f"input.manifest: {url}: is not an Iceberg table that can be read ({error})") from error
         if snapshot is None:
-            return []
+            return TableParts(folder, [])
         table_schema = table.schemas().get(snapshot.schema_id, table.schema())
         schema = pa.schema([field.with_nullable(True) for field in table_schema.as_arrow()])
         field_ids = {field.name: field.field_id for field in table_schema.fields}
@@ -60,7 +61,7 @@ class IcebergSource(ParquetPartSource):
                     field_ids=field_ids,
                 )
             )
-        return sorted(parts)
+        return TableParts(folder, sorted(parts))
 
 
 def find_newest_metadata(url: str) -> str:

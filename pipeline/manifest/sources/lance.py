@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.errors import JobError
 from pipeline.fetch.storage_clients import get_object_store_options
-from pipeline.manifest.sources.base import Span, TablePartSource, split_rows
+from pipeline.manifest.sources.base import Span, TableParts, TablePartSource, split_rows
 from pipeline.registry import import_extra
 
 
@@ -21,13 +21,14 @@ class LanceSource(TablePartSource):
         return bool(filesystem.isdir(f"{path}/_versions"))
 
     @classmethod
-    def list_parts(cls, url: str, choice: Mapping[str, str]) -> list[str]:
+    def list_parts(cls, url: str, choice: Mapping[str, str]) -> TableParts:
         try:
             table = open_table(url, int(choice["version"]) if "version" in choice else None)
             fragments = [fragment for fragment in table.get_fragments() if fragment.count_rows()]
         except (OSError, ValueError) as error:
             raise JobError(f"input.manifest: {url}: is not a Lance table that can be read ({error})") from error
-        return [json.dumps({"version": table.version, "fragment": fragment.fragment_id}) for fragment in fragments]
+        parts = [json.dumps({"version": table.version, "fragment": fragment.fragment_id}) for fragment in fragments]
+        return TableParts(url, parts)
 
     @cached_property
     def fragment(self) -> Any:
