@@ -64,6 +64,9 @@ SCHEMAS = {  # by `answer.schema`
     "events": "schemas.events:Events",
     "invoice": "schemas.invoice:Invoice",
     "document": "schemas.document:Document",
+    "chart": "schemas.chart:Chart",
+    "interface": "schemas.interface:Interface",
+    "product": "schemas.product:Product",
 }
 RUNNERS = {  # by the command line
     "local": "pipeline.run.local:LocalRunner",

@@ -17,7 +17,17 @@ from pipeline.schema.json_schema import SchemaCursor, SchemaNode, walk_reference
 
 COMPARE_KEY = "x-compare"
 LIST_KINDS = {"boxes": "box", "points": "point", "events": "seconds", "items": ""}  # and what their elements hold
-VALUE_KINDS = ("exact", "choice", "code", "text", "number", "date", "set", "box")  # each has a comparator in `score`
+VALUE_KINDS = (
+    "exact",
+    "choice",
+    "code",
+    "text",
+    "path",
+    "number",
+    "date",
+    "set",
+    "box",
+)  # each has a comparator in `score`
 KINDS = (*VALUE_KINDS, *LIST_KINDS, "object", "class", "ignore")
 WHOLE_ANSWER = "answer"  # the path of the root
 

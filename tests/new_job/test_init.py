@@ -18,7 +18,7 @@ from pipeline.__main__ import main
 from pipeline.errors import PipelineError
 from pipeline.job.job_loader import parse_job
 from pipeline.job.spec import Job
-from pipeline.new_job.gallery import list_gallery
+from pipeline.new_job.gallery import JOBS_FOLDER, list_gallery
 from pipeline.new_job.job_text import remove_section, set_keys
 from pipeline.new_job.schema_text import build_schema_text, parse_fields
 from pipeline.schema.schema_loader import load_schema
@@ -127,7 +127,7 @@ def test_without_a_terminal_the_missing_flag_is_named(pictures, capsys, monkeypa
     assert main(["init"]) == 2
     assert "init needs --manifest" in capsys.readouterr().err
     assert main(["init", "detct", "--manifest", "pics"]) == 2
-    assert "there is no task 'detct'; there are caption, detect" in capsys.readouterr().err
+    assert "there is no task 'detct'; there are caption, chart, detect" in capsys.readouterr().err
 
 
 @pytest.mark.process
@@ -156,7 +156,7 @@ def test_every_job_of_the_gallery_is_a_template(task):
         text, {**keys, "workers.generate.gpus": 2, "prompt.user": "two\nlines", "media.fast_decode": True}
     )
     before, after = yaml.safe_load(text), yaml.safe_load(changed)
-    assert after["input"] == {"manifest": "a, b: [c]", "media": "uri"}
+    assert after["input"] == {**before["input"], "manifest": "a, b: [c]", "media": "uri"}
     assert after["output"]["path"] == "${OUTPUT:-x}"
     assert after["workers"]["generate"]["gpus"] == 2
     assert after["prompt"]["user"] == "two\nlines"
@@ -168,6 +168,20 @@ def test_every_job_of_the_gallery_is_a_template(task):
     ]
     rest = yaml.safe_load(remove_section(changed, "model"))
     assert rest == {key: value for key, value in yaml.safe_load(changed).items() if key != "model"}
+
+
+@pytest.mark.parametrize("task", list_gallery())
+def test_every_job_of_the_gallery_can_run(task, pictures, monkeypatch, capsys):
+    """With a built-in model in place of one that would be downloaded."""
+    monkeypatch.setenv("LLM_KEY", "key")
+    table = {"product_title": ["a"], "product_description": ["b"], "potential_product_categories": [["c"]]}
+    pq.write_table(pa.table({**table, "product_image": ["pics/0.png"]}), "products.parquet")
+    manifest = "products.parquet" if task == "products" else "pics"
+    changes = {"input.manifest": manifest, "workers.generate.gpus": "0"}
+    changes |= {} if task == "endpoint" else {"model.weights": "builtin:tiny"}
+    job = JOBS_FOLDER / f"{task}.yaml"
+    assert main(["check", str(job), *(f"--set={key}={value}" for key, value in changes.items())]) == 0
+    assert f"{job} is valid" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

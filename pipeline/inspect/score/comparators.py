@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,6 +68,18 @@ def compare_texts(answer: Any, truth: Any, settings: Settings) -> Comparison:
     return Comparison(is_right, similarity, figures)
 
 
+def compare_paths(answer: Any, truth: Any, settings: Settings) -> Comparison:
+    """Places in a taxonomy, level by level up to the first that differs: `separator` stands between them (">")."""
+    levels = [split_levels(to_text(value), settings.get("separator", ">")) for value in (answer, truth)]
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*levels, strict=False)))
+    most = max(map(len, levels))
+    return Comparison(levels[0] == levels[1], shared / most if most else 1.0, count_hits(shared, *map(len, levels)))
+
+
+def split_levels(path: str, separator: str) -> list[str]:
+    return [normalize_text(level) for level in path.split(separator) if level.strip()]
+
+
 def compare_numbers(answer: Any, truth: Any, settings: Settings) -> Comparison:
     """Right within `tolerance`, or within the share `relative` of the true number."""
     number, true = to_number(answer), to_number(truth)
@@ -106,6 +119,7 @@ COMPARATORS: dict[str, Callable[[Any, Any, Settings], Comparison]] = {
     "choice": compare_choices,
     "code": compare_codes,
     "text": compare_texts,
+    "path": compare_paths,
     "number": compare_numbers,
     "date": compare_dates,
     "set": compare_sets,

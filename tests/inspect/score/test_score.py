@@ -228,3 +228,23 @@ def test_answers_without_a_schema_are_compared_as_texts(workspace, capsys):
 
 def test_every_kind_of_value_has_a_comparator():
     assert tuple(COMPARATORS) == VALUE_KINDS
+
+
+def test_places_in_a_taxonomy_are_compared_level_by_level(workspace, monkeypatch):
+    """Hierarchical F1: the shared levels from the top, of all levels that were answered and that are true."""
+    paths = ["Home > Kitchen > Pans", "home>kitchen", "Home > Garden > Kitchen > Pans", None]
+    truths = ["Home > Kitchen > Pans", "Home > Kitchen > Knives", "Home > Kitchen > Pans", "Home"]
+    monkeypatch.chdir(workspace.folder)
+    (workspace.folder / "s.py").write_text(
+        "from pydantic import BaseModel, Field\n"
+        "class Place(BaseModel):\n"
+        "    place: str | None = Field(json_schema_extra={'x-compare': 'path'})\n"
+    )
+    answers = [{"place": path} for path in paths]
+    answer_rows(workspace, "s.py:Place", answers, [json.dumps({"place": path}) for path in truths])
+    score = score_output(str(workspace.folder / "out"), "truth", schema_spec="s.py:Place")
+    measures = score.fields["place"].measures
+    assert measures["right"].value == 1 / 4
+    assert measures["precision"].value == 6 / 9
+    assert measures["recall"].value == 6 / 10
+    assert measures["F1"].value == 12 / 19
