@@ -176,6 +176,7 @@ model: frames and text become tokens
     model/engines/torch/vision_engine.py    computes vectors from the features of media alone
     model/engines/torch/scheduler.py        chooses which sequences run, and what the next step computes
     model/engines/torch/sequence.py         a request inside the engine
+    model/engines/torch/continuation_scorer.py  which tokens tell how probable continuations are
     model/engines/torch/sequence_builder.py  converts a Request to a sequence, or refuses it
     model/engines/torch/step_runner.py      runs one step: one pass of the language model
     model/engines/torch/pending_step.py     a step that is launched before the tokens of the last one are read

@@ -4,6 +4,8 @@ One of several: the continuations are the answers as the model would write them.
 tokens, then the token that ends a turn counts as a part of all of them: otherwise `red` would be at least as probable
 as `red wine`. With `multi` the prompt asks about one choice, and the continuations are yes and no.
 
+The model does not think: where it otherwise would, the answer follows an empty thought.
+
 What all continuations begin with belongs to the prompt: it is computed once and cannot tell them apart.
 """
 

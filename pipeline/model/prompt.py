@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NoReturn
 
@@ -17,6 +17,7 @@ from pipeline.errors import JobError
 from pipeline.types import Clip, MediaRef, Turn
 
 QUESTION, ANSWER, THOUGHT = "What is this?", "A cat.", "Hm."
+EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 THOUGHTFUL_ANSWER = f"<think>\n{THOUGHT}\n</think>\n\n{ANSWER}"
 SYSTEM_TURN = r"(?:<\|im_start\|>system\n(?P<system>.*?)<\|im_end\|>\n)?"
 RENDERED_QUESTION = re.compile(
@@ -54,8 +55,10 @@ class ChatFormat:
         return self.answer_prefix.startswith("<think>") and "</think>" not in self.answer_prefix
 
 
-def parse_chat_template(template: str, *, thinking: bool | None = None) -> ChatFormat:
+def parse_chat_template(template: str, *, thinking: bool | None = None, closes_thinking: bool = False) -> ChatFormat:
     """What a chat template puts around a conversation. `thinking` is its `enable_thinking`; None is its default.
+
+    With `closes_thinking` an answer that always begins with a thought begins behind an empty one.
 
     >>> turn = "<|im_start|>{{ m.role }}\\n{{ m.content[0].text }}<|im_end|>\\n"
     >>> opening = "<|im_start|>assistant\\n<think>\\n\\n"
@@ -73,6 +76,8 @@ def parse_chat_template(template: str, *, thinking: bool | None = None) -> ChatF
         trims_text=f" {QUESTION} " not in chat[0],
         drops_thoughts=THOUGHT not in chat["thoughtful"],
     )
+    if closes_thinking and chat_format.thinking:
+        return replace(chat_format, answer_prefix=EMPTY_THOUGHT)
     if thinking is False and chat_format.thinking:
         raise JobError("answer.thinking: this checkpoint always thinks; give {max_tokens: ...} in place of false")
     return chat_format

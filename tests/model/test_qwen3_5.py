@@ -70,6 +70,8 @@ def test_an_answer_begins_as_the_template_says(template, thinking, prefix):
 def test_a_template_that_always_thinks_refuses_to_stop():
     with pytest.raises(JobError, match=r"answer\.thinking: .*always thinks"):
         parse_chat_template(chat_templates.THINKING, thinking=False)
+    closed = parse_chat_template(chat_templates.THINKING, thinking=False, closes_thinking=True)
+    assert (closed.answer_prefix, closed.thinking) == (NO_THOUGHT, False)
     refusing = "{%- if enable_thinking is false -%}{{ raise_exception('Thinking stays on.') }}{%- endif -%}"
     with pytest.raises(JobError, match=r"Thinking stays on"):
         parse_chat_template(refusing + chat_templates.QWEN35, thinking=False)

@@ -68,6 +68,7 @@ class Family(Protocol):
         *,
         add_vision_id: bool = False,
         thinking: bool | None = None,  # whether to think, for checkpoints that leave the choice; None: their default
+        closes_thinking: bool = False,  # an answer that always begins with a thought begins behind an empty one
     ): ...
 
     def fit_image_size(self, source: Size, options: MediaOptions) -> Size:

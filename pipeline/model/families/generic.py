@@ -42,6 +42,7 @@ class GenericFamily:
         *,
         add_vision_id: bool = False,
         thinking: bool | None = None,
+        closes_thinking: bool = False,
     ):
         self.add_vision_id = add_vision_id
         self.tokenizer = tokenizer

@@ -69,6 +69,7 @@ class QwenFamily:
         *,
         add_vision_id: bool = False,
         thinking: bool | None = None,
+        closes_thinking: bool = False,
     ):
         vision_config = files.config.get("vision_config", {})
         self.patch_size = vision_config.get("patch_size", self.patch_size)
@@ -82,7 +83,7 @@ class QwenFamily:
         if files.chat_template is not None:
             if thinking is not None and "enable_thinking" in files.chat_template:
                 self.template_options = {"enable_thinking": thinking}
-            self.chat_format = parse_chat_template(files.chat_template, thinking=thinking)
+            self.chat_format = parse_chat_template(files.chat_template, thinking, closes_thinking=closes_thinking)
         self.context_length = parse_context_length(files.config)
         self.vector_widths = parse_vector_widths(files.config)
         self.add_vision_id = add_vision_id

@@ -76,12 +76,12 @@ def break_steps(engine: TorchEngine, fails_at) -> None:
     engine.limits.patches = 4096  # there is something left to halve
 
     def failing(batch, *unread):
-        logits = step_runner(batch, *unread)
+        outputs = step_runner(batch, *unread)
         if any(sequence.request.id == "bad" for sequence, _ in batch):
             raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
         if next(calls) in fails_at:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return logits
+        return outputs
 
     engine.step_runner = failing
 
@@ -114,11 +114,11 @@ def test_logits_equal_those_of_the_reference_model(lab: Lab, requests):
     first_logits, step_runner = {}, engine.step_runner
 
     def run_and_record(batch, *unread):
-        logits = step_runner(batch, *unread)
-        for sequence, line in zip(select_sampled(batch), logits, strict=True):
+        outputs = step_runner(batch, *unread)
+        for sequence, line in zip(select_sampled(batch), outputs.logits, strict=True):
             if sequence.output_tokens == 0:
                 first_logits[sequence.request.id] = line
-        return logits
+        return outputs
 
     engine.step_runner = run_and_record
     chosen = [request for request in requests if request.id in ("text", "two", "film")]

@@ -47,11 +47,11 @@ def test_logits_that_are_not_numbers_fail_their_row_alone(engine, one_lab):
 
     @torch.inference_mode()
     def run_with_overflow(batch, *unread):
-        logits = step_runner(batch, *unread)
-        for sequence, line in zip(select_sampled(batch), logits, strict=True):
+        outputs = step_runner(batch, *unread)
+        for sequence, line in zip(select_sampled(batch), outputs.logits, strict=True):
             if sequence.request.id == "2" and sequence.output_tokens == 3:
                 line[5] = torch.nan
-        return logits
+        return outputs
 
     engine.step_runner = run_with_overflow
     answers = answer_all(engine, requests)
@@ -65,8 +65,9 @@ def test_the_logprob_of_a_guided_token_is_that_of_the_model(engine, one_lab, mon
     recorded, compared, step_runner, start_copy = [], [], engine.step_runner, engine_module.start_copy_to_host
 
     def run_and_record(batch, *unread):
-        recorded.append(step_runner(batch, *unread).clone())
-        return recorded[-1]
+        outputs = step_runner(batch, *unread)
+        recorded.append(outputs.logits.clone())
+        return outputs
 
     def compare(tokens, logprobs):
         compared.extend(zip(logprobs.tolist(), recorded[-1].log_softmax(-1)[:, tokens[0]].tolist(), strict=True))

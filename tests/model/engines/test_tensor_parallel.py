@@ -33,10 +33,10 @@ def generate_with_logits(engine: TorchEngine, requests) -> dict[str, tuple[list[
     step_runner, retire = engine.step_runner, engine.retire_finished
 
     def run_and_record(batch, *unread):
-        batch_logits = step_runner(batch, *unread)
-        for sequence, line in zip(select_sampled(batch), batch_logits, strict=True):
+        outputs = step_runner(batch, *unread)
+        for sequence, line in zip(select_sampled(batch), outputs.logits, strict=True):
             logits[sequence.request.id].append(line.clone())
-        return batch_logits
+        return outputs
 
     def retire_and_record():
         tokens.update(

@@ -276,10 +276,10 @@ def test_out_of_memory_halves_the_limits_and_loses_no_request(engine, one_lab, c
     step_runner, encode = engine.step_runner, engine.vision_cache.encode_slices
 
     def run_within_memory(batch, *unread):
-        logits = step_runner(batch, *unread)
+        outputs = step_runner(batch, *unread)
         if sum(count for _, count in batch) > 70:  # only after it wrote keys, values and states
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return logits
+        return outputs
 
     def encode_within_memory(slices):
         if sum(part.patches for part in slices) > 150:

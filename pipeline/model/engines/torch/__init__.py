@@ -15,7 +15,7 @@ from pipeline.model.engines.torch.torch_settings import TorchSettings
 
 class TorchEngineType(EngineType):
     Settings = TorchSettings
-    abilities = frozenset({"guidance", "confidence", "vision_embeddings"})
+    abilities = frozenset({"guidance", "confidence", "choices", "vision_embeddings"})
 
     def open(self, job: Job) -> Engine:
         import torch

@@ -37,6 +37,7 @@ from pipeline.model.families.base import Family
 from pipeline.types import Failure, Reply, Request
 from pipeline.watchdog import Watchdog
 
+NOT_NUMBERS = "the model's logits are not numbers: try another model.dtype"
 MAX_WAITING_PIXEL_BYTES = 512 * 2**20
 COUNTER_NAMES = ("rows", "steps", "prompt_tokens", "output_tokens", "tokens_computed", "slot_steps", "busy_steps")
 
@@ -66,7 +67,8 @@ class TorchEngine:
         self.sequence_builder = SequenceBuilder(
             family, self.vision_cache, self.detokenizer, self.sizes.kv_tokens, loaded.vocabulary_size
         )
-        self.scheduler = Scheduler(self.sizes.slots, self.sizes.kv_tokens)
+        has_states = loaded.state_shape is not None
+        self.scheduler = Scheduler(self.sizes.slots, self.sizes.kv_tokens, has_states=has_states)
         self.graphs = self.step_runner.graphs
         self.finished: list[Reply | Failure] = []
         self.pending_step: PendingStep | None = None
@@ -77,7 +79,9 @@ class TorchEngine:
     def has_room(self) -> bool:
         waiting = self.scheduler.waiting
         pixel_bytes = sum(clip.pixels.nbytes for sequence in waiting for clip in sequence.request.clips)
-        return not waiting or (len(waiting) < 2 * self.sizes.slots and pixel_bytes < MAX_WAITING_PIXEL_BYTES)
+        scored_tokens = sum(sequence.reserved_tokens for sequence in waiting if sequence.scorer)
+        is_short = len(waiting) < 2 * self.sizes.slots or 0 < scored_tokens < 2 * self.limits.prefill_tokens
+        return not waiting or (is_short and pixel_bytes < MAX_WAITING_PIXEL_BYTES)
 
     def submit(self, request: Request) -> None:
         try:
@@ -120,9 +124,14 @@ class TorchEngine:
         """The batch of this step; and the pending step that computes it, if one was launched ahead."""
         launched, self.pending_step = self.pending_step, None
         batch = launched.select_unfinished() if launched else []
-        if batch and len(batch) <= self.limits.max_sequences:
+        if batch and len(batch) <= self.count_together(batch):
             return batch, launched
         return self.schedule(), None
+
+    def count_together(self, batch: ScheduledBatch) -> int:
+        """How many sequences go through one pass. Those that are scored are limited by their tokens alone."""
+        is_sampled = any(sequence.scorer is None for sequence, _ in batch)
+        return self.limits.max_sequences if is_sampled else max(1, len(batch))
 
     def schedule(self, sampled: Collection[SequenceState] = ()) -> ScheduledBatch:
         prefer_decode = self.graphs is not None and self.graphs.is_usable
@@ -140,14 +149,16 @@ class TorchEngine:
         def fail(item: tuple[SequenceState, int], error: ItemError) -> None:
             item[0].fail(error)
 
-        max_sequences = self.limits.max_sequences
+        max_sequences = self.count_together(batch)
         for first in range(0, len(batch), max_sequences):
             run_or_split(batch[first : first + max_sequences], advance, fail, self.limits)
 
     def advance_sequences(self, batch: ScheduledBatch, launched: PendingStep | None, *, launch_next: bool) -> None:
         """Run the model, sample, and update the sequences. All calls that may fail come before the first update."""
         sampled = select_sampled(batch)
-        logits = (launched or self.launch_step(batch)).select_logits(sampled)
+        step = launched or self.launch_step(batch)
+        logits = step.select_logits(sampled)
+        scored, scores = step.select_scores(batch)
         normalizers = logits.logsumexp(-1)
         for index, error in apply_grammar_masks(logits, [sequence.matcher for sequence in sampled]).items():
             sampled[index].fail(error)
@@ -155,22 +166,28 @@ class TorchEngine:
         tokens = sample_tokens(logits, settings, [sequence.random_number for sequence in sampled])
         logprobs = logits.gather(1, tokens[:, None])[:, 0] - normalizers
         read_tokens = start_copy_to_host(tokens, logprobs)
+        read_scores = start_copy_to_host(scores) if scored else lambda: [[]]
         self.mark_computed(batch)
         if launch_next:
             self.launch_next_step(sampled, tokens)
+        for (sequence, continuation), logprob in zip(scored, *read_scores(), strict=True):
+            if not math.isfinite(logprob):
+                sequence.fail(GenerateError("model", NOT_NUMBERS))
+            sequence.add_target_logprob(continuation, logprob)
         for sequence, token, logprob in zip(sampled, *read_tokens(), strict=True):
             if not math.isfinite(logprob):
-                sequence.fail(GenerateError("model", "the model's logits are not numbers: try another model.dtype"))
+                sequence.fail(GenerateError("model", NOT_NUMBERS))
             if sequence.failure is None:
                 try:
-                    sequence.append_sampled_token(token, logprob, self.detokenizer)
+                    sequence.append_sampled_token(int(token), logprob, self.detokenizer)
                 except ItemError as error:
                     sequence.fail(error)
 
     def launch_step(self, batch: ScheduledBatch, unread: UnreadTokens | None = None) -> PendingStep:
-        logits = self.step_runner(batch, unread)
+        outputs = self.step_runner(batch, unread)
         self.counters["tokens_computed"] += sum(count for _, count in batch)
-        return PendingStep(batch, logits, select_sampled(batch))
+        targets = [(sequence, target) for sequence, count in batch for target in sequence.list_targets(count)]
+        return PendingStep(batch, outputs.logits, select_sampled(batch), outputs.scores, targets)
 
     def launch_next_step(self, sampled: Sequence[SequenceState], tokens: Tensor) -> None:
         """Launch the next step with tokens that the host has not read: see pending_step.py."""
@@ -180,7 +197,7 @@ class TorchEngine:
             if sequence.failure is None and sequence.known_tokens + 1 < sequence.reserved_tokens
         }
         batch = self.schedule(continuing)
-        if not batch or len(batch) > self.limits.max_sequences:
+        if not batch or len(batch) > self.count_together(batch):
             return
         try:
             self.pending_step = self.launch_step(batch, UnreadTokens(tokens, continuing))

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.model.engines.torch.continuation_scorer import Target
 from pipeline.model.engines.torch.host_memory import allocate_pinned, copy_to_device
 from pipeline.model.engines.torch.scheduler import ScheduledBatch
 from pipeline.model.engines.torch.sequence import SequenceState
@@ -40,6 +41,8 @@ class PendingStep:
     batch: ScheduledBatch
     logits: Tensor  # [sequences, vocabulary]
     sequences: Sequence[SequenceState]  # those of the batch that get logits, in the order of the rows of `logits`
+    scores: Tensor  # log-probabilities of the targets
+    targets: Sequence[tuple[SequenceState, Target]]  # of the sequences that ask for probabilities
 
     def select_unfinished(self) -> ScheduledBatch:
         return [(sequence, count) for sequence, count in self.batch if not (sequence.finish or sequence.failure)]
@@ -52,18 +55,27 @@ class PendingStep:
             return self.logits.to(torch.float32, copy=True)
         return self.logits.index_select(0, copy_to_device(np.asarray(rows, np.int64), self.logits.device)).float()
 
+    def select_scores(self, batch: ScheduledBatch) -> tuple[list[tuple[SequenceState, int]], Tensor]:
+        """Sequences of a part of the batch, each with the number of a continuation, and what is added to its score."""
+        wanted = {sequence for sequence, _ in batch}
+        rows = [row for row, (sequence, _) in enumerate(self.targets) if sequence in wanted]
+        scored = [(self.targets[row][0], self.targets[row][1].continuation) for row in rows]
+        if len(rows) == len(self.targets):
+            return scored, self.scores
+        return scored, self.scores.index_select(0, copy_to_device(np.asarray(rows, np.int64), self.scores.device))
 
-def start_copy_to_host(tokens: Tensor, logprobs: Tensor) -> Callable[[], tuple[list[int], list[float]]]:
+
+def start_copy_to_host(*columns: Tensor) -> Callable[[], list[list[float]]]:
     """Start the copy now, ahead of the next step in the stream; the returned function waits for it and reads."""
-    if tokens.device.type != "cuda":
-        return lambda: (tokens.tolist(), logprobs.tolist())
-    both = torch.stack([tokens.double(), logprobs.double()])  # one copy; doubles hold every token number
-    host = allocate_pinned(both.shape, both.dtype, both.device).copy_(both, non_blocking=True)
+    if columns[0].device.type != "cuda":
+        return lambda: [column.tolist() for column in columns]
+    stacked = torch.stack([column.double() for column in columns])  # one copy; doubles hold every token number
+    host = allocate_pinned(stacked.shape, stacked.dtype, stacked.device).copy_(stacked, non_blocking=True)
     copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     copied.record()
 
-    def read() -> tuple[list[int], list[float]]:
+    def read() -> list[list[float]]:
         copied.synchronize()
-        return host[0].long().tolist(), host[1].tolist()
+        return host.tolist()
 
     return read

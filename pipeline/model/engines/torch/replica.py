@@ -156,4 +156,4 @@ def build_step_runner(
     graphs = None
     if use_flash and rank_config.graphs:
         graphs = DecodeGraphs(decode, cache, states, slots=sizes.slots, context_length=rank_config.context_length)
-    return vision_cache, StepRunner(loaded, cache, vision_cache, graphs, use_flash, states)
+    return vision_cache, StepRunner(loaded, cache, vision_cache, graphs, use_flash, states, sizes.slots)

@@ -22,8 +22,9 @@ ScheduledBatch = Sequence[tuple[SequenceState, int]]  # sequences, and how many 
 
 
 class Scheduler:
-    def __init__(self, slots: int, kv_tokens: int):
+    def __init__(self, slots: int, kv_tokens: int, *, has_states: bool = False):
         self.slots = slots
+        self.has_states = has_states  # of linear attention, one for each slot
         self.free_slots = list(range(slots))
         self.free_runs: FreeRuns = ((0, kv_tokens),)
         self.waiting: deque[SequenceState] = deque()
@@ -31,7 +32,7 @@ class Scheduler:
 
     def admit_waiting(self) -> None:
         """Fill the free slots, several at a time: a pass over one short prompt costs almost as much as over four."""
-        free_slots = self.slots - len(self.running)
+        free_slots = len(self.free_slots) if any(map(self.takes_slot, self.waiting)) else len(self.waiting)
         if not self.waiting or (self.running and free_slots < max(1, self.slots // 16)):
             return
         requests = [(sequence.reserved_tokens, sequence.overtaken_count) for sequence in self.waiting]
@@ -39,11 +40,17 @@ class Scheduler:
         waiting, self.waiting = self.waiting, deque()
         for index, sequence in enumerate(waiting):
             if index in run_starts:
-                sequence.run_start, sequence.slot = run_starts[index], self.free_slots.pop()
+                sequence.run_start = run_starts[index]
+                if self.takes_slot(sequence):
+                    sequence.slot = self.free_slots.pop()
                 self.running.append(sequence)
             else:
                 sequence.overtaken_count += sum(admitted > index for admitted in run_starts)
                 self.waiting.append(sequence)
+
+    def takes_slot(self, sequence: SequenceState) -> bool:
+        """Sequences that only prefill are as many as their tokens allow, unless each has a state."""
+        return self.has_states or sequence.scorer is None
 
     def schedule(
         self,
@@ -60,9 +67,10 @@ class Scheduler:
         """
         ready = [sequence for sequence in self.running if is_ready(sequence)]
         pending = [1 if sequence in sampled else sequence.pending_tokens for sequence in ready]
-        if prefer_decode and all(sequence.is_prompt_computed for sequence in ready):
+        is_whole = [sequence.is_in_branch for sequence in ready]
+        if prefer_decode and all(sequence.is_prompt_computed for sequence in ready) and not any(is_whole):
             pending = [min(count, 1) for count in pending]
-        counts = split_token_budget(pending, budget)
+        counts = split_token_budget(pending, budget, is_whole)
         batch = [(sequence, count) for sequence, count in zip(ready, counts, strict=True) if count]
         return sorted(batch, key=lambda item: item[1] > 1)
 
@@ -72,7 +80,8 @@ class Scheduler:
             self.waiting.remove(sequence)
             return
         self.running.remove(sequence)
-        self.free_slots.append(sequence.slot)
+        if sequence.slot >= 0:
+            self.free_slots.append(sequence.slot)
         self.free_runs = release_run(self.free_runs, sequence.run_start, sequence.reserved_tokens)
 
 
@@ -130,16 +139,25 @@ def choose_admissions(
     return run_starts, free_runs
 
 
-def split_token_budget(pending_tokens: Sequence[int], prefill_budget: int) -> list[int]:
+def split_token_budget(
+    pending_tokens: Sequence[int], prefill_budget: int, is_whole: Sequence[bool] | None = None
+) -> list[int]:
     """How many tokens of each sequence are computed now. One that decodes always gets its token, outside the budget.
+
+    Those that are `whole` get all of their tokens or none; the first of a step gets them even beyond the budget.
 
     >>> split_token_budget([1, 700, 1, 600, 20], 1000)
     [1, 700, 1, 300, 0]
+    >>> split_token_budget([700, 600, 20], 1000, [False, True, False])
+    [700, 0, 20]
     """
-    counts = []
-    for pending in pending_tokens:
-        if pending == 1:
+    counts: list[int] = []
+    for pending, whole in zip(pending_tokens, is_whole or [False] * len(pending_tokens), strict=True):
+        if pending == 1 and not whole:
             counts.append(1)
+        elif whole and pending > prefill_budget:
+            counts.append(0 if any(counts) else pending)
+            prefill_budget -= min(prefill_budget, counts[-1])
         else:
             counts.append(min(pending, prefill_budget))
             prefill_budget -= counts[-1]

@@ -2,6 +2,7 @@
 
 A token is first known (from the prompt, by sampling, or because a grammar forces it) and then computed: the model runs
 over it and its keys and values enter the KV cache. A sequence with one pending token decodes; with more, it prefills.
+One that asks for probabilities prefills its prompt and then branches of it (`continuation_scorer.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ItemError
 from pipeline.model.detokenizer import Detokenizer
+from pipeline.model.engines.torch.continuation_scorer import ContinuationScorer, Target
 from pipeline.types import Failure, FinishReason, Reply, Request, TokenLogprob
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ class SequenceState:
     clip_keys: tuple[str, ...]  # keys of its pictures in the vision cache
     vision_indices: NDArray[np.int64]  # positions of the pad tokens in the prompt
     matcher: AnswerMatcher | None = None
+    scorer: ContinuationScorer | None = None  # of a request for probabilities, which generates nothing
     token_ids: NDArray[np.int64] = field(init=False)  # [reserved_tokens], filled up to known_tokens
     positions: NDArray[np.int64] = field(init=False)  # [axes, reserved_tokens]
     generator: Random = field(init=False)
@@ -36,7 +39,7 @@ class SequenceState:
     known_tokens: int = field(init=False)
     computed_tokens: int = 0
     run_start: int = -1  # where its run of the KV cache starts; -1 while it waits
-    slot: int = -1  # -1 while it waits
+    slot: int = -1  # -1 while it waits, and where it takes none
     state_side: int = 0  # which of the slot's two states of linear attention is that after `computed_tokens`
     overtaken_count: int = 0  # later sequences that were admitted before it
     logprobs: NDArray[np.float32] = field(init=False)  # of the new tokens; NaN where one was forced
@@ -67,7 +70,7 @@ class SequenceState:
 
     @property
     def output_tokens(self) -> int:
-        return self.known_tokens - self.prompt_tokens
+        return 0 if self.scorer else self.known_tokens - self.prompt_tokens
 
     @property
     def pending_tokens(self) -> int:
@@ -79,12 +82,34 @@ class SequenceState:
 
     def mark_computed(self, token_count: int) -> None:
         """A step over so many tokens is certain: what it wrote counts."""
-        self.computed_tokens += token_count
-        self.state_side = 1 - self.state_side
+        if not self.is_in_branch:
+            self.computed_tokens += token_count
+            self.state_side = 1 - self.state_side
+        if self.scorer and self.is_prompt_computed:
+            self.scorer.branches.popleft()
+            tokens = self.scorer.branches[0].token_ids if self.scorer.branches else ()
+            self.known_tokens = self.prompt_tokens + len(tokens)
+            self.token_ids[self.prompt_tokens : self.known_tokens] = tokens
+
+    @property
+    def is_in_branch(self) -> bool:
+        """Whether it computes a branch behind its prompt, whose tokens are computed together."""
+        return self.scorer is not None and self.is_prompt_computed
 
     def reaches_last_token(self, token_count: int) -> bool:
         """Whether a step over so many tokens gives the logits from which the next token is sampled."""
-        return self.computed_tokens + token_count >= self.known_tokens
+        return self.scorer is None and self.computed_tokens + token_count >= self.known_tokens
+
+    def list_targets(self, token_count: int) -> list[Target]:
+        """The tokens whose probability a step over so many tokens gives."""
+        if self.scorer is None or self.computed_tokens + token_count < self.known_tokens:
+            return []
+        return self.scorer.list_targets(token_count)
+
+    def add_target_logprob(self, continuation: int, logprob: float) -> None:
+        assert self.scorer is not None
+        if self.scorer.add_logprob(continuation, logprob):
+            self.finish = "stop"
 
     def fail(self, error: ItemError) -> None:
         self.failure = error.to_failure(self.request.id)
@@ -123,6 +148,8 @@ class SequenceState:
         return True
 
     def build_reply(self, detokenizer: Detokenizer) -> Reply:
+        if self.scorer:
+            return Reply(self.request.id, "", continuation_logprobs=tuple(self.scorer.logprobs))
         output = self.token_ids[self.prompt_tokens : self.known_tokens].tolist()
         thinking, text = detokenizer.decode_output(output)
         _, answer = detokenizer.split_thinking(output)

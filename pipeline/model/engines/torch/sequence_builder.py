@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.errors import GenerateError, PromptError
 from pipeline.model.detokenizer import Detokenizer
+from pipeline.model.engines.torch.continuation_scorer import ContinuationScorer
 from pipeline.model.engines.torch.sequence import SequenceState
 from pipeline.model.engines.torch.vision_cache import VisionCache
 from pipeline.model.families.base import Family
@@ -36,27 +37,35 @@ class SequenceBuilder:
         max_new_tokens = self.limit_new_tokens(request)
         self.check_request(request, len(vision_indices))
         matcher = self.create_matcher(request, max_new_tokens)
+        scorer = ContinuationScorer(request.continuations) if request.continuations else None
         clip_keys = tuple(self.vision_cache.add_clip(clip) for clip in request.clips)
-        return SequenceState(request, max_new_tokens, clip_keys, vision_indices, matcher)
+        return SequenceState(request, max_new_tokens, clip_keys, vision_indices, matcher, scorer)
 
     def limit_new_tokens(self, request: Request) -> int:
-        """The new tokens that were asked for, or as many as the context and the KV cache hold after the prompt."""
+        """The new tokens that were asked for, or as many as the context and the KV cache hold after the prompt.
+
+        Of continuations all must fit.
+        """
         prompt_tokens = len(request.input_ids)
         requested = request.sampling.max_new_tokens + (request.sampling.max_thinking_tokens or 0)
         capacity = min(self.family.context_length, self.kv_tokens)
+        if request.continuations:
+            requested = max(len(part.token_ids) for part in request.continuations) - 1
+            prompt_tokens += requested
         if prompt_tokens >= capacity:
             is_context = capacity == self.family.context_length
             holder = "the model's context" if is_context else "the key-value cache (engine.kv_tokens)"
             problem = f"the prompt has {prompt_tokens:,} tokens and {holder} holds {capacity:,}"
             raise GenerateError("too_long", f"{problem}: lower max_pixels or max_frames")
-        return min(requested, capacity - prompt_tokens)
+        return requested if request.continuations else min(requested, capacity - prompt_tokens)
 
     def check_request(self, request: Request, pad_count: int) -> None:
         ids, positions = request.input_ids, request.positions
         if len(ids) == 0 or positions.shape != (self.family.architecture.position_axes, len(ids)):
             raise PromptError("shape", f"{len(ids)} prompt tokens with positions of shape {positions.shape}")
-        if ids.min() < 0 or ids.max() >= self.vocabulary_size:
-            problem = f"token {ids.max()} is outside the model's vocabulary of {self.vocabulary_size:,}"
+        highest = max([int(ids.max()), *(token for part in request.continuations for token in part.token_ids)])
+        if ids.min() < 0 or highest >= self.vocabulary_size:
+            problem = f"token {highest} is outside the model's vocabulary of {self.vocabulary_size:,}"
             raise PromptError("token", problem)
         expected = sum(self.family.count_vision_tokens(clip.size, len(clip.pixels)) for clip in request.clips)
         if pad_count != expected:

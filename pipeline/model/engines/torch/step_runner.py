@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,13 @@ class StepInputs:
     pad_indices: NDArray[np.int64]  # the tokens that vision features replace
     vision_spans: list[tuple[tuple[str, ...], int, int]]  # those features: clip keys, first and end among their tokens
     state_rows: list[tuple[int, int]]  # [sequences] of linear attention: what the step reads and what it writes
+    target_indices: NDArray[np.int64]  # [targets] tokens of the step, and for each a token that may follow it,
+    target_tokens: NDArray[np.int64]  # [targets] whose probability is wanted
+
+
+class StepOutputs(NamedTuple):
+    logits: Tensor  # [sequences, vocabulary] of those that reach their last token
+    scores: Tensor  # [targets] log-probabilities, in float32
 
 
 def build_step_inputs(batch: ScheduledBatch) -> StepInputs:
@@ -55,6 +62,12 @@ def build_step_inputs(batch: ScheduledBatch) -> StepInputs:
                 continue
             pad_indices.append(sequence.vision_indices[low:high] - first + offset)
             vision_spans.append((sequence.clip_keys, int(low), int(high)))
+    targets = [
+        (target.offset + offset, target.token)
+        for (sequence, count), offset in zip(batch, offsets.tolist(), strict=True)
+        for target in sequence.list_targets(count)
+    ]
+    target_indices, target_tokens = np.asarray(targets, np.int64).reshape(-1, 2).T
     return StepInputs(
         token_ids=np.concatenate([sequence.token_ids[first:end] for sequence, first, end in spans]),
         positions=np.concatenate([sequence.positions[:, first:end] for sequence, first, end in spans], axis=1),
@@ -62,10 +75,12 @@ def build_step_inputs(batch: ScheduledBatch) -> StepInputs:
         run_starts=[sequence.run_start for sequence, _ in batch],
         run_lengths=[end for _, _, end in spans],
         logit_indices=ends[[sequence.reaches_last_token(count) for sequence, count in batch]] - 1,
-        is_decode=all(count == 1 and sequence.is_prompt_computed for sequence, count in batch),
+        is_decode=all(count == 1 and item.is_prompt_computed and not item.scorer for item, count in batch),
         pad_indices=np.concatenate(pad_indices),
         vision_spans=vision_spans,
         state_rows=[find_state_rows(item.slot, item.state_side, is_new=first == 0) for item, first, _ in spans],
+        target_indices=target_indices,
+        target_tokens=target_tokens,
     )
 
 
@@ -89,9 +104,10 @@ class StepRunner:
     graphs: DecodeGraphs | None
     has_flash: bool
     states: LinearStates | None = None
+    max_logit_rows: int = 64  # of targets, at a time: as many as the plan of the memory counts
 
-    def __call__(self, batch: ScheduledBatch, unread: UnreadTokens | None = None) -> Tensor:
-        """Run the batch on every rank. Returns logits [sequences, vocabulary] of those that reach their last token."""
+    def __call__(self, batch: ScheduledBatch, unread: UnreadTokens | None = None) -> StepOutputs:
+        """Run the batch on every rank."""
         inputs = build_step_inputs(batch)
         targets = unread_tokens = None
         if unread and unread.index_by_sequence:
@@ -103,7 +119,7 @@ class StepRunner:
     @torch.inference_mode()
     def run_step(
         self, inputs: StepInputs, targets: NDArray[np.int64] | None = None, unread_tokens: Tensor | None = None
-    ) -> Tensor:
+    ) -> StepOutputs:
         """Unread tokens take the places `targets`; rank 0 sends them to the other ranks, from device to device."""
         token_ids = self.to_device(inputs.token_ids)
         if targets is not None:
@@ -115,7 +131,7 @@ class StepRunner:
                 logits = self.graphs(
                     token_ids, inputs.positions, inputs.run_starts, inputs.run_lengths, inputs.state_rows
                 )
-                return self.select_wanted(logits, inputs)
+                return StepOutputs(self.select_wanted(logits, inputs), logits.new_empty(0))
             except GraphCaptureError as error:
                 log.warning(
                     f"CUDA graphs are off from here on, and decoding is slower: the first capture failed: {error}. "
@@ -125,7 +141,20 @@ class StepRunner:
         deepstack_arguments = self.insert_vision_features(embeddings, inputs)
         positions, packed_batch = self.to_device(inputs.positions), self.pack_batch(inputs)
         hidden = run_language_model(self.loaded, embeddings, positions, packed_batch, **deepstack_arguments)
-        return self.loaded.lm_head(self.select_wanted(hidden, inputs))  # type: ignore[no-any-return]
+        scores = self.score_targets(hidden, inputs)
+        return StepOutputs(self.loaded.lm_head(self.select_wanted(hidden, inputs)), scores)
+
+    def score_targets(self, hidden: Tensor, inputs: StepInputs) -> Tensor:
+        """The logits of a few tokens at a time: all at once would need more memory than the pass itself."""
+        scores = torch.empty(len(inputs.target_tokens), dtype=torch.float32, device=hidden.device)
+        rows, row_of_target = np.unique(inputs.target_indices, return_inverse=True)
+        for first in range(0, len(rows), self.max_logit_rows):
+            part = slice(first, first + self.max_logit_rows)
+            logits = self.loaded.lm_head(hidden.index_select(0, self.to_device(rows[part]))).float()
+            targets = np.flatnonzero((row_of_target >= part.start) & (row_of_target < part.stop))
+            row, token = self.to_device(row_of_target[targets] - first), self.to_device(inputs.target_tokens[targets])
+            scores.index_copy_(0, self.to_device(targets), logits[row, token] - logits.logsumexp(-1)[row])
+        return scores
 
     def select_wanted(self, rows: Tensor, inputs: StepInputs) -> Tensor:
         """The rows of the tokens whose logits are wanted."""
