@@ -80,10 +80,10 @@ class QwenFamily:
         self.std = parse_colour(files.image_processor.get("image_std"), self.std)
         self.min_pixels, self.max_pixels = parse_area_bounds(files.image_processor, (self.min_pixels, self.max_pixels))
         self.template_options: dict[str, bool] = {}
-        if files.chat_template is not None:
-            if thinking is not None and "enable_thinking" in files.chat_template:
+        if (template := files.chat_template) is not None:
+            if thinking is not None and "enable_thinking" in template:
                 self.template_options = {"enable_thinking": thinking}
-            self.chat_format = parse_chat_template(files.chat_template, thinking, closes_thinking=closes_thinking)
+            self.chat_format = parse_chat_template(template, thinking=thinking, closes_thinking=closes_thinking)
         self.context_length = parse_context_length(files.config)
         self.vector_widths = parse_vector_widths(files.config)
         self.add_vision_id = add_vision_id
