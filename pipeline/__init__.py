@@ -277,6 +277,9 @@ export: answers become other people's formats
     export/formats/yolo.py                  the format that Ultralytics trains from
     export/formats/voc.py                   the XML files of PASCAL VOC
     export/formats/fiftyone.py              folders that FiftyOne imports
+    export/formats/label_studio.py          tasks and predictions for Label Studio
+    export/formats/label_studio_config.py   makes its labelling configuration from the schema
+    export/formats/label_studio_results.py  turns an answer into the results of a prediction
     export/table.py                         the format of a clean table: large Parquet files in Hive folders
 
 cluster: everything that needs Ray

@@ -51,6 +51,7 @@ EXPORTERS = {  # by `export --to`
     "yolo": "pipeline.export.formats.yolo:YoloExporter",
     "voc": "pipeline.export.formats.voc:VocExporter",
     "fiftyone": "pipeline.export.formats.fiftyone:FiftyoneExporter",
+    "label-studio": "pipeline.export.formats.label_studio:LabelStudioExporter",
 }
 TRUTHS = {  # by the format of a file that `score --truth` reads
     "table": "pipeline.truth.truth_table:TruthTableReader",

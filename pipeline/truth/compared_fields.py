@@ -40,6 +40,7 @@ class ComparedField:
     settings: Mapping[str, Any] = field(default_factory=dict)
     members: tuple[ComparedField, ...] = ()  # of an object, or of the elements of a list
     meaning: str = ""  # box, point, seconds or image
+    choices: tuple[str, ...] = ()  # of a choice
 
     @property
     def is_list(self) -> bool:
@@ -81,7 +82,8 @@ def _build_field(path: str, name: str, cursor: SchemaCursor | None, meanings: Ma
             f"{COMPARE_KEY} of {path}: {kind!r} is not known; known: {', '.join(KINDS)}"
             f"{format_suggestion(kind, dict.fromkeys(KINDS))}"
         )
-    return ComparedField(path or WHOLE_ANSWER, name, kind, settings, members, meaning)
+    choices = list_choices(cursor) if cursor and kind == "choice" else ()
+    return ComparedField(path or WHOLE_ANSWER, name, kind, settings, members, meaning, choices)
 
 
 def _build_members(prefix: str, cursor: SchemaCursor, meanings: Mapping[str, str]) -> tuple[ComparedField, ...]:
@@ -94,6 +96,12 @@ def _skip_null(cursor: SchemaCursor | None) -> SchemaCursor | None:
         others = [part for part in cursor.alternatives if part is None or part.types != ["null"]]
         cursor = others[0] if len(others) == 1 else None
     return cursor
+
+
+def list_choices(cursor: SchemaCursor) -> tuple[str, ...]:
+    if cursor.constants is None:
+        return ("true", "false") if "boolean" in cursor.types else ()
+    return tuple(str(value) for value in cursor.constants if value is not None)
 
 
 def _choose_kind(cursor: SchemaCursor | None, members: tuple[ComparedField, ...], meaning: str) -> str:
