@@ -273,6 +273,10 @@ export: answers become other people's formats
     export/pictures.py                      divides rows into pictures with what was found in them
     export/group_lines.py                   keeps what groups add to a file about the whole export
     export/upload_queue.py                  writes many small files at once
+    export/split_files.py                   the files of a group, one for each split
+    export/plain_values.py                  values in the types that JSON and CSV have
+    export/formats/json_lines.py            lines of JSON
+    export/formats/csv_table.py             CSV, with a column for each value of an answer
     export/formats/coco.py                  the format of COCO's object detection
     export/formats/yolo.py                  the format that Ultralytics trains from
     export/formats/voc.py                   the XML files of PASCAL VOC

@@ -47,6 +47,8 @@ ENGINES = {  # by `engine.kind`
 }
 EXPORTERS = {  # by `export --to`
     "table": "pipeline.export.table:TableExporter",
+    "jsonl": "pipeline.export.formats.json_lines:JsonLinesExporter",
+    "csv": "pipeline.export.formats.csv_table:CsvExporter",
     "coco": "pipeline.export.formats.coco:CocoExporter",
     "yolo": "pipeline.export.formats.yolo:YoloExporter",
     "voc": "pipeline.export.formats.voc:VocExporter",

@@ -132,7 +132,7 @@ class AnswerReader:
         rows = sorted((row for row in rows if row.id in places), key=lambda row: places[row.id])
         if misfit := next((row.misfit for row in rows if row.misfit), None):
             raise JobError(misfit)  # the row was answered when the value was another
-        answered = answered.take([places[row.id] for row in rows])
+        answered = answered.take(pa.array([places[row.id] for row in rows], pa.int64()))
         arrays = [
             pa.array([row.kept_values[field.name] for row in rows], field.type)
             if field.name in kept_schema.names

@@ -168,3 +168,10 @@ def test_rows_of_a_deleted_part_are_missing_and_can_be_asked_again(workspace, ta
     shutil.rmtree(table_export.target)
     assert table_export.run() == 0
     assert sorted(table_export.read_ids()) == ["r0", "r1", "r2", "r3"]
+
+
+def test_a_chunk_whose_rows_all_failed_adds_nothing(workspace, table_export):
+    workspace.write_manifest([*workspace.write_broken_images(2), *workspace.draw_images(2)])
+    workspace.run_job(output={"chunk_rows": 2})
+    table_export.run(output={"chunk_rows": 2})
+    assert table_export.read_ids() == ["r0", "r1"]
