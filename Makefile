@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check fast-tests test test-all test-failed test-ray-floor vllm-env test-vllm lint chaos bench cuda-arithmetic clean
+.PHONY: help setup demo check fast-tests test test-all test-failed test-ray-floor vllm-env test-vllm lint chaos bench cuda-arithmetic gpu gpu-wheels clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,6 +7,9 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 RAY_FLOOR := $(shell sed -n 's/.*"ray\[.*>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 RAY_FLOOR_PATH := $(CURDIR)/.venv/ray-floor:$(CURDIR)
+GPU_PYTHON ?= 3.12
+GPU_PLATFORMS := $(foreach libc,2_31 2_28 2_17,manylinux_$(libc)_x86_64) manylinux2014_x86_64
+GPU_WHEELS := pydantic pydantic_core annotated-types typing-inspection llguidance pytest pluggy iniconfig
 RAY_TESTS := tests/contracts/test_runners.py tests/cluster/test_ray_session.py tests/cluster/test_own_cluster.py tests/cluster/test_ray_runner.py tests/cluster/test_poison.py
 
 help: ## this list
@@ -74,6 +77,14 @@ bench: .venv/.ready ## the benchmarks, shortened, and the table of tests/bench/R
 
 cuda-arithmetic: .venv/.ready ## how fast the torch engine can be on H100, A100 and L4: counted and computed, not measured
 	PYTHONPATH=. $(BIN)/python tests/bench/cuda_arithmetic.py
+
+gpu: .venv/.ready ## what only a GPU can show, in eight minutes; a rehearsal without one: ARGS="--device cpu --toy"
+	PYTHONPATH=. $(BIN)/python -m tests.gpu $(ARGS)
+
+gpu-wheels: ## into build/gpu-wheels: what a machine with torch and transformers lacks for that (GPU_PYTHON=3.12)
+	$(PYTHON) -m pip download -q --no-deps -c infra/constraints.txt -d build/gpu-wheels --only-binary=:all: \
+	    --implementation cp --python-version $(GPU_PYTHON) $(addprefix --platform ,$(GPU_PLATFORMS)) $(GPU_WHEELS)
+	du -sh build/gpu-wheels
 
 clean: ## away with everything that was made here
 	rm -rf .venv .venv-vllm build dist out ./*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.model import family_loader, hf_models
+from pipeline.model.detokenizer import Detokenizer
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.vision_encoder import ClipSlice, patchify
@@ -108,14 +108,18 @@ def answer_with_ours(engine: TorchEngine, requests: Sequence[Request]) -> None:
     assert sum(reply.output_tokens for reply in replies) == sum(request.sampling.max_new_tokens for request in requests)  # type: ignore[union-attr]
 
 
+def never_stop(engine: TorchEngine) -> None:
+    """Answers have the length that their requests ask for."""
+    tokenizer = engine.sequence_builder.family.tokenizer
+    engine.detokenizer = Detokenizer(tokenizer, frozenset(), None, frozenset())
+
+
 class Peer:
     """`generate` on left-padded batches. Normalised pixels and positions are computed before the clock starts."""
 
-    def __init__(self, folder: Path, family: Family, device: str):
-        kind = hf_models.get_model_class(family_loader.load_config(folder)["model_type"])
-        self.model = kind.from_pretrained(folder, dtype="auto").eval().to(device)
-        self.model.generation_config.eos_token_id = None
-        self.family, self.device = family, device
+    def __init__(self, model: Any, family: Family):
+        model.generation_config.eos_token_id = None
+        self.model, self.family, self.device = model, family, model.device
 
     def prepare(self, requests: Sequence[Request]) -> dict[str, Any]:
         longest = max(len(request.input_ids) for request in requests)
@@ -191,6 +195,8 @@ def compare_engines(
 
 def run_soak(engine: TorchEngine, count: int) -> dict[str, float]:
     """Print the resident MiB after a tenth of the rows and after all of them."""
+    import psutil
+
     requests = build_requests(engine.sequence_builder.family, "short", 200)
     memory_mib: dict[int, float] = {}
     soak_requests = (replace(requests[row % 200], id=str(row), sampling=Sampling(1 + row % 16)) for row in range(count))
@@ -223,8 +229,9 @@ def main() -> None:
         family = family_loader.load_family(Path(folder))
         engine = TorchEngine(Path(folder), family, device=options.device, compile=options.compile)
         engine.can_launch_ahead = engine.can_launch_ahead and not options.in_turn
-        peer = Peer(Path(folder), family, options.device)
-    engine.detokenizer = type(engine.detokenizer)(family.tokenizer, frozenset(), None, frozenset())
+        kind = hf_models.get_model_class(family_loader.load_config(Path(folder))["model_type"])
+        peer = Peer(kind.from_pretrained(folder, dtype="auto").eval().to(options.device), family)
+    never_stop(engine)
     print(f"{sum(part.numel() for part in peer.model.parameters()) / 1e6:.1f} M weights, {options.device}, {where}")
     ratios: dict[str, float] = {}
     figures: dict[str, float] = {}

@@ -64,6 +64,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.costs: dict[str, PassCost] = {}  # of the pass of each name that moves the most bytes
         self.waits: dict[str, list[str]] = {}  # operators of all passes for which the host waits for the device
+        self.operators: set[str] = set()  # those that ran on the device in some pass
         self.names: list[str] = []
         self.peaks: list[int] = []  # of `live_bytes`, in the passes of these names
         self.pinned = WeakTensorKeyDictionary()
@@ -103,6 +104,7 @@ class Recorder(TorchDispatchMode):
             if name not in NO_KERNEL and any(tensor.is_cuda for tensor in tensors):
                 moved, flops = count_bytes(name, args, kwargs, out), count_flops(name, args, out)
                 cost.kernels += 1
+                self.operators.add(name)
                 cost.bytes += moved
                 cost.flops += flops
                 cost.product_bytes += moved if flops else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,17 @@ REAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 class FakeLab(Lab):
     """A checkpoint that has a config and a tokenizer only."""
 
-    def __init__(self, folder: Path, model_type: str, *, size: str, weights: str):
+    def __init__(
+        self,
+        folder: Path,
+        model_type: str,
+        *,
+        size: str,
+        weights: str,
+        text_config: Mapping[str, Any] | None = None,
+        vision_config: Mapping[str, Any] | None = None,
+    ):
+        """The configs change single sizes."""
         text, vision = random_checkpoint.MODEL_CONFIGS[model_type]
         if size == "real":
             text, vision = text | REAL[model_type][0], vision | REAL[model_type][1]
@@ -89,6 +99,7 @@ class FakeLab(Lab):
                 text |= {"head_dim": 64, "rope_parameters": text["rope_parameters"] | {"partial_rotary_factor": 0.5}}
             vision = vision | {width: text["hidden_size"]}
         tokenizer = random_checkpoint.build_tiny_tokenizer()
+        text, vision = text | dict(text_config or {}), vision | dict(vision_config or {})
         config = hf_models.get_config_class(model_type)(
             text_config=text, vision_config=vision, **random_checkpoint.find_vision_token_ids(tokenizer)
         )

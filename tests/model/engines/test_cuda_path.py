@@ -3,47 +3,20 @@
 from dataclasses import replace
 
 import pytest
-import torch
 from torch._dynamo.utils import counters
 
 from pipeline.model.engine_thread import generate_replies
-from pipeline.model.engines.torch import attention, cuda_graphs, replica
+from pipeline.model.engines.torch import attention, cuda_graphs
 from pipeline.model.engines.torch.engine import TorchEngine
 from tests.model.engines.conftest import FAMILIES, HYBRID_FAMILIES, Lab, needs_compiler, with_and_without_states
+from tests.model.engines.gpu_stand_ins import attend_by_definition, stand_in_for_gpu
 
 pytestmark = pytest.mark.process
 
 
-def attend_by_definition(q, k, v, offsets, max_lengths, *, scale, causal=False, seqused_k=None):
-    """Packed attention: queries of row i end at offsets[0][i + 1], its keys start at offsets[1][i]."""
-    ends, starts = offsets
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    for row in range(len(ends) - 1):
-        first, last = int(ends[row]), int(ends[row + 1])
-        used = int(seqused_k[row]) if seqused_k is not None else int(starts[row + 1] - starts[row])
-        assert last - first <= max_lengths[0]
-        assert used <= max_lengths[1]
-        start = int(starts[row])
-        keys, values = (part[start : start + used].repeat_interleave(q.shape[1] // k.shape[1], 1) for part in (k, v))
-        scores = torch.einsum("qhd,khd->hqk", q[first:last], keys) * scale
-        if causal:  # aligned to the last key
-            new = last - first
-            scores = scores.masked_fill(~torch.ones(new, used, dtype=torch.bool).tril(used - new), -torch.inf)
-        out[first:last] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), values)
-    return out
-
-
-def capture_by_repeating(compute):
-    """A graph that computes again at each replay, into the same buffer."""
-    output = compute()
-    return lambda: output.copy_(compute()), output
-
-
 @pytest.fixture
 def gpu_stand_ins(monkeypatch):
-    monkeypatch.setattr(attention, "flash_attention_varlen", attend_by_definition)
-    monkeypatch.setattr(replica, "has_flash", lambda device, dtype: True)
-    monkeypatch.setattr(cuda_graphs.DecodeGraphs.__init__, "__kwdefaults__", {"capture": capture_by_repeating})
+    stand_in_for_gpu(monkeypatch)
 
 
 @pytest.mark.parametrize("lab", FAMILIES + HYBRID_FAMILIES, indirect=True)

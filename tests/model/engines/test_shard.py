@@ -20,7 +20,9 @@ from pipeline.model.engines.torch.shard import TensorParallel, WeightLayout
 from pipeline.model.engines.torch.vision_encoder import ClipSlice, assign_slices
 from pipeline.model.families.model_architecture import SHARD_RULES
 from pipeline.model.family_loader import load_architecture, load_config
+from tests.model import fp8_checkpoint
 from tests.model.engines.conftest import FAMILIES, HYBRID_FAMILIES, QUANTIZABLE_SIZES
+from tests.model.fp8_checkpoint import split_into_fp8
 
 pytestmark = pytest.mark.process
 
@@ -163,15 +165,6 @@ def test_slices_are_divided_evenly_and_stay_in_order(grids, size):
     assert max(busy) - min(busy) <= max(part.patches for part in parts)
 
 
-def to_fp8(weight):
-    """The weight in fp8, its scales for blocks of 128 x 128, and what the two stand for."""
-    *experts, rows, columns = weight.shape
-    scale = torch.rand(*experts, -(-rows // 128), -(-columns // 128)) + 0.5
-    spread = scale.repeat_interleave(128, -2).repeat_interleave(128, -1)[..., :rows, :columns]
-    rounded = (weight / spread).to(torch.float8_e4m3fn)
-    return rounded, scale, (rounded.float() * spread).bfloat16().float()
-
-
 def separate_experts(tensors):
     """The tensors as files hold them that store a mixture's experts one by one."""
     for name, weight in tensors.items():
@@ -194,14 +187,11 @@ def test_fp8_weights_are_scaled_as_they_are_read(tmp_path, model_type, split):
     folder = write_random_checkpoint(tmp_path / "fp8", model_type, text_config=sizes)
     tensors = split(load_file(folder / "model.safetensors"))
     rounded = shutil.copytree(folder, tmp_path / "rounded")
-    scaled, dense = dict(tensors), dict(tensors)
-    for name, weight in tensors.items():
-        if ".layers." in name and weight.dim() in (2, 3) and "conv1d" not in name:
-            scaled[name], scaled[f"{name}_scale_inv"], dense[name] = to_fp8(weight)
+    scaled, dense = split_into_fp8(tensors)
     assert len(scaled) > len(tensors) + 10
     save_file(scaled, folder / "model.safetensors", metadata={"format": "pt"})
     save_file(dense, rounded / "model.safetensors", metadata={"format": "pt"})
-    said = load_config(folder) | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    said = load_config(folder) | {"quantization_config": fp8_checkpoint.CONFIG}
     for place in (TensorParallel(), TensorParallel(1, 2)):
         expected = dict(build_model(rounded, load_config(folder), dtype="float32", tp=place).named_parameters())
         for name, weight in build_model(folder, said, dtype="float32", tp=place).named_parameters():
