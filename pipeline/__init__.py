@@ -317,6 +317,8 @@ inspect: what people look at
     inspect/report/reliability.py           lays out reliability diagrams
     inspect/report/cards.py                 builds the values of the page template
     inspect/report/page.py                  renders the page
+    inspect/live/live_output.py             follows an output while runs write it
+    inspect/live/live_server.py             serves it as a page on this machine
     inspect/score/__init__.py               measures how good answers are, against a truth
     inspect/score/scored_rows.py            reads an output and marks the rows that have a truth
     inspect/score/row_marks.py              marks one row: which fields are right, and what it adds to each measure

@@ -23,6 +23,7 @@ from pipeline.job_options import (
     add_submit_options,
 )
 from pipeline.output_options import (
+    SERVE_OPTION,
     add_compare_options,
     add_neighbours_options,
     add_report_options,
@@ -37,7 +38,10 @@ errors/; 4 stopped early, or rows are missing; 130 interrupted; 143 terminated. 
 run the same command again to continue."""
 
 
-RETRY_KINDS = re.compile(r"[a-z_]+(/[a-z_]+)?(\s*,\s*[a-z_]+(/[a-z_]+)?)*", re.IGNORECASE)
+OPTIONAL_VALUES = {  # of options that may stand without one: what it looks like, and what it is by default
+    RETRY_OPTION: (re.compile(r"[a-z_]+(/[a-z_]+)?(\s*,\s*[a-z_]+(/[a-z_]+)?)*", re.IGNORECASE), ""),
+    SERVE_OPTION: (re.compile(r"\d+"), "0"),
+}
 
 
 class Command(NamedTuple):
@@ -49,11 +53,12 @@ class Command(NamedTuple):
 
 
 def parse_arguments(description: str | None, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """After `--retry-errors` argparse would also take a job file for its value."""
+    """After an option that may stand without a value, argparse would also take a job file for one."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     for position, (option, following) in enumerate(pairwise(given)):
-        if option == RETRY_OPTION and not RETRY_KINDS.fullmatch(following):
-            given[position] = f"{RETRY_OPTION}="
+        pattern, default = OPTIONAL_VALUES.get(option, (None, ""))
+        if pattern and not pattern.fullmatch(following):
+            given[position] = f"{option}={default}"
     return build_parser(description).parse_args(given)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ from pipeline.errors import ExitCode, PipelineError
 INIT_PLAN_ROWS = 200
 
 if TYPE_CHECKING:
-    from pipeline.job.spec import Job
+    from pipeline.job.spec import InputSection, Job
 
 
 def run_job(options: argparse.Namespace) -> int:
@@ -29,8 +31,20 @@ def run_job(options: argparse.Namespace) -> int:
         retry_kind=options.retry_errors,
         show_ray_log=options.ray_log,
     )
-    code = driver.run_job(load_job(options), run_options, say=log.get_line_sink())
+    job = load_job(options)
+    with serve_while_running(job.output.path, options.serve):
+        code = driver.run_job(job, run_options, say=log.get_line_sink())
     return ExitCode.ALL_ANSWERED if code == ExitCode.FAILED_ROWS and options.allow_errors else code
+
+
+def serve_while_running(output_path: str, port: int | None) -> AbstractContextManager[object]:
+    """Media are read from where the job itself may read them."""
+    if port is None:
+        return nullcontext()
+    from pipeline.inspect.live.live_output import LiveOutput
+    from pipeline.inspect.live.live_server import serve_live_page
+
+    return serve_live_page(LiveOutput(output_path, None), port, say=print)
 
 
 def stop_ray_job() -> None:
@@ -155,23 +169,24 @@ def write_report(options: argparse.Namespace) -> int:
     folder = Path() if "://" in options.output else Path(options.output)
     if missing := [root for root in options.roots if not Path(root.removeprefix("file://")).is_dir()]:
         raise PipelineError(f"--roots {missing[0]}: there is no such folder")
-    report = reporting.write_report(
-        options.output,
-        Path(options.to or folder / "report.html"),
-        options=ReportOptions(
-            options.random,
-            options.worst,
-            tuple(options.id),
-            roots=tuple(options.roots),
-            hosts=tuple(options.hosts),
-            stores=tuple(options.stores),
-            truth=options.truth,
-            truth_id_column=options.truth_id,
-            schema_spec=options.schema,
-            against=options.against,
-        ),
-        question=options.question,
+    report_options = ReportOptions(
+        options.random,
+        options.worst,
+        tuple(options.id),
+        roots=tuple(options.roots),
+        hosts=tuple(options.hosts),
+        stores=tuple(options.stores),
+        truth=options.truth,
+        truth_id_column=options.truth_id,
+        schema_spec=options.schema,
+        against=options.against,
     )
+    if options.serve is not None:
+        return follow_output(
+            options.output, reporting.build_media_access(options.output, report_options), options.serve
+        )
+    target = Path(options.to or folder / "report.html")
+    report = reporting.write_report(options.output, target, options=report_options, question=options.question)
     rows, mebibytes = format_count(report.card_count, "row"), report.size_bytes / 2**20
     print(f"{report.path}: {rows}, {mebibytes:.1f} MiB; open it in a browser")
     if report.withheld_media:
@@ -181,6 +196,15 @@ def write_report(options: argparse.Namespace) -> int:
             f"If the output is yours, add --roots, --hosts or --stores; {places}".rstrip("; ")
         )
     return ExitCode.ALL_ANSWERED
+
+
+def follow_output(output_path: str, access: InputSection, port: int) -> int:
+    from pipeline.inspect.live.live_output import LiveOutput
+    from pipeline.inspect.live.live_server import serve_live_page
+
+    with serve_live_page(LiveOutput(output_path, access), port, say=print):
+        while True:  # until Ctrl-C
+            time.sleep(3600)
 
 
 def score_answers(options: argparse.Namespace) -> int:

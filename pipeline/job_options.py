@@ -6,7 +6,7 @@ import argparse
 
 from pipeline.new_job.gallery import list_gallery
 from pipeline.new_job.schema_text import FIELDS_HELP
-from pipeline.output_options import add_json_option, parse_positive_int
+from pipeline.output_options import add_json_option, add_serve_option, parse_positive_int
 from pipeline.registry import EXPORTERS
 from pipeline.shell_completion import SHELLS
 
@@ -22,6 +22,7 @@ def add_job_options(parser: argparse.ArgumentParser, *, is_required: bool) -> No
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     add_shared_run_options(parser)
     parser.add_argument("--local", action="store_true", help="run in this process, without Ray")
+    add_serve_option(parser, "show progress, the last answers and errors on a page in a browser of this machine")
     stop_help = "stop the Ray job if it cannot run (exit code 2), so that KubeRay does not retry it"
     parser.add_argument("--stop-when-refused", action="store_true", help=stop_help)
 

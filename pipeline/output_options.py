@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+SERVE_OPTION = "--serve"
+
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", help="the output.path of a job")
@@ -19,6 +21,7 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
     add_output_options(parser)
     file_help = "default: report.html in a local output, otherwise in this folder"
     parser.add_argument("--to", metavar="FILE", help=file_help)
+    add_serve_option(parser, "in place of a file, a page that follows the output until Ctrl-C")
     parser.add_argument("--random", type=int, default=24, metavar="N", help="random rows to show; default 24")
     parser.add_argument("--worst", type=int, default=12, metavar="N", help="least confident rows to show; default 12")
     parser.add_argument("--id", action="append", default=[], metavar="ID", help="a row to show")
@@ -31,6 +34,12 @@ def add_media_access_options(parser: argparse.ArgumentParser) -> None:
     for name, place in {"roots": "FOLDER", "hosts": "HOST:PORT", "stores": "URL"}.items():
         place_help = f"show media from there, as with the key input.{name} of a job; may be repeated"
         parser.add_argument(f"--{name}", action="append", default=[], metavar=place, help=place_help)
+
+
+def add_serve_option(parser: argparse.ArgumentParser, purpose: str) -> None:
+    parser.add_argument(
+        SERVE_OPTION, nargs="?", type=int, const=0, metavar="PORT", help=f"{purpose}; default: any free port"
+    )
 
 
 def add_score_options(parser: argparse.ArgumentParser) -> None:

@@ -88,10 +88,13 @@ class Browser:
         return self._wait(self._call(method, parameters))
 
     def open(self, path: Path, width: int = 1400, height: int = 1000) -> None:
+        self.open_url(path.as_uri(), width, height)
+
+    def open_url(self, url: str, width: int = 1400, height: int = 1000) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.log.clear()
         self.loaded.clear()
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=url)
         assert self.loaded.wait(90)
 
     def value(self, script: str) -> Any:

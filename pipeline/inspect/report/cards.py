@@ -33,7 +33,7 @@ from pipeline.output.arrow_tables import RESERVED_COLUMNS
 BAR_WIDTH, BIN_COUNT = 150, 8
 MIN_WIDE_VALUES = 9  # an answer with more values needs the room beside the image
 MAX_LISTED_NUMBERS = 12  # of a vector
-REASON_LABELS = {"chosen": "chosen", "doubtful": "least confident", "random": "random"}
+REASON_LABELS = {"chosen": "chosen", "doubtful": "least confident", "random": "random", "newest": "new"}
 STEP_LABELS = {"worked": "answering", "waited": "waiting", "read": "reading rows"}
 STEP_LABELS |= {"fetch": "fetching", "decode": "decoding", "prompt": "prompts", "commit": "committing"}
 

@@ -23,18 +23,30 @@ MAX_TABLE_COLUMNS = 9  # the elements of wider lists are shown one by one
 KEPT_CHARACTERS = "\n\t\u200c\u200d"  # line ends, and the joiners that scripts and emoji need
 
 
-def render_page(values: Mapping[str, Any], template_file: Traversable | None = None) -> str:
-    """By the report's template, or by another one in its style."""
-    template_file = template_file or files(__package__).joinpath("page.html.j2")
-    style, script = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+def render_page(
+    values: Mapping[str, Any], template_file: Traversable | None = None, script_file: Traversable | None = None
+) -> str:
+    """By the report's template and script, or by others in its style."""
+    package = files(__package__)
+    template_text = (template_file or package / "page.html.j2").read_text(encoding="utf-8")
+    style = (package / "page.css").read_text(encoding="utf-8")
+    script = (script_file or package / "page.js").read_text(encoding="utf-8")
+    hashes = {"style_hash": hash_source(style), "script_hash": hash_source(script)}
+    template = build_environment().from_string(template_text)
+    return template.render(**values, **hashes, style=Markup(style), script=Markup(script))
+
+
+def build_environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(lambda name: (files(__package__) / name).read_text(encoding="utf-8")),
     )
     environment.filters |= {"visible": escape_control_characters, "columns": list_columns}
     environment.tests["table"] = is_table
-    template = environment.from_string(template_file.read_text(encoding="utf-8"))
-    hashes = {"style_hash": hash_source(style), "script_hash": hash_source(script)}
-    return template.render(**values, **hashes, style=Markup(style), script=Markup(script))
+    return environment
 
 
 def hash_source(text: str) -> str:
