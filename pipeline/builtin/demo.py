@@ -1,4 +1,4 @@
-"""The demo: draw pictures, videos and invoices, run four jobs over them through Ray, and score the answers.
+"""The demo: draw pictures, videos and invoices, run five jobs over them through Ray, and score the answers.
 
 Everything is real, only small: the jobs in jobs/demo, the built-in models, unseen scenes, Parquet.
 """

@@ -52,7 +52,7 @@ class Scene:
     """A task with its true answer, in pixels and seconds of the original. Frames are drawn on demand."""
 
     task: str
-    answer: dict[str, Any]
+    answer: Any
     size: Size
     draw_frame: Callable[[int], Image.Image]
     frame_count: int = 1

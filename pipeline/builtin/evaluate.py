@@ -19,7 +19,7 @@ from pipeline.builtin import scene_files, scores
 from pipeline.job import job_loader
 from pipeline.run import driver
 
-TASKS = ("caption", "detect", "invoice", "video")
+TASKS = ("caption", "classify", "detect", "invoice", "video")
 JOBS_FOLDER = Path(__file__).parents[2] / "jobs" / "demo"
 
 
@@ -38,7 +38,7 @@ def run_task(task: str, folder: Path, changes: Sequence[str], *, runner: str) ->
     return driver.run_job(job, driver.RunOptions(runner=runner), say=lambda line: None)
 
 
-def read_answers_and_truths(manifest: Path, output: Path) -> list[tuple[Mapping[str, Any] | None, Mapping[str, Any]]]:
+def read_answers_and_truths(manifest: Path, output: Path) -> list[tuple[Any, Any]]:
     """(answer, truth) of every row; a failed row has the answer None."""
     answers = {}
     if (output / "data").exists():

@@ -35,6 +35,12 @@ def create_caption_scene(rng: random.Random) -> Scene:
     return Scene("caption", answer, size, draw_frame, shapes=shapes)
 
 
+def create_classify_scene(rng: random.Random) -> Scene:
+    """The answer names the shape that is furthest to the left."""
+    size, draw_frame, shapes = create_still(rng)
+    return Scene("classify", shapes[0].name, size, draw_frame, shapes=shapes)
+
+
 def create_detect_scene(rng: random.Random) -> Scene:
     size, draw_frame, shapes = create_still(rng)
     boxes = [{"bbox_2d": [round(side) for side in shape.boxes[0]], "label": shape.name} for shape in shapes]
@@ -64,6 +70,7 @@ def create_still(rng: random.Random) -> tuple[Size, Callable[[int], Image.Image]
 
 SCENE_CREATORS: dict[str, Callable[[random.Random], Scene]] = {
     "caption": create_caption_scene,
+    "classify": create_classify_scene,
     "detect": create_detect_scene,
     "invoice": create_invoice_scene,
     "video": create_clip_scene,

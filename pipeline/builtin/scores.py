@@ -11,9 +11,9 @@ Answer = Mapping[str, Any]
 INVOICE_FIELDS = ("number", "issued", "total", "currency", "seller", "lines")
 
 
-def score_answers(task: str, pairs: Sequence[tuple[Answer | None, Answer]]) -> dict[str, float]:
+def score_answers(task: str, pairs: Sequence[tuple[Any, Any]]) -> dict[str, float]:
     """The share of valid answers, and the mean of each figure over all truths. `pairs` are (answer, truth)."""
-    scorer: Callable[[Answer, Answer], Sequence[dict[str, float]]] = SCORERS[task]
+    scorer: Callable[[Any, Any], Sequence[dict[str, float]]] = SCORERS[task]
     valid = fmean(answer is not None for answer, _ in pairs)
     marks = [mark for answer, truth in pairs for mark in scorer(answer or {}, truth)]
     return {"valid": valid} | {name: fmean(mark[name] for mark in marks) for name in marks[0]}
@@ -23,6 +23,10 @@ def score_caption(answer: Answer, truth: Answer) -> list[dict[str, float]]:
     is_exact = answer.get("caption") == truth["caption"]
     names_all = sorted(answer.get("tags", ())) == sorted(truth["tags"])
     return [{"caption": float(is_exact), "all named": float(names_all)}]
+
+
+def score_choice(answer: Any, truth: Any) -> list[dict[str, float]]:
+    return [{"right": float(answer == truth)}]
 
 
 def score_boxes(answer: Answer, truth: Answer) -> list[dict[str, float]]:
@@ -55,7 +59,13 @@ def score_events(answer: Answer, truth: Answer) -> list[dict[str, float]]:
     return marks or [{"kind": 1.0, "what": 1.0, "time": 1.0}]
 
 
-SCORERS = {"caption": score_caption, "detect": score_boxes, "invoice": score_invoice, "video": score_events}
+SCORERS = {
+    "caption": score_caption,
+    "classify": score_choice,
+    "detect": score_boxes,
+    "invoice": score_invoice,
+    "video": score_events,
+}
 
 
 def compute_iou(one: Sequence[float], other: Sequence[float]) -> float:

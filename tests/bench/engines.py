@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow.dataset as ds
 
 from pipeline.builtin import scene_files
-from pipeline.builtin.evaluate import JOBS_FOLDER, TASKS, read_answers_and_truths
+from pipeline.builtin.evaluate import JOBS_FOLDER, read_answers_and_truths
 from pipeline.builtin.scores import score_answers
 from pipeline.job import job_loader
 from pipeline.model import checkpoint_location
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="48 scenes of one task")
     parser.add_argument("--scenes", type=int, default=100)
-    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--tasks", default="caption,detect,invoice,video")
     options = parser.parse_args()
     if find_spec("vllm") is None:
         return print("skipped: run it with the Python of `make vllm-env`, as the first lines say")

@@ -7,11 +7,12 @@ when boxes are not mapped back, frames are shuffled, or positions are off by one
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 import pytest
 
-from pipeline.builtin.evaluate import evaluate_task
+from pipeline.builtin.evaluate import evaluate_task, read_answers_and_truths, run_task
 from pipeline.media.decode import ClipDecoder
 from pipeline.model.engines.torch import step_runner
 from pipeline.model.families import qwen
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.process
 
 BOUNDS = {
     "caption": {"valid": 0.99, "all named": 0.93},
+    "classify": {"valid": 0.99, "right": 0.96},
     "detect": {"valid": 0.99, "IoU": 0.9, "label": 0.95},
     "video": {"valid": 0.99, "kind": 0.95, "time": 0.85},
     "invoice": {"valid": 0.99, "number": 0.9, "issued": 0.9, "total": 0.9},
@@ -36,6 +38,14 @@ def find_misses(figures, bounds):
 @pytest.mark.parametrize("task", BOUNDS)
 def test_unseen_scenes_are_answered_correctly(task, tmp_path):
     assert find_misses(evaluate_task(tmp_path, task, SCENES), BOUNDS[task]) == set()
+
+
+def test_choices_are_right_at_least_as_often_as_captions(tmp_path):
+    right = evaluate_task(tmp_path, "classify", SCENES)["right"]
+    manifest = tmp_path / "classify" / "manifest.parquet"
+    run_task("caption", tmp_path, ["answer.guided=false", f"input.manifest={manifest}"], runner="local")
+    pairs = read_answers_and_truths(manifest, tmp_path / "answers" / "caption")
+    assert right >= fmean((caption or {}).get("tags", [None])[:1] == [truth] for caption, truth in pairs)
 
 
 QWEN3_BOUNDS = {"detect": {"IoU": 0.8, "label": 0.95}, "video": {"kind": 0.95, "time": 0.75}}
