@@ -224,6 +224,7 @@ output: a Reply becomes a Row, and Rows become a committed part
     output/dataset.py                       knows the layout of an output folder: parts, dead letters, runs, questions
     output/dead_letters.py                  finds the rows of a chunk that failed and have no answer yet
     output/local_files.py                   writes files on a local disk whole or not at all
+    output/medium_names.py                  names files after rows, the same in every export
     output/store.py                         creates, reads and lists objects in an output folder
     output/thread_map.py                    calls a function on many items from a few threads
 
@@ -234,6 +235,9 @@ truth: what people say the right answers are
     truth/truth_table.py                    Parquet, JSONL and CSV
     truth/coco_truth.py                     COCO files
     truth/label_studio_truth.py             JSON exports of Label Studio
+    truth/yolo_truth.py                     folders for YOLO
+    truth/cvat_truth.py                     XML of CVAT for images
+    truth/typed_truth.py                    gives true answers the types of a schema's columns
 
 answer: a Request becomes a Row
     answer.py                               asks the engine and builds the rows of a chunk
@@ -338,6 +342,7 @@ inspect: what people look at
     inspect/neighbours/vector_search.py     groups similar vectors, finds the nearest, chooses diverse ones
     inspect/neighbours/neighbours_page.py   shows them as rows of thumbnails
     inspect/neighbours/progress_line.py     tells how much of a long computation is done
+    inspect/corrections.py                  turns what people corrected into a table of truths
     inspect/compare/__init__.py             compares the answers to two questions of an output
     inspect/compare/paired_tests.py         tests whether one is better than the other
     inspect/compare/question_costs.py       what the answers to a question cost

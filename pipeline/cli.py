@@ -30,6 +30,7 @@ from pipeline.output_options import (
     add_sample_options,
     add_score_options,
     add_status_options,
+    add_truth_file_options,
 )
 
 EXIT_CODES_HELP = """\
@@ -173,6 +174,16 @@ COMMANDS = {
   python -m pipeline neighbours out/embed --diverse 500 --to diverse.parquet""",
         commands.find_neighbours,
         add_neighbours_options,
+        job_argument="none",
+    ),
+    "truth": Command(
+        "turn what people labelled or corrected into a table of truths, by the ids of rows",
+        """\
+  python -m pipeline truth project-1.json out/boxes --from label-studio --to truth.parquet
+  python -m pipeline truth yolo/data.yaml out/boxes --from yolo
+  python -m pipeline score out/boxes --truth truth.parquet""",
+        commands.write_truth,
+        add_truth_file_options,
         job_argument="none",
     ),
     "compare": Command(

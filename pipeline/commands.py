@@ -263,6 +263,24 @@ def find_neighbours(options: argparse.Namespace) -> int:
     return ExitCode.ALL_ANSWERED
 
 
+def write_truth(options: argparse.Namespace) -> int:
+    from pipeline.inspect.corrections import write_corrections
+    from pipeline.run.progress import format_count
+
+    count = write_corrections(
+        options.file,
+        options.output,
+        Path(options.to),
+        format_name="table" if options.format == "csv" else options.format,
+        question=options.question,
+        id_column=options.truth_id,
+        schema_spec=options.schema,
+    )
+    unused = f"; truths that belong to no row of {options.output}: {count.unused:,}" if count.unused else ""
+    print(f"{options.to}: {format_count(count.rows, 'row')}{unused}")
+    return ExitCode.ALL_ANSWERED
+
+
 def compare_answers(options: argparse.Namespace) -> int:
     from pipeline.inspect import compare
     from pipeline.inspect.compare.compare_text import format_comparison

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from pipeline.registry import TRUTHS
+
 SERVE_OPTION = "--serve"
 
 
@@ -49,11 +51,24 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_truth_options(parser: argparse.ArgumentParser, *, is_required: bool) -> None:
-    truth_help = "a kept column of the output; or Parquet, JSONL, CSV, a COCO file, a JSON export of Label Studio"
+    truth_help = "a kept column of the output; or Parquet, JSONL, CSV, or a file of COCO, Label Studio, YOLO, CVAT"
     parser.add_argument("--truth", required=is_required, metavar="WHERE", help=truth_help)
+    add_schema_options(parser)
+
+
+def add_schema_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--truth-id", default="id", metavar="COLUMN", help="the ids in a table of truths; default id")
     schema_help = "the job's own schema, such as path.py:Model, if it says how fields are compared"
     parser.add_argument("--schema", metavar="SCHEMA", help=schema_help)
+
+
+def add_truth_file_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="what people labelled: a file, or data.yaml of a YOLO folder")
+    parser.add_argument("output", help="the output.path of the job whose rows these are")
+    parser.add_argument("--question", metavar="FP", help="a fingerprint; default: the question that was asked last")
+    parser.add_argument("--from", dest="format", choices=[*TRUTHS, "csv"], help="default: the file tells")
+    parser.add_argument("--to", default="truth.parquet", metavar="FILE", help="default truth.parquet in this folder")
+    add_schema_options(parser)
 
 
 def add_sample_options(parser: argparse.ArgumentParser) -> None:

@@ -59,6 +59,8 @@ TRUTHS = {  # by the format of a file that `score --truth` reads
     "table": "pipeline.truth.truth_table:TruthTableReader",
     "coco": "pipeline.truth.coco_truth:CocoTruthReader",
     "label-studio": "pipeline.truth.label_studio_truth:LabelStudioTruthReader",
+    "yolo": "pipeline.truth.yolo_truth:YoloTruthReader",
+    "cvat": "pipeline.truth.cvat_truth:CvatTruthReader",
 }
 SCHEMAS = {  # by `answer.schema`
     "caption": "schemas.caption:Caption",

@@ -14,12 +14,13 @@ import pyarrow as pa
 
 from pipeline.errors import OutputError
 from pipeline.export.base import ExportTask
-from pipeline.export.media_files import find_extension, name_medium
+from pipeline.export.media_files import find_extension
 from pipeline.export.remarks import Remarks
 from pipeline.export.splits import Splits, choose_split
 from pipeline.export.upload_queue import UploadQueue
 from pipeline.output.answer.annotations import Annotation, find_annotations
 from pipeline.output.answer.geometry import find_field_meanings
+from pipeline.output.medium_names import name_medium
 from pipeline.types import Size
 
 

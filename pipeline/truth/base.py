@@ -21,6 +21,7 @@ from pipeline.truth.compared_fields import ComparedField
 class TrueAnswer(NamedTuple):
     names: tuple[str, ...]  # of the row, the surest first: ids, then names of files
     answer: Any  # in the shape of the schema
+    in_fractions: bool = False  # its boxes are fractions of the picture
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class TruthFile:
 
 class TruthReader(ABC):
     description: ClassVar[str] = ""  # for messages
+    is_about_pictures: ClassVar[bool] = False  # a row of several pictures then has a truth for each
 
     def __init__(self, file: TruthFile):
         self.file = file

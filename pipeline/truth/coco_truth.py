@@ -16,6 +16,7 @@ from pipeline.truth.compared_fields import ComparedField
 
 class CocoTruthReader(TruthReader):
     description = "a COCO file"
+    is_about_pictures = True
 
     @classmethod
     def can_read(cls, file: TruthFile) -> bool:
@@ -28,7 +29,8 @@ class CocoTruthReader(TruthReader):
         for annotation in document["annotations"]:
             elements[annotation["image_id"]].append(build_box(boxes, annotation, labels))
         for image in document["images"]:
-            names = (*list_file_names(image.get("file_name", "")), str(image["id"]))
+            names = list_file_names(image.get("file_name", ""))
+            names = (image["name"], *names) if image.get("name") else (*names, str(image["id"]))  # our exports have one
             yield TrueAnswer(tuple(filter(None, names)), {boxes.name: elements[image["id"]]})
 
 

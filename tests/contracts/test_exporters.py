@@ -12,9 +12,10 @@ from pipeline.__main__ import main
 from pipeline.errors import JobError, OutputError
 from pipeline.export.base import ExportOptions
 from pipeline.export.export_job import export_job
-from pipeline.export.media_files import find_extension, name_medium
+from pipeline.export.media_files import find_extension
 from pipeline.export.splits import choose_split
 from pipeline.job.spec import Job
+from pipeline.output.medium_names import name_medium
 from pipeline.output.store import OutputStore
 from pipeline.registry import EXPORTERS
 

@@ -35,6 +35,11 @@ SAMPLES = {  # a file of each format, in which row `pics/a.png` has BOX
         "l.json",
         json.dumps([{"data": {"image": "s3://b/pics/a.png"}, "annotations": [{"result": [RESULT]}]}]),
     ),
+    "yolo": ("data.yaml", "{names: [cat, dog], train: images}"),
+    "cvat": (
+        "d.xml",
+        '<annotations><image name="a.png"><box label="dog" xtl="10" ytl="20" xbr="40" ybr="60"/></image></annotations>',
+    ),
     "toy": ("t.toy", "pics/a.png 10 20 40 60 dog"),
 }
 
@@ -59,6 +64,8 @@ def file(request, monkeypatch, tmp_path):
     monkeypatch.setitem(TRUTHS, "toy", "toy_truth:ToyTruthReader")
     name, text = SAMPLES[request.param]
     (tmp_path / name).write_text(text)
+    (tmp_path / "labels").mkdir()  # of YOLO
+    (tmp_path / "labels/a.txt").write_text("1 0.125 0.4 0.15 0.4\n")
     return str(tmp_path / name)
 
 
@@ -68,7 +75,7 @@ def open_boxes(file):
 
 def test_a_row_finds_its_truth_in_pixels_of_the_original(file):
     truth = open_boxes(file)
-    found = truth.find({"id": "pics/a.png", "media": [{"uri": "file:///data/pics/a.png"}]})
+    found = truth.find({"id": "pics/a.png", "media": [{"uri": "file:///data/pics/a.png", "width": 200, "height": 100}]})
     [box] = found["boxes"]
     assert {name: box[name] for name in BOX} == {**BOX, "bbox_2d": pytest.approx(BOX["bbox_2d"])}
     assert truth.find({"id": "pics/b.png", "media": [{"uri": "file:///data/pics/b.png"}]}) is None

@@ -1,7 +1,8 @@
 """The format `coco`: one JSON file of images, categories and annotations, for each split.
 
-Boxes are [x, y, width, height] in pixels, and annotations have a `score`. Images have the id of their row as `row`.
-Pictures without boxes are listed. The file is put together from the lines of all groups, so it is never held.
+Boxes are [x, y, width, height] in pixels, and annotations have a `score`. Images have the id of their row as `row`, and
+a `name` by which a truth finds them again. Pictures without boxes are listed. The file is put together from the lines
+of all groups, so it is never held.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def number_annotations(lines: Iterable[tuple[Any, Sequence[dict[str, Any]]]]) ->
 
 def describe_image(picture: Picture) -> dict[str, Any]:
     width, height = picture.size
-    image = {"file_name": picture.file_name, "width": width, "height": height, "row": picture.row_id}
+    names = {"name": picture.stem, "row": picture.row_id}
+    image = {"file_name": picture.file_name, "width": width, "height": height, **names}
     return image if picture.second is None else {**image, "second": picture.second}
 
 

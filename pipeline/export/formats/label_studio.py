@@ -20,9 +20,10 @@ from pipeline.export.class_names import ClassNames
 from pipeline.export.formats.label_studio_config import FRAME_RATE, build_config, build_controls
 from pipeline.export.formats.label_studio_results import ResultBuilder
 from pipeline.export.group_lines import GroupLines, dump, read_group_lines, write_elements, write_text_file
-from pipeline.export.media_files import copy_file, find_extension, name_medium, read_head
+from pipeline.export.media_files import copy_file, find_extension, read_head
 from pipeline.export.splits import choose_split
 from pipeline.output.answer.confidence import list_confidences
+from pipeline.output.medium_names import name_medium
 from pipeline.truth.compared_fields import build_compared_fields
 
 TASKS_PER_FILE = 10_000

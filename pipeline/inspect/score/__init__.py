@@ -82,7 +82,7 @@ def measure_answers(reader: OutputReader, truth: TruthIndex) -> OutputScore:
         rows=len(scored.marks),
         failed=scored.failed,
         unlabelled=scored.unlabelled,
-        unused=max(0, len(truth.answers) - len(truth.used)),
+        unused=truth.count_unused(),
         fields=score_fields(scored),
         estimates=scored.population.estimate(),
     )
