@@ -378,6 +378,7 @@ python_api: what `import vlbatch` offers
 Commands
     shell_completion.py                     the script by which a shell completes commands
     commands.py                             what each command does
+    score_commands.py                       what score, sample, truth and compare do
     output_options.py                       the options of the commands that read an output
     job_options.py                          the options of the commands that read or write a job
     cli.py                                  the commands with their options and examples

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from pipeline import commands
+from pipeline import commands, score_commands
 from pipeline.job_options import (
     RETRY_OPTION,
     add_check_options,
@@ -153,7 +153,7 @@ COMMANDS = {
   python -m pipeline score out/demo/answers/detect --truth truth     # a column that input.keep names
   python -m pipeline score out/invoices --truth checked.csv --truth-id doc_id
   python -m pipeline score out/boxes --truth instances.json --json > score.json    # COCO or Label Studio""",
-        commands.score_answers,
+        score_commands.score_answers,
         add_score_options,
         job_argument="none",
     ),
@@ -162,7 +162,7 @@ COMMANDS = {
         """\
   python -m pipeline sample out/invoices --rows 200 --to check.csv
   python -m pipeline score out/invoices --truth check.csv    # also estimates all other rows""",
-        commands.sample_rows,
+        score_commands.sample_rows,
         add_sample_options,
         job_argument="none",
     ),
@@ -182,7 +182,7 @@ COMMANDS = {
   python -m pipeline truth project-1.json out/boxes --from label-studio --to truth.parquet
   python -m pipeline truth yolo/data.yaml out/boxes --from yolo
   python -m pipeline score out/boxes --truth truth.parquet""",
-        commands.write_truth,
+        score_commands.write_truth,
         add_truth_file_options,
         job_argument="none",
     ),
@@ -191,7 +191,7 @@ COMMANDS = {
         """\
   python -m pipeline compare out/invoices --truth check.csv       # the two questions that were asked last
   python -m pipeline compare out/invoices 3f2a91c04d11 b7710e52aa90 --json""",
-        commands.compare_answers,
+        score_commands.compare_answers,
         add_compare_options,
         job_argument="none",
     ),

@@ -45,6 +45,7 @@ ROOMS = (  # a room imports only rooms that stand before it
     "python_api",
     "shell_completion",
     "commands",
+    "score_commands",
     "output_options",
     "job_options",
     "cli",
