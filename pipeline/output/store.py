@@ -119,6 +119,14 @@ class OutputStore:
     def read_object(self, name: str) -> bytes:
         return self.run_with_retries(name, lambda: self._read_complete(f"{self.root}/{name}"))
 
+    def has_object(self, name: str) -> bool:
+        """One request for a small object. Asking fsspec for its existence would also list the folder of that name."""
+        try:
+            self.run_with_retries(name, lambda: self.filesystem.cat_file(f"{self.root}/{name}"), missing_ok=True)
+        except FileNotFoundError:
+            return False
+        return True
+
     def _read_complete(self, path: str) -> bytes:
         data = bytes(self.filesystem.cat_file(path))
         if data[-4:] != b"PAR1" if path.endswith(".parquet") else len(data) != self.filesystem.size(path):

@@ -28,6 +28,7 @@ from pipeline.run.log import Say
 
 LEASE_TIMEOUT_S = 60.0  # after so long without a heartbeat a holder counts as dead; VLBATCH_LEASE_S overrides it
 HEARTBEATS_PER_TIMEOUT = 6
+LEASE_LIFETIME_S = 30 * 86400.0  # then the objects of a lease are deleted
 POLL_INTERVAL_S = 2.0  # of a run that waits
 COMMIT_GRACE_S = 2.0  # a commit that was allowed has ended by then
 BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
@@ -79,7 +80,18 @@ class Lease:
         if not self.store.create_object(f"{self.folder}/{self.epoch:08d}.json", record):
             return False
         self.write_heartbeat(HELD)
+        self.delete_old_leases()
         return True
+
+    def delete_old_leases(self) -> None:
+        """A worker of an epoch looks only for the next one, so that stays for as long as such a worker may wake up."""
+        claim_times = list_claim_times(self.dataset)
+        newest_claim = claim_times.get(self.epoch, 0.0)
+        for epoch, claimed_at in claim_times.items():
+            if epoch < self.epoch and newest_claim - claimed_at > LEASE_LIFETIME_S:
+                for ending in ("beat", "json"):
+                    with suppress(OutputError):  # some roles may not delete
+                        self.store.delete_object(f"{self.folder}/{epoch:08d}.{ending}")
 
     def wait_for_late_commits(self) -> None:
         """A holder that did not release the lease may be writing a last part. Wait until it is written."""
@@ -134,7 +146,7 @@ class Lease:
 
 def raise_if_taken_over(dataset: Dataset, epoch: int) -> None:
     """A worker's check before it commits: its driver may have been suspended while another run took over."""
-    if epoch and find_newest_epoch(dataset) > epoch:
+    if epoch and dataset.store.has_object(f"{dataset.lease_folder}/{epoch + 1:08d}.json"):
         raise StoppedError(f"stopped: another run has taken over {dataset.store.path} and does what was left")
 
 

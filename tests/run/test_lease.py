@@ -260,3 +260,28 @@ def test_a_suspended_run_that_was_taken_over_changes_nothing_when_it_wakes(works
     assert "taken over" in stderr
     assert before.items() <= after.items() == workspace.list_parts().items()
     assert workspace.list_answered_ids() == sorted(f"r{n}" for n in range(24))
+
+
+def test_a_commit_asks_for_one_object_and_lists_nothing(bucket, monkeypatch):
+    """A store takes twelve times as much for a listing."""
+    with open_lease(bucket, "first") as first:
+        worker = Dataset(OutputStore("s3://leases/out"), "f")
+        assert worker.lease_folder == bucket.lease_folder  # found once, at the start
+        monkeypatch.setattr(worker.store.filesystem, "find", None)
+        monkeypatch.setattr(worker.store.filesystem, "info", None)
+        raise_if_taken_over(worker, first.epoch)
+        with open_lease(bucket, "second", take_over=True), pytest.raises(StoppedError, match="has taken over"):
+            raise_if_taken_over(worker, first.epoch)
+
+
+def test_leases_of_last_month_are_deleted(dataset):
+    folder = dataset.store.root + "/" + dataset.lease_folder
+    for run_id in ("old", "recent"):
+        with open_lease(dataset, run_id):
+            pass
+    for ending in ("json", "beat"):
+        os.utime(f"{folder}/00000001.{ending}", (time.time() - 31 * 86400,) * 2)
+        os.utime(f"{folder}/00000002.{ending}", (time.time() - 29 * 86400,) * 2)
+    with open_lease(dataset, "now") as now:
+        assert now.epoch == 3
+        assert sorted(os.listdir(folder)) == [f"0000000{epoch}.{end}" for epoch in (2, 3) for end in ("beat", "json")]
