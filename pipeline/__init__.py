@@ -281,6 +281,10 @@ export: answers become other people's formats
     export/plain_values.py                  values in the types that JSON and CSV have
     export/formats/json_lines.py            lines of JSON
     export/formats/csv_table.py             CSV, with a column for each value of an answer
+    export/formats/huggingface.py           a data set for Hugging Face's datasets and the hub
+    export/dataset_card.py                  the card of such a data set
+    export/formats/tar_shards.py            WebDataset tars
+    export/formats/sharegpt.py              chats for fine-tuning
     export/formats/coco.py                  the format of COCO's object detection
     export/formats/yolo.py                  the format that Ultralytics trains from
     export/formats/voc.py                   the XML files of PASCAL VOC

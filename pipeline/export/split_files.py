@@ -28,32 +28,42 @@ class SplitFiles(Generic[WriterT]):
     ):
         self.target, self.name_file, self.open_file = target, name_file, open_file
         self.writers: dict[str, WriterT] = {}
-        self.paths: dict[str, Path] = {}
+        self.open_files: dict[str, ExitStack] = {}
+        self.names: list[str] = []
 
     def __enter__(self) -> Self:
-        self.stack = ExitStack()
-        self.folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="vlbatch-")))
-        self.open_writers = self.stack.enter_context(ExitStack())
+        self.folder = tempfile.TemporaryDirectory(prefix="vlbatch-")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stack.__exit__(kind, error, trace)
+        for file in self.open_files.values():
+            file.close()
+        self.folder.cleanup()
 
     def get_writer(self, split: str) -> WriterT:
         if split not in self.writers:
-            self.paths[split] = self.folder / str(len(self.paths))
-            self.writers[split] = self.open_writers.enter_context(self.open_file(self.paths[split]))
+            self.open_files[split] = ExitStack()
+            self.writers[split] = self.open_files[split].enter_context(self.open_file(self.get_path(split)))
         return self.writers[split]
 
+    def get_path(self, split: str) -> Path:
+        return Path(self.folder.name, split.replace("/", "~") or "all")
+
+    def upload_file(self, split: str) -> None:
+        """Close and upload a file that is complete."""
+        del self.writers[split]
+        self.open_files.pop(split).close()
+        self.names.append(self.name_file(split))
+        self.target.upload_file(self.names[-1], self.get_path(split))
+        self.get_path(split).unlink()
+
     def upload(self) -> list[str]:
-        """Close and upload all files; returns their names."""
-        self.open_writers.close()
-        names = {self.name_file(split): path for split, path in self.paths.items()}
-        for name, path in names.items():
-            self.target.upload_file(name, path)
-        return sorted(names)
+        """Upload all files; returns their names."""
+        for split in list(self.writers):
+            self.upload_file(split)
+        return sorted(self.names)
 
 
 def split_table(table: pa.Table, splits: Splits) -> Iterator[tuple[str, pa.Table]]:
