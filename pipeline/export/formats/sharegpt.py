@@ -15,11 +15,12 @@ import pyarrow as pa
 
 from pipeline.errors import OutputError
 from pipeline.export.base import ExportTask
-from pipeline.export.media_files import copy_file, find_extension, name_medium, read_head
+from pipeline.export.media_files import copy_file, find_extension, read_head
 from pipeline.export.plain_values import encode_json, list_rows
 from pipeline.export.split_files import SplitFiles, split_table
 from pipeline.manifest.column_selection import find_placeholders
 from pipeline.manifest.items import fill_placeholders
+from pipeline.output.medium_names import name_medium
 
 DEFAULT_SPLIT = "train"
 PLACEHOLDERS = {"image": "<image>", "video": "<video>"}
