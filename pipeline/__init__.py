@@ -173,6 +173,7 @@ model: frames and text become tokens
     model/engines/torch/__init__.py         our own engine: settings and checks
     model/engines/torch/torch_settings.py   the section `engine` of a job that uses it
     model/engines/torch/engine.py           runs it: continuous batching on torch
+    model/engines/torch/vector_pooler.py    which states of a sequence its vector is made of
     model/engines/torch/vision_engine.py    computes vectors from the features of media alone
     model/engines/torch/scheduler.py        chooses which sequences run, and what the next step computes
     model/engines/torch/sequence.py         a request inside the engine

@@ -15,7 +15,7 @@ from pipeline.model.engines.torch.torch_settings import TorchSettings
 
 class TorchEngineType(EngineType):
     Settings = TorchSettings
-    abilities = frozenset({"guidance", "confidence", "choices", "vision_embeddings"})
+    abilities = frozenset({"guidance", "confidence", "choices", "embeddings", "vision_embeddings"})
 
     def open(self, job: Job) -> Engine:
         import torch
@@ -49,6 +49,7 @@ class TorchEngineType(EngineType):
             attention=job.model.attention,
             quantize=job.model.quantize,
             tensor_parallel=size,
+            output="states" if job.answer.embedding else "logits",
             **job.engine.model_dump(exclude={"kind"}),
         )
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from pipeline.errors import GenerateError, ItemError, JobError
 from pipeline.model.detokenizer import Detokenizer
 from pipeline.model.engines.torch.oom_backoff import MODEL_ERRORS, LimitsFile, StepLimits, run_or_split
-from pipeline.model.engines.torch.pending_step import PendingStep, UnreadTokens, start_copy_to_host
+from pipeline.model.engines.torch.pending_step import PendingStep, UnreadTokens, start_copy, start_copy_to_host
 from pipeline.model.engines.torch.replica import RankConfig, start_replica
 from pipeline.model.engines.torch.sampler import apply_grammar_masks, sample_tokens
 from pipeline.model.engines.torch.scheduler import ScheduledBatch, Scheduler, select_sampled
@@ -79,8 +79,8 @@ class TorchEngine:
     def has_room(self) -> bool:
         waiting = self.scheduler.waiting
         pixel_bytes = sum(clip.pixels.nbytes for sequence in waiting for clip in sequence.request.clips)
-        scored_tokens = sum(sequence.reserved_tokens for sequence in waiting if sequence.scorer)
-        is_short = len(waiting) < 2 * self.sizes.slots or 0 < scored_tokens < 2 * self.limits.prefill_tokens
+        prefill_tokens = sum(sequence.reserved_tokens for sequence in waiting if sequence.only_prefills)
+        is_short = len(waiting) < 2 * self.sizes.slots or 0 < prefill_tokens < 2 * self.limits.prefill_tokens
         return not waiting or (is_short and pixel_bytes < MAX_WAITING_PIXEL_BYTES)
 
     def submit(self, request: Request) -> None:
@@ -129,8 +129,8 @@ class TorchEngine:
         return self.schedule(), None
 
     def count_together(self, batch: ScheduledBatch) -> int:
-        """How many sequences go through one pass. Those that are scored are limited by their tokens alone."""
-        is_sampled = any(sequence.scorer is None for sequence, _ in batch)
+        """How many sequences go through one pass. Those that only prefill are limited by their tokens alone."""
+        is_sampled = any(not sequence.only_prefills for sequence, _ in batch)
         return self.limits.max_sequences if is_sampled else max(1, len(batch))
 
     def schedule(self, sampled: Collection[SequenceState] = ()) -> ScheduledBatch:
@@ -159,6 +159,7 @@ class TorchEngine:
         step = launched or self.launch_step(batch)
         logits = step.select_logits(sampled)
         scored, scores = step.select_scores(batch)
+        pooled, sums = step.select_sums(batch)
         normalizers = logits.logsumexp(-1)
         for index, error in apply_grammar_masks(logits, [sequence.matcher for sequence in sampled]).items():
             sampled[index].fail(error)
@@ -167,6 +168,7 @@ class TorchEngine:
         logprobs = logits.gather(1, tokens[:, None])[:, 0] - normalizers
         read_tokens = start_copy_to_host(tokens, logprobs)
         read_scores = start_copy_to_host(scores) if scored else lambda: [[]]
+        read_sums = start_copy(sums)
         self.mark_computed(batch)
         if launch_next:
             self.launch_next_step(sampled, tokens)
@@ -174,6 +176,8 @@ class TorchEngine:
             if not math.isfinite(logprob):
                 sequence.fail(GenerateError("model", NOT_NUMBERS))
             sequence.add_target_logprob(continuation, logprob)
+        for sequence, total in zip(pooled, read_sums().numpy(), strict=True):
+            sequence.add_states(total)
         for sequence, token, logprob in zip(sampled, *read_tokens(), strict=True):
             if not math.isfinite(logprob):
                 sequence.fail(GenerateError("model", NOT_NUMBERS))
@@ -187,7 +191,8 @@ class TorchEngine:
         outputs = self.step_runner(batch, unread)
         self.counters["tokens_computed"] += sum(count for _, count in batch)
         targets = [(sequence, target) for sequence, count in batch for target in sequence.list_targets(count)]
-        return PendingStep(batch, outputs.logits, select_sampled(batch), outputs.scores, targets)
+        pooled = [sequence for sequence, count in batch if sequence.find_pooled_span(count)]
+        return PendingStep(batch, outputs.logits, select_sampled(batch), outputs.scores, targets, outputs.sums, pooled)
 
     def launch_next_step(self, sampled: Sequence[SequenceState], tokens: Tensor) -> None:
         """Launch the next step with tokens that the host has not read: see pending_step.py."""

@@ -11,7 +11,7 @@ from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ from pipeline.model.engines.torch.linear_state import StateShape
 from pipeline.model.engines.torch.memory import refuse_too_large
 from pipeline.model.engines.torch.shard import SINGLE_RANK, TensorParallel, WeightLayout
 from pipeline.model.families.model_architecture import ModelArchitecture, VisionTower
+
+ModelOutput = Literal["logits", "states", "features"]  # of the head, the language model, or the vision tower
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def load_model(
 def load_vision_tower(folder: Path, config: Mapping[str, Any] | None = None, **options: Any) -> VisionTower:
     """The vision tower alone: no weight of the language model is read."""
     config = config or family_loader.load_config(folder)
-    model = build_model(folder, config, tower_only=True, **options)
+    model = build_model(folder, config, output="features", **options)
     use_packed_attention(model)
     return family_loader.load_architecture(config["model_type"]).open_vision_tower(model)
 
@@ -110,11 +112,11 @@ def build_model(
     quantize: str | None = None,
     adapter: Path | None = None,
     tp: TensorParallel = SINGLE_RANK,
-    tower_only: bool = False,
+    output: ModelOutput = "logits",
 ) -> Any:
     """transformers' model with its weights, and those of an adapter's folder merged; four-bit layers are ours.
 
-    With `tower_only` the language model and its head are left out.
+    The parts that the output does not need are left out.
     """
     device = torch.device(device)
     architecture = family_loader.load_architecture(config_json["model_type"])
@@ -122,12 +124,13 @@ def build_model(
     config._attn_implementation = "sdpa"
     with without_weights():
         model = hf_models.get_model_class(config_json["model_type"])(config)
-    if tower_only:
-        for part in (architecture.language_model, architecture.lm_head):
-            model.set_submodule(part, nn.Identity())
+    if output != "logits":
+        model.set_submodule(architecture.lm_head, nn.Identity())
+    if output == "features":
+        model.set_submodule(architecture.language_model, nn.Identity())
     checkpoint = Checkpoint(folder, architecture, Adapter(adapter, architecture) if adapter else None)
     weight_dtype = choose_dtype(dtype, config, checkpoint, is_int4=bool(group_sizes), device=device)
-    if checkpoint.adapter is not None and not tower_only:
+    if checkpoint.adapter is not None and output != "features":
         checkpoint.adapter.check_shapes(
             {
                 name: tuple(weight.shape)

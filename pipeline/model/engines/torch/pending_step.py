@@ -43,6 +43,8 @@ class PendingStep:
     sequences: Sequence[SequenceState]  # those of the batch that get logits, in the order of the rows of `logits`
     scores: Tensor  # log-probabilities of the targets
     targets: Sequence[tuple[SequenceState, Target]]  # of the sequences that ask for probabilities
+    sums: Tensor  # [sequences, width] of states
+    pooled: Sequence[SequenceState]  # those of the batch that these belong to
 
     def select_unfinished(self) -> ScheduledBatch:
         return [(sequence, count) for sequence, count in self.batch if not (sequence.finish or sequence.failure)]
@@ -55,6 +57,15 @@ class PendingStep:
             return self.logits.to(torch.float32, copy=True)
         return self.logits.index_select(0, copy_to_device(np.asarray(rows, np.int64), self.logits.device)).float()
 
+    def select_sums(self, batch: ScheduledBatch) -> tuple[list[SequenceState], Tensor]:
+        """Sequences of a part of the batch that ask for a vector, and what is added to each."""
+        wanted = {sequence for sequence, _ in batch}
+        rows = [row for row, sequence in enumerate(self.pooled) if sequence in wanted]
+        sums = self.sums
+        if len(rows) < len(self.pooled):
+            sums = sums.index_select(0, copy_to_device(np.asarray(rows, np.int64), sums.device))
+        return [self.pooled[row] for row in rows], sums
+
     def select_scores(self, batch: ScheduledBatch) -> tuple[list[tuple[SequenceState, int]], Tensor]:
         """Sequences of a part of the batch, each with the number of a continuation, and what is added to its score."""
         wanted = {sequence for sequence, _ in batch}
@@ -66,16 +77,23 @@ class PendingStep:
 
 
 def start_copy_to_host(*columns: Tensor) -> Callable[[], list[list[float]]]:
-    """Start the copy now, ahead of the next step in the stream; the returned function waits for it and reads."""
+    """The columns as lists: see `start_copy`."""
     if columns[0].device.type != "cuda":
         return lambda: [column.tolist() for column in columns]
-    stacked = torch.stack([column.double() for column in columns])  # one copy; doubles hold every token number
-    host = allocate_pinned(stacked.shape, stacked.dtype, stacked.device).copy_(stacked, non_blocking=True)
+    read = start_copy(torch.stack([column.double() for column in columns]))  # doubles hold every token number
+    return lambda: read().tolist()
+
+
+def start_copy(tensor: Tensor) -> Callable[[], Tensor]:
+    """Start the copy now, ahead of the next step in the stream; the returned function waits for it and reads."""
+    if tensor.device.type != "cuda" or not tensor.numel():
+        return tensor.cpu
+    host = allocate_pinned(tensor.shape, tensor.dtype, tensor.device).copy_(tensor, non_blocking=True)
     copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     copied.record()
 
-    def read() -> list[list[float]]:
+    def read() -> Tensor:
         copied.synchronize()
-        return host.tolist()
+        return host
 
     return read

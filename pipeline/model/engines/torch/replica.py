@@ -20,7 +20,7 @@ from pipeline.model.engines.torch.kv_cache import KVCache
 from pipeline.model.engines.torch.layer_compiler import compile_layers
 from pipeline.model.engines.torch.linear_state import LinearStates
 from pipeline.model.engines.torch.memory import EngineSizes
-from pipeline.model.engines.torch.model_loader import LoadedModel, load_model
+from pipeline.model.engines.torch.model_loader import LoadedModel, ModelOutput, load_model
 from pipeline.model.engines.torch.shard import TensorParallel
 from pipeline.model.engines.torch.step_runner import StepRunner, build_decode_function
 from pipeline.model.engines.torch.torch_settings import DEFAULT_HANG_S, DEFAULT_PREFILL_TOKENS
@@ -42,6 +42,7 @@ class RankConfig:
     attention: str = "auto"
     quantize: str | None = None
     adapter: Path | None = None
+    output: ModelOutput = "logits"  # "states": the model has no head, and gives vectors only
     graphs: bool = True  # replay decode steps as CUDA graphs
     compile: bool = False  # compile the layers of tower and language model
     hang_s: float = DEFAULT_HANG_S
@@ -95,6 +96,7 @@ def load_rank_model(rank_config: RankConfig) -> LoadedModel:
         device=device,
         quantize=rank_config.quantize,
         adapter=rank_config.adapter,
+        output=rank_config.output,
         tp=rank_config.tp,
     )
 

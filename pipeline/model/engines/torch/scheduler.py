@@ -50,7 +50,7 @@ class Scheduler:
 
     def takes_slot(self, sequence: SequenceState) -> bool:
         """Sequences that only prefill are as many as their tokens allow, unless each has a state."""
-        return self.has_states or sequence.scorer is None
+        return self.has_states or not sequence.only_prefills
 
     def schedule(
         self,

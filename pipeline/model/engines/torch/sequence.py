@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ItemError
 from pipeline.model.detokenizer import Detokenizer
 from pipeline.model.engines.torch.continuation_scorer import ContinuationScorer, Target
+from pipeline.model.engines.torch.vector_pooler import Span, VectorPooler
 from pipeline.types import Failure, FinishReason, Reply, Request, TokenLogprob
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class SequenceState:
     vision_indices: NDArray[np.int64]  # positions of the pad tokens in the prompt
     matcher: AnswerMatcher | None = None
     scorer: ContinuationScorer | None = None  # of a request for probabilities, which generates nothing
+    pooler: VectorPooler | None = None  # of a request for a vector, which generates nothing
     token_ids: NDArray[np.int64] = field(init=False)  # [reserved_tokens], filled up to known_tokens
     positions: NDArray[np.int64] = field(init=False)  # [axes, reserved_tokens]
     generator: Random = field(init=False)
@@ -70,7 +72,11 @@ class SequenceState:
 
     @property
     def output_tokens(self) -> int:
-        return 0 if self.scorer else self.known_tokens - self.prompt_tokens
+        return 0 if self.only_prefills else self.known_tokens - self.prompt_tokens
+
+    @property
+    def only_prefills(self) -> bool:
+        return self.scorer is not None or self.pooler is not None
 
     @property
     def pending_tokens(self) -> int:
@@ -98,7 +104,7 @@ class SequenceState:
 
     def reaches_last_token(self, token_count: int) -> bool:
         """Whether a step over so many tokens gives the logits from which the next token is sampled."""
-        return self.scorer is None and self.computed_tokens + token_count >= self.known_tokens
+        return not self.only_prefills and self.computed_tokens + token_count >= self.known_tokens
 
     def list_targets(self, token_count: int) -> list[Target]:
         """The tokens whose probability a step over so many tokens gives."""
@@ -109,6 +115,16 @@ class SequenceState:
     def add_target_logprob(self, continuation: int, logprob: float) -> None:
         assert self.scorer is not None
         if self.scorer.add_logprob(continuation, logprob):
+            self.finish = "stop"
+
+    def find_pooled_span(self, token_count: int) -> Span | None:
+        """The states of a step over so many tokens that the vector needs."""
+        return None if self.pooler is None else self.pooler.find_span(self.computed_tokens, token_count)
+
+    def add_states(self, total: NDArray[np.float32]) -> None:
+        assert self.pooler is not None
+        self.pooler.add_states(total)
+        if self.is_prompt_computed:
             self.finish = "stop"
 
     def fail(self, error: ItemError) -> None:
@@ -150,6 +166,8 @@ class SequenceState:
     def build_reply(self, detokenizer: Detokenizer) -> Reply:
         if self.scorer:
             return Reply(self.request.id, "", continuation_logprobs=tuple(self.scorer.logprobs))
+        if self.pooler:
+            return Reply(self.request.id, "", vector=self.pooler.compute_vector())
         output = self.token_ids[self.prompt_tokens : self.known_tokens].tolist()
         thinking, text = detokenizer.decode_output(output)
         _, answer = detokenizer.split_thinking(output)

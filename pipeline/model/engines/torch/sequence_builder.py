@@ -14,6 +14,7 @@ from pipeline.errors import GenerateError, PromptError
 from pipeline.model.detokenizer import Detokenizer
 from pipeline.model.engines.torch.continuation_scorer import ContinuationScorer
 from pipeline.model.engines.torch.sequence import SequenceState
+from pipeline.model.engines.torch.vector_pooler import VectorPooler
 from pipeline.model.engines.torch.vision_cache import VisionCache
 from pipeline.model.families.base import Family
 from pipeline.types import Request
@@ -39,7 +40,8 @@ class SequenceBuilder:
         matcher = self.create_matcher(request, max_new_tokens)
         scorer = ContinuationScorer(request.continuations) if request.continuations else None
         clip_keys = tuple(self.vision_cache.add_clip(clip) for clip in request.clips)
-        return SequenceState(request, max_new_tokens, clip_keys, vision_indices, matcher, scorer)
+        pooler = VectorPooler(request.pooling, len(request.input_ids)) if request.pooling else None
+        return SequenceState(request, max_new_tokens, clip_keys, vision_indices, matcher, scorer, pooler)
 
     def limit_new_tokens(self, request: Request) -> int:
         """The new tokens that were asked for, or as many as the context and the KV cache hold after the prompt.

@@ -42,11 +42,13 @@ class StepInputs:
     state_rows: list[tuple[int, int]]  # [sequences] of linear attention: what the step reads and what it writes
     target_indices: NDArray[np.int64]  # [targets] tokens of the step, and for each a token that may follow it,
     target_tokens: NDArray[np.int64]  # [targets] whose probability is wanted
+    pooled_spans: list[tuple[int, int]]  # tokens of the step whose states are summed
 
 
 class StepOutputs(NamedTuple):
     logits: Tensor  # [sequences, vocabulary] of those that reach their last token
     scores: Tensor  # [targets] log-probabilities, in float32
+    sums: Tensor  # [pooled spans, width] of states, in float32
 
 
 def build_step_inputs(batch: ScheduledBatch) -> StepInputs:
@@ -67,6 +69,11 @@ def build_step_inputs(batch: ScheduledBatch) -> StepInputs:
         for (sequence, count), offset in zip(batch, offsets.tolist(), strict=True)
         for target in sequence.list_targets(count)
     ]
+    pooled_spans = [
+        (span[0] + offset, span[1] + offset)
+        for (sequence, count), offset in zip(batch, offsets.tolist(), strict=True)
+        if (span := sequence.find_pooled_span(count))
+    ]
     target_indices, target_tokens = np.asarray(targets, np.int64).reshape(-1, 2).T
     return StepInputs(
         token_ids=np.concatenate([sequence.token_ids[first:end] for sequence, first, end in spans]),
@@ -75,12 +82,13 @@ def build_step_inputs(batch: ScheduledBatch) -> StepInputs:
         run_starts=[sequence.run_start for sequence, _ in batch],
         run_lengths=[end for _, _, end in spans],
         logit_indices=ends[[sequence.reaches_last_token(count) for sequence, count in batch]] - 1,
-        is_decode=all(count == 1 and item.is_prompt_computed and not item.scorer for item, count in batch),
+        is_decode=all(count == 1 and item.is_prompt_computed and not item.only_prefills for item, count in batch),
         pad_indices=np.concatenate(pad_indices),
         vision_spans=vision_spans,
         state_rows=[find_state_rows(item.slot, item.state_side, is_new=first == 0) for item, first, _ in spans],
         target_indices=target_indices,
         target_tokens=target_tokens,
+        pooled_spans=pooled_spans,
     )
 
 
@@ -131,7 +139,8 @@ class StepRunner:
                 logits = self.graphs(
                     token_ids, inputs.positions, inputs.run_starts, inputs.run_lengths, inputs.state_rows
                 )
-                return StepOutputs(self.select_wanted(logits, inputs), logits.new_empty(0))
+                no_sums = logits.new_empty(0, 0, dtype=torch.float32)
+                return StepOutputs(self.select_wanted(logits, inputs), logits.new_empty(0), no_sums)
             except GraphCaptureError as error:
                 log.warning(
                     f"CUDA graphs are off from here on, and decoding is slower: the first capture failed: {error}. "
@@ -142,7 +151,9 @@ class StepRunner:
         positions, packed_batch = self.to_device(inputs.positions), self.pack_batch(inputs)
         hidden = run_language_model(self.loaded, embeddings, positions, packed_batch, **deepstack_arguments)
         scores = self.score_targets(hidden, inputs)
-        return StepOutputs(self.loaded.lm_head(self.select_wanted(hidden, inputs)), scores)
+        sums = [hidden[first:end].sum(0, dtype=torch.float32) for first, end in inputs.pooled_spans]
+        states = torch.stack(sums) if sums else hidden.new_empty(0, 0, dtype=torch.float32)
+        return StepOutputs(self.loaded.lm_head(self.select_wanted(hidden, inputs)), scores, states)
 
     def score_targets(self, hidden: Tensor, inputs: StepInputs) -> Tensor:
         """The logits of a few tokens at a time: all at once would need more memory than the pass itself."""
