@@ -31,7 +31,8 @@ class ExportProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bar.stop()
+        if self.has_bar:
+            self.bar.stop()
 
     def show_rows(self, row_count: int) -> None:
         """Of the group that is being written."""
