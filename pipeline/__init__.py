@@ -283,6 +283,7 @@ export: answers become other people's formats
     export/formats/json_lines.py            lines of JSON
     export/formats/csv_table.py             CSV, with a column for each value of an answer
     export/formats/huggingface.py           a data set for Hugging Face's datasets and the hub
+    export/hub_push.py                      puts an export on the Hugging Face hub
     export/dataset_card.py                  the card of such a data set
     export/formats/tar_shards.py            WebDataset tars
     export/formats/sharegpt.py              chats for fine-tuning

@@ -101,6 +101,7 @@ def export_answers(options: argparse.Namespace) -> int:
         where=options.where,
         splits=parse_splits(options.split) if options.split else (),
         media=options.media,
+        push=options.push,
     )
     code = export_job(
         load_job(options),

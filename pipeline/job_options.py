@@ -79,6 +79,8 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", metavar="SHARES", help=split_help)
     media_help = "copy media into the export, link to the originals, or neither; default: by format"
     parser.add_argument("--media", choices=["copy", "link", "none"], help=media_help)
+    push_help = "then put a complete export of the format huggingface on the hub, as a private data set if it is new"
+    parser.add_argument("--push", metavar="OWNER/NAME", help=push_help)
     complete_help = "export nothing unless every row of the manifest has an answer"
     parser.add_argument("--require-complete", action="store_true", help=complete_help)
     add_allow_errors_option(parser)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -20,8 +21,7 @@ class FakeHub:
 
     def __init__(self) -> None:
         self.commits: dict[str, list[dict[str, bytes]]] = {}
-        self.uploaded: dict[str, bytes] = {}  # by hash, not committed yet
-        self.bytes_sent = 0
+        self.are_private: dict[str, bool] = {}  # repositories that were created by a request
 
     def commit(self, repository: str, **changes: bytes) -> str:
         """Returns the name of the commit."""
@@ -63,6 +63,27 @@ class HubHandler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def do_POST(self) -> None:
+        parts = urlsplit(self.path).path.strip("/").split("/")
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        repository = "/".join(parts[2:4])
+        if parts[1:] == ["validate-yaml"]:
+            self.send_json({"errors": [], "warnings": []})
+        elif parts[1:] == ["repos", "create"]:
+            wanted = json.loads(body)
+            name = f"{wanted['organization']}/{wanted['name']}"
+            self.hub.are_private[name] = wanted.get("visibility") == "private"
+            self.hub.commit(name, **{".gitattributes": b""})
+            self.send_json({"url": f"http://{self.headers['Host']}/datasets/{name}", "name": name})
+        elif parts[4] == "preupload":
+            files = self.hub.commits[repository][-1]
+            self.send_json({"files": [describe_upload(file["path"], files) for file in json.loads(body)["files"]]})
+        else:
+            self.hub.commits[repository].append(apply_commit(self.hub.commits[repository][-1], body))
+            commit = self.hub.name_commit(repository, len(self.hub.commits[repository]) - 1)
+            url = f"http://{self.headers['Host']}/datasets/{repository}/commit/{commit}"
+            self.send_json({"success": True, "commitOid": commit, "commitUrl": url})
+
     def send_file(self, repository: str, revision: str, name: str) -> None:
         found = self.hub.find_commit(repository, revision)
         if found is None or name not in found[1]:
@@ -89,10 +110,24 @@ class HubHandler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
-            self.hub.bytes_sent += len(data)
 
     def log_message(self, *_: object) -> None:
         """Quiet."""
+
+
+def describe_upload(name: str, files: dict[str, bytes]) -> dict[str, object]:
+    oid = hash_git_blob(files[name]) if name in files else None
+    return {"path": name, "uploadMode": "regular", "shouldIgnore": False, "oid": oid}
+
+
+def apply_commit(files: dict[str, bytes], body: bytes) -> dict[str, bytes]:
+    changed = dict(files)
+    for line in map(json.loads, body.splitlines()):
+        if line["key"] == "file":
+            changed[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        elif line["key"] == "deletedFile":
+            del changed[line["value"]["path"]]
+    return changed
 
 
 def list_tree(files: dict[str, bytes], folder: str, is_deep: bool) -> list[dict[str, object]]:

@@ -29,6 +29,7 @@ class ExportOptions:
     where: str | None = None  # an expression of DuckDB over the columns
     splits: Splits = ()
     media: str | None = None  # one of MEDIA_CHOICES; None: the format's first choice, if it has any
+    push: str | None = None  # a repository of the Hugging Face hub, for formats with `can_push`
 
     def identify(self) -> dict[str, Any]:
         """What these options change in an export. Empty for an export of an earlier version."""

@@ -20,6 +20,7 @@ from pipeline.errors import ExitCode, JobError, OutputError
 from pipeline.export.base import Exporter, ExportOptions, ExportTask
 from pipeline.export.export_progress import ExportProgress
 from pipeline.export.export_sources import AnswerReader, ExportSource, group_sources
+from pipeline.export.hub_push import push_export
 from pipeline.export.media_files import MediaFiles
 from pipeline.export.remarks import Remarks
 from pipeline.export.row_filter import RowFilter
@@ -35,6 +36,7 @@ from pipeline.run.progress import format_count
 from pipeline.types import ConfidenceMaps
 
 DEFAULT_FORMAT = "table"
+Say = Callable[[str], None]
 
 
 def export_job(
@@ -83,12 +85,23 @@ def export_job(
         say(line)
     if exit_code:
         say(describe_missing_rows(failed_count, plan.rows_left, lost_count))
+    if options.push:
+        publish(task, written, options.push, is_complete=exit_code != ExitCode.INCOMPLETE, say=say)
     return exit_code
+
+
+def publish(task: ExportTask, written: WrittenGroups, repository: str, *, is_complete: bool, say: Say) -> None:
+    if not is_complete:
+        say(f"not pushed to {repository}: rows were not asked yet")
+        return
+    message = f"{task.context.job.name}: {format_count(written.selected, 'row')} by {task.context.model_name}"
+    push_export(task.target, written.files, repository, message, say)
 
 
 def settle_options(exporter_type: type[Exporter], format_name: str, options: ExportOptions) -> ExportOptions:
     """The options with the format's default for media. Refuse those that the format cannot follow."""
     given = {"--partition-by": options.partition_by, "--split": options.splits, "--media": options.media}
+    given["--push"] = options.push
     for name in given:
         if given[name] and not list_followed_options(exporter_type)[name]:
             able = [
@@ -106,6 +119,7 @@ def list_followed_options(exporter_type: type[Exporter]) -> dict[str, object]:
         "--partition-by": exporter_type.can_partition,
         "--split": exporter_type.can_split,
         "--media": exporter_type.media_choices,
+        "--push": getattr(exporter_type, "can_push", False),
     }
 
 

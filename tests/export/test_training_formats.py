@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import datasets
 import PIL.Image
@@ -13,6 +14,7 @@ import yaml
 
 from pipeline.__main__ import main
 from pipeline.export.formats import tar_shards
+from tests.fake_hub import serve_hub
 
 pytestmark = pytest.mark.process
 
@@ -144,3 +146,41 @@ def test_chats_need_the_columns_that_the_prompt_names(workspace, sections, expor
     code, _, messages = export("--to", "sharegpt")
     assert code == 2
     assert "the prompt names hint, which the output does not keep; add it to input.keep: hint" in messages.err
+
+
+def test_a_data_set_is_pushed_as_one_commit_and_again_as_it_changes(workspace, export, monkeypatch):
+    options = ("--to", "huggingface", "--push", "acme/scenes")
+    with serve_hub(monkeypatch) as hub:
+        code, target, messages = export(*options)
+        assert code == 0, messages.err
+        assert "created the private data set acme/scenes" in messages.out
+        assert hub.are_private == {"acme/scenes": True}
+        [_, files] = hub.commits["acme/scenes"]
+        exported = {f"data/{path.name}": path.read_bytes() for path in target.glob("data/*.parquet")}
+        assert files == {".gitattributes": b"", "README.md": (target / "README.md").read_bytes(), **exported}
+        assert export(*options)[0] == 0
+        assert len(hub.commits["acme/scenes"]) == 2, "nothing has changed"
+        shutil.rmtree(target)
+        assert export(*options, "--split", "a=0.5,b=0.5")[0] == 0
+        names = set(hub.commits["acme/scenes"][-1]) - {".gitattributes", "README.md"}
+        assert names == {f"data/{path.name}" for path in target.glob("data/*.parquet")}
+        assert main(["export", str(workspace.folder / "job.yaml"), str(target / "no"), "--push", "acme/scenes"]) == 2
+
+
+def test_an_incomplete_export_is_not_pushed(workspace, sections, export, monkeypatch):
+    workspace.write_manifest(workspace.draw_images(7))
+    sections["input"] = {"media": ["image"]}
+    with serve_hub(monkeypatch) as hub:
+        code, _, messages = export("--to", "huggingface", "--push", "acme/scenes")
+    assert code == 4
+    assert "not pushed to acme/scenes: rows were not asked yet" in messages.out
+    assert not hub.commits
+
+
+def test_a_hub_that_refuses_is_named(export, monkeypatch):
+    with serve_hub(monkeypatch):
+        code, target, messages = export("--to", "huggingface", "--push", "not a name")
+    assert code == 2
+    assert "--push not a name: " in messages.err
+    assert "the export itself is complete" in messages.err
+    assert (target / "_SUCCESS").exists()
