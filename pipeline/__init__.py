@@ -238,6 +238,7 @@ truth: what people say the right answers are
     truth/label_studio_truth.py             JSON exports of Label Studio
     truth/yolo_truth.py                     folders for YOLO
     truth/cvat_truth.py                     XML of CVAT for images
+    truth/job_truth.py                      opens truths for a job: rows to correct in exports, or not to ask
     truth/typed_truth.py                    gives true answers the types of a schema's columns
 
 answer: a Request becomes a Row
@@ -266,6 +267,7 @@ export: answers become other people's formats
     export/base.py                          the seam: Exporter, a format, and the options of all formats
     export/remarks.py                       collects what people should know about an export beside its rows
     export/splits.py                        divides rows into splits by a hash of their ids
+    export/row_changes.py                   what is done to rows before a format gets them
     export/row_filter.py                    selects rows by an expression of DuckDB
     export/media_files.py                   reads the media of rows again, for formats that carry them
     export/export_progress.py               shows how far an export is

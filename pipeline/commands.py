@@ -30,6 +30,7 @@ def run_job(options: argparse.Namespace) -> int:
         take_over=options.take_over,
         retry_kind=options.retry_errors,
         show_ray_log=options.ray_log,
+        labelled_rows=options.labelled_rows,
     )
     job = load_job(options)
     with serve_while_running(job.output.path, options.serve):
@@ -61,6 +62,7 @@ def submit_job(options: argparse.Namespace) -> int:
     run_arguments += [f"--limit={options.limit}"] if options.limit else []
     run_arguments += [f"--on-change={options.on_change}", *(["--allow-errors"] if options.allow_errors else [])]
     run_arguments += ["--take-over"] * options.take_over + ["--ray-log"] * options.ray_log
+    run_arguments += [f"--except={options.labelled_rows}"] if options.labelled_rows else []
     run_arguments += [] if options.retry_errors is None else [f"--retry-errors={options.retry_errors}"]
     submission = Submission(
         job_path=options.job,
@@ -102,6 +104,7 @@ def export_answers(options: argparse.Namespace) -> int:
         splits=parse_splits(options.split) if options.split else (),
         media=options.media,
         push=options.push,
+        truth=options.prefer_truth,
     )
     code = export_job(
         load_job(options),

@@ -37,6 +37,8 @@ def add_submit_options(parser: argparse.ArgumentParser) -> None:
 
 def add_shared_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=parse_positive_int, metavar="N", help="only the first N rows of the manifest")
+    except_help = "do not ask the rows of this table of truths: people have labelled them"
+    parser.add_argument("--except", dest="labelled_rows", metavar="TRUTH", help=except_help)
     add_allow_errors_option(parser)
     parser.add_argument("--take-over", action="store_true", help="do not wait for another run that holds the output")
     parser.add_argument("--ray-log", action="store_true", help="show the log of Ray and its workers")
@@ -81,6 +83,8 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--media", choices=["copy", "link", "none"], help=media_help)
     push_help = "then put a complete export of the format huggingface on the hub, as a private data set if it is new"
     parser.add_argument("--push", metavar="OWNER/NAME", help=push_help)
+    truth_help = "what people corrected replaces what the model answered: a file that `truth` reads, or its table"
+    parser.add_argument("--prefer-truth", metavar="TRUTH", help=truth_help)
     complete_help = "export nothing unless every row of the manifest has an answer"
     parser.add_argument("--require-complete", action="store_true", help=complete_help)
     add_allow_errors_option(parser)

@@ -28,6 +28,7 @@ class ExportOptions:
     calibrated: bool = False  # whether the column `confidence` is calibrated by the newest score
     where: str | None = None  # an expression of DuckDB over the columns
     splits: Splits = ()
+    truth: str | None = None  # a file of corrections, which replace what the model answered
     media: str | None = None  # one of MEDIA_CHOICES; None: the format's first choice, if it has any
     push: str | None = None  # a repository of the Hugging Face hub, for formats with `can_push`
 

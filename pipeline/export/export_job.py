@@ -23,16 +23,19 @@ from pipeline.export.export_sources import AnswerReader, ExportSource, group_sou
 from pipeline.export.hub_push import push_export
 from pipeline.export.media_files import MediaFiles
 from pipeline.export.remarks import Remarks
+from pipeline.export.row_changes import RowChanges
 from pipeline.export.row_filter import RowFilter
 from pipeline.job.spec import Job
 from pipeline.manifest.files import list_manifest_files
-from pipeline.output.answer.confidence_maps import calibrate_column, hash_confidence_maps, read_confidence_maps
+from pipeline.output.answer.confidence_maps import read_confidence_maps
 from pipeline.output.arrow_tables import build_data_schema, describe_column
 from pipeline.output.dataset import Dataset, list_questions
 from pipeline.output.store import OutputStore
 from pipeline.registry import EXPORTERS, load_registered
 from pipeline.run import preflight, resume, retry_errors
 from pipeline.run.progress import format_count
+from pipeline.truth.job_truth import open_job_truth
+from pipeline.truth.truth_index import TruthIndex
 from pipeline.types import ConfidenceMaps
 
 DEFAULT_FORMAT = "table"
@@ -65,6 +68,7 @@ def export_job(
             raise OutputError(f"{store.path}: holds no answers to this question; run the job first")
         changes = RowChanges(
             read_calibration(dataset) if options.calibrated else {},
+            open_job_truth(options.truth, context) if options.truth else None,
             RowFilter(options.where, columns) if options.where else None,
         )
         plan = resume.build_resume_plan(context, manifest_files, dataset)
@@ -73,18 +77,22 @@ def export_job(
             say(f"nothing is exported; {describe_missing_rows(failed_count, plan.rows_left, 0)}")
             return choose_exit_code(failed_count, plan.rows_left)
         with closing(AnswerReader(plan, context, dataset)) as reader:
-            claim_target(task, format_name, reader, changes.maps)
+            claim_target(task, format_name, reader, changes)
             written = write_groups(exporter, task, reader, changes, say)
+            labelled_count = count_labelled_rows(plan, changes.truth, reader) if changes.truth else 0
         exporter.finish(written.files)
     row_count = written.rows - written.repeats
     lost_count = plan.rows - row_count - failed_count - plan.rows_left
-    exit_code = choose_exit_code(failed_count, plan.rows_left + lost_count)
+    left_count = plan.rows_left - labelled_count
+    exit_code = choose_exit_code(failed_count, left_count + lost_count)
     if exit_code != ExitCode.INCOMPLETE:
         task.target.create_object("_SUCCESS", b"")
     for line in describe_written_rows(target_path, written, plan.rows):
         say(line)
+    if labelled_count:
+        say(f"not asked, because people labelled them: {format_count(labelled_count, 'row')} of {options.truth}")
     if exit_code:
-        say(describe_missing_rows(failed_count, plan.rows_left, lost_count))
+        say(describe_missing_rows(failed_count, left_count, lost_count))
     if options.push:
         publish(task, written, options.push, is_complete=exit_code != ExitCode.INCOMPLETE, say=say)
     return exit_code
@@ -140,6 +148,16 @@ def count_failed_rows(plan: resume.ResumePlan, dataset: Dataset) -> int:
     return sum(1 for _ in retry_errors.read_failed_rows(retry_scope, dataset))
 
 
+def count_labelled_rows(plan: resume.ResumePlan, truth: TruthIndex, reader: AnswerReader) -> int:
+    """The rows that were not asked and that people have labelled."""
+    return sum(
+        truth.knows(row.id)
+        for chunk in plan.remaining_chunks
+        for offset, row in enumerate(reader.row_reader.read_rows(chunk))
+        if offset not in chunk.skipped_offsets
+    )
+
+
 def describe_missing_rows(failed_count: int, left_count: int, lost_count: int) -> str:
     lost = f", {lost_count:,} in a part that was deleted (run with another output.chunk_rows)" if lost_count else ""
     failed = f"{format_count(failed_count, 'row')} that failed (run --retry-errors)"
@@ -150,18 +168,6 @@ def choose_exit_code(failed_count: int, unasked_count: int) -> ExitCode:
     if unasked_count:
         return ExitCode.INCOMPLETE
     return ExitCode.FAILED_ROWS if failed_count else ExitCode.ALL_ANSWERED
-
-
-@dataclass(frozen=True)
-class RowChanges:
-    """What is done to rows before a format gets them."""
-
-    maps: ConfidenceMaps
-    row_filter: RowFilter | None
-
-    def apply(self, table: pa.Table) -> pa.Table:
-        table = calibrate_column(table, self.maps) if self.maps else table
-        return self.row_filter.select_rows(table) if self.row_filter else table
 
 
 @dataclass
@@ -181,7 +187,7 @@ def describe_written_rows(target_path: str, written: WrittenGroups, manifest_row
     return [rows, *written.remarks.format_lines()]
 
 
-def claim_target(task: ExportTask, format_name: str, reader: AnswerReader, maps: ConfidenceMaps) -> None:
+def claim_target(task: ExportTask, format_name: str, reader: AnswerReader, changes: RowChanges) -> None:
     """Create `_export.json`. Refuse a folder that holds another export or something else."""
     target = task.target
     entries = target.list_top_entries()
@@ -198,19 +204,17 @@ def claim_target(task: ExportTask, format_name: str, reader: AnswerReader, maps:
     }
     if format_name != DEFAULT_FORMAT:  # exports of earlier versions are tables and name no format
         claim["format"] = format_name
-    if maps:
-        claim["calibration"] = hash_confidence_maps(maps)
-    claim |= task.options.identify()
+    claim |= {**changes.identify(), **task.options.identify()}
     if target.create_object("_export.json", json.dumps(claim, indent=2).encode()):
         return
-    defaults = {"format": DEFAULT_FORMAT, "calibration": None, "where": None, "split": None, "media": None}
+    defaults = {"format": DEFAULT_FORMAT, **dict.fromkeys(("calibration", "truth", "where", "split", "media"))}
     before = {**defaults, **json.loads(target.read_object("_export.json"))}
     now = {**defaults, **claim}
-    changes = [
+    differences = [
         (name, before.get(name), now[name]) for name in now if name != "columns" and before.get(name) != now[name]
     ]
-    if changes:
-        shown = ", ".join(f"{name}: was {old}, is {new}" for name, old, new in changes if name != "sources")
+    if differences:
+        shown = ", ".join(f"{name}: was {old}, is {new}" for name, old, new in differences if name != "sources")
         raise OutputError(
             f"{target.path} holds another export ({shown or 'other answers or kept values'}); export to another "
             "folder, for instance one a day, or delete this one"
@@ -226,7 +230,7 @@ def write_groups(
     noted = task.target.list_names("_groups")
     with ExportProgress(len(groups), sum(source.max_rows for source in reader.sources), say) as progress:
         for group in groups:
-            name = name_group(group, task, reader, changes.maps)
+            name = name_group(group, task, reader, changes)
             if f"{name}.json" not in noted:
                 write_group(exporter, name, group, task, reader, changes, progress)
             note = json.loads(task.target.read_object(f"_groups/{name}.json"))
@@ -239,10 +243,10 @@ def write_groups(
     return written
 
 
-def name_group(group: Sequence[ExportSource], task: ExportTask, reader: AnswerReader, maps: ConfidenceMaps) -> str:
+def name_group(group: Sequence[ExportSource], task: ExportTask, reader: AnswerReader, changes: RowChanges) -> str:
     options = task.options.identify()
     identity: list[object] = [reader.digest, identify_sources(group)]
-    identity += [hash_confidence_maps(maps)] if maps else []
+    identity += changes.identify().values()
     identity += [options] if options else []
     return hash_json([task.context.fingerprint, list(task.options.partition_by), identity])
 
@@ -265,7 +269,7 @@ def write_group(
         for table in reader.read_tables(group, task.columns):
             row_count += table.num_rows
             repeat_count += table.num_rows - len(table["id"].unique())
-            selected = changes.apply(table)
+            selected = changes.apply(table, task.remarks)
             selected_count += selected.num_rows
             yield selected
             progress.show_rows(row_count)

@@ -37,6 +37,7 @@ class OutputStatus:
     examples: dict[str, str] = field(default_factory=dict)  # by "stage/kind"
     rows: int | None = None  # of the manifest, as the newest run counted them
     left: int | None = None  # of those
+    labelled: int = 0  # more rows of the manifest, which people have labelled: run --except
     runs: list[dict[str, Any]] = field(default_factory=list)
     lease: LeaseHolder | None = None  # the newest; its `held` tells whether that run still works
 
@@ -57,6 +58,7 @@ def read_status(path: str, question: str | None = None) -> OutputStatus:
         answered=sum(run.answered for run in reader.commits.values()) - repeated,
         repeated=repeated,
         rows=plan.get("rows"),
+        labelled=plan.get("labelled", 0),
         runs=reader.run_reports,
         lease=reader.lease_holder,
     )
@@ -90,6 +92,8 @@ def format_status(status: OutputStatus) -> Iterator[str]:
         yield "left      unknown: no run has got far enough to count the manifest"
     else:
         yield f"left      {status.left:,} of {status.rows:,} rows, as the last run counted them"
+    if status.labelled:
+        yield f"labelled  {format_count(status.labelled, 'row')} more, which the last run did not ask (--except)"
     if (holder := status.lease) and holder.held:
         yield f"running   run {holder.run} on {holder.host}, since {holder.since}; last seen {holder.seen}"
     else:

@@ -30,6 +30,7 @@ from pipeline.run.progress import Progress
 from pipeline.run.resume import ResumePlan
 from pipeline.run.runner import Runner
 from pipeline.run.signals import StopSignals
+from pipeline.truth.job_truth import read_labelled_ids
 from pipeline.types import ConfidenceMaps
 
 MAX_PASSES = 2  # over the chunks: the second one runs those that were lost in the first
@@ -45,6 +46,7 @@ class RunOptions:
     take_over: bool = False  # take the output from a run that holds it
     retry_kind: str | None = None  # ask failed rows of this kind again; empty: of any kind
     show_ray_log: bool = False
+    labelled_rows: str | None = None  # a table of truths, whose rows are not asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +115,14 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
     # A limited run splits only the files that it needs, so it does not start workers for that.
     splitter = run.runner.split_manifest if options.row_limit is None else resume.split_in_process
     plan = resume.build_resume_plan(
-        run.context, manifest_files, run.dataset, splitter=splitter, row_limit=options.row_limit
+        run.context,
+        manifest_files,
+        run.dataset,
+        splitter=splitter,
+        row_limit=options.row_limit,
+        labelled_ids=read_labelled_ids(options.labelled_rows, run.context) if options.labelled_rows else None,
     )
-    if not plan.rows:
+    if not plan.rows + plan.labelled_rows:
         raise JobError(f"input.manifest: {', '.join(run.context.job.input.manifest)} holds no rows")
     run.dataset.write_question(run.context.fingerprint_inputs)  # not before: a run that is refused leaves no question
     job_text = run.context.job.model_dump_json(indent=2, by_alias=True)
@@ -133,6 +140,7 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
         "epoch": run.lease.epoch,
         "parts": len(parts),
         "repeats_rows": repeats_rows,
+        "labelled": plan.labelled_rows,
         **submission,
         **attempt,
     }

@@ -39,6 +39,7 @@ class ResumePlan:
     orphans: OrphanRows
     rows: int
     duplicate_rows: int
+    labelled_rows: int = 0  # that are not asked, because people have labelled them
 
     @property
     def rows_left(self) -> int:
@@ -52,17 +53,25 @@ def build_resume_plan(
     *,
     splitter: ManifestSplitter | None = None,
     row_limit: int | None = None,
+    labelled_ids: RowNumbers | None = None,
 ) -> ResumePlan:
+    """`labelled_ids` are hashes of the ids of rows that are not asked. They count only where nothing is committed: a
+    chunk without them has another name."""
     parts = dataset.list_parts()
     hashed_chunks = (splitter or split_in_process)(context.job, manifest_files, context.schema_prompt)
     with HashBuckets() as row_hashes:
-        chunks = []
+        chunks, labelled_offsets = [], []
         for chunk, hashes in limit_rows(hashed_chunks, row_limit):
             row_hashes.add_hashes(hashes)
             chunks.append(chunk)
+            if labelled_ids is not None:
+                labelled_offsets.append(np.flatnonzero(np.isin(hashes[:, 0], labelled_ids)).tolist())
         first_rows = np.cumsum([0, *(chunk.row_count for chunk in chunks)])
         duplicates = find_duplicate_rows(row_hashes, chunks, first_rows, context)
         chunks = exclude_rows(chunks, group_by_span(duplicates, first_rows))
+        asked_before = sum(chunk.asked_row_count for chunk in chunks)
+        chunks = exclude_labelled_rows(chunks, labelled_offsets, parts)
+        row_count = sum(chunk.asked_row_count for chunk in chunks)
         remaining = {
             index: chunk for index, chunk in enumerate(chunks) if chunk.name not in parts and chunk.asked_row_count
         }
@@ -87,8 +96,9 @@ def build_resume_plan(
         chunks=tuple(chunks),
         remaining_chunks=tuple(chunk for chunk in remaining.values() if chunk.asked_row_count),
         orphans=orphans,
-        rows=sum(chunk.asked_row_count for chunk in chunks),
+        rows=row_count,
         duplicate_rows=len(duplicates),
+        labelled_rows=asked_before - row_count,
     )
 
 
@@ -140,6 +150,17 @@ def exclude_rows(chunks: Sequence[Chunk], offsets_by_chunk: Iterable[tuple[int, 
     for index, offsets in offsets_by_chunk:
         result[index] = replace(result[index], excluded_offsets=(*offsets, *result[index].excluded_offsets))
     return result
+
+
+def exclude_labelled_rows(
+    chunks: Sequence[Chunk], labelled_offsets: Sequence[Sequence[int]], parts: Mapping[str, ObjectInfo]
+) -> list[Chunk]:
+    offsets_by_chunk = [
+        (index, tuple(offset for offset in offsets if offset not in chunks[index].excluded_offsets))
+        for index, offsets in enumerate(labelled_offsets)
+        if chunks[index].name not in parts
+    ]
+    return exclude_rows(chunks, [(index, offsets) for index, offsets in offsets_by_chunk if offsets])
 
 
 def find_duplicate_rows(

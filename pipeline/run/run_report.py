@@ -26,7 +26,8 @@ def describe_plan(job_name: str, plan: ResumePlan) -> str:
     duplicates = f", {plan.duplicate_rows:,} more that ask the same and share an answer" if plan.duplicate_rows else ""
     done_before = f", {plan.rows - plan.rows_left:,} done before" if plan.rows > plan.rows_left else ""
     remaining = f"{plan.rows_left:,} to do in {format_count(len(plan.remaining_chunks), 'chunk')}"
-    return f"{job_name}: {format_count(plan.rows, 'row')}{duplicates}{done_before}; {remaining}"
+    labelled = f", {plan.labelled_rows:,} more that people have labelled (--except)" if plan.labelled_rows else ""
+    return f"{job_name}: {format_count(plan.rows, 'row')}{duplicates}{labelled}{done_before}; {remaining}"
 
 
 def print_summary(
@@ -95,6 +96,7 @@ def write_run_report(
         "rows": plan.rows,
         "rows_before": plan.rows - plan.rows_left,
         "duplicates": plan.duplicate_rows,
+        "labelled": plan.labelled_rows,
         "orphans": len(plan.orphans.parts),
         "answered": totals.answered,
         "failed": totals.failed,

@@ -66,6 +66,9 @@ class TruthIndex:
                 merged[name] = [*merged.get(name, ()), *({**element, **number} for element in elements)]
         return merged
 
+    def knows(self, row_id: str) -> bool:
+        return self.by_name.get(row_id) is not None
+
     def count_unused(self) -> int:
         return len(self.answers) - len(self.used_numbers)
 
