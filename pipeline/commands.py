@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -87,7 +88,12 @@ def plan_job(options: argparse.Namespace) -> int:
         gpu_names=options.gpu,
         price_per_hour=options.price,
     )
-    print(json.dumps(planning.to_json_dict(plan), indent=2) if options.json else "\n".join(format_plan(plan)))
+    if options.json:
+        print(json.dumps(planning.to_json_dict(plan), indent=2))
+        return ExitCode.ALL_ANSWERED
+    print("\n".join(format_plan(plan)))
+    if plan.rows_left:
+        print(f"\nnext: {format_job_command('run', options, '--limit', '20')}")
     return ExitCode.ALL_ANSWERED
 
 
@@ -154,6 +160,7 @@ def check_job(options: argparse.Namespace) -> int:
     for warning in preflight.find_warnings(context):
         print(f"careful: {warning}")
     print(f"{options.job} is valid: {job.name}, {len(files)} manifest file(s), fingerprint {context.fingerprint}")
+    print(f"next: {format_job_command('plan', options)}")
     return ExitCode.ALL_ANSWERED
 
 
@@ -199,6 +206,8 @@ def write_report(options: argparse.Namespace) -> int:
             f"media that are not shown: {report.withheld_media}, because no option allows to read them. "
             f"If the output is yours, add --roots, --hosts or --stores; {places}".rstrip("; ")
         )
+    if options.truth is None:
+        print(f"next: {shlex.join(['python', '-m', 'pipeline', 'sample', options.output])}  # how good are they?")
     return ExitCode.ALL_ANSWERED
 
 
@@ -247,6 +256,13 @@ def print_completion(options: argparse.Namespace) -> int:
 
     print(build_completion_script(options.parser, options.shell))
     return ExitCode.ALL_ANSWERED
+
+
+def format_job_command(command: str, options: argparse.Namespace, *more: str) -> str:
+    """Another command for the same job, with the same changes."""
+    changes = [word for change in options.set for word in ("--set", change)]
+    day = ["--date", options.date] if options.date else []
+    return shlex.join(["python", "-m", "pipeline", command, options.job, *changes, *day, *more])
 
 
 def load_job(options: argparse.Namespace) -> Job:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 from pipeline.errors import ExitCode, PipelineError
@@ -36,7 +37,8 @@ def sample_rows(options: argparse.Namespace) -> int:
         question=options.question,
         id_table=options.id_table,
     )
-    print(f"{options.to}: {count.drawn:,} of {count.answered:,} answered rows; fill in the column truth, then score")
+    print(f"{options.to}: {count.drawn:,} of {count.answered:,} answered rows; fill in the column truth")
+    print(f"next: {format_score_command(options)}")
     return ExitCode.ALL_ANSWERED
 
 
@@ -55,7 +57,12 @@ def write_truth(options: argparse.Namespace) -> int:
     )
     unused = f"; truths that belong to no row of {options.output}: {count.unused:,}" if count.unused else ""
     print(f"{options.to}: {format_count(count.rows, 'row')}{unused}")
+    print(f"next: {format_score_command(options)}")
     return ExitCode.ALL_ANSWERED
+
+
+def format_score_command(options: argparse.Namespace) -> str:
+    return shlex.join(["python", "-m", "pipeline", "score", options.output, "--truth", options.to])
 
 
 def compare_answers(options: argparse.Namespace) -> int:

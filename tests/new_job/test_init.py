@@ -127,7 +127,9 @@ def test_without_a_terminal_the_missing_flag_is_named(pictures, capsys, monkeypa
     assert main(["init"]) == 2
     assert "init needs --manifest" in capsys.readouterr().err
     assert main(["init", "detct", "--manifest", "pics"]) == 2
-    assert "there is no task 'detct'; there are caption, chart, detect" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "there is no task 'detct'; there are caption, " in message
+    assert "Did you mean 'detect'?" in message
 
 
 @pytest.mark.process
