@@ -182,3 +182,19 @@ def test_a_plan_of_failing_rows_lists_reasons_and_no_gpus(workspace):
     assert said[:3] == ["t: 2 rows, 2 to do", "headers read: all of them", ""]
     assert said[3] == "rows that will fail: 2, 100.0%"
     assert len(said) == 5
+
+
+def test_a_job_that_writes_nothing_has_no_answer_tokens(workspace):
+    workspace.write_manifest(workspace.draw_images(3))
+    sections = {"engine": {"kind": "torch"}, "workers": {"generate": {"gpus": 0}}}
+    plans = {}
+    for source in ("language", "vision"):
+        answer = {"embedding": {"from": source}}
+        job = Job.model_validate(workspace.build_job(**sections, prompt={"user": None}, answer=answer))
+        plans[source] = plan_job(job)
+        assert plans[source].load.output == 0
+        assert "answers         none is written" in "\n".join(plan_text.format_plan(plans[source]))
+        assert plans[source].offers[0].gpu_hours > 0
+    assert plans["vision"].model.text_parameters == 0 < plans["language"].model.text_parameters
+    assert plans["vision"].model.weights_bytes < plans["language"].model.weights_bytes
+    assert plans["vision"].offers[0].gpu_hours < plans["language"].offers[0].gpu_hours

@@ -80,7 +80,9 @@ def plan_job(
     chunks = resume_plan.remaining_chunks
     survey = survey_with_progress(context, chunks if sample_rows is None else list(sample_chunks(chunks, sample_rows)))
     known_answers, mean_tokens = read_answer_lengths(dataset)
-    if answer_tokens:
+    if not job.answer.is_written:
+        known_answers, mean_tokens = 0, 0
+    elif answer_tokens:
         known_answers, mean_tokens = 0, answer_tokens
     elif not known_answers:
         mean_tokens = min(DEFAULT_ANSWER_TOKENS, job.answer.max_new_tokens)
@@ -138,9 +140,10 @@ def find_model_size(job: Job) -> ModelSize | None:
     if not get_engine_type(job).runs_model_here:
         return None
     folder = checkpoint_location.locate_small_files(job.model.weights, job.model.revision)
-    return measure_model(
-        family_loader.load_config(folder, job.model), dtype=job.model.dtype, quantize=job.model.quantize
-    )
+    config = family_loader.load_config(folder, job.model)
+    size = measure_model(config, dtype=job.model.dtype, quantize=job.model.quantize)
+    is_vision_only = job.answer.embedding is not None and job.answer.embedding.source == "vision"
+    return size.without_text() if is_vision_only else size
 
 
 def to_json_dict(plan: JobPlan) -> dict[str, Any]:

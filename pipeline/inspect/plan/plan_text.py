@@ -54,16 +54,20 @@ def format_content(plan: JobPlan) -> Iterator[str]:
     yield f"vision tokens   {load.vision:,.0f}, {format_distribution(survey.vision, exact=exact)}"
     text_tokens = load.prompt - load.vision
     yield f"prompt text     {text_tokens:,.0f} tokens, {format_distribution(survey.text, exact=exact)}"
-    source = f"as in {plan.answers_known:,} earlier answers" if plan.answers_known else "--answer-tokens to change"
-    yield (
-        f"answers         {load.output:,.0f} tokens, estimated at {plan.answer_tokens:.0f} a row ({source}); "
-        f"at most {plan.max_new_tokens:,}"
-    )
+    yield f"answers         {format_answers(plan) if plan.answer_tokens else 'none is written; the prompt is read'}"
     if plan.tokens_are_estimates:
         yield "not known       the model's own tokens, limits and memory: a token is taken as 28*28 pixels or 4 bytes"
     if plan.cost is not None:
         counted = "estimated tokens" if plan.tokens_are_estimates else "tokens as model.weights counts them"
         yield f"cost            {format_amount(plan.cost)} at engine.price, for {counted}"
+
+
+def format_answers(plan: JobPlan) -> str:
+    source = f"as in {plan.answers_known:,} earlier answers" if plan.answers_known else "--answer-tokens to change"
+    return (
+        f"{plan.load.output:,.0f} tokens, estimated at {plan.answer_tokens:.0f} a row ({source}); "
+        f"at most {plan.max_new_tokens:,}"
+    )
 
 
 def format_sizes(survey: Survey, kind: str, count: int) -> str:

@@ -7,7 +7,7 @@ transformers' own classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,11 @@ class ModelSize:
     patches_per_token: int
     state_bytes: int = 0  # of the linear-attention layers, for one row of any length; the engine keeps it twice
     feature_bytes: int = 0  # those that each GPU keeps for every other one
+
+    def without_text(self) -> ModelSize:
+        """What a job needs that computes vectors from the vision tower alone."""
+        weights_bytes = self.weights_bytes - self.text_bytes
+        return replace(self, text_parameters=0, active_parameters=0, text_bytes=0, weights_bytes=weights_bytes)
 
     def compute_row_bytes(self, tokens: float) -> float:
         """KV cache and state of a row: what it takes, and what a step reads and writes of it."""

@@ -1,0 +1,76 @@
+"""The demo's job for vectors finds planted duplicates among drawn scenes; DuckDB compares vectors as README says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.__main__ import main
+from pipeline.builtin import scene_files
+from pipeline.builtin.evaluate import run_task
+from tests.bench.duplicates import change_picture
+
+pytestmark = pytest.mark.process
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+SCENES, COPIES = 150, 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Scenes, and copies of some of them: every other one is recompressed, and the others are cropped."""
+    folder = tmp_path_factory.mktemp("duplicates")
+    manifest = scene_files.write_scene_files(folder / "embed", "detect", SCENES)
+    rows = pq.read_table(manifest).to_pylist()
+    for number in range(COPIES):
+        change = ("recompressed", "cropped")[number % 2]
+        copy = change_picture(Image.open(folder / "embed" / rows[number]["media"]).convert("RGB"), change)
+        copy.save(folder / "embed" / f"copy-{number}.png")
+        rows.append({"id": f"{change}-{rows[number]['id']}", "media": f"copy-{number}.png", "truth": "{}"})
+    pq.write_table(pa.Table.from_pylist(rows), manifest)
+    assert run_task("embed", folder, [], runner="local") == 0
+    return folder
+
+
+def is_planted(first: str, second: str) -> bool:
+    return first.endswith(second) or second.endswith(first)
+
+
+def test_planted_duplicates_are_found_and_nothing_else(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert main(["neighbours", "answers/embed", "--above", "0.99"]) == 0
+    found = [(row["id"], row["of"]) for row in pq.read_table("neighbours.parquet").to_pylist()]
+    right = [pair for pair in found if is_planted(*pair)]
+    assert len(right) / len(found) >= 0.9
+    assert sum("recompressed" in first + second for first, second in right) == COPIES // 2
+    assert sum("cropped" in first + second for first, second in right) >= 4
+
+
+def test_a_copy_is_nearest_to_what_it_was_made_of(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    copies = [f"{('recompressed', 'cropped')[n % 2]}-detect-{n:05}" for n in range(COPIES)]
+    near = [word for row_id in copies for word in ("--near", row_id)]
+    assert main(["neighbours", "answers/embed", *near, "--count", "1"]) == 0
+    found = [(row["id"], row["of"]) for row in pq.read_table("neighbours.parquet").to_pylist()]
+    assert sum(is_planted(*pair) for pair in found) >= 18
+
+
+def test_the_sql_of_the_readme_finds_the_most_similar_rows(folder, monkeypatch):
+    monkeypatch.chdir(folder / "answers" / "embed")
+    (query,) = re.findall(r"```sql\n(SELECT a\.id.*?)```", README, re.DOTALL)
+    rows = duckdb.sql(query).fetchall()
+    assert len(rows) == 10
+    assert all(is_planted(first, second) for first, second, _ in rows[:9])
+    assert rows[0][2] == pytest.approx(1, abs=1e-3)
+    width = 128
+    cast = f"embedding::FLOAT[{width}]"
+    ((similarity,),) = duckdb.sql(
+        f"SELECT min(array_cosine_similarity({cast}, {cast})) FROM 'data/*/*.parquet'"
+    ).fetchall()
+    assert similarity == pytest.approx(1, abs=1e-5)
