@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pyarrow as pa
@@ -109,3 +110,25 @@ def test_types_are_inferred_once(tmp_path, monkeypatch):
 
 def test_a_path_may_begin_with_a_bracket():
     assert parse_media_cell("[1] scan.png", "/in", "image") == [MediaRef("/in/[1] scan.png")]
+
+
+def test_a_compressed_file_is_decompressed_once_for_all_spans_in_order(tmp_path, monkeypatch):
+    """Each span in turn costs what it holds; one that comes again is read all the same."""
+    path = tmp_path / "m.jsonl.gz"
+    path.write_bytes(gzip.compress(b"".join(b'{"id": "r%d", "note": "%s"}\n' % (n, b"x" * 500) for n in range(2000))))
+    source = JsonlSource(f"file://{path}")
+    spans = list(source.list_spans(20))
+    source.read_schema()
+    decompressed = []
+    read = gzip._GzipReader.read
+
+    def count_bytes(reader, size=-1):
+        data = read(reader, size)
+        decompressed.append(len(data))
+        return data
+
+    monkeypatch.setattr(gzip._GzipReader, "read", count_bytes)
+    ids = [row_id for span in spans for row_id in source.read_span(span)["id"].to_pylist()]
+    assert ids == [f"r{number}" for number in range(2000)]
+    assert sum(decompressed) <= 1.1 * spans[-1][1]
+    assert source.read_span(spans[3], ["id"])["id"].to_pylist() == ids[60:80]

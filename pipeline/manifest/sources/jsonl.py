@@ -20,6 +20,7 @@ from pipeline.json_values import replace_lone_surrogates
 from pipeline.manifest.sources.base import Source, Span
 
 SAMPLE_BYTES = 2**20
+COMPRESSED_ENDING = ".gz"
 PYTHON_TYPES = {pa.bool_(): (bool,), pa.int64(): (int,), pa.float64(): (int, float), pa.string(): (str,)}
 COLUMN_TYPES = (*PYTHON_TYPES, *map(pa.list_, PYTHON_TYPES))
 EXACT_LIMITS = {pa.int64(): 2**63, pa.float64(): 2**53}  # smaller integers are exact
@@ -54,13 +55,24 @@ class JsonlSource(Source):
             yield start, end
 
     def read_span(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
-        with fsspec.open(self.url, "rb", compression="infer") as file:
-            file.seek(span[0])
-            rows = self.parse_rows(file.read(span[1] - span[0]), span[0])
+        rows = self.parse_rows(self.read_bytes(span), span[0])
         schema = self.read_schema()
         names = schema.names if columns is None else columns
         selected = pa.schema([use_text_for_null(schema.field(name)) for name in names])
         return pa.table([self.build_column(rows, field, span[0]) for field in selected], schema=selected)
+
+    def read_bytes(self, span: Span) -> bytes:
+        if self.url.endswith(COMPRESSED_ENDING):
+            self.decompressed_file.seek(span[0])
+            return bytes(self.decompressed_file.read(span[1] - span[0]))
+        with fsspec.open(self.url, "rb") as file:
+            file.seek(span[0])
+            return bytes(file.read(span[1] - span[0]))
+
+    @cached_property
+    def decompressed_file(self) -> Any:
+        """It stays open: a span costs what lies between the last one and its end, and not all that comes before."""
+        return fsspec.open(self.url, "rb", compression="infer").open()
 
     def parse_rows(self, data: bytes, offset: int) -> list[tuple[int, dict[str, Any]]]:
         """(line number, row) of each row; line 1 starts at `offset` in the file."""
