@@ -54,7 +54,7 @@ def load_job_family(folder: Path, job: Job) -> Family:
     """The family of a checkpoint, with the job's changes. Nothing is read for a family that does not know its model."""
     thinking = None if job.answer.thinking is None else job.answer.thinking is not False
     options: dict[str, Any] = {"add_vision_id": job.media.add_vision_id, "thinking": thinking}
-    if not job.answer.is_written:
+    if not job.answer.is_written and (job.model.family is None or knows_model(job)):
         options |= {"thinking": False, "closes_thinking": True}
     if job.model.family and not knows_model(job):
         return load_family_class(job.model.family)(CheckpointFiles({}), build_byte_tokenizer(), **options)

@@ -49,7 +49,9 @@ def list_missing_abilities(job: Job, ability: Ability, key: str) -> list[str]:
     if ability in get_engine_type(job).abilities:
         return []
     able = [kind for kind, where in ENGINES.items() if ability in import_object(where).abilities]
-    return [f"{key}: engine {job.engine.kind} cannot do this; it can be done by {', '.join(able)}"]
+    reason = get_engine_type(job).missing_reasons.get(ability)
+    because = f" ({reason})" if reason else ""
+    return [f"{key}: engine {job.engine.kind} cannot do this{because}; it can be done by {', '.join(able)}"]
 
 
 def find_embedding_problems(job: Job, embedding: EmbeddingSection) -> Iterator[str]:

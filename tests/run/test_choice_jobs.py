@@ -61,9 +61,9 @@ def test_the_choices_are_a_part_of_the_question_and_so_is_their_order(chats):
 
 def test_an_engine_that_cannot_do_it_is_named_and_so_are_those_that_can(workspace):
     workspace.write_manifest(workspace.draw_images(1))
-    engine = {"kind": "http", "url": "http://127.0.0.1:9"}
-    with pytest.raises(JobError, match=r"answer.choices: engine http cannot do this; it can be done by .*scripted"):
-        workspace.run_job(answer=CHOICES, engine=engine)
+    reason = r"answer.choices: engine vllm cannot do this \(vLLM tells .*\); it can be done by torch, scripted, http"
+    with pytest.raises(JobError, match=reason):
+        workspace.run_job(answer=CHOICES, engine={"kind": "vllm"})
 
 
 def test_descriptions_beside_a_prompt_of_the_job_are_refused(workspace):

@@ -56,6 +56,7 @@ class EngineType(ABC):
 
     Settings: ClassVar[type[EngineSettings]]  # the section `engine` of a job
     abilities: ClassVar[frozenset[Ability]] = frozenset()
+    missing_reasons: ClassVar[Mapping[Ability, str]] = {}  # why it does not have an ability
     runs_model_here: ClassVar[bool] = True  # on the workers of the job, so that its weights need memory there
 
     @abstractmethod

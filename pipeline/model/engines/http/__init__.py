@@ -11,6 +11,7 @@ from pipeline.errors import JobError
 from pipeline.job.spec import Job
 from pipeline.model import family_loader
 from pipeline.model.engines.base import Engine, EngineType
+from pipeline.model.engines.http.choice_scores import APPROXIMATION, find_choice_problems
 from pipeline.model.engines.http.http_settings import HttpSettings
 from pipeline.model.families.base import Family
 from pipeline.types import CoordinateSystem, TimeOrigin
@@ -20,6 +21,7 @@ LOCAL_ONLY_KEYS = ("adapter", "dtype", "attention", "quantize", "tensor_parallel
 
 class HttpEngineType(EngineType):
     Settings = HttpSettings
+    abilities = frozenset({"choices"})
     runs_model_here = False
 
     def open(self, job: Job) -> Engine:
@@ -47,7 +49,11 @@ class HttpEngineType(EngineType):
         assert isinstance(job.engine, HttpSettings)
         if job.media.steps and job.engine.send == "uri":
             problems.append("engine.send: uri shows the server media without media.steps; leave it out to send pixels")
+        problems += find_choice_problems(job)
         return problems + ([] if family_loader.knows_model(job) else find_unknown_model_problems(job, job.engine))
+
+    def find_warnings(self, job: Job) -> list[str]:
+        return [] if job.answer.choices is None else [APPROXIMATION]
 
     def count_slots(self, job: Job) -> int:
         assert isinstance(job.engine, HttpSettings)

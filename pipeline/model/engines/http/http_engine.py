@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import GenerateError, ItemError, JobError
+from pipeline.model.engines.http.choice_scores import CHOICE_FIELDS, read_choice_logprobs, split_questions
 from pipeline.model.engines.http.client import MAX_ROW_FAULTS, HttpClient
 from pipeline.model.engines.http.http_settings import HttpSettings
 from pipeline.model.engines.http.request_body import GUIDE_MODES, Dialect, build_body
@@ -129,13 +130,35 @@ class HttpEngine:
         """Ask again while the server's answer is broken."""
         for attempt in count(1):
             try:
+                if request.continuations:
+                    return await self.fetch_choices(request)
                 return parse_reply(request, await self.send_chat_completion(request))
             except TransientServerError as error:
                 if attempt == MAX_ROW_FAULTS:
                     raise RequestRefusedError(error.kind, error.message) from error
         raise AssertionError("count() does not end")
 
-    async def send_chat_completion(self, request: Request) -> dict[str, Any]:
+    async def fetch_choices(self, request: Request) -> Reply:
+        """With answer.multi each choice is a question of its own."""
+        questions = split_questions(request)
+        responses = [self.send_chat_completion(question, CHOICE_FIELDS) for question, _ in questions]
+        replies, logprobs = list[Reply](), list[float]()
+        for (question, parts), response in zip(questions, await asyncio.gather(*responses), strict=True):
+            replies.append(parse_reply(question, response))
+            logprobs += read_choice_logprobs(response, parts)
+        prompt_tokens = sum(reply.prompt_tokens or 0 for reply in replies) or None
+        output_tokens = sum(reply.output_tokens for reply in replies)
+        return Reply(
+            request.id,
+            "",
+            output_tokens=output_tokens,
+            prompt_tokens=prompt_tokens,
+            continuation_logprobs=tuple(logprobs),
+        )
+
+    async def send_chat_completion(
+        self, request: Request, extra_fields: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict[str, Any]:
         """Send the request; when the server refuses its dialect, try another and keep what is accepted."""
         first_dialect = dialect = self.dialect
         while True:
@@ -147,6 +170,7 @@ class HttpEngine:
                 dialect,
                 add_vision_id=self.add_vision_id,
                 template_options=self.template_options,
+                extra_fields=extra_fields,
             )
             key = compute_idempotency_key(request, body)
             max_tokens = request.prompt_tokens + request.sampling.max_new_tokens

@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from PIL import Image
@@ -59,6 +60,7 @@ def build_body(
     *,
     add_vision_id: bool,
     template_options: Mapping[str, bool],
+    extra_fields: Mapping[str, Any] = MappingProxyType({}),
 ) -> bytes:
     sampling, media_counts = request.sampling, Counter[str]() if add_vision_id else None
     body: dict[str, Any] = {
@@ -79,6 +81,7 @@ def build_body(
         body |= build_video_fields(request)
     if request.schema_text is not None:
         body |= build_guide_fields(request.schema_text, dialect.guide, body["messages"])
+    body |= extra_fields
     body |= settings.body
     return json.dumps({name: value for name, value in body.items() if value is not None}).encode()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
@@ -12,7 +13,7 @@ from pipeline.errors import JobError
 from pipeline.job.key_types import Fraction, PositiveInt, define_key
 from pipeline.job.spec import EngineSettings, Job
 from pipeline.model import checkpoint_location, family_loader
-from pipeline.model.engines.base import DEFAULT_SLOTS, Engine, EngineType
+from pipeline.model.engines.base import DEFAULT_SLOTS, Ability, Engine, EngineType
 from pipeline.model.engines.vllm.arguments import build_arguments, find_problems
 
 QUIET_ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}  # unless the environment says otherwise
@@ -38,6 +39,9 @@ class VllmSettings(EngineSettings):
 class VllmEngineType(EngineType):
     Settings = VllmSettings
     abilities = frozenset({"guidance", "confidence"})
+    missing_reasons: ClassVar[Mapping[Ability, str]] = {
+        "choices": "vLLM tells how probable given tokens are only by computing the whole prompt for each choice"
+    }
 
     def open(self, job: Job) -> Engine:
         if find_spec("vllm") is None:
