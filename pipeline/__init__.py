@@ -167,6 +167,7 @@ model: frames and text become tokens
     model/engines/http/http_engine.py       asks the server in an event loop of its own
     model/engines/http/request_body.py      converts a Request to the body of a chat completion
     model/engines/http/choice_scores.py     reads the probabilities of choices from the first tokens that a server tells
+    model/engines/http/embeddings.py        asks a server for vectors
     model/engines/http/client.py            sends a request until the server answers it
     model/engines/http/concurrency.py       limits how many requests are in flight
     model/engines/http/rate_limit.py        spreads requests over time: so many a minute

@@ -21,7 +21,7 @@ LOCAL_ONLY_KEYS = ("adapter", "dtype", "attention", "quantize", "tensor_parallel
 
 class HttpEngineType(EngineType):
     Settings = HttpSettings
-    abilities = frozenset({"choices"})
+    abilities = frozenset({"choices", "embeddings"})
     runs_model_here = False
 
     def open(self, job: Job) -> Engine:
@@ -44,6 +44,8 @@ class HttpEngineType(EngineType):
         names = [name for name in LOCAL_ONLY_KEYS if getattr(job.model, name) != fields[name].default]
         names += ["context.rope"] if job.model.context.rope else []
         problems = [f"model.{name}: the server decides that; leave it out with engine http" for name in names]
+        if job.answer.embedding is not None and job.answer.embedding.pool is not None:
+            problems.append("answer.embedding.pool: the server decides that; leave it out with engine http")
         if job.workers.generate.gpus:
             problems.append("workers.generate.gpus: engine http needs no GPU; leave it out")
         assert isinstance(job.engine, HttpSettings)

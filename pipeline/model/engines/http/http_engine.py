@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import GenerateError, ItemError, JobError
 from pipeline.model.engines.http.choice_scores import CHOICE_FIELDS, read_choice_logprobs, split_questions
 from pipeline.model.engines.http.client import MAX_ROW_FAULTS, HttpClient
+from pipeline.model.engines.http.embeddings import build_embedding_body, parse_embedding
 from pipeline.model.engines.http.http_settings import HttpSettings
 from pipeline.model.engines.http.request_body import GUIDE_MODES, Dialect, build_body
 from pipeline.model.engines.http.responses import (
@@ -132,6 +133,8 @@ class HttpEngine:
             try:
                 if request.continuations:
                     return await self.fetch_choices(request)
+                if request.pooling:
+                    return parse_embedding(request, await self.send_for_vector(request))
                 return parse_reply(request, await self.send_chat_completion(request))
             except TransientServerError as error:
                 if attempt == MAX_ROW_FAULTS:
@@ -188,6 +191,23 @@ class HttpEngine:
             if dialect != first_dialect:
                 self.dialect = dialect
             return response
+
+    async def send_for_vector(self, request: Request) -> dict[str, Any]:
+        while True:
+            dialect = self.dialect
+            body = await asyncio.to_thread(
+                build_embedding_body, request, self.settings, dialect, knows_model=self.keeps_sizes
+            )
+            key = compute_idempotency_key(request, body)
+            try:
+                return await self.client.send_request(
+                    "embeddings", body, idempotency_key=key, max_tokens=request.prompt_tokens
+                )
+            except RequestRefusedError as error:
+                adapted = dialect.adapt_to(error.message, can_change_guide=False)
+                if adapted is None:
+                    raise
+                self.dialect = adapted
 
     def run_in_loop(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
