@@ -286,6 +286,11 @@ export: answers become other people's formats
     export/plain_values.py                  values in the types that JSON and CSV have
     export/formats/json_lines.py            lines of JSON
     export/formats/csv_table.py             CSV, with a column for each value of an answer
+    export/option_checks.py                 refuses options that a format cannot follow
+    export/table_appender.py                the base of formats that append to a table
+    export/formats/delta_table.py           Delta tables
+    export/formats/iceberg_table.py         Iceberg tables
+    export/formats/lance_table.py           Lance tables
     export/formats/huggingface.py           a data set for Hugging Face's datasets and the hub
     export/hub_push.py                      puts an export on the Hugging Face hub
     export/dataset_card.py                  the card of such a data set

@@ -47,6 +47,7 @@ class ExportTask:
     target: OutputStore
     options: ExportOptions
     media_files: MediaFiles  # reads the media of rows, by the access rules of the job
+    named_target: str = ""  # as it was given; `target` is the folder of a table that a catalog names
     remarks: Remarks = field(default_factory=Remarks)  # on the group that is being written; said when all are written
 
 

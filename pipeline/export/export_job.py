@@ -7,7 +7,6 @@ is an export of; `_SUCCESS` appears unless rows of the manifest were not asked y
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -19,12 +18,14 @@ import pyarrow as pa
 from pipeline.errors import ExitCode, JobError, OutputError
 from pipeline.export.base import Exporter, ExportOptions, ExportTask
 from pipeline.export.export_progress import ExportProgress
-from pipeline.export.export_sources import AnswerReader, ExportSource, group_sources
+from pipeline.export.export_sources import AnswerReader, ExportSource, group_sources, hash_json, identify_sources
 from pipeline.export.hub_push import push_export
 from pipeline.export.media_files import MediaFiles
+from pipeline.export.option_checks import settle_options
 from pipeline.export.remarks import Remarks
 from pipeline.export.row_changes import RowChanges
 from pipeline.export.row_filter import RowFilter
+from pipeline.export.table_appender import NamedGroup, TableAppender, plan_appends
 from pipeline.job.spec import Job
 from pipeline.manifest.files import list_manifest_files
 from pipeline.output.answer.confidence_maps import read_confidence_maps
@@ -39,6 +40,7 @@ from pipeline.truth.truth_index import TruthIndex
 from pipeline.types import ConfidenceMaps
 
 DEFAULT_FORMAT = "table"
+HIDDEN = ("sources", "columns")  # in messages
 Say = Callable[[str], None]
 
 
@@ -60,7 +62,8 @@ def export_job(
     options = settle_options(exporter_type, format_name, options)
     with closing(MediaFiles(context.job)) as media_files:
         columns = build_data_schema(context)
-        task = ExportTask(context, columns, OutputStore(target_path), options, media_files)
+        target = OutputStore(locate_target(exporter_type, target_path, columns))
+        task = ExportTask(context, columns, target, options, media_files, target_path)
         exporter = exporter_type(task)
         if task.target.root == store.root:
             raise JobError(f"{target_path} is the job's own output; export to another folder")
@@ -77,17 +80,18 @@ def export_job(
             say(f"nothing is exported; {describe_missing_rows(failed_count, plan.rows_left, 0)}")
             return choose_exit_code(failed_count, plan.rows_left)
         with closing(AnswerReader(plan, context, dataset)) as reader:
-            claim_target(task, format_name, reader, changes)
+            claim_target(exporter, task, format_name, reader, changes)
             written = write_groups(exporter, task, reader, changes, say)
             labelled_count = count_labelled_rows(plan, changes.truth, reader) if changes.truth else 0
         exporter.finish(written.files)
     row_count = written.rows - written.repeats
-    lost_count = plan.rows - row_count - failed_count - plan.rows_left
+    is_growing = issubclass(exporter_type, TableAppender)
+    lost_count = 0 if is_growing else plan.rows - row_count - failed_count - plan.rows_left
     left_count = plan.rows_left - labelled_count
     exit_code = choose_exit_code(failed_count, left_count + lost_count)
     if exit_code != ExitCode.INCOMPLETE:
         task.target.create_object("_SUCCESS", b"")
-    for line in describe_written_rows(target_path, written, plan.rows):
+    for line in describe_written_rows(target_path, written, None if is_growing else plan.rows):
         say(line)
     if labelled_count:
         say(f"not asked, because people labelled them: {format_count(labelled_count, 'row')} of {options.truth}")
@@ -98,37 +102,18 @@ def export_job(
     return exit_code
 
 
+def locate_target(exporter_type: type[Exporter], target_path: str, columns: pa.Schema) -> str:
+    if issubclass(exporter_type, TableAppender):
+        return exporter_type.locate_target(target_path, columns)
+    return target_path
+
+
 def publish(task: ExportTask, written: WrittenGroups, repository: str, *, is_complete: bool, say: Say) -> None:
     if not is_complete:
         say(f"not pushed to {repository}: rows were not asked yet")
         return
     message = f"{task.context.job.name}: {format_count(written.selected, 'row')} by {task.context.model_name}"
     push_export(task.target, written.files, repository, message, say)
-
-
-def settle_options(exporter_type: type[Exporter], format_name: str, options: ExportOptions) -> ExportOptions:
-    """The options with the format's default for media. Refuse those that the format cannot follow."""
-    given = {"--partition-by": options.partition_by, "--split": options.splits, "--media": options.media}
-    given["--push"] = options.push
-    for name in given:
-        if given[name] and not list_followed_options(exporter_type)[name]:
-            able = [
-                other for other in EXPORTERS if list_followed_options(load_registered(EXPORTERS, other, "--to"))[name]
-            ]
-            raise JobError(f"{name}: the format {format_name} cannot follow it; {', '.join(able) or 'no format'} can")
-    choices = exporter_type.media_choices
-    if options.media and options.media not in choices:
-        raise JobError(f"--media {options.media}: the format {format_name} knows {', '.join(choices)}")
-    return replace(options, media=options.media or next(iter(choices), None))
-
-
-def list_followed_options(exporter_type: type[Exporter]) -> dict[str, object]:
-    return {
-        "--partition-by": exporter_type.can_partition,
-        "--split": exporter_type.can_split,
-        "--media": exporter_type.media_choices,
-        "--push": getattr(exporter_type, "can_push", False),
-    }
 
 
 def read_calibration(dataset: Dataset) -> ConfidenceMaps:
@@ -179,7 +164,10 @@ class WrittenGroups:
     remarks: Remarks = field(default_factory=Remarks)
 
 
-def describe_written_rows(target_path: str, written: WrittenGroups, manifest_rows: int) -> list[str]:
+def describe_written_rows(target_path: str, written: WrittenGroups, manifest_rows: int | None) -> list[str]:
+    """`manifest_rows` is None for a table that grows."""
+    if manifest_rows is None:
+        return [f"{target_path}: {format_count(written.selected, 'row')} added", *written.remarks.format_lines()]
     repeats = f", and {written.repeats:,} that ask the same as one of them" if written.repeats else ""
     rows = f"{target_path}: {written.rows - written.repeats:,} of {manifest_rows:,} rows{repeats}"
     if written.selected < written.rows:
@@ -187,10 +175,12 @@ def describe_written_rows(target_path: str, written: WrittenGroups, manifest_row
     return [rows, *written.remarks.format_lines()]
 
 
-def claim_target(task: ExportTask, format_name: str, reader: AnswerReader, changes: RowChanges) -> None:
+def claim_target(
+    exporter: Exporter, task: ExportTask, format_name: str, reader: AnswerReader, changes: RowChanges
+) -> None:
     """Create `_export.json`. Refuse a folder that holds another export or something else."""
-    target = task.target
-    entries = target.list_top_entries()
+    target, is_growing = task.target, isinstance(exporter, TableAppender)
+    entries = target.list_top_entries() - (exporter.own_entries if isinstance(exporter, TableAppender) else set())
     if entries and "_export.json" not in entries:
         raise OutputError(f"{target.path} holds {min(entries)} and is no export; export to an empty folder")
     claim: dict[str, Any] = {
@@ -205,16 +195,20 @@ def claim_target(task: ExportTask, format_name: str, reader: AnswerReader, chang
     if format_name != DEFAULT_FORMAT:  # exports of earlier versions are tables and name no format
         claim["format"] = format_name
     claim |= {**changes.identify(), **task.options.identify()}
+    if is_growing:  # by more parts
+        claim = {name: value for name, value in claim.items() if name not in ("parts", "bytes", "sources")}
     if target.create_object("_export.json", json.dumps(claim, indent=2).encode()):
         return
     defaults = {"format": DEFAULT_FORMAT, **dict.fromkeys(("calibration", "truth", "where", "split", "media"))}
     before = {**defaults, **json.loads(target.read_object("_export.json"))}
     now = {**defaults, **claim}
     differences = [
-        (name, before.get(name), now[name]) for name in now if name != "columns" and before.get(name) != now[name]
+        (name, before.get(name), now[name])
+        for name in now
+        if before.get(name) != now[name] and (name != "columns" or is_growing)
     ]
     if differences:
-        shown = ", ".join(f"{name}: was {old}, is {new}" for name, old, new in differences if name != "sources")
+        shown = ", ".join(f"{name}: was {old}, is {new}" for name, old, new in differences if name not in HIDDEN)
         raise OutputError(
             f"{target.path} holds another export ({shown or 'other answers or kept values'}); export to another "
             "folder, for instance one a day, or delete this one"
@@ -226,11 +220,11 @@ def write_groups(
 ) -> WrittenGroups:
     """Write the groups that have no note yet. Returns the sum of all groups."""
     written = WrittenGroups()
-    groups = list(group_sources(reader.sources, task.options.rows_per_file))
+    groups = list_groups(exporter, task, reader, changes)
     noted = task.target.list_names("_groups")
-    with ExportProgress(len(groups), sum(source.max_rows for source in reader.sources), say) as progress:
-        for group in groups:
-            name = name_group(group, task, reader, changes)
+    max_rows = sum(source.max_rows for _, group in groups for source in group)
+    with ExportProgress(len(groups), max_rows, say) as progress:
+        for name, group in groups:
             if f"{name}.json" not in noted:
                 write_group(exporter, name, group, task, reader, changes, progress)
             note = json.loads(task.target.read_object(f"_groups/{name}.json"))
@@ -241,6 +235,15 @@ def write_groups(
             written.remarks.add_all(note.get("remarks", {}))
             progress.finish_group(note["rows"])
     return written
+
+
+def list_groups(exporter: Exporter, task: ExportTask, reader: AnswerReader, changes: RowChanges) -> list[NamedGroup]:
+    rows_per_group = task.options.rows_per_file
+    if isinstance(exporter, TableAppender):
+        identity = [task.context.fingerprint, {**changes.identify(), **task.options.identify()}]
+        return plan_appends(task.target, reader.sources, rows_per_group, identity)
+    groups = group_sources(reader.sources, rows_per_group)
+    return [(name_group(group, task, reader, changes), group) for group in groups]
 
 
 def name_group(group: Sequence[ExportSource], task: ExportTask, reader: AnswerReader, changes: RowChanges) -> str:
@@ -279,11 +282,3 @@ def write_group(
     note |= {"selected": selected_count} if changes.row_filter else {}
     note |= {"remarks": task.remarks.found} if task.remarks.found else {}
     task.target.create_object(f"_groups/{name}.json", json.dumps(note).encode())
-
-
-def identify_sources(sources: Sequence[ExportSource]) -> list[tuple[Sequence[str], int]]:
-    return [(source.parts, source.size_bytes) for source in sources]
-
-
-def hash_json(value: object) -> str:
-    return hashlib.blake2b(json.dumps(value).encode(), digest_size=12).hexdigest()

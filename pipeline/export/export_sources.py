@@ -9,6 +9,7 @@ and have the same kept values are exported once.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -183,3 +184,11 @@ def fit_columns(table: pa.Table, columns: pa.Schema) -> pa.Table:
         for field in columns
     ]
     return pa.table(arrays, schema=columns)
+
+
+def identify_sources(sources: Sequence[ExportSource]) -> list[tuple[Sequence[str], int]]:
+    return [(source.parts, source.size_bytes) for source in sources]
+
+
+def hash_json(value: object) -> str:
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=12).hexdigest()

@@ -14,10 +14,11 @@ from pipeline.export.base import ExportOptions
 from pipeline.export.export_job import export_job
 from pipeline.export.media_files import find_extension
 from pipeline.export.splits import choose_split
+from pipeline.export.table_appender import TableAppender
 from pipeline.job.spec import Job
 from pipeline.output.medium_names import name_medium
 from pipeline.output.store import OutputStore
-from pipeline.registry import EXPORTERS
+from pipeline.registry import EXPORTERS, load_registered
 
 BOX = {"bbox_2d": [7, 14, 28, 35], "label": "dog"}
 BOXES = {"answer": {"schema": "boxes"}, "engine": {"default": json.dumps({"boxes": [BOX]})}}
@@ -63,7 +64,10 @@ def toy_format(monkeypatch):
     monkeypatch.setitem(EXPORTERS, "id-list", "toy_format:IdListExporter")
 
 
-@pytest.fixture(params=[*EXPORTERS, "id-list"])
+FOLDER_FORMATS = [name for name in EXPORTERS if not issubclass(load_registered(EXPORTERS, name, "--to"), TableAppender)]
+
+
+@pytest.fixture(params=[*FOLDER_FORMATS, "id-list"])
 def export(request, workspace, toy_format):
     """Exports the job of the workspace in one format. Returns the messages."""
 

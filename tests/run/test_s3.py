@@ -131,3 +131,12 @@ def test_tables_and_tars_in_a_bucket_are_manifests(workspace, s3_environment):
         done = subprocess.run(command, env=s3_environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert len(read_rows(store, f"lake/out/{name}/data")) == count
+    job = workspace.write_job_file(input={**of_tables, "keep": []}, output={"path": "s3://lake/out/tables"})
+    for kind in ("delta", "lance"):
+        for added in (6, 0):
+            command = [sys.executable, "-m", "pipeline", "export", str(job), f"s3://lake/answers/{kind}", "--to", kind]
+            done = subprocess.run(command, env=s3_environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            assert f"{added} rows added" in done.stdout
+    assert lance.dataset("s3://lake/answers/lance", storage_options=options).count_rows() == 6
+    assert len(deltalake.DeltaTable("s3://lake/answers/delta", storage_options=options).to_pyarrow_table()) == 6
