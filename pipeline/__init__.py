@@ -178,6 +178,8 @@ model: frames and text become tokens
     model/engines/torch/vector_pooler.py    which states of a sequence its vector is made of
     model/engines/torch/vision_engine.py    computes vectors from the features of media alone
     model/engines/torch/scheduler.py        chooses which sequences run, and what the next step computes
+    model/engines/torch/prompt_blocks.py    cuts prompts into blocks, whose hashes tell what prompts have in common
+    model/engines/torch/prefix_cache.py     finds what prompts begin with, so that it is computed once
     model/engines/torch/sequence.py         a request inside the engine
     model/engines/torch/continuation_scorer.py  which tokens tell how probable continuations are
     model/engines/torch/sequence_builder.py  converts a Request to a sequence, or refuses it

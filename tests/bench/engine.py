@@ -176,6 +176,7 @@ def compare_engines(
     seconds = harness.measure_in_turns(sides, rounds=rounds)
     counters = {name: after[name] - before[name] for name in before}
     needed_tokens = counters["prompt_tokens"] + counters["output_tokens"] - counters["rows"]
+    needed_tokens -= counters["tokens_copied"]
     waste = counters["tokens_computed"] / needed_tokens
     busy = counters["busy_steps"] / counters["slot_steps"] if counters["slot_steps"] else 1.0
     lines = [[name, rows / time, seconds[name] / seconds["ours"]] for name, time in seconds.items()]

@@ -178,12 +178,20 @@ def run_all_passes(
 
 
 def measure_passes(
-    model_type: str, weights: str, size: str, folder: Path, monkeypatch: Any, capability: tuple[int, int] = (9, 0)
+    model_type: str,
+    weights: str,
+    size: str,
+    folder: Path,
+    monkeypatch: Any,
+    capability: tuple[int, int] = (9, 0),
+    *,
+    reuse_prefixes: bool = False,
 ) -> tuple[Costs, list[str], TorchEngine]:
     """Costs of all passes, what made the host wait in them, and the engine."""
     lab = FakeLab(folder, model_type, size=size, weights=weights)
     rows, side = (6, 4) if size == "tiny" else (64, 36)
     options: dict[str, Any] = {"quantize": "int4"} if weights == "int4" else {}
+    options["reuse_prefixes"] = reuse_prefixes  # else the costs depend on what prompts have in common
     options |= {"patches": 4 * side * side, "prefill_tokens": 2 * side * side}  # one picture fills a call of the tower
     with fake_cuda(monkeypatch, memory_bytes=80 * 10**9, capability=capability) as recorder:
         engine = run_all_passes(lab, recorder, monkeypatch, rows=rows, side=side, **options)

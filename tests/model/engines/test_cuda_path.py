@@ -88,7 +88,7 @@ def test_tokens_that_decode_have_a_flash_call_of_their_own(one_lab: Lab, gpu_sta
         return attend_by_definition(q, k, v, offsets, max_lengths, **options)
 
     monkeypatch.setattr(attention, "flash_attention_varlen", attend_and_record)
-    engine = TorchEngine(one_lab.folder, one_lab.family, device="cpu", slots=4, graphs=False)
+    engine = TorchEngine(one_lab.folder, one_lab.family, device="cpu", slots=4, graphs=False, reuse_prefixes=False)
     for name in ("a", "b"):
         engine.submit(one_lab.build_request(name, "hello"))
     engine.step()

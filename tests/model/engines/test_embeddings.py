@@ -116,7 +116,7 @@ def test_in_bfloat16_vectors_are_about_the_same(one_lab):
 @with_and_without_states
 def test_prompts_are_packed_by_their_tokens_alone(one_lab):
     requests = [build_request(one_lab, str(number), "last", "a cat") for number in range(40)]
-    engine = open_engine(one_lab, slots=4, kv_tokens=20_000)
+    engine = open_engine(one_lab, slots=4, kv_tokens=20_000, reuse_prefixes=False)
     assert len(compute_vectors(engine, requests)) == 40
     steps = engine.metrics()["steps"]
     engine.close()

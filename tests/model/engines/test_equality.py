@@ -1,7 +1,9 @@
 """Greedy answers of the engine equal those of `generate` on each request alone, in any mix."""
 
+from dataclasses import replace
 from itertools import count
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.scheduler import select_sampled
+from pipeline.types import Clip
 from tests.model.engines.conftest import FAMILIES, GAP, HYBRID_FAMILIES, Lab
 
 pytestmark = [pytest.mark.process, pytest.mark.parametrize("lab", FAMILIES + HYBRID_FAMILIES, indirect=True)]
@@ -68,6 +71,63 @@ def test_answers_equal_generate_for_any_mix_order_and_size(
         reference, gaps = expected[name]
         differ = [at for at, (ours, theirs) in enumerate(zip(tokens, reference, strict=False)) if ours != theirs]
         assert (not differ and len(tokens) == len(reference)) or gaps[differ[0]] < GAP, name
+
+
+@pytest.fixture(scope="module")
+def related(lab: Lab):
+    """Rows with the same examples, and rows about the same picture or film."""
+    examples = (lab.make_image(4, 4), "a cat sits on a mat", lab.make_image(3, 5), "a dog runs in the park", "now: ")
+    picture, film = lab.make_image(9, 8), lab.make_video(5, 4, 4)
+    asked = [("who?",), ("where?", lab.make_image(2, 2)), ("why not?" * 9,), ("when?",)]
+    return [
+        lab.build_request(f"{name} {number}", *parts, *question, max_new_tokens=3 + number)
+        for name, parts in (
+            ("examples", (*examples, lab.make_image(4, 3))),
+            ("picture", (picture,)),
+            ("film", (film,)),
+            ("other", examples[:3]),
+        )
+        for number, question in enumerate(asked)
+    ]
+
+
+@pytest.fixture(scope="module")
+def expected_of_related(lab: Lab, related):
+    return {request.id: lab.generate_alone(request) for request in related}
+
+
+@given(
+    order=st.permutations(range(16)),
+    slots=st.sampled_from([1, 2, 5, 64]),
+    prefill=st.sampled_from([50, 4096]),
+    kv_tokens=st.sampled_from([450, 3000]),
+    launch_ahead=st.booleans(),
+    fails_at=st.sampled_from([(), (0, 3), (5,)]),
+    bad_row=st.sampled_from([None, 0, 5]),
+)
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+def test_answers_equal_generate_where_rows_share_prefixes(
+    lab: Lab, related, expected_of_related, order, slots, prefill, kv_tokens, launch_ahead, fails_at, bad_row
+):
+    sizes = {"slots": slots, "prefill_tokens": prefill, "kv_tokens": kv_tokens}
+    engine = TorchEngine(lab.folder, lab.family, device="cpu", **sizes)
+    engine.can_launch_ahead = launch_ahead
+    break_steps(engine, fails_at)
+    chosen = [related[index] for index in order]
+    if bad_row is not None:
+        chosen.insert(0, replace(related[bad_row], id="bad"))
+    tokens_by_request = generate_tokens(engine, chosen)
+    copied, patches = engine.metrics()["tokens_copied"], engine.metrics()["patches"]
+    engine.close()
+    assert tokens_by_request.keys() == expected_of_related.keys()
+    for name, tokens in tokens_by_request.items():
+        reference, gaps = expected_of_related[name]
+        differ = [at for at, (ours, theirs) in enumerate(zip(tokens, reference, strict=False)) if ours != theirs]
+        assert (not differ and len(tokens) == len(reference)) or gaps[differ[0]] < GAP, name
+    if kv_tokens == 3000 and slots == 64 and bad_row is None and not fails_at:
+        shown = {clip.pixels.tobytes(): clip.pixels for request in related for clip in request.clips}
+        assert copied > 16 * 40
+        assert patches <= sum(np.prod(lab.compute_grid(Clip("image", pixels, (0, 0)))) for pixels in shown.values())
 
 
 def break_steps(engine: TorchEngine, fails_at) -> None:

@@ -60,6 +60,12 @@ def test_all_passes_run_on_cuda_at_real_sizes(device_guard, model_type, weights,
     assert peaks.pop("decode") + max(peaks.values()) < plan  # graphs have their own memory
 
 
+def test_copying_shared_prefixes_waits_for_nothing(device_guard, tmp_path, monkeypatch):
+    _, waits, engine = measure_passes("qwen3_vl", "bf16", "tiny", tmp_path / "model", monkeypatch, reuse_prefixes=True)
+    assert waits == []
+    assert engine.metrics()["tokens_copied"] > 0
+
+
 def test_a_mixture_does_not_wait_where_torch_has_no_grouped_product(device_guard, tmp_path, monkeypatch):
     """On an A100, `grouped_mm` copies the counts of each expert to the host, which ends the capture of a graph."""
     monkeypatch.setattr(torch.nn.functional, "grouped_mm", None)

@@ -35,7 +35,7 @@ def test_runs_never_overlap_and_the_whole_cache_comes_back(sizes, kv_tokens, ran
 @given(st.lists(TOKENS, max_size=30), st.integers(0, 200), st.integers(0, 8), st.integers(0, 5))
 def test_admissions_fit_slots_and_cache_and_leave_nothing_idle_that_may_be_used(sizes, kv_tokens, slots, max_overtakes):
     free_runs = ((0, kv_tokens),) if kv_tokens else ()
-    admitted, left = choose_admissions([(size, 0) for size in sizes], free_runs, slots, max_overtakes)
+    admitted, left, _ = choose_admissions([(size, 0) for size in sizes], free_runs, slots, max_overtakes)
     assert len(admitted) <= slots
     assert sum(sizes[index] for index in admitted) + sum(length for _, length in left) == kv_tokens
     passed_over = [index for index in range(len(sizes)) if index not in admitted]
@@ -59,7 +59,7 @@ def test_every_request_is_served_and_overtaken_at_most_max_overtakes_times(sizes
     while waiting or running:
         order = list(waiting)
         needs = [(sizes[index], waiting[index]) for index in order]
-        admitted, free_runs = choose_admissions(needs, free_runs, slots - len(running), max_overtakes)
+        admitted, free_runs, _ = choose_admissions(needs, free_runs, slots - len(running), max_overtakes)
         for place, start in admitted.items():
             running.append((order[place], start))
             for other in order[:place]:

@@ -75,6 +75,7 @@ def check_divided(lab: Lab, ranks: int, requests: list[Request], expected, **opt
         divided.can_launch_ahead = launch_ahead
         actual = generate_with_logits(divided, requests)
         assert not divided.vision_cache.features_by_clip
+        assert divided.metrics()["tokens_copied"] > 0
         for name, (tokens, logits) in expected.items():
             draws = [index for index, (best, second) in enumerate(logits.topk(2).values) if best - second < GAP]
             end = draws[0] if draws else len(tokens)

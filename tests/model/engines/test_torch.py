@@ -16,6 +16,7 @@ from pipeline.model.engine_thread import EngineThread, generate_replies
 from pipeline.model.engines.torch import TorchEngineType
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.sampler import sample_tokens
+from pipeline.model.engines.torch.scheduler import release_run
 from pipeline.types import Failure, Reply
 from tests.model.engines.conftest import Lab, with_and_without_states
 
@@ -35,9 +36,12 @@ def answer_all(engine: TorchEngine, requests) -> dict[str, Reply | Failure]:
 
 
 def is_idle(engine: TorchEngine) -> bool:
-    """The whole KV cache and all slots are free, and no clip is kept."""
+    """The whole KV cache but kept prefixes and all slots are free, and no clip is kept."""
+    free_runs = engine.scheduler.free_runs
+    for run in engine.scheduler.prefixes.kept:
+        free_runs = release_run(free_runs, run.start, run.tokens)
     return (
-        engine.scheduler.free_runs == ((0, engine.sizes.kv_tokens),)
+        free_runs == ((0, engine.sizes.kv_tokens),)
         and not engine.vision_cache.clips
         and not engine.scheduler.running
         and len(engine.scheduler.free_slots) == engine.sizes.slots
@@ -142,6 +146,20 @@ def test_a_shared_image_is_encoded_once_and_dropped_after_prefill(engine, one_la
     assert is_idle(engine)
 
 
+@with_and_without_states
+def test_questions_about_one_picture_compute_it_once(engine, one_lab):
+    picture = one_lab.make_image(9, 8)
+    requests = [one_lab.build_request(str(number), picture, "why " * number, max_new_tokens=4) for number in range(9)]
+    answers = answer_all(engine, requests)
+    late = one_lab.build_request("late", picture, "and now?", max_new_tokens=4)
+    answers |= answer_all(engine, [late])  # nothing of the picture is left but its keys and values
+    for request in (*requests, late):
+        assert answers[request.id].text == engine.detokenizer.decode(one_lab.generate_alone(request)[0])
+    assert engine.metrics()["patches"] == 4 * 72
+    assert engine.metrics()["tokens_copied"] >= 9 * 72
+    assert is_idle(engine)
+
+
 def test_images_of_the_same_size_do_not_share_their_features(engine, one_lab):
     requests = [one_lab.build_request(name, one_lab.make_image(4, 4), "?") for name in ("a", "b")]
     answer_all(engine, requests)
@@ -155,7 +173,7 @@ def test_no_token_is_computed_without_need(engine, one_lab):
     ]
     answer_all(engine, requests)
     metrics = engine.metrics()
-    needed = metrics["prompt_tokens"] + metrics["output_tokens"] - metrics["rows"]
+    needed = metrics["prompt_tokens"] + metrics["output_tokens"] - metrics["rows"] - metrics["tokens_copied"]
     wasted = 7 if engine.can_launch_ahead else 0  # one token of each sequence that ends before its budget
     assert needed <= metrics["tokens_computed"] <= needed + wasted
 
@@ -271,6 +289,7 @@ def cut_patches(engine: TorchEngine, clip) -> torch.Tensor:
 
 @with_and_without_states
 def test_out_of_memory_halves_the_limits_and_loses_no_request(engine, one_lab, caplog):
+    engine.sequence_builder.reuses_prefixes = False  # else the second time less is computed
     requests = [one_lab.build_request(str(number), one_lab.make_image(5, 5), "?") for number in range(8)]
     expected = answer_all(engine, requests)
     step_runner, encode = engine.step_runner, engine.vision_cache.encode_slices

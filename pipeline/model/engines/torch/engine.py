@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pipeline.errors import GenerateError, ItemError, JobError
 from pipeline.model.detokenizer import Detokenizer
+from pipeline.model.engines.torch.linear_state import list_kept_rows
 from pipeline.model.engines.torch.oom_backoff import MODEL_ERRORS, LimitsFile, StepLimits, run_or_split
 from pipeline.model.engines.torch.pending_step import PendingStep, UnreadTokens, start_copy, start_copy_to_host
 from pipeline.model.engines.torch.replica import RankConfig, start_replica
@@ -39,7 +40,8 @@ from pipeline.watchdog import Watchdog
 
 NOT_NUMBERS = "the model's logits are not numbers: try another model.dtype"
 MAX_WAITING_PIXEL_BYTES = 512 * 2**20
-COUNTER_NAMES = ("rows", "steps", "prompt_tokens", "output_tokens", "tokens_computed", "slot_steps", "busy_steps")
+TOKEN_COUNTERS = ("prompt_tokens", "output_tokens", "tokens_computed", "tokens_copied")
+COUNTER_NAMES = ("rows", "steps", *TOKEN_COUNTERS, "slot_steps", "busy_steps")
 
 
 class TorchEngine:
@@ -65,10 +67,15 @@ class TorchEngine:
             worker_group.on_out_of_memory = lambda: self.limits_file.save_halved(self.limits)
         self.detokenizer = Detokenizer.from_tokenizer(family.tokenizer, loaded.stop_tokens, thinking=family.thinking)
         self.sequence_builder = SequenceBuilder(
-            family, self.vision_cache, self.detokenizer, self.sizes.kv_tokens, loaded.vocabulary_size
+            family,
+            self.vision_cache,
+            self.detokenizer,
+            self.sizes.kv_tokens,
+            loaded.vocabulary_size,
+            reuses_prefixes=rank_config.reuse_prefixes,
         )
-        has_states = loaded.state_shape is not None
-        self.scheduler = Scheduler(self.sizes.slots, self.sizes.kv_tokens, has_states=has_states)
+        state_rows = list_kept_rows(self.sizes.slots) if loaded.state_shape else None
+        self.scheduler = Scheduler(self.sizes.slots, self.sizes.kv_tokens, state_rows)
         self.graphs = self.step_runner.graphs
         self.finished: list[Reply | Failure] = []
         self.pending_step: PendingStep | None = None
@@ -85,7 +92,7 @@ class TorchEngine:
 
     def submit(self, request: Request) -> None:
         try:
-            self.scheduler.waiting.append(self.sequence_builder.build_sequence(request))
+            self.scheduler.submit(self.sequence_builder.build_sequence(request))
         except ItemError as error:
             self.finished.append(error.to_failure(request.id))
 
@@ -108,7 +115,7 @@ class TorchEngine:
         some sequence has a prefill to compute, after which its features are dropped.
         """
         running, waiting = self.scheduler.running, self.scheduler.waiting
-        blocked = [sequence for sequence in running if not self.vision_cache.is_encoded(sequence.clip_keys)]
+        blocked = [item for item in running if not self.vision_cache.is_encoded(item.list_needed_clips())]
         if not blocked:
             return
         sequences: Iterable[SequenceState] = chain(blocked, waiting)
@@ -116,7 +123,7 @@ class TorchEngine:
             if any(self.is_ready(sequence) and not sequence.is_prompt_computed for sequence in running):
                 return
             sequences = blocked[:1]
-        keys = chain.from_iterable(sequence.clip_keys for sequence in sequences)
+        keys = chain.from_iterable(map(self.scheduler.list_needed_clips, sequences))
         slices = self.vision_cache.select_slices(keys, self.limits.patches)
         run_or_split(slices, self.vision_cache.encode_slices, self.fail_clip, self.limits)
 
@@ -138,7 +145,9 @@ class TorchEngine:
         return self.scheduler.schedule(self.is_ready, self.limits.prefill_tokens, sampled, prefer_decode=prefer_decode)
 
     def is_ready(self, sequence: SequenceState) -> bool:
-        return sequence.failure is None and self.vision_cache.is_encoded(sequence.clip_keys)
+        if sequence.failure or sequence.awaited_tokens:
+            return False
+        return self.vision_cache.is_encoded(sequence.list_needed_clips())
 
     def compute_batch(self, batch: ScheduledBatch, launched: PendingStep | None) -> None:
         """Advance all sequences together, or in parts where the limits or a failing sequence require it."""
@@ -213,8 +222,9 @@ class TorchEngine:
 
     def mark_computed(self, batch: ScheduledBatch) -> None:
         for sequence, count in batch:
-            sequence.mark_computed(count)
-            if sequence.clip_keys and sequence.computed_tokens >= sequence.prompt_tokens:
+            self.counters["tokens_copied"] += sequence.prefix_tokens if sequence.is_new else 0
+            self.scheduler.mark_computed(sequence, count)
+            if sequence.clips and sequence.computed_tokens >= sequence.prompt_tokens:
                 self.release_clips(sequence)
 
     def fail_clip(self, clip_slice: ClipSlice, error: ItemError) -> None:
@@ -242,7 +252,7 @@ class TorchEngine:
     def release_clips(self, sequence: SequenceState) -> None:
         for key in sequence.clip_keys:
             self.vision_cache.release_clip(key)
-        sequence.clip_keys = ()
+        sequence.clips = ()
 
     def metrics(self) -> Mapping[str, float]:
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,14 @@ from torch import Tensor
 
 from pipeline.model.engines.torch.host_memory import copy_to_device
 from pipeline.model.engines.torch.linear_state import LinearStates, StateLayout
+
+
+class RunCopy(NamedTuple):
+    """The first tokens of one run, which become those of another."""
+
+    source: int  # where the runs start
+    target: int
+    tokens: int
 
 
 @dataclass(slots=True)
@@ -26,6 +35,14 @@ class KVCache:
         layers, tokens, heads, dim = shape
         tensors = [torch.empty(tokens + 1, heads, dim, dtype=dtype, device=device) for _ in range(2 * layers)]
         return cls(tensors[:layers], tensors[layers:])
+
+    def copy_tokens(self, copies: Sequence[RunCopy]) -> None:
+        """All layers at once: on CUDA this is one kernel for many copies."""
+        layers = [*self.keys, *self.values]
+        sources, targets = (
+            [part.narrow(0, copy[end], copy.tokens) for copy in copies for part in layers] for end in (0, 1)
+        )
+        torch._foreach_copy_(targets, sources)
 
 
 @dataclass(slots=True)

@@ -4,6 +4,8 @@ A linear-attention layer keeps a matrix per head and the last inputs of its conv
 Computing a token changes that state, so a step must never be applied twice. Each slot has two rows: a step reads one
 and writes the other, and the sequence changes over to it only once the step is certain. A step that fails, is split or
 is launched in vain leaves the state as it was. A sequence that begins reads the row of zeros, which is never written.
+States that other sequences begin with have rows of their own: the step that reaches one writes it there, and the next
+step of each sequence reads it there.
 """
 
 from __future__ import annotations
@@ -21,8 +23,19 @@ from torch import Tensor
 from pipeline.model.engines.torch.host_memory import copy_to_device
 
 ZERO_ROW, SINK_ROW, RESERVED_ROWS = 0, 1, 2  # the sink takes what padding writes
+SLOTS_PER_KEPT_ROW = 4
 MAX_CHUNK_SIZE = 64  # tokens that are computed in one product
 MAX_GROUP_CHUNKS = 32  # that are computed at a time, which bounds the memory of a step
+
+
+def list_kept_rows(slots: int) -> range:
+    """The rows for states that other sequences begin with.
+
+    >>> list_kept_rows(4)
+    range(10, 11)
+    """
+    first = RESERVED_ROWS + 2 * slots
+    return range(first, first + -(-slots // SLOTS_PER_KEPT_ROW))
 
 
 def find_state_rows(slot: int, side: int, *, is_new: bool) -> tuple[int, int]:
@@ -47,9 +60,10 @@ class StateShape:
     convolution_inputs: int  # that are kept: one fewer than the kernel has
 
     def count_bytes(self, item_bytes: int) -> int:
-        """Both rows of a slot, in all layers. The matrices are in float32, in which they are summed up."""
+        """The rows of a slot with its share of kept ones, in all layers. The matrices are in float32, as computed."""
         matrices = self.heads * self.key_dim * self.value_dim * 4
-        return 2 * self.layers * (matrices + self.convolution_width * self.convolution_inputs * item_bytes)
+        row = self.layers * (matrices + self.convolution_width * self.convolution_inputs * item_bytes)
+        return 2 * row + row // SLOTS_PER_KEPT_ROW
 
 
 @dataclass(slots=True)
@@ -59,7 +73,7 @@ class LinearStates:
 
     @classmethod
     def allocate(cls, shape: StateShape, slots: int, dtype: torch.dtype, device: torch.device) -> LinearStates:
-        rows = RESERVED_ROWS + 2 * slots
+        rows = list_kept_rows(slots).stop
         matrix, inputs = (
             (shape.heads, shape.key_dim, shape.value_dim),
             (shape.convolution_inputs, shape.convolution_width),

@@ -43,6 +43,7 @@ class RankConfig:
     quantize: str | None = None
     adapter: Path | None = None
     output: ModelOutput = "logits"  # "states": the model has no head, and gives vectors only
+    reuse_prefixes: bool = True  # compute what prompts begin with only once
     graphs: bool = True  # replay decode steps as CUDA graphs
     compile: bool = False  # compile the layers of tower and language model
     hang_s: float = DEFAULT_HANG_S

@@ -3,15 +3,18 @@
 The most that a sequence can need is known on arrival: its prompt and its whole answer budget. On admission it gets a
 slot and one run (a contiguous range) of the KV cache until it finishes, so no sequence is ever preempted. A sequence
 that does not fit yet may be overtaken by at most MAX_OVERTAKES later ones; after that, freed cache is kept for it.
+Prefixes that are kept for later sequences take room that no sequence needs: see prefix_cache.py.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import accumulate
 
+from pipeline.model.engines.torch.prefix_cache import PrefixCache
 from pipeline.model.engines.torch.sequence import SequenceState
 
 MAX_OVERTAKES = 64
@@ -22,21 +25,35 @@ ScheduledBatch = Sequence[tuple[SequenceState, int]]  # sequences, and how many 
 
 
 class Scheduler:
-    def __init__(self, slots: int, kv_tokens: int, *, has_states: bool = False):
+    def __init__(self, slots: int, kv_tokens: int, state_rows: Iterable[int] | None = None):
+        """`state_rows` are for the states of shared prefixes; None for a model without linear attention."""
         self.slots = slots
-        self.has_states = has_states  # of linear attention, one for each slot
+        self.has_states = state_rows is not None  # of linear attention, one for each slot
+        self.prefixes = PrefixCache(max_kept=slots, state_rows=state_rows)
         self.free_slots = list(range(slots))
         self.free_runs: FreeRuns = ((0, kv_tokens),)
         self.waiting: deque[SequenceState] = deque()
         self.running: list[SequenceState] = []  # by admission
+
+    def submit(self, sequence: SequenceState) -> None:
+        self.waiting.append(sequence)
+        self.prefixes.count_new(sequence, 1)
 
     def admit_waiting(self) -> None:
         """Fill the free slots, several at a time: a pass over one short prompt costs almost as much as over four."""
         free_slots = len(self.free_slots) if any(map(self.takes_slot, self.waiting)) else len(self.waiting)
         if not self.waiting or (self.running and free_slots < max(1, self.slots // 16)):
             return
+        for sequence in self.running:
+            if sequence.awaited_tokens:  # what was computed for it must not be evicted before it is copied
+                self.prefixes.adopt_prefix(sequence)
         requests = [(sequence.reserved_tokens, sequence.overtaken_count) for sequence in self.waiting]
-        run_starts, self.free_runs = choose_admissions(requests, self.free_runs, free_slots, MAX_OVERTAKES)
+        kept = list(self.prefixes.order_evictions(self.running))
+        run_starts, self.free_runs, evicted = choose_admissions(
+            requests, self.free_runs, free_slots, MAX_OVERTAKES, [(run.start, run.tokens) for run in kept]
+        )
+        for run in kept[:evicted]:
+            self.prefixes.evict(run)
         waiting, self.waiting = self.waiting, deque()
         for index, sequence in enumerate(waiting):
             if index in run_starts:
@@ -44,6 +61,8 @@ class Scheduler:
                 if self.takes_slot(sequence):
                     sequence.slot = self.free_slots.pop()
                 self.running.append(sequence)
+                self.release(self.prefixes.add_run(sequence))
+                self.prefixes.adopt_prefix(sequence)
             else:
                 sequence.overtaken_count += sum(admitted > index for admitted in run_starts)
                 self.waiting.append(sequence)
@@ -51,6 +70,11 @@ class Scheduler:
     def takes_slot(self, sequence: SequenceState) -> bool:
         """Sequences that only prefill are as many as their tokens allow, unless each has a state."""
         return self.has_states or not sequence.only_prefills
+
+    def list_needed_clips(self, sequence: SequenceState) -> list[str]:
+        """The pictures that a sequence needs, or will need once it is admitted."""
+        match = self.prefixes.find(sequence) if sequence.run_start < 0 else None
+        return sequence.list_needed_clips(max(match[1:]) if match else 0)
 
     def schedule(
         self,
@@ -65,8 +89,11 @@ class Scheduler:
         With `prefer_decode`, tokens that a grammar forced are computed one at a time unless some sequence has a prompt
         to compute: a step in which every sequence decodes is replayed as a graph, which is several times faster.
         """
+        for sequence in self.running:
+            if sequence.is_new:
+                self.prefixes.adopt_prefix(sequence)
         ready = [sequence for sequence in self.running if is_ready(sequence)]
-        pending = [1 if sequence in sampled else sequence.pending_tokens for sequence in ready]
+        pending = [1 if sequence in sampled else sequence.schedulable_tokens for sequence in ready]
         is_whole = [sequence.is_in_branch for sequence in ready]
         if prefer_decode and all(sequence.is_prompt_computed for sequence in ready) and not any(is_whole):
             pending = [min(count, 1) for count in pending]
@@ -74,15 +101,26 @@ class Scheduler:
         batch = [(sequence, count) for sequence, count in zip(ready, counts, strict=True) if count]
         return sorted(batch, key=lambda item: item[1] > 1)
 
+    def mark_computed(self, sequence: SequenceState, token_count: int) -> None:
+        if sequence.is_new:
+            self.prefixes.count_new(sequence, -1)
+        sequence.mark_computed(token_count)
+
     def remove(self, sequence: SequenceState) -> None:
         """Free the slot and the cache of a running sequence, or drop one that waits."""
+        if sequence.is_new:
+            self.prefixes.count_new(sequence, -1)
         if sequence.run_start < 0:
             self.waiting.remove(sequence)
             return
         self.running.remove(sequence)
         if sequence.slot >= 0:
             self.free_slots.append(sequence.slot)
-        self.free_runs = release_run(self.free_runs, sequence.run_start, sequence.reserved_tokens)
+        self.release(self.prefixes.retire(sequence, self.running))
+
+    def release(self, ranges: Iterable[FreeRun]) -> None:
+        for start, tokens in ranges:
+            self.free_runs = release_run(self.free_runs, start, tokens)
 
 
 def select_sampled(batch: ScheduledBatch) -> list[SequenceState]:
@@ -123,20 +161,48 @@ def release_run(free_runs: FreeRuns, start: int, tokens: int) -> FreeRuns:
 
 
 def choose_admissions(
-    waiting: Sequence[tuple[int, int]], free_runs: FreeRuns, slots: int, max_overtakes: int
-) -> tuple[dict[int, int], FreeRuns]:
-    """Choose from waiting (tokens, overtaken count): a dict from index to start of run, and the remaining free runs."""
+    waiting: Sequence[tuple[int, int]],
+    free_runs: FreeRuns,
+    slots: int,
+    max_overtakes: int,
+    kept: Sequence[FreeRun] = (),
+) -> tuple[dict[int, int], FreeRuns, int]:
+    """Choose from waiting (tokens, overtaken count): a dict from index to start of run, and the remaining free runs.
+
+    `kept` may be freed, from its front, if that admits a request. The number of those that were is returned, too.
+    """
     run_starts: dict[int, int] = {}
+    evicted = 0
     overtakes_left = len(waiting)  # how many more may overtake the requests that were passed over
+    too_many_tokens = math.inf  # there is no room for so many
     for index, (tokens, overtaken_count) in enumerate(waiting):
         if len(run_starts) == slots or overtakes_left <= 0:
             break
-        if allocation := allocate_run(free_runs, tokens):
-            run_starts[index], free_runs = allocation
+        allocation = allocate_with_evictions(free_runs, tokens, kept[evicted:]) if tokens < too_many_tokens else None
+        if allocation:
+            run_starts[index], free_runs, count = allocation
+            evicted += count
             overtakes_left -= 1
         else:
+            too_many_tokens = min(tokens, too_many_tokens)
             overtakes_left = min(overtakes_left, max_overtakes - overtaken_count)
-    return run_starts, free_runs
+    return run_starts, free_runs, evicted
+
+
+def allocate_with_evictions(
+    free_runs: FreeRuns, tokens: int, kept: Sequence[FreeRun]
+) -> tuple[int, FreeRuns, int] | None:
+    """As `allocate_run`, after as few of `kept` are freed, from its front, as it takes; and how many they are.
+
+    >>> allocate_with_evictions(((0, 3), (9, 1)), 5, [(3, 2), (5, 4)])
+    (0, ((9, 1),), 1)
+    """
+    for count, place in enumerate([None, *kept]):
+        if place:
+            free_runs = release_run(free_runs, *place)
+        if allocation := allocate_run(free_runs, tokens):
+            return *allocation, count
+    return None
 
 
 def split_token_budget(

@@ -8,6 +8,7 @@ One that asks for probabilities prefills its prompt and then branches of it (`co
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ItemError
 from pipeline.model.detokenizer import Detokenizer
 from pipeline.model.engines.torch.continuation_scorer import ContinuationScorer, Target
+from pipeline.model.engines.torch.prompt_blocks import ClipSpan, PrefixRun, PromptBlock
 from pipeline.model.engines.torch.vector_pooler import Span, VectorPooler
 from pipeline.types import Failure, FinishReason, Reply, Request, TokenLogprob
 
@@ -29,11 +31,12 @@ if TYPE_CHECKING:
 class SequenceState:
     request: Request
     max_new_tokens: int  # thinking included
-    clip_keys: tuple[str, ...]  # keys of its pictures in the vision cache
+    clips: tuple[ClipSpan, ...]  # its pictures, until none is needed any more
     vision_indices: NDArray[np.int64]  # positions of the pad tokens in the prompt
     matcher: AnswerMatcher | None = None
     scorer: ContinuationScorer | None = None  # of a request for probabilities, which generates nothing
     pooler: VectorPooler | None = None  # of a request for a vector, which generates nothing
+    blocks: Sequence[PromptBlock] = ()  # of the prompt, by which others find what it shares with theirs
     token_ids: NDArray[np.int64] = field(init=False)  # [reserved_tokens], filled up to known_tokens
     positions: NDArray[np.int64] = field(init=False)  # [axes, reserved_tokens]
     generator: Random = field(init=False)
@@ -43,6 +46,11 @@ class SequenceState:
     run_start: int = -1  # where its run of the KV cache starts; -1 while it waits
     slot: int = -1  # -1 while it waits, and where it takes none
     state_side: int = 0  # which of the slot's two states of linear attention is that after `computed_tokens`
+    kept_state_row: int | None = None  # where that state lies instead, if others use it, too
+    prefix_run: PrefixRun | None = None  # what others may copy of it, while it runs
+    prefix_source: PrefixRun | None = None  # the run from which it copies its first tokens
+    prefix_tokens: int = 0  # so many of them
+    awaited_tokens: int = 0  # it computes nothing until another sequence has computed so many of its tokens
     overtaken_count: int = 0  # later sequences that were admitted before it
     logprobs: NDArray[np.float32] = field(init=False)  # of the new tokens; NaN where one was forced
     thinking_tokens: int | None = None  # new tokens up to and including `</think>`, once it is known
@@ -86,11 +94,46 @@ class SequenceState:
     def is_prompt_computed(self) -> bool:
         return self.computed_tokens >= self.prompt_tokens
 
+    @property
+    def is_new(self) -> bool:
+        """No step of it is certain yet: the tokens that count as computed are those that it copies."""
+        return self.computed_tokens == self.prefix_tokens
+
+    @property
+    def schedulable_tokens(self) -> int:
+        """The pending tokens up to the next one whose state is kept."""
+        stops = self.prefix_run.planned_rows if self.prefix_run else ()
+        return min([self.known_tokens, *(end for end in stops if end > self.computed_tokens)]) - self.computed_tokens
+
+    @property
+    def clip_keys(self) -> list[str]:
+        return [clip.key for clip in self.clips]
+
+    def list_needed_clips(self, copied_tokens: int = 0) -> list[str]:
+        """The keys of pictures that it has to compute, with so many tokens copied."""
+        done = max(self.computed_tokens, self.awaited_tokens, copied_tokens)
+        return [clip.key for clip in self.clips if clip.end > done]
+
+    def select_clips(self, first: int, end: int) -> tuple[list[str], int, int]:
+        """The clips that these vision tokens of the prompt come from, and the tokens counted from the first clip's."""
+        firsts = np.searchsorted(self.vision_indices, [clip.first for clip in self.clips])
+        low, high = np.searchsorted(firsts, first, "right") - 1, np.searchsorted(firsts, end)
+        keys = [clip.key for clip in self.clips[low:high]]
+        return keys, first - int(firsts[low]), end - int(firsts[low])
+
+    def choose_kept_row(self, token_count: int) -> int | None:
+        """The row for the state after a step over so many tokens, if others use that state, too."""
+        return self.prefix_run.planned_rows.get(self.computed_tokens + token_count) if self.prefix_run else None
+
     def mark_computed(self, token_count: int) -> None:
         """A step over so many tokens is certain: what it wrote counts."""
         if not self.is_in_branch:
+            self.kept_state_row = self.choose_kept_row(token_count)
             self.computed_tokens += token_count
-            self.state_side = 1 - self.state_side
+            if self.kept_state_row is None:
+                self.state_side = 1 - self.state_side
+            if self.prefix_run:
+                self.prefix_run.mark_computed(self.computed_tokens, self.kept_state_row)
         if self.scorer and self.is_prompt_computed:
             self.scorer.branches.popleft()
             tokens = self.scorer.branches[0].token_ids if self.scorer.branches else ()

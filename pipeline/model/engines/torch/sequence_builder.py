@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.errors import GenerateError, PromptError
 from pipeline.model.detokenizer import Detokenizer
 from pipeline.model.engines.torch.continuation_scorer import ContinuationScorer
+from pipeline.model.engines.torch.prompt_blocks import ClipSpan, PromptBlock, hash_blocks
 from pipeline.model.engines.torch.sequence import SequenceState
 from pipeline.model.engines.torch.vector_pooler import VectorPooler
 from pipeline.model.engines.torch.vision_cache import VisionCache
@@ -30,18 +31,25 @@ class SequenceBuilder:
     detokenizer: Detokenizer
     kv_tokens: int  # of the whole cache
     vocabulary_size: int  # of the logits, which may be wider than the tokenizer's
+    reuses_prefixes: bool = True
     grammar_compiler: GrammarCompiler | None = None
 
     def build_sequence(self, request: Request) -> SequenceState:
         is_pad = np.isin(request.input_ids, (self.family.image_token, self.family.video_token))
         vision_indices = np.flatnonzero(is_pad)
         max_new_tokens = self.limit_new_tokens(request)
-        self.check_request(request, len(vision_indices))
+        counts = [self.family.count_vision_tokens(clip.size, len(clip.pixels)) for clip in request.clips]
+        self.check_request(request, len(vision_indices), sum(counts))
         matcher = self.create_matcher(request, max_new_tokens)
         scorer = ContinuationScorer(request.continuations) if request.continuations else None
-        clip_keys = tuple(self.vision_cache.add_clip(clip) for clip in request.clips)
         pooler = VectorPooler(request.pooling, len(request.input_ids)) if request.pooling else None
-        return SequenceState(request, max_new_tokens, clip_keys, vision_indices, matcher, scorer, pooler)
+        keys = [self.vision_cache.add_clip(clip) for clip in request.clips]
+        parts = np.split(vision_indices, np.cumsum(counts)[:-1]) if keys else []
+        clips = tuple(ClipSpan(key, int(part[0]), int(part[-1]) + 1) for key, part in zip(keys, parts, strict=True))
+        blocks: tuple[PromptBlock, ...] = ()
+        if self.reuses_prefixes and not (request.pooling and request.pooling.method == "mean"):  # of all states
+            blocks = hash_blocks(request.input_ids, request.positions, clips)
+        return SequenceState(request, max_new_tokens, clips, vision_indices, matcher, scorer, pooler, blocks)
 
     def limit_new_tokens(self, request: Request) -> int:
         """The new tokens that were asked for, or as many as the context and the KV cache hold after the prompt.
@@ -61,7 +69,7 @@ class SequenceBuilder:
             raise GenerateError("too_long", f"{problem}: lower max_pixels or max_frames")
         return requested if request.continuations else min(requested, capacity - prompt_tokens)
 
-    def check_request(self, request: Request, pad_count: int) -> None:
+    def check_request(self, request: Request, pad_count: int, expected: int) -> None:
         ids, positions = request.input_ids, request.positions
         if len(ids) == 0 or positions.shape != (self.family.architecture.position_axes, len(ids)):
             raise PromptError("shape", f"{len(ids)} prompt tokens with positions of shape {positions.shape}")
@@ -69,7 +77,6 @@ class SequenceBuilder:
         if ids.min() < 0 or highest >= self.vocabulary_size:
             problem = f"token {highest} is outside the model's vocabulary of {self.vocabulary_size:,}"
             raise PromptError("token", problem)
-        expected = sum(self.family.count_vision_tokens(clip.size, len(clip.pixels)) for clip in request.clips)
         if pad_count != expected:
             raise PromptError("media", f"the prompt has {pad_count:,} pad tokens and its media make {expected:,}")
 

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from pipeline.model.engines.torch.cuda_graphs import DecodeFunction, DecodeGraphs, GraphCaptureError
 from pipeline.model.engines.torch.host_memory import copy_to_device
-from pipeline.model.engines.torch.kv_cache import KVCache, PackedBatch, build_flash_layouts
+from pipeline.model.engines.torch.kv_cache import KVCache, PackedBatch, RunCopy, build_flash_layouts
 from pipeline.model.engines.torch.linear_state import LinearStates, build_state_layout, find_state_rows
 from pipeline.model.engines.torch.model_loader import LoadedModel
 from pipeline.model.engines.torch.pending_step import UnreadTokens
 from pipeline.model.engines.torch.scheduler import ScheduledBatch
+from pipeline.model.engines.torch.sequence import SequenceState
 from pipeline.model.engines.torch.vision_cache import VisionCache
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,9 @@ class StepInputs:
     logit_indices: NDArray[np.int64]  # the tokens whose logits are wanted
     is_decode: bool  # one token of each sequence, all of them after the prompt
     pad_indices: NDArray[np.int64]  # the tokens that vision features replace
-    vision_spans: list[tuple[tuple[str, ...], int, int]]  # those features: clip keys, first and end among their tokens
+    vision_spans: list[tuple[list[str], int, int]]  # those features: clip keys, first and end among their tokens
     state_rows: list[tuple[int, int]]  # [sequences] of linear attention: what the step reads and what it writes
+    copies: list[RunCopy]  # of shared prefixes, before anything is computed
     target_indices: NDArray[np.int64]  # [targets] tokens of the step, and for each a token that may follow it,
     target_tokens: NDArray[np.int64]  # [targets] whose probability is wanted
     pooled_spans: list[tuple[int, int]]  # tokens of the step whose states are summed
@@ -63,7 +65,7 @@ def build_step_inputs(batch: ScheduledBatch) -> StepInputs:
             if low == high:
                 continue
             pad_indices.append(sequence.vision_indices[low:high] - first + offset)
-            vision_spans.append((sequence.clip_keys, int(low), int(high)))
+            vision_spans.append(sequence.select_clips(int(low), int(high)))
     targets = [
         (target.offset + offset, target.token)
         for (sequence, count), offset in zip(batch, offsets.tolist(), strict=True)
@@ -85,11 +87,24 @@ def build_step_inputs(batch: ScheduledBatch) -> StepInputs:
         is_decode=all(count == 1 and item.is_prompt_computed and not item.only_prefills for item, count in batch),
         pad_indices=np.concatenate(pad_indices),
         vision_spans=vision_spans,
-        state_rows=[find_state_rows(item.slot, item.state_side, is_new=first == 0) for item, first, _ in spans],
+        state_rows=[choose_state_rows(*span) for span in spans],
+        copies=[
+            RunCopy(sequence.prefix_source.start, sequence.run_start, sequence.prefix_tokens)
+            for sequence, _ in batch
+            if sequence.is_new and sequence.prefix_source
+        ],
         target_indices=target_indices,
         target_tokens=target_tokens,
         pooled_spans=pooled_spans,
     )
+
+
+def choose_state_rows(sequence: SequenceState, first: int, end: int) -> tuple[int, int]:
+    """The rows of linear attention that a step over these tokens reads and writes."""
+    kept_rows = sequence.kept_state_row, sequence.choose_kept_row(end - first)
+    own_rows = find_state_rows(sequence.slot, sequence.state_side, is_new=first == 0)
+    read, write = (own if kept is None else kept for own, kept in zip(own_rows, kept_rows, strict=True))
+    return read, write
 
 
 def locate_unread_tokens(batch: ScheduledBatch, unread: UnreadTokens) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -129,6 +144,8 @@ class StepRunner:
         self, inputs: StepInputs, targets: NDArray[np.int64] | None = None, unread_tokens: Tensor | None = None
     ) -> StepOutputs:
         """Unread tokens take the places `targets`; rank 0 sends them to the other ranks, from device to device."""
+        if inputs.copies:
+            self.cache.copy_tokens(inputs.copies)
         token_ids = self.to_device(inputs.token_ids)
         if targets is not None:
             tokens = token_ids.new_empty(len(targets)) if unread_tokens is None else unread_tokens

@@ -21,6 +21,7 @@ class TorchSettings(EngineSettings):
     prefill_tokens: PositiveInt | None = define_speed_key(
         f"prompt tokens computed in one step; default {DEFAULT_PREFILL_TOKENS}", None
     )
+    reuse_prefixes: bool = define_speed_key("compute what the prompts of several rows begin with only once", True)
     graphs: bool = define_speed_key("on CUDA: replay decode steps as graphs", True)
     compile: bool = define_speed_key("compile the layers with torch: fewer kernels, after a minute at the start", False)
     hang_s: float = define_speed_key(
