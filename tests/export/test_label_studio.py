@@ -149,5 +149,5 @@ def test_splits_have_files_of_their_own_and_pictures_of_a_row_are_pages(workspac
     tasks = [task for file_tasks in tasks.values() for task in file_tasks]
     assert sorted(task["data"]["id"] for task in tasks) == ["r0", "r1", "r2", "r3"]
     assert [result["item_index"] for result in tasks[0]["predictions"][0]["result"]] == [0, 1]
-    assert configs["labelling-config-image.xml"].find("Image").get("valueList") == "$images"
+    assert configs["labelling-config-image.xml"].find(".//Image").get("valueList") == "$images"
     assert score(workspace, accept(tasks))["boxes"].measures["right"].value == 1

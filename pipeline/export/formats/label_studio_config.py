@@ -42,7 +42,23 @@ def _walk_fields(compared: ComparedField) -> Iterator[Control]:
 
 
 def build_config(controls: Sequence[Control], kind: str, classes: Sequence[str], *, has_pages: bool) -> str:
-    view = ElementTree.Element("View")
+    """The medium with the controls of places, and beside it those of plain values."""
+    view = ElementTree.Element("View", {"style": "display: flex; gap: 1em"})
+    left = ElementTree.SubElement(view, "View", {"style": "flex: 3; min-width: 0"})
+    add_medium(left, kind, has_pages=has_pages)
+    for control in controls:
+        if control.field.kind in PLACE_TAGS and (control.field.kind == "events") == (kind == "video"):
+            add_place_control(left, control, kind, classes)
+    if plain_controls := [control for control in controls if control.field.kind not in PLACE_TAGS]:
+        right = ElementTree.SubElement(view, "View", {"style": "flex: 2; min-width: 0"})
+        for control in plain_controls:
+            ElementTree.SubElement(right, "Header", {"value": control.name, "size": "5"})
+            add_plain_control(right, control, kind)
+    ElementTree.indent(view)
+    return ElementTree.tostring(view, encoding="unicode") + "\n"
+
+
+def add_medium(view: ElementTree.Element, kind: str, *, has_pages: bool) -> None:
     if kind == "image":
         source = {"valueList": "$images"} if has_pages else {"value": "$image"}
         ElementTree.SubElement(view, "Image", {"name": "image", **source, "zoom": "true", "zoomControl": "true"})
@@ -50,15 +66,6 @@ def build_config(controls: Sequence[Control], kind: str, classes: Sequence[str],
         ElementTree.SubElement(view, "Video", {"name": "video", "value": "$video", "frameRate": "$fps"})
     else:
         ElementTree.SubElement(view, "Text", {"name": "text", "value": "$id"})
-    for control in controls:
-        if control.field.kind in PLACE_TAGS:
-            if (control.field.kind == "events") == (kind == "video"):
-                add_place_control(view, control, kind, classes)
-        else:
-            ElementTree.SubElement(view, "Header", {"value": control.name, "size": "5"})
-            add_plain_control(view, control, kind)
-    ElementTree.indent(view)
-    return ElementTree.tostring(view, encoding="unicode") + "\n"
 
 
 def add_place_control(view: ElementTree.Element, control: Control, kind: str, classes: Sequence[str]) -> None:
