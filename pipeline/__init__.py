@@ -284,6 +284,7 @@ export: answers become other people's formats
     export/pictures.py                      divides rows into pictures with what was found in them
     export/group_lines.py                   keeps what groups add to a file about the whole export
     export/upload_queue.py                  writes many small files at once
+    export/inline_media.py                  reads media that are bytes in the manifest
     export/split_files.py                   the files of a group, one for each split
     export/plain_values.py                  values in the types that JSON and CSV have
     export/formats/json_lines.py            lines of JSON

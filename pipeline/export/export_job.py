@@ -20,6 +20,7 @@ from pipeline.export.base import Exporter, ExportOptions, ExportTask
 from pipeline.export.export_progress import ExportProgress
 from pipeline.export.export_sources import AnswerReader, ExportSource, group_sources, hash_json, identify_sources
 from pipeline.export.hub_push import push_export
+from pipeline.export.inline_media import InlineMediaReader, has_inline_media
 from pipeline.export.media_files import MediaFiles
 from pipeline.export.option_checks import settle_options
 from pipeline.export.remarks import Remarks
@@ -266,10 +267,13 @@ def write_group(
     """Write the files of a group, then its note."""
     row_count = repeat_count = selected_count = 0
     task.remarks.found.clear()
+    inline_reader = InlineMediaReader(task.context)
 
     def read_tables() -> Iterator[pa.Table]:
         nonlocal row_count, repeat_count, selected_count
-        for table in reader.read_tables(group, task.columns):
+        for source, table in zip(group, reader.read_tables(group, task.columns), strict=True):
+            if source.chunk and task.options.media == "copy" and has_inline_media(table):
+                task.media_files.inline = inline_reader.read_chunk(source.chunk)
             row_count += table.num_rows
             repeat_count += table.num_rows - len(table["id"].unique())
             selected = changes.apply(table, task.remarks)

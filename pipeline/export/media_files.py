@@ -11,6 +11,7 @@ import io
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import DecodeError, FetchError
+from pipeline.export.inline_media import INLINE_STARTS, InlineMedia
 from pipeline.export.remarks import Remarks
-from pipeline.fetch.blob import Blob
+from pipeline.fetch.blob import Blob, split_page_fragment
 from pipeline.fetch.fetcher import Fetcher
 from pipeline.job.spec import Job
 from pipeline.media.decode import EXTRA_S_PER_FRAME, build_decode_limits
@@ -51,6 +53,7 @@ class MediaFiles:
 
     def __init__(self, job: Job):
         self.job = job
+        self.inline: InlineMedia = {}  # of the rows that are being exported
 
     @cached_property
     def fetcher(self) -> Fetcher:
@@ -62,18 +65,29 @@ class MediaFiles:
 
     def prefetch(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Announce the rows whose first media are read next, in order."""
-        self.fetcher.prefetch([row["media"][0]["uri"] for row in rows if row["media"]])
+        uris = [row["media"][0]["uri"] for row in rows if row["media"]]
+        self.fetcher.prefetch([uri for uri in uris if not uri.startswith(INLINE_STARTS)])
 
     def open_file(self, row: Mapping[str, Any], index: int, remarks: Remarks) -> Blob | None:
         """The whole file of a row's medium, which the caller closes; None where it cannot be read."""
         uri = row["media"][index]["uri"]
         try:
-            if uri.startswith(("data:", "(")):
-                raise FetchError("inline", "its bytes stand in the manifest")
-            return self.fetcher.fetch(uri, full_download=True)
+            if not uri.startswith(INLINE_STARTS):
+                return self.fetcher.fetch(uri, full_download=True)
+            blob = self.fetcher.fetch(self.find_inline(row, index))
+            return replace(blob, pages=split_page_fragment(uri)[1])
         except FetchError as error:
             add_remark(remarks, row, error)
             return None
+
+    def find_inline(self, row: Mapping[str, Any], index: int) -> str | bytes:
+        """A document is one source with a medium for each page."""
+        sources = self.inline.get(row["id"], ())
+        if len(sources) == len(row["media"]):
+            return sources[index]
+        if len(sources) == 1:
+            return sources[0]
+        raise FetchError("inline", "its bytes stand in the manifest, and today's does not tell which they are")
 
     def read_picture(
         self, row: Mapping[str, Any], index: int, remarks: Remarks, *, second: float | None = None

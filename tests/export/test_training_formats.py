@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 
@@ -184,3 +185,32 @@ def test_a_hub_that_refuses_is_named(export, monkeypatch):
     assert "--push not a name: " in messages.err
     assert "the export itself is complete" in messages.err
     assert (target / "_SUCCESS").exists()
+
+
+def encode_pages(count):
+    pages, sink = [PIL.Image.new("RGB", (40 + 10 * page, 30), (page, 0, 0)) for page in range(count)], io.BytesIO()
+    pages[0].save(sink, "TIFF", save_all=True, append_images=pages[1:])
+    return sink.getvalue()
+
+
+def test_media_that_are_bytes_in_the_manifest_go_along(workspace, capsys):
+    workspace.draw_images(3)
+    contents = [read_original(workspace, 0), encode_pages(2), read_original(workspace, 2)]
+    rows = [{"id": f"r{number}", "image": {"bytes": data, "path": "x"}} for number, data in enumerate(contents)]
+    workspace.write_manifest(rows)
+    sections = {"input": {"keep": []}, "output": {"chunk_rows": 2}}
+    workspace.run_job(**sections)
+    job = str(workspace.write_job_file(**sections))
+    for kind in ("huggingface", "sharegpt", "webdataset"):
+        assert main(["export", job, str(workspace.folder / kind), "--to", kind]) == 0
+        assert "media not copied" not in capsys.readouterr().out
+    data = datasets.load_dataset(f"{workspace.folder}/huggingface", cache_dir=f"{workspace.folder}/cache")["train"]
+    raw = data.cast_column("image", datasets.Image(decode=False))
+    assert [raw[number]["image"]["bytes"] for number in (0, 2)] == [contents[0], contents[2]]
+    [lines] = (workspace.folder / "sharegpt/train").glob("*.jsonl")
+    chats = [json.loads(line) for line in lines.read_text().splitlines()]
+    sizes = [[PIL.Image.open(workspace.folder / "sharegpt" / path).size for path in chat["images"]] for chat in chats]
+    assert sizes == [[(40, 30)], [(40, 30), (50, 30)], [(40, 30)]]
+    [shard] = (workspace.folder / "webdataset").glob("*.tar")
+    samples = {sample["__key__"]: sample for sample in webdataset.WebDataset(str(shard), shardshuffle=False)}
+    assert (samples["r1"]["tif"], samples["r2"]["png"]) == tuple(contents[1:])
