@@ -46,6 +46,7 @@ job: a YAML file becomes a frozen Job
     job/key_types.py                        types and helpers that the sections of a job are made of
     job/answer_section.py                   the keys of its section `answer`
     job/embedding_section.py                the keys of `answer.embedding`
+    job/rerank_section.py                   the keys of `answer.rerank`
     job/model_section.py                    the keys of its section `model`
     job/spec.py                             every key of a job file, with its type, default and meaning
     job/step_settings.py                    checks media.steps and builds the steps
@@ -136,6 +137,7 @@ model: frames and text become tokens
     model/hf_models.py                      imports transformers' model classes
     model/prompt.py                         renders chat turns with the checkpoint's template
     model/embedding_encoder.py              turns a row into what its vector is made of
+    model/rerank_encoder.py                 asks whether a row fits a query
     model/choice_encoder.py                 turns the choices of a job into continuations of a prompt
     model/engine_thread.py                  runs an engine in a thread that several chunks share
     model/detokenizer.py                    converts generated tokens to text, and splits off thinking
@@ -218,6 +220,7 @@ prepare: an Item becomes a Request
 output: a Reply becomes a Row, and Rows become a committed part
     output/answer/annotations.py            finds boxes, points and time spans in an answer
     output/answer/build_row.py              builds a Row from a Reply
+    output/answer/rerank_answer.py          the probability that a row fits a query
     output/answer/embedding_answer.py       turns the vector of a reply into the column `embedding`
     output/answer/confidence.py             how sure the model was of each value of an answer
     output/answer/confidence_maps.py        replaces confidences by those that a score calibrated

@@ -58,6 +58,7 @@ class Answerer:
                 confidence_maps=self.context.confidence_maps,
                 attempts=attempts,
                 choices=None if self.context.job.answer.choices is None else self.context.job.answer,
+                is_reranked=self.context.job.answer.rerank is not None,
                 embedding=self.context.job.answer.embedding,
                 vector_width=self.context.vector_width,
             )

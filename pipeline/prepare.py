@@ -37,6 +37,7 @@ from pipeline.media.steps.base import PreparationState, PreparationTools, Step, 
 from pipeline.model.choice_encoder import ChoiceEncoder
 from pipeline.model.embedding_encoder import EmbeddingEncoder
 from pipeline.model.families.base import Family
+from pipeline.model.rerank_encoder import RerankEncoder
 from pipeline.step_timer import StepTimer
 from pipeline.types import (
     Continuation,
@@ -168,7 +169,8 @@ def list_steps(media: MediaSection, encode_prompt: Step) -> list[Step]:
 def build_prompt_step(family: Family, answer: AnswerSection) -> EncodePrompt:
     choice_encoder = ChoiceEncoder(family, answer) if answer.choices else None
     embedding_encoder = EmbeddingEncoder(family, answer.embedding) if answer.embedding else None
-    return EncodePrompt(family, answer, choice_encoder, embedding_encoder)
+    rerank_encoder = RerankEncoder(family, answer.rerank) if answer.rerank else None
+    return EncodePrompt(family, answer, choice_encoder, embedding_encoder, rerank_encoder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +181,7 @@ class EncodePrompt:
     answer: AnswerSection
     choice_encoder: ChoiceEncoder | None = None
     embedding_encoder: EmbeddingEncoder | None = None
+    rerank_encoder: RerankEncoder | None = None
 
     def __call__(self, state: PreparationState, tools: PreparationTools) -> PreparationState:
         sampling = self.build_sampling(state.item)
@@ -190,6 +193,8 @@ class EncodePrompt:
             elif self.embedding_encoder:
                 turns, encoded = self.embedding_encoder.encode_turns(state.turns)
                 pooling = self.embedding_encoder.pooling
+            elif self.rerank_encoder:
+                turns, encoded, continuations = self.rerank_encoder.encode_turns(state.turns)
             else:
                 encoded = self.family.encode_turns(state.turns)
             longest = max((len(part.token_ids) for part in continuations), default=0)

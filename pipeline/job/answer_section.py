@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, ConfigDict, model_validator
 
 from pipeline.job.embedding_section import EmbeddingSection
 from pipeline.job.key_types import Fraction, JobSection, PositiveInt, define_key
+from pipeline.job.rerank_section import RerankSection
 
 CHOICE = "{choice}"
 
@@ -81,16 +82,27 @@ class AnswerSection(JobSection):
         None,
     )
 
+    rerank: RerankSection | None = define_key(
+        "{query: ...}: the answer is the probability that the row fits the query, as Qwen3-VL-Reranker gives it", None
+    )
+
     @property
     def is_written(self) -> bool:
         """Whether the model writes the answer. Otherwise it comes from a pass over the prompt."""
-        return self.choices is None and self.embedding is None
+        return self.choices is None and not self.is_about_row
+
+    @property
+    def is_about_row(self) -> bool:
+        """Whether the row itself is all that the model reads, so that no question is needed."""
+        return self.embedding is not None or self.rerank is not None
 
     @model_validator(mode="after")
-    def check_embedding(self) -> AnswerSection:
+    def check_kind(self) -> AnswerSection:
+        kinds = {"embedding": self.embedding, "rerank": self.rerank}
         others = {"schema": self.schema_, "choices": self.choices, "thinking": self.thinking or None}
-        if self.embedding is not None and (given := [name for name, value in others.items() if value is not None]):
-            raise ValueError(f"`embedding` makes the answer a vector, and `{given[0]}` something else; leave one out")
+        given = [name for name, value in {**kinds, **others}.items() if value is not None]
+        if self.is_about_row and len(given) > 1:
+            raise ValueError(f"`{given[0]}` and `{given[1]}` both say what an answer is; leave one of them out")
         return self
 
     @model_validator(mode="after")

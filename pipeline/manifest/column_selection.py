@@ -75,8 +75,8 @@ def select_columns(job: Job, available: Sequence[str], *, schema_prompt: str | N
     media = job.input.media
     if not media and messages is None and set(available) == FOLDER_LISTING_COLUMNS:
         media = ("uri",)
-    embeds_text = job.answer.embedding is not None and bool(find_placeholders(job.prompt.user))
-    if not media and messages is None and not embeds_text:
+    reads_text = job.answer.is_about_row and bool(find_placeholders(job.prompt.user))
+    if not media and messages is None and not reads_text:
         raise JobError(
             "input.media names no column, so there is nothing to look at; name the columns with media, or in "
             "input.messages the column with a chat, which may be text alone; the manifest has: " + ", ".join(available)

@@ -44,10 +44,10 @@ def build_item(
             turns = (Turn("system", (system,)), *turns)
     else:
         user_prompt = schema_prompt if job.prompt.user is None else fill_placeholders(job.prompt.user, row)
-        is_embedded = job.answer.embedding is not None
-        if user_prompt is not None and not user_prompt.strip() and not (is_embedded and media):
+        needs_words = not (job.answer.is_about_row and media)
+        if user_prompt is not None and not user_prompt.strip() and needs_words:
             raise ReadError("no_prompt", "prompt.user names only columns that are empty in this row; nothing is asked")
-        may_lack_media = is_embedded and job.input.require == "any" and bool(user_prompt)
+        may_lack_media = job.answer.is_about_row and job.input.require == "any" and bool(user_prompt)
         turns = build_question_turns(media, system, user_prompt, () if may_lack_media else columns.media)
     return Item(item_id, question, turns, max_new_tokens=max_new_tokens)
 

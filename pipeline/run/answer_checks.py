@@ -34,6 +34,11 @@ def find_ability_problems(job: Job) -> list[str]:
             ),
             *find_embedding_problems(job, answer.embedding),
         ]
+    if answer.rerank is not None:
+        problems = list_missing_abilities(job, "choices", "answer.rerank")
+        if job.prompt.system is not None:
+            problems.append("prompt.system: answer.rerank has a system message of its own; leave it out")
+        return problems
     if answer.choices is None:
         return []
     problems = list_missing_abilities(job, "choices", "answer.choices")

@@ -30,6 +30,19 @@ def build_choice_schema(answer: AnswerSection) -> Schema:
     )
 
 
+def build_rerank_schema() -> Schema:
+    """The answer is a probability."""
+    schema: SchemaNode = {"type": "number", "minimum": 0, "maximum": 1}
+    return Schema(
+        name="rerank",
+        model_name="",
+        source="",
+        text=json_schema.format_schema(schema),
+        default_prompt="",
+        answer_field=columns.to_arrow_field(schema),
+    )
+
+
 def build_single_prompt(answer: AnswerSection) -> str:
     lines = [f"- {describe_choice(label, text)}" for label, text in (answer.choices or {}).items()]
     return "\n".join(

@@ -21,7 +21,7 @@ from pipeline import registry
 from pipeline.errors import JobError
 from pipeline.job.answer_section import AnswerSection
 from pipeline.schema import columns, json_schema
-from pipeline.schema.choice_schema import build_choice_schema
+from pipeline.schema.choice_schema import build_choice_schema, build_rerank_schema
 from pipeline.schema.json_schema import SchemaCursor, SchemaNode, enter_schema, walk_references
 from pipeline.schema.schema import Schema, load_model
 
@@ -32,6 +32,8 @@ FALLBACK_PROMPT = "Look at the picture and answer with one JSON object."
 
 def load_answer_schema(answer: AnswerSection, *, base_folder: Path) -> Schema | None:
     """What the answers of a job look like; None where they are text."""
+    if answer.rerank:
+        return build_rerank_schema()
     return build_choice_schema(answer) if answer.choices else load_schema(answer.schema_, base_folder=base_folder)
 
 

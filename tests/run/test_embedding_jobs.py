@@ -138,9 +138,9 @@ def test_jobs_that_cannot_run_are_refused(workspace, sections, problem):
         ("embedding: {from: both}", "from"),
         ("embedding: {from: vision, pool: last}", "have no last one"),
         ("embedding: {from: vision, instruction: x}", "reads no text"),
-        ("embedding: {from: language}, schema: caption", "`schema` something else"),
-        ("embedding: {from: language}, choices: [a, b]", "`choices` something else"),
-        ("embedding: {from: language}, thinking: {max_tokens: 5}", "`thinking` something else"),
+        ("embedding: {from: language}, schema: caption", "`embedding` and `schema` both say"),
+        ("embedding: {from: language}, choices: [a, b]", "`embedding` and `choices` both say"),
+        ("embedding: {from: language}, thinking: {max_tokens: 5}", "`embedding` and `thinking` both say"),
     ],
 )
 def test_mistakes_are_refused_with_a_reason(answer, problem):

@@ -19,6 +19,7 @@ from pipeline.output.answer.confidence import compute_confidence
 from pipeline.output.answer.confidence_maps import find_least_confidence
 from pipeline.output.answer.embedding_answer import build_embedding
 from pipeline.output.answer.geometry import map_to_source
+from pipeline.output.answer.rerank_answer import build_rerank_answer
 from pipeline.schema import validate
 from pipeline.schema.schema import Schema
 from pipeline.types import Clip, ConfidenceMaps, CoordinateSystem, Item, MediaInfo, Reply, Request, Row, TimeOrigin
@@ -36,6 +37,7 @@ def build_row(
     confidence_maps: ConfidenceMaps | None = None,
     attempts: int = 1,
     choices: AnswerSection | None = None,
+    is_reranked: bool = False,
     embedding: EmbeddingSection | None = None,
     vector_width: int = 0,
 ) -> Row:
@@ -43,6 +45,8 @@ def build_row(
     answer_fields: Mapping[str, Any] = {}
     if choices:
         answer_fields = build_choice_answer(reply.continuation_logprobs, choices)
+    elif is_reranked:
+        answer_fields = build_rerank_answer(reply.continuation_logprobs)
     elif schema:
         answer_fields = _build_answer(request, reply, schema, coordinate_system, time_origin)
     flags = (*reply.flags, *answer_fields.get("flags", ()))
