@@ -61,6 +61,8 @@ def export_job(
     dataset = Dataset(store, context.fingerprint)
     exporter_type: type[Exporter] = load_registered(EXPORTERS, format_name, "--to")
     options = settle_options(exporter_type, format_name, options)
+    if context.fingerprint not in list_questions(store):
+        raise OutputError(f"{store.path}: holds no answers to this question; run the job first")
     with closing(MediaFiles(context.job)) as media_files:
         columns = build_data_schema(context)
         target = OutputStore(locate_target(exporter_type, target_path, columns))
@@ -68,8 +70,6 @@ def export_job(
         exporter = exporter_type(task)
         if task.target.root == store.root:
             raise JobError(f"{target_path} is the job's own output; export to another folder")
-        if context.fingerprint not in list_questions(store):
-            raise OutputError(f"{store.path}: holds no answers to this question; run the job first")
         changes = RowChanges(
             read_calibration(dataset) if options.calibrated else {},
             open_job_truth(options.truth, context) if options.truth else None,

@@ -22,7 +22,9 @@ DEFAULT_ENGINE = "torch"
 
 class InputSection(JobSection):
     manifest: NameList = define_key(
-        "Parquet, JSONL or CSV files, or media: any fsspec URL, glob, folder, or a list", min_length=1
+        "Parquet, JSONL, CSV or WebDataset tars, a Delta, Iceberg or Lance table, a data set of the Hugging Face hub, "
+        "or media: any fsspec URL, glob, {000..999}, folder, or a list",
+        min_length=1,
     )
     id: str | None = define_key("column that names a row; without it a hash of what the row asks", None)
     media: NameList = define_key(

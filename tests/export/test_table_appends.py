@@ -152,3 +152,12 @@ def test_an_iceberg_target_is_a_table_of_a_catalog(workspace, capsys):
     assert "name a table of a catalog, iceberg://CATALOG/namespace.table" in capsys.readouterr().err
     assert main(["export", job, "iceberg://none/a.b", "--to", "iceberg"]) == 2
     assert "iceberg://none/a.b: " in capsys.readouterr().err
+
+
+def test_an_export_without_answers_creates_no_table(workspace, monkeypatch):
+    workspace.write_manifest(workspace.draw_images(1))
+    table_export = TableExport(workspace, "iceberg")
+    monkeypatch.setattr("pyiceberg.catalog.load_catalog", table_export.open_catalog)
+    with pytest.raises(OutputError, match="holds no answers to this question"):
+        table_export.run()
+    assert not table_export.open_catalog().namespace_exists("labels")
