@@ -32,6 +32,9 @@ KINDS = (*VALUE_KINDS, *LIST_KINDS, "object", "class", "ignore")
 WHOLE_ANSWER = "answer"  # the path of the root
 
 
+BOOLEAN_CHOICES = ("true", "false")
+
+
 @dataclass(frozen=True, slots=True)
 class ComparedField:
     path: str  # such as seller.name or lines[].amount
@@ -100,7 +103,7 @@ def _skip_null(cursor: SchemaCursor | None) -> SchemaCursor | None:
 
 def list_choices(cursor: SchemaCursor) -> tuple[str, ...]:
     if cursor.constants is None:
-        return ("true", "false") if "boolean" in cursor.types else ()
+        return BOOLEAN_CHOICES if "boolean" in cursor.types else ()
     return tuple(str(value) for value in cursor.constants if value is not None)
 
 

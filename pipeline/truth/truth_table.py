@@ -14,7 +14,7 @@ from pipeline.errors import JobError, OutputError
 from pipeline.json_values import parse_json_text
 from pipeline.manifest.files import ManifestFile, detect_source_kind
 from pipeline.truth.base import TrueAnswer, TruthFile, TruthReader
-from pipeline.truth.compared_fields import ComparedField
+from pipeline.truth.compared_fields import BOOLEAN_CHOICES, ComparedField
 
 TRUTH_COLUMN = "truth"
 ROWS_PER_READ = 10_000
@@ -68,14 +68,25 @@ def is_field(steps: list[str], root: ComparedField) -> bool:
 
 
 def read_truth_value(value: Any, root: ComparedField, column: str) -> Any:
-    """A whole answer, or the value of the field that has the column's name, or of the only field."""
+    """A whole answer, or the value of the field that has the column's name, or of the only field.
+
+    Where all fields are booleans, as with answer.multi, a list names those that are true.
+    """
     value = None if value == "" else value
-    if value is None or root.kind != "object":
+    if value is None:
+        return None
+    if root.kind == "choice" and value not in root.choices:
+        quoted = {json.dumps(choice): choice for choice in root.choices}
+        return quoted.get(value, value) if isinstance(value, str) else value
+    if root.kind != "object":
         return value
-    parsed = json.loads(value) if value == "{}" else parse_json_text(value)
+    parsed = json.loads(value) if value in ("{}", "[]") else parse_json_text(value)
     if isinstance(parsed, Mapping):
         return parsed
     names = [part.name for part in root.members]
+    are_booleans = all(part.choices == BOOLEAN_CHOICES for part in root.members)
+    if isinstance(parsed, list) and are_booleans and set(parsed) <= set(names):
+        return {name: name in parsed for name in names}
     if column in names or len(names) == 1:
         return {column if column in names else names[0]: value}
     raise OutputError(

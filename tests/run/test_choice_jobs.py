@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from pipeline.errors import JobError
+from pipeline.inspect.plan.survey import Survey
 from pipeline.job.job_loader import parse_job
+from pipeline.types import Continuation, Request, Sampling
 
 CHOICES = {"choices": ["red", "blue", "green"]}
 
@@ -105,3 +109,12 @@ def test_mistakes_are_refused_with_a_reason(answer, problem):
 def test_numbers_are_labels():
     job = "name: t\ninput: {manifest: m, media: uri}\nmodel: {weights: builtin:tiny}\noutput: {path: out}\n"
     assert parse_job(job + "answer: {choices: [1, 2]}\n", environment={}).answer.choices == {"1": None, "2": None}
+
+
+def test_a_plan_counts_the_tokens_behind_the_prompt_once_where_choices_share_them():
+    survey, prompt = Survey(), np.zeros(10, np.int32)
+    parts = tuple(Continuation(tokens, 0, "") for tokens in ((1, 2, 3), (1, 2, 4), (5,)))
+    request = Request("a", (), prompt, prompt[None].repeat(3, 0), sampling=Sampling(max_new_tokens=0))
+    survey.add_outcome(replace(request, continuations=parts))
+    assert survey.text == {12: 1}
+    assert survey.longest == 12

@@ -182,14 +182,17 @@ class RowMarker:
             self.marks.add(compared.path, "mean overlap", (total, counts[1] + counts[2] - len(pairs)))
 
 
-def mark_row(root: ComparedField, row_id: str, answer: Any, truth: Any, marker: RowMarker) -> RowMarks:
+def mark_row(
+    root: ComparedField, row_id: str, answer: Any, truth: Any, marker: RowMarker, confidence: Any = None
+) -> RowMarks:
+    """`confidence` is that of an answer that is a single value."""
     if root.kind == "object" and not set(require_object(row_id, truth)) & {part.name for part in root.members}:
         raise OutputError(
             f"the truth of row {row_id} has the fields {', '.join(truth) or '(none)'}, and the answer has "
             f"{', '.join(part.name for part in root.members)}; none is in both"
         )
     try:
-        marker.mark_value(root, answer, truth)
+        marker.mark_value(root, answer, truth, confidence)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise OutputError(
             f"the truth of row {row_id} has not the shape of an answer ({type(error).__name__}: {error}): {truth}"[:500]

@@ -60,7 +60,8 @@ def read_scored_rows(reader: OutputReader, truth: TruthIndex) -> ScoredRows:
     for number, (row_id, row) in enumerate(sorted(found.items())):
         marker = RowMarker(number, compute_diagonal(row), find_confidence(row), scored.rankings)
         marker.take_confidences(row["answer"], row["confidence"])
-        marks = mark_row(truth.root, row_id, get_answer(row, truth.root), truth.used[row_id], marker)
+        answer = get_answer(row, truth.root)
+        marks = mark_row(truth.root, row_id, answer, truth.used[row_id], marker, row["confidence"])
         scored.marks[row_id] = marks
         if row["run"] is not None:
             is_right = {(truth.root.path, RIGHT): float(bool(marks.is_right(truth.root.path)))}

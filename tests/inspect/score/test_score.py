@@ -248,3 +248,36 @@ def test_places_in_a_taxonomy_are_compared_level_by_level(workspace, monkeypatch
     assert measures["precision"].value == 6 / 9
     assert measures["recall"].value == 6 / 10
     assert measures["F1"].value == 12 / 19
+
+
+def score_choices(workspace, capsys, truths, replies, **answer):
+    """The measures and confidences of each field, for rows that ask q0q, q1q, ..."""
+    rows = workspace.draw_images(len(truths))
+    for number, (row, truth) in enumerate(zip(rows, truths, strict=True)):
+        row |= {"hint": f"q{number}q", "truth": truth}
+    workspace.write_manifest(rows)
+    engine = {"replies": replies, "default": "no"}
+    job = {"engine": engine, "input": {"keep": ["truth"]}, "prompt": {"user": "{hint}"}}
+    assert workspace.run_job(**job, answer={"choices": ["red", "blue"], **answer}) == 0
+    assert main(["score", str(workspace.folder / "out"), "--truth", "truth", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["fields"]
+
+
+@pytest.mark.parametrize("truth", ["red", '"red"'], ids=["plain", "JSON"])
+def test_a_choice_is_right_if_it_is_the_true_one_and_its_confidence_is_judged(workspace, capsys, truth):
+    replies = {f"q{number}q": "red" if number % 3 else "blue" for number in range(24)}
+    fields = score_choices(workspace, capsys, [truth] * 24, replies)
+    assert fields["answer"]["measures"]["right"]["value"] == pytest.approx(2 / 3)
+    assert fields["answer"]["confidence"]["auroc"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "truths",
+    [[["red"], [], ["red", "blue"]], ['["red"]', "[]", '{"red": true, "blue": true}']],
+    ids=["lists", "JSON"],
+)
+def test_with_multi_each_choice_is_scored_and_a_truth_may_list_those_that_apply(workspace, capsys, truths):
+    replies = {"q0q\nIs it red": "yes", "q2q\nIs it red": "Yes"}
+    fields = score_choices(workspace, capsys, truths, replies, multi=True, choice_format="\nIs it {choice}?")
+    right = {name: fields[name]["measures"]["right"]["value"] for name in ("red", "blue")}
+    assert right == {"red": 1, "blue": pytest.approx(2 / 3)}
