@@ -167,6 +167,7 @@ def measure_mix(bench: Bench, engine: TorchEngine, lab: Lab, name: str, requests
     memory_gib = torch.cuda.get_device_properties(bench.device).total_memory / 2**30 if bench.is_cuda else 0.0
     bench.report.add_row(
         {
+            "engine": "torch",
             "card": torch.cuda.get_device_name(bench.device) if bench.is_cuda else "cpu",
             "memory_gib": round(memory_gib, 1),
             "family": config["model_type"],

@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.bench import harness
 
+MEASURED = Path(__file__).parents[2] / "pipeline" / "inspect" / "plan" / "measured.json"
 NOT_REHEARSED = (
     "the flash kernel, the int4 kernel and grouped products of CUDA: definitions of theirs run in their place",
     "capture and replay of CUDA graphs: the stand-in computes again at each replay, into the same buffers",
@@ -75,3 +76,12 @@ def list_goals(results: Sequence[dict[str, Any]]) -> Iterator[list[Any]]:
             for form, goal in GOALS.items():
                 if re.fullmatch(form, name) and isinstance(value, float):
                     yield [result["step"], name, value, goal, "reached" if value >= goal else "missed"]
+
+
+def write_measured_speeds(paths: Sequence[Path], results: Sequence[dict[str, Any]]) -> None:
+    """Adds the rows to the table that `plan` reads. They replace older ones of the same rows, model and card."""
+    rows = json.loads(MEASURED.read_text()) + [row for result in results for row in result["rows"]]
+    newest = {tuple(map(str, map(row.get, ("engine", "card", "family", "mix", "model")))): row for row in rows}
+    lines = ",\n".join(json.dumps(row) for row in newest.values())
+    for path in paths:
+        path.write_text(f"[\n{lines}\n]\n" if lines else "[]\n")

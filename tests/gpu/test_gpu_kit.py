@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pipeline.inspect.plan import measured
+from pipeline.inspect.plan.gpus import TokenLoad, estimate_gpu
 from tests.gpu import ladder, parity, summary
 from tests.gpu.bench import Bench, StepReport
 
@@ -135,6 +137,24 @@ def test_a_name_selects_a_step_and_all_whose_name_begins_with_it():
     assert len(ladder.select_steps([])) == len(ladder.STEPS)
     with pytest.raises(SystemExit, match="--only sped: known are smoke, "):
         ladder.select_steps(["sped"])
+
+
+@pytest.mark.process
+def test_the_rows_that_a_step_measures_are_rows_of_the_table_of_plan(tmp_path, monkeypatch):
+    (step,) = ladder.select_steps(["speed-8b"])
+    values = ladder.run_step(step, ladder.Settings("cpu", True, tmp_path), 600)
+    table = tmp_path / "measured.json"
+    monkeypatch.setattr(summary, "MEASURED", table)
+    table.write_text("[]\n")
+    for rate in (1.0, 2.0):
+        rows = [row | {"rows_per_s": rate, "card": "NVIDIA L4", "memory_gib": 22.5} for row in values["rows"]]
+        summary.write_measured_speeds([table], [values | {"rows": rows}])
+    speeds = measured.read_table(table)
+    assert [(speed.mix, speed.rows_per_s) for speed in speeds] == [("caption", 2.0), ("video", 2.0)]
+    video = speeds[1]
+    counts = (video.rows * count for count in (1, video.vision_tokens, video.prompt_tokens, video.output_tokens))
+    said = estimate_gpu("L4", TokenLoad(*counts, longest=100), video.model, speeds=[video])
+    assert said.gpu_hours == pytest.approx(video.rows / 2.0 / 3600)
 
 
 def test_goals_are_compared_with_figures():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import av
 import numpy as np
@@ -12,9 +12,10 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.fetch.header_fetcher import PREFIX_BYTES, HeaderReader
-from pipeline.inspect.plan import plan_job, plan_text
+from pipeline.inspect.plan import measured, plan_job, plan_text, to_json_dict
 from pipeline.inspect.plan.gpus import GPUS, TokenLoad, estimate_gpu
 from pipeline.job.spec import Job
+from pipeline.model.engines.torch.model_size import ModelSize
 
 pytestmark = pytest.mark.process
 
@@ -145,8 +146,6 @@ def test_advice_says_how_many_tokens_smaller_images_save(workspace):
 
 
 def test_a_model_does_not_fit_if_the_longest_row_has_no_room():
-    from pipeline.model.engines.torch.model_size import ModelSize
-
     seven = ModelSize(
         700_000_000, 7_600_000_000, 7_600_000_000, 16_600_000_000, 15_200_000_000, 57344, 2_700_000_000, 4
     )
@@ -157,7 +156,111 @@ def test_a_model_does_not_fit_if_the_longest_row_has_no_room():
     assert seven.count_kv_tokens(24e9, 2) - keeping.count_kv_tokens(24e9, 2) == 2000
     costs = [estimate_gpu(name, load, seven, price_per_hour=2.0) for name in GPUS]
     assert all(each.cost == 2 * each.gpu_hours for each in costs if each.gpu_hours)
+    assert all(each.least_cost == 2 * each.least_gpu_hours for each in costs if each.gpu_hours)
     assert not any(each.measured for each in costs)
+
+
+SEVEN = {
+    "vision_parameters": 700_000_000,
+    "text_parameters": 7_600_000_000,
+    "active_parameters": 7_600_000_000,
+    "weights_bytes": 16_600_000_000,
+    "text_bytes": 15_200_000_000,
+    "token_bytes": 57344,
+    "step_bytes": 2_700_000_000,
+    "patches_per_token": 4,
+}
+CAPTIONS = {
+    "engine": "torch",
+    "card": "NVIDIA H100 80GB HBM3",
+    "memory_gib": 79.1,
+    "family": "qwen2_5_vl",
+    "mix": "caption",
+    "rows": 128,
+    "rows_at_once": 128,
+    "vision_tokens": 1296.0,
+    "prompt_tokens": 1340.0,
+    "output_tokens": 100.0,
+    "rows_per_s": 8.0,
+    "model": SEVEN,
+    "versions": {"torch": "2.11.0"},
+    "date": "2026-11-29",
+}
+
+
+def build_load(rows: int, *, prompt: float = 1340.0, output: float = 100.0) -> TokenLoad:
+    return TokenLoad(rows, rows * 1296.0, rows * prompt, rows * output, 1440)
+
+
+def test_a_load_like_the_measured_one_takes_the_measured_time():
+    seven, speed = ModelSize(**SEVEN), measured.parse_speed(CAPTIONS)
+    said = estimate_gpu("H100", build_load(128), seven, speeds=[speed])
+    assert said.measured
+    assert said.gpu_hours == said.least_gpu_hours == pytest.approx(128 / 8.0 / 3600)
+    longer = estimate_gpu("H100", build_load(128, output=200.0), seven, speeds=[speed])
+    assert longer.measured
+    assert said.gpu_hours < longer.gpu_hours < 2 * said.gpu_hours
+
+
+@pytest.mark.parametrize(
+    ("gpu", "changes", "load"),
+    [
+        ("A100-80GB", {}, build_load(128)),
+        ("H100", {"memory_gib": 93.1}, build_load(128)),
+        ("H100", {"model": SEVEN | {"text_parameters": 3_000_000_000, "text_bytes": 6_000_000_000}}, build_load(128)),
+        ("H100", {"model": SEVEN | {"text_bytes": 4_500_000_000}}, build_load(128)),
+        ("H100", {}, build_load(128, prompt=20_000.0)),
+        ("H100", {}, build_load(128, output=800.0)),
+        ("H100", {}, build_load(128, output=0.0)),
+    ],
+    ids=["card", "memory", "size", "precision", "prompts", "answers", "no answers"],
+)
+def test_an_unlike_measurement_is_not_used_and_the_estimate_is_a_range(gpu, changes, load):
+    seven = ModelSize(**SEVEN)
+    said = estimate_gpu(gpu, load, seven, speeds=[measured.parse_speed(CAPTIONS | changes)])
+    assert not said.measured
+    assert said == estimate_gpu(gpu, load, seven)
+    assert 1.9 < said.gpu_hours / said.least_gpu_hours < 3.4
+
+
+def test_the_nearest_of_several_measurements_is_used():
+    mixes = [("detect", 1200.0, 150.0), ("invoice", 2400.0, 400.0), ("caption", 1340.0, 100.0)]
+    speeds = [
+        measured.parse_speed(CAPTIONS | {"mix": mix, "prompt_tokens": prompt, "output_tokens": output})
+        for mix, prompt, output in mixes
+    ]
+    for prompt, output, mix in ((1300.0, 90.0, "caption"), (2000.0, 300.0, "invoice"), (1300.0, 170.0, "detect")):
+        nearest = measured.find_nearest(speeds, ModelSize(**SEVEN), prompt_tokens=prompt, output_tokens=output)
+        assert nearest.mix == mix
+
+
+def test_a_plan_says_what_is_measured_and_what_is_estimated(workspace, monkeypatch, tmp_path, capsys):
+    """The same job without a measured row and with one of its model on an H100."""
+    workspace.write_manifest(workspace.draw_images(6))
+    job = Job.model_validate(workspace.build_job(engine={"kind": "torch"}))
+    before = plan_job(job, gpu_names=["H100", "L4"], answer_tokens=30)
+    table = [line for line in plan_text.format_plan(before) if line.startswith("  ")]
+    assert any("* estimated: prompts at 15% to 50% of the peak" in line for line in table)
+    assert [offer.measured for offer in before.offers] == [False, False]
+    prompt, row = before.load.prompt / before.load.rows, CAPTIONS | {"model": asdict(before.model)}
+    row |= {"family": "qwen2_5_vl", "prompt_tokens": prompt, "vision_tokens": before.load.vision / 6}
+    path = tmp_path / "measured.json"
+    path.write_text(json.dumps([row | {"engine": "vllm"}, row | {"family": "qwen3_vl"}]))
+    monkeypatch.setattr(measured.read_table, "__defaults__", (path,))
+    assert plan_job(job, gpu_names=["H100"], answer_tokens=30).offers == before.offers[:1]
+    path.write_text(json.dumps([row]))
+    after = plan_job(job, gpu_names=["H100", "L4"], answer_tokens=30)
+    assert [offer.measured for offer in after.offers] == [True, False]
+    lines = list(plan_text.format_plan(after))
+    (with_row,) = (line for line in lines if line.startswith("  H100"))
+    assert "*" not in with_row
+    assert any("without *: from the measured speed" in line for line in lines)
+    values = to_json_dict(after)["offers"][0]
+    assert values["least_gpu_hours"] == values["gpu_hours"] > 0
+
+
+def test_the_table_of_measured_speeds_can_be_read():
+    assert all(speed.rows_per_s > 0 for speed in measured.read_table())
 
 
 def test_the_command_prints_text_or_json(workspace, mixed_job, capsys):

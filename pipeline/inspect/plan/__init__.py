@@ -17,8 +17,10 @@ from rich.progress import track
 from pipeline.context import RunContext, open_family
 from pipeline.errors import JobError
 from pipeline.inspect.figures import sum_weighted
+from pipeline.inspect.plan import measured
 from pipeline.inspect.plan.advice import Advice, suggest_settings
 from pipeline.inspect.plan.gpus import GPUS, GpuEstimate, TokenLoad, estimate_gpu
+from pipeline.inspect.plan.measured import MeasuredSpeed
 from pipeline.inspect.plan.survey import Survey, sample_chunks, survey_chunks
 from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk
@@ -89,6 +91,7 @@ def plan_job(
     load = estimate_load(survey, resume_plan.rows_left, mean_tokens)
     family = open_family(context)
     model = find_model_size(job) if family.knows_model else None
+    speeds = find_measured_speeds(job) if model else []
     gpu_count = max(1, math.ceil(job.workers.generate.gpus), job.model.tensor_parallel)
     return JobPlan(
         name=job.name,
@@ -101,7 +104,7 @@ def plan_job(
         load=load,
         model=model,
         offers=tuple(
-            estimate_gpu(name, load, model, gpu_count=gpu_count, price_per_hour=price_per_hour)
+            estimate_gpu(name, load, model, gpu_count=gpu_count, price_per_hour=price_per_hour, speeds=speeds)
             for name in gpu_names or GPUS
             if model
         ),
@@ -144,6 +147,13 @@ def find_model_size(job: Job) -> ModelSize | None:
     size = measure_model(config, dtype=job.model.dtype, quantize=job.model.quantize)
     is_vision_only = job.answer.embedding is not None and job.answer.embedding.source == "vision"
     return size.without_text() if is_vision_only else size
+
+
+def find_measured_speeds(job: Job) -> list[MeasuredSpeed]:
+    """With the job's engine and family."""
+    folder = checkpoint_location.locate_small_files(job.model.weights, job.model.revision)
+    family = family_loader.load_config(folder, job.model)["model_type"]
+    return [speed for speed in measured.read_table() if (speed.engine, speed.family) == (job.engine.kind, family)]
 
 
 def to_json_dict(plan: JobPlan) -> dict[str, Any]:

@@ -1,20 +1,23 @@
 """Estimates hours and money for a load of tokens on GPUs that people rent.
 
-The estimate is a roofline: prompts are computed at half of a card's peak, answers move bytes at 60 % of its bandwidth,
-one after the other. Shares that were measured with this engine go into `MEASURED_SHARES` and replace these two. Prices
-are typical ones on demand, in USD.
+The time of prompts follows from a card's peak and that of answers from its bandwidth, one after the other. How much of
+both an engine reaches is taken from measured rows like these (`measured.py`). Where there are none it is a range: in
+prefill the one that published runs span, in decoding an assumed one. Prices are typical ones on demand, in USD.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.inspect.plan.measured import MeasuredSpeed, find_nearest
 from pipeline.model.engines.torch.memory import DEFAULT_SLOTS_BY_DEVICE
 from pipeline.model.engines.torch.model_size import ModelSize
 
 GIB = 2**30
-PEAK_SHARE, BANDWIDTH_SHARE = 0.5, 0.6
-MEASURED_SHARES: dict[str, tuple[float, float]] = {}  # by GPU: peak and bandwidth
+PEAK_SHARES = (0.15, 0.5)  # least and most that published runs reach in prefill
+BANDWIDTH_SHARES = (0.3, 0.6)  # least and most in decoding, assumed
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,29 +59,65 @@ class GpuEstimate:
     gpus: int  # for one replica
     kv_tokens: int
     rows_at_once: int
-    gpu_hours: float | None  # None if the model does not fit
+    least_gpu_hours: float | None  # None if the model does not fit
+    gpu_hours: float | None  # the most; equal to the least if it follows from a measurement
+    least_cost: float | None
     cost: float | None
     measured: bool
 
 
 def estimate_gpu(
-    gpu_name: str, load: TokenLoad, model: ModelSize, *, gpu_count: int = 1, price_per_hour: float | None = None
+    gpu_name: str,
+    load: TokenLoad,
+    model: ModelSize,
+    *,
+    gpu_count: int = 1,
+    price_per_hour: float | None = None,
+    speeds: Sequence[MeasuredSpeed] = (),
 ) -> GpuEstimate:
+    """`speeds` are those of the job's engine and family, on any card."""
     gpu = GPUS[gpu_name]
-    peak, bandwidth = MEASURED_SHARES.get(gpu_name, (PEAK_SHARE, BANDWIDTH_SHARE))
     kv_tokens = max(model.count_kv_tokens(gpu.memory_gib * GIB, gpu_count), 0)
     cache_bytes = kv_tokens * model.token_bytes
     if cache_bytes < model.compute_row_bytes(load.longest) or not load.rows:
-        return GpuEstimate(gpu_name, gpu_count, kv_tokens, 0, None, None, gpu_name in MEASURED_SHARES)
+        return GpuEstimate(gpu_name, gpu_count, kv_tokens, 0, None, None, None, None, False)
     row_bytes = model.compute_row_bytes((load.prompt + load.output) / load.rows)
     rows_at_once = max(1, min(DEFAULT_SLOTS_BY_DEVICE["cuda"], int(cache_bytes / row_bytes), int(load.rows)))
+    prefill_s, decode_s = compute_ideal_seconds(gpu, load, model, rows_at_once)
+    speed = None
+    if gpu_count == 1:
+        on_card = [speed for speed in speeds if speed.is_on(gpu_name, gpu.memory_gib)]
+        row_tokens = {"prompt_tokens": load.prompt / load.rows, "output_tokens": load.output / load.rows}
+        speed = find_nearest(on_card, model, **row_tokens)
+    if speed:
+        least = most = (prefill_s + decode_s) / compute_efficiency(speed, gpu) / 3600  # of one GPU
+    else:
+        most, least = (
+            (prefill_s / peak + decode_s / bandwidth) / 3600
+            for peak, bandwidth in zip(PEAK_SHARES, BANDWIDTH_SHARES, strict=True)
+        )
+    price = gpu.price_per_hour if price_per_hour is None else price_per_hour
+    costs = least * price, most * price
+    return GpuEstimate(gpu_name, gpu_count, kv_tokens, rows_at_once, least, most, *costs, speed is not None)
+
+
+def compute_ideal_seconds(gpu: Gpu, load: TokenLoad, model: ModelSize, rows_at_once: int) -> tuple[float, float]:
+    """Of prefill at the whole peak, and of decoding at the whole bandwidth."""
     vision_operations = model.vision_parameters * load.vision * model.patches_per_token
     prefill_operations = 2.0 * (model.active_parameters * load.prompt + vision_operations)
+    row_bytes = model.compute_row_bytes((load.prompt + load.output) / load.rows)
     step_bytes = model.text_bytes + rows_at_once * row_bytes
     decode_bytes = step_bytes * load.output / rows_at_once
-    prefill_s = prefill_operations / (gpu.tflops * 1e12 * peak)
-    decode_s = decode_bytes / (gpu.bandwidth_gb_s * 1e9 * bandwidth)
-    hours = (prefill_s + decode_s) / 3600  # of one GPU
-    price = gpu.price_per_hour if price_per_hour is None else price_per_hour
-    is_measured = gpu_name in MEASURED_SHARES
-    return GpuEstimate(gpu_name, gpu_count, kv_tokens, rows_at_once, hours, hours * price, is_measured)
+    return prefill_operations / (gpu.tflops * 1e12), decode_bytes / (gpu.bandwidth_gb_s * 1e9)
+
+
+def compute_efficiency(speed: MeasuredSpeed, gpu: Gpu) -> float:
+    """The ideal time of the measured rows over the time that they took."""
+    load = TokenLoad(
+        rows=speed.rows,
+        vision=speed.rows * speed.vision_tokens,
+        prompt=speed.rows * speed.prompt_tokens,
+        output=speed.rows * speed.output_tokens,
+        longest=math.ceil(speed.prompt_tokens + speed.output_tokens),
+    )
+    return sum(compute_ideal_seconds(gpu, load, speed.model, speed.rows_at_once)) * speed.rows_per_s / speed.rows

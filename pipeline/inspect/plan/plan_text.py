@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from pipeline.inspect.figures import count_by_bin, format_amount, sum_weighted
 from pipeline.inspect.plan import JobPlan
-from pipeline.inspect.plan.gpus import GpuEstimate
+from pipeline.inspect.plan.gpus import BANDWIDTH_SHARES, PEAK_SHARES, GpuEstimate
 from pipeline.inspect.plan.survey import Survey
 from pipeline.model.engines.torch.model_size import ModelSize
 
@@ -138,18 +138,34 @@ def format_gpu_table(model: ModelSize, plan: JobPlan) -> Iterator[str]:
     for name, *cells in rows:
         aligned = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)]
         yield "  ".join(["", f"{name:<{widths[0]}}", *aligned]).rstrip()
-    yield "  * not measured: a roofline at half the peak and 60 % of the bandwidth; typical prices (--price for yours)"
+    fitting = [offer for offer in plan.offers if offer.gpu_hours is not None]
+    if any(not offer.measured for offer in fitting):
+        peaks, bandwidths = (f"{least:.0%} to {most:.0%}" for least, most in (PEAK_SHARES, BANDWIDTH_SHARES))
+        yield f"  * estimated: prompts at {peaks} of the peak, which published runs reach,"
+        yield f"    and answers at {bandwidths} of the bandwidth, which is assumed"
+    if any(offer.measured for offer in fitting):
+        yield "  without *: from the measured speed of rows like these on that GPU"
+    yield "  typical prices on demand; --price for yours"
     if any(offer.gpu_hours is None for offer in plan.offers):
         yield "  does not fit: no room for the longest row beside the weights; try model.quantize=int4 or smaller media"
 
 
 def format_gpu_row(offer: GpuEstimate) -> tuple[str, ...]:
     name = offer.gpu if offer.gpus == 1 else f"{offer.gpus} x {offer.gpu}"
-    if offer.gpu_hours is None or offer.cost is None:
+    if offer.gpu_hours is None or offer.least_gpu_hours is None or offer.cost is None or offer.least_cost is None:
         return name, f"{offer.kv_tokens:,}", "does not fit", "", ""
+    hours, cost = format_range(offer.least_gpu_hours, offer.gpu_hours), format_range(offer.least_cost, offer.cost)
     star = "" if offer.measured else "*"
-    hours, cost = f"{format_amount(offer.gpu_hours)}{star}", f"{format_amount(offer.cost)}{star}"
-    return name, f"{offer.kv_tokens:,}", f"{offer.rows_at_once:,}", hours, cost
+    return name, f"{offer.kv_tokens:,}", f"{offer.rows_at_once:,}", f"{hours}{star}", f"{cost}{star}"
+
+
+def format_range(least: float, most: float) -> str:
+    """
+    >>> format_range(1.234, 5.678), format_range(0.001, 0.002), format_range(2.0, 2.0)
+    ('1.23 to 5.68', '<0.01', '2.00')
+    """
+    first, last = format_amount(least), format_amount(most)
+    return first if first == last else f"{first} to {last}"
 
 
 def format_advice(plan: JobPlan) -> Iterator[str]:
