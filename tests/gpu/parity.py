@@ -93,11 +93,11 @@ def answer_with_logits(engine: TorchEngine, requests: list[Request]) -> Answers:
     tokens: dict[str, list[int]] = {}
     step_runner, retire = engine.step_runner, engine.retire_finished
 
-    def run_and_record(batch: Any, *unread: Any) -> Tensor:
-        batch_logits = step_runner(batch, *unread)
-        for sequence, line in zip(select_sampled(batch), batch_logits, strict=True):
+    def run_and_record(batch: Any, *unread: Any) -> Any:
+        outputs = step_runner(batch, *unread)
+        for sequence, line in zip(select_sampled(batch), outputs.logits, strict=True):
             logits[sequence.request.id].append(line.float().cpu())
-        return batch_logits
+        return outputs
 
     def retire_and_record() -> None:
         for sequence in engine.scheduler.running:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -131,9 +132,20 @@ def give_tokens(start_copy: Callable[..., Any]) -> Callable[..., Any]:
     return start
 
 
+def give_zeros(start_copy: Callable[..., Any]) -> Callable[..., Any]:
+    """In place of reading vectors: the copy is started, and every number is zero."""
+
+    def start(sums: Any) -> Callable[[], Any]:
+        start_copy(sums)
+        return lambda: SimpleNamespace(numpy=lambda: np.zeros(tuple(sums.shape), np.float32))
+
+    return start
+
+
 def open_recorded_engine(lab: Lab, recorder: Recorder, monkeypatch: Any, **options: Any) -> TorchEngine:
     """An engine whose passes are recorded under their names."""
     monkeypatch.setattr(engine_module, "start_copy_to_host", give_tokens(engine_module.start_copy_to_host))
+    monkeypatch.setattr(engine_module, "start_copy", give_zeros(engine_module.start_copy))
     engine = TorchEngine(lab.folder, lab.family, device="cuda", **options)
     step_runner, vision_cache = engine.step_runner, engine.vision_cache
     run_step, encode = step_runner.run_step, vision_cache.encode_owned_slices
