@@ -139,8 +139,12 @@ def to_absolute_path(path: str) -> Path:
 
 def find_job_problems(context: RunContext, manifest_files: Sequence[ManifestFile]) -> list[str]:
     """The problems that would fail every row."""
-    for file in manifest_files:
+
+    def check_columns(file: ManifestFile) -> None:
         select_file_columns(context.job, file, read_manifest_schema(file), context.schema_prompt)
+
+    for _ in map_in_threads(check_columns, manifest_files):
+        """Raises the first problem: a thousand tars are asked for their columns at once."""
     family = open_family(context)  # raises if the checkpoint's config or tokenizer is broken
     answer = context.job.answer
     schema_problems = schema_loader.find_problems(context.schema) if context.schema and answer.is_written else []
