@@ -37,8 +37,8 @@ def add_submit_options(parser: argparse.ArgumentParser) -> None:
 
 def add_shared_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=parse_positive_int, metavar="N", help="only the first N rows of the manifest")
-    except_help = "do not ask the rows of this table of truths: people have labelled them"
-    parser.add_argument("--except", dest="labelled_rows", metavar="TRUTH", help=except_help)
+    except_help = "do not ask the rows of this table: people have labelled them, or neighbours names them as duplicates"
+    parser.add_argument("--except", dest="labelled_rows", metavar="TABLE", help=except_help)
     add_allow_errors_option(parser)
     parser.add_argument("--take-over", action="store_true", help="do not wait for another run that holds the output")
     parser.add_argument("--ray-log", action="store_true", help="show the log of Ray and its workers")

@@ -5,20 +5,28 @@ from __future__ import annotations
 from pipeline.errors import JobError
 from pipeline.manifest.files import ManifestFile, detect_source_kind
 
+ID_COLUMN = "id"
 ROWS_PER_READ = 100_000
 
 
-def read_ids(url: str, *, option: str, column: str = "id") -> set[str]:
-    """Of all rows of the table. `option` is named in errors."""
+def read_column_names(url: str, *, option: str) -> list[str]:
     kind = detect_source_kind(url)
     if kind is None:
-        raise JobError(f"{option} {url}: give a table (Parquet, JSONL or CSV) with a column {column}")
+        raise JobError(f"{option} {url}: give a table (Parquet, JSONL or CSV) with a column `id`")
     try:
-        source = ManifestFile(url, kind).open_source()
-        names = source.read_schema().names
-        if column not in names:
-            raise JobError(f"{option} {url} has no column {column}; it has {', '.join(names)}")
+        return list(ManifestFile(url, kind).open_source().read_schema().names)
+    except OSError as error:
+        raise JobError(f"{option} {url}: {error}") from error
+
+
+def read_ids(url: str, *, option: str) -> set[str]:
+    """Of all rows of the table. `option` is named in errors."""
+    names = read_column_names(url, option=option)
+    if ID_COLUMN not in names:
+        raise JobError(f"{option} {url} has no column {ID_COLUMN}; it has {', '.join(names)}")
+    source = ManifestFile(url, detect_source_kind(url) or "").open_source()
+    try:
         tables = map(source.read_span, source.list_spans(ROWS_PER_READ))
-        return {str(row_id) for table in tables for row_id in table[column].to_pylist() if row_id is not None}
+        return {str(row_id) for table in tables for row_id in table[ID_COLUMN].to_pylist() if row_id is not None}
     except OSError as error:
         raise JobError(f"{option} {url}: {error}") from error

@@ -26,7 +26,7 @@ def describe_plan(job_name: str, plan: ResumePlan) -> str:
     duplicates = f", {plan.duplicate_rows:,} more that ask the same and share an answer" if plan.duplicate_rows else ""
     done_before = f", {plan.rows - plan.rows_left:,} done before" if plan.rows > plan.rows_left else ""
     remaining = f"{plan.rows_left:,} to do in {format_count(len(plan.remaining_chunks), 'chunk')}"
-    labelled = f", {plan.labelled_rows:,} more that people have labelled (--except)" if plan.labelled_rows else ""
+    labelled = f", {plan.labelled_rows:,} more that --except leaves out" if plan.labelled_rows else ""
     return f"{job_name}: {format_count(plan.rows, 'row')}{duplicates}{labelled}{done_before}; {remaining}"
 
 

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from pipeline.context import RunContext, get_base_folder
 from pipeline.errors import OutputError
 from pipeline.manifest.files import detect_source_kind
+from pipeline.manifest.id_table import read_column_names, read_ids
 from pipeline.manifest.row_keys import hash_row_keys
 from pipeline.schema.schema_loader import load_annotated_schema
 from pipeline.truth.compared_fields import ComparedField, build_compared_fields
 from pipeline.truth.truth_index import TruthIndex, open_truth
+from pipeline.truth.truth_table import holds_truths
 
 
 def build_answer_shape(context: RunContext) -> ComparedField:
@@ -38,11 +40,17 @@ def hash_truth(truth: TruthIndex) -> str:
 
 
 def read_labelled_ids(where: str, context: RunContext) -> NDArray[np.uint64]:
-    """Hashes of the ids of rows that people have labelled, as rows of a manifest are hashed."""
+    """Hashes of the ids of rows that people have labelled, as rows of a manifest are hashed.
+
+    A table in which no column says an answer, such as that of near duplicates, names all its rows.
+    """
     if detect_source_kind(where) is None:
         raise OutputError(
             f"--except {where}: give a table with a column `id`, as `python -m pipeline truth` makes it of {where}"
         )
-    truth = open_truth(where, "id", build_answer_shape(context), [], "table")
-    ids = [(names[0], "") for names, *_ in truth.answers]
+    shape = build_answer_shape(context)
+    if holds_truths(read_column_names(where, option="--except"), shape):
+        ids = [(names[0], "") for names, *_ in open_truth(where, "id", shape, [], "table").answers]
+    else:
+        ids = [(row_id, "") for row_id in read_ids(where, option="--except")]
     return hash_row_keys(ids)[:, 0] if ids else np.empty(0, np.uint64)

@@ -7,7 +7,7 @@ fields are named after them, with dots for fields inside fields (`seller.name`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import JobError, OutputError
@@ -60,6 +60,10 @@ def build_true_answer(row: Mapping[str, Any], root: ComparedField) -> Any:
             inner = inner.setdefault(step, {})
         inner[name] = value
     return answer
+
+
+def holds_truths(columns: Sequence[str], root: ComparedField) -> bool:
+    return TRUTH_COLUMN in columns or any(is_field(name.split("."), root) for name in columns)
 
 
 def is_field(steps: list[str], root: ComparedField) -> bool:

@@ -70,7 +70,7 @@ def test_rows_that_people_have_labelled_are_not_asked_until_they_are_wanted(capt
     truth = write_truth(captions, 1, 2, 3)
     assert run(captions, "--except", truth) == 0
     first_line = capsys.readouterr().err.splitlines()[0]
-    assert first_line.endswith("t: 3 rows, 3 more that people have labelled (--except); 3 to do in 2 chunks")
+    assert first_line.endswith("t: 3 rows, 3 more that --except leaves out; 3 to do in 2 chunks")
     assert sorted(captions.list_answered_ids()) == ["r0", "r4", "r5"]
     assert run(captions, "--except", truth) == 0
     assert "3 done before; 0 to do" in capsys.readouterr().err

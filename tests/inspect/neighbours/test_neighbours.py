@@ -138,7 +138,19 @@ def test_a_sample_is_drawn_among_the_rows_of_a_table(output, workspace, capsys):
     for table, message in {
         "other.csv": "--from other.csv has no column id; it has name",
         "nothing.parquet": "--from nothing.parquet: ",
-        "pics": "--from pics: give a table (Parquet, JSONL or CSV) with a column id",
+        "pics": "--from pics: give a table (Parquet, JSONL or CSV) with a column `id`",
     }.items():
         assert main(["sample", output, "--from", table, "--to", "check2.csv"]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_run_leaves_the_duplicates_out(output, workspace, capsys):
+    assert main(["neighbours", output, "--above", "0.999"]) == 0
+    job = str(workspace.write_job_file(prompt={"user": "And now?"}, output={"path": str(workspace.folder / "second")}))
+    changes = ["--set=input.keep=[]", "--local"]
+    assert main(["run", job, *changes, "--except", "neighbours.parquet"]) == 0
+    assert "3 rows, 3 more that --except leaves out; 3 to do" in capsys.readouterr().err
+    assert workspace.list_answered_ids("second") == ["b", "d", "f"]
+    (workspace.folder / "other.csv").write_text("name\nc\n")
+    assert main(["run", job, *changes, "--except", "other.csv"]) == 2
+    assert "--except other.csv has no column id; it has name" in capsys.readouterr().err
