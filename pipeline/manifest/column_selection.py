@@ -59,7 +59,9 @@ def select_file_columns(job: Job, file: ManifestFile, schema: pa.Schema, schema_
         raise JobError(f"{file.url}: {error}") from error
     binary = [name for name in columns.media if holds_bytes(schema.field(name).type)]
     if binary and not columns.id:
-        raise JobError(f"{file.url}: column {binary[0]} holds bytes, so its rows need ids: set input.id to a column")
+        example = f", such as {source.default_id}" if source.default_id else ""
+        problem = f"column {binary[0]} holds bytes, so its rows need ids: set input.id to a column{example}"
+        raise JobError(f"{file.url}: {problem}")
     return columns
 
 

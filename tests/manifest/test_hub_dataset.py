@@ -111,6 +111,8 @@ def test_pictures_of_a_data_set_are_asked_once(hub, workspace):
     }
     hub.commit("acme/pics", **first)
     section = {"manifest": "hf://datasets/acme/pics#split=train", "id": "__row__", "keep": ["label"]}
+    with pytest.raises(JobError, match=r"so its rows need ids: set input\.id to a column, such as __row__"):
+        workspace.run_job(input={**section, "id": None})
     assert workspace.run_job(input=section) == 0
     parts = workspace.list_parts()
     hub.commit("acme/pics", **{"data/train-00001-of-00002.parquet": encode_rows([3, 4, 5])})

@@ -39,6 +39,7 @@ FileNames = Mapping[str, Sequence[str]]  # by split
 class HubDatasetSource(TablePartSource, ParquetSource):
     file_endings = ()  # it is not found by the name of its file
     choices, needs_choice = ("config", "split"), True
+    default_id = ROW_COLUMN
 
     def __init__(self, url: str, part: str = ""):
         self.place: Mapping[str, Any] = json.loads(part)
