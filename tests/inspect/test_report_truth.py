@@ -107,17 +107,30 @@ def test_the_answer_to_another_question_stands_beside_each_that_differs(workspac
     assert re.findall(r'<h2 id="id1"><bdi>(\w+)', html) == ["r1"]
 
 
-def test_reliability_is_drawn_and_the_least_sure_rows_come_first(workspace, monkeypatch):
-    """A quarter of the values is as sure as the others and wrong; the last row is the least sure."""
+def make_replies_sure(monkeypatch, sure_by_row):
+    """Each reply is one token, with 0.9 where nothing else is said."""
     build_reply = ScriptedEngine.build_reply
 
     def build_sure_reply(engine, request):
         reply = build_reply(engine, request)
-        sure = 0.5 if request.id == "r39" else 0.9
-        object.__setattr__(reply, "token_logprobs", (TokenLogprob(len(reply.text), math.log(sure)),))
+        logprob = math.log(sure_by_row.get(request.id, 0.9))
+        object.__setattr__(reply, "token_logprobs", (TokenLogprob(len(reply.text), logprob),))
         return reply
 
     monkeypatch.setattr(ScriptedEngine, "build_reply", build_sure_reply)
+
+
+def test_the_least_sure_value_is_no_score_of_a_box(workspace, monkeypatch):
+    """A score is less than the confidence of any value in its box: rows with boxes would always come first."""
+    make_replies_sure(monkeypatch, {"r1": 0.7})
+    truths = [{"boxes": [DOG]}, {"boxes": []}, {"boxes": [DOG]}]
+    html = run_rows(workspace, "boxes", [{"boxes": [DOG]}, {"boxes": [DOG]}, {"boxes": []}], truths).read_text()
+    assert re.findall(r"least sure value (\d+)%", html) == ["70", "90"]
+
+
+def test_reliability_is_drawn_and_the_least_sure_rows_come_first(workspace, monkeypatch):
+    """A quarter of the values is as sure as the others and wrong; the last row is the least sure."""
+    make_replies_sure(monkeypatch, {"r39": 0.5})
     schema = {"type": "object", "properties": {HOSTILE: {"enum": ["cat", "dog"]}}, "required": [HOSTILE]}
     (workspace.folder / "kind.json").write_text(json.dumps(schema))
     truths = [{HOSTILE: "dog" if number % 4 == 0 else "cat"} for number in range(40)]

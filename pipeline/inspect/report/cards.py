@@ -132,7 +132,7 @@ def list_facts(row: Mapping[str, Any]) -> list[str]:
     facts = [f"{tokens['vision']:,} vision tokens", f"{tokens['output']:,} output tokens", row["finish"]]
     if row["logprob"] is not None:
         facts.append(f"confidence {to_percent(row['logprob'])} %")
-    least = min(list_confidences(row.get("confidence")), default=None)
+    least = min(list_confidences(row.get("confidence"), row.get("answer")), default=None)
     if least is not None:
         facts.append(f"least sure value {least:.0%}")
     if row.get("latency_s") is not None:

@@ -23,7 +23,7 @@ from pipeline.output.thread_map import map_in_threads
 MAX_PARTS_READ = 2000
 LATENCY_BINS_PER_DECADE = 20
 EXAMPLES_PER_GROUP = 5
-STATISTICS_COLUMNS = ["id", "tokens", "confidence", "logprob", "latency_s", "finish", "flags", "violations"]
+STATISTICS_COLUMNS = ["id", "tokens", "answer", "confidence", "logprob", "latency_s", "finish", "flags", "violations"]
 
 RowLocation = tuple[str, int]  # a part and the index of a row in it
 

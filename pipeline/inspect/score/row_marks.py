@@ -92,7 +92,7 @@ class RowMarker:
             if compared.kind == "choice":
                 self.marks.choices[compared.path].append((to_text(truth), to_text(answer)))
             verdict = comparison.is_right, comparison.similarity
-            least = min(list_confidences(confidence), default=None)
+            least = min(list_confidences(confidence, answer), default=None)
             if least is not None:
                 self.marks.judged[compared.path].append((least, comparison.is_right))
         self.marks.add(compared.path, RIGHT, (float(verdict[0]), 1.0))

@@ -82,7 +82,7 @@ def describe_answered_row(row: Mapping[str, Any], root: ComparedField) -> Figure
 
 def find_confidence(row: Mapping[str, Any]) -> float:
     """Of the least sure value, or the mean of the tokens, if an earlier version answered. 1 where nothing is known."""
-    least = min(list_confidences(row["confidence"]), default=None)
+    least = min(list_confidences(row["confidence"], row.get("answer")), default=None)
     return math.exp(row["logprob"] or 0) if least is None else least
 
 

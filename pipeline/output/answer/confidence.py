@@ -14,6 +14,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -94,17 +95,23 @@ def compute_confidence(
     return builder.build(answer, spelled, schema.answer_field)
 
 
-def list_confidences(confidence: Any) -> Iterator[float]:
-    """The confidences of all values, without scores.
+def list_confidences(confidence: Any, answer: Any = None) -> Iterator[float]:
+    """The confidences of all values, without scores. Those that were read from a file are known by the answer.
 
     >>> list(list_confidences({"boxes": [{"bbox_2d": [0.9, 0.8], "label": None, "score": Score(0.72)}]}))
     [0.9, 0.8]
+    >>> list(list_confidences([{"x": 0.9, "score": 0.5}, {"x": 0.8, "score": 0.4}], [{"x": 1}, {"x": 2, "score": 3}]))
+    [0.9, 0.8, 0.4]
     """
     if isinstance(confidence, dict):
-        confidence = list(confidence.values())
-    if isinstance(confidence, (list, tuple)):
-        for part in confidence:
-            yield from list_confidences(part)
+        parts = answer if isinstance(answer, dict) else {}
+        for name, part in confidence.items():
+            if not parts or name != SCORE or SCORE in parts:
+                yield from list_confidences(part, parts.get(name))
+    elif isinstance(confidence, (list, tuple)):
+        answers = answer if isinstance(answer, (list, tuple)) and len(answer) == len(confidence) else repeat(None)
+        for part, element in zip(confidence, answers, strict=False):
+            yield from list_confidences(part, element)
     elif isinstance(confidence, float) and not isinstance(confidence, Score):
         yield confidence
 
