@@ -191,6 +191,7 @@ model: frames and text become tokens
     model/engines/torch/attention.py        attention over packed sequences
     model/engines/torch/linear_state.py     the states of linear-attention layers, two for each slot
     model/engines/torch/gated_delta_net.py  computes Gated DeltaNet layers over packed sequences
+    model/engines/torch/fla_kernels.py      the same by the kernels of fla-core, on CUDA
     model/engines/torch/kv_cache.py         the KV cache, and where the tokens of a step go in it
     model/engines/torch/vision_cache.py     keeps the features of clips while sequences need them
     model/engines/torch/vision_encoder.py   computes the features of clips, slice by slice

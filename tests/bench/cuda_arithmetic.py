@@ -101,7 +101,8 @@ def compute_line(
 ) -> list[object]:
     prompt_tokens = vision_tokens + workload.text_tokens
     row_tokens = prompt_tokens + workload.new_tokens
-    rows = min(SLOTS, size.count_kv_tokens(card.memory) // row_tokens)
+    slots, kv_tokens = size.choose_sizes(card.memory)
+    rows = min(slots, kv_tokens // row_tokens)
     if rows < 1:
         return [card.name, "does not fit", *[""] * 6]
     attention_flops = 2 * config["num_hidden_layers"] * config["num_attention_heads"] * 128 * prompt_tokens**2

@@ -153,7 +153,7 @@ def test_a_model_does_not_fit_if_the_longest_row_has_no_room():
     assert estimate_gpu("L4", load, seven).gpu_hours is None
     assert estimate_gpu("L4", load, seven, gpu_count=2).gpu_hours is not None
     keeping = replace(seven, feature_bytes=57344 * 1000)  # of the other GPU's pictures, on both
-    assert seven.count_kv_tokens(24e9, 2) - keeping.count_kv_tokens(24e9, 2) == 2000
+    assert seven.choose_sizes(24e9, 2)[1] - keeping.choose_sizes(24e9, 2)[1] == 2000
     costs = [estimate_gpu(name, load, seven, price_per_hour=2.0) for name in GPUS]
     assert all(each.cost == 2 * each.gpu_hours for each in costs if each.gpu_hours)
     assert all(each.least_cost == 2 * each.least_gpu_hours for each in costs if each.gpu_hours)

@@ -137,9 +137,10 @@ def test_four_bit_answers_are_those_of_the_rounded_weights(model_type, tmp_path)
 
 
 def test_states_take_half_of_the_memory_and_more_slots_are_refused():
-    assert choose_state_slots(1000, 10, 64, requested=None) == 50
-    assert choose_state_slots(1000, 10, 40, requested=None) == 40
-    assert choose_state_slots(5, 10, 64, requested=None) == 1
+    assert choose_state_slots(1000, 10, 64) == 50
+    assert choose_state_slots(1000, 10, 40) == 40
+    assert choose_state_slots(5, 10, 64) == 1
+    assert choose_state_slots(1000, 10, 64, estimate_step=lambda slots: 100 + 10 * slots) == 30
     assert choose_state_slots(1000, 10, 100, requested=100) == 100
     with pytest.raises(JobError, match=r"engine\.slots: .* 50 slots fit"):
         choose_state_slots(1000, 10, 101, requested=101)
@@ -194,7 +195,7 @@ def test_a_row_takes_little_more_than_half_the_memory_of_a_model_without_states(
 
 
 @pytest.mark.parametrize(
-    ("name", "quantize", "rows"), [("9B", None, 256), ("27B", None, 39), ("35B", None, 18), ("35B", "int4", 256)]
+    ("name", "quantize", "rows"), [("9B", None, 256), ("27B", None, 33), ("35B", None, 21), ("35B", "int4", 210)]
 )
 def test_a_plan_for_one_h100_counts_states_and_cache(name, quantize, rows):
     size = measure_model(load_published_config(name), dtype="bfloat16", quantize=quantize)

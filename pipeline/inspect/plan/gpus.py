@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.inspect.plan.measured import MeasuredSpeed, find_nearest
-from pipeline.model.engines.torch.memory import DEFAULT_SLOTS_BY_DEVICE
 from pipeline.model.engines.torch.model_size import ModelSize
 
 GIB = 2**30
@@ -77,12 +76,13 @@ def estimate_gpu(
 ) -> GpuEstimate:
     """`speeds` are those of the job's engine and family, on any card."""
     gpu = GPUS[gpu_name]
-    kv_tokens = max(model.count_kv_tokens(gpu.memory_gib * GIB, gpu_count), 0)
+    slots, kv_tokens = model.choose_sizes(gpu.memory_gib * GIB, gpu_count)
+    kv_tokens = max(kv_tokens, 0)
     cache_bytes = kv_tokens * model.token_bytes
     if cache_bytes < model.compute_row_bytes(load.longest) or not load.rows:
         return GpuEstimate(gpu_name, gpu_count, kv_tokens, 0, None, None, None, None, False)
     row_bytes = model.compute_row_bytes((load.prompt + load.output) / load.rows)
-    rows_at_once = max(1, min(DEFAULT_SLOTS_BY_DEVICE["cuda"], int(cache_bytes / row_bytes), int(load.rows)))
+    rows_at_once = max(1, min(slots, int(cache_bytes / row_bytes), int(load.rows)))
     prefill_s, decode_s = compute_ideal_seconds(gpu, load, model, rows_at_once)
     speed = None
     if gpu_count == 1:

@@ -10,7 +10,7 @@ different sequences share the products, as many as a group has. Everything after
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,25 +20,56 @@ from pipeline.model.engines.torch.kv_cache import PackedBatch
 from pipeline.model.engines.torch.linear_state import ChunkGroup, ChunkLayout, StateShape
 
 # query, key, value: [chunks, heads, chunk size, dim]; decay, beta: [chunks, heads, chunk size]
-HeadInputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+ChunkInputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def use_packed_states(language_model: Any) -> StateShape | None:
+class DeltaRule(Protocol):
+    """Computes the rule for the tokens of a step, from the convolution's outputs of these tokens.
+
+    Both functions write the outputs, which have one row more in the second, and return the states after the step.
+    They may change those that they get, which are copies.
+    """
+
+    def update_states(
+        self, module: Any, convolved: Tensor, decay: Tensor, beta: Tensor, states: Tensor, outputs: Tensor
+    ) -> Tensor: ...
+
+    def compute_sequences(
+        self,
+        module: Any,
+        convolved: Tensor,
+        decay: Tensor,
+        beta: Tensor,
+        states: Tensor,
+        chunks: ChunkLayout,
+        outputs: Tensor,
+    ) -> Tensor: ...
+
+
+def use_packed_states(language_model: Any, kernels: DeltaRule | None = None) -> StateShape | None:
     """Let the linear-attention layers of transformers' model compute packed sequences; None where it has none."""
     layers = [layer for layer in language_model.layers if hasattr(layer, "linear_attn")]
     if not layers:
         return None
     for number, layer in enumerate(layers):
         layer.linear_attn.layer_idx = number  # among the layers that have a state
-        layer.linear_attn.forward = partial(forward_packed, layer.linear_attn)
+        layer.linear_attn.forward = partial(forward_packed, layer.linear_attn, kernels or TorchRule())
     for number, layer in enumerate(layer for layer in language_model.layers if hasattr(layer, "self_attn")):
         layer.self_attn.layer_idx = number  # among the layers that have keys and values
     module = layers[0].linear_attn
     width, _, kernel = module.conv1d.weight.shape
-    return StateShape(len(layers), len(module.A_log), module.head_k_dim, module.head_v_dim, width, kernel - 1)
+    return StateShape(
+        len(layers),
+        len(module.A_log),
+        module.head_k_dim,
+        module.head_v_dim,
+        width,
+        kernel - 1,
+        has_kernels=kernels is not None,
+    )
 
 
-def forward_packed(module: Any, hidden_states: Tensor, *, packed: PackedBatch, **_: Any) -> Tensor:
+def forward_packed(module: Any, rule: DeltaRule, hidden_states: Tensor, *, packed: PackedBatch, **_: Any) -> Tensor:
     """In place of the module's own: [1, tokens, width] -> [1, tokens, width]."""
     tokens = hidden_states[0]
     mixed, gate = module.in_proj_qkv(tokens), module.in_proj_z(tokens)
@@ -52,19 +83,16 @@ def forward_packed(module: Any, hidden_states: Tensor, *, packed: PackedBatch, *
     outputs = tokens.new_empty(len(tokens) + 1, len(module.A_log), module.head_v_dim)  # the last takes padding's
     if single:
         convolved = convolve_singles(module, mixed[:single], kept, layout.single_read_rows, layout.single_write_rows)
-        updated = matrices.index_select(0, layout.single_read_rows)
-        parts = split_heads(module, convolved, decay[:single], beta[:single])
-        outputs[:single] = update_states(*parts, updated)[:, :, 0]
-        matrices.index_copy_(0, layout.single_write_rows, updated)
-    if layout.chunks is not None:
-        convolved = convolve_sequences(module, mixed[single:], kept, layout.chunks)
-        updated = matrices.index_select(0, layout.chunks.read_rows)
-        for group in layout.chunks.groups:
-            chosen = (part.index_select(0, group.token_indices) for part in (convolved, decay[single:], beta[single:]))
-            parts = split_heads(module, *chosen, size=group.is_padding.shape[-1])
-            output = compute_chunks(*parts, updated, group).transpose(1, 2).flatten(0, 1)
-            outputs[single:].index_copy_(0, group.output_indices, output.to(outputs.dtype))
-        matrices.index_copy_(0, layout.chunks.write_rows, updated)
+        before = matrices.index_select(0, layout.single_read_rows)
+        after = rule.update_states(module, convolved, decay[:single], beta[:single], before, outputs[:single])
+        matrices.index_copy_(0, layout.single_write_rows, after)
+    if (chunks := layout.chunks) is not None:
+        convolved = convolve_sequences(module, mixed[single:], kept, chunks)
+        before = matrices.index_select(0, chunks.read_rows)
+        after = rule.compute_sequences(
+            module, convolved, decay[single:], beta[single:], before, chunks, outputs[single:]
+        )
+        matrices.index_copy_(0, chunks.write_rows, after)
     normed = module.norm(outputs[:-1].flatten(0, 1), gate.reshape(-1, module.head_v_dim))
     return module.out_proj(normed.view(len(tokens), -1))[None]  # type: ignore[no-any-return]
 
@@ -86,19 +114,50 @@ def convolve_sequences(module: Any, mixed: Tensor, kept: Tensor, chunks: ChunkLa
     return functional.silu(convolved[0].T.index_select(0, chunks.convolved_indices))
 
 
-def split_heads(module: Any, convolved: Tensor, decay: Tensor, beta: Tensor, *, size: int = 1) -> HeadInputs:
+class TorchRule:
+    """Everything in float32, for any device."""
+
+    def update_states(
+        self, module: Any, convolved: Tensor, decay: Tensor, beta: Tensor, states: Tensor, outputs: Tensor
+    ) -> Tensor:
+        outputs.copy_(update_states(*build_chunks(module, convolved, decay, beta), states)[:, :, 0])
+        return states
+
+    def compute_sequences(
+        self,
+        module: Any,
+        convolved: Tensor,
+        decay: Tensor,
+        beta: Tensor,
+        states: Tensor,
+        chunks: ChunkLayout,
+        outputs: Tensor,
+    ) -> Tensor:
+        for group in chunks.groups:
+            parts = (part.index_select(0, group.token_indices) for part in (convolved, decay, beta))
+            inputs = build_chunks(module, *parts, size=group.is_padding.shape[-1])
+            output = compute_chunks(*inputs, states, group).transpose(1, 2).flatten(0, 1)
+            outputs.index_copy_(0, group.output_indices, output.to(outputs.dtype))
+        return states
+
+
+def split_heads(module: Any, convolved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys [tokens, key heads, key dim] and values [tokens, heads, value dim]."""
+    value_width = len(module.A_log) * module.head_v_dim
+    key_width = (convolved.shape[1] - value_width) // 2
+    query, key, value = torch.split(convolved, [key_width, key_width, value_width], 1)
+    query, key = (part.view(len(part), -1, module.head_k_dim) for part in (query, key))
+    return query, key, value.view(len(value), -1, module.head_v_dim)
+
+
+def build_chunks(module: Any, convolved: Tensor, decay: Tensor, beta: Tensor, *, size: int = 1) -> ChunkInputs:
     """Tokens to chunks of `size`, in float32; queries and keys have length 1, queries are scaled."""
-    value_heads = decay.shape[1]
-    key_width = (convolved.shape[1] - value_heads * module.head_v_dim) // 2
-    widths = [key_width, key_width, value_heads * module.head_v_dim]
-    query, key, value = torch.split(convolved.float(), widths, 1)
-    query, key = (normalize(part.reshape(len(convolved), -1, module.head_k_dim)) for part in (query, key))
-    value = value.reshape(len(convolved), value_heads, -1)
+    query, key, value = split_heads(module, convolved.float())
     query, key, value, decay, beta = (
         part.view(-1, size, *part.shape[1:]).transpose(1, 2)
-        for part in (query * module.head_k_dim**-0.5, key, value, decay, beta)
+        for part in (normalize(query) * module.head_k_dim**-0.5, normalize(key), value, decay, beta)
     )
-    repeats = value_heads // key.shape[1]
+    repeats = value.shape[1] // key.shape[1]
     return query.repeat_interleave(repeats, 1), key.repeat_interleave(repeats, 1), value, decay, beta
 
 

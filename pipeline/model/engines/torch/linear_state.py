@@ -58,6 +58,7 @@ class StateShape:
     value_dim: int
     convolution_width: int
     convolution_inputs: int  # that are kept: one fewer than the kernel has
+    has_kernels: bool = False  # those of fla-core compute the layers
 
     def count_bytes(self, item_bytes: int) -> int:
         """The rows of a slot with its share of kept ones, in all layers. The matrices are in float32, as computed."""
@@ -96,17 +97,21 @@ class ChunkGroup:
 
 @dataclass(frozen=True, slots=True)
 class ChunkLayout:
-    """Sequences of several tokens, those with the most chunks first. Indices are into their tokens, end to end.
+    """Sequences of several tokens. Indices are into their tokens, end to end.
 
-    The n-th chunks of all sequences follow each other, because they can be computed together.
+    Those with the most chunks are first, and the n-th chunks of all sequences follow each other, because they can be
+    computed together. The kernels of fla-core take the sequences in their order.
     """
 
     read_rows: Tensor  # [sequences]
     write_rows: Tensor  # [sequences]
-    groups: Sequence[ChunkGroup]
+    groups: Sequence[ChunkGroup]  # none for the kernels
     window_indices: Tensor  # of a convolution's inputs: into the kept ones of all sequences, then the tokens
     convolved_indices: Tensor  # [tokens] where each token lies in the convolution's outputs
     kept_indices: Tensor  # [sequences * convolution inputs] what is kept for the next step, as `window_indices`
+    # for the kernels:
+    sequence_offsets: Tensor | None = None  # [sequences + 1] where the tokens of each start, and the last ones end
+    chunk_numbers: Tensor | None = None  # [chunks, 2] of each chunk of 64 its sequence, and its number there
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +131,15 @@ def build_state_layout(
     lengths = np.asarray(query_lengths[single:], np.int64)
     chunks = None
     if len(lengths):
-        order = np.argsort(-lengths, kind="stable")
-        chunk_size = min(MAX_CHUNK_SIZE, 1 << int(lengths.max() - 1).bit_length())
-        groups = build_chunk_groups(lengths, order, chunk_size, device)
-        arrays = index_convolution(lengths, order, shape.convolution_inputs)
+        groups: Sequence[ChunkGroup] = ()
+        if shape.has_kernels:
+            order = np.arange(len(lengths))
+            arrays = number_chunks(lengths)
+        else:
+            order, arrays = np.argsort(-lengths, kind="stable"), {}
+            chunk_size = min(MAX_CHUNK_SIZE, 1 << int(lengths.max() - 1).bit_length())
+            groups = build_chunk_groups(lengths, order, chunk_size, device)
+        arrays |= index_convolution(lengths, order, shape.convolution_inputs)
         arrays |= {"read_rows": rows[single:, 0][order], "write_rows": rows[single:, 1][order]}
         tensors = {name: copy_to_device(array, device) for name, array in arrays.items()}
         chunks = ChunkLayout(groups=groups, **tensors)
@@ -167,6 +177,21 @@ def index_chunks(
     tokens_left = np.concatenate([lengths[:count] - at * chunk_size for at, count in enumerate(active_counts)])
     is_padding = np.arange(chunk_size) >= tokens_left[:, None]
     return active_counts, np.where(is_padding, firsts[:, None], firsts[:, None] + np.arange(chunk_size)), is_padding
+
+
+def number_chunks(lengths: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """
+    >>> fields = number_chunks(np.array([2, 65]))
+    >>> fields["sequence_offsets"].tolist(), fields["chunk_numbers"].tolist()
+    ([0, 2, 67], [[0, 0], [1, 0], [1, 1]])
+    """
+    counts = -(-lengths // MAX_CHUNK_SIZE)
+    sequences = np.repeat(np.arange(len(lengths)), counts)
+    numbers = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return {
+        "sequence_offsets": np.cumsum([0, *lengths]),
+        "chunk_numbers": np.stack([sequences, numbers], 1),
+    }
 
 
 def divide_chunks(active_counts: Sequence[int], group_chunks: int) -> list[list[tuple[int, int]]]:

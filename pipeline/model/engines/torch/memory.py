@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,45 +48,94 @@ def use_expandable_segments() -> None:
 
 
 def estimate_step_bytes(
-    text: Any, vision: Any, item_bytes: int, *, slots: int, patches: int, prefill_tokens: int, ranks: int = 1
+    text: Any,
+    vision: Any,
+    item_bytes: int,
+    *,
+    slots: int,
+    patches: int,
+    prefill_tokens: int,
+    ranks: int = 1,
+    has_kernels: bool = False,
 ) -> int:
-    """Bytes of the widest tensors of a step, as far as they live at the same time, and of the features that are kept.
+    """Bytes that steps need beside weights, cache and states: of what follows each other the largest, and what stays.
 
     `text` and `vision` are configs, and `patches` are those of one rank; each rank keeps the features of all.
+    `has_kernels` means those of fla-core.
     """
-    mlp_width = getattr(text, "intermediate_size", None) or (
-        text.num_experts_per_tok * text.moe_intermediate_size + text.shared_expert_intermediate_size
-    )
-    text_tokens = prefill_tokens + 2 * slots  # graphs have memory of their own for the slots
-    text_numbers = text_tokens * (3 * mlp_width + 8 * text.hidden_size)
-    delta_bytes = 0
-    if delta_heads := getattr(text, "linear_num_value_heads", 0):  # of Gated DeltaNet, which is computed in float32
-        widths = text.linear_key_head_dim, text.linear_value_head_dim
-        state_numbers = 2 * slots * delta_heads * widths[0] * widths[1]  # of a pass, and of the graphs
-        group_tokens = MAX_GROUP_CHUNKS * MAX_CHUNK_SIZE  # padding included
-        delta_bytes = 4 * (state_numbers + group_tokens * delta_heads * (6 * sum(widths) + 4 * MAX_CHUNK_SIZE))
-    vision_numbers = patches * 4 * max(getattr(vision, "intermediate_size", 0), 4 * vision.hidden_size)
-    feature_bytes = ranks * estimate_feature_bytes(text, vision, item_bytes, patches=patches)
-    logit_bytes = 2 * item_bytes + 4 + 16  # of this step and the next, in float32, and what sampling makes of them
-    numbers = text_numbers + vision_numbers
-    return int(numbers * item_bytes + feature_bytes + delta_bytes + slots * text.vocab_size * logit_bytes)
+    logits = slots * text.vocab_size
+    estimate_pass = partial(estimate_pass_bytes, text, item_bytes, sequences=slots, has_kernels=has_kernels)
+    kept_bytes = ranks * estimate_feature_bytes(text, vision, item_bytes, patches=patches)
+    kept_bytes += estimate_pass(tokens=slots)  # graphs have their own memory
+    kept_bytes += logits * (2 * item_bytes + 4)  # those of a graph, and of the last step, also in float32
+    tower_width = max(getattr(vision, "intermediate_size", 0), 4 * getattr(vision, "embed_dim", vision.hidden_size))
+    feature_numbers = prefill_tokens * count_feature_layers(vision) * text.hidden_size
+    phases = {
+        "vision": patches * 7 * tower_width * item_bytes,
+        "language": estimate_pass(tokens=prefill_tokens + slots, has_chunks=True)
+        + (feature_numbers + logits) * item_bytes,
+        "sampling": logits * 16,
+    }
+    return int(kept_bytes + max(phases.values()))
+
+
+def estimate_pass_bytes(
+    text: Any, item_bytes: int, *, tokens: int, sequences: int, has_kernels: bool, has_chunks: bool = False
+) -> int:
+    """Bytes of the widest tensors of a pass of the language model, as far as they live at the same time."""
+    if experts := getattr(text, "num_experts", 0) and text.num_experts_per_tok:  # a token is copied for each
+        mlp_width = experts * (text.moe_intermediate_size + text.hidden_size)
+        mlp_width += getattr(text, "shared_expert_intermediate_size", 0)
+    else:
+        mlp_width = text.intermediate_size
+    numbers = tokens * (3 * mlp_width + 8 * text.hidden_size)
+    delta_numbers = 0  # of Gated DeltaNet, in float32
+    if heads := getattr(text, "linear_num_value_heads", 0):
+        key_dim, value_dim = text.linear_key_head_dim, text.linear_value_head_dim
+        delta_numbers = sequences * heads * key_dim * value_dim
+        if has_kernels:  # they write the states beside the old ones, and all chunks' states in the model's type
+            delta_numbers *= 2
+            chunks = tokens // MAX_CHUNK_SIZE + sequences
+            numbers += heads * tokens * (3 * key_dim + 5 * value_dim + MAX_CHUNK_SIZE)
+            numbers += heads * chunks * key_dim * value_dim * has_chunks
+        elif has_chunks:  # padding included
+            group_tokens = MAX_GROUP_CHUNKS * MAX_CHUNK_SIZE
+            delta_numbers += group_tokens * heads * (6 * (key_dim + value_dim) + 4 * MAX_CHUNK_SIZE)
+    return int(numbers * item_bytes + 4 * delta_numbers)
 
 
 def estimate_feature_bytes(text: Any, vision: Any, item_bytes: int, *, patches: int) -> int:
     """Bytes of the features that are kept of the pictures that one rank encodes."""
-    feature_layers = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or ())
     kept_tokens = KEPT_CALLS * patches // vision.spatial_merge_size**2
-    return int(kept_tokens * feature_layers * text.hidden_size * item_bytes)
+    return int(kept_tokens * count_feature_layers(vision) * text.hidden_size * item_bytes)
 
 
-def choose_state_slots(cache_bytes: int, state_bytes: int, slots: int, *, requested: int | None) -> int:
-    """Slots whose states of linear attention take at most half of the memory, which they share with the KV cache."""
+def count_feature_layers(vision: Any) -> int:
+    return 1 + len(getattr(vision, "deepstack_visual_indexes", None) or ())
+
+
+def choose_state_slots(
+    free_bytes: float,
+    state_bytes: float,
+    slots: int,
+    *,
+    requested: int | None = None,
+    estimate_step: Callable[[int], float] = lambda slots: 0,
+) -> int:
+    """Slots whose states of linear attention take at most half of the memory, which they share with the KV cache.
+
+    What a step needs of the memory grows with the slots, too.
+    """
+    fitting = bisect_right(
+        range(1, slots + 1), free_bytes, key=lambda count: 2 * count * state_bytes + estimate_step(count)
+    )
     if requested is None:
-        return max(1, min(slots, cache_bytes // 2 // state_bytes))
+        return max(1, fitting)
+    cache_bytes = free_bytes - estimate_step(requested)
     if requested * state_bytes > cache_bytes:
         raise JobError(
             f"engine.slots: the states of {requested} rows need {requested * state_bytes / GB:.1f} GB and "
-            f"{max(cache_bytes, 0) / GB:.1f} are free; {max(cache_bytes, 0) // 2 // state_bytes} slots fit"
+            f"{max(cache_bytes, 0) / GB:.1f} are free; {fitting} slots fit"
         )
     return requested
 

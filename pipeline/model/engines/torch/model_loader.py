@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import JobError
 from pipeline.model import family_loader, hf_models
-from pipeline.model.engines.torch import attention, experts, gated_delta_net, int4, shard
+from pipeline.model.engines.torch import attention, experts, fla_kernels, gated_delta_net, int4, shard
 from pipeline.model.engines.torch.adapter import Adapter
 from pipeline.model.engines.torch.checkpoint import Checkpoint
 from pipeline.model.engines.torch.int4_linear import KERNEL_DTYPE
@@ -69,7 +69,9 @@ def load_model(
         language_model._deepstack_process = add_deepstack_features
     text_config = model.config.get_text_config()
     first_key_head, end_key_head = shard.assign_key_heads(text_config, tp)
-    state_shape = gated_delta_net.use_packed_states(language_model)
+    embeddings = language_model.embed_tokens.weight
+    kernels = fla_kernels.load_kernels(embeddings.device, embeddings.dtype)
+    state_shape = gated_delta_net.use_packed_states(language_model, kernels)
     cache_layers = text_config.num_hidden_layers - (state_shape.layers if state_shape else 0)
     return LoadedModel(
         architecture,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,10 +29,11 @@ class ModelSize:
     weights_bytes: int
     text_bytes: int  # the part of them that a decode step reads
     token_bytes: int  # KV cache of one token
-    step_bytes: int  # activations of the largest step, and features that are kept, on a single GPU
+    step_bytes: int  # activations of the largest steps, and features that are kept, on a single GPU
     patches_per_token: int
     state_bytes: int = 0  # of the linear-attention layers, for one row of any length; the engine keeps it twice
     feature_bytes: int = 0  # those that each GPU keeps for every other one
+    slot_step_bytes: int = 0  # by which `step_bytes` is less for each slot fewer
 
     def without_text(self) -> ModelSize:
         """What a job needs that computes vectors from the vision tower alone."""
@@ -42,11 +44,21 @@ class ModelSize:
         """KV cache and state of a row: what it takes, and what a step reads and writes of it."""
         return tokens * self.token_bytes + 2 * self.state_bytes
 
-    def count_kv_tokens(self, gpu_memory_bytes: float, gpu_count: int = 1) -> int:
-        """Tokens that the KV cache can hold beside weights and activations; negative where the model does not fit."""
-        step_bytes = self.step_bytes + (gpu_count - 1) * self.feature_bytes
-        free = memory.CUDA_MEMORY_FRACTION * gpu_memory_bytes - self.weights_bytes / gpu_count - step_bytes
-        return int(free * gpu_count // self.token_bytes)
+    def choose_sizes(self, gpu_memory_bytes: float, gpu_count: int = 1) -> tuple[int, int]:
+        """The engine's slots, and the tokens that a KV cache without states could hold beside weights and steps.
+
+        The latter are negative where the model does not fit.
+        """
+        free = memory.CUDA_MEMORY_FRACTION * gpu_memory_bytes - self.weights_bytes / gpu_count
+        free -= (gpu_count - 1) * self.feature_bytes
+        slots = memory.DEFAULT_SLOTS_BY_DEVICE["cuda"]
+        if self.state_bytes:
+            state_bytes = 2 * self.state_bytes / gpu_count
+            slots = memory.choose_state_slots(free, state_bytes, slots, estimate_step=self.estimate_step)
+        return slots, int((free - self.estimate_step(slots)) * gpu_count // self.token_bytes)
+
+    def estimate_step(self, slots: int) -> int:
+        return self.step_bytes - (memory.DEFAULT_SLOTS_BY_DEVICE["cuda"] - slots) * self.slot_step_bytes
 
 
 def measure_model(config: Mapping[str, Any], *, dtype: str = "auto", quantize: str | None = None) -> ModelSize:
@@ -68,7 +80,15 @@ def measure_model(config: Mapping[str, Any], *, dtype: str = "auto", quantize: s
     active_share = getattr(text_config, "num_experts_per_tok", 1) / getattr(text_config, "num_experts", 1)
     key_width = text_config.num_key_value_heads * get_head_dim(text_config)
     linear_layers = (getattr(text_config, "layer_types", None) or []).count("linear_attention")
-    item_bytes = model.dtype.itemsize
+    item_bytes, most_slots = model.dtype.itemsize, memory.DEFAULT_SLOTS_BY_DEVICE["cuda"]
+    estimate_step = partial(
+        memory.estimate_step_bytes,
+        text_config,
+        vision_config,
+        item_bytes,
+        patches=memory.DEFAULT_PATCHES_BY_DEVICE["cuda"],
+        prefill_tokens=DEFAULT_PREFILL_TOKENS,
+    )
     text_bytes = int((text - dense) * (INT4_WEIGHT_BYTES if is_int4 else item_bytes)) + dense * item_bytes
     return ModelSize(
         vision_parameters=vision,
@@ -77,14 +97,8 @@ def measure_model(config: Mapping[str, Any], *, dtype: str = "auto", quantize: s
         weights_bytes=vision * item_bytes + text_bytes,
         text_bytes=text_bytes,
         token_bytes=2 * (text_config.num_hidden_layers - linear_layers) * key_width * item_bytes,
-        step_bytes=memory.estimate_step_bytes(
-            text_config,
-            vision_config,
-            item_bytes,
-            slots=memory.DEFAULT_SLOTS_BY_DEVICE["cuda"],
-            patches=memory.DEFAULT_PATCHES_BY_DEVICE["cuda"],
-            prefill_tokens=DEFAULT_PREFILL_TOKENS,
-        ),
+        step_bytes=estimate_step(slots=most_slots),
+        slot_step_bytes=(estimate_step(slots=most_slots) - estimate_step(slots=0)) // most_slots,
         feature_bytes=memory.estimate_feature_bytes(
             text_config, vision_config, item_bytes, patches=memory.DEFAULT_PATCHES_BY_DEVICE["cuda"]
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,26 +114,29 @@ def choose_sizes(rank_config: RankConfig, loaded: LoadedModel) -> EngineSizes:
     prefill_tokens = rank_config.prefill_tokens or DEFAULT_PREFILL_TOKENS
     kv_tokens = rank_config.kv_tokens
     if kv_tokens is None or loaded.state_shape is not None:
-        if device.type == "cuda":
-            configs = loaded.language_model.config, loaded.vision_tower.config
-            cache_bytes = memory.measure_free_cuda_bytes(device) - memory.estimate_step_bytes(
-                *configs,
-                item_bytes,
-                slots=slots,
-                patches=patches // rank_count,
-                prefill_tokens=prefill_tokens,
-                ranks=rank_count,
+        limits = {"patches": patches // rank_count, "prefill_tokens": prefill_tokens, "ranks": rank_count}
+        free_bytes, estimate_step = measure_memory(loaded, **limits)
+        state_bytes = loaded.state_shape.count_bytes(item_bytes) if loaded.state_shape else 0
+        if state_bytes:
+            slots = memory.choose_state_slots(
+                free_bytes, state_bytes, slots, requested=rank_config.slots, estimate_step=estimate_step
             )
-        else:
-            cache_bytes = memory.measure_cpu_cache_bytes() // rank_count
-        if loaded.state_shape is not None:
-            state_bytes = loaded.state_shape.count_bytes(item_bytes)
-            slots = memory.choose_state_slots(cache_bytes, state_bytes, slots, requested=rank_config.slots)
-            cache_bytes -= slots * state_bytes
+        cache_bytes = free_bytes - estimate_step(slots) - slots * state_bytes
     if kv_tokens is None:
         token_bytes = 2 * math.prod(loaded.cache_shape) * item_bytes  # keys and values
         kv_tokens = min(max(cache_bytes // token_bytes, 1), slots * rank_config.context_length)
     return EngineSizes(slots, kv_tokens, patches, prefill_tokens)
+
+
+def measure_memory(loaded: LoadedModel, **limits: int) -> tuple[int, Callable[[int], int]]:
+    """Free bytes for steps, states and cache of this rank, and what a step of so many slots needs of them."""
+    if loaded.device.type == "cpu":  # a part of what is free, and steps have the rest
+        return memory.measure_cpu_cache_bytes() // limits["ranks"], lambda slots: 0
+    configs = loaded.language_model.config, loaded.vision_tower.config
+    has_kernels = bool(loaded.state_shape and loaded.state_shape.has_kernels)
+    return memory.measure_free_cuda_bytes(loaded.device), lambda slots: memory.estimate_step_bytes(
+        *configs, loaded.dtype.itemsize, slots=slots, has_kernels=has_kernels, **limits
+    )
 
 
 def build_step_runner(
