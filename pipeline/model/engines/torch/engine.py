@@ -177,7 +177,7 @@ class TorchEngine:
         logprobs = logits.gather(1, tokens[:, None])[:, 0] - normalizers
         read_tokens = start_copy_to_host(tokens, logprobs)
         read_scores = start_copy_to_host(scores) if scored else lambda: [[]]
-        read_sums = start_copy(sums)
+        read_sums = start_copy(sums) if pooled else lambda: sums  # one of no rows
         self.mark_computed(batch)
         if launch_next:
             self.launch_next_step(sampled, tokens)
@@ -185,8 +185,8 @@ class TorchEngine:
             if not math.isfinite(logprob):
                 sequence.fail(GenerateError("model", NOT_NUMBERS))
             sequence.add_target_logprob(continuation, logprob)
-        for sequence, total in zip(pooled, read_sums().numpy(), strict=True):
-            sequence.add_states(total)
+        for sequence, total in zip(pooled, read_sums(), strict=True):
+            sequence.add_states(total.numpy())
         for sequence, token, logprob in zip(sampled, *read_tokens(), strict=True):
             if not math.isfinite(logprob):
                 sequence.fail(GenerateError("model", NOT_NUMBERS))
