@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pipeline.model import family_loader
+from pipeline.model.engines.torch.linear_state import ROWS_PER_SLOT
 from pipeline.model.engines.torch.memory import (
     CUDA_MEMORY_FRACTION,
     KEPT_CALLS,
@@ -68,14 +69,14 @@ def test_all_passes_run_on_cuda_at_real_sizes(device_guard, model_type, weights,
 def test_the_engine_has_the_slots_and_the_cache_that_the_plan_promises(device_guard, tmp_path, monkeypatch):
     lab = FakeLab(tmp_path / "model", "qwen3_5", size="tiny", weights="bf16")
     planned = measure_model(family_loader.load_config(lab.folder))
-    for gpu_bytes, least_slots, most_slots in ((7 * 10**7, 20, 250), (2 * 10**8, 256, 256)):
+    for gpu_bytes, least_slots, most_slots in ((7 * 10**7, 10, 250), (2 * 10**8, 256, 256)):
         with fake_cuda(monkeypatch, memory_bytes=gpu_bytes, capability=(9, 0)) as recorder:
             sizes = open_recorded_engine(lab, recorder, monkeypatch).sizes
         weights_bytes = planned.weights_bytes / CUDA_MEMORY_FRACTION  # the fake device has no room for them
         slots, kv_tokens = planned.choose_sizes(gpu_bytes + weights_bytes)
         assert least_slots <= slots <= most_slots
         assert slots == pytest.approx(sizes.slots, abs=1)
-        kv_tokens -= 2 * slots * planned.state_bytes // planned.token_bytes
+        kv_tokens -= ROWS_PER_SLOT * slots * planned.state_bytes // planned.token_bytes
         assert kv_tokens == pytest.approx(sizes.kv_tokens, rel=0.05)
 
 

@@ -15,6 +15,7 @@ import torch
 
 from pipeline.model import family_loader, hf_models
 from pipeline.model.engines.torch import memory
+from pipeline.model.engines.torch.linear_state import ROWS_PER_SLOT
 from pipeline.model.engines.torch.shard import get_head_dim
 from pipeline.model.engines.torch.torch_settings import DEFAULT_PREFILL_TOKENS
 
@@ -53,7 +54,7 @@ class ModelSize:
         free -= (gpu_count - 1) * self.feature_bytes
         slots = memory.DEFAULT_SLOTS_BY_DEVICE["cuda"]
         if self.state_bytes:
-            state_bytes = 2 * self.state_bytes / gpu_count
+            state_bytes = ROWS_PER_SLOT * self.state_bytes / gpu_count
             slots = memory.choose_state_slots(free, state_bytes, slots, estimate_step=self.estimate_step)
         return slots, int((free - self.estimate_step(slots)) * gpu_count // self.token_bytes)
 
