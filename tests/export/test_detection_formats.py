@@ -114,6 +114,7 @@ def test_yolo_trains_from_data_yaml(export):
     target, _ = export("--to", "yolo", "--split", "train=0.5,val=0.5")
     settings = yaml.safe_load((target / "data.yaml").read_text())
     assert settings["names"] == {0: "cat", 1: "dog"}
+    assert "path" not in settings  # Ultralytics would start at the current folder
     found = {split: read_labels(YOLOv8ObjectDetectionInput(target / "data.yaml", split)) for split in ("train", "val")}
     assert found["train"] | found["val"] == EXPECTED
     assert found["train"].keys() & found["val"].keys() == set()

@@ -38,11 +38,12 @@ class YoloExporter:
         return []
 
     def finish(self, files: Sequence[str]) -> None:
-        """Without splits, `val` is the same as `train`, because trainers insist on both."""
+        """Without splits, `val` is the same as `train`: trainers insist on both. Without `path`, folders start at the
+        file, wherever it is."""
         folders = {split: f"images/{split}" for split, _ in self.splits}
         folders.setdefault("val", folders[self.splits[0][0]])
         names = dict(enumerate(self.classes.list_names()))
-        text = yaml.safe_dump({"path": ".", **folders, "names": names}, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump({**folders, "names": names}, sort_keys=False, allow_unicode=True)
         self.task.target.overwrite("data.yaml", text.encode())
         self.classes.write_file(self.task.target)
 
