@@ -13,7 +13,7 @@ from pipeline.errors import OutputError
 from pipeline.export.base import ExportTask
 from pipeline.output.answer.annotations import LABEL_FIELDS
 from pipeline.output.answer.geometry import find_field_meanings
-from pipeline.output.dataset import add_class_names
+from pipeline.output.dataset import add_class_names, read_class_names
 from pipeline.output.store import OutputStore
 from pipeline.schema.json_schema import SchemaNode, enter_schema, walk_schema
 
@@ -49,12 +49,14 @@ class ClassNames:
         return name
 
     def add_names(self, names: Iterable[str]) -> None:
-        self.names = add_class_names(self.store, names)
-        if len(self.names) > MAX_CLASSES:
+        names = list(dict.fromkeys(names))
+        if len({*read_class_names(self.store)[1], *names}) > MAX_CLASSES:
             raise OutputError(
                 f"the labels are free text: there are more than {MAX_CLASSES:,} classes. Say in the job which labels "
-                "mean the same, in export.classes, or give the schema's label a list of choices (Literal)"
+                "mean the same, in export.classes, or give the schema's label a list of choices (Literal). Then delete "
+                f"{self.store.path}/classes, unless other exports count on its numbers, and export again"
             )
+        self.names = add_class_names(self.store, names)
         self.numbers = {name: number for number, name in enumerate(self.names)}
 
     def list_names(self) -> list[str]:

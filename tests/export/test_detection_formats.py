@@ -157,6 +157,16 @@ def test_classes_keep_their_numbers_and_unknown_ones_are_said(export, boxes):
     assert len(list((boxes.folder / "out/classes").iterdir())) == 2
 
 
+def test_free_text_is_no_class(boxes, capsys, monkeypatch):
+    monkeypatch.setattr("pipeline.export.class_names.MAX_CLASSES", 2)
+    job = str(boxes.write_job_file(**{**SECTIONS, "export": {}}))
+    assert main(["export", job, str(boxes.folder / "exported"), "--to", "coco"]) == 2
+    said = capsys.readouterr().err
+    assert "the labels are free text: there are more than 2 classes." in said
+    assert f"Then delete {boxes.folder / 'out'}/classes, unless" in said
+    assert not (boxes.folder / "out/classes").exists()
+
+
 def test_boxes_of_a_video_belong_to_the_frame_of_their_time(workspace, capsys):
     write_video(workspace.folder / "v.mp4", frames=40, size=(280, 196))
     box = {"type": "array", "items": {"type": "integer"}, "minItems": 4, "maxItems": 4}
