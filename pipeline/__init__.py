@@ -51,6 +51,7 @@ job: a YAML file becomes a frozen Job
     job/spec.py                             every key of a job file, with its type, default and meaning
     job/step_settings.py                    checks media.steps and builds the steps
     job/keys.py                             which keys may stand where in a job file
+    job/example_section.py                  the keys of an entry of `prompt.examples`
     job/job_loader.py                       reads a job file; errors name the file, the line and the key
     job/variables.py                        fills in `${...}` and refuses credentials
     job/fingerprint.py                      hashes everything that shapes an answer
@@ -257,6 +258,7 @@ run: one run, without Ray
     run/runner.py                           the seam: Runner, which works on the chunks
     run/local.py                            the runner without Ray: all steps in this process
     run/answer_checks.py                    checks whether the engine can answer by choices or with vectors
+    run/examples.py                         reads the examples of a job, which stand before each row
     run/preflight.py                        builds the RunContext and checks the job before anything starts
     run/resume.py                           finds the chunks that are left to do
     run/retry_errors.py                     selects failed rows to ask again

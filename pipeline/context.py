@@ -10,7 +10,7 @@ from pipeline.job.spec import Job
 from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.families.base import Family
 from pipeline.schema.schema import Schema
-from pipeline.types import ConfidenceMaps
+from pipeline.types import ConfidenceMaps, Turn
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,6 +30,7 @@ class RunContext:
     adapter_identity: str | None
     model_name: str
     run_id: str
+    examples: tuple[Turn, ...] = ()  # questions and answers that stand before each row
     vector_width: int = 0  # of the column `embedding`
     lease_epoch: int = 0  # of the lease that allows the run to commit
     confidence_maps: ConfidenceMaps = field(default_factory=dict)  # for answer.review_below; empty without a score

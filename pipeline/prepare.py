@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from pipeline.context import RunContext, open_family
-from pipeline.errors import ItemError, PipelineError, ReadError, build_internal_failure
+from pipeline.errors import ItemError, JobError, PipelineError, ReadError, build_internal_failure
 from pipeline.fetch.fetcher import Fetcher
 from pipeline.fetch.versions import VersionReader
 from pipeline.job.answer_section import AnswerSection
@@ -40,6 +40,7 @@ from pipeline.model.families.base import Family
 from pipeline.model.rerank_encoder import RerankEncoder
 from pipeline.step_timer import StepTimer
 from pipeline.types import (
+    Clip,
     Continuation,
     Failure,
     Item,
@@ -49,6 +50,7 @@ from pipeline.types import (
     Request,
     RetryHistory,
     Sampling,
+    Turn,
 )
 
 DEFAULT_THINKING_TOKENS = 2048
@@ -65,9 +67,10 @@ class Preparer:
         self.context = context
         self.timer = StepTimer()
         self.fetcher = fetcher or Fetcher(job)
-        family = open_family(context)
+        self.family = family = open_family(context)
         self.tools = PreparationTools(self.fetcher, ClipDecoder(job, family, decoder), family, self.timer)
         self.steps = list_steps(job.media, build_prompt_step(family, job.answer))
+        self.examples: tuple[Turn, ...] | None = None  # with Clips, once they are prepared
         self.row_reader: RowReader | None = None  # stands where the last chunk ended
         self.no_kept_values = dict.fromkeys(context.kept_schema.names)
         self.version_reader = None if job.input.version == "none" else VersionReader(job)
@@ -137,10 +140,27 @@ class Preparer:
 
     def build_request(self, item: Item) -> Request:
         state = PreparationState(item, item.turns, time.monotonic() + self.context.job.limits.deadline_s)
-        for step in self.steps:
+        *steps, encode_prompt = self.steps
+        for step in steps:
             state = step(state, self.tools)
+        examples = self.load_examples()
+        state = encode_prompt(replace(state, turns=insert_examples(state.turns, examples)), self.tools)
         assert state.request is not None
-        return state.request
+        clip_count = sum(isinstance(part, Clip) for turn in examples for part in turn.parts)
+        return replace(state.request, example_clips=clip_count) if examples else state.request
+
+    def load_examples(self) -> tuple[Turn, ...]:
+        """Prepare the job's examples as rows are prepared, once."""
+        if self.examples is None:
+            turns = self.context.examples
+            state = PreparationState(Item("", "", turns), turns, time.monotonic() + self.context.job.limits.deadline_s)
+            try:
+                for step in self.steps[:-1]:
+                    state = step(state, self.tools)
+            except ItemError as error:
+                raise JobError(f"prompt.examples: {error.message}") from error
+            self.examples = state.turns
+        return self.examples
 
     def close(self) -> None:
         self.fetcher.close()
@@ -153,6 +173,16 @@ def raise_if_error(value: ResultT | ItemError) -> ResultT:
     if isinstance(value, ItemError):
         raise value
     return value
+
+
+def insert_examples(turns: tuple[Turn, ...], examples: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """Examples stand behind the system message.
+
+    >>> [turn.role for turn in insert_examples((Turn("system", ()), Turn("user", ())), (Turn("example", ()),))]
+    ['system', 'example', 'user']
+    """
+    first = sum(turn.role == "system" for turn in turns[:1])
+    return (*turns[:first], *examples, *turns[first:])
 
 
 def list_steps(media: MediaSection, encode_prompt: Step) -> list[Step]:

@@ -163,6 +163,7 @@ class Request:
     sampling: Sampling = Sampling()
     schema_text: str | None = None  # the JSON Schema that guides the answer
     wants_confidence: bool = False  # the reply should say how probable each of its tokens was
+    example_clips: int = 0  # that stand before those of the row, in the job's examples
     estimated_tokens: int = 0  # of a prompt that another program encodes; `input_ids` are then empty
     continuations: tuple[Continuation, ...] = ()
     pooling: Pooling | None = None
@@ -179,6 +180,11 @@ class Request:
     @property
     def clips(self) -> tuple[Clip, ...]:
         return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, Clip))
+
+    @property
+    def row_clips(self) -> tuple[Clip, ...]:
+        """Those that the row itself shows."""
+        return self.clips[self.example_clips :]
 
 
 class TokenLogprob(NamedTuple):

@@ -1,7 +1,8 @@
 """Encodes a prepared chunk as one row of Arrow, so that pixels cross the object store once and are read in place.
 
 A chunk is one row because Ray never divides a row and plans GPU pools by the rows that a call takes. The arrays of an
-item are buffers beside its pickle (protocol 5).
+item are buffers beside its pickle (protocol 5). An array that several items have, as those of the job's examples, is
+there once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ PREPARED_CHUNK_SCHEMA = pa.schema(
         ("key", pa.string()),  # the name of the part
         ("spent", pa.binary()),  # the seconds of preparing, by step
         ("entries", pa.list_(pa.large_binary())),
-        ("arrays", pa.list_(pa.list_(pa.large_binary()))),
+        ("arrays", pa.list_(pa.large_binary())),
+        ("places", pa.list_(pa.list_(pa.int32()))),  # of the arrays of each item
     ]
 )
 
@@ -27,12 +29,16 @@ def encode_chunk(
     part_name: str, prepared_items: Sequence[PreparedItem], prepare_seconds: Mapping[str, float]
 ) -> pa.Table:
     pickles: list[bytes] = []
-    arrays: list[list[memoryview]] = []
+    arrays: dict[int, memoryview] = {}  # by what tells one from another
+    numbers: dict[int, int] = {}
+    places: list[list[int]] = []
     for item in prepared_items:
         buffers: list[pickle.PickleBuffer] = []
         pickles.append(pickle.dumps(item, protocol=5, buffer_callback=buffers.append))
-        arrays.append([buffer.raw() for buffer in buffers])
-    columns = [[part_name], [pickle.dumps(prepare_seconds)], [pickles], [arrays]]
+        views = [buffer.raw() for buffer in buffers]
+        arrays |= {id(view.obj): view for view in views}
+        places.append([numbers.setdefault(id(view.obj), len(numbers)) for view in views])
+    columns = [[part_name], [pickle.dumps(prepare_seconds)], [pickles], [list(arrays.values())], [places]]
     return pa.table(columns, schema=PREPARED_CHUNK_SCHEMA)
 
 
@@ -45,9 +51,10 @@ def count_rows(table: pa.Table) -> int:
 
 
 def decode_chunk(table: pa.Table) -> list[PreparedItem]:
+    arrays = [array.as_buffer() for array in table["arrays"][0].values]
     return [
-        pickle.loads(item.as_buffer(), buffers=[array.as_buffer() for array in arrays.values])
-        for item, arrays in zip(table["entries"][0].values, table["arrays"][0].values, strict=True)
+        pickle.loads(item.as_buffer(), buffers=[arrays[place] for place in places])
+        for item, places in zip(table["entries"][0].values, table["places"][0].as_py(), strict=True)
     ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -36,15 +36,22 @@ def collect_answer_settings(section: BaseModel) -> dict[str, Any]:
 
 
 def build_fingerprint_inputs(
-    job: Job, *, weights: str, schema_text: str | None, adapter: str | None = None
+    job: Job,
+    *,
+    weights: str,
+    schema_text: str | None,
+    adapter: str | None = None,
+    examples: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The values that the fingerprint hashes. `weights`, `adapter` and `schema_text` are the content behind names.
+    """The values that the fingerprint hashes. All but the job are the content behind its names.
 
     The kind of engine does not count, because all engines run the same weights. A server's name for other weights does.
     """
     inputs = collect_answer_settings(job)
     if weights:  # a server's model has a name only, which is part of `engine`
         inputs.setdefault("model", {})["weights"] = weights
+    if examples:
+        inputs["prompt"]["examples"] = list(examples)
     if adapter is not None:
         inputs["model"]["adapter"] = adapter
     if schema_text is not None:

@@ -31,9 +31,9 @@ def find_fields(key_path: KeyPath) -> dict[str, FieldInfo]:
     """The keys of the section at a path, by name; empty where there is no section."""
     sections: list[type[BaseModel]] = [Job]
     fields: dict[str, FieldInfo] = {}
-    for part in (*key_path, None):
+    for part in (*(key for key in key_path if isinstance(key, str)), None):  # numbers are places in lists
         fields = {field.alias or name: field for section in sections for name, field in section.model_fields.items()}
-        sections = find_sections(fields[str(part)].annotation) if str(part) in fields else []
+        sections = find_sections(fields[part].annotation) if part in fields else []
     return fields
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, SerializeAsAny, field_validator, model_validator
 
 from pipeline.job.answer_section import AnswerSection
+from pipeline.job.example_section import ExampleSection
 from pipeline.job.key_types import ByteCount, Fraction, JobSection, NameList, PixelCount, PositiveInt, define_key
 from pipeline.job.model_section import ModelSection
 from pipeline.job.step_settings import StepList
@@ -75,6 +76,10 @@ class PromptSection(JobSection):
     system: str | None = define_key("the system message; default: the model's own", None)
     user: str | None = define_key(
         "the question; {column} and {column.field} are filled from the row; default: the schema's own", None
+    )
+
+    examples: tuple[ExampleSection, ...] = define_key(
+        "questions and their answers that the model sees before each row, as earlier turns of the chat", ()
     )
 
     @field_validator("user")

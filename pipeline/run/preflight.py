@@ -33,6 +33,7 @@ from pipeline.output.store import CREATE_ONLY_SCHEMES, OutputStore, open_filesys
 from pipeline.output.thread_map import map_in_threads
 from pipeline.retry_policy import FIRST_CONTACT_ATTEMPTS
 from pipeline.run.answer_checks import find_ability_problems, find_vector_width
+from pipeline.run.examples import describe_examples, find_example_problems, load_examples
 from pipeline.schema import schema_loader
 from pipeline.schema.json_schema import SchemaNode
 from pipeline.schema.schema import Schema
@@ -60,6 +61,7 @@ def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunCo
     if job.answer.embedding and job.prompt.user is None:
         schema_prompt = ""  # media need no words
     kept_schema = read_kept_schema(job, manifest_files, schema_prompt)
+    examples = load_examples(job, schema_prompt)
     adapter_identity = checkpoint_location.compute_adapter_identity(job.model)
     checkpoint_identity = ""
     if job.model.weights:
@@ -69,6 +71,7 @@ def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunCo
         weights=checkpoint_identity,
         adapter=adapter_identity,
         schema_text=f"{schema_prompt or ''}\n{schema.text}" if schema else None,
+        examples=describe_examples(job, examples),
     )
     vector_width = 0 if job.answer.embedding is None else find_vector_width(job, job.answer.embedding)
     now = datetime.now(UTC)
@@ -82,6 +85,7 @@ def build_run_context(job: Job, manifest_files: Sequence[ManifestFile]) -> RunCo
         checkpoint_identity=checkpoint_identity,
         adapter_identity=adapter_identity,
         model_name=format_model_name(job),
+        examples=examples,
         vector_width=vector_width,
         run_id=f"{now:%Y%m%dT%H%M%S}-{now.microsecond:05x}",  # sorts by time, also within a second
     )
@@ -150,6 +154,7 @@ def find_job_problems(context: RunContext, manifest_files: Sequence[ManifestFile
     schema_problems = schema_loader.find_problems(context.schema) if context.schema and answer.is_written else []
     problems = find_ability_problems(context.job)
     problems += [f"answer.schema: {problem}" for problem in schema_problems]
+    problems += find_example_problems(context)
     problems += find_pixel_problems(context.job.media, family)
     problems += find_kept_name_problems(context.job)
     problems += find_output_problems(context.job.output.path)

@@ -35,6 +35,18 @@ def test_a_chunk_is_one_row_and_decodes_to_the_same_items():
     assert np.array_equal(asked.input_ids, request.input_ids)
 
 
+def test_an_array_that_rows_have_in_common_is_there_once():
+    shared, own = (np.full((1, 3, 200, 200), value, np.uint8) for value in (1, 2))
+    requests = []
+    for name, pixels in (("a", shared), ("b", own), ("c", shared)):
+        turns = (Turn("user", (Clip("image", shared, (9, 9)), Clip("image", pixels, (9, 9)))),)
+        requests.append(Request(name, turns, np.arange(3, dtype=np.int32), np.zeros((3, 3), np.int32), 1))
+    table = chunk_codec.encode_chunk("key", [(Item(part.id, "q", ()), part) for part in requests], {})
+    assert 2 * own.nbytes < table.nbytes < 3 * own.nbytes
+    decoded = [[int(clip.pixels.max()) for clip in request.clips] for _, request in chunk_codec.decode_chunk(table)]
+    assert decoded == [[1, 1], [1, 2], [1, 1]]
+
+
 def test_a_chunk_without_rows_still_has_a_part_name():
     table = chunk_codec.encode_chunk("key", [], {})
     assert (

@@ -60,14 +60,14 @@ class Survey:
             self.failures[name] += 1
             self.examples.setdefault(name, outcome.message)
             return
-        self.kinds[classify_row(outcome.clips)] += 1
+        self.kinds[classify_row(outcome.row_clips)] += 1
         self.vision[outcome.vision_tokens] += 1
         branches = {part.token_ids[:-1] for part in outcome.continuations}  # that are computed behind the prompt
         self.text[outcome.prompt_tokens - outcome.vision_tokens + sum(map(len, branches))] += 1
         longest_branch = max(map(len, branches), default=0)
         budget = outcome.sampling.max_new_tokens + (outcome.sampling.max_thinking_tokens or 0) + longest_branch
         self.longest = max(self.longest, outcome.prompt_tokens + budget)
-        for clip in outcome.clips:
+        for clip in outcome.row_clips:
             self.add_media(SurveyedMedia(clip.kind, clip.source_region_size, clip.size, len(clip.pixels)))
 
     def add_media(self, media: SurveyedMedia) -> None:

@@ -60,7 +60,7 @@ def build_row(
         text=answer_fields.get("text", reply.text),
         answer=answer_fields.get("answer"),
         finish=reply.finish,
-        media=tuple(_to_media_info(clip) for clip in request.clips),
+        media=tuple(_to_media_info(clip) for clip in request.row_clips),
         vision_tokens=tokens.vision,
         prompt_tokens=tokens.prompt,
         output_tokens=tokens.output,
@@ -93,7 +93,7 @@ def _build_answer(
             checked,
             schema.json_schema,
             coordinate_system=coordinate_system,
-            clips=request.clips,
+            clips=request.row_clips,
             time_origin=time_origin,
             dropped=dropped,
         )
