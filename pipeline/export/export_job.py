@@ -61,15 +61,14 @@ def export_job(
     dataset = Dataset(store, context.fingerprint)
     exporter_type: type[Exporter] = load_registered(EXPORTERS, format_name, "--to")
     options = settle_options(exporter_type, format_name, options)
-    if context.fingerprint not in list_questions(store):
-        raise OutputError(f"{store.path}: holds no answers to this question; run the job first")
     with closing(MediaFiles(context.job)) as media_files:
         columns = build_data_schema(context)
-        target = OutputStore(locate_target(exporter_type, target_path, columns))
+        target = OutputStore(locate_target(exporter_type, target_path, columns, dataset))
         task = ExportTask(context, columns, target, options, media_files, target_path)
         exporter = exporter_type(task)
         if task.target.root == store.root:
             raise JobError(f"{target_path} is the job's own output; export to another folder")
+        require_answers(dataset)
         changes = RowChanges(
             read_calibration(dataset) if options.calibrated else {},
             open_job_truth(options.truth, context) if options.truth else None,
@@ -103,10 +102,16 @@ def export_job(
     return exit_code
 
 
-def locate_target(exporter_type: type[Exporter], target_path: str, columns: pa.Schema) -> str:
+def locate_target(exporter_type: type[Exporter], target_path: str, columns: pa.Schema, dataset: Dataset) -> str:
     if issubclass(exporter_type, TableAppender):
+        require_answers(dataset)  # before a table is created
         return exporter_type.locate_target(target_path, columns)
     return target_path
+
+
+def require_answers(dataset: Dataset) -> None:
+    if dataset.fingerprint not in list_questions(dataset.store):
+        raise OutputError(f"{dataset.store.path}: holds no answers to this question; run the job first")
 
 
 def publish(task: ExportTask, written: WrittenGroups, repository: str, *, is_complete: bool, say: Say) -> None:
