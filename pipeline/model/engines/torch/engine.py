@@ -115,7 +115,7 @@ class TorchEngine:
         some sequence has a prefill to compute, after which its features are dropped.
         """
         running, waiting = self.scheduler.running, self.scheduler.waiting
-        blocked = [item for item in running if not self.vision_cache.is_encoded(item.list_needed_clips())]
+        blocked = [item for item in running if not self.has_features(item)]
         if not blocked:
             return
         sequences: Iterable[SequenceState] = chain(blocked, waiting)
@@ -147,7 +147,10 @@ class TorchEngine:
     def is_ready(self, sequence: SequenceState) -> bool:
         if sequence.failure or sequence.awaited_tokens:
             return False
-        return self.vision_cache.is_encoded(sequence.list_needed_clips())
+        return self.has_features(sequence)
+
+    def has_features(self, sequence: SequenceState) -> bool:
+        return not sequence.clips or self.vision_cache.is_encoded(sequence.list_needed_clips())
 
     def compute_batch(self, batch: ScheduledBatch, launched: PendingStep | None) -> None:
         """Advance all sequences together, or in parts where the limits or a failing sequence require it."""

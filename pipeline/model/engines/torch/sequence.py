@@ -102,8 +102,10 @@ class SequenceState:
     @property
     def schedulable_tokens(self) -> int:
         """The pending tokens up to the next one whose state is kept."""
-        stops = self.prefix_run.planned_rows if self.prefix_run else ()
-        return min([self.known_tokens, *(end for end in stops if end > self.computed_tokens)]) - self.computed_tokens
+        if not (self.prefix_run and self.prefix_run.planned_rows):
+            return self.pending_tokens
+        stops = (end for end in self.prefix_run.planned_rows if end > self.computed_tokens)
+        return min([self.known_tokens, *stops]) - self.computed_tokens
 
     @property
     def clip_keys(self) -> list[str]:

@@ -101,10 +101,9 @@ def build_step_inputs(batch: ScheduledBatch) -> StepInputs:
 
 def choose_state_rows(sequence: SequenceState, first: int, end: int) -> tuple[int, int]:
     """The rows of linear attention that a step over these tokens reads and writes."""
-    kept_rows = sequence.kept_state_row, sequence.choose_kept_row(end - first)
-    own_rows = find_state_rows(sequence.slot, sequence.state_side, is_new=first == 0)
-    read, write = (own if kept is None else kept for own, kept in zip(own_rows, kept_rows, strict=True))
-    return read, write
+    read, write = find_state_rows(sequence.slot, sequence.state_side, is_new=first == 0)
+    kept_row = sequence.choose_kept_row(end - first)
+    return read if sequence.kept_state_row is None else sequence.kept_state_row, write if kept_row is None else kept_row
 
 
 def locate_unread_tokens(batch: ScheduledBatch, unread: UnreadTokens) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
