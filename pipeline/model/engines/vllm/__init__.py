@@ -40,7 +40,8 @@ class VllmEngineType(EngineType):
     Settings = VllmSettings
     abilities = frozenset({"guidance", "confidence"})
     missing_reasons: ClassVar[Mapping[Ability, str]] = {
-        "choices": "vLLM tells how probable given tokens are only by computing the whole prompt for each choice"
+        "choices": "vLLM tells how probable given tokens are only by computing the whole prompt for each choice",
+        "embeddings": "`vllm serve ... --runner pooling` and engine http do it",
     }
 
     def open(self, job: Job) -> Engine:
