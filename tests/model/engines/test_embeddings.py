@@ -103,6 +103,22 @@ def test_vectors_come_beside_answers_and_probabilities(one_lab):
     assert len(replies["scored"].continuation_logprobs) == 2
 
 
+@with_and_without_states
+def test_a_prefix_that_is_computed_once_is_a_part_of_every_mean(one_lab):
+    beginnings = [f"{'a' * 300} {ending}" for ending in "bcd"]
+    requests = [
+        build_request(one_lab, str(number), method, text)
+        for method in METHODS
+        for number, text in enumerate(beginnings)
+    ]
+    engine = open_engine(one_lab, slots=1, kv_tokens=8000)
+    vectors: dict[str, np.ndarray] = {}
+    for request in requests:
+        vectors |= compute_vectors(engine, [request])
+    engine.close()
+    check_vectors(vectors, {request.id: compute_reference(one_lab, request) for request in requests})
+
+
 def test_in_bfloat16_vectors_are_about_the_same(one_lab):
     requests = [*build_requests(one_lab)[:4], one_lab.build_request("written", "the cat")]
     engine = open_engine(one_lab, output="logits", dtype="bfloat16")
