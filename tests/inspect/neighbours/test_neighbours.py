@@ -154,3 +154,12 @@ def test_a_run_leaves_the_duplicates_out(output, workspace, capsys):
     (workspace.folder / "other.csv").write_text("name\nc\n")
     assert main(["run", job, *changes, "--except", "other.csv"]) == 2
     assert "--except other.csv has no column id; it has name" in capsys.readouterr().err
+
+
+@pytest.mark.process
+def test_the_report_shows_the_beginning_of_a_vector(output, workspace):
+    assert main(["report", output, "--roots", "."]) == 0
+    page = (workspace.folder / "out/report.html").read_text()
+    assert page.count("16 numbers: 3, 0, 0, 0, ...") == 1
+    assert page.count("16 numbers: ") == len(ANGLES)
+    assert '<span class="chip">' not in page
