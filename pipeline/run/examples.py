@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
 from pipeline.context import RunContext
-from pipeline.errors import JobError, PromptError
+from pipeline.errors import AnswerError, JobError, PromptError
 from pipeline.fetch.storage_clients import get_client_options
 from pipeline.job.spec import Job
 from pipeline.manifest.column_selection import find_placeholders
 from pipeline.manifest.items import fill_placeholders
 from pipeline.output.store import open_filesystem
+from pipeline.schema.validate import check_answer
 from pipeline.types import MediaRef, Turn
 
 MAX_MEDIA_BYTES = 64 * 2**20  # of all examples together: every worker gets them
@@ -81,6 +83,7 @@ def find_example_problems(context: RunContext) -> Iterator[str]:
         yield "prompt.examples: they show how answers are written, and this job's are not"
     if job.media.add_vision_id:
         yield "prompt.examples: media.add_vision_id would number the media of the examples, too; leave one of them out"
+    yield from find_answer_problems(context)
     decoder = HeaderDecoder(build_decode_limits(job))
     with closing(Preparer(context, fetcher=open_header_fetcher(job), decoder=decoder)) as preparer:
         family = preparer.family
@@ -89,3 +92,17 @@ def find_example_problems(context: RunContext) -> Iterator[str]:
             family.check_length(family.encode_turns(turns), job.answer.max_new_tokens)
         except PromptError as error:
             yield f"prompt.examples: with them alone, {error.message}"
+
+
+def find_answer_problems(context: RunContext) -> Iterator[str]:
+    """A model that sees an answer of another form cannot write one that fits."""
+    schema = context.schema
+    if schema is None:
+        return
+    for number, example in enumerate(context.job.prompt.examples):
+        try:
+            check_answer(json.loads(example.answer), schema)
+        except AnswerError as error:
+            yield f"prompt.examples.{number}.answer does not fit answer.schema: {error.message}"
+        except ValueError:
+            yield f"prompt.examples.{number}.answer is not JSON, which answer.schema asks for"

@@ -129,6 +129,17 @@ def test_examples_that_leave_no_room_or_are_no_pictures_are_refused_by_check(sho
         find_job_problems(context, list_manifest_files(context.job))
 
 
+def test_an_answer_that_does_not_fit_the_schema_is_refused_by_check(shop):
+    fitting = {"caption": "A dog.", "tags": [], "language": "en"}
+    answers = ["A cat.", {**fitting, "language": "English"}, fitting]
+    examples = [{"user": "?", "answer": answer} for answer in answers]
+    context = build_context(shop, examples, answer={"schema": "caption"})
+    text, misfit = find_job_problems(context, list_manifest_files(context.job))
+    assert text == "prompt.examples.0.answer is not JSON, which answer.schema asks for"
+    assert misfit.startswith("prompt.examples.1.answer does not fit answer.schema: ")
+    assert "language" in misfit
+
+
 def test_a_mistake_in_an_example_names_its_line():
     text = "name: a\ninput: {manifest: m}\noutput: {path: o}\nmodel: {weights: w}\n"
     text += "prompt:\n  examples:\n  - {user: a}\n  - {user: a, anser: b}\n"
