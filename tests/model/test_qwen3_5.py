@@ -17,7 +17,7 @@ from pipeline.model.engines.base import get_engine_type
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.int4 import Int4Experts
 from pipeline.model.engines.torch.int4_linear import Int4Linear
-from pipeline.model.engines.torch.linear_state import LinearStates
+from pipeline.model.engines.torch.linear_state import RESERVED_ROWS, LinearStates
 from pipeline.model.engines.torch.memory import choose_state_slots
 from pipeline.model.engines.torch.model_loader import load_model
 from pipeline.model.engines.torch.model_size import measure_model
@@ -155,6 +155,29 @@ def test_the_planned_states_are_those_that_the_engine_allocates(folder):
     size = measure_model(load_config(folder), dtype="float32")
     matrices = sum(tensor[2:].nbytes for tensor in states.matrices)
     assert rows - matrices == pytest.approx(kept_share * (9 * size.state_bytes - matrices))
+
+
+def test_a_row_takes_the_memory_that_is_planned_and_less_than_without_states(tmp_path):
+    """At 2,000 tokens and a medium width, in the tensors of two engines."""
+    width = {"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4, "num_key_value_heads": 2}
+    linear = {"linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 64}
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [12, 10, 10], "mrope_interleaved": True}
+    rows, tokens, measured = 4, 2000, {}
+    for model_type, text in (("qwen3_5", linear | {"linear_value_head_dim": 64}), ("qwen3_vl", {})):
+        text |= width | {"head_dim": 64, "rope_parameters": rope}
+        folder = write_random_checkpoint(
+            tmp_path / model_type, model_type, text_config=text, vision_config={"out_hidden_size": 256}
+        )
+        engine = TorchEngine(folder, load_family(folder), device="cpu", slots=rows, kv_tokens=rows * tokens)
+        cache, states = engine.step_runner.cache, engine.step_runner.states
+        tensors = [tensor[:-1] for tensor in (*cache.keys, *cache.values)]
+        if states is not None:
+            tensors += [tensor[RESERVED_ROWS:] for tensor in (*states.matrices, *states.inputs)]
+        measured[model_type] = sum(tensor.nbytes for tensor in tensors) / rows
+        engine.close()
+        planned = measure_model(load_config(folder), dtype="float32").compute_row_bytes(tokens)
+        assert measured[model_type] == pytest.approx(planned, rel=0.05)
+    assert measured["qwen3_5"] < 0.4 * measured["qwen3_vl"]
 
 
 def load_published_config(name: str) -> dict[str, Any]:
