@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from pipeline.model import hf_models
 from pipeline.model.engines.base import get_engine_type
 from pipeline.model.engines.torch.model_loader import build_model, load_model
 from pipeline.model.engines.torch.shard import TensorParallel
+from pipeline.model.engines.vllm.arguments import build_adapter_arguments, refuse_vision_adapter
 from pipeline.model.family_loader import load_architecture, load_config
 from pipeline.registry import FAMILIES
 
@@ -163,18 +165,30 @@ def test_a_run_with_an_adapter_is_another_question_and_answers_otherwise(small, 
     change_config(adapter, lora_alpha=12)
 
 
-@pytest.mark.parametrize(
-    ("engine", "message"),
-    [
-        ({"kind": "http", "url": "http://localhost/v1"}, "model.adapter: the server decides that"),
-        ({"kind": "vllm"}, "model.adapter: engine vllm merges none"),
-    ],
-)
-def test_other_engines_say_that_they_merge_no_adapter(small, engine, message):
-    model, adapter = small
+def find_problems(model: Path, adapter: Path, engine: dict[str, str]) -> list[str]:
     sections = {"name": "t", "input": {"manifest": "m"}, "output": {"path": "out"}, "engine": engine}
     job = Job.model_validate({**sections, "model": {"weights": str(model), "adapter": str(adapter)}})
-    assert any(problem.startswith(message) for problem in get_engine_type(job).find_problems(job))
+    return get_engine_type(job).find_problems(job)
+
+
+def test_a_server_loads_its_adapters_itself(small):
+    (problem,) = find_problems(*small, {"kind": "http", "url": "http://localhost/v1"})
+    assert problem == "model.adapter: the server loads it; leave it out and give its name there as engine.model"
+
+
+def test_vllm_takes_an_adapter_that_it_can_apply(small, tmp_path):
+    model, adapter = small
+    assert find_problems(model, adapter, {"kind": "vllm"}) == []
+    assert build_adapter_arguments(adapter) == {"enable_lora": True, "max_loras": 1, "max_lora_rank": 8}
+    with pytest.raises(JobError, match=r"model\.adapter: .*visual.*language model; merge it"):
+        refuse_vision_adapter(adapter, load_architecture("qwen2_5_vl"))
+    shutil.copytree(adapter, tmp_path / "large")
+    change_config(tmp_path / "large", rank_pattern={"q_proj": 600})
+    assert find_problems(model, tmp_path / "large", {"kind": "vllm"}) == [
+        "model.adapter: vLLM applies ranks up to 512, not 600"
+    ]
+    change_config(tmp_path / "large", use_dora=True)
+    assert "uses use_dora" in find_problems(model, tmp_path / "large", {"kind": "vllm"})[0]
 
 
 def test_an_adapter_that_is_not_there_is_said_by_its_key(workspace, capsys):

@@ -34,6 +34,7 @@ from tests.model.engines.vllm_cases import (
     build_requests,
     get_answers,
     summarize,
+    write_adapter,
     write_hybrid_checkpoint,
     write_thinking_checkpoint,
     write_tiny_checkpoint,
@@ -70,6 +71,17 @@ def test_vllm_in_the_replica_answers_as_our_engine_does(tmp_path, kind):
     requests = build_requests(family_loader.load_family(folder))
     theirs = get_answers(build_job(folder, kind="vllm", **SMALL), requests)
     assert summarize(theirs) == summarize(get_answers(build_job(folder, kind="torch"), requests))
+
+
+def test_vllm_applies_an_adapter_as_we_merge_it(tmp_path):
+    folder = write_tiny_checkpoint(tmp_path / "model", "qwen3_vl")
+    adapter = {"adapter": str(write_adapter(folder, tmp_path / "adapter"))}
+    requests = build_requests(family_loader.load_family(folder))
+    theirs = get_answers(build_job(folder, model_keys=adapter, kind="vllm", **SMALL), requests)
+    ours = get_answers(build_job(folder, model_keys=adapter, kind="torch"), requests)
+    plain = get_answers(build_job(folder, kind="torch"), requests)
+    assert summarize(theirs) == summarize(ours)
+    assert all(summarize(plain)[name] != answer for name, answer in summarize(ours).items())
 
 
 def test_vllm_runs_a_hybrid_model_on_the_prompts_that_we_prepare(tmp_path):
@@ -206,6 +218,24 @@ def test_a_model_of_another_maker_loses_no_row_and_holds_the_schema(workspace, t
         assert list(row["answer"]) == ["boxes"]
         assert (row["tokens"]["vision"], row["tokens"]["prompt"] > 20) == (0, True)
     assert len(rows[0]["media"][0]["times"]) == 8
+
+
+def test_a_job_asks_vllms_server_about_a_hybrid_model(workspace, tmp_path):
+    """The built-in one has heads of 32 in its linear attention, and vLLM's kernels for a CPU take 128."""
+    folder = write_hybrid_checkpoint(tmp_path / "model")
+    workspace.write_manifest(workspace.draw_images(4))
+    with serve_with_vllm(folder, tmp_path / "log", max_model_len=2048, slots=8, dtype="bfloat16") as url:
+        workspace.run_job(
+            model={"weights": str(folder), "context": {"max_length": 2048}},
+            engine={"kind": "http", "url": url, "api_key": KEY, "body": {"logprobs": True}},
+            answer={"schema": "boxes", "max_new_tokens": 60},
+        )
+    rows = workspace.read_answers()
+    assert [row["id"] for row in rows] == ["r0", "r1", "r2", "r3"]
+    for row in rows:
+        assert list(row["answer"]) == ["boxes"]
+        assert row["tokens"]["prompt"] > row["tokens"]["vision"] > 0
+        assert row["confidence"] is not None
 
 
 def list_leaves(value: Any) -> list[Any]:

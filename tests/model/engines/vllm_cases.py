@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.job.spec import Job
@@ -64,6 +65,21 @@ def write_hybrid_checkpoint(folder: Path) -> Path:
 def write_thinking_checkpoint(folder: Path) -> Path:
     path = write_tiny_checkpoint(folder, "qwen3_vl") / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": chat_templates.THINKING}))
+    return folder
+
+
+def write_adapter(checkpoint: Path, folder: Path, *, rank: int = 4) -> Path:
+    """A LoRA adapter in PEFT's layout, for all linear layers of the language model."""
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 3 * rank, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"alpha_pattern": {"k_proj": rank}}))
+    weights, rng = {}, np.random.default_rng(2)
+    for name, weight in load_file(checkpoint / "model.safetensors").items():
+        if "language_model" in name and name.endswith("_proj.weight"):
+            for kind, shape in (("A", (rank, weight.shape[1])), ("B", (weight.shape[0], rank))):
+                module = f"base_model.model.{name.removesuffix('.weight')}.lora_{kind}.weight"
+                weights[module] = rng.normal(0, 0.2, shape).astype(np.float32)
+    save_file(weights, folder / "adapter_model.safetensors")
     return folder
 
 

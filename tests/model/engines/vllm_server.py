@@ -17,7 +17,6 @@ OPTIONS = {
     "host": "127.0.0.1",
     "api-key": KEY,
     "served-model-name": "tiny",
-    "dtype": "float32",
     "max-num-batched-tokens": 4096,
     "structured-outputs-config": '{"backend": "guidance", "disable_any_whitespace": true}',
 }
@@ -25,12 +24,15 @@ FLAGS = ["--enforce-eager", "--trust-request-mm-kwargs"]
 
 
 @contextmanager
-def serve_with_vllm(weights: Path, log: Path, *, max_model_len: int, slots: int) -> Iterator[str]:
+def serve_with_vllm(
+    weights: Path, log: Path, *, max_model_len: int, slots: int, dtype: str = "float32"
+) -> Iterator[str]:
     """The URL of the server, which expects the API key KEY."""
     with socket.socket() as free_socket:
         free_socket.bind(("127.0.0.1", 0))
         port = free_socket.getsockname()[1]
     options = {**OPTIONS, "model": weights, "port": port, "max-model-len": max_model_len, "max-num-seqs": slots}
+    options["dtype"] = dtype
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *FLAGS]
     command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
     with log.open("wb") as log_file:

@@ -16,7 +16,7 @@ from pipeline.model.engines.http.http_settings import HttpSettings
 from pipeline.model.families.base import Family
 from pipeline.types import CoordinateSystem, TimeOrigin
 
-LOCAL_ONLY_KEYS = ("adapter", "dtype", "attention", "quantize", "tensor_parallel")
+LOCAL_ONLY_KEYS = ("dtype", "attention", "quantize", "tensor_parallel")
 
 
 class HttpEngineType(EngineType):
@@ -44,6 +44,8 @@ class HttpEngineType(EngineType):
         names = [name for name in LOCAL_ONLY_KEYS if getattr(job.model, name) != fields[name].default]
         names += ["context.rope"] if job.model.context.rope else []
         problems = [f"model.{name}: the server decides that; leave it out with engine http" for name in names]
+        if job.model.adapter:
+            problems.append("model.adapter: the server loads it; leave it out and give its name there as engine.model")
         if job.answer.embedding is not None and job.answer.embedding.pool is not None:
             problems.append("answer.embedding.pool: the server decides that; leave it out with engine http")
         if job.workers.generate.gpus:

@@ -14,7 +14,7 @@ from pipeline.job.key_types import Fraction, PositiveInt, define_key
 from pipeline.job.spec import EngineSettings, Job
 from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engines.base import DEFAULT_SLOTS, Ability, Engine, EngineType
-from pipeline.model.engines.vllm.arguments import build_arguments, find_problems
+from pipeline.model.engines.vllm.arguments import build_arguments, find_problems, refuse_vision_adapter
 
 QUIET_ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}  # unless the environment says otherwise
 
@@ -54,7 +54,11 @@ class VllmEngineType(EngineType):
 
         folder = checkpoint_location.locate_checkpoint(job.model.weights, job.model.revision)
         family = family_loader.load_job_family(folder, job)
-        return VllmEngine(family, **build_arguments(job, folder, family))
+        adapter = checkpoint_location.locate_adapter(job.model)
+        if adapter is not None:
+            config = family_loader.load_config(folder)
+            refuse_vision_adapter(adapter, family_loader.load_architecture(config["model_type"]))
+        return VllmEngine(family, adapter, **build_arguments(job, folder, family, adapter))
 
     def find_problems(self, job: Job) -> list[str]:
         return find_problems(job)

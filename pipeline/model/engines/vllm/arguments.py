@@ -7,14 +7,18 @@ takes ten seconds, and it need not be installed where jobs are checked.
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import JobError
 from pipeline.job.spec import Job
-from pipeline.model import family_loader
+from pipeline.model import checkpoint_location, family_loader
+from pipeline.model.engines.torch.adapter import ADVICE, Adapter, read_config
 from pipeline.model.families.base import Family
+from pipeline.model.families.model_architecture import ModelArchitecture
 from pipeline.registry import format_suggestion
 
 JOB_KEYS = {  # arguments of vLLM that other keys of a job set
@@ -26,6 +30,8 @@ JOB_KEYS = {  # arguments of vLLM that other keys of a job set
     "max_model_len": "model.context.max_length",
 }
 
+MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can be started with
+
 
 def find_problems(job: Job) -> list[str]:
     given, known = job.engine.model_extra or {}, list_engine_arguments()
@@ -36,10 +42,7 @@ def find_problems(job: Job) -> list[str]:
         "overrides": (job.model.overrides, "hf_overrides"),
     }
     problems = [f"model.{key}: with vLLM this is engine.{name}" for key, (is_set, name) in vllm_names.items() if is_set]
-    if job.model.adapter:
-        problems.append(
-            "model.adapter: engine vllm merges none; save the model after PEFT's merge_and_unload, name that"
-        )
+    problems += find_adapter_problems(job)
     is_unknown = not family_loader.knows_model(job)
     if is_unknown and not job.model.weights:
         problems.append("model.weights: vLLM runs the model here, so name its checkpoint")
@@ -52,7 +55,40 @@ def find_problems(job: Job) -> list[str]:
     ]
 
 
-def build_arguments(job: Job, folder: Path, family: Family) -> dict[str, Any]:
+def find_adapter_problems(job: Job) -> list[str]:
+    """vLLM applies an adapter beside the weights, at every token. It refuses one that it cannot apply at the first
+    request only, so that is found here as far as the configuration tells."""
+    try:
+        folder = checkpoint_location.locate_adapter_config(job.model)
+        if folder is not None and find_largest_rank(config := read_config(folder)) > MAX_LORA_RANKS[-1]:
+            return [f"model.adapter: vLLM applies ranks up to {MAX_LORA_RANKS[-1]}, not {find_largest_rank(config)}"]
+    except JobError as error:
+        return [str(error)]
+    return []
+
+
+def find_largest_rank(config: Mapping[str, Any]) -> int:
+    """
+    >>> find_largest_rank({"r": 8, "rank_pattern": {"q_proj": 24}})
+    24
+    """
+    return max(map(int, (config.get("r", 8), *(config.get("rank_pattern") or {}).values())))
+
+
+def build_adapter_arguments(adapter: Path) -> dict[str, Any]:
+    rank = find_largest_rank(read_config(adapter))
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(most for most in MAX_LORA_RANKS if most >= rank)}
+
+
+def refuse_vision_adapter(adapter: Path, architecture: ModelArchitecture) -> None:
+    changed = [name for name in Adapter(adapter, architecture).modules if architecture.is_vision_weight(name)]
+    if changed:
+        raise JobError(
+            f"model.adapter: {adapter} changes {changed[0]}, and vLLM applies adapters to the language model; {ADVICE}"
+        )
+
+
+def build_arguments(job: Job, folder: Path, family: Family, adapter: Path | None = None) -> dict[str, Any]:
     from vllm.config import StructuredOutputsConfig
 
     size, given = job.model.tensor_parallel, job.engine.model_dump(exclude={"kind"}, exclude_none=True)
@@ -67,6 +103,7 @@ def build_arguments(job: Job, folder: Path, family: Family) -> dict[str, Any]:
         "structured_outputs_config": StructuredOutputsConfig(**guidance),  # vLLM cannot add the parser to a dict
         "mm_processor_cache_gb": 0,  # no picture is used twice
         "disable_log_stats": True,
+        **(build_adapter_arguments(adapter) if adapter else {}),
         **given,
     }
 

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -32,10 +33,11 @@ HANG_S, LIVENESS_CHECK_S = 1800.0, 1.0
 
 
 class VllmEngine:
-    def __init__(self, family: Family, **arguments: Any):
-        """`arguments` are those of vLLM's EngineArgs."""
+    def __init__(self, family: Family, adapter: Path | None = None, **arguments: Any):
+        """`adapter` is a LoRA folder for all rows. `arguments` are those of vLLM's EngineArgs."""
         import vllm
         from vllm.exceptions import VLLMClientError
+        from vllm.lora.request import LoRARequest
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
@@ -47,6 +49,7 @@ class VllmEngine:
         self.vllm, self.dead_error, self.refusal_errors = vllm, EngineDeadError, (ValueError, VLLMClientError)
         self.slots: int = self.engine.vllm_config.scheduler_config.max_num_seqs
         self.family = family
+        self.lora_request = LoRARequest("adapter", 1, str(adapter)) if adapter else None
         self.chat_renderer, tokenizer = None, family.tokenizer
         if not family.knows_model:
             self.chat_renderer = ChatRenderer(self.engine, family.template_options, add_vision_id=family.add_vision_id)
@@ -68,7 +71,8 @@ class VllmEngine:
         try:
             renderer = self.chat_renderer
             prompt = renderer.render(request) if renderer else build_prompt(request, self.family)
-            self.engine.add_request(request.id, prompt, self.build_sampling_params(request))
+            params = self.build_sampling_params(request)
+            self.engine.add_request(request.id, prompt, params, lora_request=self.lora_request)
             self.in_flight[request.id] = request
         except self.refusal_errors as error:
             message = shorten_message(str(error))
