@@ -118,6 +118,22 @@ def test_fields_of_invoices_become_controls_and_come_back(workspace):
     assert set(wrong) <= {"answer", "seller"}
 
 
+def test_one_of_several_choices_is_a_choice_there_too(workspace):
+    write_pictures(workspace, 3)
+    sections = {"answer": {"choices": ["red", "blue"]}, "prompt": {"user": "{hint}"}}
+    sections["engine"] = {"replies": {"<0>": "red", "<1>": "blue", "<2>": "blue"}}
+    tasks, configs = run_and_export(workspace, **sections)
+    [tasks] = tasks.values()
+    check_names(tasks, configs["labelling-config-image.xml"])
+    [choice] = tasks[1]["predictions"][0]["result"]
+    assert (choice["value"], choice["from_name"]) == ({"choices": ["blue"]}, "answer")
+    assert choice["score"] == tasks[1]["predictions"][0]["score"] > 0.5
+    corrected = accept(tasks)
+    assert score(workspace, corrected)["answer"].measures["right"].value == 1
+    corrected[1]["annotations"][0]["result"][0]["value"]["choices"] = ["red"]
+    assert score(workspace, corrected)["answer"].wrong == ["r1"]
+
+
 def test_events_lie_on_the_time_line_of_their_video(workspace):
     write_video(workspace.folder / "v.mp4", frames=40, size=(112, 84))
     workspace.write_manifest([{"id": "v", "image": "v.mp4"}])
