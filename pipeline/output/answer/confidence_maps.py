@@ -55,37 +55,31 @@ def apply_map(confidences: Any, points: ArrayLike) -> Any:
 def find_least_confidence(confidence: Any, maps: ConfidenceMaps) -> float:
     """The least calibrated confidence of an answer's values; 1 where nothing is known. Where the score of an object is
     calibrated, it stands for the values that have no map: coordinates are not judged one by one."""
-    return min(list_confidences(calibrate(confidence, maps, scores_stand=True)), default=1.0)
+    return min(list_confidences(calibrate_answer(confidence, maps)), default=1.0)
 
 
-def calibrate(
-    value: Any, maps: ConfidenceMaps, path: str = "", outer: ConfidenceMap | None = None, *, scores_stand: bool = False
-) -> Any:
-    """The confidences of an answer, or of a part of it, in the same shape. `outer` is the map of what contains it."""
+def calibrate_answer(value: Any, maps: ConfidenceMaps, path: str = "", outer: ConfidenceMap | None = None) -> Any:
+    """The confidences of an answer, or of a part of it, in the same shape, with scores as values where they stand for
+    these. `outer` is the map of what contains it."""
     if isinstance(value, dict):
         own = maps.get(path, outer) if path else None
         inner = own
         if SCORE in value:
-            inner = SCORE_STANDS if scores_stand and own is not None else None
+            inner = SCORE_STANDS if own is not None else None
         prefix = f"{path}." if path else ""
         return {
-            name: calibrate(part, maps, f"{prefix}{name}", own if name == SCORE else inner, scores_stand=scores_stand)
+            name: calibrate_answer(part, maps, f"{prefix}{name}", own if name == SCORE else inner)
             for name, part in value.items()
         }
     own = maps.get(path or WHOLE_ANSWER, outer)
     if isinstance(value, list):
         paths = (f"{path}[]" if isinstance(part, dict) else path for part in value)
-        return [
-            calibrate(part, maps, part_path, own, scores_stand=scores_stand)
-            for part, part_path in zip(value, paths, strict=True)
-        ]
+        return [calibrate_answer(part, maps, part_path, own) for part, part_path in zip(value, paths, strict=True)]
     if isinstance(value, tuple):  # a free key and the confidence of its value
-        return (value[0], calibrate(value[1], maps, path, own, scores_stand=scores_stand))
+        return (value[0], calibrate_answer(value[1], maps, path, own))
     if value is None or own is None:
         return value
-    if own is SCORE_STANDS:
-        return None
-    return (float if scores_stand else type(value))(apply_map(value, own))
+    return None if own is SCORE_STANDS else float(apply_map(value, own))
 
 
 def calibrate_column(table: pa.Table, maps: ConfidenceMaps) -> pa.Table:
@@ -94,5 +88,32 @@ def calibrate_column(table: pa.Table, maps: ConfidenceMaps) -> pa.Table:
     if index < 0:
         return table
     field = table.schema.field(index)
-    values = [calibrate(confidence, maps) for confidence in table[field.name].to_pylist()]
-    return table.set_column(index, field, pa.array(values, field.type))
+    chunks = [calibrate_array(pa.concat_arrays([chunk]), maps) for chunk in table[field.name].chunks]
+    return table.set_column(index, field, pa.chunked_array(chunks, field.type))
+
+
+def calibrate_array(
+    array: pa.Array, maps: ConfidenceMaps, path: str = "", outer: ConfidenceMap | None = None
+) -> pa.Array:
+    """A column of confidences, or a part of one. `outer` is the map of what contains it."""
+    if pa.types.is_struct(array.type):
+        own = maps.get(path, outer) if path else None
+        prefix, names = f"{path}." if path else "", [member.name for member in array.type]
+        inner = None if SCORE in names else own
+        parts = [
+            calibrate_array(array.field(name), maps, f"{prefix}{name}", own if name == SCORE else inner)
+            for name in names
+        ]
+        return pa.StructArray.from_arrays(parts, fields=list(array.type), mask=array.is_null())
+    own = maps.get(path or WHOLE_ANSWER, outer)
+    if pa.types.is_map(array.type):
+        items = calibrate_array(array.items, maps, path, own)
+        return pa.MapArray.from_arrays(array.offsets, array.keys, items, type=array.type, mask=array.is_null())
+    if pa.types.is_list(array.type):
+        is_object = pa.types.is_struct(array.type.value_type)
+        values = calibrate_array(array.values, maps, f"{path}[]" if is_object else path, own)
+        return pa.ListArray.from_arrays(array.offsets, values, type=array.type, mask=array.is_null())
+    if own is None:
+        return array
+    values = apply_map(array.to_numpy(zero_copy_only=False), own)
+    return pa.array(values, array.type, mask=array.is_null().to_numpy(zero_copy_only=False))
