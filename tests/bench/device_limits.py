@@ -7,6 +7,7 @@ copies, because every step reads all weights and all keys and values.
 from __future__ import annotations
 
 import time
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.types import Request, Sampling
+
+SEEDS = count()
 
 
 def synchronize(device: torch.device) -> float:
@@ -45,10 +48,11 @@ def measure_copy_bandwidth(device: torch.device, *, size: int | None = None) -> 
     return 2 * source.numel() / measure_fastest(lambda: target.copy_(source), device)
 
 
-def build_text_requests(engine: TorchEngine, count: int, prompt_tokens: int, new_tokens: int) -> list[Request]:
-    ids = np.random.default_rng(0).integers(0, 200, (count, prompt_tokens), dtype=np.int32)
+def build_text_requests(engine: TorchEngine, rows: int, prompt_tokens: int, new_tokens: int) -> list[Request]:
+    """New prompts at each call: what they have in common with earlier ones would be copied, not computed."""
+    ids = np.random.default_rng(next(SEEDS)).integers(0, 200, (rows, prompt_tokens), dtype=np.int32)
     positions = np.tile(np.arange(prompt_tokens, dtype=np.int32), (3, 1))
-    return [Request(str(row), (), ids[row], positions, sampling=Sampling(new_tokens)) for row in range(count)]
+    return [Request(str(row), (), ids[row], positions, sampling=Sampling(new_tokens)) for row in range(rows)]
 
 
 def measure_shares(engine: TorchEngine, *, prompt_tokens: int = 1024, new_tokens: int = 64) -> dict[str, float]:

@@ -47,6 +47,7 @@ class Sizes:
     decode_prompt_tokens: int
     images: int
     image_side: int
+    shared_tokens: int  # that the prompts of 64 rows begin with
     estimated_seconds: float  # of one part below
 
 
@@ -63,6 +64,7 @@ REAL = Sizes(
     decode_prompt_tokens=512,
     images=24,
     image_side=36,
+    shared_tokens=2048,
     estimated_seconds=6.0,
 )
 TOY = Sizes(
@@ -73,6 +75,7 @@ TOY = Sizes(
     decode_prompt_tokens=8,
     images=3,
     image_side=3,
+    shared_tokens=64,
     estimated_seconds=0.0,
 )
 
@@ -99,6 +102,8 @@ def run(bench: Bench, model_name: str) -> None:
         for name, mix_requests in requests.items():
             if has_time(bench, sizes, f"{name}, rows/s"):
                 rates[name] = measure_mix(bench, engine, lab, name, mix_requests)
+        if has_time(bench, sizes, "shared prefixes"):
+            measure_shared_prefix(bench, engine, sizes)
         if has_time(bench, sizes, "vision images/s"):
             measure_tower(bench, engine, lab, sizes)
     del engine
@@ -184,6 +189,24 @@ def measure_mix(bench: Bench, engine: TorchEngine, lab: Lab, name: str, requests
         }
     )
     return rate
+
+
+def measure_shared_prefix(bench: Bench, engine: TorchEngine, sizes: Sizes) -> None:
+    """Rows whose prompts begin alike against rows of the same lengths that share nothing."""
+    rates, rows = {}, 4 if bench.is_toy else 64
+    for name in ("nothing shared", "shared"):
+        requests = device_limits.build_text_requests(engine, rows, sizes.shared_tokens + 32, 4)
+        if name == "shared":
+            for request in requests:
+                request.input_ids[: sizes.shared_tokens] = requests[0].input_ids[: sizes.shared_tokens]
+        before = engine.metrics()["tokens_copied"]
+        started = device_limits.synchronize(bench.device)
+        answer_with_ours(engine, requests)
+        rates[name] = rows / (device_limits.synchronize(bench.device) - started)
+        copied = engine.metrics()["tokens_copied"] - before
+        bench.report.check(f"prefixes, {name}: tokens are copied", (copied > 0) == (name == "shared"), f"{copied}")
+    bench.report.figure(f"{sizes.shared_tokens} shared tokens, rows/s", rates["shared"])
+    bench.report.figure("shared over nothing shared", rates["shared"] / rates["nothing shared"])
 
 
 def measure_tower(bench: Bench, engine: TorchEngine, lab: Lab, sizes: Sizes) -> None:

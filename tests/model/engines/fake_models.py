@@ -13,6 +13,7 @@ from pipeline.builtin import random_checkpoint
 from pipeline.model import family_loader, hf_models
 from pipeline.model.engines.torch import engine as engine_module
 from pipeline.model.engines.torch.engine import TorchEngine
+from pipeline.types import Failure
 from tests.model.engines.conftest import FAMILIES, HYBRID_FAMILIES, Lab
 from tests.model.engines.fake_cuda import Recorder, fake_cuda
 
@@ -185,6 +186,7 @@ def run_all_passes(
     while engine.scheduler.running or engine.scheduler.waiting:
         with recorder.record("step"):
             replies += engine.step()
+    assert not [reply for reply in replies if isinstance(reply, Failure)], replies
     assert {reply.output_tokens for reply in replies} == {4, 6}
     return engine
 
