@@ -105,7 +105,7 @@ def main() -> None:
         "picture": [[Turn("user", (draw_clip(number, family), question))] for number in range(row_count)],
         "text": [[Turn("user", (f"row {number}", question))] for number in range(row_count)],
     }
-    engine = TorchEngine(folder, family, device="cpu")
+    engine = TorchEngine(folder, family, device="cpu", reuse_prefixes=False)  # every side asks about the same pictures
     ratios, figures, lines = dict[str, float](), dict[str, float](), []
     for kind, questions in kinds.items():
         sides = build_sides(questions, family)

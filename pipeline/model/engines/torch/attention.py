@@ -100,12 +100,14 @@ def attend_to_cache(query: Tensor, keys: Tensor, values: Tensor, packed: PackedB
     keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
     queries = torch.split(query, list(packed.query_lengths), 2)
     outputs = []
-    for q, start, used in zip(queries, packed.run_starts, packed.run_lengths, strict=True):
+    for number, (q, start, used) in enumerate(zip(queries, packed.run_starts, packed.run_lengths, strict=True)):
         k, v, new = keys.narrow(2, start, used), values.narrow(2, start, used), q.shape[2]
         if new == 1:  # query heads of one group pass as several queries of their key head: keys are read once
             outputs.append(sdpa(q.reshape(1, kv_heads, -1, dim), k, v, scale=scaling).view(1, -1, dim))
         else:
-            mask = None if new == used else torch.ones(new, used, dtype=torch.bool, device=q.device).tril(used - new)
+            mask = packed.branch_masks.get(number)
+            if mask is None and new < used:
+                mask = torch.ones(new, used, dtype=torch.bool, device=q.device).tril(used - new)
             out = sdpa(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True)
             outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs)

@@ -1,9 +1,10 @@
 """Which tokens a sequence computes to learn how probable its continuations are.
 
 The tokens of a continuation but for its last are a branch of the prompt. The branches of a sequence take turns behind
-its prompt: each is computed in one step, in the same place of the sequence's run of the KV cache, so that the prompt is
-computed once and nothing is copied. A state of linear attention stays as it was after the prompt, because a branch
-only reads it. Branches of several sequences share a step with each other and with prompts.
+its prompt, in the same place of the sequence's run of the KV cache, so that the prompt is computed once and nothing is
+copied. A state of linear attention stays as it was after the prompt, because a branch only reads it. Where attention
+takes a mask, several branches are computed in one step, side by side, and none sees another; the flash kernel takes
+none. Branches of several sequences share a step with each other and with prompts in any case.
 
 A continuation of one token has no branch: the last token of the prompt says how probable it is.
 """
@@ -28,16 +29,19 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Branch:
+    """Tokens that are computed in one step behind the prompt; or several such branches."""
+
     token_ids: tuple[int, ...]
     targets: tuple[Target, ...]
+    lengths: tuple[int, ...] = ()  # of each, where there are several
 
 
 def plan_branches(continuations: Sequence[Continuation]) -> list[Branch]:
     """First that of the prompt, which has no tokens. A branch with which another begins is a part of that.
 
-    >>> plan_branches([Continuation((1,), 0, ""), Continuation((2, 3), 1, "")])
-    [Branch(token_ids=(), targets=(Target(offset=-1, token=1, continuation=0),)), \
-Branch(token_ids=(2,), targets=(Target(offset=0, token=3, continuation=1),))]
+    >>> branches = plan_branches([Continuation((1,), 0, ""), Continuation((2, 3), 1, "")])
+    >>> [branch.token_ids for branch in branches], branches[1].targets
+    ([(), (2,)], (Target(offset=0, token=3, continuation=1),))
     """
     holders: dict[tuple[int, ...], tuple[int, ...]] = {(): ()}  # the branch that begins with these tokens
     for path in sorted({part.token_ids[:-1] for part in continuations}, key=len, reverse=True):
@@ -51,11 +55,42 @@ Branch(token_ids=(2,), targets=(Target(offset=0, token=3, continuation=1),))]
     return [Branch(tokens, tuple(found)) for tokens, found in targets.items()]
 
 
+def join_branches(branches: Sequence[Branch], max_tokens: int) -> list[Branch]:
+    """Join neighbouring branches up to so many tokens; the first, which is that of the prompt, stays as it is."""
+    joined, group = [branches[0]], list[Branch]()
+    for branch in [*branches[1:], None]:
+        if group and (branch is None or sum(len(part.token_ids) for part in (*group, branch)) > max_tokens):
+            joined.append(join_group(group))
+            group = []
+        if branch is not None:
+            group.append(branch)
+    return joined
+
+
+def join_group(group: Sequence[Branch]) -> Branch:
+    """
+    >>> one, other = Branch((1, 2), (Target(1, 5, 0),)), Branch((3,), (Target(0, 6, 1),))
+    >>> joined = join_group([one, other])
+    >>> joined.token_ids, [target.offset for target in joined.targets], joined.lengths
+    ((1, 2, 3), [1, 2], (2, 1))
+    """
+    if len(group) == 1:
+        return group[0]
+    lengths = tuple(len(branch.token_ids) for branch in group)
+    targets = [
+        target._replace(offset=target.offset + sum(lengths[:number]))
+        for number, branch in enumerate(group)
+        for target in branch.targets
+    ]
+    return Branch(tuple(token for branch in group for token in branch.token_ids), tuple(targets), lengths)
+
+
 class ContinuationScorer:
     """The state of a sequence's branches, and what is known of its continuations."""
 
-    def __init__(self, continuations: Sequence[Continuation]):
-        self.branches = deque(plan_branches(continuations))  # that are not computed yet; the first is at work
+    def __init__(self, continuations: Sequence[Continuation], max_joined_tokens: int = 0):
+        branches = join_branches(plan_branches(continuations), max_joined_tokens)
+        self.branches = deque(branches)  # that are not computed yet; the first is at work
         self.longest = max(len(branch.token_ids) for branch in self.branches)
         self.logprobs = [0.0] * len(continuations)
         self.unread_count = sum(len(branch.targets) for branch in self.branches)

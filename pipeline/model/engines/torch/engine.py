@@ -39,6 +39,7 @@ from pipeline.types import Failure, Reply, Request
 from pipeline.watchdog import Watchdog
 
 NOT_NUMBERS = "the model's logits are not numbers: try another model.dtype"
+JOINED_BRANCH_TOKENS = 256
 MAX_WAITING_PIXEL_BYTES = 512 * 2**20
 TOKEN_COUNTERS = ("prompt_tokens", "output_tokens", "tokens_computed", "tokens_copied")
 COUNTER_NAMES = ("rows", "steps", *TOKEN_COUNTERS, "slot_steps", "busy_steps")
@@ -73,6 +74,7 @@ class TorchEngine:
             self.sizes.kv_tokens,
             loaded.vocabulary_size,
             reuses_prefixes=rank_config.reuse_prefixes,
+            joined_branch_tokens=0 if self.step_runner.has_flash or loaded.state_shape else JOINED_BRANCH_TOKENS,
         )
         state_rows = list_kept_rows(self.sizes.slots) if loaded.state_shape else None
         self.scheduler = Scheduler(self.sizes.slots, self.sizes.kv_tokens, state_rows)

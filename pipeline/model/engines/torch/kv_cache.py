@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -74,8 +74,27 @@ class PackedBatch:
     run_starts: Sequence[int] = ()  # [sequences]
     run_lengths: Sequence[int] = ()  # [sequences] tokens in the run after this step
     flash_layouts: Sequence[FlashLayout] = ()  # the same three for the calls of the flash kernel, where there is one
+    branch_masks: Mapping[int, Tensor] = field(default_factory=dict)  # of those with several branches
     states: LinearStates | None = None  # where the model has linear attention
     state_layout: StateLayout | None = None
+
+
+def build_branch_masks(
+    branch_lengths: Sequence[Sequence[int]], run_lengths: Sequence[int], device: torch.device
+) -> dict[int, Tensor]:
+    """By the number of the sequence, [tokens, run]: a branch sees what lies before it in the prompt and in itself.
+
+    >>> build_branch_masks([(), (1, 2)], [4, 5], torch.device("cpu"))[1].int().tolist()
+    [[1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
+    """
+    masks = {}
+    for number, (lengths, run_length) in enumerate(zip(branch_lengths, run_lengths, strict=True)):
+        if lengths:
+            branch = np.repeat(np.arange(len(lengths)), lengths)
+            own = np.tril(branch[:, None] == branch)
+            mask = np.pad(own, ((0, 0), (run_length - len(own), 0)), constant_values=True)
+            masks[number] = torch.from_numpy(mask).to(device)
+    return masks
 
 
 def build_flash_layouts(

@@ -47,6 +47,7 @@ class SequenceState:
     slot: int = -1  # -1 while it waits, and where it takes none
     state_side: int = 0  # which of the slot's two states of linear attention is that after `computed_tokens`
     kept_state_row: int | None = None  # where that state lies instead, if others use it, too
+    branch_lengths: tuple[int, ...] = ()  # of the branches that it computes together
     prefix_run: PrefixRun | None = None  # what others may copy of it, while it runs
     prefix_source: PrefixRun | None = None  # the run from which it copies its first tokens
     prefix_tokens: int = 0  # so many of them
@@ -138,9 +139,18 @@ class SequenceState:
                 self.prefix_run.mark_computed(self.computed_tokens, self.kept_state_row)
         if self.scorer and self.is_prompt_computed:
             self.scorer.branches.popleft()
-            tokens = self.scorer.branches[0].token_ids if self.scorer.branches else ()
-            self.known_tokens = self.prompt_tokens + len(tokens)
-            self.token_ids[self.prompt_tokens : self.known_tokens] = tokens
+            self.load_branch()
+
+    def load_branch(self) -> None:
+        """The next branch takes its place behind the prompt; each of several begins at the position after it."""
+        branches = self.scorer.branches if self.scorer else ()
+        tokens, lengths = (branches[0].token_ids, branches[0].lengths) if branches else ((), ())
+        self.known_tokens = self.prompt_tokens + len(tokens)
+        self.branch_lengths = lengths
+        own = slice(self.prompt_tokens, self.known_tokens)
+        self.token_ids[own] = tokens
+        places = np.concatenate([np.arange(length) for length in lengths or (len(tokens),)])
+        self.positions[:, own] = self.request.positions.max() + 1 + places
 
     @property
     def is_in_branch(self) -> bool:

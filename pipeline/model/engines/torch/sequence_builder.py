@@ -32,16 +32,21 @@ class SequenceBuilder:
     kv_tokens: int  # of the whole cache
     vocabulary_size: int  # of the logits, which may be wider than the tokenizer's
     reuses_prefixes: bool = True
+    joined_branch_tokens: int = 0  # that are computed in one step behind a prompt; 0: one branch at a time
     grammar_compiler: GrammarCompiler | None = None
 
     def build_sequence(self, request: Request) -> SequenceState:
         is_pad = np.isin(request.input_ids, (self.family.image_token, self.family.video_token))
         vision_indices = np.flatnonzero(is_pad)
         max_new_tokens = self.limit_new_tokens(request)
+        scorer = None
+        if request.continuations:
+            room = self.kv_tokens - len(request.input_ids)
+            scorer = ContinuationScorer(request.continuations, min(self.joined_branch_tokens, room))
+            max_new_tokens = scorer.longest
         counts = [self.family.count_vision_tokens(clip.size, len(clip.pixels)) for clip in request.clips]
         self.check_request(request, len(vision_indices), sum(counts))
         matcher = self.create_matcher(request, max_new_tokens)
-        scorer = ContinuationScorer(request.continuations) if request.continuations else None
         pooler = VectorPooler(request.pooling, len(request.input_ids)) if request.pooling else None
         keys = [self.vision_cache.add_clip(clip) for clip in request.clips]
         parts = np.split(vision_indices, np.cumsum(counts)[:-1]) if keys else []

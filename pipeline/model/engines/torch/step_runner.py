@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.model.engines.torch.cuda_graphs import DecodeFunction, DecodeGraphs, GraphCaptureError
 from pipeline.model.engines.torch.host_memory import copy_to_device
-from pipeline.model.engines.torch.kv_cache import KVCache, PackedBatch, RunCopy, build_flash_layouts
+from pipeline.model.engines.torch.kv_cache import KVCache, PackedBatch, RunCopy, build_branch_masks, build_flash_layouts
 from pipeline.model.engines.torch.linear_state import LinearStates, build_state_layout, find_state_rows
 from pipeline.model.engines.torch.model_loader import LoadedModel
 from pipeline.model.engines.torch.pending_step import UnreadTokens
@@ -42,6 +42,7 @@ class StepInputs:
     vision_spans: list[tuple[list[str], int, int]]  # those features: clip keys, first and end among their tokens
     state_rows: list[tuple[int, int]]  # [sequences] of linear attention: what the step reads and what it writes
     copies: list[RunCopy]  # of shared prefixes, before anything is computed
+    branch_lengths: list[tuple[int, ...]]  # [sequences] of branches that are computed together
     target_indices: NDArray[np.int64]  # [targets] tokens of the step, and for each a token that may follow it,
     target_tokens: NDArray[np.int64]  # [targets] whose probability is wanted
     pooled_spans: list[tuple[int, int]]  # tokens of the step whose states are summed
@@ -93,6 +94,7 @@ def build_step_inputs(batch: ScheduledBatch) -> StepInputs:
             for sequence, _ in batch
             if sequence.is_new and sequence.prefix_source
         ],
+        branch_lengths=[sequence.branch_lengths for sequence, _ in batch],
         target_indices=target_indices,
         target_tokens=target_tokens,
         pooled_spans=pooled_spans,
@@ -195,7 +197,8 @@ class StepRunner:
         cache_ranges = [np.arange(end - count, end) for end, count in zip(run_ends, lengths, strict=True)]
         cache_indices = self.to_device(np.concatenate(cache_ranges))
         flash_layouts = build_flash_layouts(lengths, starts, used, self.loaded.device) if self.has_flash else []
-        packed = PackedBatch(self.cache, cache_indices, lengths, starts, used, flash_layouts)
+        masks = build_branch_masks(inputs.branch_lengths, used, self.loaded.device)
+        packed = PackedBatch(self.cache, cache_indices, lengths, starts, used, flash_layouts, masks)
         if self.loaded.state_shape is not None:
             packed.states = self.states
             packed.state_layout = build_state_layout(
