@@ -61,7 +61,7 @@ BROAD_HANDLERS = {  # the only modules that may catch every exception
 }
 SHARED_MODULE_NAMES = {"__init__", "__main__", "base"}
 TOP_LEVEL = {"pyproject.toml", "pipeline", "jobs", "schemas", "tests", "infra"}
-TOP_LEVEL |= {"vlbatch.py", "README.md", "LICENSE", "Makefile", "CHANGELOG.md"}
+TOP_LEVEL |= {"vlbatch.py", "README.md", "REFERENCE.md", "LICENSE", "Makefile", "CHANGELOG.md"}
 IMPORT_WITHOUT_RAY = """
 import importlib, sys
 
@@ -237,8 +237,8 @@ def test_job_files_are_executable():
         assert mode == "100755", f"{path}: git update-index --chmod=+x {path}"
 
 
-def test_every_test_that_the_readme_names_exists():
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text()))
+def test_every_test_that_the_reference_names_exists():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "REFERENCE.md").read_text()))
     texts = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
     existing = {name for text in texts for name in re.findall(r"def (test_\w+)", text)}
     existing |= {path.stem for path in (ROOT / "tests").rglob("test_*.py")}

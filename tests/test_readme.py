@@ -1,4 +1,4 @@
-"""The example of README's section Contributing works as it is printed."""
+"""README.md and REFERENCE.md: commands are understood, the example step works, the picture is of today's report."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -17,8 +18,10 @@ from pipeline.cli import parse_arguments
 from pipeline.prepare import Preparer
 from pipeline.registry import STEPS
 from pipeline.types import Item, Request
+from tests.inspect.readme_picture import PICTURE, take_picture
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README, REFERENCE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "REFERENCE.md"))
 JOB = """\
 name: gray
 input: {manifest: m.jsonl, id: id, media: uri}
@@ -33,8 +36,8 @@ output: {path: out}
 @pytest.fixture
 def grayscale(monkeypatch, tmp_path):
     """The printed module, registered by the printed line, and a folder with a job that uses it."""
-    (code,) = re.findall(r"```python\n# pipeline/media/steps/grayscale.py\n(.*?)```", README, re.DOTALL)
-    ((name, location),) = re.findall(r'`"(\w+)": "(pipeline\.media\.steps\.grayscale:\w+)"`', README)
+    (code,) = re.findall(r"```python\n# pipeline/media/steps/grayscale.py\n(.*?)```", REFERENCE, re.DOTALL)
+    ((name, location),) = re.findall(r'`"(\w+)": "(pipeline\.media\.steps\.grayscale:\w+)"`', REFERENCE)
     module = ModuleType(location.partition(":")[0])
     exec(code, module.__dict__)
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -61,8 +64,29 @@ def test_the_example_step_removes_the_color_of_what_the_model_sees(grayscale, mo
 
 
 def test_every_printed_command_line_is_understood():
-    lines = re.sub(r"\\\n", " ", README)
+    lines = re.sub(r"\\\n", " ", README + REFERENCE)
     printed = re.findall(r"^    (?:\S+/)?python -m pipeline (.+)$", lines, re.MULTILINE)
     assert len(printed) >= 10
     for line in printed:
         parse_arguments(None, shlex.split(line, comments=True))  # ends the process where it does not understand one
+
+
+def test_readme_is_short_and_its_links_lead_somewhere():
+    assert len(README.splitlines()) < 200
+    headings = {
+        re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in re.findall("^##+ (.*)", REFERENCE, re.M)
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", README + REFERENCE):
+        path, _, anchor = target.partition("#")
+        assert "://" in path or (ROOT / (path or "REFERENCE.md")).exists(), target
+        assert path not in ("", "REFERENCE.md") or not anchor or anchor in headings, target
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_the_picture_is_of_todays_report(tmp_path):
+    """Fonts differ between machines, so pictures are compared by their blurred outlines."""
+    shown, today = Image.open(PICTURE).convert("RGB"), take_picture(tmp_path)
+    assert shown.size == today.size
+    small = [np.asarray(picture.resize((64, 40), Image.Resampling.BOX), dtype=float) for picture in (shown, today)]
+    assert np.abs(small[0] - small[1]).mean() < 6, "python -m tests.inspect.readme_picture"

@@ -179,5 +179,5 @@ def open_media_file(path: Path | None) -> AbstractContextManager[FileIO | None]:
 def warn_of_missing_protection(*protections: str) -> None:
     """Once in a process."""
     if protections:
-        line = f"vlbatch: this kernel does not keep the decoder from {' and '.join(protections)}; see README, Security"
+        line = f"vlbatch: this kernel does not keep the decoder from {' and '.join(protections)}; see REFERENCE.md"
         os.write(2, f"{line}\n".encode())

@@ -1,4 +1,4 @@
-"""The demo's job for vectors finds planted duplicates among drawn scenes; DuckDB compares vectors as README says."""
+"""The demo's job for vectors finds planted duplicates; DuckDB compares vectors as REFERENCE.md says."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.bench.duplicates import change_picture
 
 pytestmark = pytest.mark.process
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+REFERENCE = (Path(__file__).parents[2] / "REFERENCE.md").read_text(encoding="utf-8")
 SCENES, COPIES = 150, 20
 
 
@@ -63,7 +63,7 @@ def test_a_copy_is_nearest_to_what_it_was_made_of(folder, monkeypatch):
 
 def test_the_sql_of_the_readme_finds_the_most_similar_rows(folder, monkeypatch):
     monkeypatch.chdir(folder / "answers" / "embed")
-    (query,) = re.findall(r"```sql\n(SELECT a\.id.*?)```", README, re.DOTALL)
+    (query,) = re.findall(r"```sql\n(SELECT a\.id.*?)```", REFERENCE, re.DOTALL)
     rows = duckdb.sql(query).fetchall()
     assert len(rows) == 10
     assert all(is_planted(first, second) for first, second, _ in rows[:9])

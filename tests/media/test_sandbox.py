@@ -279,7 +279,7 @@ def test_a_kernel_that_lacks_both_protections_is_warned_of_once_and_decodes():
     assert done.stdout == "((56, 56),)\n" * 2
     assert done.stderr == (
         "vlbatch: this kernel does not keep the decoder from other files (Landlock: Function not implemented) "
-        "and the network and other processes (seccomp: not known for i686); see README, Security\n"
+        "and the network and other processes (seccomp: not known for i686); see REFERENCE.md\n"
     )
 
 

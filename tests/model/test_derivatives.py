@@ -1,4 +1,4 @@
-"""Known checkpoints of other makers: their settings are keys of a job, and the README has the same table."""
+"""Known checkpoints of other makers: their settings are keys of a job, and REFERENCE.md has the same table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.model.engines.torch.model_loader import build_model
 from pipeline.model.family_loader import load_config
 from pipeline.registry import FAMILIES
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+REFERENCE = (Path(__file__).parents[2] / "REFERENCE.md").read_text(encoding="utf-8")
 TOWER_PARTS = ("blocks", "merger", "patch_embed", "pos_embed", "deepstack_merger_list")
 
 
@@ -29,7 +29,7 @@ def test_the_table_names_families_and_keys_that_exist_and_is_that_of_the_readme(
     for key in derivative.settings:
         *section, name = key.split(".")
         assert name in find_fields(tuple(section)), key
-    (line,) = [line for line in README.splitlines() if line.startswith(f"| {derivative.name} |")]
+    (line,) = [line for line in REFERENCE.splitlines() if line.startswith(f"| {derivative.name} |")]
     settings = re.findall(r"`([a-z_.]+): ([^`]+)`", line)
     assert f"`{derivative.model_type}`" in line
     assert dict(settings) == {key: str(value) for key, value in derivative.settings.items()}

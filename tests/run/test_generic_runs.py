@@ -201,9 +201,9 @@ def test_another_model_of_the_server_is_another_question(manifest, capsys):
 
 
 def read_example(source, server):
-    if source == "README":
-        readme = (ROOT / "README.md").read_text(encoding="utf-8")
-        (snippet,) = re.findall(r"```yaml\n(model: \{family: generic.*?)```", readme, re.DOTALL)
+    if source == "REFERENCE":
+        reference = (ROOT / "REFERENCE.md").read_text(encoding="utf-8")
+        (snippet,) = re.findall(r"```yaml\n(model: \{family: generic.*?)```", reference, re.DOTALL)
         shown = "https://llm.acme.com/v1"
         assert shown in snippet
         return yaml.safe_load(snippet.replace(shown, server.url)) | {"answer": {"schema": "boxes"}}
@@ -211,7 +211,7 @@ def read_example(source, server):
     return {name: sections[name] for name in ("prompt", "model", "engine", "media", "answer")}
 
 
-@pytest.mark.parametrize("source", ["README", "jobs/endpoint.yaml"])
+@pytest.mark.parametrize("source", ["REFERENCE", "jobs/endpoint.yaml"])
 def test_the_printed_examples_run_as_they_are(manifest, monkeypatch, source):
     answer = complete('{"boxes": [{"bbox_2d": [500, 0, 1000, 500], "label": "car"}]}')
     with ChatServer(lambda received: answer, models=[]) as server:

@@ -1,4 +1,4 @@
-"""README's recipe from two prompts to a decision, run as it is printed; and what `compare` says in other cases."""
+"""The recipe of REFERENCE.md from two prompts to a decision, as it is printed; what `compare` says in other cases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from pipeline.__main__ import main
 from pipeline.inspect.compare.paired_tests import compute_mcnemar_p_value
 
-README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+REFERENCE = (Path(__file__).parents[3] / "REFERENCE.md").read_text(encoding="utf-8")
 ROWS = 48
 SCHEMA = {"type": "object", "properties": {"total": {"type": "number"}, "paid": {"type": "boolean"}}}
 SCHEMA["required"] = ["total", "paid"]
@@ -61,7 +61,7 @@ def label_sample(path):
 
 @pytest.mark.process
 def test_the_recipe_leads_from_two_prompts_to_a_decision(two_prompts, capsys):
-    (recipe,) = re.findall(r"Two prompts, and a decision:\n\n((?:    .*\n)+)", README)
+    (recipe,) = re.findall(r"Two prompts, and a decision:\n\n((?:    .*\n)+)", REFERENCE)
     sample, run, compare = (shlex.split(line, comments=True)[3:] for line in recipe.splitlines())
     assert main(sample) == 0
     label_sample("check.csv")
