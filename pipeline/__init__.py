@@ -293,6 +293,7 @@ export: answers become other people's formats
     export/inline_media.py                  reads media that are bytes in the manifest
     export/split_files.py                   the files of a group, one for each split
     export/plain_values.py                  values in the types that JSON and CSV have
+    export/formats/table.py                 the format of a clean table: large Parquet files in Hive folders
     export/formats/json_lines.py            lines of JSON
     export/formats/csv_table.py             CSV, with a column for each value of an answer
     export/option_checks.py                 refuses options that a format cannot follow
@@ -312,7 +313,6 @@ export: answers become other people's formats
     export/formats/label_studio.py          tasks and predictions for Label Studio
     export/formats/label_studio_config.py   makes its labelling configuration from the schema
     export/formats/label_studio_results.py  turns an answer into the results of a prediction
-    export/table.py                         the format of a clean table: large Parquet files in Hive folders
 
 cluster: everything that needs Ray
     cluster/ray_session.py                  connects to Ray and keeps it quiet

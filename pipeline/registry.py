@@ -46,7 +46,7 @@ ENGINES = {  # by `engine.kind`
     "http": "pipeline.model.engines.http:HttpEngineType",
 }
 EXPORTERS = {  # by `export --to`
-    "table": "pipeline.export.table:TableExporter",
+    "table": "pipeline.export.formats.table:TableExporter",
     "jsonl": "pipeline.export.formats.json_lines:JsonLinesExporter",
     "csv": "pipeline.export.formats.csv_table:CsvExporter",
     "huggingface": "pipeline.export.formats.huggingface:HuggingFaceExporter",

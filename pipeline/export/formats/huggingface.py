@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 
 from pipeline.export.base import ExportTask
 from pipeline.export.dataset_card import write_card
+from pipeline.export.formats.table import buffer_rows
 from pipeline.export.media_files import find_extension
 from pipeline.export.split_files import SplitFiles, split_table
-from pipeline.export.table import buffer_rows
 from pipeline.output.medium_names import name_medium
 from pipeline.schema.json_schema import enter_schema
 
