@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -28,6 +27,11 @@ def get(url: str, **headers: str) -> str:
     with urllib.request.urlopen(request, timeout=60) as response:
         assert response.headers["Cache-Control"] == "no-store"
         return response.read().decode()
+
+
+def heed_interrupts() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def get_status(url: str, **headers: str) -> int:
@@ -147,8 +151,8 @@ def test_a_browser_sees_a_run_as_it_goes_on(workspace):
 
 @pytest.mark.process
 def test_an_output_is_followed_until_it_is_interrupted(output):
-    command = [sys.executable, "-m", "pipeline", "report", output, "--serve"]
-    report = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    command = [sys.executable, "-u", "-m", "pipeline", "report", output, "--serve"]
+    report = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
     assert report.stdout is not None
     assert "5 of 5" in get(report.stdout.readline().split()[-1])
     report.send_signal(signal.SIGINT)
