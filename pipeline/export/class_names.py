@@ -7,10 +7,11 @@ the job says which labels mean the same class; a label that it does not name is 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.errors import OutputError
 from pipeline.export.base import ExportTask
+from pipeline.export.pictures import Picture
 from pipeline.output.answer.annotations import LABEL_FIELDS
 from pipeline.output.answer.geometry import find_field_meanings
 from pipeline.output.dataset import add_class_names, read_class_names
@@ -39,6 +40,12 @@ class ClassNames:
         if not self.names or not self.numbers.keys() >= set(names):
             self.add_names([*self.first_names, *names])
         return [self.numbers[name] for name in names]
+
+    def number_boxes(self, pictures: Sequence[Picture]) -> Iterator[tuple[Picture, list[int]]]:
+        """Each picture with the numbers of its boxes. New names of all of them are kept at once."""
+        numbers = iter(self.find_numbers([box.label for picture in pictures for box in picture.annotations]))
+        for picture in pictures:
+            yield picture, [next(numbers) for _ in picture.annotations]
 
     def find_name(self, label: str) -> str:
         name = self.known.get(fold_label(label))

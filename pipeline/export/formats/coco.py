@@ -31,10 +31,9 @@ class CocoExporter:
         lines = GroupLines(self.task.target, name)
         with UploadQueue(self.task.target) as uploads:
             for pictures in self.pictures.read_pictures(tables, uploads):
-                labels = [each.label for picture in pictures for each in picture.annotations]
-                numbers = iter(self.classes.find_numbers(labels))
-                for picture in pictures:
-                    boxes = [{**describe_box(box), "category_id": next(numbers) + 1} for box in picture.annotations]
+                for picture, numbers in self.classes.number_boxes(pictures):
+                    numbered = zip(picture.annotations, numbers, strict=True)
+                    boxes = [{**describe_box(box), "category_id": number + 1} for box, number in numbered]
                     lines.add(picture.split, [describe_image(picture), boxes])
         return lines.close()
 

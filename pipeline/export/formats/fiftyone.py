@@ -31,10 +31,9 @@ class FiftyoneExporter:
         lines = GroupLines(self.task.target, name)
         with UploadQueue(self.task.target) as uploads:
             for pictures in self.pictures.read_pictures(tables, uploads):
-                labels = [box.label for picture in pictures for box in picture.annotations]
-                numbers = iter(self.classes.find_numbers(labels))
-                for picture in pictures:
-                    boxes = [describe_detection(box, picture.size, next(numbers)) for box in picture.annotations]
+                for picture, numbers in self.classes.number_boxes(pictures):
+                    numbered = zip(picture.annotations, numbers, strict=True)
+                    boxes = [describe_detection(box, picture.size, number) for box, number in numbered]
                     if picture.is_copied or self.task.options.media == "link":  # it insists on a file for each picture
                         lines.add(picture.split, [picture.stem, picture.file_name, boxes])
         return lines.close()

@@ -30,10 +30,8 @@ class VocExporter:
         lines = GroupLines(self.task.target, name)
         with UploadQueue(self.task.target) as uploads:
             for pictures in self.pictures.read_pictures(tables, uploads):
-                labels = [box.label for picture in pictures for box in picture.annotations]
-                numbers = iter(self.classes.find_numbers(labels))
-                for picture in pictures:
-                    classes = [self.classes.names[next(numbers)] for _ in picture.annotations]
+                for picture, numbers in self.classes.number_boxes(pictures):
+                    classes = [self.classes.names[number] for number in numbers]
                     document = ElementTree.tostring(build_document(picture, classes), encoding="utf-8")
                     uploads.add(f"Annotations/{picture.stem}.xml", document + b"\n")
                     lines.add(picture.split, picture.stem)

@@ -30,10 +30,9 @@ class YoloExporter:
         """The files belong to rows, not to the group, so none of them is named in its note."""
         with UploadQueue(self.task.target) as uploads:
             for pictures in self.pictures.read_pictures(tables, uploads):
-                labels = [box.label for picture in pictures for box in picture.annotations]
-                numbers = iter(self.classes.find_numbers(labels))
-                for picture in pictures:
-                    lines = [f"{next(numbers)} {format_box(box, picture.size)}\n" for box in picture.annotations]
+                for picture, numbers in self.classes.number_boxes(pictures):
+                    numbered = zip(picture.annotations, numbers, strict=True)
+                    lines = [f"{number} {format_box(box, picture.size)}\n" for box, number in numbered]
                     uploads.add(f"labels/{picture.split}/{picture.stem}.txt", "".join(lines).encode())
         return []
 
