@@ -221,12 +221,15 @@ prepare: an Item becomes a Request
 
 output: a Reply becomes a Row, and Rows become a committed part
     output/answer/annotations.py            finds boxes, points and time spans in an answer
-    output/answer/build_row.py              builds a Row from a Reply
+    output/answer/base.py                   what each kind of answer fills in a Row
+    output/answer/reader.py                 chooses how the answers of a job are read from replies
+    output/answer/json_answer.py            an answer in JSON: parsed, checked, typed, in coordinates of the original
+    output/answer/choice_answer.py          an answer from the probabilities of its choices
     output/answer/rerank_answer.py          the probability that a row fits a query
     output/answer/embedding_answer.py       turns the vector of a reply into the column `embedding`
+    output/answer/build_row.py              builds a Row from a Reply
     output/answer/confidence.py             how sure the model was of each value of an answer
     output/answer/confidence_maps.py        replaces confidences by those that a score calibrated
-    output/answer/choice_answer.py          an answer from the probabilities of its choices
     output/answer/geometry.py               maps coordinates and times back to the original media
     output/answer/reask.py                  asks again when an answer is invalid
     output/arrow_tables.py                  builds the tables of a part

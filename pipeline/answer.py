@@ -10,6 +10,7 @@ from pipeline.errors import AnswerError, build_internal_failure
 from pipeline.model.engine_thread import EngineThread
 from pipeline.model.engines.base import get_engine_type
 from pipeline.output.answer.build_row import build_row
+from pipeline.output.answer.reader import choose_reader
 from pipeline.output.answer.reask import answer_with_retries
 from pipeline.types import Failure, Item, Outcome, PreparedItem, Reply, Request, Row
 
@@ -23,8 +24,11 @@ class Answerer:
         engine_type = get_engine_type(context.job)
         self.engine_thread = EngineThread(engine_type.open(context.pinned_job))
         self.timer = self.engine_thread.timer
-        self.coordinate_system = engine_type.get_coordinate_system(context.job, self.family)
-        self.time_origin = engine_type.get_time_origin(context.job, self.family)
+        self.read_answer = choose_reader(
+            context,
+            engine_type.get_coordinate_system(context.job, self.family),
+            engine_type.get_time_origin(context.job, self.family),
+        )
 
     def answer_items(self, prepared_items: Sequence[PreparedItem]) -> list[Outcome]:
         """One row or failure for every entry, in order."""
@@ -51,16 +55,10 @@ class Answerer:
                 item,
                 request,
                 reply,
-                schema=self.context.schema,
-                coordinate_system=self.coordinate_system,
-                time_origin=self.time_origin,
+                self.read_answer,
                 review_below=self.context.job.answer.review_below,
                 confidence_maps=self.context.confidence_maps,
                 attempts=attempts,
-                choices=None if self.context.job.answer.choices is None else self.context.job.answer,
-                is_reranked=self.context.job.answer.rerank is not None,
-                embedding=self.context.job.answer.embedding,
-                vector_width=self.context.vector_width,
             )
         except AnswerError:
             raise  # another try may help

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from pipeline.media.kinds.base import DecodeLimits, Probe
 from pipeline.model.checkpoint_location import locate_small_files
 from pipeline.model.families.base import Family
 from pipeline.output.answer.build_row import build_row
+from pipeline.output.answer.json_answer import read_json_answer
 from pipeline.output.answer.reask import build_retry_request
 from pipeline.prepare import Preparer
 from pipeline.registry import MEDIA_KINDS, import_object
@@ -205,14 +207,13 @@ def describe_request(request: Request, family: Family) -> dict[str, Any]:
 def describe_answer(item: Item, request: Request, family: Family) -> dict[str, Any]:
     """How a reply is read, with coordinates and times of the original."""
     schema_name = "events" if request.clips[0].kind == "video" else "boxes"
-    row = build_row(
-        item,
-        request,
-        Reply(item.id, REPLIES[schema_name]),
+    read_answer = partial(
+        read_json_answer,
         schema=load_schema(schema_name, base_folder=Path()),
         coordinate_system=family.coordinates,
         time_origin=family.time_origin,
     )
+    row = build_row(item, request, Reply(item.id, REPLIES[schema_name]), read_answer)
     return {name: getattr(row, name) for name in ("answer", "raw", "flags", "violations")}
 
 

@@ -22,9 +22,9 @@ def hopeless(*_, **__):
 @pytest.fixture
 def answerer():
     answerer = answer.Answerer.__new__(answer.Answerer)
-    job = SimpleNamespace(answer=SimpleNamespace(review_below=None, choices=None, embedding=None, rerank=None))
-    answerer.context = SimpleNamespace(schema=None, job=job, confidence_maps={}, vector_width=0)
-    answerer.coordinate_system = answerer.time_origin = None
+    job = SimpleNamespace(answer=SimpleNamespace(review_below=None))
+    answerer.context = SimpleNamespace(job=job, confidence_maps={})
+    answerer.read_answer = None
     return answerer
 
 

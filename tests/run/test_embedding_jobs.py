@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import AnswerError, JobError
 from pipeline.job.embedding_section import EmbeddingSection
 from pipeline.job.job_loader import parse_job
-from pipeline.output.answer.embedding_answer import build_embedding
+from pipeline.output.answer.embedding_answer import read_embedding
 
 LANGUAGE = {"embedding": {"from": "language", "dim": 16}}
 QUIET = {"prompt": {"user": None}}
@@ -167,4 +167,4 @@ def test_mistakes_are_refused_with_a_reason(answer, problem):
 def test_vectors_that_mean_nothing_are_error_rows(vector, settings, problem):
     given = None if vector is None else np.array(vector, np.float32)
     with pytest.raises(AnswerError, match=problem):
-        build_embedding(given, EmbeddingSection(source="language", **settings), 2)
+        read_embedding(given, EmbeddingSection(source="language", **settings), 2)

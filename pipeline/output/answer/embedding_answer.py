@@ -17,7 +17,7 @@ def build_embedding_field(name: str, embedding: EmbeddingSection, width: int) ->
     return pa.field(name, pa.list_(value_type, width))
 
 
-def build_embedding(
+def read_embedding(
     vector: NDArray[np.float32] | None, embedding: EmbeddingSection, width: int
 ) -> NDArray[np.floating[Any]]:
     if vector is None or len(vector) < width:

@@ -13,7 +13,7 @@ from pipeline.model import family_loader
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.rerank_encoder import RerankEncoder
-from pipeline.output.answer.rerank_answer import build_rerank_answer
+from pipeline.output.answer.rerank_answer import read_rerank_answer
 from pipeline.types import Clip, Request, Turn
 from tests.model.engines.conftest import Lab
 
@@ -71,7 +71,7 @@ def test_probabilities_are_those_of_the_published_code(lab):
     engine = TorchEngine(lab.folder, lab.family, device="cpu", slots=2, kv_tokens=4000)
     replies = {reply.id: reply for reply in generate_replies(engine, requests)}
     engine.close()
-    found = {name: build_rerank_answer(reply.continuation_logprobs)["answer"] for name, reply in replies.items()}
+    found = {name: read_rerank_answer(reply.continuation_logprobs).answer for name, reply in replies.items()}
     assert found == {request.id: pytest.approx(compute_reference(lab, request), abs=1e-4) for request in requests}
     assert len({round(value, 3) for value in found.values()}) > 1
 

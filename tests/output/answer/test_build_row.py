@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 from pipeline.errors import AnswerError
 from pipeline.output.answer.build_row import build_row
+from pipeline.output.answer.json_answer import read_json_answer
+from pipeline.output.answer.reader import read_text
 from pipeline.schema.schema import Schema
 from pipeline.schema.schema_loader import load_schema
 from pipeline.types import Clip, Item, MediaInfo, Reply, Request, Row, Sampling, Turn
@@ -26,7 +29,8 @@ def build_request(*clips: Clip) -> Request:
 
 def build_test_row(text: str, schema: Schema | None, **reply: object) -> Row:
     model_reply = Reply("a", text, **reply)  # type: ignore[arg-type]
-    return build_row(ITEM, build_request(CLIP), model_reply, schema=schema, coordinate_system="pixels", attempts=2)
+    read_answer = partial(read_json_answer, schema=schema, coordinate_system="pixels") if schema else read_text
+    return build_row(ITEM, build_request(CLIP), model_reply, read_answer, attempts=2)
 
 
 def test_without_a_schema_the_text_is_the_answer() -> None:

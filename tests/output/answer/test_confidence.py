@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from pipeline.output.answer.build_row import build_row
 from pipeline.output.answer.confidence import build_confidence_field
+from pipeline.output.answer.json_answer import read_json_answer
 from pipeline.schema.schema import Schema
 from pipeline.schema.schema_loader import load_schema
 from pipeline.types import Clip, Item, Reply, Request, Row, TokenLogprob, Turn
@@ -47,7 +49,8 @@ def build_test_row(spelled: tuple[str, tuple[TokenLogprob, ...]], schema: Schema
     text, tokens = spelled
     request = Request("a", (Turn("user", (CLIP,)),), np.zeros(7, np.int32), np.zeros((3, 7), np.int32))
     reply = Reply("a", text, token_logprobs=tokens)
-    row = build_row(Item("a", "q", ()), request, reply, schema=schema, coordinate_system="pixels", **options)
+    read_answer = partial(read_json_answer, schema=schema, coordinate_system="pixels")
+    row = build_row(Item("a", "q", ()), request, reply, read_answer, **options)
     if row.confidence is not None:  # it fits the column
         pa.array([row.confidence], build_confidence_field(schema).type)
     return row

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from pipeline.media.decode import ClipDecoder
 from pipeline.model import family_loader
 from pipeline.model.families.base import Family
 from pipeline.output.answer.build_row import build_row
+from pipeline.output.answer.json_answer import read_json_answer
 from pipeline.schema.schema_loader import load_schema
 from pipeline.types import Clip, Item, MediaRef, Reply, Request, Row, Size, Turn
 from tests.media.sample_media import build_media_job
@@ -77,9 +79,10 @@ def build_answered_row(clips: list[Clip], text: str, family: Family) -> Row:
     prompt = family.encode_turns(turns)
     request = Request("a", turns, prompt.input_ids, prompt.positions, prompt.vision_tokens)
     item, reply = Item("a", "a", turns), Reply("a", text)
-    return build_row(
-        item, request, reply, schema=BOXES, coordinate_system=family.coordinates, time_origin=family.time_origin
+    read_answer = partial(
+        read_json_answer, schema=BOXES, coordinate_system=family.coordinates, time_origin=family.time_origin
     )
+    return build_row(item, request, reply, read_answer)
 
 
 @pytest.mark.parametrize("orientation", TRANSPOSE_BY_ORIENTATION)
