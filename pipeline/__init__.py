@@ -137,9 +137,11 @@ model: frames and text become tokens
     model/derivatives.py                    known checkpoints of other makers, and the settings they are used with
     model/hf_models.py                      imports transformers' model classes
     model/prompt.py                         renders chat turns with the checkpoint's template
-    model/embedding_encoder.py              turns a row into what its vector is made of
-    model/rerank_encoder.py                 asks whether a row fits a query
-    model/choice_encoder.py                 turns the choices of a job into continuations of a prompt
+    model/row_encoders/base.py              what a kind of answer makes of a row
+    model/row_encoders/choose_encoder.py    chooses how the rows of a job are encoded
+    model/row_encoders/choice_encoder.py    turns the choices of a job into continuations of a prompt
+    model/row_encoders/embedding_encoder.py  turns a row into what its vector is made of
+    model/row_encoders/rerank_encoder.py    asks whether a row fits a query
     model/engine_thread.py                  runs an engine in a thread that several chunks share
     model/detokenizer.py                    converts generated tokens to text, and splits off thinking
     model/families/base.py                  the seam: Family, a series of models

@@ -34,14 +34,12 @@ from pipeline.media.base import FrameDecoder, MediaFetcher
 from pipeline.media.clips import list_sources, load_media
 from pipeline.media.decode import ClipDecoder
 from pipeline.media.steps.base import PreparationState, PreparationTools, Step, runs_before_loading
-from pipeline.model.choice_encoder import ChoiceEncoder
-from pipeline.model.embedding_encoder import EmbeddingEncoder
 from pipeline.model.families.base import Family
-from pipeline.model.rerank_encoder import RerankEncoder
+from pipeline.model.row_encoders.base import RowEncoder
+from pipeline.model.row_encoders.choose_encoder import choose_encoder
 from pipeline.step_timer import StepTimer
 from pipeline.types import (
     Clip,
-    Continuation,
     Failure,
     Item,
     MediaRef,
@@ -69,7 +67,7 @@ class Preparer:
         self.fetcher = fetcher or Fetcher(job)
         self.family = family = open_family(context)
         self.tools = PreparationTools(self.fetcher, ClipDecoder(job, family, decoder), family, self.timer)
-        self.steps = list_steps(job.media, build_prompt_step(family, job.answer))
+        self.steps = list_steps(job.media, EncodePrompt(family, job.answer, choose_encoder(family, job.answer)))
         self.examples: tuple[Turn, ...] | None = None  # with Clips, once they are prepared
         self.row_reader: RowReader | None = None  # stands where the last chunk ended
         self.no_kept_values = dict.fromkeys(context.kept_schema.names)
@@ -196,43 +194,33 @@ def list_steps(media: MediaSection, encode_prompt: Step) -> list[Step]:
     ]
 
 
-def build_prompt_step(family: Family, answer: AnswerSection) -> EncodePrompt:
-    choice_encoder = ChoiceEncoder(family, answer) if answer.choices else None
-    embedding_encoder = EmbeddingEncoder(family, answer.embedding) if answer.embedding else None
-    rerank_encoder = RerankEncoder(family, answer.rerank) if answer.rerank else None
-    return EncodePrompt(family, answer, choice_encoder, embedding_encoder, rerank_encoder)
-
-
 @dataclass(frozen=True, slots=True)
 class EncodePrompt:
     """The last step: turns and their Clips become a Request."""
 
     family: Family
     answer: AnswerSection
-    choice_encoder: ChoiceEncoder | None = None
-    embedding_encoder: EmbeddingEncoder | None = None
-    rerank_encoder: RerankEncoder | None = None
+    row_encoder: RowEncoder
 
     def __call__(self, state: PreparationState, tools: PreparationTools) -> PreparationState:
         sampling = self.build_sampling(state.item)
-        continuations: tuple[Continuation, ...] = ()
-        turns, pooling = state.turns, None
         with tools.timer.measure("prompt"):
-            if self.choice_encoder:
-                encoded, continuations = self.choice_encoder.encode_turns(state.turns)
-            elif self.embedding_encoder:
-                turns, encoded = self.embedding_encoder.encode_turns(state.turns)
-                pooling = self.embedding_encoder.pooling
-            elif self.rerank_encoder:
-                turns, encoded, continuations = self.rerank_encoder.encode_turns(state.turns)
-            else:
-                encoded = self.family.encode_turns(state.turns)
+            turns, encoded, continuations, pooling = self.row_encoder.encode_turns(state.turns)
             longest = max((len(part.token_ids) for part in continuations), default=0)
             budget = sampling.max_new_tokens + (sampling.max_thinking_tokens or 0)
             self.family.check_length(encoded, longest + budget)
-        prompt = encoded.input_ids, encoded.positions, encoded.vision_tokens
-        request = Request(state.item.id, turns, *prompt, sampling, estimated_tokens=encoded.estimated_tokens)
-        return replace(state, request=replace(request, continuations=continuations, pooling=pooling))
+        request = Request(
+            state.item.id,
+            turns,
+            encoded.input_ids,
+            encoded.positions,
+            encoded.vision_tokens,
+            sampling,
+            estimated_tokens=encoded.estimated_tokens,
+            continuations=continuations,
+            pooling=pooling,
+        )
+        return replace(state, request=request)
 
     def build_sampling(self, item: Item) -> Sampling:
         """The seed depends on the job's seed and the row's id, so that every worker samples the same answer."""

@@ -34,10 +34,10 @@ from pipeline.builtin.scenes import create_scene
 from pipeline.job import job_loader
 from pipeline.job.answer_section import AnswerSection
 from pipeline.model import checkpoint_location, family_loader
-from pipeline.model.choice_encoder import ChoiceEncoder
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.families.base import EncodedPrompt, Family
+from pipeline.model.row_encoders.choice_encoder import ChoiceEncoder
 from pipeline.run.preflight import get_base_folder
 from pipeline.schema import schema_loader
 from pipeline.types import Clip, MediaOptions, Reply, Request, Sampling, Turn
@@ -71,7 +71,7 @@ def build_sides(questions: Sequence[Sequence[Turn]], family: Family) -> dict[str
         schemas[f"enum of {len(labels)}"] = build_enum_schema(labels)
         scored = sides[f"choices of {len(labels)}"] = []
         for number, turns in enumerate(questions):
-            encoded, continuations = encoder.encode_turns(turns)
+            _, encoded, continuations, _ = encoder.encode_turns(turns)
             scored.append(replace(build_request(number, turns, encoded, budget=0), continuations=continuations))
     for name, text in schemas.items():
         requests = [build_request(number, turns, family.encode_turns(turns)) for number, turns in enumerate(questions)]

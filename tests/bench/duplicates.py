@@ -25,10 +25,10 @@ from pipeline.inspect.neighbours.vector_search import Vectors, find_similar_pair
 from pipeline.job.embedding_section import EmbeddingSection
 from pipeline.media.resize import resize
 from pipeline.model.checkpoint_location import locate_checkpoint
-from pipeline.model.embedding_encoder import EmbeddingEncoder
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.torch.vision_engine import VisionEngine
 from pipeline.model.family_loader import load_family
+from pipeline.model.row_encoders.embedding_encoder import EmbeddingEncoder
 from pipeline.types import Clip, MediaOptions, Request, Turn
 from tests.bench import harness
 
@@ -59,7 +59,7 @@ def compute_vectors(model: str, pictures: list[tuple[int, str]]) -> Vectors:
         picture = (change_picture(picture, change) if change else picture).convert("RGB")
         size = family.fit_image_size(picture.size, MediaOptions())
         pixels = resize(np.array(picture)[None], size)
-        turns, encoded = encoder.encode_turns((Turn("user", (Clip("image", pixels, picture.size),)),))
+        turns, encoded, _, _ = encoder.encode_turns((Turn("user", (Clip("image", pixels, picture.size),)),))
         tokens = encoded.input_ids, encoded.positions, encoded.vision_tokens
         return Request(str(index), turns, *tokens, pooling=encoder.pooling)
 

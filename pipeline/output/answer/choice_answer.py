@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.errors import AnswerError
 from pipeline.job.answer_section import AnswerSection
-from pipeline.model.choice_encoder import NO_WORDS, YES_WORDS
+from pipeline.model.row_encoders.choice_encoder import NO_WORDS, YES_WORDS
 from pipeline.output.answer.base import AnswerFields
 
 

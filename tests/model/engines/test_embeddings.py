@@ -15,9 +15,9 @@ from tokenizers import Tokenizer, processors
 
 from pipeline.job.embedding_section import EmbeddingSection
 from pipeline.model import family_loader, hf_models
-from pipeline.model.embedding_encoder import EmbeddingEncoder
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.torch.engine import TorchEngine
+from pipeline.model.row_encoders.embedding_encoder import EmbeddingEncoder
 from pipeline.types import Clip, Continuation, Failure, Reply, Request, Turn
 from tests.model.engines.conftest import FAMILIES, HYBRID_FAMILIES, Lab, with_and_without_states
 
@@ -28,7 +28,7 @@ METHODS = ("last", "mean")
 
 def build_request(lab: Lab, name: str, method: str, *parts: str | Clip) -> Request:
     encoder = EmbeddingEncoder(lab.family, EmbeddingSection(source="language", pool=method))
-    turns, encoded = encoder.encode_turns((Turn("user", parts),))
+    turns, encoded, _, _ = encoder.encode_turns((Turn("user", parts),))
     tokens = encoded.input_ids, encoded.positions, encoded.vision_tokens
     return Request(f"{name} {method}", turns, *tokens, pooling=encoder.pooling)
 

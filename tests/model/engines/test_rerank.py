@@ -12,7 +12,7 @@ from pipeline.job.rerank_section import RerankSection
 from pipeline.model import family_loader
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.torch.engine import TorchEngine
-from pipeline.model.rerank_encoder import RerankEncoder
+from pipeline.model.row_encoders.rerank_encoder import RerankEncoder
 from pipeline.output.answer.rerank_answer import read_rerank_answer
 from pipeline.types import Clip, Request, Turn
 from tests.model.engines.conftest import Lab
@@ -42,7 +42,7 @@ def lab(tmp_path_factory) -> Lab:
 
 def build_request(lab: Lab, name: str, *parts: str | Clip) -> Request:
     encoder = RerankEncoder(lab.family, RerankSection(query=QUERY))
-    turns, encoded, continuations = encoder.encode_turns((Turn("user", parts),))
+    turns, encoded, continuations, _ = encoder.encode_turns((Turn("user", parts),))
     tokens = encoded.input_ids, encoded.positions, encoded.vision_tokens
     return Request(name, turns, *tokens, continuations=continuations)
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.job.embedding_section import EmbeddingSection
-from pipeline.model.embedding_encoder import EmbeddingEncoder
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.torch.vision_engine import VisionEngine
+from pipeline.model.row_encoders.embedding_encoder import EmbeddingEncoder
 from pipeline.types import Clip, Failure, Reply, Request, Turn
 from tests.model.engines.conftest import FAMILIES, HYBRID_FAMILIES, Lab
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.process
 
 def build_request(lab: Lab, name: str, *parts: str | Clip) -> Request:
     encoder = EmbeddingEncoder(lab.family, EmbeddingSection(source="vision"))
-    turns, encoded = encoder.encode_turns((Turn("user", parts),))
+    turns, encoded, _, _ = encoder.encode_turns((Turn("user", parts),))
     tokens = encoded.input_ids, encoded.positions, encoded.vision_tokens
     return Request(name, turns, *tokens, pooling=encoder.pooling)
 

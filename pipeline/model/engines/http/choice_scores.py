@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.errors import GenerateError, JobError
 from pipeline.job.spec import Job
-from pipeline.model.choice_encoder import append_question
+from pipeline.model.row_encoders.choice_encoder import append_question
 from pipeline.types import Continuation, Request, Sampling
 
 TOP_LOGPROBS = 20  # the most that servers of this protocol tell

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.model.embedding_encoder import DEFAULT_INSTRUCTION
 from pipeline.model.engines.http.http_settings import HttpSettings
 from pipeline.model.engines.http.request_body import Dialect, build_message
 from pipeline.model.engines.http.responses import TransientServerError, parse_count
 from pipeline.model.engines.refusals import shorten_message
+from pipeline.model.row_encoders.embedding_encoder import DEFAULT_INSTRUCTION
 from pipeline.types import Reply, Request
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.errors import PromptError
 from pipeline.job.embedding_section import EmbeddingSection
 from pipeline.model.families.base import EncodedPrompt, Family
+from pipeline.model.row_encoders.base import EncodedRow
 from pipeline.types import Clip, Pooling, Turn
 
 DEFAULT_INSTRUCTION = "Represent the user's input."
@@ -28,18 +29,19 @@ class EmbeddingEncoder:
         tokenizer_ending = family.tokenizer.encode("", add_special_tokens=True).ids if family.knows_model else []
         self.ending = np.asarray(tokenizer_ending, np.int32)
 
-    def encode_turns(self, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], EncodedPrompt]:
-        """The turns as the model reads them, and their tokens."""
+    def encode_turns(self, turns: tuple[Turn, ...]) -> EncodedRow:
         if self.pooling.source == "vision":
-            return tuple(turns), self.encode_media(turns)
+            return EncodedRow(turns, self.encode_media(turns), pooling=self.pooling)
         if not turns or turns[0].role != "system":
             turns = (Turn("system", (self.instruction,)), *turns)
-        encoded = self.family.encode_turns(turns)
+        return EncodedRow(turns, self.append_ending(self.family.encode_turns(turns)), pooling=self.pooling)
+
+    def append_ending(self, encoded: EncodedPrompt) -> EncodedPrompt:
         if not len(self.ending):
-            return tuple(turns), encoded
+            return encoded
         positions = encoded.positions.max() + 1 + np.arange(len(self.ending), dtype=np.int32)
         ending_positions = np.broadcast_to(positions, (len(encoded.positions), len(positions)))
-        return tuple(turns), replace(
+        return replace(
             encoded,
             input_ids=np.concatenate([encoded.input_ids, self.ending]),
             positions=np.concatenate([encoded.positions, ending_positions], axis=1),

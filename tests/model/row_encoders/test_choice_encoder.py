@@ -8,8 +8,8 @@ import pytest
 from pipeline.job.answer_section import AnswerSection
 from pipeline.job.spec import Job
 from pipeline.model import family_loader
-from pipeline.model.choice_encoder import NO_WORDS, YES_WORDS, ChoiceEncoder
 from pipeline.model.families.generic import GenericFamily
+from pipeline.model.row_encoders.choice_encoder import NO_WORDS, YES_WORDS, ChoiceEncoder
 from pipeline.types import Clip, Turn
 
 PICTURE = Clip("image", np.zeros((1, 3, 56, 84), np.uint8), (84, 56))
@@ -34,7 +34,7 @@ def family():
 
 def encode(family, **answer):
     """The prompt, the continuations, and of each all tokens of prompt and continuation."""
-    encoded, continuations = ChoiceEncoder(family, AnswerSection(**answer)).encode_turns(TURNS)
+    _, encoded, continuations, _ = ChoiceEncoder(family, AnswerSection(**answer)).encode_turns(TURNS)
     return encoded, continuations, [[*encoded.input_ids.tolist(), *part.token_ids] for part in continuations]
 
 
@@ -92,13 +92,13 @@ def test_with_multi_the_last_turn_asks_about_each_choice_and_yes_or_no_follows(f
 def test_a_model_that_thinks_answers_behind_an_empty_thought():
     family = load_family("builtin:tiny-qwen3_5")
     assert not family.thinking
-    encoded = ChoiceEncoder(family, AnswerSection(choices=["red", "blue"])).encode_turns(TURNS)[0]
+    encoded = ChoiceEncoder(family, AnswerSection(choices=["red", "blue"])).encode_turns(TURNS).prompt
     text = family.tokenizer.decode(encoded.input_ids.tolist(), skip_special_tokens=False)
     assert text.endswith("</think>\n\n") == ("<think>" in family.chat_format.answer_prefix)
 
 
 def test_a_prompt_that_another_program_encodes_has_texts_alone():
     family = GenericFamily(family_loader.CheckpointFiles({}), family_loader.build_byte_tokenizer())
-    encoded, continuations = ChoiceEncoder(family, AnswerSection(choices=["red", "blue"])).encode_turns(TURNS)
+    _, encoded, continuations, _ = ChoiceEncoder(family, AnswerSection(choices=["red", "blue"])).encode_turns(TURNS)
     assert len(encoded.input_ids) == 0 < encoded.estimated_tokens
     assert [(part.text, part.token_ids) for part in continuations] == [("red", ()), ("blue", ())]

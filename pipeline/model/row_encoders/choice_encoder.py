@@ -20,6 +20,7 @@ import numpy as np
 from pipeline.job.answer_section import CHOICE, AnswerSection
 from pipeline.model.families.base import EncodedPrompt, Family
 from pipeline.model.prompt import SpecialToken
+from pipeline.model.row_encoders.base import EncodedRow
 from pipeline.schema.choice_schema import describe_choice
 from pipeline.types import Continuation, Turn
 
@@ -47,7 +48,7 @@ class ChoiceEncoder:
         ending = [end_token] if end_token is not None and has_prefixes(answers) else []
         return [tokens + ending for tokens in answers]
 
-    def encode_turns(self, turns: Sequence[Turn]) -> tuple[EncodedPrompt, tuple[Continuation, ...]]:
+    def encode_turns(self, turns: tuple[Turn, ...]) -> EncodedRow:
         """The prompt that all choices share, and what may follow it."""
         questions = self.questions or [""]
         prompts = [self.family.encode_turns(append_question(turns, question)) for question in questions]
@@ -60,7 +61,7 @@ class ChoiceEncoder:
             for tail, question in zip(tails, questions, strict=True)
             for tokens, text in zip(self.answer_tokens, self.answers, strict=True)
         )
-        return move_shared_tokens(encoded, continuations)
+        return EncodedRow(turns, *move_shared_tokens(encoded, continuations))
 
 
 def append_question(turns: Sequence[Turn], question: str) -> Sequence[Turn]:

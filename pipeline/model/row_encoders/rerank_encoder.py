@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from pipeline.job.rerank_section import RerankSection
-from pipeline.model.families.base import EncodedPrompt, Family
+from pipeline.model.families.base import Family
+from pipeline.model.row_encoders.base import EncodedRow
 from pipeline.types import Continuation, Turn
 
 SYSTEM = (
@@ -27,8 +26,8 @@ class RerankEncoder:
         tokens = self.family.tokenizer.encode(answer, add_special_tokens=False).ids if knows_model else ()
         return Continuation(tuple(tokens), 0, answer)
 
-    def encode_turns(self, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], EncodedPrompt, tuple[Continuation, ...]]:
+    def encode_turns(self, turns: tuple[Turn, ...]) -> EncodedRow:
         """What the row's turns show and say is the document."""
         document = [part for turn in turns for part in turn.parts]
         asked = (Turn("system", (SYSTEM,)), Turn("user", (self.question, *document)))
-        return asked, self.family.encode_turns(asked), self.continuations
+        return EncodedRow(asked, self.family.encode_turns(asked), self.continuations)
