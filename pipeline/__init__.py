@@ -287,6 +287,8 @@ export: answers become other people's formats
     export/media_files.py                   reads the media of rows again, for formats that carry them
     export/export_progress.py               shows how far an export is
     export/export_job.py                    exports the answers of a job: resumes, and accounts for every row
+    export/export_claim.py                  says what a folder is an export of, and refuses another one
+    export/group_writer.py                  writes the rows of an export in groups
     export/export_sources.py                chooses the rows to export, and joins answers with today's kept columns
     export/row_matching.py                  finds the part that answers a row outside its own chunk
     export/row_spool.py                     keeps manifest rows on disk until their part is exported

@@ -1,48 +1,40 @@
 """Exports the answers of a job in one format.
 
-Rows are written in groups. A group's name follows from its rows, and its note in `_groups/` is created when its files
-are complete, so an interrupted export continues with the groups that have no note. `_export.json` says what a folder
-is an export of; `_SUCCESS` appears unless rows of the manifest were not asked yet.
+An interrupted export continues with the groups of rows that have no note yet. `_SUCCESS` appears unless rows of the
+manifest were not asked yet.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import pyarrow as pa
 
 from pipeline.errors import ExitCode, JobError, OutputError
 from pipeline.export.base import Exporter, ExportOptions, ExportTask
-from pipeline.export.export_progress import ExportProgress
-from pipeline.export.export_sources import AnswerReader, ExportSource, group_sources, hash_json, identify_sources
+from pipeline.export.export_claim import claim_target
+from pipeline.export.export_sources import AnswerReader
+from pipeline.export.group_writer import GroupWriter, WrittenGroups
 from pipeline.export.hub_push import push_export
-from pipeline.export.inline_media import InlineMediaReader, has_inline_media
 from pipeline.export.media_files import MediaFiles
 from pipeline.export.option_checks import settle_options
-from pipeline.export.remarks import Remarks
 from pipeline.export.row_changes import RowChanges
 from pipeline.export.row_filter import RowFilter
-from pipeline.export.table_appender import NamedGroup, TableAppender, plan_appends
+from pipeline.export.table_appender import TableAppender
 from pipeline.job.spec import Job
 from pipeline.manifest.files import list_manifest_files
 from pipeline.output.answer.confidence_maps import read_confidence_maps
-from pipeline.output.arrow_tables import build_data_schema, describe_column
+from pipeline.output.arrow_tables import build_data_schema
 from pipeline.output.dataset import Dataset, list_questions
 from pipeline.output.store import OutputStore
 from pipeline.registry import EXPORTERS, load_registered
 from pipeline.run import preflight, resume, retry_errors
+from pipeline.run.log import Say
 from pipeline.run.progress import format_count
 from pipeline.truth.job_truth import open_job_truth
 from pipeline.truth.truth_index import TruthIndex
 from pipeline.types import ConfidenceMaps
-
-DEFAULT_FORMAT = "table"
-HIDDEN = ("sources", "columns")  # in messages
-Say = Callable[[str], None]
 
 
 def export_job(
@@ -50,7 +42,7 @@ def export_job(
     target_path: str,
     format_name: str,
     options: ExportOptions,
-    say: Callable[[str], None],
+    say: Say,
     *,
     require_complete: bool = False,
 ) -> ExitCode:
@@ -81,7 +73,7 @@ def export_job(
             return choose_exit_code(failed_count, plan.rows_left)
         with closing(AnswerReader(plan, context, dataset)) as reader:
             claim_target(exporter, task, format_name, reader, changes)
-            written = write_groups(exporter, task, reader, changes, say)
+            written = GroupWriter(exporter, task, reader, changes).write_groups(say)
             labelled_count = count_labelled_rows(plan, changes.truth, reader) if changes.truth else 0
         exporter.finish(written.files)
     row_count = written.rows - written.repeats
@@ -161,15 +153,6 @@ def choose_exit_code(failed_count: int, unasked_count: int) -> ExitCode:
     return ExitCode.FAILED_ROWS if failed_count else ExitCode.ALL_ANSWERED
 
 
-@dataclass
-class WrittenGroups:
-    rows: int = 0  # before --where
-    repeats: int = 0  # of these, rows that ask the same as another one
-    selected: int = 0  # by --where
-    files: list[str] = field(default_factory=list)
-    remarks: Remarks = field(default_factory=Remarks)
-
-
 def describe_written_rows(target_path: str, written: WrittenGroups, manifest_rows: int | None) -> list[str]:
     """`manifest_rows` is None for a table that grows."""
     if manifest_rows is None:
@@ -179,115 +162,3 @@ def describe_written_rows(target_path: str, written: WrittenGroups, manifest_row
     if written.selected < written.rows:
         rows += f"; of these, {written.selected:,} match --where and are exported"
     return [rows, *written.remarks.format_lines()]
-
-
-def claim_target(
-    exporter: Exporter, task: ExportTask, format_name: str, reader: AnswerReader, changes: RowChanges
-) -> None:
-    """Create `_export.json`. Refuse a folder that holds another export or something else."""
-    target, is_growing = task.target, isinstance(exporter, TableAppender)
-    entries = target.list_top_entries() - (exporter.own_entries if isinstance(exporter, TableAppender) else set())
-    if entries and "_export.json" not in entries:
-        raise OutputError(f"{target.path} holds {min(entries)} and is no export; export to an empty folder")
-    claim: dict[str, Any] = {
-        "fingerprint": task.context.fingerprint,
-        "rows_per_file": task.options.rows_per_file,
-        "partition_by": list(task.options.partition_by),
-        "parts": sum(len(source.parts) for source in reader.sources),
-        "bytes": sum(source.size_bytes for source in reader.sources),
-        "sources": hash_json([reader.digest, identify_sources(reader.sources)]),
-        "columns": {field.name: {"type": str(field.type), "is": describe_column(field.name)} for field in task.columns},
-    }
-    if format_name != DEFAULT_FORMAT:  # exports of earlier versions are tables and name no format
-        claim["format"] = format_name
-    claim |= {**changes.identify(), **task.options.identify()}
-    if is_growing:  # by more parts
-        claim = {name: value for name, value in claim.items() if name not in ("parts", "bytes", "sources")}
-    if target.create_object("_export.json", json.dumps(claim, indent=2).encode()):
-        return
-    defaults = {"format": DEFAULT_FORMAT, **dict.fromkeys(("calibration", "truth", "where", "split", "media"))}
-    before = {**defaults, **json.loads(target.read_object("_export.json"))}
-    now = {**defaults, **claim}
-    differences = [
-        (name, before.get(name), now[name])
-        for name in now
-        if before.get(name) != now[name] and (name != "columns" or is_growing)
-    ]
-    if differences:
-        shown = ", ".join(f"{name}: was {old}, is {new}" for name, old, new in differences if name not in HIDDEN)
-        raise OutputError(
-            f"{target.path} holds another export ({shown or 'other answers or kept values'}); export to another "
-            "folder, for instance one a day, or delete this one"
-        )
-
-
-def write_groups(
-    exporter: Exporter, task: ExportTask, reader: AnswerReader, changes: RowChanges, say: Callable[[str], None]
-) -> WrittenGroups:
-    """Write the groups that have no note yet. Returns the sum of all groups."""
-    written = WrittenGroups()
-    groups = list_groups(exporter, task, reader, changes)
-    noted = task.target.list_names("_groups")
-    max_rows = sum(source.max_rows for _, group in groups for source in group)
-    with ExportProgress(len(groups), max_rows, say) as progress:
-        for name, group in groups:
-            if f"{name}.json" not in noted:
-                write_group(exporter, name, group, task, reader, changes, progress)
-            note = json.loads(task.target.read_object(f"_groups/{name}.json"))
-            written.rows += note["rows"]
-            written.repeats += note["repeats"]
-            written.selected += note.get("selected", note["rows"])
-            written.files += note["files"]
-            written.remarks.add_all(note.get("remarks", {}))
-            progress.finish_group(note["rows"])
-    return written
-
-
-def list_groups(exporter: Exporter, task: ExportTask, reader: AnswerReader, changes: RowChanges) -> list[NamedGroup]:
-    rows_per_group = task.options.rows_per_file
-    if isinstance(exporter, TableAppender):
-        identity = [task.context.fingerprint, {**changes.identify(), **task.options.identify()}]
-        return plan_appends(task.target, reader.sources, rows_per_group, identity)
-    groups = group_sources(reader.sources, rows_per_group)
-    return [(name_group(group, task, reader, changes), group) for group in groups]
-
-
-def name_group(group: Sequence[ExportSource], task: ExportTask, reader: AnswerReader, changes: RowChanges) -> str:
-    options = task.options.identify()
-    identity: list[object] = [reader.digest, identify_sources(group)]
-    identity += changes.identify().values()
-    identity += [options] if options else []
-    return hash_json([task.context.fingerprint, list(task.options.partition_by), identity])
-
-
-def write_group(
-    exporter: Exporter,
-    name: str,
-    group: Sequence[ExportSource],
-    task: ExportTask,
-    reader: AnswerReader,
-    changes: RowChanges,
-    progress: ExportProgress,
-) -> None:
-    """Write the files of a group, then its note."""
-    row_count = repeat_count = selected_count = 0
-    task.remarks.found.clear()
-    inline_reader = InlineMediaReader(task.context)
-
-    def read_tables() -> Iterator[pa.Table]:
-        nonlocal row_count, repeat_count, selected_count
-        for source, table in zip(group, reader.read_tables(group, task.columns), strict=True):
-            if source.chunk and task.options.media == "copy" and has_inline_media(table):
-                task.media_files.inline = inline_reader.read_chunk(source.chunk)
-            row_count += table.num_rows
-            repeat_count += table.num_rows - len(table["id"].unique())
-            selected = changes.apply(table, task.remarks)
-            selected_count += selected.num_rows
-            yield selected
-            progress.show_rows(row_count)
-
-    files = exporter.write_group(name, read_tables())
-    note = {"rows": row_count, "repeats": repeat_count, "files": files}
-    note |= {"selected": selected_count} if changes.row_filter else {}
-    note |= {"remarks": task.remarks.found} if task.remarks.found else {}
-    task.target.create_object(f"_groups/{name}.json", json.dumps(note).encode())

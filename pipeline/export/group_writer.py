@@ -1,0 +1,97 @@
+"""Writes the rows of an export in groups.
+
+A group's name follows from its rows, and its note in `_groups/` is created when its files are complete.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from pipeline.export.base import Exporter, ExportTask
+from pipeline.export.export_progress import ExportProgress
+from pipeline.export.export_sources import AnswerReader, ExportSource, group_sources, hash_json, identify_sources
+from pipeline.export.inline_media import InlineMediaReader, has_inline_media
+from pipeline.export.remarks import Remarks
+from pipeline.export.row_changes import RowChanges
+from pipeline.export.table_appender import NamedGroup, TableAppender, plan_appends
+from pipeline.run.log import Say
+
+
+@dataclass
+class WrittenGroups:
+    rows: int = 0  # before --where
+    repeats: int = 0  # of these, rows that ask the same as another one
+    selected: int = 0  # by --where
+    files: list[str] = field(default_factory=list)
+    remarks: Remarks = field(default_factory=Remarks)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupWriter:
+    exporter: Exporter
+    task: ExportTask
+    reader: AnswerReader
+    changes: RowChanges
+
+    def write_groups(self, say: Say) -> WrittenGroups:
+        """Write the groups that have no note yet. Returns the sum of all groups."""
+        target, written = self.task.target, WrittenGroups()
+        groups = self.list_groups()
+        noted = target.list_names("_groups")
+        max_rows = sum(source.max_rows for _, group in groups for source in group)
+        with ExportProgress(len(groups), max_rows, say) as progress:
+            for name, group in groups:
+                if f"{name}.json" not in noted:
+                    self.write_group(name, group, progress)
+                note = json.loads(target.read_object(f"_groups/{name}.json"))
+                written.rows += note["rows"]
+                written.repeats += note["repeats"]
+                written.selected += note.get("selected", note["rows"])
+                written.files += note["files"]
+                written.remarks.add_all(note.get("remarks", {}))
+                progress.finish_group(note["rows"])
+        return written
+
+    def list_groups(self) -> list[NamedGroup]:
+        rows_per_group = self.task.options.rows_per_file
+        if isinstance(self.exporter, TableAppender):
+            identity = [self.task.context.fingerprint, {**self.changes.identify(), **self.task.options.identify()}]
+            return plan_appends(self.task.target, self.reader.sources, rows_per_group, identity)
+        groups = group_sources(self.reader.sources, rows_per_group)
+        return [(self.name_group(group), group) for group in groups]
+
+    def name_group(self, group: Sequence[ExportSource]) -> str:
+        options = self.task.options.identify()
+        identity: list[object] = [self.reader.digest, identify_sources(group)]
+        identity += self.changes.identify().values()
+        identity += [options] if options else []
+        return hash_json([self.task.context.fingerprint, list(self.task.options.partition_by), identity])
+
+    def write_group(self, name: str, group: Sequence[ExportSource], progress: ExportProgress) -> None:
+        """Write the files of a group, then its note."""
+        task = self.task
+        row_count = repeat_count = selected_count = 0
+        task.remarks.found.clear()
+        inline_reader = InlineMediaReader(task.context)
+
+        def read_tables() -> Iterator[pa.Table]:
+            nonlocal row_count, repeat_count, selected_count
+            for source, table in zip(group, self.reader.read_tables(group, task.columns), strict=True):
+                if source.chunk and task.options.media == "copy" and has_inline_media(table):
+                    task.media_files.inline = inline_reader.read_chunk(source.chunk)
+                row_count += table.num_rows
+                repeat_count += table.num_rows - len(table["id"].unique())
+                selected = self.changes.apply(table, task.remarks)
+                selected_count += selected.num_rows
+                yield selected
+                progress.show_rows(row_count)
+
+        files = self.exporter.write_group(name, read_tables())
+        note = {"rows": row_count, "repeats": repeat_count, "files": files}
+        note |= {"selected": selected_count} if self.changes.row_filter else {}
+        note |= {"remarks": task.remarks.found} if task.remarks.found else {}
+        task.target.create_object(f"_groups/{name}.json", json.dumps(note).encode())
