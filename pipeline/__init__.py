@@ -407,12 +407,12 @@ python_api: what `import vlbatch` offers
     python_api/jobs.py                      runs jobs, and reads outputs as Arrow
     python_api/model.py                     asks a model about media or about a table
 
-Commands
-    shell_completion.py                     the script by which a shell completes commands
-    commands.py                             what each command does
-    score_commands.py                       what score, sample, truth and compare do
-    output_options.py                       the options of the commands that read an output
-    job_options.py                          the options of the commands that read or write a job
-    cli.py                                  the commands with their options and examples
+command_line: what a user types
+    command_line/shell_completion.py        the script by which a shell completes commands
+    command_line/commands.py                what each command does
+    command_line/score_commands.py          what score, sample, truth and compare do
+    command_line/output_options.py          the options of the commands that read an output
+    command_line/job_options.py             the options of the commands that read or write a job
+    command_line/parser.py                  the commands with their options and examples
     __main__.py                             python -m pipeline: parses, runs and sets the exit code
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from pipeline import cli, commands
+from pipeline.command_line import commands, parser
 from pipeline.errors import ExitCode, PipelineError, StoppedError, Terminated
 from pipeline.run import log
 
@@ -23,9 +23,9 @@ RESUME_ADVICE = "committed answers are kept; run the same command again to conti
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = cli.parse_arguments(__doc__, arguments)
+    options = parser.parse_arguments(__doc__, arguments)
     try:
-        code = cli.COMMANDS[options.command].run(options)
+        code = parser.COMMANDS[options.command].run(options)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader of our output has closed it

@@ -43,12 +43,7 @@ ROOMS = (  # a room imports only rooms that stand before it
     "builtin",
     "new_job",
     "python_api",
-    "shell_completion",
-    "commands",
-    "score_commands",
-    "output_options",
-    "job_options",
-    "cli",
+    "command_line",
     "__main__",
 )
 MAX_LINES = 300
@@ -264,7 +259,7 @@ def test_the_command_line_imports_no_library():
     """Help and completion start at once."""
     program = """
 import sys
-import pipeline.cli
+import pipeline.command_line.parser
 outside = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names) - {"pipeline", "__main__"}
 assert not {"numpy", "pyarrow", "pydantic", "fsspec", "yaml", "rich"} & outside, outside
 """

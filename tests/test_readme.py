@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pipeline.__main__ import main
-from pipeline.cli import parse_arguments
+from pipeline.command_line.parser import parse_arguments
 from pipeline.prepare import Preparer
 from pipeline.registry import STEPS
 from pipeline.types import Item, Request

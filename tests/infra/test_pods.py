@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cli import build_parser
+from pipeline.command_line.parser import build_parser
 from tests.infra import strict
 from tests.infra.overlays import MODES, get_pod_templates, get_resources, list_pod_templates, render_overlay
 

@@ -12,7 +12,7 @@ import urllib.request
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.cli import parse_arguments
+from pipeline.command_line.parser import parse_arguments
 from pipeline.inspect.live import live_server
 from pipeline.inspect.live.live_output import LiveOutput
 from pipeline.inspect.live.live_server import serve_live_page

@@ -252,7 +252,7 @@ def run_demo(options: argparse.Namespace) -> int:
 
 
 def print_completion(options: argparse.Namespace) -> int:
-    from pipeline.shell_completion import build_completion_script
+    from pipeline.command_line.shell_completion import build_completion_script
 
     print(build_completion_script(options.parser, options.shell))
     return ExitCode.ALL_ANSWERED

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from pipeline import commands, score_commands
-from pipeline.job_options import (
+from pipeline.command_line import commands, score_commands
+from pipeline.command_line.job_options import (
     RETRY_OPTION,
     add_check_options,
     add_completion_options,
@@ -22,7 +22,7 @@ from pipeline.job_options import (
     add_run_options,
     add_submit_options,
 )
-from pipeline.output_options import (
+from pipeline.command_line.output_options import (
     SERVE_OPTION,
     add_compare_options,
     add_neighbours_options,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from pipeline.command_line.output_options import add_json_option, add_serve_option, parse_positive_int
+from pipeline.command_line.shell_completion import SHELLS
 from pipeline.new_job.gallery import list_gallery
 from pipeline.new_job.schema_text import FIELDS_HELP
-from pipeline.output_options import add_json_option, add_serve_option, parse_positive_int
 from pipeline.registry import EXPORTERS
-from pipeline.shell_completion import SHELLS
 
 RETRY_OPTION = "--retry-errors"
 
