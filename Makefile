@@ -18,6 +18,7 @@ help: ## this list
 setup: .venv/.ready ## a virtual environment with everything in it, at the versions of infra/constraints.txt
 
 .venv/.ready: pyproject.toml infra/constraints.txt infra/oracles.txt
+	@echo 'Installing into .venv: 3.3 GB, which takes a few minutes'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c infra/constraints.txt -e ".[test,dev,pdf]"
 	$(BIN)/python -m pip install -q --no-deps -r infra/oracles.txt

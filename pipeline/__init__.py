@@ -40,6 +40,7 @@ Shared by all rooms
     retry_policy.py                         decides whether a failed operation runs again, and after how long
     watchdog.py                             ends the process when a step hangs
     step_timer.py                           measures where the time of a run goes
+    command_text.py                         writes commands in messages as they can be copied
     registry.py                             finds engines, families, sources, kinds of media, steps and schemas by name
 
 job: a YAML file becomes a frozen Job
@@ -411,6 +412,7 @@ command_line: what a user types
     command_line/shell_completion.py        the script by which a shell completes commands
     command_line/commands.py                what each command does
     command_line/score_commands.py          what score, sample, truth and compare do
+    command_line/output_commands.py         what status, report and neighbours do
     command_line/output_options.py          the options of the commands that read an output
     command_line/job_options.py             the options of the commands that read or write a job
     command_line/parser.py                  the commands with their options and examples

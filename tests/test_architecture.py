@@ -25,6 +25,7 @@ ROOMS = (  # a room imports only rooms that stand before it
     "watchdog",
     "step_timer",
     "registry",
+    "command_text",
     "job",
     "schema",
     "fetch",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from pipeline.builtin import scene_files, scores
 from pipeline.builtin.evaluate import TASKS, format_figures, read_answers_and_truths, run_task
 from pipeline.cluster.ray_session import connect_to_ray
+from pipeline.command_text import format_command
 
 SCENES_PER_TASK = 16
 FIRST_SCENE = 100_000  # evaluation uses lower numbers
@@ -33,16 +33,16 @@ def run_demo(folder: str) -> int:
     codes, pairs = [], {}
     with connect_to_ray():
         for task in TASKS:
+            print(f"  {task} ...", end="", flush=True)
             codes.append(run_task(task, root, [], runner="ray"))
             pairs[task] = read_answers_and_truths(root / task / "manifest.parquet", root / "answers" / task)
-            print(f"  {task} done after {time.monotonic() - started:.0f} s", flush=True)
+            print(f" done after {time.monotonic() - started:.0f} s", flush=True)
     print("\nAnswers against the truth (1 is best):")
     print(format_figures({task: scores.score_answers(task, pairs[task]) for task in TASKS}))
     for task in SHOWN_TASKS:
         print(format_example(task, root, *pairs[task][0]))
-    python = Path(sys.executable)  # make's environment is rarely activated
-    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else Path("python")
-    print(NEXT_STEPS.format(folder=root, python=python))
+    report = format_command("report", f"{root}/answers/detect", "--roots", str(root))
+    print(NEXT_STEPS.format(folder=root, report=report, init=format_command("init")))
     return max(codes)
 
 
@@ -62,7 +62,7 @@ def drop_nulls(value: Any) -> Any:
 NEXT_STEPS = """
 The answers: {folder}/answers/*/data/*/*.parquet, for instance
   SELECT id, answer.number, answer.total FROM '{folder}/answers/invoice/data/*/*.parquet'
-Look at them: {python} -m pipeline report {folder}/answers/detect --roots {folder}
+Look at them: {report}
 These models know only drawn scenes; about a photograph they say something well formed and wrong. Next, have a job
 file written for a real model and pictures of your own:
-  {python} -m pipeline init"""
+  {init}"""

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import time
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.command_text import format_command, shorten_path
 from pipeline.errors import ExitCode, PipelineError
 
 INIT_PLAN_ROWS = 200
 
 if TYPE_CHECKING:
-    from pipeline.job.spec import InputSection, Job
+    from pipeline.job.spec import Job
 
 
 def run_job(options: argparse.Namespace) -> int:
@@ -79,9 +77,11 @@ def submit_job(options: argparse.Namespace) -> int:
 def plan_job(options: argparse.Namespace) -> int:
     from pipeline.inspect import plan as planning
     from pipeline.inspect.plan.plan_text import format_plan
+    from pipeline.run.run_report import format_report_command
 
+    job = load_job(options)
     plan = planning.plan_job(
-        load_job(options),
+        job,
         sample_rows=None if options.all else options.sample,
         row_limit=options.limit,
         answer_tokens=options.answer_tokens,
@@ -92,8 +92,8 @@ def plan_job(options: argparse.Namespace) -> int:
         print(json.dumps(planning.to_json_dict(plan), indent=2))
         return ExitCode.ALL_ANSWERED
     print("\n".join(format_plan(plan)))
-    if plan.rows_left:
-        print(f"\nnext: {format_job_command('run', options, '--limit', '20')}")
+    next_command = format_job_command("run", options, "--limit", "20") if plan.rows_left else format_report_command(job)
+    print(f"\nnext: {next_command}")
     return ExitCode.ALL_ANSWERED
 
 
@@ -112,14 +112,21 @@ def export_answers(options: argparse.Namespace) -> int:
         push=options.push,
         truth=options.prefer_truth,
     )
+    job = load_job(options)
     code = export_job(
-        load_job(options),
+        job,
         options.target,
         options.to,
         export_options,
         say=print,
         require_complete=options.require_complete,
     )
+    output = shorten_path(job.output.path)
+    next_commands = {
+        ExitCode.INCOMPLETE: format_job_command("run", options),
+        ExitCode.FAILED_ROWS: format_command("status", output),
+    }
+    print(f"next: {next_commands.get(code) or format_command('sample', output)}")
     return ExitCode.ALL_ANSWERED if code == ExitCode.FAILED_ROWS and options.allow_errors else code
 
 
@@ -135,7 +142,7 @@ def write_new_job(options: argparse.Namespace) -> int:
         print("\n".join(["", *format_plan(planning.plan_job(job, sample_rows=INIT_PLAN_ROWS))]))
     except (PipelineError, ImportError, OSError) as error:  # the job is written; it may be meant for another machine
         print(f"\nnot planned here: {error}")
-    print(f"\nnext: python -m pipeline run {wanted.path} --limit 20")
+    print(f"\nnext: {format_command('run', str(wanted.path), '--limit', '20')}")
     return ExitCode.ALL_ANSWERED
 
 
@@ -164,87 +171,6 @@ def check_job(options: argparse.Namespace) -> int:
     return ExitCode.ALL_ANSWERED
 
 
-def show_status(options: argparse.Namespace) -> int:
-    from pipeline.inspect.status import format_status, read_status, to_json_dict
-
-    status = read_status(options.output, options.question)
-    print(json.dumps(to_json_dict(status), indent=2) if options.json else "\n".join(format_status(status)))
-    return ExitCode.ALL_ANSWERED
-
-
-def write_report(options: argparse.Namespace) -> int:
-    from pipeline.inspect import report as reporting
-    from pipeline.inspect.report.statistics import ReportOptions
-    from pipeline.run.progress import format_count
-
-    folder = Path() if "://" in options.output else Path(options.output)
-    if missing := [root for root in options.roots if not Path(root.removeprefix("file://")).is_dir()]:
-        raise PipelineError(f"--roots {missing[0]}: there is no such folder")
-    report_options = ReportOptions(
-        options.random,
-        options.worst,
-        tuple(options.id),
-        roots=tuple(options.roots),
-        hosts=tuple(options.hosts),
-        stores=tuple(options.stores),
-        truth=options.truth,
-        truth_id_column=options.truth_id,
-        schema_spec=options.schema,
-        against=options.against,
-    )
-    if options.serve is not None:
-        return follow_output(
-            options.output, reporting.build_media_access(options.output, report_options), options.serve
-        )
-    target = Path(options.to or folder / "report.html")
-    report = reporting.write_report(options.output, target, options=report_options, question=options.question)
-    rows, mebibytes = format_count(report.card_count, "row"), report.size_bytes / 2**20
-    print(f"{report.path}: {rows}, {mebibytes:.1f} MiB; open it in a browser")
-    if report.withheld_media:
-        places = f"the output says it read them with: {report.claimed_places}" if report.claimed_places else ""
-        print(
-            f"media that are not shown: {report.withheld_media}, because no option allows to read them. "
-            f"If the output is yours, add --roots, --hosts or --stores; {places}".rstrip("; ")
-        )
-    if options.truth is None:
-        print(f"next: {shlex.join(['python', '-m', 'pipeline', 'sample', options.output])}  # how good are they?")
-    return ExitCode.ALL_ANSWERED
-
-
-def follow_output(output_path: str, access: InputSection, port: int) -> int:
-    from pipeline.inspect.live.live_output import LiveOutput
-    from pipeline.inspect.live.live_server import serve_live_page
-
-    with serve_live_page(LiveOutput(output_path, access), port, say=print):
-        while True:  # until Ctrl-C
-            time.sleep(3600)
-
-
-def find_neighbours(options: argparse.Namespace) -> int:
-    from pipeline.inspect import neighbours
-    from pipeline.inspect.neighbours.neighbours_page import write_page
-    from pipeline.inspect.neighbours.progress_line import ProgressLine
-    from pipeline.inspect.output_reader import open_output_reader
-    from pipeline.inspect.report.statistics import ReportOptions
-
-    file = Path(options.to)
-    if file.suffix != ".parquet":
-        raise PipelineError(f"--to {file}: the table is Parquet, so give a name that ends in .parquet")
-    search = neighbours.NeighbourOptions(
-        options.column, options.above, tuple(options.near), options.count, options.diverse, options.approximate
-    )
-    reader = open_output_reader(options.output, options.question)
-    found = neighbours.find_neighbours(reader, search, ProgressLine().report_share, print)
-    found.write(file)
-    print(f"{file}: {found.describe(search)}")
-    if options.page:
-        access = ReportOptions(roots=tuple(options.roots), hosts=tuple(options.hosts), stores=tuple(options.stores))
-        withheld = write_page(reader, found.rows, Path(options.page), found.describe(search), access)
-        more = f"; media that are not shown: {withheld}, see --roots, --hosts and --stores" if withheld else ""
-        print(f"{options.page}: open it in a browser{more}")
-    return ExitCode.ALL_ANSWERED
-
-
 def run_demo(options: argparse.Namespace) -> int:
     from pipeline.builtin import demo
 
@@ -262,7 +188,7 @@ def format_job_command(command: str, options: argparse.Namespace, *more: str) ->
     """Another command for the same job, with the same changes."""
     changes = [word for change in options.set for word in ("--set", change)]
     day = ["--date", options.date] if options.date else []
-    return shlex.join(["python", "-m", "pipeline", command, options.job, *changes, *day, *more])
+    return format_command(command, options.job, *changes, *day, *more)
 
 
 def load_job(options: argparse.Namespace) -> Job:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from pipeline.command_line import commands, score_commands
+from pipeline.command_line import commands, output_commands, score_commands
 from pipeline.command_line.job_options import (
     RETRY_OPTION,
     add_check_options,
@@ -133,7 +133,7 @@ COMMANDS = {
         """\
   python -m pipeline status out/caption
   python -m pipeline status s3://acme/labels/invoices --json""",
-        commands.show_status,
+        output_commands.show_status,
         add_status_options,
         job_argument="none",
     ),
@@ -143,7 +143,7 @@ COMMANDS = {
   python -m pipeline report out/caption --roots ./my-pictures
   python -m pipeline report s3://acme/labels/invoices --to invoices.html --random 100
   python -m pipeline report out/caption --roots ./my-pictures --id 000123 --id 000124 --worst 0""",
-        commands.write_report,
+        output_commands.write_report,
         add_report_options,
         job_argument="none",
     ),
@@ -172,7 +172,7 @@ COMMANDS = {
   python -m pipeline neighbours out/embed --above 0.97 --page duplicates.html --roots ./my-pictures
   python -m pipeline neighbours out/embed --near 000123 --count 20
   python -m pipeline neighbours out/embed --diverse 500 --to diverse.parquet""",
-        commands.find_neighbours,
+        output_commands.find_neighbours,
         add_neighbours_options,
         job_argument="none",
     ),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 from pathlib import Path
 
+from pipeline.command_text import format_command
 from pipeline.errors import ExitCode, PipelineError
 
 
@@ -21,7 +21,12 @@ def score_answers(options: argparse.Namespace) -> int:
         id_column=options.truth_id,
         schema_spec=options.schema,
     )
-    print(json.dumps(scoring.to_json_dict(score), indent=2) if options.json else "\n".join(format_score(score)))
+    if options.json:
+        print(json.dumps(scoring.to_json_dict(score), indent=2))
+    else:
+        print("\n".join(format_score(score)))
+        report = format_command("report", options.output, *list_truth_options(options))
+        print(f"\nnext: {report}  # what is wrong, beside the media")
     return ExitCode.ALL_ANSWERED
 
 
@@ -62,7 +67,14 @@ def write_truth(options: argparse.Namespace) -> int:
 
 
 def format_score_command(options: argparse.Namespace) -> str:
-    return shlex.join(["python", "-m", "pipeline", "score", options.output, "--truth", options.to])
+    return format_command("score", options.output, "--truth", options.to)
+
+
+def list_truth_options(options: argparse.Namespace) -> list[str]:
+    """Those that were given, for another command about the same truth."""
+    given = {"--question": getattr(options, "question", None), "--truth": options.truth, "--schema": options.schema}
+    given |= {"--truth-id": options.truth_id if options.truth_id != "id" else None}
+    return [word for option, value in given.items() if value for word in (option, value)]
 
 
 def compare_answers(options: argparse.Namespace) -> int:
@@ -77,6 +89,11 @@ def compare_answers(options: argparse.Namespace) -> int:
             tuple(options.questions), options.truth, options.truth_id, options.schema, options.price
         ),
     )
-    printed = json.dumps(compare.to_json_dict(comparison), indent=2) if options.json else None
-    print(printed or "\n".join(format_comparison(comparison)))
+    if options.json:
+        print(json.dumps(compare.to_json_dict(comparison), indent=2))
+    else:
+        print("\n".join(format_comparison(comparison)))
+        against = ["--question", comparison.questions[1], "--against", comparison.questions[0]]
+        report = format_command("report", options.output, *against, *list_truth_options(options))
+        print(f"next: {report}  # both answers side by side")
     return ExitCode.ALL_ANSWERED

@@ -6,13 +6,13 @@ the parts that name this run are what it has done since, whether it ended, died 
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
+from pipeline.command_text import format_command
 from pipeline.inspect.output_reader import RunCommits, open_output_reader
 from pipeline.run.lease import LeaseHolder
 from pipeline.run.progress import format_count, format_duration
@@ -105,7 +105,7 @@ def format_status(status: OutputStatus) -> Iterator[str]:
         yield "next      give the same run command again: it asks the rows that are left"
     if status.wrong:
         yield "retry     the run command with --retry-errors asks the failed rows again"
-    yield f"look      python -m pipeline report {shlex.quote(status.path)}"
+    yield f"look      {format_command('report', status.path)}"
 
 
 def format_run(report: Mapping[str, Any]) -> str:

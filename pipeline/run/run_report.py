@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
-import shlex
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from pipeline.command_text import format_command, shorten_path
 from pipeline.context import RunContext
 from pipeline.errors import ExitCode, OutputError
 from pipeline.fetch.stores import list_stores
@@ -52,15 +52,18 @@ def print_summary(
         say(f"cut off by {limit}: {totals.cut_off:,} of these answers, whose column finish says length")
     if totals.failed:
         say(totals.format_failure_reasons())
-    output = shlex.quote(job.output.path)
-    if totals.answered or any(dataset.read_footer(part).row_count for part in dataset.list_parts()):
-        say(f"answers: {dataset.parts_path}; see them: {format_report_command(job)}")
+    output = shorten_path(job.output.path)
+    has_answers = totals.answered or any(dataset.read_footer(part).row_count for part in dataset.list_parts())
+    if has_answers:
+        say(f"answers: {shorten_path(dataset.parts_path)}")
     if has_dead_letters:
         of_earlier_runs = "" if totals.failed else " of earlier runs"
-        reasons = "" if totals.failed else f"python -m pipeline status {output} says why; "
-        say(f"dead letters{of_earlier_runs}: {dataset.dead_letters_path}; {reasons}--retry-errors asks them again")
+        reasons = "" if totals.failed else f"{format_command('status', output)} says why; "
+        path = shorten_path(dataset.dead_letters_path)
+        say(f"dead letters{of_earlier_runs}: {path}; {reasons}--retry-errors asks them again")
     if missing_rows := sum(chunk.asked_row_count for chunk in missing_chunks):
         say(f"{missing_rows:,} rows are neither answered nor failed; run the same command again")
+    say(f"next: {format_report_command(job) if has_answers else format_command('status', output)}")
     return choose_exit_code(totals, missing_rows, has_dead_letters)
 
 
@@ -68,12 +71,12 @@ def format_report_command(job: Job) -> str:
     """With the places of media that the rows of this job may name: a report reads no others."""
     own_stores = list_stores([job.output.path])
     places = {
-        "--roots": job.input.roots,
+        "--roots": map(shorten_path, job.input.roots),
         "--hosts": job.input.hosts,
         "--stores": [store for store in job.input.stores if store not in own_stores],
     }
     options = [word for option, values in places.items() for value in values for word in (option, value)]
-    return shlex.join(["python", "-m", "pipeline", "report", job.output.path, *options])
+    return format_command("report", shorten_path(job.output.path), *options)
 
 
 def choose_exit_code(totals: RunTotals, missing_rows: int, has_dead_letters: bool) -> ExitCode:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shlex
+import sys
+from pathlib import Path
 
 import pytest
 
 from pipeline.__main__ import main
 from pipeline.builtin.scene_files import write_scene_files
+from pipeline.command_text import format_command, shorten_path
 
 NAMED = re.compile(r"python -m pipeline ([^\n#;]*)")
 
@@ -41,4 +45,53 @@ def test_a_job_that_is_checked_is_planned_next_and_then_run_with_the_same_change
     assert main([*shlex.split(line), "--local"]) == 0
     capsys.readouterr()
     assert main(["plan", job, "--set", change]) == 0
-    assert "next:" not in capsys.readouterr().out, "nothing is left to run"
+    *_, line = NAMED.findall(capsys.readouterr().out)
+    assert shlex.split(line)[0] == "report", "nothing is left to run"
+
+
+@pytest.mark.process
+def test_from_an_export_and_a_truth_to_what_is_wrong(workspace, capsys, monkeypatch):
+    workspace.write_manifest(workspace.draw_images(3))
+    job = str(workspace.write_job_file())
+    monkeypatch.chdir(workspace.folder)
+    assert main(["run", job, "--local"]) == 0
+    assert main(["export", job, "table"]) == 0
+    *_, line = NAMED.findall(capsys.readouterr().out)
+    assert shlex.split(line) == ["sample", "out"]
+    assert main(shlex.split(line)) == 0
+    sample = Path("sample.csv")
+    header, *rows = csv.reader(sample.read_text().splitlines())
+    with sample.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *([*row[:-1], row[-2]] for row in rows)])  # all answers are right
+    for command in (["score", "out", "--truth", "sample.csv"], ["report", "out", "--truth", "sample.csv"]):
+        assert main(command) == 0
+        *_, line = NAMED.findall(capsys.readouterr().out)
+        expected = "report" if command[0] == "score" else "compare"
+        assert shlex.split(line) == [expected, "out", "--truth", "sample.csv"]
+
+
+@pytest.mark.parametrize(
+    ("started", "named"),
+    [
+        ({"argv": "/usr/bin/vlbatch", "python": "/usr/bin/python"}, "vlbatch"),
+        ({"argv": "x/pipeline/__main__.py", "python": "{folder}/.venv/bin/python"}, ".venv/bin/python -m pipeline"),
+        ({"argv": "x/pipeline/__main__.py", "python": "{folder}/bin/python"}, "python -m pipeline"),
+        ({"argv": "x/pipeline/__main__.py", "python": "/elsewhere/python3.12"}, "python -m pipeline"),
+    ],
+)
+def test_a_command_is_begun_as_the_process_was(tmp_path, monkeypatch, started, named):
+    on_path = tmp_path / "bin" / "python"
+    on_path.parent.mkdir()
+    on_path.symlink_to(sys.executable)
+    monkeypatch.setenv("PATH", str(on_path.parent))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [started["argv"]])
+    monkeypatch.setattr(sys, "executable", started["python"].format(folder=tmp_path))
+    assert format_command("run", "my job.yaml") == f"{named} run 'my job.yaml'"
+
+
+def test_paths_are_seen_from_here_where_that_is_shorter(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert shorten_path(f"{tmp_path}/u/../out") == "out"
+    assert shorten_path("/a") == "/a"
+    assert shorten_path("s3://acme/a/../b") == "s3://acme/a/../b"

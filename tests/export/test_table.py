@@ -135,7 +135,9 @@ def test_the_command_says_how_many_rows_are_missing(workspace, capsys):
     assert main(["run", job, "--local", "--limit", "3"]) == 0
     missing = "missing: 0 rows that failed (run --retry-errors), 2 not asked yet (run)"
     assert main(["export", job, str(target), "--require-complete"]) == 4
-    assert capsys.readouterr().out == f"nothing is exported; {missing}\n"
+    said, next_command = capsys.readouterr().out.splitlines()
+    assert said == f"nothing is exported; {missing}"
+    assert next_command.endswith(f"pipeline run {job}")
     assert not target.exists()
     assert main(["export", job, str(target), "--partition-by", "hint"]) == 4
     assert f"{target}: 3 of 5 rows\n{missing}\n" in capsys.readouterr().out
@@ -149,6 +151,7 @@ def test_the_exit_code_of_an_export_tells_of_failed_rows(workspace, capsys):
     assert main(["export", job, str(target), "--require-complete"]) == 3
     assert not target.exists()
     assert main(["export", job, str(target)]) == 3
+    assert "pipeline status " in capsys.readouterr().out.splitlines()[-1]
     assert (target / "_SUCCESS").exists()
     assert main(["export", job, str(target), "--allow-errors"]) == 0
 

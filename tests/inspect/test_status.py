@@ -180,7 +180,7 @@ def test_a_path_with_spaces_is_quoted_in_the_command_that_is_suggested(workspace
     workspace.write_manifest(workspace.draw_images(1))
     workspace.run_job(output={"path": str(workspace.folder / "my labels")})
     quoted = f"python -m pipeline report '{workspace.folder}/my labels'"
-    assert workspace.messages[-1].endswith(f"{quoted} --roots {workspace.folder}")
+    assert workspace.messages[-1].endswith(f"{quoted} --roots {workspace.folder}"), "no shorter path leads there"
     text = "\n".join(format_status(read_status(str(workspace.folder / "my labels"))))
     assert text.endswith(quoted)
 

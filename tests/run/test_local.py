@@ -71,8 +71,10 @@ def test_a_second_run_does_nothing_and_remembers_the_failures(workspace):
     before = workspace.list_parts()
     assert workspace.run_job() == 3
     assert workspace.messages[0] == "t: 6 rows, 6 done before; 0 to do in 0 chunks"
-    assert workspace.messages[-1].startswith("dead letters of earlier runs: ")
-    assert f"python -m pipeline status {workspace.folder}/out says why" in workspace.messages[-1]
+    dead_letters, next_command = workspace.messages[-2:]
+    assert dead_letters.startswith("dead letters of earlier runs: ")
+    assert "pipeline status " in dead_letters
+    assert "pipeline report " in next_command
     assert workspace.list_parts() == before
     assert len(workspace.read_dead_letters()) == 1
 

@@ -65,7 +65,7 @@ def format_verdict(comparison: QuestionComparison) -> str:
     """One sentence that a decision can rest on."""
     right = comparison.measures.get(WHOLE_ANSWER, {}).get(RIGHT)
     if right is None:
-        return "Which is better? --truth tells; python -m pipeline sample draws rows to label"
+        return "Which is better? --truth tells; the command sample draws rows to label"
     points = abs(right.difference.value) * 100
     chance = "p < 0.001" if right.p_value < 0.001 else f"p = {right.p_value:.2g}"
     if right.p_value >= SIGNIFICANT:

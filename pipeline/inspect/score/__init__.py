@@ -71,6 +71,8 @@ def score_output(
 def measure_answers(reader: OutputReader, truth: TruthIndex) -> OutputScore:
     scored = read_scored_rows(reader, truth)
     path, where = reader.dataset.store.path, truth.where
+    if truth.column is None and not truth.answers:
+        raise OutputError(f"--truth {where}: no row of it has a true answer yet; fill in its column `truth`")
     if not scored.marks:
         raise OutputError(f"--truth {where}: none of its rows is in {path}. Rows are found by their ids (--truth-id)")
     return OutputScore(

@@ -51,7 +51,7 @@ def format_confidences(fields: Mapping[str, FieldScore], width: int) -> Iterator
 def format_estimates(estimates: Mapping[str, Mapping[str, PopulationEstimate]]) -> Iterator[str]:
     if not estimates:
         return
-    yield "All answered rows, if those with a truth are a random sample of them (python -m pipeline sample draws one):"
+    yield "All answered rows, if those with a truth are a random sample of them (the command sample draws one):"
     names = [f"{path}: {figure}" for path, figures in estimates.items() for figure in figures]
     width = max(map(len, names))
     yield f"{'':<{width}}  {'answers':>8} {'estimate':>8}   {'95 % interval':<17}  sample alone"

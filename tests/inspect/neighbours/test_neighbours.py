@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,7 +53,20 @@ def test_of_near_duplicates_the_largest_picture_is_kept(output, capsys):
     assert main(["neighbours", output, "--above", "0.999"]) == 0
     assert [(row_id, of) for row_id, of, _ in read_found()] == [("c", "b"), ("a", "b"), ("e", "d")]
     assert [cosine for *_, cosine in read_found()] == pytest.approx([0.99966, 0.99939, 0.99985], abs=2e-4)
-    assert capsys.readouterr().out == "neighbours.parquet: 3 near duplicates of 2 rows, among 6 rows\n"
+    found, next_command = capsys.readouterr().out.splitlines()
+    assert found == "neighbours.parquet: 3 near duplicates of 2 rows, among 6 rows"
+    command = shlex.split(next_command.partition("-m pipeline ")[2], comments=True)
+    assert command == ["neighbours", output, "--above", "0.999", "--page", "neighbours.html"]
+    assert main(command) == 0
+    assert "run JOB --except neighbours.parquet" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_where_no_rows_are_alike_a_lower_cosine_is_named(output, capsys):
+    assert main(["neighbours", output, "--above", "0.9999"]) == 0
+    command = shlex.split(capsys.readouterr().out.partition("-m pipeline ")[2], comments=True)
+    assert command == ["neighbours", output, "--above", "0.95"]
+    assert main(command) == 0
+    assert read_found()
 
 
 def test_nearest_rows_of_two_rows(output):
@@ -64,10 +79,11 @@ def test_nearest_rows_of_two_rows(output):
     ]
 
 
-def test_diverse_rows(output):
+def test_diverse_rows(output, capsys):
     assert main(["neighbours", output, "--diverse", "3"]) == 0
     assert [row_id for row_id, _, _ in read_found()] == ["c", "f", "e"]
     assert [of for _, of, _ in read_found()] == [None, "c", "c"]
+    assert capsys.readouterr().out.endswith(f"pipeline sample {output} --from neighbours.parquet\n")
 
 
 def test_rows_without_a_vector_are_counted(workspace, monkeypatch, capsys):

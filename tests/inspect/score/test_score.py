@@ -197,6 +197,7 @@ def test_what_is_wrong_with_a_truth_is_said(boxes, workspace):
         '{"id": "r0", "truth": "{\\"boxes\\": [{\\"label\\": \\"dog\\"}]}"}': "row r0 has not the shape of an answer",
         '{"id": "r0", "truth": "{\\"box\\": []}"}': "the answer has boxes; none is in both",
         '{"id": "other", "truth": "{\\"boxes\\": []}"}': "none of its rows is in",
+        '{"id": "r0", "answer": "{}", "truth": ""}': "no row of it has a true answer yet",
         '{"name": "r0", "truth": "{\\"boxes\\": []}"}': "has no column 'id'; it has name, truth",
         '{"id": "r0", "truth": "{}"}\n{"id": "r0", "truth": "{\\"boxes\\": []}"}': "two truths for 'r0'",
     }

@@ -1,0 +1,31 @@
+"""Writes commands in messages as whoever reads them can copy them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+
+def format_command(*words: str) -> str:
+    """A command of ours, begun as this process was."""
+    return f"{format_program()} {shlex.join(words)}"
+
+
+def format_program() -> str:
+    """The installed script, or Python by its name on the PATH. An environment that is not activated is named by its
+    path if it lies below the working directory."""
+    if Path(sys.argv[0]).name == "vlbatch":
+        return "vlbatch"
+    python = Path(sys.executable)
+    names = [name for name in ("python", "python3") if (found := shutil.which(name)) and Path(found) == python]
+    if not names and python.is_relative_to(Path.cwd()):
+        names = [str(python.relative_to(Path.cwd()))]
+    return f"{shlex.quote([*names, 'python'][0])} -m pipeline"
+
+
+def shorten_path(path: str) -> str:
+    """A local path as seen from the working directory, where that is shorter. URLs stay as they are."""
+    return path if "://" in path else min(os.path.relpath(path), path, key=len)
