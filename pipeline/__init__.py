@@ -20,6 +20,7 @@ Glossary
     dead letter     an item that failed, stored beside the part so that it can be retried
     generation      one retry of a chunk's failed rows; later generations win over earlier ones
     lease           the object by which one run claims an output, so that two runs do not mix
+    shard           the chunks of a manifest that one of several drivers works on
     family          what a model series was trained on: frame sizes, prompt format, positions, coordinates
     engine          whatever turns requests into tokens: our own, vLLM, an HTTP server, or a script
     replica         one copy of the model with its engine; it may span several devices
@@ -272,7 +273,9 @@ run: one run, without Ray
     run/dedup.py                            finds duplicate rows in little memory
     run/attempts.py                         counts the attempts of a RayJob
     run/budget.py                           stops a run when a question has cost what it may
-    run/lease.py                            lets one run at a time work on an output
+    run/claims.py                           the objects by which runs claim an output or a shard, one after the other
+    run/lease.py                            lets one run at a time work on an output, or on each shard of it
+    run/shards.py                           divides chunks among drivers that work on one output at once
     run/signals.py                          stops a run in good order on SIGTERM and Ctrl-C
     run/tally.py                            adds up receipts
     run/progress.py                         shows the progress of a run
@@ -339,6 +342,7 @@ cluster: everything that needs Ray
 inspect: what people look at
     inspect/output_reader.py                reads the answers, failures and runs of one question
     inspect/status.py                       shows what is answered, failed and left
+    inspect/shard_status.py                 shows the same for each shard
     inspect/plan/__init__.py                predicts cost and failures before a run
     inspect/plan/advice.py                  suggests smaller media where that saves many tokens
     inspect/plan/survey.py                  counts rows, tokens and failures from headers

@@ -22,6 +22,7 @@ from PIL import Image
 
 from pipeline.job.spec import Job
 from pipeline.run import driver
+from pipeline.run.shards import Shard
 from tests.seaweed import Seaweed
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +77,8 @@ class JobWorkspace:
         row_limit: int | None = None,
         allow_other_questions: bool = False,
         retry_kind: str | None = None,
+        shard: tuple[int, int] | None = None,
+        take_over: bool = False,
         **sections: Any,
     ) -> int:
         job = Job.model_validate(self.build_job(**sections))
@@ -87,6 +90,8 @@ class JobWorkspace:
                 runner=runner,
                 allow_other_questions=allow_other_questions,
                 retry_kind=retry_kind,
+                shard=Shard(*shard) if shard else None,
+                take_over=take_over,
             ),
             say=self.messages.append,
         )

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 def run_job(options: argparse.Namespace) -> int:
     from pipeline.run import driver, log
+    from pipeline.run.shards import Shard
 
     run_options = driver.RunOptions(
         row_limit=options.limit,
+        shard=Shard(*options.shard) if options.shard else None,
         runner="local" if options.local else "ray",
         allow_other_questions=options.on_change == "add",
         take_over=options.take_over,

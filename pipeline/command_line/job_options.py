@@ -37,6 +37,8 @@ def add_submit_options(parser: argparse.ArgumentParser) -> None:
 
 def add_shared_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=parse_positive_int, metavar="N", help="only the first N rows of the manifest")
+    shard_help = "only the second of four parts of the manifest; other runs work on the others, on the same output"
+    parser.add_argument("--shard", type=parse_shard, metavar="2/4", help=shard_help)
     except_help = "do not ask the rows of this table: people have labelled them, or neighbours names them as duplicates"
     parser.add_argument("--except", dest="labelled_rows", metavar="TABLE", help=except_help)
     add_allow_errors_option(parser)
@@ -46,6 +48,17 @@ def add_shared_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(RETRY_OPTION, nargs="?", const="", metavar="KINDS", help=retry_help)
     change_help = "what to do if the output holds answers to another question; default: refuse"
     parser.add_argument("--on-change", choices=["refuse", "add"], default="refuse", help=change_help)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """
+    >>> parse_shard("2/4")
+    (2, 4)
+    """
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shard; the four shards of a manifest are 1/4, 2/4, 3/4, 4/4")
+    return int(number), int(count)
 
 
 def add_allow_errors_option(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ from pipeline.output.dead_letters import DeadLetter, find_failed_chunks
 from pipeline.output.store import ObjectInfo, OutputStore
 from pipeline.output.thread_map import map_in_threads
 from pipeline.run import retry_errors
-from pipeline.run.lease import LeaseHolder, read_newest_holder
+from pipeline.run.claims import LeaseHolder, open_claims, read_newest_holder, read_shard_holders
 from pipeline.run.orphans import count_repeated_rows
 
 
@@ -42,6 +42,11 @@ class OutputReader:
     def lease_holder(self) -> LeaseHolder | None:
         """The newest run by the order of leases: the clocks of different machines do not count."""
         return read_newest_holder(self.dataset)
+
+    @cached_property
+    def shard_holders(self) -> dict[int, LeaseHolder]:
+        """The newest run on each shard, by its number; empty if the newest run worked on the whole."""
+        return read_shard_holders(self.dataset, open_claims(self.dataset).find_newest())
 
     @cached_property
     def parts(self) -> dict[str, ObjectInfo]:
@@ -78,8 +83,9 @@ class OutputReader:
         """A run that did not end by itself may have committed more than it knew: its parts tell."""
         if report.get("status") == "done":
             return report
-        holder, commits = self.lease_holder, self.commits.get(run_id, RunCommits())
-        status = "running" if holder and holder.held and holder.run == run_id else "killed"
+        commits = self.commits.get(run_id, RunCommits())
+        holders = self.shard_holders.values() or filter(None, [self.lease_holder])
+        status = "running" if any(holder.held and holder.run == run_id for holder in holders) else "killed"
         counts = {name: max(getattr(commits, name), report.get(name, 0)) for name in ("answered", "failed")}
         return {"run": run_id, "status": status, "seconds": None, **report, **counts}
 
@@ -110,8 +116,21 @@ class OutputReader:
         for run_id in sorted(list_runs(store, "plan"), key=lambda run_id: run_id != newest_run):
             plan = read_run_document(store, run_id, "plan")
             if plan["fingerprint"] == self.dataset.fingerprint and ("gone" in plan or not full_manifest):
-                return run_id, plan
+                return self.find_first_plan(plan["epoch"]) if "shard" in plan else (run_id, plan)
         return "", {}
+
+    def find_first_plan(self, epoch: int) -> tuple[str, dict[str, Any]]:
+        """Of the runs on shards in an epoch: it knows all that was left before any of them committed."""
+        plans = {run_id: plan for run_id, plan in self.shard_plans.items() if plan["epoch"] == epoch}
+        return min(plans.items(), key=lambda each: each[1]["parts"])
+
+    @cached_property
+    def shard_plans(self) -> dict[str, dict[str, Any]]:
+        """Of all runs on shards, whose names tell."""
+        run_ids = [run_id for run_id in list_runs(self.dataset.store, "plan") if "-s" in run_id]
+        plans = map_in_threads(lambda run_id: read_run_document(self.dataset.store, run_id, "plan"), run_ids)
+        each = zip(run_ids, plans, strict=True)
+        return {run_id: plan for run_id, plan in each if plan["fingerprint"] == self.dataset.fingerprint}
 
     def read_failed_rows(self, *, may_repeat_rows: bool = False) -> Iterator[DeadLetter]:
         """The rows of the newest run's manifest that are still failed, each once.

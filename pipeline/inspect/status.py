@@ -14,7 +14,8 @@ from typing import Any
 
 from pipeline.command_text import format_command
 from pipeline.inspect.output_reader import RunCommits, open_output_reader
-from pipeline.run.lease import LeaseHolder
+from pipeline.inspect.shard_status import ShardStatus, format_shards, read_shards
+from pipeline.run.claims import LeaseHolder
 from pipeline.run.progress import format_count, format_duration
 
 MAX_LISTED_RUNS = 10
@@ -40,6 +41,7 @@ class OutputStatus:
     labelled: int = 0  # more rows of the manifest, which people have labelled: run --except
     runs: list[dict[str, Any]] = field(default_factory=list)
     lease: LeaseHolder | None = None  # the newest; its `held` tells whether that run still works
+    shards: list[ShardStatus] = field(default_factory=list)  # if the newest runs work on shards
 
 
 def read_status(path: str, question: str | None = None) -> OutputStatus:
@@ -64,6 +66,9 @@ def read_status(path: str, question: str | None = None) -> OutputStatus:
     )
     newest_commits = reader.commits.get(newest_run, RunCommits())
     status.left = max(0, plan["rows_left"] - newest_commits.newly_asked) if plan else None
+    if "shard" in plan:
+        status.shards = read_shards(reader, plan)
+        status.left = sum(shard.left for shard in status.shards)
     for letter in reader.read_failed_rows(may_repeat_rows=reader.may_repeat_rows):
         reason = f"{letter.stage}/{letter.kind}"
         status.wrong[reason] += 1
@@ -94,18 +99,23 @@ def format_status(status: OutputStatus) -> Iterator[str]:
         yield f"left      {status.left:,} of {status.rows:,} rows, as the last run counted them"
     if status.labelled:
         yield f"labelled  {format_count(status.labelled, 'row')} more, which the last run did not ask (--except)"
-    if (holder := status.lease) and holder.held:
-        yield f"running   run {holder.run} on {holder.host}, since {holder.since}; last seen {holder.seen}"
-    else:
-        yield "running   no"
+    yield from format_shards(status.shards) if status.shards else [format_lease(status.lease)]
     if status.runs:
         yield "runs"
         yield from map(format_run, status.runs[:MAX_LISTED_RUNS])
-    if status.left:
+    if any(shard.state in ("stopped", "not begun") for shard in status.shards):
+        yield "next      give the run command with --shard for each shard that has stopped or not begun"
+    elif status.left:
         yield "next      give the same run command again: it asks the rows that are left"
     if status.wrong:
         yield "retry     the run command with --retry-errors asks the failed rows again"
     yield f"look      {format_command('report', status.path)}"
+
+
+def format_lease(holder: LeaseHolder | None) -> str:
+    if holder is None or not holder.held:
+        return "running   no"
+    return f"running   run {holder.run} on {holder.host}, since {holder.since}; last seen {holder.seen}"
 
 
 def format_run(report: Mapping[str, Any]) -> str:

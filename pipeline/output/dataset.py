@@ -3,6 +3,7 @@
     data/fp=FINGERPRINT/PART.parquet              answered rows; creating this object commits the part
     errors/fp=FINGERPRINT/PART-RANDOM.parquet     dead letters; the part's commit note names the file that counts
     _lease/fp=FINGERPRINT/                        which run works on the question; readers pass over the name
+    _lease/fp=FINGERPRINT-shards/EPOCH/SHARD/     which run works on a shard of it
     questions/FINGERPRINT.json                    the inputs of the fingerprint
     scores/FINGERPRINT/TRUTH.json                 how good the answers are, measured against a truth (its hash)
     classes/NUMBER.json                           the names of classes in exports; the highest number counts
@@ -17,6 +18,7 @@ import io
 import json
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -48,6 +50,26 @@ class Dataset:
         """Outputs of earlier versions keep the folder that they have, so that no run misses the lease of another."""
         old_folder = f"lease/fp={self.fingerprint}"
         return old_folder if self.store.list_names(old_folder) else f"_{old_folder}"
+
+    def get_shards_folder(self, epoch: int) -> str:
+        """Where runs claim shards in an epoch of the lease."""
+        return f"{self.lease_folder}-shards/{epoch:08d}"
+
+    def delete_lease(self, epoch: int) -> None:
+        folder = self.get_shards_folder(epoch)
+        for name in self.store.list_names(folder):
+            self.store.delete_object(f"{folder}/{name}")
+        for ending in ("beat", "json"):
+            self.store.delete_object(f"{self.lease_folder}/{epoch:08d}.{ending}")
+
+    def read_store_time(self) -> float | None:
+        """Now, by the clock that tells when objects were written; None if the store does not tell."""
+        folder, name = "_lease/clock", uuid.uuid4().hex
+        self.store.create_object(f"{folder}/{name}", b"now")
+        modified_at = self.store.list_objects(folder)[name].modified_at
+        with suppress(OutputError):  # some roles may not delete
+            self.store.delete_object(f"{folder}/{name}")
+        return modified_at
 
     def check_store(self) -> None:
         """Raise an OutputError if the store cannot keep two runs apart."""

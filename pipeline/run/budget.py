@@ -1,10 +1,12 @@
 """Stops a run when the answers to its question have cost what `limits.budget` allows. All runs count.
 
 A budget can be exceeded by what is under way when it is spent: chunks that have begun are answered and committed.
+Runs on shards do not know what the others spend, so each may spend its share of the budget.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,19 +15,21 @@ from pipeline.job.spec import Job
 from pipeline.output.commit import read_receipt
 from pipeline.output.dataset import Dataset, list_runs, read_run_document
 from pipeline.run.log import Say
+from pipeline.run.shards import Shard
 from pipeline.run.tally import RunTotals
 from pipeline.types import NO_TOKENS, TokenCounts, add_counts
 
 WARNING_SHARE = 0.8
+COST_NAMES = ("tokens", "gpu_hours", "cost")
 ENGINE_STEPS = ("worked", "waited")  # the time of engines, of which each holds the GPUs of its replica
 
 
 class Budget:
-    def __init__(self, job: Job, dataset: Dataset, say: Say):
-        self.job, self.say = job, say
-        settings = job.limits.budget
-        self.limits = {name: limit for name, limit in settings if limit is not None} if settings else {}
-        self.spent_before = read_earlier_costs(job, dataset) if self.limits else {}
+    def __init__(self, job: Job, dataset: Dataset, say: Say, shard: Shard | None = None):
+        self.job, self.say, self.shard = job, say, shard
+        settings, share = job.limits.budget, 1 / shard.total if shard else 1
+        self.limits = {name: share * limit for name, limit in settings if limit is not None} if settings else {}
+        self.spent_before = read_earlier_costs(job, dataset, shard) if self.limits else {}
         self.has_warned = False
 
     def find_spent_limit(self, totals: RunTotals) -> str:
@@ -36,7 +40,8 @@ class Budget:
         name = max(shares, key=lambda name: shares[name], default="")
         if not name or shares[name] < WARNING_SHARE:
             return ""
-        sentence = f"{spent[name]:,.6g} of the {self.limits[name]:,.6g} of limits.budget.{name} are spent"
+        part = f" for shard {self.shard}" if self.shard else ""
+        sentence = f"{spent[name]:,.6g} of the {self.limits[name]:,.6g} of limits.budget.{name}{part} are spent"
         if shares[name] >= 1:
             return f"stopped: {sentence}; answers are kept, and the same command with a higher budget goes on"
         if not self.has_warned:
@@ -60,20 +65,40 @@ def compute_costs(job: Job, tokens: TokenCounts, engine_seconds: Mapping[str, fl
     }
 
 
-def read_earlier_costs(job: Job, dataset: Dataset) -> dict[str, float]:
-    """Of all runs of the question, from their reports. The parts tell the tokens of runs that were killed."""
-    reported = list_runs(dataset.store, "report")
-    reports = [read_run_document(dataset.store, run_id, "report") for run_id in reported]
-    costs = [
-        compute_costs(job, read_tokens(report), report["workers_seconds"])
-        for report in reports
+def read_earlier_costs(job: Job, dataset: Dataset, shard: Shard | None) -> dict[str, float]:
+    """Of all runs of the question, from their reports. The parts tell the tokens of runs that were killed.
+
+    For a shard: what runs on it have spent, and a share of what runs on the whole, or on other divisions, have.
+    """
+    store = dataset.store
+    reported, planned = list_runs(store, "report"), list_runs(store, "plan")
+    reports = {run_id: read_run_document(store, run_id, "report") for run_id in reported}
+    costs = {
+        run_id: compute_costs(job, read_tokens(report), report["workers_seconds"])
+        for run_id, report in reports.items()
         if report["fingerprint"] == dataset.fingerprint
-    ]
-    if set(list_runs(dataset.store, "plan")) - set(reported):
-        parts = [part for part in dataset.list_parts() if dataset.read_footer(part).note.get("run") not in reported]
-        tokens = add_counts(NO_TOKENS, *(read_receipt(dataset, part).tokens for part in parts))
-        costs.append(compute_costs(job, tokens, {}))
-    return {name: sum(cost[name] for cost in costs) for name in ("tokens", "gpu_hours", "cost")}
+    }
+    unreported = [run_id for run_id in planned if run_id not in reports]
+    documents = reports | {run_id: read_run_document(store, run_id, "plan") for run_id in unreported}
+    if unreported:
+        tokens: dict[str, TokenCounts] = defaultdict(lambda: NO_TOKENS)
+        for part in dataset.list_parts():
+            run_id = dataset.read_footer(part).note.get("run", "")
+            if run_id not in reports:
+                tokens[run_id] = add_counts(tokens[run_id], read_receipt(dataset, part).tokens)
+        costs |= {run_id: compute_costs(job, spent, {}) for run_id, spent in tokens.items()}
+    shares = {run_id: find_share(documents.get(run_id, {}), shard) for run_id in costs}
+    return {name: sum(shares[run_id] * costs[run_id][name] for run_id in costs) for name in COST_NAMES}
+
+
+def find_share(run_document: Mapping[str, Any], shard: Shard | None) -> float:
+    """Of what a run has spent: the share that counts for a shard."""
+    if shard is None:
+        return 1.0
+    number, total = run_document.get("shard", (0, 0))
+    if total == shard.total:
+        return float(number == shard.number)
+    return 1 / shard.total
 
 
 def read_tokens(report: Mapping[str, Any]) -> TokenCounts:

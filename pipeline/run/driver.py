@@ -29,6 +29,7 @@ from pipeline.run.orphans import find_superfluous_parts
 from pipeline.run.progress import Progress
 from pipeline.run.resume import ResumePlan
 from pipeline.run.runner import Runner
+from pipeline.run.shards import Shard, count_rows_by_shard, hash_chunks, narrow_plan
 from pipeline.run.signals import StopSignals
 from pipeline.truth.job_truth import read_labelled_ids
 from pipeline.types import ConfidenceMaps
@@ -42,6 +43,7 @@ class RunOptions:
 
     runner: str = "ray"  # a name in registry.RUNNERS
     row_limit: int | None = None  # run only the first rows of the manifest
+    shard: Shard | None = None  # the part of the manifest that this run works on, beside other runs
     allow_other_questions: bool = False  # the output may hold answers to other questions
     take_over: bool = False  # take the output from a run that holds it
     retry_kind: str | None = None  # ask failed rows of this kind again; empty: of any kind
@@ -69,11 +71,11 @@ def run_job(job: Job, options: RunOptions = RunOptions(), *, say: Say | None = N
         log.show_storage_waits(progress.say),
     ):
         manifest_files = list_manifest_files(job, progress.say)
-        context = check_job(job, manifest_files, progress.say)
+        context = check_job(job, manifest_files, progress.say, options.shard)
         store = preflight.open_output_store(context, allow_other_questions=options.allow_other_questions)
         dataset = Dataset(store, context.fingerprint)
         runner: Runner = load_registered(RUNNERS, options.runner, "runner")()
-        lease = Lease(dataset, context.run_id, say=progress.say, take_over=options.take_over)
+        lease = Lease(dataset, context.run_id, say=progress.say, take_over=options.take_over, shard=options.shard)
         with StopSignals(progress.say), lease:
             context = replace(
                 context, lease_epoch=lease.epoch, confidence_maps=read_calibration(context, dataset, progress.say)
@@ -81,19 +83,23 @@ def run_job(job: Job, options: RunOptions = RunOptions(), *, say: Say | None = N
             lease.wait_for_late_commits()
             # Ray's native code installs signal handlers as it starts, so ours are installed once more after it.
             with runner.connect(show_log=options.show_ray_log), StopSignals(progress.say) as signals:
-                budget = Budget(context.job, dataset, progress.say)
+                budget = Budget(context.job, dataset, progress.say, options.shard)
                 run = ActiveRun(context, dataset, lease, runner, signals, progress, budget)
                 runner.export_lease_age(context, lease)
                 plan = plan_run(run, manifest_files, options)
                 missing_chunks = run_plan(run, plan)
                 retry_errors.delete_uncommitted_letters(plan.remaining_chunks, dataset)
-                has_dead_letters = retry_errors.has_failed_rows(plan, dataset)
+                has_dead_letters = retry_errors.has_failed_rows(plan, dataset, options.shard)
+                if options.shard:
+                    progress.say(run_report.describe_shards(plan, options.shard, dataset))
                 return run_report.print_summary(context, dataset, progress, missing_chunks, has_dead_letters)
 
 
-def check_job(job: Job, manifest_files: Sequence[ManifestFile], say: Say) -> RunContext:
+def check_job(job: Job, manifest_files: Sequence[ManifestFile], say: Say, shard: Shard | None = None) -> RunContext:
     """Raise a JobError that lists all problems, before anything is started."""
     context = preflight.build_run_context(job, manifest_files)
+    if shard:  # runs on shards often start at the same moment
+        context = replace(context, run_id=f"{context.run_id}-s{shard.number}")
     log.set_run_labels(context)
     if problems := preflight.find_job_problems(context, manifest_files[:1]):
         raise JobError("\n".join(problems))
@@ -114,13 +120,17 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
     """Plan what is left, with retries if they are asked for. `status` reads plan.json, even if the run dies."""
     # A limited run splits only the files that it needs, so it does not start workers for that.
     splitter = run.runner.split_manifest if options.row_limit is None else resume.split_in_process
+    labelled_ids = read_labelled_ids(options.labelled_rows, run.context) if options.labelled_rows else None
     plan = resume.build_resume_plan(
         run.context,
         manifest_files,
         run.dataset,
         splitter=splitter,
         row_limit=options.row_limit,
-        labelled_ids=read_labelled_ids(options.labelled_rows, run.context) if options.labelled_rows else None,
+        labelled_ids=labelled_ids,
+    )
+    run.lease.check_same_chunks(
+        hash_chunks(plan.chunks, options.row_limit, None if labelled_ids is None else labelled_ids.tolist())
     )
     if not plan.rows + plan.labelled_rows:
         raise JobError(f"input.manifest: {', '.join(run.context.job.input.manifest)} holds no rows")
@@ -128,6 +138,8 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
     job_text = run.context.job.model_dump_json(indent=2, by_alias=True)
     write_run_document(run.dataset.store, run.context.run_id, "job", job_text)
     superfluous_parts, repeats_rows = find_superfluous_parts(plan.orphans, run.dataset)
+    if options.shard:  # other runs may be reading them
+        superfluous_parts, repeats_rows = [], plan.orphans.are_repeated
     delete_superfluous_parts(run, superfluous_parts)
     parts = {part: info for part, info in plan.parts.items() if part not in superfluous_parts}
     retry_scope = retry_errors.find_retry_scope(plan, parts, run.dataset)
@@ -146,14 +158,19 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
     }
     if options.row_limit is None:  # the first rows of a manifest do not tell which chunks were removed
         values |= {"gone": retry_scope.removed_chunks, "since": retry_scope.later_parts}
+    if options.shard:
+        rows_left = count_rows_by_shard(plan.remaining_chunks, options.shard.total)
+        values |= {"shard": options.shard, "rows_left_by_shard": rows_left}
+        plan = narrow_plan(plan, options.shard)
     write_run_document(run.dataset.store, run.context.run_id, "plan", json.dumps(values))
     if options.retry_kind is not None:
-        plan = retry_errors.add_retries(plan, retry_scope, run.dataset, options.retry_kind, run.progress.say)
+        own_scope = retry_scope.narrow(plan, options.shard)
+        plan = retry_errors.add_retries(plan, own_scope, run.dataset, options.retry_kind, run.progress.say)
     for warning in resume.find_plan_warnings(run.context, plan, run.dataset):
         run.progress.say(f"careful: {warning}")
     if attempt:
         run.progress.say(f"attempt {attempt['attempt']} of RayJob {submission['ray_job']}")
-    run.progress.say(run_report.describe_plan(run.context.job.name, plan))
+    run.progress.say(run_report.describe_plan(run.context.job.name, plan, options.shard))
     return plan
 
 
@@ -187,7 +204,7 @@ def run_plan(run: ActiveRun, plan: ResumePlan) -> Sequence[Chunk]:
     finally:
         if status == "stopped":
             count_unreported_chunks(run, plan)
-        run_report.write_run_report(run.context, plan, run.progress, status, run.dataset.store)
+        run_report.write_run_report(run.context, plan, run.progress, status, run.dataset.store, run.budget.shard)
 
 
 def count_unreported_chunks(run: ActiveRun, plan: ResumePlan) -> None:

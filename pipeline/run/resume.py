@@ -40,6 +40,7 @@ class ResumePlan:
     rows: int
     duplicate_rows: int
     labelled_rows: int = 0  # that are not asked, because people have labelled them
+    other_chunks: tuple[Chunk, ...] = ()  # that are left to runs on other shards
 
     @property
     def rows_left(self) -> int:

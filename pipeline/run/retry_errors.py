@@ -18,11 +18,12 @@ from pipeline.output.dataset import Dataset, get_part_of_dead_letters, split_par
 from pipeline.output.dead_letters import DeadLetter, find_failed_chunks, read_unresolved_letters
 from pipeline.output.store import ObjectInfo
 from pipeline.output.thread_map import map_in_threads
+from pipeline.run.claims import open_claims
 from pipeline.run.dedup import HashBuckets
-from pipeline.run.lease import list_claim_times
 from pipeline.run.log import Say
 from pipeline.run.orphans import find_answered_rows
 from pipeline.run.resume import ResumePlan
+from pipeline.run.shards import Shard
 from pipeline.types import RetryHistory
 
 
@@ -33,6 +34,13 @@ class RetryScope:
     failed_chunks: Mapping[str, Sequence[str]]  # the parts of each chunk of the manifest that has dead letters
     removed_chunks: Sequence[str]  # chunks with dead letters that the manifest no longer has
     later_parts: Sequence[str]  # see find_later_parts
+
+    def narrow(self, plan: ResumePlan, shard: Shard | None) -> RetryScope:
+        """The failed chunks of one shard."""
+        if shard is None:
+            return self
+        names = {chunk.name for chunk in plan.chunks if shard.holds(chunk)}
+        return replace(self, failed_chunks={name: own for name, own in self.failed_chunks.items() if name in names})
 
 
 def find_retry_scope(plan: ResumePlan, parts: Mapping[str, ObjectInfo], dataset: Dataset) -> RetryScope:
@@ -54,7 +62,7 @@ def find_later_parts(
     Older parts cannot answer a failed row: the run lists all parts after its claim, and would not have asked it.
     """
     oldest_failure = min(parts[chunk_name].modified_at or 0.0 for chunk_name in failed_chunks)
-    claim_times = list_claim_times(dataset).values()
+    claim_times = open_claims(dataset).list_times().values()
     oldest_claim = max((claimed_at for claimed_at in claim_times if claimed_at <= oldest_failure), default=0.0)
     return sorted(
         part
@@ -81,8 +89,9 @@ def find_answered_letters(retry_scope: RetryScope, dataset: Dataset) -> set[int]
         return set(find_answered_rows(retry_scope.later_parts, row_hashes, dataset).tolist())
 
 
-def has_failed_rows(plan: ResumePlan, dataset: Dataset) -> bool:
-    return any(True for _ in read_failed_rows(find_retry_scope(plan, dataset.list_parts(), dataset), dataset))
+def has_failed_rows(plan: ResumePlan, dataset: Dataset, shard: Shard | None) -> bool:
+    scope = find_retry_scope(plan, dataset.list_parts(), dataset).narrow(plan, shard)
+    return any(True for _ in read_failed_rows(scope, dataset))
 
 
 def add_retries(plan: ResumePlan, retry_scope: RetryScope, dataset: Dataset, kind_filter: str, say: Say) -> ResumePlan:

@@ -17,17 +17,29 @@ from pipeline.output.dataset import Dataset, write_run_document
 from pipeline.output.store import OutputStore
 from pipeline.run.progress import Progress, format_count
 from pipeline.run.resume import ResumePlan
+from pipeline.run.shards import Shard, count_rows_by_shard
 from pipeline.run.tally import RunTotals
 
 REPORTED_PACKAGES = ("ray", "torch", "transformers", "pyarrow")
 
 
-def describe_plan(job_name: str, plan: ResumePlan) -> str:
+def describe_plan(job_name: str, plan: ResumePlan, shard: Shard | None = None) -> str:
     duplicates = f", {plan.duplicate_rows:,} more that ask the same and share an answer" if plan.duplicate_rows else ""
     done_before = f", {plan.rows - plan.rows_left:,} done before" if plan.rows > plan.rows_left else ""
     remaining = f"{plan.rows_left:,} to do in {format_count(len(plan.remaining_chunks), 'chunk')}"
     labelled = f", {plan.labelled_rows:,} more that --except leaves out" if plan.labelled_rows else ""
-    return f"{job_name}: {format_count(plan.rows, 'row')}{duplicates}{labelled}{done_before}; {remaining}"
+    name = f"{job_name}, shard {shard}" if shard else job_name
+    return f"{name}: {format_count(plan.rows, 'row')}{duplicates}{labelled}{done_before}; {remaining}"
+
+
+def describe_shards(plan: ResumePlan, shard: Shard, dataset: Dataset) -> str:
+    """What the other shards have left, from the parts that there are now."""
+    parts = dataset.list_parts()
+    left = count_rows_by_shard([chunk for chunk in plan.other_chunks if chunk.name not in parts], shard.total)
+    if not any(left):
+        return f"the other shards of {shard.total} are done, too"
+    names = ", ".join(f"{number}/{shard.total}" for number, rows in enumerate(left, 1) if rows)
+    return f"{format_count(sum(left), 'row')} of other shards left: {names}"
 
 
 def print_summary(
@@ -88,13 +100,19 @@ def choose_exit_code(totals: RunTotals, missing_rows: int, has_dead_letters: boo
 
 
 def write_run_report(
-    context: RunContext, plan: ResumePlan, progress: Progress, status: str, store: OutputStore
+    context: RunContext,
+    plan: ResumePlan,
+    progress: Progress,
+    status: str,
+    store: OutputStore,
+    shard: Shard | None = None,
 ) -> None:
     """Write `report.json`. In it, rows = rows_before + answered + failed + missing."""
     totals = progress.totals
     values = {
         "run": context.run_id,
         "status": status,
+        **({"shard": shard} if shard else {}),
         "fingerprint": context.fingerprint,
         "rows": plan.rows,
         "rows_before": plan.rows - plan.rows_left,

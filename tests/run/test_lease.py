@@ -20,8 +20,9 @@ from pipeline.errors import StoppedError
 from pipeline.job.spec import Job
 from pipeline.output.dataset import Dataset
 from pipeline.output.store import OutputStore
-from pipeline.run import driver, lease
-from pipeline.run.lease import Lease, raise_if_taken_over, read_newest_holder
+from pipeline.run import claims, driver, lease
+from pipeline.run.claims import read_newest_holder
+from pipeline.run.lease import Lease, raise_if_taken_over
 
 pytestmark = pytest.mark.process
 
@@ -126,7 +127,7 @@ def test_processes_of_two_machines_with_the_same_name_are_told_apart(dataset, mo
     dead.try_claim()
     assert not read_newest_holder(dataset).held
     (tmp_path / "boot_id").write_text("another")
-    monkeypatch.setattr(lease, "BOOT_ID_FILE", tmp_path / "boot_id")
+    monkeypatch.setattr(claims, "BOOT_ID_FILE", tmp_path / "boot_id")
     assert read_newest_holder(dataset).held
 
 
@@ -141,7 +142,7 @@ def test_a_silent_holder_on_another_machine_is_replaced_after_its_own_timeout(da
 
 def test_the_last_heartbeat_of_a_killed_holder_is_reported(dataset):
     held = hold_on_another_machine(dataset, timeout_s=0.3)
-    os.utime(f"{dataset.store.root}/{held.folder}/00000001.beat", (0, 1_800_000_000))
+    os.utime(f"{dataset.store.root}/{held.claims.folder}/00000001.beat", (0, 1_800_000_000))
     assert (read_newest_holder(dataset).held, read_newest_holder(dataset).seen) == (
         True,
         "2027-01-15 08:00:00 UTC",
