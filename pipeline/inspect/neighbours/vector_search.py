@@ -1,8 +1,7 @@
 """Searches unit vectors: groups of similar ones, the nearest of some, and a diverse choice.
 
-The groups are exact. Each cosine is first bounded from above by a product of few numbers: the coordinates along the
-main directions of the vectors, and the length of all that is left. Only pairs whose bound is high enough are computed
-in full, so that a million vectors of 256 numbers take minutes. Memory is bounded by blocks.
+The groups are exact. Each cosine is first bounded from above, and only pairs whose bound is high enough are computed in
+full, so that a million vectors of 256 numbers take minutes. Memory is bounded by blocks.
 """
 
 from __future__ import annotations
@@ -16,20 +15,20 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
+from pipeline.inspect.neighbours.cosine_bounds import CosineBounds, are_bytes_faster
+from pipeline.output.thread_map import map_in_threads
 
 BLOCK_ROWS, BLOCK_COLUMNS = 512, 2048  # a product of this size stays in the cache of a core
+STRIPE_COLUMNS = 16 * BLOCK_COLUMNS  # of the work that a thread does at once
 CANDIDATES_AT_ONCE = 2**16  # pairs that are computed in full
-SAMPLE_ROWS = 4096
-BOUND_SIZES = (16, 32, 64, 128)
-MAX_CANDIDATE_SHARE = 1e-6  # of all pairs: then most blocks have none, and need no second look
 MAX_BLOCK_SHARE = 0.01  # of the pairs of a block; with more, a product of the whole vectors is faster
-BOUND_ROUNDING = 1e-5  # of a bound, in float32
 COSINE_ROUNDING = 1e-6  # so that equal vectors have a cosine of 1
 APPROXIMATE_NEIGHBOURS = 64  # of each vector in the index
 
 Vectors = NDArray[np.float32]
 Block = tuple[slice, slice]
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
+TensorPair = tuple[torch.Tensor, torch.Tensor]
 ReportShare = Callable[[float], None]  # of the work that is done
 
 
@@ -65,65 +64,51 @@ def find_roots(parents: NDArray[np.int64], members: NDArray[np.int64]) -> NDArra
 
 
 def find_similar_pairs(vectors: Vectors, least_cosine: float, report_share: ReportShare) -> Iterator[Pairs]:
-    """All pairs of at least this cosine, each once, block by block."""
+    """All pairs of at least this cosine, each once."""
     least_cosine -= COSINE_ROUNDING
-    whole = torch.from_numpy(vectors).to("cuda" if torch.cuda.is_available() else "cpu")
-    bounds = compute_bounds(whole, least_cosine)
-    count, done = len(vectors), 0
-    for top in range(0, count, BLOCK_ROWS):
-        for left in range(top, count, BLOCK_COLUMNS):
-            block = slice(top, top + BLOCK_ROWS), slice(left, left + BLOCK_COLUMNS)
-            first, second = find_pairs_in_block(whole, bounds, block, least_cosine)
-            yield first.cpu().numpy(), second.cpu().numpy()
-            done += BLOCK_ROWS * BLOCK_COLUMNS
-        report_share(min(1.0, done / (count * (count + BLOCK_COLUMNS) / 2)))
+    count, on_gpu, torch_threads = len(vectors), torch.cuda.is_available(), torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that share no product need not wait for each other
+    try:
+        whole = torch.from_numpy(vectors).to("cuda" if on_gpu else "cpu")
+        bounds = CosineBounds(whole, in_bytes=not on_gpu and are_bytes_faster(BLOCK_ROWS, BLOCK_COLUMNS))
+
+        def find_pairs_in_stripe(stripe: Block) -> list[TensorPair]:
+            rows, columns = stripe
+            product, found = bounds.create_product(), []
+            for left in range(columns.start, columns.stop, BLOCK_COLUMNS):
+                block = rows, slice(left, left + BLOCK_COLUMNS)
+                candidates = bounds.find_candidates(*block, least_cosine, product)
+                if candidates is not None:
+                    found.append(find_pairs_in_block(whole, candidates, block, least_cosine))
+            return found
+
+        stripes = [
+            (slice(top, top + BLOCK_ROWS), slice(left, min(left + STRIPE_COLUMNS, count)))
+            for top in range(0, count, BLOCK_ROWS)
+            for left in range(top, count, STRIPE_COLUMNS)
+        ]
+        threads = 1 if on_gpu else torch_threads
+        for done, found in enumerate(map_in_threads(find_pairs_in_stripe, stripes, threads), 1):
+            yield from ((first.cpu().numpy(), second.cpu().numpy()) for first, second in found)
+            report_share(done / len(stripes))
+    finally:
+        torch.set_num_threads(torch_threads)
 
 
-def find_pairs_in_block(
-    whole: torch.Tensor, bounds: torch.Tensor | None, block: Block, least_cosine: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    rows, columns = block
-    if bounds is not None:
-        product, least_product = bounds[rows] @ bounds[columns].T, least_cosine - BOUND_ROUNDING
-        if product.amax() < least_product:
-            nothing = torch.empty(0, dtype=torch.long)
-            return nothing, nothing
-        candidates = product >= least_product
-        if int(candidates.count_nonzero()) <= MAX_BLOCK_SHARE * candidates.numel():
-            first, second = list_pairs(candidates, block)
-            parts = zip(torch.split(first, CANDIDATES_AT_ONCE), torch.split(second, CANDIDATES_AT_ONCE), strict=True)
-            similar = torch.cat([(whole[some] * whole[others]).sum(1) >= least_cosine for some, others in parts])
-            return first[similar], second[similar]
-    return list_pairs(whole[rows] @ whole[columns].T >= least_cosine, block)
+def find_pairs_in_block(whole: torch.Tensor, candidates: torch.Tensor, block: Block, least_cosine: float) -> TensorPair:
+    if int(candidates.count_nonzero()) > MAX_BLOCK_SHARE * candidates.numel():
+        rows, columns = block
+        return list_pairs(whole[rows] @ whole[columns].T >= least_cosine, block)
+    first, second = list_pairs(candidates, block)
+    parts = zip(torch.split(first, CANDIDATES_AT_ONCE), torch.split(second, CANDIDATES_AT_ONCE), strict=True)
+    similar = torch.cat([(whole[some] * whole[others]).sum(1) >= least_cosine for some, others in parts])
+    return first[similar], second[similar]
 
 
-def list_pairs(wanted: torch.Tensor, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
+def list_pairs(wanted: torch.Tensor, block: Block) -> TensorPair:
     """Each pair once, the smaller index first."""
     first, second = (indices + span.start for indices, span in zip(wanted.nonzero(as_tuple=True), block, strict=True))
     return first[first < second], second[first < second]
-
-
-def compute_bounds(whole: torch.Tensor, least_cosine: float) -> torch.Tensor | None:
-    """Short vectors whose products are never less than the cosines; None where they would save nothing."""
-    count, width = whole.shape
-    sample = whole[torch.linspace(0, count - 1, min(count, SAMPLE_ROWS)).long()]
-    directions = torch.linalg.eigh(sample.T @ sample).eigenvectors.flip(1)  # the main ones first
-    for size in (size for size in BOUND_SIZES if 2 * size <= width):
-        bounds = shorten(sample, directions[:, : size - 1])
-        candidates = int(((bounds @ bounds.T) >= least_cosine - BOUND_ROUNDING).sum()) - len(sample)
-        similar = int(((sample @ sample.T) >= least_cosine).sum()) - len(sample)
-        if candidates - similar <= MAX_CANDIDATE_SHARE * len(sample) ** 2:
-            return torch.cat(
-                [shorten(part, directions[:, : size - 1]) for part in torch.split(whole, CANDIDATES_AT_ONCE)]
-            )
-    return None
-
-
-def shorten(vectors: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-    """Some coordinates of each vector, and the length of the rest."""
-    coordinates = vectors @ directions
-    rest = (1 - coordinates.square().sum(1, keepdim=True)).clamp(min=0).sqrt()
-    return torch.cat([coordinates, rest], 1)
 
 
 def find_pairs_in_index(vectors: Vectors, least_cosine: float, report_share: ReportShare) -> Iterator[Pairs]:

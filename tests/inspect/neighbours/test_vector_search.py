@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline.inspect.neighbours import vector_search
+from pipeline.inspect.neighbours.cosine_bounds import CosineBounds
 from pipeline.inspect.neighbours.vector_search import find_pairs_in_index, find_similar_pairs
 
 
@@ -43,12 +44,40 @@ def test_pairs_are_those_of_brute_force(count, width, least_cosine):
     assert all(abs(vectors[i] @ vectors[j] - least_cosine) < 2e-6 for i, j in set(found) ^ set(expected))
 
 
-def test_bounds_are_never_less_than_the_cosines():
+@pytest.mark.parametrize("in_bytes", [False, True])
+@pytest.mark.parametrize("width", [8, 96, 256])
+@pytest.mark.parametrize("shape", ["round", "narrow", "sparse"])
+def test_no_pair_is_above_its_bound(shape, width, in_bytes):
+    """Also where all vectors point in one direction, or have one number that is much larger than the others."""
+    drawn = draw_vectors(600, width, planted=60)
+    drawn[:, 0] += {"round": 0, "narrow": 3, "sparse": 0}[shape]
+    drawn[range(40), np.arange(40) % width] += {"round": 0, "narrow": 0, "sparse": 9}[shape]
+    vectors = torch.from_numpy(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
+    bounds = CosineBounds(vectors, in_bytes=in_bytes)
+    cosines = vectors @ vectors.T
+    for least_cosine in (0.2, 0.8, 0.95, 1 - 1e-6):
+        candidates = bounds.find_candidates(slice(0, 600), slice(0, 600), least_cosine, bounds.create_product())
+        assert candidates is not None  # each is like itself
+        assert not (~candidates & (cosines >= least_cosine)).any()
+
+
+@pytest.mark.parametrize("in_bytes", [False, True])
+def test_bounds_leave_few_pairs_to_compute(in_bytes):
     vectors = torch.from_numpy(draw_vectors(1000, 256, planted=100))
-    bounds = vector_search.compute_bounds(vectors, 0.95)
-    assert bounds is not None
-    assert bounds.shape[1] < 128
-    assert ((bounds @ bounds.T) - (vectors @ vectors.T)).min() > -1e-5
+    bounds = CosineBounds(vectors, in_bytes=in_bytes)
+    product = bounds.create_product()
+    candidates = bounds.find_candidates(slice(0, 1000), slice(0, 1000), 0.95, product)
+    assert candidates is not None
+    assert int(candidates.sum()) == 1000 + 2 * 100
+    assert bounds.find_candidates(slice(0, 800), slice(800, 900), 0.95, product) is None
+
+
+def test_pairs_are_found_wherever_they_stand():
+    """More rows than a thread compares at once."""
+    count = vector_search.STRIPE_COLUMNS + 3000
+    vectors = draw_vectors(count, 64, planted=500)
+    found = collect(find_similar_pairs(vectors, 0.98, ignore))
+    assert found == [(row, count - 500 + row) for row in range(500)]
 
 
 def test_equal_vectors_have_a_cosine_of_one():
