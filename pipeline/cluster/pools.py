@@ -21,6 +21,7 @@ from pipeline.manifest.chunks import compute_chunk_rows
 from pipeline.model.engines.base import get_engine_type
 from pipeline.run import log
 
+DRIVERS_VARIABLE = "VLBATCH_DRIVERS"  # set by `submit --shards`: how many drivers share the cluster
 AUTOSCALING_VARIABLE = "VLBATCH_AUTOSCALING"  # set on the head node of a cluster with an autoscaler
 MESSAGE_INTERVAL_S = 60.0
 GIB = 2**30
@@ -38,7 +39,10 @@ class PoolSizes:
     generate_cpus: float
 
 
-def compute_pool_sizes(job: Job, node_resources: Sequence[Mapping[str, float]], *, can_grow: bool = False) -> PoolSizes:
+def compute_pool_sizes(
+    job: Job, node_resources: Sequence[Mapping[str, float]], *, can_grow: bool = False, drivers: int = 1
+) -> PoolSizes:
+    """`drivers` share a fixed cluster evenly. On one that grows, the maxima of the job are for each of them."""
     prepare, generate = job.workers.prepare, job.workers.generate
     if can_grow:
         generate_max = generate.max if generate.gpus else generate.max or generate.min
@@ -46,6 +50,8 @@ def compute_pool_sizes(job: Job, node_resources: Sequence[Mapping[str, float]], 
     check_memory(job, [node.get("memory", math.inf) for node in node_resources])
     node_cpus = [node.get("CPU", 0.0) for node in node_resources]
     total_cpus = sum(node_cpus)
+    if drivers > 1:  # each claims a CPU for itself
+        total_cpus = max(1.0, total_cpus - drivers) / drivers
     min_cpus, largest_worker = (
         prepare.min * prepare.cpus + generate.min * generate.cpus,
         max(prepare.cpus, generate.cpus),
@@ -53,7 +59,9 @@ def compute_pool_sizes(job: Job, node_resources: Sequence[Mapping[str, float]], 
     # On a machine with fewer CPUs, the smallest pools still start: every worker claims less.
     share = min(1.0, total_cpus / (min_cpus or 1.0), max(node_cpus) / (largest_worker or 1.0))
     prepare_cpus, generate_cpus = (max(0.01, int(100 * share * cpus) / 100) for cpus in (prepare.cpus, generate.cpus))
-    possible = count_possible_replicas(node_resources, generate) if generate.gpus else generate.max or generate.min
+    possible = generate.max or generate.min
+    if generate.gpus:
+        possible = max(1, count_possible_replicas(node_resources, generate) // drivers)
     generate_max = max(generate.min, min(generate.max or possible, possible))
     free_slots = int((total_cpus - generate_max * generate_cpus + 1e-6) / prepare_cpus)
     return PoolSizes(
@@ -96,6 +104,10 @@ def check_memory(job: Job, node_memory: Sequence[float]) -> None:
             f"with, up to {max(requested) / GIB:.1f} GiB on one node, and the nodes have {available} GiB; "
             f"lower them, or set {AUTOSCALING_VARIABLE}=1 if an autoscaler adds nodes"
         )
+
+
+def count_drivers() -> int:
+    return int(os.environ.get(DRIVERS_VARIABLE) or 1)
 
 
 def can_cluster_grow() -> bool:

@@ -26,6 +26,7 @@ from pipeline.cluster.pools import (
     can_cluster_grow,
     compute_pool_sizes,
     count_concurrent_calls,
+    count_drivers,
 )
 from pipeline.cluster.ray_job import describe_submission
 from pipeline.cluster.ray_session import connect_to_ray, join_dataset_readers
@@ -133,7 +134,7 @@ def build_dataset(
     """`parked_actors` are those of an earlier pass: so many more start at once, and those that fail take no chunk."""
     job = context.job
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    sizes = compute_pool_sizes(job, nodes, can_grow=can_cluster_grow())
+    sizes = compute_pool_sizes(job, nodes, can_grow=can_cluster_grow(), drivers=count_drivers())
     concurrent_calls = count_concurrent_calls(job)
     accelerator = job.workers.generate.accelerator
     node_type: dict[str, Any] = {"accelerator_type": accelerator} if accelerator else {}

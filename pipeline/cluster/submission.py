@@ -32,6 +32,7 @@ class Submission:
     run_arguments: Sequence[str]  # of `run JOB` on the cluster
     address: str | None
     grace_s: int
+    shards: int = 1  # as many Ray jobs
 
 
 def load_submission(submission: Submission) -> tuple[Job, dict[str, str]]:

@@ -72,6 +72,7 @@ def submit_job(options: argparse.Namespace) -> int:
         run_arguments=run_arguments,
         address=options.address,
         grace_s=options.grace,
+        shards=options.shards,
     )
     return submit_to_cluster(submission, follow=options.follow)
 

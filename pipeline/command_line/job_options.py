@@ -22,6 +22,8 @@ def add_job_options(parser: argparse.ArgumentParser, *, is_required: bool) -> No
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     add_shared_run_options(parser)
     parser.add_argument("--local", action="store_true", help="run in this process, without Ray")
+    shard_help = "only the second of four parts of the manifest; other runs work on the others, on the same output"
+    parser.add_argument("--shard", type=parse_shard, metavar="2/4", help=shard_help)
     add_serve_option(parser, "show progress, the last answers and errors on a page in a browser of this machine")
     stop_help = "stop the Ray job if it cannot run (exit code 2), so that KubeRay does not retry it"
     parser.add_argument("--stop-when-refused", action="store_true", help=stop_help)
@@ -31,14 +33,14 @@ def add_submit_options(parser: argparse.ArgumentParser) -> None:
     add_shared_run_options(parser)
     parser.add_argument("--address", metavar="URL", help="the cluster's dashboard; default: $RAY_ADDRESS")
     parser.add_argument("--follow", action="store_true", help="show the log, and exit with the code of the run")
+    shards_help = "divide the manifest among N drivers, each a Ray job with its part of the cluster"
+    parser.add_argument("--shards", type=parse_positive_int, default=1, metavar="N", help=shards_help)
     grace_help = "seconds that a stopped run gets to finish; default 60"
     parser.add_argument("--grace", type=parse_positive_int, default=60, metavar="S", help=grace_help)
 
 
 def add_shared_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=parse_positive_int, metavar="N", help="only the first N rows of the manifest")
-    shard_help = "only the second of four parts of the manifest; other runs work on the others, on the same output"
-    parser.add_argument("--shard", type=parse_shard, metavar="2/4", help=shard_help)
     except_help = "do not ask the rows of this table: people have labelled them, or neighbours names them as duplicates"
     parser.add_argument("--except", dest="labelled_rows", metavar="TABLE", help=except_help)
     add_allow_errors_option(parser)

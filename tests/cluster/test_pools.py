@@ -95,3 +95,13 @@ def test_a_replica_does_not_span_nodes():
 def test_a_pool_that_would_wait_for_ever_is_refused(generate, nodes, found):
     with pytest.raises(JobError, match=found):
         compute_pool_sizes(job(generate=generate), nodes)
+
+
+def test_the_drivers_of_a_job_in_shards_share_a_cluster_evenly():
+    """Each claims a CPU for itself."""
+    nodes = [{"CPU": 18.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}]
+    alone = compute_pool_sizes(job(generate={"gpus": 1}), nodes)
+    shared = compute_pool_sizes(job(generate={"gpus": 1}), nodes, drivers=2)
+    assert (alone.generate_max, shared.generate_max) == (8, 4)
+    assert 2 * shared.prepare_max <= alone.prepare_max
+    assert compute_pool_sizes(job(generate={"gpus": 1}), nodes, drivers=20).generate_max == 1

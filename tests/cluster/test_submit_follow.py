@@ -62,3 +62,43 @@ def test_a_lost_connection_is_not_reported_as_the_end_of_the_run(follow, capsys)
         "lost the connection: Connection refused; the job goes on. "
         "ray job logs --follow --address http://cluster:8265 labels-1"
     )
+
+
+class ShardsClient:
+    """Takes jobs, and says how each ended."""
+
+    def __init__(self, exit_codes):
+        self.exit_codes, self.requests = dict(enumerate(exit_codes, 1)), []
+
+    def get_address(self):
+        return "http://cluster:8265"
+
+    def submit_job(self, **request):
+        self.requests.append(request)
+        return f"labels-{len(self.requests)}"
+
+    async def tail_job_logs(self, submission_id):
+        yield f"of {submission_id}\nend\n"
+
+    def get_job_status(self, _):
+        return JobStatus.FAILED
+
+    def get_job_info(self, submission_id):
+        code = self.exit_codes[int(submission_id.rpartition("-")[2])]
+        return JobInfo(status=JobStatus.FAILED, entrypoint="", driver_exit_code=code)
+
+
+@pytest.mark.parametrize(("exit_codes", "expected"), [((3, 3), 3), ((3, 4), 4), ((2, 4), 2)])
+def test_a_job_in_shards_is_as_many_ray_jobs_that_are_followed_together(
+    workspace, monkeypatch, capsys, exit_codes, expected
+):
+    client = ShardsClient(exit_codes)
+    monkeypatch.setattr(submit, "connect_to_cluster", lambda address: client)
+    workspace.write_manifest(workspace.draw_images(1))
+    assert main(["submit", str(workspace.write_job_file()), "--shards", "2", "--follow"]) == expected
+    assert "[1] of labels-1\n[1] end\n" in (logs := capsys.readouterr().out)
+    assert "[2] of labels-2\n" in logs
+    assert [request["entrypoint"].partition(" --shard=")[2] for request in client.requests] == ["1/2", "2/2"]
+    assert {request["entrypoint_num_cpus"] for request in client.requests} == {1}
+    assert client.requests[0]["runtime_env"]["env_vars"]["VLBATCH_DRIVERS"] == "2"
+    assert len({request["submission_id"] for request in client.requests}) == 2
