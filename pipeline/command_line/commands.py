@@ -165,6 +165,7 @@ def check_job(options: argparse.Namespace) -> int:
     job = load_job(options)
     files = list_manifest_files(job, print)
     context = preflight.build_run_context(job, files)
+    preflight.require_rows(job, files)
     if problems := preflight.find_job_problems(context, files):
         raise PipelineError("\n".join([f"{options.job}:", *(f"  {problem}" for problem in problems)]))
     for warning in preflight.find_warnings(context):

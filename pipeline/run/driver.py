@@ -101,6 +101,7 @@ def check_job(job: Job, manifest_files: Sequence[ManifestFile], say: Say, shard:
     if shard:  # runs on shards often start at the same moment
         context = replace(context, run_id=f"{context.run_id}-s{shard.number}")
     log.set_run_labels(context)
+    preflight.require_rows(job, manifest_files)
     if problems := preflight.find_job_problems(context, manifest_files[:1]):
         raise JobError("\n".join(problems))
     for warning in preflight.find_warnings(context):
@@ -132,8 +133,6 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
     run.lease.check_same_chunks(
         hash_chunks(plan.chunks, options.row_limit, None if labelled_ids is None else labelled_ids.tolist())
     )
-    if not plan.rows + plan.labelled_rows:
-        raise JobError(f"input.manifest: {', '.join(run.context.job.input.manifest)} holds no rows")
     run.dataset.write_question(run.context.fingerprint_inputs)  # not before: a run that is refused leaves no question
     job_text = run.context.job.model_dump_json(indent=2, by_alias=True)
     write_run_document(run.dataset.store, run.context.run_id, "job", job_text)
@@ -165,7 +164,8 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
     write_run_document(run.dataset.store, run.context.run_id, "plan", json.dumps(values))
     if options.retry_kind is not None:
         own_scope = retry_scope.narrow(plan, options.shard)
-        plan = retry_errors.add_retries(plan, own_scope, run.dataset, options.retry_kind, run.progress.say)
+        say = run.progress.say
+        plan = retry_errors.add_retries(plan, own_scope, run.dataset, options.retry_kind, say, labelled_ids)
     for warning in resume.find_plan_warnings(run.context, plan, run.dataset):
         run.progress.say(f"careful: {warning}")
     if attempt:

@@ -14,7 +14,7 @@ from typing import Any, get_args
 import pyarrow as pa
 
 from pipeline.context import RunContext, format_model_name, get_base_folder, locate_small_files, open_family
-from pipeline.errors import GenerateError, OutputError
+from pipeline.errors import GenerateError, JobError, OutputError
 from pipeline.fetch.stores import list_stores
 from pipeline.job.fingerprint import build_fingerprint_inputs, compute_fingerprint
 from pipeline.job.spec import Job, MediaSection
@@ -139,6 +139,12 @@ def resolve_paths(job: Job, manifest_files: Sequence[ManifestFile]) -> Job:
 
 def to_absolute_path(path: str) -> Path:
     return (get_base_folder() / Path(path.removeprefix("file://")).expanduser()).absolute()
+
+
+def require_rows(job: Job, manifest_files: Sequence[ManifestFile]) -> None:
+    """Of any file, so the first one is enough as a rule. Before anything is written to the output."""
+    if not any(next(file.open_source().list_spans(1), None) for file in manifest_files):
+        raise JobError(f"input.manifest: {', '.join(job.input.manifest)} holds no rows")
 
 
 def find_job_problems(context: RunContext, manifest_files: Sequence[ManifestFile]) -> list[str]:

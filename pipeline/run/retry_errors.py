@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+import numpy as np
+
 from pipeline.manifest.chunks import Chunk
 from pipeline.manifest.row_keys import hash_row_keys
 from pipeline.output.dataset import Dataset, get_part_of_dead_letters, split_part_name
@@ -21,7 +23,7 @@ from pipeline.output.thread_map import map_in_threads
 from pipeline.run.claims import open_claims
 from pipeline.run.dedup import HashBuckets
 from pipeline.run.log import Say
-from pipeline.run.orphans import find_answered_rows
+from pipeline.run.orphans import RowNumbers, find_answered_rows
 from pipeline.run.resume import ResumePlan
 from pipeline.run.shards import Shard
 from pipeline.types import RetryHistory
@@ -94,9 +96,21 @@ def has_failed_rows(plan: ResumePlan, dataset: Dataset, shard: Shard | None) -> 
     return any(True for _ in read_failed_rows(scope, dataset))
 
 
-def add_retries(plan: ResumePlan, retry_scope: RetryScope, dataset: Dataset, kind_filter: str, say: Say) -> ResumePlan:
-    """Add chunks that ask failed rows of a kind again; an empty filter means all kinds."""
+def add_retries(
+    plan: ResumePlan,
+    retry_scope: RetryScope,
+    dataset: Dataset,
+    kind_filter: str,
+    say: Say,
+    labelled_ids: RowNumbers | None = None,
+) -> ResumePlan:
+    """Add chunks that ask failed rows of a kind again; an empty filter means all kinds. People have labelled the rows
+    of `labelled_ids`, so these are not asked."""
     failed_rows = list(read_failed_rows(retry_scope, dataset))
+    if labelled_ids is not None and failed_rows:
+        hashes = hash_row_keys([(letter.id, "") for letter in failed_rows])[:, 0]
+        are_labelled = np.isin(hashes, labelled_ids).tolist()
+        failed_rows = [letter for letter, is_labelled in zip(failed_rows, are_labelled, strict=True) if not is_labelled]
     letters = [letter for letter in failed_rows if letter.is_of_kind(kind_filter)]
     chunks = build_retry_chunks(plan.chunks, letters, retry_scope)
     if chunks or not failed_rows:

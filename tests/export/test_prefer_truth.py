@@ -51,7 +51,7 @@ def test_corrections_replace_the_fields_that_people_gave(captions, capsys):
     truth = write_truth(captions, 1, 4)
     capsys.readouterr()
     assert export(captions, "--prefer-truth", truth, "--where", "answer.caption = 'an owl' or id = 'r0'") == 0
-    assert capsys.readouterr().out.splitlines()[-2:] == [
+    assert capsys.readouterr().out.splitlines()[-3:-1] == [
         f"{captions.folder / 'exported'}: 6 of 6 rows; of these, 3 match --where and are exported",
         "rows that people corrected: 2, for instance row r1",
     ]
@@ -94,6 +94,18 @@ def test_rows_that_were_answered_before_people_labelled_them_stay(captions):
     assert sorted(captions.list_answered_ids()) == [f"r{number}" for number in range(5)]
     assert export(captions, "--prefer-truth", str(captions.folder / "truth.parquet")) == 0
     assert read_rows(captions)["r0"]["answer"]["caption"] == "an owl"
+
+
+def test_a_failed_row_that_people_have_labelled_is_not_asked_again(captions, capsys):
+    captions.write_manifest([*captions.draw_images(2), *captions.write_broken_images(2)])
+    assert run(captions) == 3
+    truth = captions.folder / "truth.parquet"
+    pq.write_table(pa.Table.from_pylist([{"id": "bad0", "caption": "an owl"}]), truth)
+    capsys.readouterr()
+    assert run(captions, "--retry-errors", "--except", str(truth)) == 3
+    assert "1 of 1 failed rows are asked again" in capsys.readouterr().err
+    parts = captions.folder.glob("out/errors/*/*.g1-*.parquet")
+    assert [row["id"] for part in parts for row in pq.read_table(part).to_pylist()] == ["bad1"]
 
 
 def test_only_tables_say_which_rows_are_not_asked(captions, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -63,6 +64,18 @@ def test_a_view_counts_what_is_committed_and_shows_the_newest(workspace, output)
     assert dict(later.tiles)["answered"] == "5"
     assert later.cards[0].id == "r9"
     assert later.done_share == 1.0
+
+
+def test_a_failed_row_that_is_answered_later_counts_once(workspace, output):
+    live = LiveOutput(output, None)
+    live.read_view()
+    workspace.draw_images(1)
+    os.replace(workspace.folder / "pics/0.png", workspace.folder / "pics/bad0.png")
+    workspace.draw_images(1)
+    assert workspace.run_job(retry_kind="", **CHUNKS_OF_TWO) == 0
+    for view in (live.read_view(), LiveOutput(output, None).read_view()):
+        assert dict(view.tiles) == {"rows done": "6 of 6", "answered": "6", "failed": "0"}
+        assert view.failures == []
 
 
 def test_media_are_read_only_where_it_is_allowed(output):

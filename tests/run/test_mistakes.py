@@ -226,6 +226,12 @@ MISTAKES: list[Case] = [
         'error: file://HERE/m.jsonl:2: is not JSON (Expecting property name enclosed in double quotes: line 1 column 12 (char 11)): {"id": "b",',
     ),
     (
+        "manifest without rows",
+        lambda here: pq.write_table(pq.read_table(here / "m.parquet").slice(0, 0), here / "m.parquet"),
+        CHECK,
+        "error: input.manifest: m.parquet holds no rows",
+    ),
+    (
         "empty folder",
         lambda here: ((here / "pics").mkdir(), job("m.parquet\n  id: id\n  media: image", "pics")(here)),
         RUN,
@@ -469,6 +475,13 @@ def told(here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]) -
 def test_the_message_says_what_is_wrong_and_what_to_do(here, capsys, make, arguments, message):
     make(here)
     assert told(here, capsys, arguments) == message
+
+
+def test_a_run_without_rows_leaves_nothing_behind(here, capsys):
+    pq.write_table(pq.read_table("m.parquet").slice(0, 0), "m.parquet")
+    before = sorted(here.iterdir())
+    assert told(here, capsys, RUN) == "error: input.manifest: m.parquet holds no rows"
+    assert sorted(here.iterdir()) == before
 
 
 def test_a_wrong_command_line_shows_what_is_expected(here, capsys):

@@ -17,6 +17,7 @@ from pipeline.inspect.report.previews import PreviewLoader
 from pipeline.inspect.report.statistics import SampledRow
 from pipeline.job.spec import InputSection
 from pipeline.output.answer.geometry import find_field_meanings
+from pipeline.output.dataset import split_part_name
 from pipeline.output.thread_map import map_in_threads
 from pipeline.run.progress import format_duration
 
@@ -48,8 +49,9 @@ class LiveOutput:
 
     def forget_question(self) -> None:
         self.seen_parts: set[str] = set()
-        self.answered = self.failed = 0
-        self.failure_counts: Counter[str] = Counter()
+        self.newest_run = ""
+        self.answered = 0
+        self.failure_counts: Counter[str] = Counter()  # of rows that are still failed
         self.rows: deque[dict[str, Any]] = deque(maxlen=SHOWN_ANSWERS)
         self.errors: deque[dict[str, Any]] = deque(maxlen=SHOWN_ERRORS)
         self.samples: deque[tuple[float, int]] = deque()
@@ -79,16 +81,24 @@ class LiveOutput:
         for part, footer in zip(new_parts, footers, strict=True):
             self.seen_parts.add(part)
             self.answered += footer.row_count
-            self.failed += footer.note["failed"]
             self.failure_counts.update(footer.note["kinds"])
             if part in shown_parts:
                 self.rows.extend(reader.dataset.read_part(part).slice(0, SHOWN_ANSWERS).to_pylist())
                 if letters := footer.note["errors"]:
                     self.errors.extend(reader.dataset.read_dead_letters(letters).slice(0, SHOWN_ERRORS).to_pylist())
+        newest_run, _ = reader.read_newest_plan()
+        if newest_run != self.newest_run or any(split_part_name(part)[1] for part in new_parts):
+            self.newest_run = newest_run  # it may ask failed rows again, or cut the manifest into other chunks
+            letters_left = reader.read_failed_rows()
+            self.failure_counts = Counter(f"{letter.stage}/{letter.kind}" for letter in letters_left)
         now = time.monotonic()
         self.samples.append((now, self.answered + self.failed))
         while len(self.samples) > 2 and now - self.samples[0][0] > RATE_WINDOW_S:
             self.samples.popleft()
+
+    @property
+    def failed(self) -> int:
+        return self.failure_counts.total()
 
     def build_view(self, reader: OutputReader) -> LiveView:
         _, plan = reader.read_newest_plan()
