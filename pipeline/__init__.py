@@ -327,7 +327,9 @@ export: answers become other people's formats
 
 cluster: everything that needs Ray
     cluster/ray_session.py                  connects to Ray and keeps it quiet
-    cluster/ray_runner.py                   the runner on Ray Data
+    cluster/ray_runner.py                   the runner on Ray
+    cluster/chunk_flow.py                   feeds the chunks of a run to the actors of both pools
+    cluster/actor_pool.py                   which actor gets the next task, and when a pool grows
     cluster/workers.py                      the actors of the two pools
     cluster/chunk_codec.py                  encodes a prepared chunk as one Arrow row
     cluster/isolation.py                    isolates rows that crash their process

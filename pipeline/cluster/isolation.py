@@ -7,9 +7,8 @@ so that a crash has one cause. This costs two small calls to the ledger per chun
 from __future__ import annotations
 
 import os
-import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Condition
@@ -18,10 +17,10 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.cluster.actor_pool import Parked
 from pipeline.cluster.crash_ledger import (
     MAX_CRASHES,
     CrashLedger,
-    ParkedNotice,
     RowGroup,
     StepInstructions,
     StepKey,
@@ -31,7 +30,6 @@ from pipeline.errors import ExitCode, PipelineError, StoppedError
 
 LOG_TAIL_BYTES = 64 * 2**10
 LOG_READ_TIMEOUT_S = 60.0  # on another node
-PARKED_POLL_INTERVAL_S = 2.0
 
 RowT = TypeVar("RowT")
 ResultT = TypeVar("ResultT")
@@ -48,12 +46,12 @@ class ChunkStage(Generic[RowT, ResultT, ChunkResultT]):
     finish_chunk: Callable[[Sequence[ResultT]], ChunkResultT]
 
 
-def start_ledger(min_actors: Mapping[str, int]) -> Any:
+def start_ledger() -> Any:
     """Start the ledger of one run as an actor on the driver's node: without its driver, a run needs no ledger."""
     driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(CrashLedger)
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": driver_node}
-    return actor.options(**options).remote(is_node_alive, min_actors)
+    return actor.options(**options).remote(is_node_alive)
 
 
 def is_node_alive(node_id: str) -> bool:
@@ -70,44 +68,25 @@ class CrashIsolation:
         runtime = ray.get_runtime_context()
         self.process = WorkerProcess(runtime.get_node_id(), os.getpid(), log_path, str(runtime.get_actor_id()))
 
-    def open_worker(self, factory: Callable[[], ResultT], *, takes_chunks: bool) -> ResultT | PipelineError | None:
-        """Build what the process works with. An error is returned, for the first chunk to report.
-
-        None if this actor is parked. With `takes_chunks` the pool may grow meanwhile, because Ray sees a busy actor;
-        without it, the actor never gets ready, so that it holds no chunk.
-        """
+    def open_worker(self, factory: Callable[[], ResultT]) -> ResultT | Parked:
+        """Build what the process works with."""
         instructions: StepInstructions = ray.get(self.ledger.begin_start.remote(self.stage, self.process))
-        if instructions == StepInstructions():
-            try:
-                worker = factory()
-            except PipelineError as error:
-                instructions = ray.get(self.ledger.fail_start.remote(self.process.actor_id, str(error)))
-                if instructions.stop_reason:
-                    return error
-            except BaseException as error:
-                exit_process("this worker cannot start", error)
-                raise
-            else:
-                self.ledger.finish_start.remote(self.process.actor_id)
-                return worker
+        if parked := build_parked(instructions):
+            return parked
         try:
-            raise_if_refused(instructions)
-            if not takes_chunks:
-                self.wait_while_parked()
+            worker = factory()
         except PipelineError as error:
-            return error
-        return None
-
-    def wait_while_parked(self) -> None:
-        """Hold a chunk until nothing else is left to do."""
-        while (instructions := ray.get(self.ledger.check_parked.remote(self.process.actor_id))) is None:
-            time.sleep(PARKED_POLL_INTERVAL_S)
-        raise_if_refused(instructions)
+            return Parked(f"a worker that {self.stage} cannot start: {error}", error)
+        except BaseException as error:
+            exit_process("this worker cannot start", error)
+            raise
+        self.ledger.finish_start.remote(self.process.actor_id)
+        return worker
 
     def run_stage(
         self, part_name: str, row_count: int, chunk_stage: ChunkStage[RowT, ResultT, ChunkResultT]
-    ) -> ChunkResultT | None:
-        """None if the run is being stopped or this actor is parked; then nothing was done."""
+    ) -> ChunkResultT | Parked | None:
+        """None if the run is being stopped; nothing was done then, nor if this actor is parked."""
         step_key = self.stage, part_name
         with self.lock.hold_shared():
             instructions: StepInstructions | None = ray.get(
@@ -116,9 +95,8 @@ class CrashIsolation:
             if instructions is None:
                 return None
             raise_if_refused(instructions)
-            if instructions.is_parked:
-                self.wait_while_parked()
-                return None
+            if parked := build_parked(instructions):
+                return parked
             if not (instructions.row_groups or instructions.abandoned_rows):
                 results = chunk_stage.process_rows(chunk_stage.load_rows())
                 self.ledger.set_active_rows.remote(step_key, (), self.process)
@@ -195,8 +173,11 @@ def raise_if_refused(instructions: StepInstructions) -> None:
         raise StoppedError(f"stopped: {describe_reason(reason, instructions.last_process)}")
 
 
-def describe_notice(notice: ParkedNotice) -> str:
-    return describe_reason(notice.reason, notice.last_process)
+def build_parked(instructions: StepInstructions) -> Parked | None:
+    if instructions.parked_reason is None:
+        return None
+    reason = describe_reason(instructions.parked_reason, instructions.last_process)
+    return Parked(reason, StoppedError(f"stopped: {reason}"))
 
 
 def describe_reason(reason: str, last_process: WorkerProcess | None) -> str:

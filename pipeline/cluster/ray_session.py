@@ -8,27 +8,20 @@ every version of Ray may change them.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import secrets
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy
-from ray.data._internal.block_batching import util as block_batching
 from ray.exceptions import AuthenticationError
 
 from pipeline.errors import JobError
 
-DATASET_READER_THREAD = "iter_threaded"  # Ray Data reads a dataset in threads of this name and never joins them
-JOIN_TIMEOUT_S = 10.0
 AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
-POOL_ARGUMENTS = ("max_concurrent_calls_per_actor", "enable_true_multi_threading")
 RAYLET: Any = ray._raylet
 CLIENT_SCHEMES = ("ray://", "http://", "https://")  # of machines outside of the cluster
 
@@ -38,8 +31,7 @@ def connect_to_ray(*, show_log: bool = False) -> Iterator[None]:
     """A caller who is connected already stays so. `show_log` prints what Ray and its workers log."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not show_log:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray logs the start of every actor pool as an error
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray logs the start of every actor as an error
     check_ray_version()
     if ray.is_initialized():
         yield
@@ -78,26 +70,17 @@ def set_auth_variables(values: Mapping[str, str | None]) -> None:
 
 def check_ray_version() -> None:
     """Raise a JobError if this version of Ray lacks what is used here."""
-    missing = [f"the argument {name} of ActorPoolStrategy" for name in POOL_ARGUMENTS if not has_pool_argument(name)]
-    for module, name in (
+    used = (
         (ray._private.utils, "set_sigterm_handler"),
         (ray._private.worker, "listen_error_messages"),
         (RAYLET, "Config"),
         (RAYLET, "AuthenticationTokenLoader"),
-    ):
-        missing += [] if hasattr(module, name) else [f"{module.__name__}.{name}"]
-    reader = getattr(block_batching, "iter_threaded", None)
-    if reader is None or f'name="{DATASET_READER_THREAD}"' not in inspect.getsource(reader):
-        missing.append(f"the thread {DATASET_READER_THREAD!r} of Ray Data")
-    if missing:
+    )
+    if missing := [f"{module.__name__}.{name}" for module, name in used if not hasattr(module, name)]:
         raise JobError(
             f"Ray {ray.__version__} lacks {', '.join(missing)}, which vlbatch uses; install the version of Ray that "
             "infra/constraints.txt names"
         )
-
-
-def has_pool_argument(name: str) -> bool:
-    return name in inspect.signature(ActorPoolStrategy.__init__).parameters
 
 
 def start_ray(address: str, *, show_log: bool) -> None:
@@ -161,18 +144,3 @@ def disable_function(module: Any, function_name: str) -> Iterator[None]:
         yield
     finally:
         setattr(module, function_name, original)
-
-
-@contextmanager
-def join_dataset_readers() -> Iterator[None]:
-    """At the end, wait for the threads that Ray Data started meanwhile.
-
-    A reader that outlives Ray ends the process with exit code 1 and no message.
-    """
-    threads_before = {*threading.enumerate()}
-    try:
-        yield
-    finally:
-        for thread in {*threading.enumerate()} - threads_before:
-            if thread.name == DATASET_READER_THREAD:
-                thread.join(JOIN_TIMEOUT_S)

@@ -1,19 +1,20 @@
 """The actors of the two pools: one prepares chunks, the other answers and commits them.
 
-An error that stops the run is returned in place of a receipt, because Ray would bury its message in tracebacks.
+An error that stops the run is returned in place of a result, because Ray would bury its message in tracebacks.
 """
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
+import ray
 
 from pipeline.answer import Answerer
 from pipeline.cluster import chunk_codec, metrics
+from pipeline.cluster.actor_pool import Parked
 from pipeline.cluster.crash_ledger import MAX_CRASHES
 from pipeline.cluster.isolation import ChunkStage, CrashIsolation, exit_process
 from pipeline.cluster.output_folder import find_output_problem
@@ -32,30 +33,31 @@ from pipeline.types import Failure, Outcome, PreparedItem, ReadItem
 from pipeline.watchdog import Watchdog
 
 HANG_MARGIN_S = 120.0  # fetching and decoding keep a row's deadline by themselves; a row that takes longer hangs
-RECEIPT_COLUMN = "receipt"  # a block with this column alone needs no more work
-
-WorkerT = TypeVar("WorkerT", Preparer, Answerer)
 
 
 class PrepareWorker:
-    def __init__(self, context: RunContext, ledger: Any, parked_take_chunks: bool):
+    def __init__(self, context: RunContext, ledger: Any):
         self.isolation = CrashIsolation(ledger, "prepare", exclusive=True)
-        self.preparer = self.isolation.open_worker(lambda: Preparer(context), takes_chunks=parked_take_chunks)
+        self.preparer = self.isolation.open_worker(lambda: Preparer(context))
         self.watchdog = Watchdog(compute_row_timeout_s(context.job) + HANG_MARGIN_S, "preparing a row")
         if isinstance(self.preparer, Preparer):
             metrics.export_prepare_metrics(context, self.preparer)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        try:
-            if (preparer := raise_if_failed(self.preparer)) is None:
-                self.isolation.wait_while_parked()
-                return build_receipt_table(None)
-            prepared = self.prepare_chunk(preparer, pickle.loads(batch["chunk"][0].as_py()))
-        except PipelineError as error:
-            return build_receipt_table(error)
-        return build_receipt_table(None) if prepared is None else prepared
+    def find_parked(self) -> Parked | None:
+        return self.preparer if isinstance(self.preparer, Parked) else None
 
-    def prepare_chunk(self, preparer: Preparer, chunk: Chunk) -> pa.Table | None:
+    @ray.method(num_returns=2)
+    def prepare_chunk(self, chunk: Chunk) -> tuple[int | PipelineError | Parked | None, pa.Table | None]:
+        """The size of the prepared chunk in bytes, or why there is none; and the prepared chunk."""
+        try:
+            prepared = self.run_stage(self.preparer, chunk)
+        except PipelineError as error:
+            return error, None
+        return (prepared.nbytes, prepared) if isinstance(prepared, pa.Table) else (prepared, None)
+
+    def run_stage(self, preparer: Preparer | Parked, chunk: Chunk) -> pa.Table | Parked | None:
+        if isinstance(preparer, Parked):
+            return preparer
         stage = ChunkStage(
             load_rows=lambda: preparer.read_items(chunk),
             process_rows=lambda items: list(self.watchdog.watch_steps(preparer.prepare_items(items))),
@@ -68,34 +70,35 @@ class PrepareWorker:
 
 
 class GenerateWorker:
-    def __init__(self, context: RunContext, ledger: Any, parked_take_chunks: bool):
+    def __init__(self, context: RunContext, ledger: Any):
         log.set_run_labels(context)
         self.isolation = CrashIsolation(ledger, "generate", exclusive=False)
         self.dataset = Dataset(OutputStore(context.job.output.path), context.fingerprint)
-        self.answerer = self.isolation.open_worker(lambda: open_answerer(context), takes_chunks=parked_take_chunks)
+        self.answerer = self.isolation.open_worker(lambda: open_answerer(context))
         if isinstance(self.answerer, Answerer):
             metrics.export_generate_metrics(context, self.answerer)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        if batch.column_names == [RECEIPT_COLUMN]:
-            return batch
-        try:
-            if (answerer := raise_if_failed(self.answerer)) is None:
-                self.isolation.wait_while_parked()
-                return build_receipt_table(None)
-            return build_receipt_table(self.generate_chunk(answerer, batch))
-        except PipelineError as error:
-            return build_receipt_table(error)
+    def find_parked(self) -> Parked | None:
+        return self.answerer if isinstance(self.answerer, Parked) else None
 
-    def generate_chunk(self, answerer: Answerer, batch: pa.Table) -> CommitReceipt | None:
-        part_name, prepare_seconds = chunk_codec.read_part_name(batch), chunk_codec.read_prepare_seconds(batch)
+    def generate_chunk(self, prepared: pa.Table | None) -> CommitReceipt | PipelineError | Parked | None:
+        """None if nothing was done: the run is being stopped, or the chunk was lost with a node and is not there."""
+        try:
+            return self.run_stage(self.answerer, prepared) if prepared is not None else None
+        except PipelineError as error:
+            return error
+
+    def run_stage(self, answerer: Answerer | Parked, prepared: pa.Table) -> CommitReceipt | Parked | None:
+        if isinstance(answerer, Parked):
+            return answerer
+        part_name, prepare_seconds = chunk_codec.read_part_name(prepared), chunk_codec.read_prepare_seconds(prepared)
         stage = ChunkStage(
-            load_rows=lambda: chunk_codec.decode_chunk(batch),
+            load_rows=lambda: chunk_codec.decode_chunk(prepared),
             process_rows=lambda prepared_items: answer_or_exit(answerer, prepared_items),
             fail_row=fail_unanswered_row,
             finish_chunk=lambda outcomes: commit_outcomes(part_name, outcomes, prepare_seconds, answerer, self.dataset),
         )
-        return self.isolation.run_stage(part_name, chunk_codec.count_rows(batch), stage)
+        return self.isolation.run_stage(part_name, chunk_codec.count_rows(prepared), stage)
 
 
 def open_answerer(context: RunContext) -> Answerer:
@@ -107,16 +110,6 @@ def open_answerer(context: RunContext) -> Answerer:
 def compute_row_timeout_s(job: Job) -> float:
     """A row's deadline, and the extra time for every frame of a video in each of its media columns."""
     return job.limits.deadline_s + EXTRA_S_PER_FRAME * job.media.video.max_frames * max(1, len(job.input.media))
-
-
-def raise_if_failed(worker: WorkerT | PipelineError | None) -> WorkerT | None:
-    if isinstance(worker, PipelineError):
-        raise worker
-    return worker
-
-
-def build_receipt_table(value: CommitReceipt | PipelineError | None) -> pa.Table:
-    return pa.table({RECEIPT_COLUMN: pa.array([pickle.dumps(value)], pa.binary())})
 
 
 def fail_unprepared_row(read_item: ReadItem, message: str) -> PreparedItem:

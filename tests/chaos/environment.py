@@ -32,7 +32,7 @@ from tests.seaweed import KEY, SECRET, Seaweed
 ROOT = Path(__file__).parents[2]
 BUCKET = "chaos"
 WORKER_NODES = 2
-PREPARE, GENERATE = "MapWorker(MapBatches(PrepareWorker))", "MapWorker(MapBatches(GenerateWorker))"
+PREPARE, GENERATE = "PrepareWorker", "GenerateWorker"
 RANK, DECODER = "pipeline.model.engines.torch.tp_worker", "pipeline.media.decoder_process"
 START_TRIES = 5
 

@@ -20,7 +20,6 @@ from pipeline.watchdog import Watchdog
 HANG_S = 3.0
 ROW_S = 20.0  # a row that takes longer to prepare ends its process
 DEADLINE_S = 30.0  # of the job
-PARKED_IDLE_S = 2.0
 STARTS_OF_TWO_REPLICAS = 1 + crash_ledger.MAX_CRASHES + 1
 files_in_use: list[IO[str]] = []  # locked for the life of the process
 
@@ -98,5 +97,4 @@ def install() -> None:
         init_worker(self, context, *arguments)
 
     workers.GenerateWorker.__init__ = count_and_init
-    crash_ledger.PARKED_IDLE_S = PARKED_IDLE_S
     workers.compute_row_timeout_s = lambda job: ROW_S - workers.HANG_MARGIN_S

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from pipeline.cluster.crash_ledger import (
     MAX_CONSECUTIVE_CRASHES,
     MAX_CRASHES,
-    PARKED_IDLE_S,
-    PARKED_STARTING_S,
     CrashLedger,
     StepInstructions,
     WorkerProcess,
@@ -30,18 +28,7 @@ def test_a_step_without_a_crash_runs_all_rows_at_once_and_is_forgotten():
     ledger = CrashLedger()
     assert ledger.begin_step(STEP, 5, build_process(1), exclusive=False) == StepInstructions()
     ledger.finish_step(STEP)
-    assert ledger.is_idle()
     assert not ledger.open_steps
-
-
-def test_rows_in_flight_are_counted_by_stage():
-    ledger = CrashLedger()
-    ledger.begin_step(("prepare", "b"), 3, build_process(1), exclusive=True)
-    ledger.begin_step(STEP, 5, build_process(2), exclusive=False)
-    ledger.begin_step(("generate", "other"), 7, build_process(2), exclusive=False)
-    assert ledger.count_rows_in_flight() == {"prepare": 3, "generate": 12}
-    ledger.finish_step(STEP)
-    assert ledger.count_rows_in_flight() == {"prepare": 3, "generate": 7}
 
 
 def test_after_a_crash_the_rows_run_in_sixteen_groups():
@@ -100,31 +87,30 @@ def test_crashes_outside_the_rows_of_a_chunk_stop_the_run_and_blame_no_row():
     assert instructions.last_process == build_process(2)
 
 
-def test_consecutive_crashes_without_a_surviving_group_stop_the_run():
+def test_consecutive_crashes_without_a_surviving_group_park_the_actor():
     ledger = CrashLedger()
     for number in range(MAX_CONSECUTIVE_CRASHES):
-        assert not ledger.begin_step(("generate", "a"), 8, build_process(number), exclusive=False).stop_reason
+        assert not ledger.begin_step(("generate", "a"), 8, build_process(number), exclusive=False).parked_reason
         ledger.set_active_rows(("generate", "a"), (number % 8,), build_process(number))
-    assert (
-        f"{MAX_CONSECUTIVE_CRASHES} processes"
-        in ledger.begin_step(("generate", "a"), 8, build_process(99), exclusive=False).stop_reason
-    )
+    instructions = ledger.begin_step(("generate", "a"), 8, build_process(99), exclusive=False)
+    assert f"{MAX_CONSECUTIVE_CRASHES} processes" in instructions.parked_reason
+    assert instructions.last_process == build_process(MAX_CONSECUTIVE_CRASHES - 1)
 
 
 def test_a_crash_that_interrupts_three_chunks_counts_once():
     ledger = CrashLedger()
     for number in range(MAX_CONSECUTIVE_CRASHES - 1):
         for key in "abc":
-            assert not ledger.begin_step(("generate", key), 8, build_process(number), exclusive=False).stop_reason
+            assert not ledger.begin_step(("generate", key), 8, build_process(number), exclusive=False).parked_reason
             ledger.set_active_rows(("generate", key), (number % 8,), build_process(number))
 
 
-def test_an_only_actor_that_crashes_three_times_while_it_starts_stops_the_run():
+def test_an_actor_that_crashes_three_times_while_it_starts_is_parked():
     ledger = CrashLedger()
     for number in range(MAX_CRASHES):
         assert ledger.begin_start("generate", build_process(number)) == StepInstructions()
     instructions = ledger.begin_start("generate", build_process(9))
-    assert "died while they started" in instructions.stop_reason
+    assert "died while they started" in instructions.parked_reason
     assert instructions.last_process == build_process(2)
 
 
@@ -139,129 +125,28 @@ def test_an_actor_that_loses_its_node_while_it_starts_gets_more_attempts():
     ledger = CrashLedger(is_node_alive=lambda node: node != "spot")
     for number in range(2 * MAX_CRASHES):
         assert ledger.begin_start("generate", build_process(number, "spot")) == StepInstructions()
-    assert ledger.begin_start("generate", build_process(9)).stop_reason
-
-
-def start_pool(ledger: CrashLedger, size: int) -> list[WorkerProcess]:
-    """Let the actors of a pool get ready."""
-    processes = [build_process(number, f"node-{number}", f"good-{number}") for number in range(size)]
-    for process in processes:
-        assert ledger.begin_start("generate", process) == StepInstructions()
-        ledger.finish_start(process.actor_id)
-    return processes
-
-
-def test_one_bad_node_stops_no_replica_of_a_thousand():
-    """The eight actors of a node die at every start. The others have finished nothing yet."""
-    ledger = CrashLedger()
-    start_pool(ledger, 992)
-    for actor in range(8):
-        for attempt in range(MAX_CRASHES):
-            process = build_process(attempt, "bad", f"bad-{actor}")
-            assert ledger.begin_start("generate", process) == StepInstructions()
-        assert ledger.begin_start("generate", build_process(9, "bad", f"bad-{actor}")).is_parked
-    assert ledger.count_parked_actors() == {"generate": 8}
-    assert len(ledger.take_notices()) == 8
-    assert ledger.take_notices() == []
+    assert ledger.begin_start("generate", build_process(9)).parked_reason
 
 
 def test_a_bad_node_that_dies_at_the_first_chunks_is_parked_and_no_row_is_blamed():
-    ledger = CrashLedger()
-    good = start_pool(ledger, 7)
-    ledger.begin_step(("generate", "other"), 8, good[0], exclusive=False)
+    ledger, good = CrashLedger(), build_process(0, "good", "good")
     for number in range(MAX_CONSECUTIVE_CRASHES):
         instructions = ledger.begin_step(STEP, 8, build_process(number, "bad", "bad"), exclusive=False)
-        assert (instructions.stop_reason, instructions.is_parked) == (None, False)
+        assert (instructions.stop_reason, instructions.parked_reason) == (None, None)
         ledger.set_active_rows(STEP, (number % 8,), build_process(number, "bad", "bad"))
     instructions = ledger.begin_step(STEP, 8, build_process(99, "bad", "bad"), exclusive=False)
-    assert instructions == StepInstructions(is_parked=True)
-    assert not ledger.begin_step(("generate", "next"), 8, good[1], exclusive=False).is_parked
-    assert "finished nothing in between" in ledger.take_notices()[0].reason
+    assert "finished nothing in between" in instructions.parked_reason
+    assert not instructions.row_groups
+    instructions = ledger.begin_step(STEP, 8, good, exclusive=False)
+    assert (instructions.parked_reason, instructions.abandoned_rows) == (None, {})
 
 
-def test_the_run_stops_when_every_actor_of_the_stage_is_parked():
-    ledger = CrashLedger()
-    for actor in ("a", "b", "c"):
-        ledger.begin_start("generate", build_process(0, actor, actor))
-    ledger.begin_start("prepare", build_process(1, "node", "preparer"))
-    ledger.finish_start("preparer")
-    assert ledger.fail_start("a", "no GPU").is_parked
-    assert ledger.fail_start("b", "no GPU").is_parked
-    assert ledger.check_parked("a") is None
-    assert ledger.fail_start("c", "no GPU").stop_reason == "a worker that generate cannot start: no GPU"
-    assert "no GPU" in ledger.check_parked("a").stop_reason
-
-
-def test_an_only_actor_that_is_bad_waits_for_those_that_the_pool_starts_with():
-    """They come when an autoscaler has added their nodes."""
-    clock = Clock()
-    ledger = CrashLedger(min_actors={"generate": 2}, clock=clock)
-    for number in range(MAX_CRASHES):
-        ledger.begin_start("generate", build_process(number, "bad", "bad"))
-    assert ledger.begin_start("generate", build_process(9, "bad", "bad")).is_parked
-    assert ledger.check_parked("bad") is None
-    clock.now = PARKED_STARTING_S
-    assert "died while they started" in ledger.check_parked("bad").stop_reason
-    (good,) = start_pool(ledger, 1)
-    assert not ledger.begin_step(STEP, 8, good, exclusive=False).is_parked
-    assert ledger.check_parked("bad") is None
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_parked_actors_give_their_chunks_back_when_nothing_else_is_left_to_do():
-    clock = Clock()
-    ledger = CrashLedger(clock=clock)
-    (good,) = start_pool(ledger, 1)
-    ledger.begin_start("generate", build_process(0, "bad", "bad"))
-    ledger.fail_start("bad", "no GPU")
-    ledger.begin_step(STEP, 8, good, exclusive=False)
-    assert ledger.check_parked("bad") is None
-    clock.now = 1000.0
-    assert ledger.check_parked("bad") is None
-    ledger.finish_step(STEP)
-    assert ledger.check_parked("bad") is None
-    clock.now += PARKED_IDLE_S - 1
-    assert ledger.check_parked("bad") is None
-    clock.now += 1
-    assert ledger.check_parked("bad") == StepInstructions(is_parked=True)
-
-
-def test_parked_actors_wait_longer_while_another_actor_starts():
-    clock = Clock()
-    ledger = CrashLedger(clock=clock)
-    for actor in ("slow", "bad"):
-        ledger.begin_start("generate", build_process(0, actor, actor))
-    ledger.fail_start("bad", "no GPU")
-    assert ledger.check_parked("bad") is None
-    clock.now = PARKED_STARTING_S - 1
-    assert ledger.check_parked("bad") is None
-    clock.now += 1
-    assert ledger.check_parked("bad").is_parked
-
-
-def test_parked_actors_of_a_run_that_is_being_stopped_hold_nothing():
-    ledger = CrashLedger()
-    start_pool(ledger, 1)
-    ledger.begin_start("generate", build_process(0, "bad", "bad"))
-    ledger.fail_start("bad", "no GPU")
-    ledger.stop_steps()
-    assert ledger.check_parked("bad").is_parked
-
-
-def test_a_stopping_ledger_begins_nothing_and_is_idle_after_the_last_step():
+def test_a_stopping_ledger_begins_nothing():
     ledger = CrashLedger()
     ledger.begin_step(STEP, 4, build_process(1), exclusive=False)
     ledger.stop_steps()
     assert ledger.begin_step(("generate", "other"), 4, build_process(1), exclusive=False) is None
-    assert not ledger.is_idle()
-    ledger.finish_step(STEP)
-    assert ledger.is_idle()
+    assert [*ledger.open_steps] == [STEP]
 
 
 @settings(max_examples=150, deadline=None)
@@ -283,7 +168,7 @@ def test_only_rows_that_crash_are_abandoned_and_retries_end(rows, crashing, max_
             if key in done or has_crashed:
                 continue
             instructions = ledger.begin_step(("generate", key), rows, build_process(process), exclusive=False)
-            if instructions.stop_reason:  # one crashing row after the other
+            if instructions.parked_reason:  # one crashing row after the other
                 assert len(crashing) * MAX_CRASHES >= MAX_CONSECUTIVE_CRASHES - 2
                 return
             crashing_here = crashing if key == "a" else set()

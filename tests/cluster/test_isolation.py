@@ -12,7 +12,7 @@ from pipeline.cluster.workers import compute_row_timeout_s
 from pipeline.errors import StoppedError
 from pipeline.job.spec import Job
 
-FAULT = """:actor_name:MapWorker(MapBatches(GenerateWorker))
+FAULT = """:actor_name:GenerateWorker
 *** SIGSEGV received at time=1795247700 on cpu 0 ***
 Fatal Python error: Segmentation fault
 

@@ -47,6 +47,15 @@ def test_an_engine_that_crashes_at_every_start_stops_the_run_and_says_so(workspa
         workspace.run_job(runner="ray", engine={"default": "memory"}, output={"path": str(workspace.folder / "never")})
 
 
+def test_a_replica_starts_once_however_many_chunks_there_are(workspace):
+    workspace.write_manifest(workspace.draw_images(60))
+    (workspace.folder / "starts").unlink(missing_ok=True)
+    output = {"path": str(workspace.folder / "started once"), "chunk_rows": 1}
+    assert workspace.run_job(runner="ray", output=output) == 0
+    assert len(workspace.list_parts("started once")) == 60
+    assert (workspace.folder / "starts").read_text() == "."
+
+
 @pytest.mark.slow
 def test_a_broken_gpu_is_set_aside_and_the_other_replicas_answer_every_row(workspace, capfd):
     workspace.write_manifest(workspace.draw_images(96))

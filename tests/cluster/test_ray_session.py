@@ -28,18 +28,6 @@ def test_a_missing_private_function_of_ray_is_named(monkeypatch):
         ray_session.check_ray_version()
 
 
-def test_a_renamed_thread_of_ray_data_is_noticed(monkeypatch):
-    monkeypatch.setattr(ray_session, "DATASET_READER_THREAD", "iter_in_threads")
-    with pytest.raises(JobError, match="lacks the thread 'iter_in_threads' of Ray Data"):
-        ray_session.check_ray_version()
-
-
-def test_an_older_ray_whose_pools_lack_an_argument_is_noticed(monkeypatch):
-    monkeypatch.setattr(ray_session, "POOL_ARGUMENTS", ("max_size", "max_calls"))
-    with pytest.raises(JobError, match="lacks the argument max_calls of ActorPoolStrategy, which"):
-        ray_session.check_ray_version()
-
-
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
 def test_an_address_for_clients_is_refused_with_advice(workspace, monkeypatch, capsys, address):
     workspace.write_manifest(workspace.draw_images(1))

@@ -21,7 +21,7 @@ from pipeline.cluster.ray_session import require_random_token
 
 log = logging.getLogger(__name__)
 pytestmark = pytest.mark.slow
-REPLICA, RANK = "ray::MapWorker(MapBatches(GenerateWorker))", "pipeline.model.engines.torch.tp_worker"
+REPLICA, RANK = "ray::GenerateWorker", "pipeline.model.engines.torch.tp_worker"
 
 
 @pytest.fixture

@@ -1,0 +1,185 @@
+"""Feeds the chunks of a run to the actors that prepare them, and prepared chunks to the replicas.
+
+Ray starts actors again that die, repeats their tasks, and prepares chunks again that are lost with a node. So a task
+ends with a result, or with an error that stops the run. Results arrive as events of one queue; each costs the driver
+the same, however many actors there are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Event
+from typing import Any
+
+import ray
+
+from pipeline.cluster.actor_pool import ActorPool, Parked, PoolActor
+from pipeline.errors import PipelineError
+from pipeline.manifest.chunks import Chunk
+from pipeline.output.commit import CommitReceipt
+from pipeline.run import log
+from pipeline.run.runner import RowsInFlightCallback
+
+STORE_SHARE = 0.5  # of the object store is for prepared chunks
+TICK_S = 1.0
+
+FinishTask = Callable[[PoolActor, Any, Any], CommitReceipt | None]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOptions:
+    worker_type: type
+    arguments: tuple[Any, ...]
+    ray_options: Mapping[str, Any]
+    min_size: int
+    max_size: int | None
+    tasks_per_actor: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedChunk:
+    chunk: Chunk
+    block: Any  # a reference into the object store
+    byte_count: int
+
+
+class ChunkFlow:
+    """`close` ends its actors."""
+
+    def __init__(self, chunks: Sequence[Chunk], prepare: PoolOptions, generate: PoolOptions):
+        self.events: SimpleQueue[tuple[FinishTask, PoolActor, Any, Any]] = SimpleQueue()
+        self.waiting = deque(chunks)
+        self.prepared: deque[PreparedChunk] = deque()
+        self.prepared_count = self.prepared_bytes = 0  # of all chunks that were prepared
+        self.stored_bytes = 0  # of those that wait or are being answered
+        self.store_limit = 0.0
+        self.generate_pool, self.prepare_pool = self.open_pool(generate), self.open_pool(prepare)
+
+    def open_pool(self, options: PoolOptions) -> ActorPool:
+        actor_type: Any = ray.remote(options.worker_type)
+        restarts = {"max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": "SPREAD"}
+
+        def start_actor(actor: PoolActor) -> Any:
+            handle = actor_type.options(**restarts, **options.ray_options).remote(*options.arguments)
+            self.expect(self.finish_start, actor, pool, handle.find_parked.remote())
+            return handle
+
+        pool = ActorPool(start_actor, options.max_size, options.tasks_per_actor)
+        pool.add_actors(options.min_size)
+        return pool
+
+    def expect(self, finish: FinishTask, actor: PoolActor, item: Any, result: Any) -> None:
+        """Have `finish(actor, item, result)` called by `run` when the result is there."""
+        result.future().add_done_callback(lambda future: self.events.put((finish, actor, item, future)))
+
+    def run(self, stopping: Event, on_rows_in_flight: RowsInFlightCallback) -> Generator[CommitReceipt, None, None]:
+        """Yield the receipts of all chunks; once `stopping` is set, only of those that have begun."""
+        next_tick = 0.0
+        while not self.is_finished(stopping):
+            if time.monotonic() >= next_tick:
+                self.tick(on_rows_in_flight)
+                next_tick = time.monotonic() + TICK_S
+            if not stopping.is_set():
+                self.submit_tasks()
+            try:
+                finish, actor, item, future = self.events.get(timeout=TICK_S)
+            except Empty:
+                continue
+            if actor.handle is not None and (receipt := finish(actor, item, future.result())):
+                yield receipt
+
+    def is_finished(self, stopping: Event) -> bool:
+        if self.prepare_pool.tasks_in_flight or self.generate_pool.tasks_in_flight:
+            return False
+        return stopping.is_set() or not (self.waiting or self.prepared)
+
+    def tick(self, on_rows_in_flight: RowsInFlightCallback) -> None:
+        on_rows_in_flight({"prepare": self.prepare_pool.rows_in_flight, "generate": self.generate_pool.rows_in_flight})
+        self.store_limit = STORE_SHARE * ray.cluster_resources().get("object_store_memory", 0.0)
+        for pool in (self.prepare_pool, self.generate_pool):
+            pool.raise_if_unusable()
+
+    def submit_tasks(self) -> None:
+        while self.prepared and (actor := self.generate_pool.pick_actor()):
+            item = self.prepared.popleft()
+            self.generate_pool.change_load(actor, 1, item.chunk.asked_row_count)
+            self.expect(self.finish_generate, actor, item, actor.handle.generate_chunk.remote(item.block))
+        while self.waiting and self.has_room() and (actor := self.prepare_pool.pick_actor()):
+            chunk = self.waiting.popleft()
+            self.prepare_pool.change_load(actor, 1, chunk.asked_row_count)
+            result, block = actor.handle.prepare_chunk.remote(chunk)
+            self.expect(self.finish_prepare, actor, (chunk, block), result)
+        if self.prepared:
+            self.generate_pool.grow(len(self.prepared) + len(self.waiting))
+        if self.waiting and self.has_room():
+            self.prepare_pool.grow(len(self.waiting))
+        if not self.waiting:
+            kill_actors(self.prepare_pool.release_idle())
+            if not (self.prepared or self.prepare_pool.tasks_in_flight):
+                kill_actors(self.generate_pool.release_idle())
+
+    def has_room(self) -> bool:
+        """Whether one more chunk may be prepared: replicas will have room for it, or few wait; and so has the store."""
+        tasks = self.prepare_pool.tasks_in_flight
+        if tasks + len(self.prepared) >= self.generate_pool.count_free_slots() + max(1, self.prepare_pool.ready_count):
+            return False
+        expected_bytes = (tasks + 1) * self.prepared_bytes / max(1, self.prepared_count)
+        return self.stored_bytes + expected_bytes <= self.store_limit or not (tasks or self.stored_bytes)
+
+    def finish_start(self, actor: PoolActor, pool: ActorPool, parked: Parked | None) -> None:
+        if parked:
+            park_actor(pool, actor, parked)
+        elif actor in pool.starting:
+            pool.set_ready(actor)
+
+    def finish_prepare(
+        self, actor: PoolActor, item: tuple[Chunk, Any], result: int | PipelineError | Parked | None
+    ) -> None:
+        chunk, block = item
+        self.prepare_pool.change_load(actor, -1, -chunk.asked_row_count)
+        if isinstance(result, PipelineError):
+            raise result
+        if isinstance(result, int):
+            self.prepared.append(PreparedChunk(chunk, block, result))
+            self.prepared_count += 1
+            self.prepared_bytes += result
+            self.stored_bytes += result
+            return
+        self.waiting.appendleft(chunk)
+        if result:
+            park_actor(self.prepare_pool, actor, result)
+
+    def finish_generate(
+        self, actor: PoolActor, item: PreparedChunk, result: CommitReceipt | PipelineError | Parked | None
+    ) -> CommitReceipt | None:
+        self.generate_pool.change_load(actor, -1, -item.chunk.asked_row_count)
+        if isinstance(result, PipelineError):
+            raise result
+        if isinstance(result, Parked):
+            self.prepared.appendleft(item)
+            park_actor(self.generate_pool, actor, result)
+            return None
+        self.stored_bytes -= item.byte_count
+        if result is None:  # it was lost, and could not be prepared again
+            self.waiting.appendleft(item.chunk)
+        return result
+
+    def close(self) -> None:
+        """End the actors: at once where they work on something."""
+        for pool in (self.prepare_pool, self.generate_pool):
+            kill_actors(pool.release_all())
+
+
+def park_actor(pool: ActorPool, actor: PoolActor, parked: Parked) -> None:
+    if pool.park(actor, parked):
+        pool.raise_if_unusable()
+        log.write_message(f"a worker is set aside, and the others go on: {parked.reason}")
+
+
+def kill_actors(handles: Sequence[Any]) -> None:
+    for handle in handles:
+        ray.kill(handle)
