@@ -378,6 +378,7 @@ inspect: what people look at
     inspect/score/score_text.py             prints a score as a table
     inspect/neighbours/__init__.py          finds rows that are alike, by a column of vectors
     inspect/neighbours/vector_table.py      reads the vectors of an output
+    inspect/neighbours/whitening.py         gives all directions of vectors the same spread
     inspect/neighbours/cosine_bounds.py     rules out most pairs by products of short vectors
     inspect/neighbours/vector_search.py     groups similar vectors, finds the nearest, chooses diverse ones
     inspect/neighbours/neighbours_page.py   shows them as rows of thumbnails

@@ -85,25 +85,35 @@ def find_neighbours(options: argparse.Namespace) -> int:
     from pipeline.inspect.report.statistics import ReportOptions
 
     file, page = Path(options.to), options.page
-    if file.suffix != ".parquet":
-        raise PipelineError(f"--to {file}: the table is Parquet, so give a name that ends in .parquet")
+    for option, name in (("--to", options.to), ("--vectors", options.vectors)):
+        if name and not name.endswith(".parquet"):
+            raise PipelineError(f"{option} {name}: the table is Parquet, so give a name that ends in .parquet")
     search = neighbours.NeighbourOptions(
-        options.column, options.above, tuple(options.near), options.count, options.diverse, options.approximate
+        column=options.column,
+        above=options.above,
+        whiten=options.whiten,
+        near_ids=tuple(options.near),
+        nearest=options.count,
+        diverse=options.diverse,
+        approximate=options.approximate,
     )
     reader = open_output_reader(options.output, options.question)
     found = neighbours.find_neighbours(reader, search, ProgressLine().report_share, print)
     found.write(file)
     print(f"{file}: {found.describe(search)}")
+    if options.vectors:
+        found.write_vectors(Path(options.vectors))
+        print(f"{options.vectors}: the vectors that were compared")
     if page:
         access = ReportOptions(roots=tuple(options.roots), hosts=tuple(options.hosts), stores=tuple(options.stores))
         withheld = write_page(reader, found.rows, Path(page), found.describe(search), access)
         more = f"; media that are not shown: {withheld}, see --roots, --hosts and --stores" if withheld else ""
         print(f"{page}: open it in a browser{more}")
-    print(f"next: {format_next_search(options, found.rows)}")
+    print(f"next: {format_next_search(options, search.least_cosine, found.rows)}")
     return ExitCode.ALL_ANSWERED
 
 
-def format_next_search(options: argparse.Namespace, found_rows: Sequence[object]) -> str:
+def format_next_search(options: argparse.Namespace, least_cosine: float, found_rows: Sequence[object]) -> str:
     if options.diverse is not None:
         return format_command("sample", options.output, "--from", options.to)
     given = [
@@ -112,11 +122,12 @@ def format_next_search(options: argparse.Namespace, found_rows: Sequence[object]
         *(("--near", name) for name in options.near),
     ]
     search = ["neighbours", options.output, *(word for option, value in given if value for word in (option, value))]
+    search += ["--whiten"] * options.whiten
     if not found_rows:
-        lower = f"{max(0.0, options.above - 0.05):.2f}"
-        return f"{format_command(*search, '--above', lower)}  # no two rows are as alike as {options.above:g}"
+        lower = f"{max(0.01, least_cosine - 0.05):.2f}"
+        return f"{format_command(*search, '--above', lower)}  # no two rows are as alike as {least_cosine:g}"
     if not options.page:
-        above = f"{options.above:g}"
+        above = f"{least_cosine:g}"
         page = format_command(*search, "--above", above, "--page", "neighbours.html")
         return f"{page}  # look at them; --roots shows pictures"
     return f"{format_program()} run JOB --except {shlex.quote(options.to)}  # in a job about these rows: without them"

@@ -86,8 +86,11 @@ def add_sample_options(parser: argparse.ArgumentParser) -> None:
 def add_neighbours_options(parser: argparse.ArgumentParser) -> None:
     add_output_options(parser)
     parser.add_argument("--column", metavar="NAME", help="a column of vectors; default: the only one")
-    above_help = "rows of at least this cosine are near duplicates; default 0.95"
-    parser.add_argument("--above", type=parse_cosine, default=0.95, metavar="COSINE", help=above_help)
+    above_help = "rows of at least this cosine are near duplicates; default 0.95, with --whiten 0.8"
+    parser.add_argument("--above", type=parse_cosine, metavar="COSINE", help=above_help)
+    whiten_help = "give all directions of the vectors the same spread before they are compared: finds more duplicates "
+    whiten_help += "in vectors of models that were not trained for comparison, such as `from: vision`"
+    parser.add_argument("--whiten", action="store_true", help=whiten_help)
     instead = parser.add_mutually_exclusive_group()
     near_help = "find the rows nearest to this one instead; may be repeated"
     instead.add_argument("--near", action="append", default=[], metavar="ID", help=near_help)
@@ -101,6 +104,8 @@ def add_neighbours_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", default="neighbours.parquet", metavar="FILE", help="default neighbours.parquet in this folder"
     )
+    vectors_help = "also write the vectors as they were compared, as Parquet with the columns id and vector"
+    parser.add_argument("--vectors", metavar="FILE", help=vectors_help)
     parser.add_argument("--page", metavar="FILE", help="also show them on an HTML page")
     add_media_access_options(parser)
 

@@ -52,6 +52,18 @@ def test_planted_duplicates_are_found_and_nothing_else(folder, monkeypatch):
     assert sum("cropped" in first + second for first, second in right) >= 4
 
 
+def test_whitened_vectors_find_planted_duplicates_at_the_default_cosine(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert main(["neighbours", "answers/embed", "--whiten", "--vectors", "white.parquet"]) == 0
+    found = [(row["id"], row["of"]) for row in pq.read_table("neighbours.parquet").to_pylist()]
+    right = [pair for pair in found if is_planted(*pair)]
+    assert right == found
+    assert sum("cropped" in first + second for first, second in right) >= 5
+    query = """SELECT a.id, b.id FROM 'white.parquet' AS a JOIN 'white.parquet' AS b
+               ON a.id < b.id AND list_cosine_similarity(a.vector, b.vector) >= 0.8"""
+    assert {frozenset(pair) for pair in duckdb.sql(query).fetchall()} >= {frozenset(pair) for pair in right}
+
+
 def test_a_copy_is_nearest_to_what_it_was_made_of(folder, monkeypatch):
     monkeypatch.chdir(folder)
     copies = [f"{('recompressed', 'cropped')[n % 2]}-detect-{n:05}" for n in range(COPIES)]

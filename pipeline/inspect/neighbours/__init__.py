@@ -17,11 +17,13 @@ import pyarrow.parquet as pq
 from pipeline.errors import OutputError
 from pipeline.inspect.neighbours import vector_search
 from pipeline.inspect.neighbours.vector_table import VectorTable, read_vectors
+from pipeline.inspect.neighbours.whitening import whiten_vectors
 from pipeline.inspect.output_reader import OutputReader
 from pipeline.output.local_files import replace_file
 from pipeline.run.progress import format_count
 
 NEIGHBOUR_SCHEMA = pa.schema([("id", pa.string()), ("of", pa.string()), ("cosine", pa.float32())])
+PLAIN_COSINE, WHITENED_COSINE = 0.95, 0.8  # of near duplicates
 EXACT_ROWS = 1_000_000  # from here on, a line tells of the index
 
 
@@ -30,11 +32,16 @@ class NeighbourOptions:
     """Near duplicates, unless rows are named or a number of diverse rows is wanted."""
 
     column: str | None = None
-    least_cosine: float = 0.95
+    above: float | None = None
+    whiten: bool = False
     near_ids: tuple[str, ...] = ()
     nearest: int = 10
     diverse: int | None = None
     approximate: bool = False
+
+    @property
+    def least_cosine(self) -> float:
+        return self.above or (WHITENED_COSINE if self.whiten else PLAIN_COSINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +54,19 @@ class FoundRow:
 @dataclass(frozen=True)
 class FoundNeighbours:
     rows: list[FoundRow]  # those that are like the same row are together
-    searched: int
-    without_vector: int
+    table: VectorTable  # whose vectors were compared
 
     def describe(self, options: NeighbourOptions) -> str:
         """
         >>> rows = [FoundRow("b", "a", 0.99), FoundRow("c", "a", 0.98)]
-        >>> FoundNeighbours(rows, 9, 1).describe(NeighbourOptions())
-        '2 near duplicates of 1 row, among 9 rows; 1 row without a vector'
+        >>> import numpy as np
+        >>> table = VectorTable([*"abcd"], np.ones((4, 1), np.float32), np.zeros(4, np.int64), without_vector=1)
+        >>> FoundNeighbours(rows, table).describe(NeighbourOptions())
+        '2 near duplicates of 1 row, among 4 rows; 1 row without a vector'
         """
-        among = f"among {format_count(self.searched, 'row')}"
-        if self.without_vector:
-            among += f"; {format_count(self.without_vector, 'row')} without a vector"
+        among = f"among {format_count(len(self.table.ids), 'row')}"
+        if self.table.without_vector:
+            among += f"; {format_count(self.table.without_vector, 'row')} without a vector"
         if options.near_ids:
             return f"{format_count(len(self.rows), 'row')} near {format_count(len(options.near_ids), 'row')}, {among}"
         if options.diverse is not None:
@@ -67,16 +75,27 @@ class FoundNeighbours:
         return f"{format_count(len(self.rows), 'near duplicate')} of {kept}, {among}"
 
     def write(self, file: Path) -> None:
-        sink = pa.BufferOutputStream()
         columns = {name: [getattr(row, name) for row in self.rows] for name in NEIGHBOUR_SCHEMA.names}
-        pq.write_table(pa.table(columns, schema=NEIGHBOUR_SCHEMA), sink)
-        replace_file(str(file.absolute()), bytes(sink.getvalue()))
+        write_table(pa.table(columns, schema=NEIGHBOUR_SCHEMA), file)
+
+    def write_vectors(self, file: Path) -> None:
+        vectors = self.table.vectors
+        values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+        write_table(pa.table({"id": self.table.ids, "vector": values}), file)
+
+
+def write_table(table: pa.Table, file: Path) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    replace_file(str(file.absolute()), bytes(sink.getvalue()))
 
 
 def find_neighbours(
     reader: OutputReader, options: NeighbourOptions, report_share: Callable[[float], None], say: Callable[[str], None]
 ) -> FoundNeighbours:
     table = read_vectors(reader, options.column)
+    if options.whiten:
+        whiten_vectors(table.vectors)
     if options.near_ids:
         rows = find_nearest_rows(table, options)
     elif options.diverse is not None:
@@ -89,7 +108,7 @@ def find_neighbours(
         if len(table.ids) > EXACT_ROWS and not options.approximate:
             say(f"comparing {len(table.ids):,} rows with each other; --approximate takes much less time")
         rows = find_duplicates(table, options, report_share)
-    return FoundNeighbours(rows, len(table.ids), table.without_vector)
+    return FoundNeighbours(rows, table)
 
 
 def find_nearest_rows(table: VectorTable, options: NeighbourOptions) -> list[FoundRow]:

@@ -86,6 +86,46 @@ def test_diverse_rows(output, capsys):
     assert capsys.readouterr().out.endswith(f"pipeline sample {output} --from neighbours.parquet\n")
 
 
+def test_whitening_tells_rows_apart_that_all_point_in_one_direction(workspace, monkeypatch, capsys):
+    """Three strong directions say nothing, and twelve weak ones are the same in two rows that are alike."""
+    monkeypatch.chdir(workspace.folder)
+    rng = np.random.default_rng(0)
+    strong, weak = rng.standard_normal((400, 3)), 0.1 * rng.standard_normal((400, 12))
+    weak[200:220] = weak[:20]
+    vectors = np.hstack([np.full((400, 1), 9.0), strong, weak])
+    ids = [f"{number:03}" for number in range(400)]
+    output = write_output(workspace, pa.array(vectors.tolist(), pa.list_(pa.float32())), ids)
+    assert main(["neighbours", output, "--above", "0.99"]) == 0
+    assert len(read_found()) > 300  # near duplicates, so it says
+    assert main(["neighbours", output, "--near", "003", "--count", "5"]) == 0
+    assert "203" not in [row_id for row_id, *_ in read_found()]
+    assert main(["neighbours", output, "--near", "003", "--count", "5", "--whiten", "--vectors", "white.parquet"]) == 0
+    assert "white.parquet: the vectors that were compared" in capsys.readouterr().out
+    nearest = read_found()
+    assert nearest[0][0] == "203"
+    table = pq.read_table("white.parquet").sort_by("id")
+    white = np.array(table["vector"].to_pylist())
+    assert table["id"].to_pylist() == ids
+    assert white.mean(axis=0) == pytest.approx(0, abs=0.05)
+    assert np.linalg.norm(white, axis=1) == pytest.approx(1, abs=1e-6)
+    for row_id, _, cosine in nearest:
+        assert cosine == pytest.approx(white[3] @ white[int(row_id)], abs=1e-6)
+    spread = np.linalg.eigvalsh(np.cov(white.T))[1:]  # the first is that of the constant number
+    assert spread.max() < 2 * spread.min()
+
+
+def test_whitening_names_its_own_cosine(output, capsys):
+    assert main(["neighbours", output, "--whiten"]) == 0
+    assert "--whiten --above 0.8 --page" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_vectors_that_are_all_equal_cannot_be_whitened(workspace, monkeypatch, capsys):
+    monkeypatch.chdir(workspace.folder)
+    output = write_output(workspace, pa.array([[1.0, 0.0]] * 3, pa.list_(pa.float32())), [*"abc"])
+    assert main(["neighbours", output, "--whiten"]) == 2
+    assert "--whiten: all vectors are equal" in capsys.readouterr().err
+
+
 def test_rows_without_a_vector_are_counted(workspace, monkeypatch, capsys):
     monkeypatch.chdir(workspace.folder)
     vectors = pa.array([[1, 0], None, [0, 0], [float("nan"), 1], [1, 0.001]], pa.list_(pa.float32()))
@@ -110,6 +150,7 @@ def test_the_newest_vector_of_a_row_counts(output, workspace):
         (["--near", "nobody"], "--near nobody: no row of that id has a vector"),
         (["--column", "text"], "--column text is no column of vectors; columns of vectors: vector"),
         (["--to", "found.csv"], "--to found.csv: the table is Parquet"),
+        (["--vectors", "white.csv"], "--vectors white.csv: the table is Parquet"),
     ],
 )
 def test_mistakes_are_explained(output, capsys, arguments, message):
