@@ -266,6 +266,7 @@ run: one run, without Ray
     run/local.py                            the runner without Ray: all steps in this process
     run/answer_checks.py                    checks whether the engine can answer by choices or with vectors
     run/examples.py                         reads the examples of a job, which stand before each row
+    run/chunk_size.py                       chooses the rows of a chunk by what the first rows weigh
     run/preflight.py                        builds the RunContext and checks the job before anything starts
     run/resume.py                           finds the chunks that are left to do
     run/retry_errors.py                     selects failed rows to ask again
@@ -331,6 +332,7 @@ cluster: everything that needs Ray
     cluster/chunk_flow.py                   feeds the chunks of a run to the actors of both pools
     cluster/actor_pool.py                   which actor gets the next task, and when a pool grows
     cluster/workers.py                      the actors of the two pools
+    cluster/late_preparation.py             prepares rows at a replica, where a chunk grew too heavy for a block
     cluster/chunk_codec.py                  encodes a prepared chunk as one Arrow row
     cluster/isolation.py                    isolates rows that crash their process
     cluster/crash_ledger.py                 finds such rows: it records what each process works on

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from pipeline.context import RunContext, open_family
 from pipeline.errors import AnswerError, build_internal_failure
@@ -29,6 +30,10 @@ class Answerer:
             engine_type.get_coordinate_system(context.job, self.family),
             engine_type.get_time_origin(context.job, self.family),
         )
+
+    def answer_pieces(self, pieces: Iterable[Sequence[PreparedItem]]) -> list[Outcome]:
+        """The outcomes of a chunk whose pieces are prepared one by one, so that not all are in memory."""
+        return list(chain.from_iterable(map(self.answer_items, pieces)))
 
     def answer_items(self, prepared_items: Sequence[PreparedItem]) -> list[Outcome]:
         """One row or failure for every entry, in order."""

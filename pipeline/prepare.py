@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ from pipeline.fetch.versions import VersionReader
 from pipeline.job.answer_section import AnswerSection
 from pipeline.job.spec import MediaSection
 from pipeline.job.step_settings import build_step
-from pipeline.manifest.chunks import Chunk, read_chunk_rows
+from pipeline.manifest.chunks import TARGET_CHUNK_BYTES, Chunk, read_chunk_rows
 from pipeline.manifest.files import ManifestFile, read_with_retries
 from pipeline.manifest.items import build_item
 from pipeline.manifest.kept_columns import convert_kept_rows
@@ -48,10 +48,12 @@ from pipeline.types import (
     Request,
     RetryHistory,
     Sampling,
+    SentItem,
     Turn,
 )
 
 DEFAULT_THINKING_TOKENS = 2048
+MAX_PIECE_BYTES = 2 * TARGET_CHUNK_BYTES  # of prepared rows that are in memory together; a heavier row is alone
 ResultT = TypeVar("ResultT")
 
 
@@ -77,16 +79,20 @@ class Preparer:
         """Every row that the chunk asks, as a Request or a Failure."""
         return list(self.prepare_items(self.read_items(chunk)))
 
+    def prepare_pieces(self, chunk: Chunk) -> Iterator[list[PreparedItem]]:
+        """The same in pieces: the next one is prepared when the one before is answered."""
+        return cut_pieces(self.prepare_items(self.read_items(chunk)))
+
     def read_items(self, chunk: Chunk) -> list[ReadItem]:
         with self.timer.measure("read"):
             return read_with_retries(chunk.file, lambda: list(self.iterate_items(chunk)))
 
-    def prepare_items(self, items: Sequence[ReadItem]) -> Iterator[PreparedItem]:
-        """In order, one at a time; the media of all are fetched ahead."""
+    def prepare_items(self, items: Sequence[SentItem]) -> Iterator[PreparedItem]:
+        """In order, one at a time; the media of all are fetched ahead. What is prepared stays as it is."""
         parts = (part for item, _ in items for turn in item.turns for part in turn.parts)
         self.fetcher.prefetch([source for part in parts if isinstance(part, MediaRef) for source in list_sources(part)])
-        for item, failure in items:
-            yield replace(item, turns=()), failure or self.prepare_item(item)
+        for item, outcome in items:
+            yield replace(item, turns=()), outcome or self.prepare_item(item)
 
     def iterate_items(self, chunk: Chunk) -> Iterator[ReadItem]:
         job, schema_prompt = self.context.job, self.context.schema_prompt
@@ -165,6 +171,36 @@ class Preparer:
         if self.version_reader:
             self.version_reader.close()
         self.tools.clip_decoder.close()
+
+
+def weigh_row(prepared_item: PreparedItem) -> int:
+    """The bytes of its pixels. Those of examples are there once, whatever the number of rows."""
+    request = prepared_item[1]
+    return sum(clip.pixels.nbytes for clip in request.row_clips) if isinstance(request, Request) else 0
+
+
+def cut_pieces(prepared_items: Iterable[PreparedItem]) -> Iterator[list[PreparedItem]]:
+    piece: list[PreparedItem] = []
+    weight = 0
+    for prepared_item in prepared_items:
+        piece.append(prepared_item)
+        weight += weigh_row(prepared_item)
+        if weight >= MAX_PIECE_BYTES:
+            yield piece
+            piece, weight = [], 0
+    if piece:
+        yield piece
+
+
+def keep_first_piece(items: Sequence[ReadItem], prepared_items: Iterator[PreparedItem]) -> Iterator[SentItem]:
+    """The rows of the first piece as they are prepared, and the others as they were read."""
+    weight = 0
+    for item in items:
+        if weight >= MAX_PIECE_BYTES:
+            yield item
+        else:
+            yield (prepared_item := next(prepared_items))
+            weight += weigh_row(prepared_item)
 
 
 def raise_if_error(value: ResultT | ItemError) -> ResultT:

@@ -284,4 +284,5 @@ class Row:
 # What the stages pass on, one entry per row of a chunk, in the order of the manifest.
 ReadItem = tuple[Item, Failure | None]  # from the manifest; a Failure where the row cannot be read
 PreparedItem = tuple[Item, Request | Failure]  # from preparation
+SentItem = tuple[Item, Request | Failure | None]  # to a replica; it prepares those without a request itself
 Outcome = tuple[Item, Row | Failure]  # from the engine, ready to be committed

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from pipeline.types import PreparedItem
+from pipeline.types import SentItem
 
 PREPARED_CHUNK_SCHEMA = pa.schema(
     [
@@ -25,9 +25,7 @@ PREPARED_CHUNK_SCHEMA = pa.schema(
 )
 
 
-def encode_chunk(
-    part_name: str, prepared_items: Sequence[PreparedItem], prepare_seconds: Mapping[str, float]
-) -> pa.Table:
+def encode_chunk(part_name: str, prepared_items: Sequence[SentItem], prepare_seconds: Mapping[str, float]) -> pa.Table:
     pickles: list[bytes] = []
     arrays: dict[int, memoryview] = {}  # by what tells one from another
     numbers: dict[int, int] = {}
@@ -50,7 +48,7 @@ def count_rows(table: pa.Table) -> int:
     return len(table["entries"][0].values)
 
 
-def decode_chunk(table: pa.Table) -> list[PreparedItem]:
+def decode_chunk(table: pa.Table) -> list[SentItem]:
     arrays = [array.as_buffer() for array in table["arrays"][0].values]
     return [
         pickle.loads(item.as_buffer(), buffers=[arrays[place] for place in places])

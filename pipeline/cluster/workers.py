@@ -17,29 +17,25 @@ from pipeline.cluster import chunk_codec, metrics
 from pipeline.cluster.actor_pool import Parked
 from pipeline.cluster.crash_ledger import MAX_CRASHES
 from pipeline.cluster.isolation import ChunkStage, CrashIsolation, exit_process
+from pipeline.cluster.late_preparation import LatePreparer, open_row_watchdog, split_prepared
 from pipeline.cluster.output_folder import find_output_problem
 from pipeline.context import RunContext
 from pipeline.errors import DecodeError, GenerateError, JobError, PipelineError
-from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk
-from pipeline.media.decode import EXTRA_S_PER_FRAME
 from pipeline.output.commit import CommitReceipt
 from pipeline.output.dataset import Dataset
 from pipeline.output.store import OutputStore
-from pipeline.prepare import Preparer
+from pipeline.prepare import Preparer, keep_first_piece
 from pipeline.run import log
 from pipeline.run.local import commit_outcomes
-from pipeline.types import Failure, Outcome, PreparedItem, ReadItem
-from pipeline.watchdog import Watchdog
-
-HANG_MARGIN_S = 120.0  # fetching and decoding keep a row's deadline by themselves; a row that takes longer hangs
+from pipeline.types import Failure, Outcome, PreparedItem, ReadItem, SentItem
 
 
 class PrepareWorker:
     def __init__(self, context: RunContext, ledger: Any):
         self.isolation = CrashIsolation(ledger, "prepare", exclusive=True)
         self.preparer = self.isolation.open_worker(lambda: Preparer(context))
-        self.watchdog = Watchdog(compute_row_timeout_s(context.job) + HANG_MARGIN_S, "preparing a row")
+        self.watchdog = open_row_watchdog(context.job)
         if isinstance(self.preparer, Preparer):
             metrics.export_prepare_metrics(context, self.preparer)
 
@@ -60,7 +56,9 @@ class PrepareWorker:
             return preparer
         stage = ChunkStage(
             load_rows=lambda: preparer.read_items(chunk),
-            process_rows=lambda items: list(self.watchdog.watch_steps(preparer.prepare_items(items))),
+            process_rows=lambda items: list(
+                keep_first_piece(items, self.watchdog.watch_steps(preparer.prepare_items(items)))
+            ),
             fail_row=fail_unprepared_row,
             finish_chunk=lambda prepared_items: chunk_codec.encode_chunk(
                 chunk.part_name, prepared_items, preparer.timer.take_seconds()
@@ -74,6 +72,7 @@ class GenerateWorker:
         log.set_run_labels(context)
         self.isolation = CrashIsolation(ledger, "generate", exclusive=False)
         self.dataset = Dataset(OutputStore(context.job.output.path), context.fingerprint)
+        self.late_preparer = LatePreparer(context)
         self.answerer = self.isolation.open_worker(lambda: open_answerer(context))
         if isinstance(self.answerer, Answerer):
             metrics.export_generate_metrics(context, self.answerer)
@@ -94,7 +93,7 @@ class GenerateWorker:
         part_name, prepare_seconds = chunk_codec.read_part_name(prepared), chunk_codec.read_prepare_seconds(prepared)
         stage = ChunkStage(
             load_rows=lambda: chunk_codec.decode_chunk(prepared),
-            process_rows=lambda prepared_items: answer_or_exit(answerer, prepared_items),
+            process_rows=lambda items: answer_or_exit(answerer, self.late_preparer, items),
             fail_row=fail_unanswered_row,
             finish_chunk=lambda outcomes: commit_outcomes(part_name, outcomes, prepare_seconds, answerer, self.dataset),
         )
@@ -107,26 +106,26 @@ def open_answerer(context: RunContext) -> Answerer:
     return Answerer(context)
 
 
-def compute_row_timeout_s(job: Job) -> float:
-    """A row's deadline, and the extra time for every frame of a video in each of its media columns."""
-    return job.limits.deadline_s + EXTRA_S_PER_FRAME * job.media.video.max_frames * max(1, len(job.input.media))
-
-
 def fail_unprepared_row(read_item: ReadItem, message: str) -> PreparedItem:
     item, failure = read_item
     return replace(item, turns=()), failure or DecodeError("worker_died", message).to_failure(item.id, MAX_CRASHES)
 
 
-def fail_unanswered_row(prepared_item: PreparedItem, message: str) -> Outcome:
-    item, request = prepared_item
+def fail_unanswered_row(sent_item: SentItem, message: str) -> Outcome:
+    item, request = sent_item
     failure = request if isinstance(request, Failure) else None
     return item, failure or GenerateError("worker_died", message).to_failure(item.id, MAX_CRASHES)
 
 
-def answer_or_exit(answerer: Answerer, prepared_items: Sequence[PreparedItem]) -> list[Outcome]:
+def answer_or_exit(answerer: Answerer, late_preparer: LatePreparer, items: Sequence[SentItem]) -> list[Outcome]:
     """End the process if the engine as a whole has failed."""
+    prepared, rest = split_prepared(items)
     try:
-        return answerer.answer_items(prepared_items)
+        outcomes = answerer.answer_items(prepared)
+        if rest:
+            with late_preparer.prepare_pieces(rest) as pieces:
+                outcomes += answerer.answer_pieces(pieces)
+        return outcomes
     except PipelineError:
         raise
     except BaseException as error:

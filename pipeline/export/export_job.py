@@ -30,6 +30,7 @@ from pipeline.output.dataset import Dataset, list_questions
 from pipeline.output.store import OutputStore
 from pipeline.registry import EXPORTERS, load_registered
 from pipeline.run import preflight, resume, retry_errors
+from pipeline.run.chunk_size import settle_chunk_size
 from pipeline.run.log import Say
 from pipeline.run.progress import format_count
 from pipeline.truth.job_truth import open_job_truth
@@ -66,6 +67,7 @@ def export_job(
             open_job_truth(options.truth, context) if options.truth else None,
             RowFilter(options.where, columns) if options.where else None,
         )
+        context = settle_chunk_size(context, manifest_files, dataset).apply_to(context)
         plan = resume.build_resume_plan(context, manifest_files, dataset)
         failed_count = count_failed_rows(plan, dataset)
         if require_complete and (failed_count or plan.rows_left):

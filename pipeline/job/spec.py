@@ -201,7 +201,9 @@ class LimitsSection(JobSection):
 class OutputSection(JobSection):
     path: str = define_key("folder for the answers: any fsspec URL")
     chunk_rows: PositiveInt | None = define_key(
-        "rows that are prepared, answered and committed together; default: by media", None
+        "rows that are prepared, answered and committed together; default: as the output was begun, else as many "
+        "as weigh 256 MiB when they are prepared, by the settings of media and by the first 32 rows",
+        None,
     )
 
 

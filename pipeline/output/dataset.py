@@ -4,7 +4,7 @@
     errors/fp=FINGERPRINT/PART-RANDOM.parquet     dead letters; the part's commit note names the file that counts
     _lease/fp=FINGERPRINT/                        which run works on the question; readers pass over the name
     _lease/fp=FINGERPRINT-shards/EPOCH/SHARD/     which run works on a shard of it
-    questions/FINGERPRINT.json                    the inputs of the fingerprint
+    questions/FINGERPRINT.json                    the inputs of the fingerprint, and the rows of a chunk
     scores/FINGERPRINT/TRUTH.json                 how good the answers are, measured against a truth (its hash)
     classes/NUMBER.json                           the names of classes in exports; the highest number counts
     runs/RUN/job.json, plan.json, report.json     the resolved job, what was left to do, the result
@@ -30,6 +30,7 @@ from pipeline.errors import OutputError
 from pipeline.output.store import ObjectInfo, OutputStore
 
 COMMIT_NOTE_KEY = b"vlbatch"  # the key of the commit note in a part's metadata
+CHUNK_ROWS_KEY = "chunk_rows"  # in a question; no input of a fingerprint has this name
 RunDocument = Literal["job", "plan", "report"]
 
 
@@ -137,13 +138,25 @@ class Dataset:
     def delete_dead_letters(self, name: str) -> None:
         self.store.delete_object(self._get_dead_letter_path(name))
 
+    def has_question(self) -> bool:
+        """Whether a run of this question has begun."""
+        return self.store.has_object(self._question_path)
+
     def read_question(self) -> dict[str, Any]:
-        question: dict[str, Any] = json.loads(self.store.read_object(f"questions/{self.fingerprint}.json"))
+        """The inputs of the fingerprint."""
+        question = self._read_question_object()
+        question.pop(CHUNK_ROWS_KEY, None)
         return question
 
-    def write_question(self, fingerprint_inputs: Mapping[str, Any]) -> None:
-        text = json.dumps(fingerprint_inputs, indent=2, default=str)
-        self.store.create_object(f"questions/{self.fingerprint}.json", text.encode())
+    def read_chunk_rows(self) -> int | None:
+        """What the first run noted. Earlier versions did not."""
+        rows: int | None = self._read_question_object().get(CHUNK_ROWS_KEY)
+        return rows
+
+    def write_question(self, fingerprint_inputs: Mapping[str, Any], chunk_rows: int | None = None) -> None:
+        noted = {} if chunk_rows is None else {CHUNK_ROWS_KEY: chunk_rows}
+        text = json.dumps({**fingerprint_inputs, **noted}, indent=2, default=str)
+        self.store.create_object(self._question_path, text.encode())
 
     def write_score(self, truth_hash: str, text: str) -> str:
         """Returns where it is."""
@@ -157,6 +170,14 @@ class Dataset:
         texts = [self.store.read_object(f"{folder}/{name}") for name in sorted(self.store.list_names(folder))]
         scores: list[dict[str, Any]] = [json.loads(text) for text in texts]
         return max(scores, key=lambda score: str(score.get("time", "")), default=None)
+
+    @property
+    def _question_path(self) -> str:
+        return f"questions/{self.fingerprint}.json"
+
+    def _read_question_object(self) -> dict[str, Any]:
+        question: dict[str, Any] = json.loads(self.store.read_object(self._question_path))
+        return question
 
     def _get_part_path(self, part: str) -> str:
         return f"data/fp={self.fingerprint}/{part}.parquet"

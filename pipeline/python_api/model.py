@@ -118,7 +118,7 @@ class Model:
         )
         outcomes: list[Outcome] = []
         for chunk, _ in split_file(one_chunk, MemoryFile.of(table), self.context.schema_prompt):
-            outcomes += self.answerer.answer_items(self.preparer.prepare_chunk(chunk))
+            outcomes += self.answerer.answer_pieces(self.preparer.prepare_pieces(chunk))
         records = [self.to_record(outcome) for outcome in outcomes]
         answers = build_table(records, self.schema.append(pa.field(ERROR_COLUMN, ERROR_TYPE)))
         for name in answers.column_names:

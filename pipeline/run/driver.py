@@ -23,6 +23,7 @@ from pipeline.registry import RUNNERS, load_registered
 from pipeline.run import log, preflight, resume, retry_errors, run_report
 from pipeline.run.attempts import number_attempt
 from pipeline.run.budget import Budget
+from pipeline.run.chunk_size import settle_chunk_size
 from pipeline.run.lease import Lease, raise_if_taken_over
 from pipeline.run.log import Say
 from pipeline.run.orphans import find_superfluous_parts
@@ -81,6 +82,10 @@ def run_job(job: Job, options: RunOptions = RunOptions(), *, say: Say | None = N
                 context, lease_epoch=lease.epoch, confidence_maps=read_calibration(context, dataset, progress.say)
             )
             lease.wait_for_late_commits()
+            chunk_size = settle_chunk_size(context, manifest_files, dataset)
+            if chunk_size.is_lowered:
+                progress.say(f"{chunk_size.describe()}; output.chunk_rows sets another number")
+            context = chunk_size.apply_to(context)
             # Ray's native code installs signal handlers as it starts, so ours are installed once more after it.
             with runner.connect(show_log=options.show_ray_log), StopSignals(progress.say) as signals:
                 budget = Budget(context.job, dataset, progress.say, options.shard)
@@ -133,8 +138,9 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
     run.lease.check_same_chunks(
         hash_chunks(plan.chunks, options.row_limit, None if labelled_ids is None else labelled_ids.tolist())
     )
-    run.dataset.write_question(run.context.fingerprint_inputs)  # not before: a run that is refused leaves no question
-    job_text = run.context.job.model_dump_json(indent=2, by_alias=True)
+    job = run.context.job  # a run that is refused leaves no question, so it is written here and not before
+    run.dataset.write_question(run.context.fingerprint_inputs, job.output.chunk_rows)
+    job_text = job.model_dump_json(indent=2, by_alias=True)
     write_run_document(run.dataset.store, run.context.run_id, "job", job_text)
     superfluous_parts, repeats_rows = find_superfluous_parts(plan.orphans, run.dataset)
     if options.shard:  # other runs may be reading them

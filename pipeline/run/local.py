@@ -51,7 +51,7 @@ class LocalRunner:
             for chunk in chunks:
                 if stopping.is_set():
                     return
-                outcomes = answerer.answer_items(preparer.prepare_chunk(chunk))
+                outcomes = answerer.answer_pieces(preparer.prepare_pieces(chunk))
                 yield commit_outcomes(chunk.part_name, outcomes, preparer.timer.take_seconds(), answerer, dataset)
 
     def export_lease_age(self, context: RunContext, lease: Lease) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.cluster.crash_ledger import StepInstructions
 from pipeline.cluster.isolation import SharedExclusiveLock, raise_if_refused, read_crash_line
-from pipeline.cluster.workers import compute_row_timeout_s
+from pipeline.cluster.late_preparation import compute_row_timeout_s
 from pipeline.errors import StoppedError
 from pipeline.job.spec import Job
 

@@ -95,13 +95,13 @@ def test_a_row_limit_counts_repeated_rows(workspace):
 def test_a_manifest_that_changes_during_a_run_stops_it(workspace, monkeypatch):
     rows = workspace.draw_images(6)
     workspace.write_manifest(rows)
-    prepare = Preparer.prepare_chunk
+    prepare = Preparer.prepare_pieces
 
     def rewrite_manifest(self, chunk, *more):
         workspace.write_manifest(rows[::-1])
         return prepare(self, chunk, *more)
 
-    monkeypatch.setattr(Preparer, "prepare_chunk", rewrite_manifest)
+    monkeypatch.setattr(Preparer, "prepare_pieces", rewrite_manifest)
     with pytest.raises(StoppedError, match=r"m\.parquet was changed during the run; run the same command again"):
         workspace.run_job()
     assert workspace.list_parts() == {}
@@ -135,13 +135,13 @@ def test_an_unreachable_manifest_is_an_error_of_one_sentence(workspace, monkeypa
 
 
 def test_a_manifest_that_is_deleted_during_a_run_stops_it(workspace, monkeypatch):
-    prepare = Preparer.prepare_chunk
+    prepare = Preparer.prepare_pieces
 
     def delete_manifest(self, chunk):
         (workspace.folder / "m.parquet").unlink()
         return prepare(self, chunk)
 
-    monkeypatch.setattr(Preparer, "prepare_chunk", delete_manifest)
+    monkeypatch.setattr(Preparer, "prepare_pieces", delete_manifest)
     workspace.write_manifest(workspace.draw_images(2))
     with pytest.raises(StoppedError, match=r"m\.parquet cannot be read \(No such file or directory\); what was"):
         workspace.run_job()

@@ -32,6 +32,7 @@ from pipeline.output.dataset import Dataset
 from pipeline.output.store import OutputStore
 from pipeline.registry import format_suggestion
 from pipeline.run import preflight, resume
+from pipeline.run.chunk_size import settle_chunk_size
 
 SAMPLE_ROWS = 2000
 DEFAULT_ANSWER_TOKENS = 128  # of an answer, if no earlier answers tell
@@ -45,6 +46,7 @@ class JobPlan:
     name: str
     rows: int
     rows_left: int
+    chunks: str  # how many rows they have, and why
     survey: Survey
     answer_tokens: float
     answers_known: int  # the number of earlier answers that `answer_tokens` is the mean of
@@ -78,6 +80,8 @@ def plan_job(
     if problems := preflight.find_job_problems(context, manifest_files):
         raise JobError("\n".join(problems))
     dataset = Dataset(OutputStore(context.job.output.path), context.fingerprint)
+    chunk_size = settle_chunk_size(context, manifest_files, dataset)
+    context = chunk_size.apply_to(context)
     resume_plan = resume.build_resume_plan(context, manifest_files, dataset, row_limit=row_limit)
     chunks = resume_plan.remaining_chunks
     survey = survey_with_progress(context, chunks if sample_rows is None else list(sample_chunks(chunks, sample_rows)))
@@ -97,6 +101,7 @@ def plan_job(
         name=job.name,
         rows=resume_plan.rows,
         rows_left=resume_plan.rows_left,
+        chunks=chunk_size.describe(),
         survey=survey,
         answer_tokens=mean_tokens,
         answers_known=known_answers,

@@ -50,6 +50,7 @@ def format_content(plan: JobPlan) -> Iterator[str]:
             yield f"{name:<16}{count * scale:,.0f}, {format_sizes(survey, kind, count)}"
     if survey.frames:
         yield f"frames          {survey.frames * scale:,.0f}, {survey.frames / survey.media['video']:.0f} a video"
+    yield f"chunks          {plan.chunks.removeprefix('chunks ')}"
     load, exact = plan.load, scale == 1
     yield f"vision tokens   {load.vision:,.0f}, {format_distribution(survey.vision, exact=exact)}"
     text_tokens = load.prompt - load.vision
