@@ -162,6 +162,7 @@ model: frames and text become tokens
     model/guidance/reply_completer.py       completes a reply that the budget cut off
     model/engines/base.py                   the seam: EngineType and Engine
     model/engines/refusals.py               tells what a refusal means, and shortens its message
+    model/engines/pixel_key.py              names pictures and videos by their pixels
     model/engines/video_timing.py           when the frames of a clip were shown
     model/engines/scripted.py               replies by rule, without a model
     model/engines/vllm/__init__.py          vLLM inside the replica: settings and checks

@@ -35,8 +35,8 @@ from tests.bench.engine import SHAPES
 EXAMPLES, QUESTIONS = 4, 8
 
 
-def build_requests(family: Family, workload: str, rows: int) -> list[Request]:
-    rng = np.random.default_rng(3)
+def build_requests(family: Family, workload: str, rows: int, *, seed: int = 3) -> list[Request]:
+    rng = np.random.default_rng(seed)
     side = family.patch_size * family.merge_size
 
     def make_picture() -> Clip:

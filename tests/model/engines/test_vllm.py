@@ -11,12 +11,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import compress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.dataset as ds
 import pytest
 
@@ -24,8 +26,9 @@ from pipeline.__main__ import main
 from pipeline.builtin import evaluate, scene_files, scores
 from pipeline.errors import ExitCode, JobError
 from pipeline.model import checkpoint_location, family_loader
+from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.vllm import VllmEngineType
-from pipeline.types import Reply, Sampling
+from pipeline.types import Clip, Reply, Request, Sampling, Turn
 from tests.media.sample_media import write_video
 from tests.model.engines.foreign_checkpoint import write_foreign_checkpoint
 from tests.model.engines.vllm_cases import (
@@ -55,6 +58,8 @@ from tests.model.engines.vllm_cases import SMALL, build_job, build_requests, sum
 folder = Path(sys.argv[1])
 requests = build_requests(family_loader.load_family(folder))
 engine = VllmEngineType().open(build_job(folder, kind="vllm", **SMALL))
+list(generate_replies(engine, requests))
+engine.engine.engine_core.reset_mm_cache()  # what it forgot is sent again
 print(json.dumps(summarize({answer.id: answer for answer in generate_replies(engine, requests)})), flush=True)
 engine.submit(requests[0])
 for child in psutil.Process().children(recursive=True):
@@ -109,6 +114,45 @@ def test_a_thinking_model_thinks_within_its_budget_and_then_fits_the_schema(tmp_
     for name in ("picture", "two", "film", "films"):
         assert theirs[name].thinking
         assert ours[name].thinking.startswith(theirs[name].thinking)  # vLLM counts the line break after <think>
+
+
+def build_shared_requests(family: Any) -> list[Request]:
+    """Questions about one picture, about another of its size, about one film, and about its frames at other times."""
+    rng, side = np.random.default_rng(5), 14 * family.patch_size * family.merge_size
+    one, other = (
+        Clip("image", rng.integers(0, 256, (1, 3, side, side), dtype=np.uint8), (side, side)) for _ in range(2)
+    )
+    film = Clip("video", np.repeat(one.pixels, 4, 0), (side, side), "film", (0.0, 0.5, 1.0, 1.5), 2.0)
+    late_film = replace(film, times=(7.0, 7.5, 8.0, 8.5))
+    rows: list[tuple[str | Clip, ...]] = [(one,) * 11, *((one, f"question {number}") for number in range(4))]
+    rows += [
+        (other, "question 0"),
+        (film, "when?"),
+        (late_film, "when?"),
+        (one, other, "which?"),
+        (other, one, "which?"),
+    ]
+    return [
+        Request(str(number), turns, encoded.input_ids, encoded.positions, encoded.vision_tokens, Sampling(12))
+        for number, parts in enumerate(rows)
+        for turns in [(Turn("user", parts),)]
+        for encoded in [family.encode_turns(turns)]
+    ]
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
+def test_rows_that_show_the_same_media_share_them_and_no_others(tmp_path, kind):
+    """The first is refused for its length, after its picture was processed for it."""
+    folder = write_tiny_checkpoint(tmp_path, kind)
+    requests = build_shared_requests(family_loader.load_family(folder))
+    with closing(VllmEngineType().open(build_job(folder, kind="vllm", **SMALL))) as engine:
+        theirs = {answer.id: answer for answer in generate_replies(engine, requests)}
+        processed = engine.engine.renderer.mm_processor_cache.make_stats()
+        copied = engine.metrics()["tokens_copied"]
+    assert theirs.pop("0").kind == "too_long"
+    assert summarize(theirs) == summarize(get_answers(build_job(folder, kind="torch"), requests[1:]))
+    assert processed.total - processed.hits == 1 + 4  # the refused row's, and the four that there are
+    assert copied >= 3 * 128  # at least the first block of the other rows of its picture
 
 
 def run_replica(folder: Path) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,6 @@ and dropped; every rank holds all features.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.model.engines.pixel_key import compute_pixel_key
 from pipeline.model.engines.torch import vision_encoder
 from pipeline.model.engines.torch.collectives import Collectives
 from pipeline.model.engines.torch.scheduler import count_fitting
@@ -52,9 +52,9 @@ class VisionCache:
 
     def add_clip(self, clip: Clip) -> str:
         """The clip's key, which is the same for the same pixels."""
-        pixels = np.ascontiguousarray(clip.pixels)
-        key = hashlib.blake2b(pixels.data, digest_size=16, key=repr(pixels.shape).encode()).hexdigest()
+        key = compute_pixel_key(clip)
         if key not in self.clips:
+            pixels = np.ascontiguousarray(clip.pixels)
             self.clips[key] = CachedClip([ClipSlice(key, pixels, self.vision_config.compute_grid(pixels.shape))])
         self.clips[key].user_count += 1
         return key

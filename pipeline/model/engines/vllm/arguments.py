@@ -101,7 +101,6 @@ def build_arguments(job: Job, folder: Path, family: Family, adapter: Path | None
         "max_model_len": job.model.context.max_length or -1,  # -1: as much as fits
         "reasoning_parser": family.reasoning_parser if family.thinking else "",  # the schema holds after </think>
         "structured_outputs_config": StructuredOutputsConfig(**guidance),  # vLLM cannot add the parser to a dict
-        "mm_processor_cache_gb": 0,  # no picture is used twice
         "disable_log_stats": True,
         **(build_adapter_arguments(adapter) if adapter else {}),
         **given,

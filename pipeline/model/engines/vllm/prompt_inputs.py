@@ -2,6 +2,9 @@
 
 The prompt is token ids with one pad token per medium, which vLLM expands, and the prepared frames, which vLLM must not
 resize or sample again. How a medium is expanded is vLLM's business, so its tokens are compared with ours afterwards.
+
+Every medium goes by a key of its pixels, by which vLLM's caches know it. Rows that show the same medium share its
+processed pixels, its features, and the keys and values of a prompt that begins alike.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.errors import GenerateError
+from pipeline.model.engines.pixel_key import compute_pixel_key
 from pipeline.model.engines.video_timing import compute_duration, compute_frame_times
 from pipeline.model.families.base import Family
 from pipeline.types import Clip, Request
@@ -19,13 +23,24 @@ def build_prompt(request: Request, family: Family) -> dict[str, Any]:
     from PIL import Image
 
     frames = [(clip, clip.pixels.transpose(0, 2, 3, 1)) for clip in request.clips]
-    images = [Image.fromarray(pixels[0]) for clip, pixels in frames if clip.kind == "image"]  # an array is ambiguous
-    videos = [(pixels, build_video_metadata(clip)) for clip, pixels in frames if clip.kind == "video"]
+    media = {  # as a picture, because an array is ambiguous
+        "image": [Image.fromarray(pixels[0]) for clip, pixels in frames if clip.kind == "image"],
+        "video": [(pixels, build_video_metadata(clip)) for clip, pixels in frames if clip.kind == "video"],
+    }
     prompt: dict[str, Any] = {"prompt_token_ids": family.encode_placeholders(request.turns)}
     if frames:
-        prompt["multi_modal_data"] = ({"image": images} if images else {}) | ({"video": videos} if videos else {})
-        prompt["mm_processor_kwargs"] = {"do_resize": False} | ({"do_sample_frames": False} if videos else {})
+        kinds = [kind for kind, items in media.items() if items]
+        prompt["multi_modal_data"] = {kind: media[kind] for kind in kinds}
+        prompt["multi_modal_uuids"] = {
+            kind: [build_media_key(clip) for clip in request.clips if clip.kind == kind] for kind in kinds
+        }
+        prompt["mm_processor_kwargs"] = {"do_resize": False} | ({"do_sample_frames": False} if media["video"] else {})
     return prompt
+
+
+def build_media_key(clip: Clip) -> str:
+    """The prompt spells out the times of a video, so frames at other times are another video."""
+    return repr((clip.kind, compute_pixel_key(clip), compute_frame_times(clip) if clip.kind == "video" else ()))
 
 
 def build_video_metadata(clip: Clip) -> dict[str, Any]:

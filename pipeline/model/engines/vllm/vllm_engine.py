@@ -3,14 +3,20 @@
 llguidance enforces schemas without white space, as in our own engine, and an answer that the budget cut is completed in
 the same way. An engine that dies or does not start ends the process: whatever runs the process starts another one, and
 the rows are asked again. vLLM takes tens of seconds to start, and needs its own versions of torch and transformers.
+
+A thread of its own prepares requests (pixels to tensors, mostly) while vLLM steps. It is one thread, and requests go on
+in its order, because vLLM's cache of processed media expects both of its sides to see them in the same order.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -47,6 +53,7 @@ class VllmEngine:
         except RuntimeError as error:
             exit_process(f"vLLM does not start, most often because memory is short: {error}")
         self.vllm, self.dead_error, self.refusal_errors = vllm, EngineDeadError, (ValueError, VLLMClientError)
+        self.engine.get_supported_tasks()  # asks vLLM's process once, while nothing else does
         self.slots: int = self.engine.vllm_config.scheduler_config.max_num_seqs
         self.family = family
         self.lora_request = LoRARequest("adapter", 1, str(adapter)) if adapter else None
@@ -56,41 +63,76 @@ class VllmEngine:
             tokenizer = get_fast_tokenizer(self.engine)
         self.detokenizer = Detokenizer.from_tokenizer(tokenizer, (), thinking=family.thinking)
         self.reply_completer = ReplyCompleter(tokenizer)
-        self.in_flight: dict[str, Request] = {}
-        self.refused_failures: list[Failure] = []
-        self.counts = {"rows": 0, "prompt_tokens": 0, "output_tokens": 0}
+        self.preparing: deque[tuple[Request, Future[Any]]] = deque()  # in the order of submission
+        self.preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self.in_flight: dict[str, Request] = {}  # inside vLLM
+        self.sent_again: set[str] = set()
+        self.counts = dict.fromkeys(("rows", "prompt_tokens", "tokens_copied", "output_tokens"), 0)
         self.watchdog = Watchdog(HANG_S)
         self.closed = Event()
         if hasattr(self.engine.engine_core, "ensure_alive"):  # the engine runs in a process of its own
             Thread(target=self.watch_liveness, name="liveness", daemon=True).start()
 
     def has_room(self) -> bool:
-        return len(self.in_flight) < REQUESTS_PER_SLOT * self.slots
+        return len(self.preparing) + len(self.in_flight) < REQUESTS_PER_SLOT * self.slots
 
     def submit(self, request: Request) -> None:
+        self.preparing.append((request, self.preparer.submit(self.prepare_input, request)))
+
+    def prepare_input(self, request: Request) -> Any:
+        """The input of vLLM's engine, which it will accept."""
+        if self.chat_renderer:
+            engine_input = self.chat_renderer.render(request)
+        else:
+            (engine_input,) = self.engine.renderer.render_cmpl([build_prompt(request, self.family)])
         try:
-            renderer = self.chat_renderer
-            prompt = renderer.render(request) if renderer else build_prompt(request, self.family)
-            params = self.build_sampling_params(request)
-            self.engine.add_request(request.id, prompt, params, lora_request=self.lora_request)
-            self.in_flight[request.id] = request
-        except self.refusal_errors as error:
-            message = shorten_message(str(error))
-            refusal = GenerateError(classify_refusal(message), f"vLLM does not accept the request: {message}")
-            self.refused_failures.append(refusal.to_failure(request.id))
-        except self.dead_error as error:
-            exit_process(f"vLLM's engine is dead: {error}")
+            params, tasks = self.build_sampling_params(request), self.engine.get_supported_tasks()
+            self.engine.input_processor.process_inputs(request.id, engine_input, params, tasks)
+        except self.refusal_errors:
+            self.forget_media(engine_input)
+            raise
+        return engine_input
+
+    def forget_media(self, engine_input: Any) -> None:
+        """vLLM believes that its engine has all media that were rendered; a refused request's never get there."""
+        cache = self.engine.renderer.mm_processor_cache
+        for key in chain.from_iterable(engine_input.get("mm_hashes", {}).values()) if cache else ():
+            cache.invalidate(key)
 
     def step(self) -> list[Reply | Failure]:
-        refused, self.refused_failures = self.refused_failures, []
-        if refused or not self.in_flight:
-            return [*refused]
         try:
             with self.watchdog:
-                outputs = self.engine.step()
+                refused = self.admit_prepared()
+                outputs = self.engine.step() if self.in_flight and not refused else []
         except self.dead_error as error:
             exit_process(f"vLLM's engine is dead: {error}")
-        return [self.parse_output(output) for output in outputs if output.finished]
+        finished = [output for output in outputs if output.finished and not self.send_again(output)]
+        return [*refused, *map(self.parse_output, finished)]
+
+    def admit_prepared(self) -> list[Failure]:
+        """Pass on what is prepared; wait for the next where vLLM has nothing to do. Returns what vLLM refuses."""
+        refused: list[Failure] = []
+        while self.preparing and (self.preparing[0][1].done() or not (self.in_flight or refused)):
+            request, prepared = self.preparing.popleft()
+            try:
+                engine_input, params = prepared.result(), self.build_sampling_params(request)
+                self.engine.add_request(request.id, engine_input, params, lora_request=self.lora_request)
+                self.in_flight[request.id] = request
+            except self.refusal_errors as error:
+                message = shorten_message(str(error))
+                refusal = GenerateError(classify_refusal(message), f"vLLM does not accept the request: {message}")
+                refused.append(refusal.to_failure(request.id))
+        return refused
+
+    def send_again(self, output: Any) -> bool:
+        """Once, where vLLM ends a request with an error: it knows then which media it has to send with it."""
+        name = output.request_id
+        if output.outputs[0].finish_reason != "error" or name in self.sent_again:
+            self.sent_again.discard(name)
+            return False
+        self.sent_again.add(name)
+        self.submit(self.in_flight.pop(name))
+        return True
 
     def watch_liveness(self) -> None:
         """vLLM's step waits forever for an engine that was killed, for example because memory ran out."""
@@ -115,6 +157,7 @@ class VllmEngine:
             seed=sampling.seed,
             logprobs=0,
             detokenize=False,
+            output_kind=self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
             thinking_token_budget=thinking_budget,
             structured_outputs=guide,
         )
@@ -123,6 +166,7 @@ class VllmEngine:
         request, completion = self.in_flight.pop(output.request_id), output.outputs[0]
         self.counts["rows"] += 1
         self.counts["prompt_tokens"] += len(output.prompt_token_ids)
+        self.counts["tokens_copied"] += output.num_cached_tokens or 0
         self.counts["output_tokens"] += len(completion.token_ids)
         try:
             if self.family.knows_model:
@@ -155,11 +199,13 @@ class VllmEngine:
 
     def metrics(self) -> Mapping[str, float]:
         busy = min(len(self.in_flight), self.slots)
-        return {**self.counts, "busy": busy, "slots": self.slots, "waiting": len(self.in_flight) - busy}
+        waiting = len(self.preparing) + len(self.in_flight) - busy
+        return {**self.counts, "busy": busy, "slots": self.slots, "waiting": waiting}
 
     def close(self) -> None:
         self.watchdog.close()
         self.closed.set()
+        self.preparer.shutdown(cancel_futures=True)
         self.engine.engine_core.shutdown()
 
 
