@@ -159,7 +159,8 @@ model: frames and text become tokens
     model/guidance/ending_search.py         finds the shortest ending of a half-written answer
     model/guidance/ending_hints.py          derives from a schema what helps that search
     model/guidance/shortest_encoding.py     encodes bytes in the fewest tokens
-    model/guidance/reply_completer.py       completes a reply that the budget cut off
+    model/guidance/reply_completer.py       completes a reply that the budget cut off, and follows its grammar
+    model/guidance/forced_tokens.py         finds the tokens of a reply that its grammar forced
     model/engines/base.py                   the seam: EngineType and Engine
     model/engines/refusals.py               tells what a refusal means, and shortens its message
     model/engines/pixel_key.py              names pictures and videos by their pixels

@@ -317,8 +317,9 @@ def test_the_built_in_models_answer_and_score_the_same_with_every_engine(task, s
         assert scores_by_engine[kind] == scores_by_engine["torch"]
         for name in answers[kind]:
             ours, theirs = confidences["torch", name], confidences[kind, name]
-            known = [our is not None for our in ours]  # what our grammar forced, vLLM chose from one
+            known = [our is not None for our in ours]  # the grammar forced the others
             assert any(known)
+            assert known == [their is not None for their in theirs]
             assert list(compress(theirs, known)) == pytest.approx(list(compress(ours, known)), abs=0.02)
     assert fingerprints["vllm"] == fingerprints["torch"]
     assert min(scores_by_engine["torch"].values()) > 0.6

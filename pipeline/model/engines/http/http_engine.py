@@ -22,7 +22,7 @@ from pipeline.model.engines.http.choice_scores import CHOICE_FIELDS, read_choice
 from pipeline.model.engines.http.client import MAX_ROW_FAULTS, HttpClient
 from pipeline.model.engines.http.embeddings import build_embedding_body, parse_embedding
 from pipeline.model.engines.http.http_settings import HttpSettings
-from pipeline.model.engines.http.request_body import GUIDE_MODES, Dialect, build_body
+from pipeline.model.engines.http.request_body import GUIDE_MODES, SCHEMA_GUIDES, Dialect, build_body
 from pipeline.model.engines.http.responses import (
     RequestRefusedError,
     TransientServerError,
@@ -125,7 +125,8 @@ class HttpEngine:
         self.counts["rows"] += 1
         self.counts["prompt_tokens"] += reply.prompt_tokens or 0
         self.counts["output_tokens"] += reply.output_tokens
-        return self.reply_completer.complete_reply(reply, request)
+        was_guided = self.dialect.guide in SCHEMA_GUIDES
+        return self.reply_completer.complete_reply(reply, request, was_guided=was_guided)
 
     async def fetch_reply(self, request: Request) -> Reply:
         """Ask again while the server's answer is broken."""

@@ -26,7 +26,8 @@ from pipeline.model.engines.video_timing import compute_duration, compute_frame_
 from pipeline.types import Clip, Request, Turn
 
 ContentPart = dict[str, Any]
-GUIDE_MODES = ("json_schema", "guided_json", "json_object", "none")
+SCHEMA_GUIDES = ("json_schema", "guided_json")  # the server follows the schema
+GUIDE_MODES = (*SCHEMA_GUIDES, "json_object", "none")
 SCHEMA_REFUSAL = re.compile(r"response_format|json|guided|structured|grammar|schema", re.I)
 SPECIAL_TOKEN_START = re.compile(r"<\|(?=\w+\|>)")
 ESCAPED_TOKEN_START = "<\u2060|"  # looks the same, but cannot close the turn as <|im_end|> would
