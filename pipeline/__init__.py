@@ -353,6 +353,8 @@ inspect: what people look at
     inspect/plan/advice.py                  suggests smaller media where that saves many tokens
     inspect/plan/survey.py                  counts rows, tokens and failures from headers
     inspect/plan/gpus.py                    converts tokens to hours and money
+    inspect/plan/simulation.py              simulates a run of many replicas: their idle time, and what drivers cost
+    inspect/plan/shard_advice.py            tells how many replicas one driver feeds, and how many drivers a job needs
     inspect/plan/measured.py                speeds that were measured on cards, and which of them fit a job
     inspect/plan/plan_text.py               prints a plan
     inspect/figures.py                      samples, bins and rounds numbers for the plan and the report

@@ -12,6 +12,8 @@ import json
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -23,14 +25,13 @@ from pipeline.cluster.ray_runner import RayRunner
 from pipeline.cluster.ray_session import require_random_token
 from pipeline.job import job_loader
 from pipeline.manifest.files import list_manifest_files
-from pipeline.output.dataset import Dataset
+from pipeline.output.dataset import Dataset, write_run_document
 from pipeline.output.store import OutputStore
 from pipeline.run import preflight, resume
 from pipeline.run.signals import StopSignals
 from tests.bench import harness
 
 SLOTS, DELAY_S, CHUNK = 32, 4.0, 16
-MEASURED_FROM = 0.4  # share of the rows after which all replicas have started
 JOB = f"""
 name: bench
 input: {{manifest: PLACE/manifest.parquet, id: id, messages: chat}}
@@ -39,6 +40,14 @@ engine: {{kind: scripted, delay_ms: {1000 * DELAY_S}, slots: {SLOTS}}}
 workers: {{prepare: {{max: 2}}, generate: {{min: REPLICAS, max: REPLICAS}}}}
 output: {{path: PLACE/out, chunk_rows: {CHUNK}}}
 """
+
+
+@contextmanager
+def start_ray(replicas: int) -> Iterator[None]:
+    with require_random_token():
+        ray.init(address="local", num_cpus=replicas + 2, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
 
 
 def measure_run(folder: Path, replicas: int, seconds: float) -> dict[str, float]:
@@ -50,17 +59,21 @@ def measure_run(folder: Path, replicas: int, seconds: float) -> dict[str, float]
     pq.write_table(pa.table({"id": names, "chat": chats}), folder / "manifest.parquet")
     job = job_loader.parse_job(JOB.replace("PLACE", str(folder)).replace("REPLICAS", str(replicas)))
     context = preflight.build_run_context(job, list_manifest_files(job))
-    plan = resume.build_resume_plan(
-        context, list_manifest_files(job), Dataset(OutputStore(job.output.path), context.fingerprint)
-    )
+    dataset = Dataset(OutputStore(job.output.path), context.fingerprint)
+    plan = resume.build_resume_plan(context, list_manifest_files(job), dataset)
+    write_run_document(dataset.store, context.run_id, "job", "{}")  # workers look for it
     driver, answered_rows = psutil.Process(), 0
     marks: list[tuple[float, float, int]] = []
+    rest_rows, started_at, ended_at = 0, 0.0, 0.0
     step_seconds = Counter[str]()
     for receipt in RayRunner().run_chunks(context, plan.remaining_chunks, StopSignals(print)):
         assert receipt.failed == 0
         answered_rows += receipt.answered
-        if rows * MEASURED_FROM <= answered_rows <= rows - 2 * replicas * SLOTS:
-            assert marks or is_without_torch(), "a replica imports torch"
+        ended_at = time.monotonic()
+        if not rest_rows and count_started_replicas() == replicas:
+            assert is_without_torch(), "a replica imports torch"
+            rest_rows, started_at = rows - answered_rows, ended_at
+        if rest_rows and answered_rows <= rows - 2 * replicas * SLOTS:
             marks.append((time.monotonic(), sum(driver.cpu_times()[:2]), receipt.answered))
             step_seconds.update(receipt.worker_seconds)
     assert answered_rows == rows
@@ -69,6 +82,8 @@ def measure_run(folder: Path, replicas: int, seconds: float) -> dict[str, float]
     rows_in_rounds = sum(answered for when, _, answered in marks[1:] if when <= start + whole_rounds * DELAY_S)
     return {
         "rows_s": rows_in_rounds / (whole_rounds * DELAY_S),
+        "rest_rows": rest_rows,  # when all replicas had started
+        "rest_s": ended_at - started_at,
         "driver_cpu": (cpu_end - cpu) / (end - start),
         "driver_cpu_ms_chunk": 1000 * (cpu_end - cpu) / len(marks[1:]),
         "driver_mib": driver.memory_info().rss / 2**20,
@@ -76,10 +91,18 @@ def measure_run(folder: Path, replicas: int, seconds: float) -> dict[str, float]
     }
 
 
+def list_replicas() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [process for process in children if "GenerateWorker" in " ".join(process.cmdline())]
+
+
+def count_started_replicas() -> int:
+    return sum("__init__" not in " ".join(process.cmdline()) for process in list_replicas())
+
+
 def is_without_torch() -> bool:
     """Whether no replica has loaded torch."""
-    children = psutil.Process().children(recursive=True)
-    workers = [process for process in children if "(GenerateWorker)" in " ".join(process.cmdline())]
+    workers = list_replicas()
     return bool(workers) and not any(
         "libtorch" in mapping.path for worker in workers for mapping in worker.memory_maps()
     )
@@ -91,10 +114,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40.0, help="of work for each replica")
     options = parser.parse_args()
     counts, seconds = ((1, 16), 12.0) if options.quick else ((1, 2, 4, 8, 16), options.seconds)
-    with require_random_token(), tempfile.TemporaryDirectory() as folder:
-        ray.init(address="local", num_cpus=max(counts) + 2, include_dashboard=False, log_to_driver=False)
+    with start_ray(max(counts)), tempfile.TemporaryDirectory() as folder:
         results = {count: measure_run(Path(folder) / str(count), count, seconds) for count in counts}
-        ray.shutdown()
     ideal = SLOTS / DELAY_S
     lines = [
         [

@@ -1,6 +1,8 @@
 """From a thousand to a million rows: the driver's cost for planning and driving them, and the load of the object store.
 
     python tests/bench/scale.py [--quick] [--driven N] [--planned N]
+    python tests/bench/scale.py --simulate    # a million to a billion rows on 10 to 1,000 replicas, without Ray
+    python tests/bench/scale.py --compare     # the simulation with real runs of 1, 4 and 16 replicas
 
 Text rows and a scripted engine without delay leave only the work around a model. A million rows are planned, and
 `--driven` rows also run through Ray. Then comes a long tail: one picture in a hundred has 50 times the pixels of the
@@ -16,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
 
@@ -28,13 +31,14 @@ from PIL import Image
 from pipeline.cluster import ray_session
 from pipeline.cluster.ray_runner import RayRunner
 from pipeline.context import RunContext
+from pipeline.inspect.plan import simulation
 from pipeline.job import job_loader
 from pipeline.manifest.files import list_manifest_files
-from pipeline.output.dataset import Dataset
+from pipeline.output.dataset import Dataset, write_run_document
 from pipeline.output.store import OutputStore
 from pipeline.run import preflight, resume
 from pipeline.run.signals import StopSignals
-from tests.bench import harness
+from tests.bench import harness, replicas
 
 JOB = """
 name: bench
@@ -93,6 +97,7 @@ def watch_store_peak() -> Iterator[list[float]]:
 def run_plan(context: RunContext, plan: resume.ResumePlan) -> dict[str, float]:
     """Rows per second from the first chunk to the last, and their cost for the driver."""
     driver, marks = psutil.Process(), []
+    write_run_document(OutputStore(context.job.output.path), context.run_id, "job", "{}")  # workers look for it
     with watch_store_peak() as peak:
         for receipt in RayRunner().run_chunks(context, plan.remaining_chunks, StopSignals(print)):
             assert receipt.failed == 0
@@ -148,12 +153,78 @@ def measure_tail(folder: Path, rows: int) -> dict[str, float]:
     return rates
 
 
+def print_simulation(costs: simulation.DriverCosts) -> None:
+    """Pictures in chunks of 89, on GPUs that answer 30 rows a second, at 4 USD an hour, with one driver or enough."""
+    lines: list[list[object]] = []
+    for rows in (10**6, 10**7, 10**8, 10**9):
+        for count in (10, 100, 1000):
+            enough = -(-count // simulation.count_fed_replicas(89, 30.0, costs))
+            for drivers in dict.fromkeys((1, enough)):
+                load = simulation.Workload(rows, 89, count, 30.0, drivers, load_s=60.0)
+                run = simulation.simulate_run(load, costs)
+                dollars = 4 * count * run.seconds / 3600 + run.request_cost
+                cells = [
+                    f"{rows:,}",
+                    f"{count:,}",
+                    drivers,
+                    f"{run.planning_s / 3600:.2f}",
+                    f"{run.seconds / 3600:.2f}",
+                ]
+                shares = [f"{share:.0%}" for share in (run.busy_share, run.driver_cpu_share)]
+                lines.append(
+                    [*cells, *shares, f"{run.driver_bytes / 2**20:,.0f}", f"{run.requests:,.0f}", f"{dollars:,.0f}"]
+                )
+    head = [
+        "rows",
+        "replicas",
+        "drivers",
+        "planning h",
+        "hours",
+        "of GPU time",
+        "driver CPU",
+        "driver MiB",
+        "requests",
+        "USD",
+    ]
+    print(harness.format_table(head, lines))
+
+
+def compare_with_runs(folder: Path, seconds: float) -> None:
+    """Both from the moment at which all replicas have started to the end."""
+    costs = simulation.DEFAULT_COSTS
+    lines, ratios = [], {}
+    for count in (1, 4, 16):
+        real = replicas.measure_run(folder / f"compare-{count}", count, seconds)
+        if count == 1:
+            costs = replace(costs, task_s=real["driver_cpu_ms_chunk"] / 1000)  # the others are predicted with it
+        tasks = -(-int(real["rest_rows"]) // replicas.CHUNK)
+        chunk_s = replicas.CHUNK * replicas.DELAY_S / replicas.SLOTS
+        ends = simulation.simulate_tasks([0.0] * count, tasks, chunk_s, 5, costs)
+        simulated_s = max(ends) + replicas.DELAY_S - chunk_s  # a chunk takes at least as long as a row
+        rows_s = replicas.CHUNK * tasks / max(ends)
+        cpu = rows_s / replicas.CHUNK * costs.task_s
+        lines.append([count, real["rest_s"], simulated_s, real["rows_s"], rows_s, real["driver_cpu"], cpu])
+        ratios |= {f"seconds_{count}": simulated_s / real["rest_s"], f"rows_s_{count}": rows_s / real["rows_s"]}
+    head = ["replicas", "s", "simulated", "rows/s", "simulated", "driver CPU", "simulated"]
+    print(harness.format_table(head, lines))
+    harness.print_report("scale --compare", ratios=ratios, figures={}, where=harness.describe_machine("ray"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--simulate", action="store_true")
+    parser.add_argument("--compare", action="store_true")
     parser.add_argument("--driven", type=int, default=100_000)
     parser.add_argument("--planned", type=int, default=1_000_000)
     options = parser.parse_args()
+    if options.simulate:
+        print_simulation(simulation.DEFAULT_COSTS)
+        return
+    if options.compare:
+        with replicas.start_ray(16), tempfile.TemporaryDirectory() as folder:
+            compare_with_runs(Path(folder), 40.0)
+        return
     run_rows, tail_rows = (10_000, 1000) if options.quick else (options.driven, 3000)
     with ray_session.connect_to_ray(), tempfile.TemporaryDirectory() as folder:
         lines, figures = measure_growth(Path(folder), run_rows, options.planned)

@@ -21,6 +21,7 @@ from pipeline.inspect.plan import measured
 from pipeline.inspect.plan.advice import Advice, suggest_settings
 from pipeline.inspect.plan.gpus import GPUS, GpuEstimate, TokenLoad, estimate_gpu
 from pipeline.inspect.plan.measured import MeasuredSpeed
+from pipeline.inspect.plan.shard_advice import ShardAdvice, advise_shards
 from pipeline.inspect.plan.survey import Survey, sample_chunks, survey_chunks
 from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk
@@ -55,6 +56,7 @@ class JobPlan:
     model: ModelSize | None
     offers: tuple[GpuEstimate, ...]
     advice: tuple[Advice, ...]
+    shards: ShardAdvice | None = None  # if one driver cannot feed the replicas
     cost: float | None = None  # if tokens have a price
     tokens_are_estimates: bool = False  # of prompts, if the program that runs the model counts them
 
@@ -97,6 +99,11 @@ def plan_job(
     model = find_model_size(job) if family.knows_model else None
     speeds = find_measured_speeds(job) if model else []
     gpu_count = max(1, math.ceil(job.workers.generate.gpus), job.model.tensor_parallel)
+    offers = tuple(
+        estimate_gpu(name, load, model, gpu_count=gpu_count, price_per_hour=price_per_hour, speeds=speeds)
+        for name in gpu_names or GPUS
+        if model
+    )
     return JobPlan(
         name=job.name,
         rows=resume_plan.rows,
@@ -108,12 +115,9 @@ def plan_job(
         max_new_tokens=job.answer.max_new_tokens,
         load=load,
         model=model,
-        offers=tuple(
-            estimate_gpu(name, load, model, gpu_count=gpu_count, price_per_hour=price_per_hour, speeds=speeds)
-            for name in gpu_names or GPUS
-            if model
-        ),
+        offers=offers,
         advice=tuple(suggest_settings(survey, job, family)),
+        shards=advise_shards(job, resume_plan.rows_left, offers),
         cost=job.engine.compute_cost(load.prompt, load.output),
         tokens_are_estimates=not family.knows_model,
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pipeline.inspect.figures import count_by_bin, format_amount, sum_weighted
 from pipeline.inspect.plan import JobPlan
 from pipeline.inspect.plan.gpus import BANDWIDTH_SHARES, PEAK_SHARES, GpuEstimate
+from pipeline.inspect.plan.shard_advice import format_shard_advice
 from pipeline.inspect.plan.survey import Survey
 from pipeline.model.engines.torch.model_size import ModelSize
 
@@ -34,6 +35,7 @@ def format_plan(plan: JobPlan) -> Iterator[str]:
         format_histogram(survey.vision) if survey.answerable_rows else (),
         format_failures(plan) if survey.failures else (),
         format_gpu_table(plan.model, plan) if plan.model and survey.answerable_rows else (),
+        format_shard_advice(plan.shards) if plan.shards else (),
         format_advice(plan) if plan.advice else (),
     ]
     for section in sections:
