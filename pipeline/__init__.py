@@ -186,6 +186,7 @@ model: frames and text become tokens
     model/engines/torch/engine.py           runs it: continuous batching on torch
     model/engines/torch/vector_pooler.py    which states of a sequence its vector is made of
     model/engines/torch/vision_engine.py    computes vectors from the features of media alone
+    model/engines/torch/cache_runs.py       runs of the KV cache, which are given to sequences and come back
     model/engines/torch/scheduler.py        chooses which sequences run, and what the next step computes
     model/engines/torch/prompt_blocks.py    cuts prompts into blocks, whose hashes tell what prompts have in common
     model/engines/torch/prefix_cache.py     finds what prompts begin with, so that it is computed once

@@ -27,7 +27,7 @@ def run(bench: Bench) -> None:
         for request in device_limits.build_text_requests(engine, rows, prompt_tokens, 12):
             engine.submit(request)
         profile_steps(bench, "prefill", engine, lambda: engine.step())
-        while any(not sequence.is_prompt_computed for sequence in engine.scheduler.running):
+        while any(not sequence.is_prefilled for sequence in engine.scheduler.running):
             engine.step()
         for _ in range(3):
             engine.step()  # the graph is captured

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.torch.engine import TorchEngine
-from pipeline.model.engines.torch.scheduler import select_sampled
+from pipeline.model.engines.torch.scheduler import ExpectedAnswer, select_sampled
 from pipeline.types import Clip
 from tests.model.engines.conftest import FAMILIES, GAP, HYBRID_FAMILIES, Lab
 
@@ -51,15 +51,17 @@ def expected(lab: Lab, requests):
     launch_ahead=st.booleans(),
     fails_at=st.sampled_from([(), (), (0, 3), (5,)]),
     has_bad_neighbour=st.booleans(),
+    first_guess=st.sampled_from([1, 3, 256]),
 )
 @settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 def test_answers_equal_generate_for_any_mix_order_and_size(
-    lab: Lab, requests, expected, mix, slots, prefill, patches, launch_ahead, fails_at, has_bad_neighbour
+    lab: Lab, requests, expected, mix, slots, prefill, patches, launch_ahead, fails_at, has_bad_neighbour, first_guess
 ):
     engine = TorchEngine(
         lab.folder, lab.family, device="cpu", slots=slots, prefill_tokens=prefill, patches=patches, kv_tokens=900
     )
     engine.can_launch_ahead = launch_ahead  # as on a GPU
+    engine.scheduler.expected_answer = ExpectedAnswer(first_guess)
     break_steps(engine, fails_at)
     chosen = [requests[index] for index in mix]
     if has_bad_neighbour:
@@ -67,10 +69,31 @@ def test_answers_equal_generate_for_any_mix_order_and_size(
     tokens_by_request = generate_tokens(engine, chosen)
     engine.close()
     assert tokens_by_request.keys() == {requests[index].id for index in mix}
+    check_tokens(tokens_by_request, expected)
+
+
+def check_tokens(tokens_by_request, expected) -> None:
     for name, tokens in tokens_by_request.items():
         reference, gaps = expected[name]
         differ = [at for at, (ours, theirs) in enumerate(zip(tokens, reference, strict=False)) if ours != theirs]
         assert (not differ and len(tokens) == len(reference)) or gaps[differ[0]] < GAP, name
+
+
+@pytest.mark.parametrize("launch_ahead", [False, True])
+def test_answers_that_outgrow_their_runs_equal_generate(lab: Lab, launch_ahead):
+    """Runs move, and some are lost: their pictures are encoded again."""
+    rows = [lab.build_request(str(n), lab.make_image(4, 3), "what " * n, max_new_tokens=24) for n in range(5)]
+    kv_tokens = 3 * (len(rows[-1].input_ids) + 24)
+    engine = TorchEngine(lab.folder, lab.family, device="cpu", kv_tokens=kv_tokens, reuse_prefixes=False)
+    engine.can_launch_ahead = launch_ahead
+    engine.scheduler.expected_answer = ExpectedAnswer(1)
+    check_tokens(generate_tokens(engine, rows), {row.id: lab.generate_alone(row) for row in rows})
+    counts = engine.metrics()
+    assert counts["moved_runs"] > 0
+    assert counts["displaced_runs"] > 0
+    assert counts["patches"] > 5 * 48
+    assert not engine.vision_cache.clips
+    engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +127,26 @@ def expected_of_related(lab: Lab, related):
     launch_ahead=st.booleans(),
     fails_at=st.sampled_from([(), (0, 3), (5,)]),
     bad_row=st.sampled_from([None, 0, 5]),
+    first_guess=st.sampled_from([1, 256]),
 )
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 def test_answers_equal_generate_where_rows_share_prefixes(
-    lab: Lab, related, expected_of_related, order, slots, prefill, kv_tokens, launch_ahead, fails_at, bad_row
+    lab: Lab,
+    related,
+    expected_of_related,
+    order,
+    slots,
+    prefill,
+    kv_tokens,
+    launch_ahead,
+    fails_at,
+    bad_row,
+    first_guess,
 ):
     sizes = {"slots": slots, "prefill_tokens": prefill, "kv_tokens": kv_tokens}
     engine = TorchEngine(lab.folder, lab.family, device="cpu", **sizes)
     engine.can_launch_ahead = launch_ahead
+    engine.scheduler.expected_answer = ExpectedAnswer(first_guess)
     break_steps(engine, fails_at)
     chosen = [related[index] for index in order]
     if bad_row is not None:
@@ -120,10 +155,7 @@ def test_answers_equal_generate_where_rows_share_prefixes(
     copied, patches = engine.metrics()["tokens_copied"], engine.metrics()["patches"]
     engine.close()
     assert tokens_by_request.keys() == expected_of_related.keys()
-    for name, tokens in tokens_by_request.items():
-        reference, gaps = expected_of_related[name]
-        differ = [at for at, (ours, theirs) in enumerate(zip(tokens, reference, strict=False)) if ours != theirs]
-        assert (not differ and len(tokens) == len(reference)) or gaps[differ[0]] < GAP, name
+    check_tokens(tokens_by_request, expected_of_related)
     if kv_tokens == 3000 and slots == 64 and bad_row is None and not fails_at:
         shown = {clip.pixels.tobytes(): clip.pixels for request in related for clip in request.clips}
         assert copied > 16 * 40

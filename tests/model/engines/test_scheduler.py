@@ -3,13 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.model.engines.torch.scheduler import (
-    allocate_run,
-    choose_admissions,
-    count_fitting,
-    release_run,
-    split_token_budget,
-)
+from pipeline.model.engines.torch.cache_runs import allocate_run, release_run
+from pipeline.model.engines.torch.scheduler import choose_admissions, count_fitting, split_token_budget
 
 TOKENS = st.integers(1, 60)
 

@@ -12,7 +12,7 @@ from pipeline.errors import PipelineError
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.torch import collectives, memory, step_runner
 from pipeline.model.engines.torch.engine import TorchEngine
-from pipeline.model.engines.torch.scheduler import select_sampled
+from pipeline.model.engines.torch.scheduler import ExpectedAnswer, select_sampled
 from pipeline.model.engines.torch.shard import TensorParallel
 from pipeline.types import Failure, Reply, Request
 from tests.model.awq_checkpoint import write_awq_checkpoint
@@ -71,11 +71,13 @@ def build_requests(lab: Lab) -> list[Request]:
 def check_divided(lab: Lab, ranks: int, requests: list[Request], expected, **options) -> int:
     """Compare answers and logits with those of one process. Returns the bytes of text weights on rank 0."""
     divided = open_engine(lab, ranks, **options)
+    divided.scheduler.expected_answer = ExpectedAnswer(1)
     for launch_ahead in (False, True):  # True as on a GPU
         divided.can_launch_ahead = launch_ahead
         actual = generate_with_logits(divided, requests)
         assert not divided.vision_cache.features_by_clip
         assert divided.metrics()["tokens_copied"] > 0
+        assert divided.metrics()["moved_runs"] > 0
         for name, (tokens, logits) in expected.items():
             draws = [index for index, (best, second) in enumerate(logits.topk(2).values) if best - second < GAP]
             end = draws[0] if draws else len(tokens)

@@ -14,9 +14,9 @@ from pipeline.errors import ExitCode, JobError
 from pipeline.job.spec import Job
 from pipeline.model.engine_thread import EngineThread, generate_replies
 from pipeline.model.engines.torch import TorchEngineType
+from pipeline.model.engines.torch.cache_runs import release_run
 from pipeline.model.engines.torch.engine import TorchEngine
 from pipeline.model.engines.torch.sampler import sample_tokens
-from pipeline.model.engines.torch.scheduler import release_run
 from pipeline.types import Failure, Reply
 from tests.model.engines.conftest import Lab, with_and_without_states
 

@@ -88,7 +88,7 @@ class TorchEngine:
     def has_room(self) -> bool:
         waiting = self.scheduler.waiting
         pixel_bytes = sum(clip.pixels.nbytes for sequence in waiting for clip in sequence.request.clips)
-        prefill_tokens = sum(sequence.reserved_tokens for sequence in waiting if sequence.only_prefills)
+        prefill_tokens = sum(sequence.max_tokens for sequence in waiting if sequence.only_prefills)
         is_short = len(waiting) < 2 * self.sizes.slots or 0 < prefill_tokens < 2 * self.limits.prefill_tokens
         return not waiting or (is_short and pixel_bytes < MAX_WAITING_PIXEL_BYTES)
 
@@ -122,7 +122,7 @@ class TorchEngine:
             return
         sequences: Iterable[SequenceState] = chain(blocked, waiting)
         if not self.vision_cache.has_room(self.limits.patches):
-            if any(self.is_ready(sequence) and not sequence.is_prompt_computed for sequence in running):
+            if any(self.is_ready(sequence) and not sequence.is_prefilled for sequence in running):
                 return
             sequences = blocked[:1]
         keys = chain.from_iterable(map(self.scheduler.list_needed_clips, sequences))
@@ -144,7 +144,11 @@ class TorchEngine:
 
     def schedule(self, sampled: Collection[SequenceState] = ()) -> ScheduledBatch:
         prefer_decode = self.graphs is not None and self.graphs.is_usable
-        return self.scheduler.schedule(self.is_ready, self.limits.prefill_tokens, sampled, prefer_decode=prefer_decode)
+        batch = self.scheduler.schedule(self.is_ready, self.limits.prefill_tokens, sampled, prefer_decode=prefer_decode)
+        for sequence in self.scheduler.displaced:
+            if not sequence.clips:  # they were released after its prompt was computed
+                sequence.clips = self.sequence_builder.add_clips(sequence.request, sequence.vision_indices)
+        return batch
 
     def is_ready(self, sequence: SequenceState) -> bool:
         if sequence.failure or sequence.awaited_tokens:
@@ -213,7 +217,7 @@ class TorchEngine:
         continuing = {
             sequence: index
             for index, sequence in enumerate(sampled)
-            if sequence.failure is None and sequence.known_tokens + 1 < sequence.reserved_tokens
+            if sequence.failure is None and sequence.known_tokens + 1 < sequence.max_tokens
         }
         batch = self.schedule(continuing)
         if not batch or len(batch) > self.count_together(batch):
@@ -262,6 +266,7 @@ class TorchEngine:
     def metrics(self) -> Mapping[str, float]:
         return {
             **self.counters,
+            **self.scheduler.counters,
             "graph_steps": self.graphs.replay_count if self.graphs else 0,
             "waiting": len(self.scheduler.waiting),
             "busy": len(self.scheduler.running),

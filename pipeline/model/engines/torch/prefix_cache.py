@@ -13,16 +13,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, pairwise
+from itertools import count, islice, pairwise
 from typing import NamedTuple
 
+from pipeline.model.engines.torch.cache_runs import Run
 from pipeline.model.engines.torch.prompt_blocks import PrefixRun, PromptBlock
 from pipeline.model.engines.torch.sequence import SequenceState
 
 MIN_AWAITED_TOKENS = 64  # for fewer, a sequence does not wait until another has computed them
-
-
-Range = tuple[int, int]  # of the KV cache: its start and its length in tokens
 
 
 class PrefixMatch(NamedTuple):
@@ -36,7 +34,8 @@ class PrefixCache:
         """`state_rows` are for states that are kept; None for a model without linear attention."""
         self.max_kept = max_kept
         self.free_state_rows = None if state_rows is None else list(state_rows)
-        self.runs_by_hash: dict[bytes, dict[PrefixRun, None]] = {}  # in the order of admission
+        self.runs_by_hash: dict[bytes, dict[PrefixRun, None]] = {}
+        self.run_numbers = count()  # by admission
         self.kept: dict[PrefixRun, None] = {}  # in the order of their last use
         self.new_counts: Counter[bytes] = Counter()  # of sequences that have computed nothing, by hash of a block
 
@@ -46,7 +45,7 @@ class PrefixCache:
             if not self.new_counts[block.hash]:
                 del self.new_counts[block.hash]
 
-    def add_run(self, sequence: SequenceState) -> list[Range]:
+    def add_run(self, sequence: SequenceState) -> list[Run]:
         """A sequence is admitted: others may copy what it will compute. Returns what is free now."""
         blocks, rows, freed = sequence.blocks, {}, []
         if self.free_state_rows is not None:
@@ -56,7 +55,7 @@ class PrefixCache:
                 freed.append(self.evict(run))
             blocks = blocks[: len(self.free_state_rows)]
             rows = {block.end: self.free_state_rows.pop() for block in blocks}
-        run = sequence.prefix_run = PrefixRun(sequence.run_start, blocks, rows)
+        run = sequence.prefix_run = PrefixRun(sequence.run_start, blocks, rows, next(self.run_numbers))
         for block in blocks:
             self.runs_by_hash.setdefault(block.hash, {})[run] = None
         return freed
@@ -71,13 +70,11 @@ class PrefixCache:
         """The longest prefix that a run has computed. Only sequences that were admitted earlier are waited for."""
         own, awaited_tokens = sequence.prefix_run, 0
         for block in reversed(sequence.blocks):
-            is_earlier = True
             for run in self.runs_by_hash.get(block.hash, ()):
-                is_earlier = is_earlier and run is not own
                 if run is not own and run.has_computed(block.end):
                     pays = awaited_tokens - block.end >= MIN_AWAITED_TOKENS
                     return PrefixMatch(run, block.end, awaited_tokens if pays else 0)
-                if is_earlier and run.certain_tokens < block.end:
+                if (own is None or run.number < own.number) and run.certain_tokens < block.end:
                     awaited_tokens = max(awaited_tokens, block.end)
         return PrefixMatch(None, 0, awaited_tokens if awaited_tokens >= MIN_AWAITED_TOKENS else 0)
 
@@ -93,7 +90,7 @@ class PrefixCache:
             del self.kept[run]
             self.kept[run] = None
 
-    def retire(self, sequence: SequenceState, running: Iterable[SequenceState]) -> list[Range]:
+    def retire(self, sequence: SequenceState, running: Iterable[SequenceState]) -> list[Run]:
         """A sequence has ended, and others run. Returns what is free now: all but the blocks that are kept."""
         run = sequence.prefix_run
         assert run is not None
@@ -102,7 +99,7 @@ class PrefixCache:
             others = self.runs_by_hash[run.blocks[-1].hash]
             if any(other.has_computed(run.tokens) for other in others if other is not run):
                 self.cut(run, 0)
-        freed = [(run.start + run.tokens, sequence.reserved_tokens - run.tokens)]
+        freed = [(run.start + run.tokens, sequence.run_tokens - run.tokens)]
         if run.blocks:
             self.kept[run] = None
         if len(self.kept) > self.max_kept:
@@ -131,7 +128,7 @@ class PrefixCache:
             for block in reversed(run.blocks)
         )
 
-    def evict(self, run: PrefixRun) -> Range:
+    def evict(self, run: PrefixRun) -> Run:
         place = run.start, run.tokens
         self.cut(run, 0)
         del self.kept[run]

@@ -48,6 +48,7 @@ class PrefixRun:
     start: int
     blocks: Sequence[PromptBlock]
     planned_rows: dict[int, int]  # with linear attention: the row for the state after a block, by the block's end
+    number: int  # grows with each run
     state_rows: dict[int, int] = field(default_factory=dict)  # those that are written
     certain_tokens: int = 0  # whose keys and values are in the run
 

@@ -1,27 +1,48 @@
 """Decides which sequences run, and how many tokens of each a step computes. Plain Python without tensors.
 
-The most that a sequence can need is known on arrival: its prompt and its whole answer budget. On admission it gets a
-slot and one run (a contiguous range) of the KV cache until it finishes, so no sequence is ever preempted. A sequence
-that does not fit yet may be overtaken by at most MAX_OVERTAKES later ones; after that, freed cache is kept for it.
-Prefixes that are kept for later sequences take room that no sequence needs: see prefix_cache.py.
+On admission a sequence gets a slot and one run (a contiguous range) of the KV cache, for its prompt and an answer as
+long as most of this engine are. One that needs more gets what is free behind its run, or moves to a longer run: its
+next step copies it there. Where there is no room, sequences that were admitted later lose theirs, the last first: they
+keep their tokens, and compute them again when they are admitted again, before all that are new. A sequence after which
+none was admitted waits for those before it to end. So the oldest is always computed, and every sequence ends.
+
+A sequence that does not fit yet may be overtaken by at most MAX_OVERTAKES later ones; after that, freed cache is kept
+for it. Prefixes that are kept for later sequences take room that no sequence needs: see prefix_cache.py.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import accumulate
 
+from pipeline.model.engines.torch.cache_runs import (
+    FreeRuns,
+    Run,
+    allocate_with_evictions,
+    extend_or_move,
+    release_run,
+)
 from pipeline.model.engines.torch.prefix_cache import PrefixCache
 from pipeline.model.engines.torch.sequence import SequenceState
 
 MAX_OVERTAKES = 64
 
-FreeRun = tuple[int, int]  # start and length in tokens of a free range of the KV cache
-FreeRuns = tuple[FreeRun, ...]  # by start; neighbours are merged
 ScheduledBatch = Sequence[tuple[SequenceState, int]]  # sequences, and how many tokens of each are computed
+
+
+class ExpectedAnswer:
+    """The length that nine of ten of the last answers did not exceed."""
+
+    def __init__(self, first_guess: int = 256, max_answers: int = 128):
+        self.lengths = deque([first_guess], max_answers)
+        self.tokens = first_guess
+
+    def add_length(self, tokens: int) -> None:
+        self.lengths.append(tokens)
+        self.tokens = sorted(self.lengths)[len(self.lengths) * 9 // 10]
 
 
 class Scheduler:
@@ -34,6 +55,10 @@ class Scheduler:
         self.free_runs: FreeRuns = ((0, kv_tokens),)
         self.waiting: deque[SequenceState] = deque()
         self.running: list[SequenceState] = []  # by admission
+        self.blocked: set[SequenceState] = set()  # those of them that wait for room
+        self.displaced: list[SequenceState] = []  # that lost their runs in the last call of `schedule`
+        self.expected_answer = ExpectedAnswer()
+        self.counters = Counter(moved_runs=0, displaced_runs=0)
 
     def submit(self, sequence: SequenceState) -> None:
         self.waiting.append(sequence)
@@ -42,12 +67,12 @@ class Scheduler:
     def admit_waiting(self) -> None:
         """Fill the free slots, several at a time: a pass over one short prompt costs almost as much as over four."""
         free_slots = len(self.free_slots) if any(map(self.takes_slot, self.waiting)) else len(self.waiting)
-        if not self.waiting or (self.running and free_slots < max(1, self.slots // 16)):
+        if not self.waiting or self.blocked or (self.running and free_slots < max(1, self.slots // 16)):
             return
         for sequence in self.running:
             if sequence.awaited_tokens:  # what was computed for it must not be evicted before it is copied
                 self.prefixes.adopt_prefix(sequence)
-        requests = [(sequence.reserved_tokens, sequence.overtaken_count) for sequence in self.waiting]
+        requests = [(self.count_reserved(sequence), sequence.overtaken_count) for sequence in self.waiting]
         kept = list(self.prefixes.order_evictions(self.running))
         run_starts, self.free_runs, evicted = choose_admissions(
             requests, self.free_runs, free_slots, MAX_OVERTAKES, [(run.start, run.tokens) for run in kept]
@@ -57,7 +82,7 @@ class Scheduler:
         waiting, self.waiting = self.waiting, deque()
         for index, sequence in enumerate(waiting):
             if index in run_starts:
-                sequence.run_start = run_starts[index]
+                sequence.run_start, sequence.run_tokens = run_starts[index], requests[index][0]
                 if self.takes_slot(sequence):
                     sequence.slot = self.free_slots.pop()
                 self.running.append(sequence)
@@ -66,6 +91,13 @@ class Scheduler:
             else:
                 sequence.overtaken_count += sum(admitted > index for admitted in run_starts)
                 self.waiting.append(sequence)
+
+    def count_reserved(self, sequence: SequenceState) -> int:
+        """The tokens of the run that a waiting sequence asks for."""
+        if sequence.only_prefills:
+            return sequence.max_tokens
+        answer = max(self.expected_answer.tokens, 2 * sequence.output_tokens)
+        return min(sequence.prompt_tokens + answer, sequence.max_tokens)
 
     def takes_slot(self, sequence: SequenceState) -> bool:
         """Sequences that only prefill are as many as their tokens allow, unless each has a state."""
@@ -89,22 +121,70 @@ class Scheduler:
         With `prefer_decode`, tokens that a grammar forced are computed one at a time unless some sequence has a prompt
         to compute: a step in which every sequence decodes is replayed as a graph, which is several times faster.
         """
+        self.make_room(sampled)
         for sequence in self.running:
             if sequence.is_new:
                 self.prefixes.adopt_prefix(sequence)
-        ready = [sequence for sequence in self.running if is_ready(sequence)]
+        ready = [sequence for sequence in self.running if is_ready(sequence) and sequence not in self.blocked]
         pending = [1 if sequence in sampled else sequence.schedulable_tokens for sequence in ready]
         is_whole = [sequence.is_in_branch for sequence in ready]
-        if prefer_decode and all(sequence.is_prompt_computed for sequence in ready) and not any(is_whole):
+        if prefer_decode and all(sequence.is_prefilled for sequence in ready) and not any(is_whole):
             pending = [min(count, 1) for count in pending]
         counts = split_token_budget(pending, budget, is_whole)
         batch = [(sequence, count) for sequence, count in zip(ready, counts, strict=True) if count]
         return sorted(batch, key=lambda item: item[1] > 1)
 
+    def make_room(self, sampled: Collection[SequenceState]) -> None:
+        """Give longer runs to the sequences whose next token does not fit, the oldest first."""
+        self.blocked, self.displaced = set(), []
+        for sequence in list(self.running):
+            needed = sequence.known_tokens + (sequence in sampled)
+            if needed > sequence.run_of_next_step[1] and sequence not in self.displaced:
+                self.lengthen_run(sequence, needed)
+
+    def lengthen_run(self, sequence: SequenceState, needed: int) -> None:
+        wanted = min(2 * needed - sequence.prompt_tokens, sequence.max_tokens)
+        self.release(sequence.take_back_move())
+        while not self.find_longer_run(sequence, needed, wanted):
+            latest = next(other for other in reversed(self.running) if not other.only_prefills)
+            if latest is sequence and len(self.running) > 1:
+                self.blocked.add(sequence)
+                return
+            self.displace(latest)
+            if latest is sequence:
+                return
+        self.expected_answer.add_length(needed - sequence.prompt_tokens)
+
+    def find_longer_run(self, sequence: SequenceState, needed: int, wanted: int) -> bool:
+        run, kept = (sequence.run_start, sequence.run_tokens), list(self.prefixes.order_evictions(self.running))
+        found = extend_or_move(run, needed, wanted, self.free_runs, [(prefix.start, prefix.tokens) for prefix in kept])
+        if found is None:
+            return False
+        longer, self.free_runs, evicted = found
+        for prefix in kept[:evicted]:
+            self.prefixes.evict(prefix)
+        if longer[0] == sequence.run_start:
+            sequence.run_tokens = longer[1]
+        else:
+            sequence.next_run = longer
+            self.counters["moved_runs"] += 1
+        return True
+
+    def displace(self, sequence: SequenceState) -> None:
+        """Take the run of a sequence, which waits before all others from here on."""
+        if not sequence.is_new:
+            self.prefixes.count_new(sequence, 1)
+        self.vacate(sequence)
+        sequence.forget_computed()
+        self.waiting.appendleft(sequence)
+        self.displaced.append(sequence)
+        self.counters["displaced_runs"] += 1
+
     def mark_computed(self, sequence: SequenceState, token_count: int) -> None:
         if sequence.is_new:
             self.prefixes.count_new(sequence, -1)
         sequence.mark_computed(token_count)
+        self.release(sequence.complete_move())
 
     def remove(self, sequence: SequenceState) -> None:
         """Free the slot and the cache of a running sequence, or drop one that waits."""
@@ -113,13 +193,19 @@ class Scheduler:
         if sequence.run_start < 0:
             self.waiting.remove(sequence)
             return
+        if sequence.finish and not sequence.only_prefills:
+            self.expected_answer.add_length(sequence.output_tokens)
+        self.vacate(sequence)
+
+    def vacate(self, sequence: SequenceState) -> None:
         self.running.remove(sequence)
         if sequence.slot >= 0:
             self.free_slots.append(sequence.slot)
+        self.release(sequence.take_back_move())
         self.release(self.prefixes.retire(sequence, self.running))
 
-    def release(self, ranges: Iterable[FreeRun]) -> None:
-        for start, tokens in ranges:
+    def release(self, runs: Iterable[Run]) -> None:
+        for start, tokens in runs:
             self.free_runs = release_run(self.free_runs, start, tokens)
 
 
@@ -128,44 +214,12 @@ def select_sampled(batch: ScheduledBatch) -> list[SequenceState]:
     return [sequence for sequence, count in batch if sequence.reaches_last_token(count)]
 
 
-def allocate_run(free_runs: FreeRuns, tokens: int) -> tuple[int, FreeRuns] | None:
-    """Take a run from the smallest free range that holds it: its start, and the ranges that are left.
-
-    >>> allocate_run(((0, 9), (20, 5)), 5)
-    (20, ((0, 9),))
-    >>> allocate_run(((0, 9), (20, 5)), 6)
-    (0, ((6, 3), (20, 5)))
-    """
-    fitting = [(length, start) for start, length in free_runs if length >= tokens]
-    if not fitting:
-        return None
-    length, start = min(fitting)
-    remainder = ((start + tokens, length - tokens),) if length > tokens else ()
-    index = free_runs.index((start, length))
-    return start, free_runs[:index] + remainder + free_runs[index + 1 :]
-
-
-def release_run(free_runs: FreeRuns, start: int, tokens: int) -> FreeRuns:
-    """Give a run back and merge it with its free neighbours.
-
-    >>> release_run(((0, 4), (10, 5)), 4, 6)
-    ((0, 15),)
-    """
-    index = bisect(free_runs, (start, tokens))
-    before, after = free_runs[:index], free_runs[index:]
-    if before and sum(before[-1]) == start:
-        start, tokens, before = before[-1][0], before[-1][1] + tokens, before[:-1]
-    if after and start + tokens == after[0][0]:
-        tokens, after = tokens + after[0][1], after[1:]
-    return (*before, (start, tokens), *after)
-
-
 def choose_admissions(
     waiting: Sequence[tuple[int, int]],
     free_runs: FreeRuns,
     slots: int,
     max_overtakes: int,
-    kept: Sequence[FreeRun] = (),
+    kept: Sequence[Run] = (),
 ) -> tuple[dict[int, int], FreeRuns, int]:
     """Choose from waiting (tokens, overtaken count): a dict from index to start of run, and the remaining free runs.
 
@@ -187,22 +241,6 @@ def choose_admissions(
             too_many_tokens = min(tokens, too_many_tokens)
             overtakes_left = min(overtakes_left, max_overtakes - overtaken_count)
     return run_starts, free_runs, evicted
-
-
-def allocate_with_evictions(
-    free_runs: FreeRuns, tokens: int, kept: Sequence[FreeRun]
-) -> tuple[int, FreeRuns, int] | None:
-    """As `allocate_run`, after as few of `kept` are freed, from its front, as it takes; and how many they are.
-
-    >>> allocate_with_evictions(((0, 3), (9, 1)), 5, [(3, 2), (5, 4)])
-    (0, ((9, 1),), 1)
-    """
-    for count, place in enumerate([None, *kept]):
-        if place:
-            free_runs = release_run(free_runs, *place)
-        if allocation := allocate_run(free_runs, tokens):
-            return *allocation, count
-    return None
 
 
 def split_token_budget(

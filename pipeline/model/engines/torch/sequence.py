@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ItemError
 from pipeline.model.detokenizer import Detokenizer
+from pipeline.model.engines.torch.cache_runs import Run
 from pipeline.model.engines.torch.continuation_scorer import ContinuationScorer, Target
 from pipeline.model.engines.torch.prompt_blocks import ClipSpan, PrefixRun, PromptBlock
 from pipeline.model.engines.torch.vector_pooler import Span, VectorPooler
@@ -37,13 +38,16 @@ class SequenceState:
     scorer: ContinuationScorer | None = None  # of a request for probabilities, which generates nothing
     pooler: VectorPooler | None = None  # of a request for a vector, which generates nothing
     blocks: Sequence[PromptBlock] = ()  # of the prompt, by which others find what it shares with theirs
-    token_ids: NDArray[np.int64] = field(init=False)  # [reserved_tokens], filled up to known_tokens
-    positions: NDArray[np.int64] = field(init=False)  # [axes, reserved_tokens]
+    token_ids: NDArray[np.int64] = field(init=False)  # [max_tokens], filled up to known_tokens
+    positions: NDArray[np.int64] = field(init=False)  # [axes, max_tokens]
     generator: Random = field(init=False)
     random_number: float = field(init=False)  # for the next token; a step that is repeated uses the same again
     known_tokens: int = field(init=False)
+    prefill_tokens: int = field(init=False)  # the prompt, and what it had generated when it lost its run
     computed_tokens: int = 0
     run_start: int = -1  # where its run of the KV cache starts; -1 while it waits
+    run_tokens: int = 0  # the length of the run
+    next_run: Run | None = None  # a longer one, to which its next step moves it
     slot: int = -1  # -1 while it waits, and where it takes none
     state_side: int = 0  # which of the slot's two states of linear attention is that after `computed_tokens`
     kept_state_row: int | None = None  # where that state lies instead, if others use it, too
@@ -62,18 +66,22 @@ class SequenceState:
         self.token_ids = np.zeros(self.prompt_tokens + self.max_new_tokens, np.int64)
         self.token_ids[: self.prompt_tokens] = self.request.input_ids
         prompt_positions = self.request.positions
-        self.positions = np.zeros((len(prompt_positions), self.reserved_tokens), np.int64)
+        self.positions = np.zeros((len(prompt_positions), self.max_tokens), np.int64)
         self.positions[:, : self.prompt_tokens] = prompt_positions
         self.logprobs = np.full(self.max_new_tokens, np.nan, np.float32)
         self.positions[:, self.prompt_tokens :] = prompt_positions.max() + 1 + np.arange(self.max_new_tokens)
         self.generator = Random(self.request.sampling.seed)
         self.random_number = self.generator.random()
-        self.known_tokens = self.prompt_tokens
+        self.known_tokens = self.prefill_tokens = self.prompt_tokens
 
     @property
-    def reserved_tokens(self) -> int:
-        """The length of its run of the KV cache: the prompt and the longest answer."""
+    def max_tokens(self) -> int:
+        """The prompt and the longest answer."""
         return len(self.token_ids)
+
+    @property
+    def run_of_next_step(self) -> Run:
+        return self.next_run or (self.run_start, self.run_tokens)
 
     @property
     def prompt_tokens(self) -> int:
@@ -92,8 +100,8 @@ class SequenceState:
         return self.known_tokens - self.computed_tokens
 
     @property
-    def is_prompt_computed(self) -> bool:
-        return self.computed_tokens >= self.prompt_tokens
+    def is_prefilled(self) -> bool:
+        return self.computed_tokens >= self.prefill_tokens
 
     @property
     def is_new(self) -> bool:
@@ -137,9 +145,31 @@ class SequenceState:
                 self.state_side = 1 - self.state_side
             if self.prefix_run:
                 self.prefix_run.mark_computed(self.computed_tokens, self.kept_state_row)
-        if self.scorer and self.is_prompt_computed:
+        if self.scorer and self.is_prefilled:
             self.scorer.branches.popleft()
             self.load_branch()
+
+    def complete_move(self) -> list[Run]:
+        """A step that moved it is certain. Returns what is free now."""
+        if self.next_run is None:
+            return []
+        old_run = self.run_start, self.run_tokens
+        (self.run_start, self.run_tokens), self.next_run = self.next_run, None
+        if self.prefix_run:
+            self.prefix_run.start = self.run_start
+        return [old_run]
+
+    def take_back_move(self) -> list[Run]:
+        """It stays in its run. Returns what is free now."""
+        unused, self.next_run = self.next_run, None
+        return [unused] if unused else []
+
+    def forget_computed(self) -> None:
+        """It has lost its run, its slot and its state: all of its tokens are computed again."""
+        self.run_start, self.run_tokens, self.slot = -1, 0, -1
+        self.computed_tokens = self.prefix_tokens = self.awaited_tokens = self.state_side = 0
+        self.kept_state_row = self.prefix_run = self.prefix_source = None
+        self.prefill_tokens = self.known_tokens
 
     def load_branch(self) -> None:
         """The next branch takes its place behind the prompt; each of several begins at the position after it."""
@@ -155,7 +185,7 @@ class SequenceState:
     @property
     def is_in_branch(self) -> bool:
         """Whether it computes a branch behind its prompt, whose tokens are computed together."""
-        return self.scorer is not None and self.is_prompt_computed
+        return self.scorer is not None and self.is_prefilled
 
     def reaches_last_token(self, token_count: int) -> bool:
         """Whether a step over so many tokens gives the logits from which the next token is sampled."""
@@ -179,7 +209,7 @@ class SequenceState:
     def add_states(self, total: NDArray[np.float32]) -> None:
         assert self.pooler is not None
         self.pooler.add_states(total)
-        if self.is_prompt_computed:
+        if self.is_prefilled:
             self.finish = "stop"
 
     def fail(self, error: ItemError) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import GenerateError, PromptError
 from pipeline.model.detokenizer import Detokenizer
@@ -44,17 +45,23 @@ class SequenceBuilder:
             room = self.kv_tokens - len(request.input_ids)
             scorer = ContinuationScorer(request.continuations, min(self.joined_branch_tokens, room))
             max_new_tokens = scorer.longest
-        counts = [self.family.count_vision_tokens(clip.size, len(clip.pixels)) for clip in request.clips]
-        self.check_request(request, len(vision_indices), sum(counts))
+        self.check_request(request, len(vision_indices), sum(self.count_vision_tokens(request)))
         matcher = self.create_matcher(request, max_new_tokens)
         pooler = VectorPooler(request.pooling, len(request.input_ids)) if request.pooling else None
-        keys = [self.vision_cache.add_clip(clip) for clip in request.clips]
-        parts = np.split(vision_indices, np.cumsum(counts)[:-1]) if keys else []
-        clips = tuple(ClipSpan(key, int(part[0]), int(part[-1]) + 1) for key, part in zip(keys, parts, strict=True))
+        clips = self.add_clips(request, vision_indices)
         blocks: tuple[PromptBlock, ...] = ()
         if self.reuses_prefixes and not (request.pooling and request.pooling.method == "mean"):  # of all states
             blocks = hash_blocks(request.input_ids, request.positions, clips)
         return SequenceState(request, max_new_tokens, clips, vision_indices, matcher, scorer, pooler, blocks)
+
+    def count_vision_tokens(self, request: Request) -> list[int]:
+        return [self.family.count_vision_tokens(clip.size, len(clip.pixels)) for clip in request.clips]
+
+    def add_clips(self, request: Request, vision_indices: NDArray[np.int64]) -> tuple[ClipSpan, ...]:
+        """Enter the pictures in the vision cache, until they are released."""
+        keys = [self.vision_cache.add_clip(clip) for clip in request.clips]
+        parts = np.split(vision_indices, np.cumsum(self.count_vision_tokens(request))[:-1]) if keys else []
+        return tuple(ClipSpan(key, int(part[0]), int(part[-1]) + 1) for key, part in zip(keys, parts, strict=True))
 
     def limit_new_tokens(self, request: Request) -> int:
         """The new tokens that were asked for, or as many as the context and the KV cache hold after the prompt.

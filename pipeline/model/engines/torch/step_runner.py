@@ -41,7 +41,7 @@ class StepInputs:
     pad_indices: NDArray[np.int64]  # the tokens that vision features replace
     vision_spans: list[tuple[list[str], int, int]]  # those features: clip keys, first and end among their tokens
     state_rows: list[tuple[int, int]]  # [sequences] of linear attention: what the step reads and what it writes
-    copies: list[RunCopy]  # of shared prefixes, before anything is computed
+    copies: list[RunCopy]  # of shared prefixes and of runs that move, before anything is computed
     branch_lengths: list[tuple[int, ...]]  # [sequences] of branches that are computed together
     target_indices: NDArray[np.int64]  # [targets] tokens of the step, and for each a token that may follow it,
     target_tokens: NDArray[np.int64]  # [targets] whose probability is wanted
@@ -82,23 +82,26 @@ def build_step_inputs(batch: ScheduledBatch) -> StepInputs:
         token_ids=np.concatenate([sequence.token_ids[first:end] for sequence, first, end in spans]),
         positions=np.concatenate([sequence.positions[:, first:end] for sequence, first, end in spans], axis=1),
         query_lengths=query_lengths,
-        run_starts=[sequence.run_start for sequence, _ in batch],
+        run_starts=[sequence.run_of_next_step[0] for sequence, _ in batch],
         run_lengths=[end for _, _, end in spans],
         logit_indices=ends[[sequence.reaches_last_token(count) for sequence, count in batch]] - 1,
-        is_decode=all(count == 1 and item.is_prompt_computed and not item.only_prefills for item, count in batch),
+        is_decode=all(count == 1 and item.is_prefilled and not item.only_prefills for item, count in batch),
         pad_indices=np.concatenate(pad_indices),
         vision_spans=vision_spans,
         state_rows=[choose_state_rows(*span) for span in spans],
-        copies=[
-            RunCopy(sequence.prefix_source.start, sequence.run_start, sequence.prefix_tokens)
-            for sequence, _ in batch
-            if sequence.is_new and sequence.prefix_source
-        ],
+        copies=[copy for sequence, _ in batch if (copy := choose_copy(sequence))],
         branch_lengths=[sequence.branch_lengths for sequence, _ in batch],
         target_indices=target_indices,
         target_tokens=target_tokens,
         pooled_spans=pooled_spans,
     )
+
+
+def choose_copy(sequence: SequenceState) -> RunCopy | None:
+    """What the sequence's next step copies to its run, if anything."""
+    if sequence.is_new and sequence.prefix_source:
+        return RunCopy(sequence.prefix_source.start, sequence.run_start, sequence.prefix_tokens)
+    return sequence.next_run and RunCopy(sequence.run_start, sequence.next_run[0], sequence.computed_tokens)
 
 
 def choose_state_rows(sequence: SequenceState, first: int, end: int) -> tuple[int, int]:
