@@ -1,4 +1,7 @@
-"""Writes many small files of an export at once: a store answers each in its own time."""
+"""Writes many small files of an export at once: a store answers each in its own time.
+
+On a disk of this machine they are synced together, because syncing each takes ten times as long as writing it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ MAX_WAITING = 4 * THREADS
 
 
 class UploadQueue:
-    """All files are written when the block ends. An error of any stops the export."""
+    """All files are safe when the block ends. An error of any stops the export."""
 
     def __init__(self, target: OutputStore):
         self.target, self.pool = target, ThreadPoolExecutor(1 if target.is_local else THREADS)
@@ -23,7 +26,7 @@ class UploadQueue:
     def add(self, name: str, data: bytes) -> None:
         if len(self.waiting) >= MAX_WAITING:
             self.waiting.popleft().result()
-        self.waiting.append(self.pool.submit(self.target.overwrite, name, data))
+        self.waiting.append(self.pool.submit(self.target.write_small_file, name, data))
 
     def __enter__(self) -> Self:
         return self
@@ -35,3 +38,4 @@ class UploadQueue:
         if error is None:
             for upload in self.waiting:
                 upload.result()
+            self.target.sync_files()

@@ -5,6 +5,7 @@ The data goes into a temporary file in the same folder first; its name starts wi
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import shutil
@@ -36,8 +37,22 @@ def create_file(path: str, data: bytes, check_allowed: Callable[[], object]) -> 
     return True
 
 
-def replace_file(path: str, data: bytes) -> None:
-    os.replace(_write_temp_file(path, data), path)
+def replace_file(path: str, data: bytes, *, sync: bool = True) -> None:
+    os.replace(_write_temp_file(path, data, sync=sync), path)
+
+
+def sync_files(folder: str) -> None:
+    """Wait until all files of the folder's file system are on its disk. Python has no call for one file system."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "syncfs"):  # not Linux
+        os.sync()
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if libc.syncfs(descriptor):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), folder)
+    finally:
+        os.close(descriptor)
 
 
 def copy_file(source: Path, path: str) -> None:
@@ -45,15 +60,16 @@ def copy_file(source: Path, path: str) -> None:
         os.replace(_write_temp_file(path, data), path)
 
 
-def _write_temp_file(path: str, data: bytes | IO[bytes]) -> str:
+def _write_temp_file(path: str, data: bytes | IO[bytes], *, sync: bool = True) -> str:
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     temp_path = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
     try:
         with open(temp_path, "wb") as file:
             shutil.copyfileobj(io.BytesIO(data) if isinstance(data, bytes) else data, file)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
     except OSError:
         if os.path.exists(temp_path):
             os.unlink(temp_path)

@@ -111,6 +111,17 @@ class OutputStore:
         replace = local_files.replace_file if self.is_local else self.filesystem.pipe_file
         self.run_with_retries(name, lambda: replace(f"{self.root}/{name}", data))
 
+    def write_small_file(self, name: str, data: bytes) -> None:
+        """The same for one of many files, which are all safe after `sync_files`."""
+        if not self.is_local:
+            return self.overwrite(name, data)
+        path = f"{self.root}/{name}"
+        return self.run_with_retries(name, lambda: local_files.replace_file(path, data, sync=False))
+
+    def sync_files(self) -> None:
+        if self.is_local:
+            self.run_with_retries("", lambda: local_files.sync_files(self.root))
+
     def upload_file(self, name: str, source: Path) -> None:
         """Create or replace an object from a local file."""
         copy = local_files.copy_file if self.is_local else self.filesystem.put_file

@@ -3,8 +3,7 @@
     python tests/bench/export.py [--quick] [--rows N] [--formats coco yolo ...]
 
 The output is written without a model: each row has two boxes with confidences about a picture that is not there, so
-nothing is fetched. Every export is a process of its own. Formats that write a file for each picture get a tenth,
-which waits for the disk.
+nothing is fetched. Every export is a process of its own. Formats that write a file for each picture get a tenth.
 """
 
 from __future__ import annotations
