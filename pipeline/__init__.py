@@ -372,6 +372,7 @@ inspect: what people look at
     inspect/score/__init__.py               measures how good answers are, against a truth
     inspect/score/scored_rows.py            reads an output and marks the rows that have a truth
     inspect/score/row_marks.py              marks one row: which fields are right, and what it adds to each measure
+    inspect/score/vector_marks.py           marks rows with vectors: is the nearest row one that belongs with it
     inspect/score/comparators.py            compares a value with the true value
     inspect/score/place_matching.py         pairs boxes, points, events and other elements of lists
     inspect/score/box_matching.py           matches boxes as COCO does, and computes average precision

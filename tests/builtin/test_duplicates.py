@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image
 
 from pipeline.__main__ import main
 from pipeline.builtin import scene_files
-from pipeline.builtin.evaluate import run_task
+from pipeline.builtin.evaluate import JOBS_FOLDER, run_task
 from tests.bench.duplicates import change_picture
 
 pytestmark = pytest.mark.process
@@ -86,3 +88,38 @@ def test_the_sql_of_the_readme_finds_the_most_similar_rows(folder, monkeypatch):
         f"SELECT min(array_cosine_similarity({cast}, {cast})) FROM 'data/*/*.parquet'"
     ).fetchall()
     assert similarity == pytest.approx(1, abs=1e-5)
+
+
+def test_score_and_compare_tell_whether_the_nearest_row_belongs_with_a_row(folder, monkeypatch, capsys):
+    """The truth names the scene that a picture shows. A scene without a copy is there to be mistaken for others."""
+    monkeypatch.chdir(folder)
+    part = pq.read_table("answers/embed/data", columns=["id", "embedding"])
+    ids, vectors = part["id"].to_pylist(), np.array(part["embedding"].to_pylist())
+    Path("scenes.csv").write_text("id,truth\n" + "".join(f"{row_id},{row_id[-5:]}\n" for row_id in ids))
+    assert main(["score", "answers/embed", "--truth", "scenes.csv", "--json"]) == 0
+    measures = json.loads(capsys.readouterr().out)["fields"]["answer"]["measures"]
+    cosines = vectors @ vectors.T - 2 * np.eye(len(ids))
+    order = np.argsort(-cosines, axis=1)
+    copied = [row for row in range(len(ids)) if int(ids[row][-5:]) < COPIES]
+    for measure, count in {"right": 1, "one of 5 nearest": 5, "one of 10 nearest": 10}.items():
+        hits = [any(ids[other][-5:] == ids[row][-5:] for other in order[row, :count]) for row in copied]
+        assert measures[measure]["value"] == pytest.approx(np.mean(hits))
+    assert 0.5 < measures["right"]["value"] <= measures["one of 10 nearest"]["value"]
+
+    changes = ["--set", f"input.manifest={folder}/embed/manifest.parquet", "--set", "output.path=answers/embed"]
+    changes += ["--set", "answer.embedding.dim=4", "--on-change", "add"]
+    assert main(["run", str(JOBS_FOLDER / "embed.yaml"), "--local", *changes]) == 0
+    capsys.readouterr()
+    assert main(["compare", "answers/embed", "--truth", "scenes.csv", "--json"]) == 0
+    comparison = json.loads(capsys.readouterr().out)
+    nearest = [np.argsort(-cosines[row])[0] for row in range(len(ids))]
+    short = vectors[:, :4] / np.linalg.norm(vectors[:, :4], axis=1, keepdims=True)
+    short_nearest = np.argmax(short @ short.T - 2 * np.eye(len(ids)), axis=1)
+    assert comparison["agreement"]["nearest row"]["agreeing"] == sum(nearest == short_nearest)
+    first, second = (comparison["measures"]["answer"]["right"][key] for key in ("first", "second"))
+    assert second < first == pytest.approx(measures["right"]["value"])
+    Path("alone.csv").write_text("id,truth\n" + "".join(f"{row_id},{row_id}\n" for row_id in ids))
+    assert main(["score", "answers/embed", "--truth", "alone.csv"]) == 2
+    assert "no two rows have the same truth" in capsys.readouterr().err
+    assert main(["report", "answers/embed", "--truth", "scenes.csv", "--roots", "."]) == 0
+    assert "the truth is" not in Path("answers/embed/report.html").read_text()

@@ -16,7 +16,13 @@ from pipeline.inspect.output_reader import OutputReader, open_output_reader
 from pipeline.inspect.score import find_schema, open_answer_truth
 from pipeline.inspect.score.intervals import Estimate, compute_wilson_interval
 from pipeline.inspect.score.row_marks import RIGHT, RowMarker, mark_row
-from pipeline.inspect.score.scored_rows import compute_diagonal, get_answer, read_answered_rows, read_scored_rows
+from pipeline.inspect.score.scored_rows import (
+    are_vectors,
+    compute_diagonal,
+    get_answer,
+    read_answered_rows,
+    read_scored_rows,
+)
 from pipeline.output.dataset import list_runs, read_run_document
 from pipeline.run.preflight import list_differences
 from pipeline.truth.compared_fields import WHOLE_ANSWER, ComparedField, build_compared_fields
@@ -63,7 +69,12 @@ class ComparisonOptions:
 def compare_questions(path: str, options: ComparisonOptions) -> QuestionComparison:
     readers = [open_output_reader(path, question) for question in options.questions or list_newest_questions(path)]
     roots = [build_compared_fields(find_schema(reader, options.schema_spec)) for reader in readers]
-    rows, agreement = read_agreement(readers, find_common_fields(*roots))
+    if are_vectors(readers[0]) != are_vectors(readers[1]):
+        raise OutputError("the answers to one of the two questions are vectors")
+    if are_vectors(readers[0]):
+        rows, agreement = read_nearest_agreement(readers)
+    else:
+        rows, agreement = read_agreement(readers, find_common_fields(*roots))
     measures, truth_rows = compare_with_truth(readers, options) if options.truth else ({}, 0)
     right = measures.get(WHOLE_ANSWER, {}).get(RIGHT)
     shares = (right.first, right.second) if right else (None, None)
@@ -120,6 +131,21 @@ def read_agreement(readers: list[OutputReader], root: ComparedField) -> tuple[in
     for each in agreement.values():
         each.differing.sort()
     return rows, agreement
+
+
+def read_nearest_agreement(readers: list[OutputReader]) -> tuple[int, dict[str, FieldAgreement]]:
+    """Of vectors: whether the nearest row is the same."""
+    from pipeline.inspect.score.vector_marks import choose_queries, find_nearest_ids  # it needs torch
+
+    first_ids, second_ids = ({row["id"] for row in read_answered_rows(reader, [])} for reader in readers)
+    common = dict.fromkeys(sorted(first_ids & second_ids))
+    if not common:
+        raise OutputError("no row was answered to both questions")
+    agreement, queries = FieldAgreement(), choose_queries([*common])
+    first, second = (find_nearest_ids(reader, common, queries, 1) for reader in readers)
+    for row_id in queries:
+        add_agreement(agreement, row_id, first.get(row_id) == second.get(row_id))
+    return len(common), {"nearest row": agreement}
 
 
 def add_agreement(agreement: FieldAgreement, row_id: str, is_same: bool) -> None:

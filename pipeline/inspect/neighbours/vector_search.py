@@ -20,6 +20,7 @@ from pipeline.output.thread_map import map_in_threads
 
 BLOCK_ROWS, BLOCK_COLUMNS = 512, 2048  # a product of this size stays in the cache of a core
 STRIPE_COLUMNS = 16 * BLOCK_COLUMNS  # of the work that a thread does at once
+COSINES_AT_ONCE = 2**26  # of the rows nearest to some
 CANDIDATES_AT_ONCE = 2**16  # pairs that are computed in full
 MAX_BLOCK_SHARE = 0.01  # of the pairs of a block; with more, a product of the whole vectors is faster
 COSINE_ROUNDING = 1e-6  # so that equal vectors have a cosine of 1
@@ -134,13 +135,13 @@ def find_pairs_in_index(vectors: Vectors, least_cosine: float, report_share: Rep
 
 def find_nearest(vectors: Vectors, queries: Sequence[int], count: int) -> list[list[Neighbour]]:
     """The nearest other vectors of each query, the nearest first."""
-    whole = torch.from_numpy(vectors)
-    found = []
-    for query in queries:
-        cosines = whole @ whole[query]
-        cosines[query] = -torch.inf
+    whole, found = torch.from_numpy(vectors), list[list[Neighbour]]()
+    for part in torch.split(torch.tensor(queries), max(1, COSINES_AT_ONCE // len(vectors))):
+        cosines = whole[part] @ whole.T
+        cosines[torch.arange(len(part)), part] = -torch.inf
         best = cosines.topk(min(count, len(vectors) - 1))
-        found.append([*map(Neighbour, best.indices.tolist(), best.values.tolist())])
+        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        found += [[*map(Neighbour, *row)] for row in rows]
     return found
 
 

@@ -27,7 +27,7 @@ from pipeline.inspect.report.previews import PreviewLoader
 from pipeline.inspect.report.statistics import ReportOptions, group_failures, read_statistics
 from pipeline.inspect.report.truth_marks import OtherAnswer, TruthMarks, compare_answers, mark_differences
 from pipeline.inspect.score import find_schema, measure_answers, open_answer_truth
-from pipeline.inspect.score.scored_rows import read_answered_rows
+from pipeline.inspect.score.scored_rows import are_vectors, read_answered_rows
 from pipeline.job.spec import InputSection, Job
 from pipeline.output.answer.geometry import find_field_meanings
 from pipeline.truth.compared_fields import build_compared_fields
@@ -58,6 +58,7 @@ def write_report(
     field_meanings = find_field_meanings(read_answer_schema(reader.question))
     truth = open_report_truth(reader, options)
     score = measure_answers(reader, truth) if truth else None
+    shown_truth = None if are_vectors(reader) else truth  # which rows belong together is no difference of one row
     others = read_other_answers(reader, options, [sampled.row for sampled in sampled_rows]) if options.against else {}
     palette = Palette()
     access = build_media_access(output_path, options)
@@ -70,7 +71,7 @@ def write_report(
                 previews.load_preview,
                 palette,
                 wide=wide,
-                truth_marks=mark_sampled_row(sampled.row, truth, field_meanings) if truth else None,
+                truth_marks=mark_sampled_row(sampled.row, shown_truth, field_meanings) if shown_truth else None,
                 other=others.get(sampled.row["id"]),
             )
             for sampled in sampled_rows

@@ -57,6 +57,12 @@ def read_scored_rows(reader: OutputReader, truth: TruthIndex) -> ScoredRows:
         if row["id"] not in found and truth.find(row) is not None:
             found[row["id"]] = row
             scored.failed += 1
+    scored.unlabelled = len(unlabelled)
+    if found and are_vectors(reader):
+        from pipeline.inspect.score.vector_marks import mark_vectors  # it needs torch
+
+        scored.marks = mark_vectors(reader, {row_id: truth.used[row_id] for row_id in found})
+        return scored
     for number, (row_id, row) in enumerate(sorted(found.items())):
         marker = RowMarker(number, compute_diagonal(row), find_confidence(row), scored.rankings)
         marker.take_confidences(row["answer"], row["confidence"])
@@ -67,8 +73,11 @@ def read_scored_rows(reader: OutputReader, truth: TruthIndex) -> ScoredRows:
             is_right = {(truth.root.path, RIGHT): float(bool(marks.is_right(truth.root.path)))}
             true_figures = describe_answer(truth.root, truth.used[row_id]) | is_right
             scored.population.add_pair(true_figures, describe_answered_row(row, truth.root))
-    scored.unlabelled = len(unlabelled)
     return scored
+
+
+def are_vectors(reader: OutputReader) -> bool:
+    return reader.job.get("answer", {}).get("embedding") is not None
 
 
 def get_answer(row: Mapping[str, Any], root: ComparedField) -> Any:
