@@ -243,6 +243,9 @@ output: a Reply becomes a Row, and Rows become a committed part
     output/commit.py                        writes a part; creating it is the commit
     output/dataset.py                       knows the layout of an output folder: parts, dead letters, runs, questions
     output/dead_letters.py                  finds the rows of a chunk that failed and have no answer yet
+    output/listing.py                       lists objects page by page
+    output/part_index.py                    summaries of many parts, which spare readers their footers
+    output/part_listing.py                  holds the names of ten million parts in sorted arrays
     output/local_files.py                   writes files on a local disk whole or not at all
     output/medium_names.py                  names files after rows, the same in every export
     output/store.py                         creates, reads and lists objects in an output folder

@@ -128,7 +128,7 @@ def read_calibration(dataset: Dataset) -> ConfidenceMaps:
 
 def count_failed_rows(plan: resume.ResumePlan, dataset: Dataset) -> int:
     """The rows that failed and that no part answers, be it of this manifest or not."""
-    retry_scope = retry_errors.find_retry_scope(plan, plan.parts, dataset)
+    retry_scope = retry_errors.find_retry_scope(plan, dataset.list_dead_letters(), dataset)
     retry_scope = replace(retry_scope, later_parts=plan.orphans.parts)
     return sum(1 for _ in retry_errors.read_failed_rows(retry_scope, dataset))
 

@@ -24,7 +24,7 @@ from pipeline.export.row_matching import Numbers, match_foreign_rows
 from pipeline.export.row_spool import RowSpool
 from pipeline.manifest.chunks import Chunk
 from pipeline.manifest.row_keys import encode_canonical_json, hash_row_keys
-from pipeline.output.dataset import Dataset, split_part_name
+from pipeline.output.dataset import Dataset
 from pipeline.output.thread_map import map_in_threads
 from pipeline.run.dedup import HashBuckets
 from pipeline.run.orphans import group_by_span
@@ -145,14 +145,10 @@ class AnswerReader:
 
 def list_chunk_sources(plan: ResumePlan) -> list[ExportSource]:
     """The parts are those that the plan knows: what a run commits or deletes meanwhile does not count."""
-    generations: dict[str, list[tuple[int, str]]] = {}
-    for part in plan.parts:
-        chunk_name, generation = split_part_name(part)
-        generations.setdefault(chunk_name, []).append((generation, part))
     sources: list[ExportSource] = []
     for chunk in plan.chunks:
         if chunk.name in plan.parts:
-            own_parts = tuple(part for _, part in sorted(generations[chunk.name]))
+            own_parts = tuple(plan.parts.list_generations(chunk.name))
             size = sum(plan.parts[part].size for part in own_parts)
             sources.append(ExportSource(len(sources), own_parts, size, chunk))
     return sources

@@ -13,9 +13,11 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.errors import OutputError
-from pipeline.output.dataset import Dataset, list_questions, list_runs, read_run_document, split_part_name
+from pipeline.output.dataset import Dataset, list_questions, list_runs, read_run_document
 from pipeline.output.dead_letters import DeadLetter, find_failed_chunks
-from pipeline.output.store import ObjectInfo, OutputStore
+from pipeline.output.part_index import read_footers
+from pipeline.output.part_listing import PartListing, split_part_name
+from pipeline.output.store import OutputStore
 from pipeline.output.thread_map import map_in_threads
 from pipeline.run import retry_errors
 from pipeline.run.claims import LeaseHolder, open_claims, read_newest_holder, read_shard_holders
@@ -49,14 +51,14 @@ class OutputReader:
         return read_shard_holders(self.dataset, open_claims(self.dataset).find_newest())
 
     @cached_property
-    def parts(self) -> dict[str, ObjectInfo]:
+    def parts(self) -> PartListing:
         return self.dataset.list_parts()
 
     @cached_property
     def commits(self) -> dict[str, RunCommits]:
-        """By run, from the footers of all parts."""
+        """By run, from the footers of all parts, or what summaries say of them."""
         commits: dict[str, RunCommits] = defaultdict(RunCommits)
-        for part, footer in zip(self.parts, map_in_threads(self.dataset.read_footer, self.parts), strict=True):
+        for part, footer in read_footers(self.dataset, self.parts):
             run = commits[footer.note.get("run", "")]
             run.epoch = footer.note.get("epoch", 0)
             run.answered += footer.row_count

@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipeline.context import RunContext
 from pipeline.output.arrow_tables import build_tables
 from pipeline.output.dataset import COMMIT_NOTE_KEY, Dataset
+from pipeline.output.listing import NO_INFO, ObjectInfo
 from pipeline.types import NO_TOKENS, Outcome, TokenCounts, add_counts
 
 
@@ -46,6 +47,8 @@ class CommitReceipt:
     failed: int
     failure_counts: dict[str, int] = field(default_factory=dict)  # by "stage/kind"
     failed_rows: tuple[FailedRow, ...] = ()
+    part_info: ObjectInfo = NO_INFO
+    note: Mapping[str, Any] = field(default_factory=dict)  # that the part was committed with
     tokens: TokenCounts = NO_TOKENS  # of all replies
     discarded_tokens: TokenCounts = NO_TOKENS  # of these, of replies that are in no row
     cut_off: int = 0  # answers that ended with their token budget
@@ -72,13 +75,14 @@ def commit_chunk(
         "answered": answered.num_rows,
         "failed": failed.num_rows,
         "discarded": add_counts(NO_TOKENS, *(row.discarded_tokens for _, row in outcomes)),
+        "tokens": count_tokens(answered),
     }
     if not dataset.commit_part(part_name, answered, note, check_allowed):
         if letters and dataset.read_footer(part_name).note["errors"] != letters:
             dataset.delete_dead_letters(letters)
         return replace(read_receipt(dataset, part_name), committed_first=False)
     return replace(
-        build_receipt(part_name, answered, note, failed_rows),
+        build_receipt(part_name, answered, note, failed_rows, dataset.read_info(part_name)),
         retries=sum(row.attempts - 1 for _, row in outcomes),
     )
 
@@ -89,7 +93,11 @@ def read_receipt(dataset: Dataset, part_name: str) -> CommitReceipt:
     note = json.loads(answered.schema.metadata[COMMIT_NOTE_KEY])
     letters = note["errors"]
     failed_rows = list_failed_rows(dataset.read_dead_letters(letters, list(FailedRow._fields))) if letters else ()
-    return build_receipt(part_name, answered, note, failed_rows)
+    return build_receipt(part_name, answered, note, failed_rows, dataset.read_info(part_name))
+
+
+def count_tokens(answered: pa.Table) -> TokenCounts:
+    return add_counts(NO_TOKENS, *(TokenCounts(**row) for row in answered["tokens"].to_pylist()))
 
 
 def list_failed_rows(dead_letters: pa.Table) -> tuple[FailedRow, ...]:
@@ -97,9 +105,8 @@ def list_failed_rows(dead_letters: pa.Table) -> tuple[FailedRow, ...]:
 
 
 def build_receipt(
-    part_name: str, answered: pa.Table, note: Mapping[str, Any], failed_rows: tuple[FailedRow, ...]
+    part_name: str, answered: pa.Table, note: Mapping[str, Any], failed_rows: tuple[FailedRow, ...], info: ObjectInfo
 ) -> CommitReceipt:
-    kept = add_counts(NO_TOKENS, *(TokenCounts(**row) for row in answered["tokens"].to_pylist()))
     discarded = TokenCounts(*note.get("discarded", ()))  # earlier versions did not note them
     return CommitReceipt(
         part_name,
@@ -108,7 +115,9 @@ def build_receipt(
         note["failed"],
         failure_counts=dict(note["kinds"]),
         failed_rows=failed_rows,
-        tokens=add_counts(kept, discarded),
+        part_info=info,
+        note=note,
+        tokens=add_counts(count_tokens(answered), discarded),
         discarded_tokens=discarded,
         cut_off=answered["finish"].to_pylist().count("length"),
     )

@@ -2,6 +2,7 @@
 
     data/fp=FINGERPRINT/PART.parquet              answered rows; creating this object commits the part
     errors/fp=FINGERPRINT/PART-RANDOM.parquet     dead letters; the part's commit note names the file that counts
+    _index/fp=FINGERPRINT/RUN-NUMBER.parquet      summaries of many parts, see output/part_index.py
     _lease/fp=FINGERPRINT/                        which run works on the question; readers pass over the name
     _lease/fp=FINGERPRINT-shards/EPOCH/SHARD/     which run works on a shard of it
     questions/FINGERPRINT.json                    the inputs of the fingerprint, and the rows of a chunk
@@ -17,7 +18,7 @@ from __future__ import annotations
 import io
 import json
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,10 +28,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
-from pipeline.output.store import ObjectInfo, OutputStore
+from pipeline.output.listing import ObjectInfo
+from pipeline.output.part_listing import (
+    HEX_DIGITS,
+    DeadLetterListing,
+    PartListing,
+    get_part_of_dead_letters,
+    split_part_name,
+)
+from pipeline.output.store import OutputStore
+from pipeline.output.thread_map import map_in_threads
 
 COMMIT_NOTE_KEY = b"vlbatch"  # the key of the commit note in a part's metadata
 CHUNK_ROWS_KEY = "chunk_rows"  # in a question; no input of a fingerprint has this name
+MAX_PARTS_LOOKED_UP = 64  # one by one; more are found faster by a listing
 RunDocument = Literal["job", "plan", "report"]
 
 
@@ -86,10 +97,16 @@ class Dataset:
         """A pattern of the dead letters, for messages."""
         return f"{self.store.path}/{self._get_dead_letter_path('*.parquet')}"
 
-    def list_parts(self) -> dict[str, ObjectInfo]:
-        """Every committed part by its name."""
-        listed = self.store.list_objects(f"data/fp={self.fingerprint}")
-        return {name.removesuffix(".parquet"): info for name, info in listed.items()}
+    def list_parts(self) -> PartListing:
+        """Every committed part. A run lists them once, and adds what it commits."""
+        return self.store.collect_objects(f"data/fp={self.fingerprint}", PartListing.collect, HEX_DIGITS)
+
+    def find_parts(self, parts: Sequence[str]) -> Container[str]:
+        """Those of the parts that are committed."""
+        if len(parts) > MAX_PARTS_LOOKED_UP:
+            return self.list_parts()
+        found = map_in_threads(lambda part: self.store.has_object(self._get_part_path(part)), parts)
+        return {part for part, is_there in zip(parts, found, strict=True) if is_there}
 
     def read_part(self, part: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of a part. Columns that it lacks, because an earlier version wrote it, are left out."""
@@ -97,10 +114,20 @@ class Dataset:
         names = file.schema_arrow.names if columns is None else [c for c in columns if c in file.schema_arrow.names]
         return file.read(names)
 
+    def read_info(self, part: str) -> ObjectInfo:
+        return self.store.read_info(self._get_part_path(part))
+
     def read_footer(self, part: str) -> PartFooter:
         """The row count and the commit note, without the rows."""
-        metadata = self.store.read_parquet_metadata(self._get_part_path(part))
-        return PartFooter(metadata.num_rows, json.loads(metadata.metadata[COMMIT_NOTE_KEY]))
+        path = self._get_part_path(part)
+        metadata = self.store.read_parquet_metadata(path)
+        note = (metadata.metadata or {}).get(COMMIT_NOTE_KEY)
+        if note is None:
+            raise OutputError(
+                f"{self.store.path}/{path} was rewritten by another program, so nobody knows which rows failed; "
+                "delete it, and its rows are asked again"
+            )
+        return PartFooter(metadata.num_rows, json.loads(note))
 
     def commit_part(
         self, part: str, rows: pa.Table, note: Mapping[str, Any], check_allowed: Callable[[], object]
@@ -111,9 +138,8 @@ class Dataset:
     def delete_part(self, part: str) -> None:
         self.store.delete_object(self._get_part_path(part))
 
-    def list_dead_letters(self) -> set[str]:
-        """The names of all files with dead letters, including those that no commit names."""
-        return self.store.list_names(f"errors/fp={self.fingerprint}")
+    def list_dead_letters(self) -> DeadLetterListing:
+        return self.store.collect_objects(f"errors/fp={self.fingerprint}", DeadLetterListing, HEX_DIGITS)
 
     def write_dead_letters(self, part: str, rows: pa.Table, check_allowed: Callable[[], object]) -> str:
         """Write the failed rows of a part that is about to be committed. Returns the file's name."""
@@ -141,6 +167,16 @@ class Dataset:
     def has_question(self) -> bool:
         """Whether a run of this question has begun."""
         return self.store.has_object(self._question_path)
+
+    def list_summaries(self) -> set[str]:
+        """What output/part_index.py keeps here."""
+        return self.store.list_names(f"_index/fp={self.fingerprint}")
+
+    def read_summary(self, name: str) -> bytes:
+        return self.store.read_object(f"_index/fp={self.fingerprint}/{name}")
+
+    def write_summary(self, name: str, data: bytes) -> None:
+        self.store.create_object(f"_index/fp={self.fingerprint}/{name}.parquet", data)
 
     def read_question(self) -> dict[str, Any]:
         """The inputs of the fingerprint."""
@@ -222,24 +258,6 @@ def read_run_document(store: OutputStore, run_id: str, document: RunDocument) ->
 
 def write_run_document(store: OutputStore, run_id: str, document: RunDocument, text: str) -> None:
     store.create_object(f"runs/{run_id}/{document}.json", text.encode())
-
-
-def split_part_name(part: str) -> tuple[str, int]:
-    """The chunk's name and the generation.
-
-    >>> split_part_name("5f2a"), split_part_name("5f2a.g12")
-    (('5f2a', 0), ('5f2a', 12))
-    """
-    chunk_name, _, generation = part.partition(".g")
-    return chunk_name, int(generation or 0)
-
-
-def get_part_of_dead_letters(name: str) -> str:
-    """
-    >>> get_part_of_dead_letters("5f2a.g1-0b7c8d9e.parquet")
-    '5f2a.g1'
-    """
-    return name.rpartition("-")[0]
 
 
 def encode_parquet(table: pa.Table, note: Mapping[str, Any]) -> bytes:

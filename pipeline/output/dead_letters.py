@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from pipeline.output.dataset import Dataset, get_part_of_dead_letters, split_part_name
+from pipeline.output.dataset import Dataset
+from pipeline.output.part_listing import DeadLetterListing, PartListing
 from pipeline.output.thread_map import map_in_threads
 
 RowKey = tuple[str, str]  # a row's id and question
@@ -58,22 +59,12 @@ def fold_generations(generations: Iterable[GenerationResult]) -> list[DeadLetter
     return list(failed.values())
 
 
-def find_failed_chunks(parts: Iterable[str], dead_letter_files: Iterable[str]) -> dict[str, list[str]]:
+def find_failed_chunks(parts: PartListing, dead_letters: DeadLetterListing) -> dict[str, list[str]]:
     """The parts of every chunk with dead letters, oldest generation first, by the chunk's name.
 
     A chunk whose first part was deleted is left out: the next run asks all its rows again.
     """
-    failed_chunks = {split_part_name(get_part_of_dead_letters(name))[0] for name in dead_letter_files}
-    generations: dict[str, list[tuple[int, str]]] = {}
-    for part in parts:
-        chunk_name, generation = split_part_name(part)
-        if chunk_name in failed_chunks:
-            generations.setdefault(chunk_name, []).append((generation, part))
-    return {
-        chunk_name: [part for _, part in sorted(numbered)]
-        for chunk_name, numbered in sorted(generations.items())
-        if (0, chunk_name) in numbered
-    }
+    return {name: parts.list_generations(name) for name in dead_letters.list_chunks() if name in parts}
 
 
 def read_unresolved_letters(dataset: Dataset, parts_by_chunk: Mapping[str, Sequence[str]]) -> Iterator[DeadLetter]:

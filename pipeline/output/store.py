@@ -8,11 +8,11 @@ When credentials expire, the client is made anew, so that it reads the ones that
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import datetime
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 import pyarrow as pa
@@ -22,6 +22,16 @@ from pipeline import retry_policy
 from pipeline.errors import OutputError
 from pipeline.fetch.storage_clients import disable_client_retries, get_client_options, load_error_types
 from pipeline.output import local_files
+from pipeline.output.listing import (
+    ObjectInfo,
+    Page,
+    S3Reply,
+    fetch_s3_page,
+    get_modified_time,
+    list_local_pages,
+    list_other_pages,
+    list_s3_pages,
+)
 from pipeline.retry_policy import StorageRetries, Truncated, classify_error, describe_reason
 
 T = TypeVar("T")
@@ -38,11 +48,6 @@ ERROR_ADVICE = {
     "timeout": "the store is silent",
     "connection": "the store cannot be reached",
 }
-
-
-class ObjectInfo(NamedTuple):
-    size: int
-    modified_at: float | None  # by the store's clock
 
 
 def open_filesystem(path: str, **options: Any) -> tuple[Any, str]:
@@ -130,6 +135,10 @@ class OutputStore:
     def read_object(self, name: str) -> bytes:
         return self.run_with_retries(name, lambda: self._read_complete(f"{self.root}/{name}"))
 
+    def read_info(self, name: str) -> ObjectInfo:
+        info = self.run_with_retries(name, lambda: self.filesystem.info(f"{self.root}/{name}"))
+        return ObjectInfo(info.get("size") or 0, get_modified_time(info))
+
     def has_object(self, name: str) -> bool:
         """One request for a small object. Asking fsspec for its existence would also list the folder of that name."""
         try:
@@ -165,21 +174,36 @@ class OutputStore:
         return set(self.list_objects(folder))
 
     def list_objects(self, folder: str) -> dict[str, ObjectInfo]:
-        path = f"{self.root}/{folder}"
-        options = {"on_error": "raise"} if self.is_local else {}  # fsspec shows a folder that it cannot read as empty
+        return self.collect_objects(folder, lambda pages: dict(chain.from_iterable(pages)))
 
-        def find() -> dict[str, dict[str, Any]]:
-            return self.filesystem.find(path, detail=True, **options)  # type: ignore[no-any-return]
+    def collect_objects(self, folder: str, collect: Callable[[Iterator[Page]], T], first_characters: str = "") -> T:
+        """List a folder; what `collect` makes of the pages is the result. If the listing fails, both begin anew.
 
+        Where all names begin with one of `first_characters`, a long listing may be divided by them.
+        """
         try:
-            entries = self.run_with_retries(folder, find, missing_ok=True)
+            return self.run_with_retries(
+                folder, lambda: collect(self._open_pages(folder, first_characters)), missing_ok=True
+            )
         except FileNotFoundError:
-            return {}
-        return {
-            entry.rpartition(f"/{folder}/")[2]: ObjectInfo(info.get("size") or 0, get_modified_time(info))
-            for entry, info in entries.items()
-            if entry.rpartition("/")[2][:1] not in ("", ".")  # temporary files of killed writers
-        }
+            return collect(iter(()))
+
+    def _open_pages(self, folder: str, first_characters: str) -> Iterator[Page]:
+        root = f"{self.root}/{folder}"
+
+        def fetch_page(characters: str, token: str) -> S3Reply:  # a long listing does not begin anew for one page
+            return self.run_with_retries(
+                folder, lambda: fetch_s3_page(self.filesystem, root, characters, token), missing_ok=True
+            )
+
+        if self.is_local:
+            pages = list_local_pages(root)
+        elif self.protocol == "s3":
+            pages = list_s3_pages(fetch_page, first_characters)
+        else:
+            pages = list_other_pages(self.filesystem, root)
+        for page in pages:  # without the temporary files of killed writers
+            yield [entry for entry in page if entry[0].rpartition("/")[2][:1] not in ("", ".")]
 
     def list_top_entries(self) -> set[str]:
         """The names of the files and folders at the top."""
@@ -226,8 +250,3 @@ def describe_error(kind: str, error: Exception, attempts: int) -> str:
 def list_protocols(filesystem: Any) -> tuple[str, ...]:
     protocol = filesystem.protocol
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
-
-
-def get_modified_time(info: dict[str, Any]) -> float | None:
-    value = next((info[key] for key in ("mtime", "LastModified", "last_modified", "updated") if key in info), None)
-    return value.timestamp() if isinstance(value, datetime) else value if isinstance(value, float) else None

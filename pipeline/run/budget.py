@@ -14,6 +14,7 @@ from pipeline.errors import StoppedError
 from pipeline.job.spec import Job
 from pipeline.output.commit import read_receipt
 from pipeline.output.dataset import Dataset, list_runs, read_run_document
+from pipeline.output.part_index import read_footers
 from pipeline.run.log import Say
 from pipeline.run.shards import Shard
 from pipeline.run.tally import RunTotals
@@ -82,10 +83,15 @@ def read_earlier_costs(job: Job, dataset: Dataset, shard: Shard | None) -> dict[
     documents = reports | {run_id: read_run_document(store, run_id, "plan") for run_id in unreported}
     if unreported:
         tokens: dict[str, TokenCounts] = defaultdict(lambda: NO_TOKENS)
-        for part in dataset.list_parts():
-            run_id = dataset.read_footer(part).note.get("run", "")
-            if run_id not in reports:
-                tokens[run_id] = add_counts(tokens[run_id], read_receipt(dataset, part).tokens)
+        for part, footer in read_footers(dataset, dataset.list_parts()):
+            run_id, note = footer.note.get("run", ""), footer.note
+            if run_id in reports:
+                continue
+            if "tokens" in note:
+                spent = [TokenCounts(*note[name]) for name in ("tokens", "discarded")]
+            else:  # an earlier version
+                spent = [read_receipt(dataset, part).tokens]
+            tokens[run_id] = add_counts(tokens[run_id], *spent)
         costs |= {run_id: compute_costs(job, spent, {}) for run_id, spent in tokens.items()}
     shares = {run_id: find_share(documents.get(run_id, {}), shard) for run_id in costs}
     return {name: sum(shares[run_id] * costs[run_id][name] for run_id in costs) for name in COST_NAMES}

@@ -1,7 +1,7 @@
 """Runs a job: check it, lease the output, plan what is left, run that, reconcile and report.
 
-The driver trusts only the output. After the last receipt it lists the parts again and runs missing chunks once more;
-rows that are still missing have an exit code of their own.
+A receipt says that a part is in the output. After the last receipt, the parts of the other chunks are looked for, and
+missing chunks run once more; rows that are still missing have an exit code of their own.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk
 from pipeline.manifest.files import ManifestFile, list_manifest_files
 from pipeline.output.answer.confidence_maps import read_confidence_maps
-from pipeline.output.commit import read_receipt
+from pipeline.output.commit import CommitReceipt, read_receipt
 from pipeline.output.dataset import Dataset, write_run_document
+from pipeline.output.part_index import IndexWriter
 from pipeline.registry import RUNNERS, load_registered
 from pipeline.run import log, preflight, resume, retry_errors, run_report
 from pipeline.run.attempts import number_attempt
@@ -63,6 +64,7 @@ class ActiveRun:
     signals: StopSignals
     progress: Progress
     budget: Budget
+    index: IndexWriter
 
 
 def run_job(job: Job, options: RunOptions = RunOptions(), *, say: Say | None = None) -> int:
@@ -89,15 +91,22 @@ def run_job(job: Job, options: RunOptions = RunOptions(), *, say: Say | None = N
             # Ray's native code installs signal handlers as it starts, so ours are installed once more after it.
             with runner.connect(show_log=options.show_ray_log), StopSignals(progress.say) as signals:
                 budget = Budget(context.job, dataset, progress.say, options.shard)
-                run = ActiveRun(context, dataset, lease, runner, signals, progress, budget)
+                index = IndexWriter(dataset, context.run_id)
+                run = ActiveRun(context, dataset, lease, runner, signals, progress, budget, index)
                 runner.export_lease_age(context, lease)
                 plan = plan_run(run, manifest_files, options)
                 missing_chunks = run_plan(run, plan)
-                retry_errors.delete_uncommitted_letters(plan.remaining_chunks, dataset)
-                has_dead_letters = retry_errors.has_failed_rows(plan, dataset, options.shard)
+                plan = replace(plan, parts=plan.parts.add(progress.totals.committed_parts))
+                dead_letters = dataset.list_dead_letters()
+                retry_errors.delete_uncommitted_letters(plan, missing_chunks, dead_letters, dataset)
+                has_dead_letters = retry_errors.has_failed_rows(plan, dead_letters, dataset, options.shard)
+                index.add_missing_parts(plan.parts)
+                index.flush()
                 if options.shard:
                     progress.say(run_report.describe_shards(plan, options.shard, dataset))
-                return run_report.print_summary(context, dataset, progress, missing_chunks, has_dead_letters)
+                return run_report.print_summary(
+                    context, dataset, progress, plan.parts, missing_chunks, has_dead_letters
+                )
 
 
 def check_job(job: Job, manifest_files: Sequence[ManifestFile], say: Say, shard: Shard | None = None) -> RunContext:
@@ -146,8 +155,8 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
     if options.shard:  # other runs may be reading them
         superfluous_parts, repeats_rows = [], plan.orphans.are_repeated
     delete_superfluous_parts(run, superfluous_parts)
-    parts = {part: info for part, info in plan.parts.items() if part not in superfluous_parts}
-    retry_scope = retry_errors.find_retry_scope(plan, parts, run.dataset)
+    plan = replace(plan, parts=plan.parts.remove(superfluous_parts))
+    retry_scope = retry_errors.find_retry_scope(plan, run.dataset.list_dead_letters(), run.dataset)
     submission = run.runner.describe_submission()
     attempt = number_attempt(run.dataset.store, submission)
     values = {
@@ -155,7 +164,7 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
         "rows": plan.rows,
         "rows_left": plan.rows_left,
         "epoch": run.lease.epoch,
-        "parts": len(parts),
+        "parts": len(plan.parts),
         "repeats_rows": repeats_rows,
         "labelled": plan.labelled_rows,
         **submission,
@@ -200,7 +209,7 @@ def run_plan(run: ActiveRun, plan: ResumePlan) -> Sequence[Chunk]:
             if missing_chunks:
                 run.budget.raise_if_spent()
                 run_chunks(run, missing_chunks)
-                missing_chunks = find_missing_chunks(run.dataset, missing_chunks)
+                missing_chunks = find_missing_chunks(run, missing_chunks)
                 add_lost_receipts(run, plan, missing_chunks)
         status = "missing" if missing_chunks else "done"
         return missing_chunks
@@ -210,6 +219,7 @@ def run_plan(run: ActiveRun, plan: ResumePlan) -> Sequence[Chunk]:
     finally:
         if status == "stopped":
             count_unreported_chunks(run, plan)
+        run.index.flush()
         run_report.write_run_report(run.context, plan, run.progress, status, run.dataset.store, run.budget.shard)
 
 
@@ -217,7 +227,7 @@ def count_unreported_chunks(run: ActiveRun, plan: ResumePlan) -> None:
     """A run that is stopped does not wait for the receipts of chunks that were just committed."""
     with suppress(OutputError, StoppedError):
         raise_if_taken_over(run.dataset, run.lease.epoch)
-        add_lost_receipts(run, plan, find_missing_chunks(run.dataset, plan.remaining_chunks))
+        add_lost_receipts(run, plan, find_missing_chunks(run, plan.remaining_chunks))
 
 
 def run_chunks(run: ActiveRun, chunks: Sequence[Chunk]) -> None:
@@ -225,24 +235,30 @@ def run_chunks(run: ActiveRun, chunks: Sequence[Chunk]) -> None:
     with closing(receipts):  # the workers end before Ray does
         for receipt in receipts:
             run.lease.raise_if_taken_over()
-            run.progress.add_receipt(receipt)
-            log.write_commit_event(receipt)
+            take_receipt(run, receipt)
             totals = run.progress.totals
             totals.raise_if_error_rate_exceeded(run.context.job.limits.error_rate)
             if totals.done_rows < run.progress.total_rows and (reason := run.budget.find_spent_limit(totals)):
                 run.signals.request_stop(reason)
 
 
-def find_missing_chunks(dataset: Dataset, chunks: Sequence[Chunk]) -> list[Chunk]:
-    parts = dataset.list_parts()
-    return [chunk for chunk in chunks if chunk.part_name not in parts]
+def find_missing_chunks(run: ActiveRun, chunks: Sequence[Chunk]) -> list[Chunk]:
+    """The chunks without a receipt whose part is not in the output either."""
+    committed = run.progress.totals.committed_parts
+    unreported = [chunk for chunk in chunks if chunk.part_name not in committed]
+    present = run.dataset.find_parts([chunk.part_name for chunk in unreported])
+    return [chunk for chunk in unreported if chunk.part_name not in present]
 
 
 def add_lost_receipts(run: ActiveRun, plan: ResumePlan, missing_chunks: Sequence[Chunk]) -> None:
     """Count chunks that were committed but whose receipt never arrived, from their parts."""
     planned = {chunk.part_name for chunk in plan.remaining_chunks}
     committed = planned - {chunk.part_name for chunk in missing_chunks}
-    for part_name in sorted(committed - run.progress.totals.reported_parts):
-        receipt = read_receipt(run.dataset, part_name)
-        run.progress.add_receipt(receipt)
-        log.write_commit_event(receipt)
+    for part_name in sorted(committed - run.progress.totals.committed_parts.keys()):
+        take_receipt(run, read_receipt(run.dataset, part_name))
+
+
+def take_receipt(run: ActiveRun, receipt: CommitReceipt) -> None:
+    run.progress.add_receipt(receipt)
+    run.index.add_part(receipt.part_name, receipt.part_info, receipt.answered, receipt.note)
+    log.write_commit_event(receipt)

@@ -9,7 +9,7 @@ by bucket.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,8 +21,8 @@ from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk, read_chunk_rows, split_file
 from pipeline.manifest.files import ManifestFile, build_unreadable_error, get_store_error_types
 from pipeline.manifest.row_reader import RowReader
-from pipeline.output.dataset import Dataset, split_part_name
-from pipeline.output.store import ObjectInfo
+from pipeline.output.dataset import Dataset
+from pipeline.output.part_listing import PartListing
 from pipeline.run.dedup import HashBuckets, find_duplicates
 from pipeline.run.orphans import OrphanRows, RowHashes, RowNumbers, group_by_span, match_orphans
 
@@ -33,7 +33,7 @@ ManifestSplitter = Callable[[Job, Sequence[ManifestFile], str | None], Iterable[
 
 @dataclass(frozen=True, slots=True)
 class ResumePlan:
-    parts: Mapping[str, ObjectInfo]  # all that there were when the plan was made
+    parts: PartListing  # all that there were when the plan was made
     chunks: tuple[Chunk, ...]  # of the whole manifest, in order
     remaining_chunks: tuple[Chunk, ...]
     orphans: OrphanRows
@@ -77,14 +77,11 @@ def build_resume_plan(
             index: chunk for index, chunk in enumerate(chunks) if chunk.name not in parts and chunk.asked_row_count
         }
         # Later generations of a chunk whose first part was deleted are orphans, too: all its rows are asked again.
-        done_parts = {chunk.name: list[str]() for chunk in chunks if chunk.name in parts}
-        orphan_parts: list[str] = []
-        for part in sorted(parts):
-            done_parts.get(split_part_name(part)[0], orphan_parts).append(part)
+        orphan_parts = list(parts.select_other_chunks(chunk.name for chunk in chunks if chunk.name in parts))
 
         def list_done_parts_with(row_numbers: RowNumbers) -> list[str]:
-            indexes = (index for index, _ in group_by_span(row_numbers, first_rows))
-            return [part for index in indexes for part in done_parts.get(chunks[index].name, ())]
+            names = (chunks[index].name for index, _ in group_by_span(row_numbers, first_rows))
+            return [part for name in names if name in parts for part in parts.list_generations(name)]
 
         orphans = OrphanRows()
         if orphan_parts:
@@ -154,7 +151,7 @@ def exclude_rows(chunks: Sequence[Chunk], offsets_by_chunk: Iterable[tuple[int, 
 
 
 def exclude_labelled_rows(
-    chunks: Sequence[Chunk], labelled_offsets: Sequence[Sequence[int]], parts: Mapping[str, ObjectInfo]
+    chunks: Sequence[Chunk], labelled_offsets: Sequence[Sequence[int]], parts: Container[str]
 ) -> list[Chunk]:
     offsets_by_chunk = [
         (index, tuple(offset for offset in offsets if offset not in chunks[index].excluded_offsets))

@@ -16,9 +16,9 @@ import numpy as np
 
 from pipeline.manifest.chunks import Chunk
 from pipeline.manifest.row_keys import hash_row_keys
-from pipeline.output.dataset import Dataset, get_part_of_dead_letters, split_part_name
+from pipeline.output.dataset import Dataset
 from pipeline.output.dead_letters import DeadLetter, find_failed_chunks, read_unresolved_letters
-from pipeline.output.store import ObjectInfo
+from pipeline.output.part_listing import DeadLetterListing, PartListing, get_part_of_dead_letters, split_part_name
 from pipeline.output.thread_map import map_in_threads
 from pipeline.run.claims import open_claims
 from pipeline.run.dedup import HashBuckets
@@ -45,19 +45,19 @@ class RetryScope:
         return replace(self, failed_chunks={name: own for name, own in self.failed_chunks.items() if name in names})
 
 
-def find_retry_scope(plan: ResumePlan, parts: Mapping[str, ObjectInfo], dataset: Dataset) -> RetryScope:
+def find_retry_scope(plan: ResumePlan, dead_letters: DeadLetterListing, dataset: Dataset) -> RetryScope:
     chunk_names = {chunk.name for chunk in plan.chunks}
-    all_failed_chunks = find_failed_chunks(parts, dataset.list_dead_letters())
+    all_failed_chunks = find_failed_chunks(plan.parts, dead_letters)
     failed_chunks = {name: own_parts for name, own_parts in all_failed_chunks.items() if name in chunk_names}
     return RetryScope(
         failed_chunks=failed_chunks,
         removed_chunks=[name for name in all_failed_chunks if name not in chunk_names],
-        later_parts=find_later_parts(parts, failed_chunks, chunk_names, dataset) if failed_chunks else [],
+        later_parts=find_later_parts(plan.parts, failed_chunks, chunk_names, dataset) if failed_chunks else [],
     )
 
 
 def find_later_parts(
-    parts: Mapping[str, ObjectInfo], failed_chunks: Collection[str], chunk_names: Collection[str], dataset: Dataset
+    parts: PartListing, failed_chunks: Collection[str], chunk_names: Collection[str], dataset: Dataset
 ) -> list[str]:
     """The parts of removed chunks that are not older than the run with the oldest failure.
 
@@ -66,12 +66,7 @@ def find_later_parts(
     oldest_failure = min(parts[chunk_name].modified_at or 0.0 for chunk_name in failed_chunks)
     claim_times = open_claims(dataset).list_times().values()
     oldest_claim = max((claimed_at for claimed_at in claim_times if claimed_at <= oldest_failure), default=0.0)
-    return sorted(
-        part
-        for part, info in parts.items()
-        if split_part_name(part)[0] not in chunk_names
-        and (info.modified_at is None or info.modified_at >= oldest_claim)
-    )
+    return list(parts.select_other_chunks(chunk_names).select_since(oldest_claim))
 
 
 def read_failed_rows(retry_scope: RetryScope, dataset: Dataset) -> Iterator[DeadLetter]:
@@ -91,8 +86,8 @@ def find_answered_letters(retry_scope: RetryScope, dataset: Dataset) -> set[int]
         return set(find_answered_rows(retry_scope.later_parts, row_hashes, dataset).tolist())
 
 
-def has_failed_rows(plan: ResumePlan, dataset: Dataset, shard: Shard | None) -> bool:
-    scope = find_retry_scope(plan, dataset.list_parts(), dataset).narrow(plan, shard)
+def has_failed_rows(plan: ResumePlan, dead_letters: DeadLetterListing, dataset: Dataset, shard: Shard | None) -> bool:
+    scope = find_retry_scope(plan, dead_letters, dataset).narrow(plan, shard)
     return any(True for _ in read_failed_rows(scope, dataset))
 
 
@@ -138,21 +133,19 @@ def build_retry_chunks(chunks: Sequence[Chunk], letters: Sequence[DeadLetter], r
     return retry_chunks
 
 
-def delete_uncommitted_letters(chunks: Sequence[Chunk], dataset: Dataset) -> None:
-    """Delete dead letters of these chunks that no commit names: their writer died, or another one committed first.
+def delete_uncommitted_letters(
+    plan: ResumePlan, missing_chunks: Sequence[Chunk], dead_letters: DeadLetterListing, dataset: Dataset
+) -> None:
+    """Delete dead letters of the run that no commit names: their writer died, or another one committed first.
 
     The letters of a chunk that is not committed stay, because their writer may still be running.
     """
-    if not chunks:
-        return
-    part_names = {chunk.part_name for chunk in chunks}
+    missing = {chunk.part_name for chunk in missing_chunks}
+    committed = {chunk.part_name for chunk in plan.remaining_chunks} - missing
     files_by_part: dict[str, list[str]] = defaultdict(list)
-    for file in dataset.list_dead_letters():
-        if (part := get_part_of_dead_letters(file)) in part_names:
+    for file in dead_letters if committed else ():
+        if (part := get_part_of_dead_letters(file)) in committed:
             files_by_part[part].append(file)
-    if not files_by_part:
-        return
-    committed_parts = files_by_part.keys() & dataset.list_parts().keys()
 
     def delete_letters_of_part(part: str) -> None:
         committed_file = dataset.read_footer(part).note["errors"]
@@ -160,5 +153,5 @@ def delete_uncommitted_letters(chunks: Sequence[Chunk], dataset: Dataset) -> Non
             if file != committed_file:
                 dataset.delete_dead_letters(file)
 
-    for _ in map_in_threads(delete_letters_of_part, sorted(committed_parts)):
+    for _ in map_in_threads(delete_letters_of_part, sorted(files_by_part)):
         pass

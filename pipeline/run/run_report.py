@@ -14,6 +14,8 @@ from pipeline.fetch.stores import list_stores
 from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk
 from pipeline.output.dataset import Dataset, write_run_document
+from pipeline.output.part_index import read_footers
+from pipeline.output.part_listing import PartListing
 from pipeline.output.store import OutputStore
 from pipeline.run.progress import Progress, format_count
 from pipeline.run.resume import ResumePlan
@@ -46,9 +48,11 @@ def print_summary(
     context: RunContext,
     dataset: Dataset,
     progress: Progress,
+    parts: PartListing,
     missing_chunks: Sequence[Chunk],
     has_dead_letters: bool,
 ) -> ExitCode:
+    """`parts` are those of the question, of earlier runs, too."""
     job, totals, say = context.job, progress.totals, progress.say
     summary = progress.format_summary() if totals.done_rows else None
     progress.stop_display()
@@ -65,7 +69,7 @@ def print_summary(
     if totals.failed:
         say(totals.format_failure_reasons())
     output = shorten_path(job.output.path)
-    has_answers = totals.answered or any(dataset.read_footer(part).row_count for part in dataset.list_parts())
+    has_answers = totals.answered or any(footer.row_count for _, footer in read_footers(dataset, parts))
     if has_answers:
         say(f"answers: {shorten_path(dataset.parts_path)}")
     if has_dead_letters:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import StoppedError
 from pipeline.output.commit import CommitReceipt
+from pipeline.output.listing import ObjectInfo
 from pipeline.types import NO_TOKENS, TokenCounts, add_counts
 
 ERROR_WINDOW_ROWS = 1000  # the error rate is that of the last rows
@@ -18,7 +19,7 @@ MAX_REASONS = 4
 
 @dataclass
 class RunTotals:
-    reported_parts: set[str] = field(default_factory=set)
+    committed_parts: dict[str, ObjectInfo] = field(default_factory=dict)
     answered: int = 0
     failed: int = 0
     tokens: TokenCounts = NO_TOKENS  # of all replies
@@ -34,7 +35,7 @@ class RunTotals:
         return self.answered + self.failed
 
     def add_receipt(self, receipt: CommitReceipt) -> None:
-        self.reported_parts.add(receipt.part_name)
+        self.committed_parts[receipt.part_name] = receipt.part_info
         self.answered += receipt.answered
         self.failed += receipt.failed
         self.tokens = add_counts(self.tokens, receipt.tokens)

@@ -8,6 +8,7 @@ import resource
 import socket
 import subprocess
 import sys
+from collections import Counter
 
 import boto3
 import pyarrow as pa
@@ -16,13 +17,16 @@ from moto.server import ThreadedMotoServer
 
 from pipeline import retry_policy
 from pipeline.errors import OutputError, StoppedError
-from pipeline.output.dataset import encode_parquet
+from pipeline.output.dataset import Dataset, encode_parquet
 from pipeline.output.store import OutputStore
 from tests.faults import BUSY, CUT, DOWN, EXPIRED, LOST, Fault, Proxy, first, only, storm
 
 pytestmark = pytest.mark.process
 
 PART = encode_parquet(pa.table({"id": [str(number) for number in range(500)]}), {"errors": "e"})
+
+STRANGE_NAMES = ["a b+c%20d&amp;.parquet", "é/ü.json", *(f"{number:024x}.parquet" for number in range(40))]
+PARTS = [f"{number * 0x123456789ABCDEF0123456 % 16**24:024x}" for number in range(50)]
 
 
 @pytest.fixture(scope="module")
@@ -301,3 +305,25 @@ def test_a_file_in_place_of_the_output_is_no_error_that_passes(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"cannot be used as an output \(File exists\); choose another folder"):
         OutputStore(str(tmp_path / "file")).create_object("_export.json", b"{}")
+
+
+@pytest.mark.parametrize("page_size", [7, 1000])
+def test_all_pages_of_an_s3_listing_are_read(page_size, store, proxy, monkeypatch):
+    for name in STRANGE_NAMES:
+        proxy.client.put_object(Bucket=get_bucket(store), Key=f"out/data/{name}", Body=b"x" * len(name))
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", str(page_size))
+    proxy.rule = storm(0.2, BUSY)
+    listed = store.list_objects("data")
+    assert {name: info.size for name, info in listed.items()} == {name: len(name) for name in STRANGE_NAMES}
+    assert all(info.modified_at > 1.7e9 for info in listed.values())
+
+
+@pytest.mark.parametrize("page_size", [3, 1000])
+def test_a_long_listing_of_parts_is_divided(page_size, store, proxy, monkeypatch):
+    for chunk in PARTS:
+        proxy.client.put_object(Bucket=get_bucket(store), Key=f"out/data/fp=f/{chunk}.parquet", Body=b"x")
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", str(page_size))
+    proxy.seen.clear()
+    assert list(Dataset(store, "f").list_parts()) == sorted(PARTS)
+    requests = Counter("continuation" in seen.path for seen in proxy.seen)
+    assert requests[False] == (17 if page_size == 3 else 1)

@@ -32,7 +32,9 @@ def read_failed_rows(workspace):
     context = preflight.build_run_context(job, manifest_files)
     dataset = Dataset(OutputStore(str(workspace.folder / "out")), context.fingerprint)
     plan = resume.build_resume_plan(context, manifest_files, dataset)
-    letters = retry_errors.read_failed_rows(retry_errors.find_retry_scope(plan, plan.parts, dataset), dataset)
+    letters = retry_errors.read_failed_rows(
+        retry_errors.find_retry_scope(plan, dataset.list_dead_letters(), dataset), dataset
+    )
     return {letter.id: (letter.stage, letter.attempts) for letter in letters}
 
 

@@ -17,8 +17,8 @@ from pipeline.inspect.report.previews import PreviewLoader
 from pipeline.inspect.report.statistics import SampledRow
 from pipeline.job.spec import InputSection
 from pipeline.output.answer.geometry import find_field_meanings
-from pipeline.output.dataset import split_part_name
-from pipeline.output.thread_map import map_in_threads
+from pipeline.output.part_index import read_footers
+from pipeline.output.part_listing import PartListing, split_part_name
 from pipeline.run.progress import format_duration
 
 SHOWN_ANSWERS, SHOWN_ERRORS = 12, 20
@@ -48,7 +48,7 @@ class LiveOutput:
         self.forget_question()
 
     def forget_question(self) -> None:
-        self.seen_parts: set[str] = set()
+        self.seen_parts = PartListing.collect(())
         self.newest_run = ""
         self.answered = 0
         self.failure_counts: Counter[str] = Counter()  # of rows that are still failed
@@ -73,19 +73,18 @@ class LiveOutput:
             return LiveView(self.path, self.path, str(error))
 
     def read_new_parts(self, reader: OutputReader) -> None:
-        new_parts = sorted(
-            reader.parts.keys() - self.seen_parts, key=lambda part: (reader.parts[part].modified_at or 0, part)
-        )
-        footers = map_in_threads(reader.dataset.read_footer, new_parts)
-        shown_parts = new_parts[-SHOWN_ANSWERS:]
-        for part, footer in zip(new_parts, footers, strict=True):
-            self.seen_parts.add(part)
-            self.answered += footer.row_count
-            self.failure_counts.update(footer.note["kinds"])
-            if part in shown_parts:
-                self.rows.extend(reader.dataset.read_part(part).slice(0, SHOWN_ANSWERS).to_pylist())
-                if letters := footer.note["errors"]:
-                    self.errors.extend(reader.dataset.read_dead_letters(letters).slice(0, SHOWN_ERRORS).to_pylist())
+        new_parts = reader.parts.select_new(self.seen_parts)
+        answered, failure_counts = 0, Counter[str]()
+        for _, footer in read_footers(reader.dataset, new_parts):
+            answered += footer.row_count
+            failure_counts.update(footer.note["kinds"])
+        self.seen_parts = reader.parts  # not before: where a footer cannot be read, all are read again
+        self.answered += answered
+        self.failure_counts.update(failure_counts)
+        for part in new_parts.select_newest(SHOWN_ANSWERS):
+            self.rows.extend(reader.dataset.read_part(part).slice(0, SHOWN_ANSWERS).to_pylist())
+            if letters := reader.dataset.read_footer(part).note["errors"]:
+                self.errors.extend(reader.dataset.read_dead_letters(letters).slice(0, SHOWN_ERRORS).to_pylist())
         newest_run, _ = reader.read_newest_plan()
         if newest_run != self.newest_run or any(split_part_name(part)[1] for part in new_parts):
             self.newest_run = newest_run  # it may ask failed rows again, or cut the manifest into other chunks

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
 from rich.console import Console
@@ -134,7 +135,7 @@ def survey_with_progress(context: RunContext, chunks: Sequence[Chunk]) -> Survey
 def read_answer_lengths(dataset: Dataset) -> tuple[int, float]:
     """How many earlier answers to the same question were read, and their mean length in tokens."""
     lengths: list[int] = []
-    for part in sorted(dataset.list_parts())[:MAX_PARTS_READ]:
+    for part in islice(dataset.list_parts(), MAX_PARTS_READ):
         lengths += [tokens["output"] for tokens in dataset.read_part(part, ["tokens"])["tokens"].to_pylist()]
     return len(lengths), sum(lengths) / len(lengths) if lengths else 0.0
 

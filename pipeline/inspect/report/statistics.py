@@ -135,7 +135,7 @@ class SampledRow:
 
 
 def read_statistics(dataset: Dataset, options: ReportOptions) -> tuple[AnswerStatistics, list[SampledRow]]:
-    parts = sorted(dataset.list_parts())
+    parts = list(dataset.list_parts())
     read_parts = parts if options.row_ids else [parts[index] for index in pick_evenly(len(parts), MAX_PARTS_READ)]
     statistics = AnswerStatistics(parts=len(parts), parts_read=len(read_parts))
     sampler = RowSampler(options)
