@@ -186,6 +186,21 @@ def test_a_shared_prefix_is_computed_once(is_hybrid):
     assert computed == 155 + 5 * (155 - copied[0]) + 6 * (75 - copied[1])
 
 
+def test_a_run_is_no_source_before_it_holds_what_it_copies_itself():
+    """The first sequence ends before the others could copy from it, and is kept for them."""
+    scheduler = Scheduler(3, KV_TOKENS)
+    device, (first, *others) = Device(scheduler), build_prompts([("a", 5, 9)] * 3)
+    scheduler.submit(first)
+    run_scheduler(scheduler, device, 1)
+    for sequence in others:
+        scheduler.submit(sequence)
+    scheduler.admit_waiting()
+    first.finish = "stop"
+    retire(scheduler)
+    device.run(schedule(scheduler, 4096))
+    assert [sequence.prefix_source for sequence in others] == list(scheduler.prefixes.kept) * 2
+
+
 def test_two_sequences_never_wait_for_each_other():
     """One plans to keep the state after 128 tokens; the other, admitted later, that after 64."""
     scheduler = Scheduler(2, KV_TOKENS, list_kept_rows(8))
