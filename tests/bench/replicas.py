@@ -36,7 +36,7 @@ JOB = f"""
 name: bench
 input: {{manifest: PLACE/manifest.parquet, id: id, messages: chat}}
 model: {{weights: "builtin:tiny"}}
-engine: {{kind: scripted, delay_ms: {1000 * DELAY_S}, slots: {SLOTS}}}
+engine: {{kind: scripted, delay_ms: DELAY, slots: {SLOTS}}}
 workers: {{prepare: {{max: 2}}, generate: {{min: REPLICAS, max: REPLICAS}}}}
 output: {{path: PLACE/out, chunk_rows: {CHUNK}}}
 """
@@ -50,14 +50,16 @@ def start_ray(replicas: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def measure_run(folder: Path, replicas: int, seconds: float) -> dict[str, float]:
+def measure_run(folder: Path, replicas: int, seconds: float, delay_s: float = DELAY_S) -> dict[str, float]:
     """The rates of the middle of one run: rows, the driver's CPU and memory, the replicas' work."""
-    rows = int(replicas * SLOTS * (seconds / DELAY_S + 8))  # a run begins and ends with fewer rows in flight
+    rows = int(replicas * SLOTS * (seconds / delay_s + 8))  # a run begins and ends with fewer rows in flight
     folder.mkdir()
     names = [f"row {number}" for number in range(rows)]
     chats = [json.dumps([{"role": "user", "content": name}]) for name in names]
     pq.write_table(pa.table({"id": names, "chat": chats}), folder / "manifest.parquet")
-    job = job_loader.parse_job(JOB.replace("PLACE", str(folder)).replace("REPLICAS", str(replicas)))
+    job = job_loader.parse_job(
+        JOB.replace("PLACE", str(folder)).replace("REPLICAS", str(replicas)).replace("DELAY", str(1000 * delay_s))
+    )
     context = preflight.build_run_context(job, list_manifest_files(job))
     dataset = Dataset(OutputStore(job.output.path), context.fingerprint)
     plan = resume.build_resume_plan(context, list_manifest_files(job), dataset)
@@ -78,10 +80,10 @@ def measure_run(folder: Path, replicas: int, seconds: float) -> dict[str, float]
             step_seconds.update(receipt.worker_seconds)
     assert answered_rows == rows
     (start, cpu, _), (end, cpu_end, _) = marks[0], marks[-1]
-    whole_rounds = (end - start) // DELAY_S  # chunks end in bursts, one per round, so only whole rounds count
-    rows_in_rounds = sum(answered for when, _, answered in marks[1:] if when <= start + whole_rounds * DELAY_S)
+    whole_rounds = (end - start) // delay_s  # chunks end in bursts, one per round, so only whole rounds count
+    rows_in_rounds = sum(answered for when, _, answered in marks[1:] if when <= start + whole_rounds * delay_s)
     return {
-        "rows_s": rows_in_rounds / (whole_rounds * DELAY_S),
+        "rows_s": rows_in_rounds / (whole_rounds * delay_s),
         "rest_rows": rest_rows,  # when all replicas had started
         "rest_s": ended_at - started_at,
         "driver_cpu": (cpu_end - cpu) / (end - start),

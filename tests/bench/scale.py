@@ -48,6 +48,7 @@ model: {weights: "builtin:tiny"}
 engine: {kind: scripted, slots: 64, default: "{id}", delay_ms: DELAY}
 output: {path: PLACE/out, chunk_rows: CHUNK}
 """
+ROUNDS = 4  # of the rows that a replica answers at once, when all replicas have started
 CHUNK, LIGHT, HEAVY = 256, (320, 240), (2240, 1680)  # chunk_rows of the text rows; the sizes of two pictures
 
 
@@ -189,18 +190,18 @@ def print_simulation(costs: simulation.DriverCosts) -> None:
     print(harness.format_table(head, lines))
 
 
-def compare_with_runs(folder: Path, seconds: float) -> None:
+def compare_with_runs(folder: Path, delay_s: float) -> None:
     """Both from the moment at which all replicas have started to the end."""
     costs = simulation.DEFAULT_COSTS
     lines, ratios = [], {}
     for count in (1, 4, 16):
-        real = replicas.measure_run(folder / f"compare-{count}", count, seconds)
+        real = replicas.measure_run(folder / f"compare-{count}", count, ROUNDS * delay_s, delay_s)
         if count == 1:
             costs = replace(costs, task_s=real["driver_cpu_ms_chunk"] / 1000)  # the others are predicted with it
         tasks = -(-int(real["rest_rows"]) // replicas.CHUNK)
-        chunk_s = replicas.CHUNK * replicas.DELAY_S / replicas.SLOTS
+        chunk_s = replicas.CHUNK * delay_s / replicas.SLOTS
         ends = simulation.simulate_tasks([0.0] * count, tasks, chunk_s, 5, costs)
-        simulated_s = max(ends) + replicas.DELAY_S - chunk_s  # a chunk takes at least as long as a row
+        simulated_s = max(ends) + delay_s - chunk_s  # a chunk takes at least as long as a row
         rows_s = replicas.CHUNK * tasks / max(ends)
         cpu = rows_s / replicas.CHUNK * costs.task_s
         lines.append([count, real["rest_s"], simulated_s, real["rows_s"], rows_s, real["driver_cpu"], cpu])
@@ -217,13 +218,15 @@ def main() -> None:
     parser.add_argument("--compare", action="store_true")
     parser.add_argument("--driven", type=int, default=100_000)
     parser.add_argument("--planned", type=int, default=1_000_000)
+    delay_help = "seconds of a row in --compare: the more, the less a busy machine matters"
+    parser.add_argument("--delay", type=float, default=replicas.DELAY_S, help=delay_help)
     options = parser.parse_args()
     if options.simulate:
         print_simulation(simulation.DEFAULT_COSTS)
         return
     if options.compare:
         with replicas.start_ray(16), tempfile.TemporaryDirectory() as folder:
-            compare_with_runs(Path(folder), 40.0)
+            compare_with_runs(Path(folder), options.delay)
         return
     run_rows, tail_rows = (10_000, 1000) if options.quick else (options.driven, 3000)
     with ray_session.connect_to_ray(), tempfile.TemporaryDirectory() as folder:

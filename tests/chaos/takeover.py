@@ -7,7 +7,8 @@ happens to the first run, and the second run takes its place:
     pause    the first run is suspended, and wakes when the second one has ended
     late     the disk carries out the first run's next commit only when the second run has ended
 
-When both have ended, an export has every row once. After one more run `data/` has every row once, too.
+In every other trial the first run works on one of two shards, and another run on the other one is killed meanwhile.
+When all have ended, an export has every row once. After one more run `data/` has every row once, too.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ processes.set_forkserver_preload(["pipeline.run.driver", "pipeline.run.local", "
 @dataclass(frozen=True, slots=True)
 class Trial:
     fault: str
+    in_shards: bool
     taken_over: bool  # False: the first run had ended before
     repeated_rows: int  # in data/ when both runs had ended
 
@@ -65,8 +67,8 @@ class Trial:
 class TakeoverTrial:
     """One folder with a job, its output and its exports."""
 
-    def __init__(self, folder: Path, fault: str, rng: random.Random):
-        self.folder, self.fault, self.rng = folder, fault, rng
+    def __init__(self, folder: Path, fault: str, rng: random.Random, *, in_shards: bool):
+        self.folder, self.fault, self.rng, self.in_shards = folder, fault, rng, in_shards
         chat = [{"role": "user", "content": "Hello?"}]
         self.ids = [f"r{number:02}" for number in range(ROWS)]
         pq.write_table(pa.table({"id": self.ids, "chat": [chat] * ROWS}), folder / "m.parquet")
@@ -80,9 +82,13 @@ class TakeoverTrial:
         (folder / "job.yaml").write_text(yaml.safe_dump(job))
 
     def run(self) -> Trial:
-        first = self.start_run("first", FIRST_CHUNK_ROWS, install_fault)
+        shards = ["--shard=1/2", "--shard=2/2"] if self.in_shards else []
+        first = self.start_run("first", FIRST_CHUNK_ROWS, install_fault, *shards[:1])
+        others = [self.start_run("other", FIRST_CHUNK_ROWS, None, shard) for shard in shards[1:]]
         self.wait_until(lambda: list(self.folder.glob("out/*lease/fp=*/*.json")), "the first run takes no lease")
         time.sleep(self.rng.uniform(0, LONGEST_DELAY_S))
+        for other in others:
+            other.kill()
         (self.folder / self.fault).touch()
         if self.fault == "pause":
             with suppress(ProcessLookupError):
@@ -106,7 +112,7 @@ class TakeoverTrial:
         self.require(self.wait_for(third) == 0, "the third run fails")
         self.require(self.count_repeated_rows() == 0, "rows are in data/ twice after another run")
         self.check_export("export-2")
-        return Trial(self.fault, first_code == STOPPED, repeated_rows)
+        return Trial(self.fault, self.in_shards, first_code == STOPPED, repeated_rows)
 
     def start_run(self, name: str, chunk_rows: int, prepare: Callable[[Path], None] | None, *options: str) -> Any:
         command = ["run", str(self.folder / "job.yaml"), "--local", f"--set=output.chunk_rows={chunk_rows}", *options]
@@ -188,7 +194,8 @@ def run_trials(folder: Path, *, moments: int, seed: int, faults: Sequence[str] =
     def run_trial(number: int) -> Trial:
         place = folder / f"{number}"
         place.mkdir()
-        trial = TakeoverTrial(place, faults[number % len(faults)], random.Random(seed * 100_000 + number)).run()
+        rng = random.Random(seed * 100_000 + number)
+        trial = TakeoverTrial(place, faults[number % len(faults)], rng, in_shards=number % 2 == 1).run()
         shutil.rmtree(place)
         print(f"  {number}: {trial}", file=sys.stderr, flush=True)
         return trial
@@ -208,7 +215,7 @@ def main() -> None:
         trials = run_trials(Path(folder), moments=options.moments, seed=seed)
     by_fault: dict[str, list[Trial]] = defaultdict(list)
     for trial in trials:
-        by_fault[trial.fault].append(trial)
+        by_fault[f"{trial.fault}, in shards" if trial.in_shards else trial.fault].append(trial)
     lines = [
         [
             fault,
