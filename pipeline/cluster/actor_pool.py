@@ -9,11 +9,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pipeline.errors import PipelineError
 
 PARKED_WAIT_S = 900.0  # for actors that start while all others are parked: they may load a large model, or never come
+
+
+ValueT = TypeVar("ValueT")
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedTask(Generic[ValueT]):
+    value: ValueT
+    seconds: float  # at the actor
 
 
 @dataclass(frozen=True, slots=True)

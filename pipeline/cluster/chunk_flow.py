@@ -9,25 +9,27 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from threading import Event
 from typing import Any
 
 import ray
 
-from pipeline.cluster.actor_pool import ActorPool, Parked, PoolActor
+from pipeline.cluster.actor_pool import ActorPool, FinishedTask, Parked, PoolActor
 from pipeline.errors import PipelineError
-from pipeline.manifest.chunks import Chunk
+from pipeline.manifest.chunks import TARGET_CHUNK_BYTES, Chunk
 from pipeline.output.commit import CommitReceipt
 from pipeline.run import log
 from pipeline.run.runner import RowsInFlightCallback
 
+TASK_S = 1.0  # of work; as many chunks as take so long are one task, which costs the driver the same as one chunk
+NEWEST_SHARE = 0.2  # of the newest task in the average seconds of a chunk
 STORE_SHARE = 0.5  # of the object store is for prepared chunks
 TICK_S = 1.0
 
-FinishTask = Callable[[PoolActor, Any, Any], CommitReceipt | None]
+FinishEvent = Callable[[PoolActor, Any, Any], Iterable[CommitReceipt]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +43,21 @@ class PoolOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedChunk:
-    chunk: Chunk
+class PreparedTask:
+    chunks: tuple[Chunk, ...]
+    row_count: int
     block: Any  # a reference into the object store
-    byte_count: int
+    byte_count: int = 0  # known when it is prepared
 
 
 class ChunkFlow:
     """`close` ends its actors."""
 
     def __init__(self, chunks: Sequence[Chunk], prepare: PoolOptions, generate: PoolOptions):
-        self.events: SimpleQueue[tuple[FinishTask, PoolActor, Any, Any]] = SimpleQueue()
+        self.events: SimpleQueue[tuple[FinishEvent, PoolActor, Any, Any]] = SimpleQueue()
         self.waiting = deque(chunks)
-        self.prepared: deque[PreparedChunk] = deque()
+        self.prepared: deque[PreparedTask] = deque()
+        self.seconds = {"prepare": 0.0, "generate": 0.0}  # of a chunk at an actor: a moving average
         self.prepared_count = self.prepared_bytes = 0  # of all chunks that were prepared
         self.stored_bytes = 0  # of those that wait or are being answered
         self.store_limit = 0.0
@@ -72,7 +76,7 @@ class ChunkFlow:
         pool.add_actors(options.min_size)
         return pool
 
-    def expect(self, finish: FinishTask, actor: PoolActor, item: Any, result: Any) -> None:
+    def expect(self, finish: FinishEvent, actor: PoolActor, item: Any, result: Any) -> None:
         """Have `finish(actor, item, result)` called by `run` when the result is there."""
         result.future().add_done_callback(lambda future: self.events.put((finish, actor, item, future)))
 
@@ -89,8 +93,8 @@ class ChunkFlow:
                 finish, actor, item, future = self.events.get(timeout=TICK_S)
             except Empty:
                 continue
-            if actor.handle is not None and (receipt := finish(actor, item, future.result())):
-                yield receipt
+            if actor.handle is not None:
+                yield from finish(actor, item, future.result())
 
     def is_finished(self, stopping: Event) -> bool:
         if self.prepare_pool.tasks_in_flight or self.generate_pool.tasks_in_flight:
@@ -105,73 +109,101 @@ class ChunkFlow:
 
     def submit_tasks(self) -> None:
         while self.prepared and (actor := self.generate_pool.pick_actor()):
-            item = self.prepared.popleft()
-            self.generate_pool.change_load(actor, 1, item.chunk.asked_row_count)
-            self.expect(self.finish_generate, actor, item, actor.handle.generate_chunk.remote(item.block))
-        while self.waiting and self.has_room() and (actor := self.prepare_pool.pick_actor()):
-            chunk = self.waiting.popleft()
-            self.prepare_pool.change_load(actor, 1, chunk.asked_row_count)
-            result, block = actor.handle.prepare_chunk.remote(chunk)
-            self.expect(self.finish_prepare, actor, (chunk, block), result)
+            task = self.prepared.popleft()
+            self.generate_pool.change_load(actor, 1, task.row_count)
+            self.expect(self.finish_generate, actor, task, actor.handle.generate_chunks.remote(task.block))
+        chunk_count = count_task_chunks(
+            len(self.waiting),
+            max(self.seconds.values()) if all(self.seconds.values()) else TASK_S,
+            self.prepared_bytes / max(1, self.prepared_count),
+            self.generate_pool.tasks_per_actor * max(1, self.generate_pool.ready_count),
+        )
+        while self.waiting and self.has_room(chunk_count) and (actor := self.prepare_pool.pick_actor()):
+            chunks = tuple(self.waiting.popleft() for _ in range(min(chunk_count, len(self.waiting))))
+            result, block = actor.handle.prepare_chunks.remote(chunks)
+            task = PreparedTask(chunks, sum(chunk.asked_row_count for chunk in chunks), block)
+            self.prepare_pool.change_load(actor, 1, task.row_count)
+            self.expect(self.finish_prepare, actor, task, result)
+        waiting_tasks = -(-len(self.waiting) // chunk_count)
         if self.prepared:
-            self.generate_pool.grow(len(self.prepared) + len(self.waiting))
-        if self.waiting and self.has_room():
-            self.prepare_pool.grow(len(self.waiting))
+            self.generate_pool.grow(len(self.prepared) + waiting_tasks)
+        if self.waiting and self.has_room(chunk_count):
+            self.prepare_pool.grow(waiting_tasks)
         if not self.waiting:
             kill_actors(self.prepare_pool.release_idle())
             if not (self.prepared or self.prepare_pool.tasks_in_flight):
                 kill_actors(self.generate_pool.release_idle())
 
-    def has_room(self) -> bool:
-        """Whether one more chunk may be prepared: replicas will have room for it, or few wait; and so has the store."""
+    def has_room(self, chunk_count: int) -> bool:
+        """Whether one more task may be prepared: replicas will have room for it, or few wait; and so has the store."""
         tasks = self.prepare_pool.tasks_in_flight
         if tasks + len(self.prepared) >= self.generate_pool.count_free_slots() + max(1, self.prepare_pool.ready_count):
             return False
-        expected_bytes = (tasks + 1) * self.prepared_bytes / max(1, self.prepared_count)
+        expected_bytes = (tasks + 1) * chunk_count * self.prepared_bytes / max(1, self.prepared_count)
         return self.stored_bytes + expected_bytes <= self.store_limit or not (tasks or self.stored_bytes)
 
-    def finish_start(self, actor: PoolActor, pool: ActorPool, parked: Parked | None) -> None:
+    def finish_start(self, actor: PoolActor, pool: ActorPool, parked: Parked | None) -> Iterable[CommitReceipt]:
         if parked:
             park_actor(pool, actor, parked)
         elif actor in pool.starting:
             pool.set_ready(actor)
+        return ()
 
     def finish_prepare(
-        self, actor: PoolActor, item: tuple[Chunk, Any], result: int | PipelineError | Parked | None
-    ) -> None:
-        chunk, block = item
-        self.prepare_pool.change_load(actor, -1, -chunk.asked_row_count)
+        self, actor: PoolActor, task: PreparedTask, result: FinishedTask[int] | PipelineError | Parked | None
+    ) -> Iterable[CommitReceipt]:
+        self.prepare_pool.change_load(actor, -1, -task.row_count)
         if isinstance(result, PipelineError):
             raise result
-        if isinstance(result, int):
-            self.prepared.append(PreparedChunk(chunk, block, result))
-            self.prepared_count += 1
-            self.prepared_bytes += result
-            self.stored_bytes += result
-            return
-        self.waiting.appendleft(chunk)
+        if isinstance(result, FinishedTask):
+            self.measure("prepare", task, result.seconds)
+            self.prepared.append(replace(task, byte_count=result.value))
+            self.prepared_count += len(task.chunks)
+            self.prepared_bytes += result.value
+            self.stored_bytes += result.value
+            return ()
+        self.waiting.extendleft(reversed(task.chunks))
         if result:
             park_actor(self.prepare_pool, actor, result)
+        return ()
 
     def finish_generate(
-        self, actor: PoolActor, item: PreparedChunk, result: CommitReceipt | PipelineError | Parked | None
-    ) -> CommitReceipt | None:
-        self.generate_pool.change_load(actor, -1, -item.chunk.asked_row_count)
+        self,
+        actor: PoolActor,
+        task: PreparedTask,
+        result: FinishedTask[list[CommitReceipt]] | PipelineError | Parked | None,
+    ) -> Iterable[CommitReceipt]:
+        self.generate_pool.change_load(actor, -1, -task.row_count)
         if isinstance(result, PipelineError):
             raise result
         if isinstance(result, Parked):
-            self.prepared.appendleft(item)
+            self.prepared.appendleft(task)
             park_actor(self.generate_pool, actor, result)
-            return None
-        self.stored_bytes -= item.byte_count
+            return ()
+        self.stored_bytes -= task.byte_count
         if result is None:  # it was lost, and could not be prepared again
-            self.waiting.appendleft(item.chunk)
-        return result
+            self.waiting.extendleft(reversed(task.chunks))
+            return ()
+        self.measure("generate", task, result.seconds)
+        return result.value
+
+    def measure(self, stage: str, task: PreparedTask, seconds: float) -> None:
+        latest, average = seconds / len(task.chunks), self.seconds[stage]
+        self.seconds[stage] = average + NEWEST_SHARE * (latest - average) if average else latest
 
     def close(self) -> None:
         """End the actors: at once where they work on something."""
         for pool in (self.prepare_pool, self.generate_pool):
             kill_actors(pool.release_all())
+
+
+def count_task_chunks(waiting_chunks: int, seconds_per_chunk: float, bytes_per_chunk: float, slots: int) -> int:
+    """How many chunks the next task has: as many as take TASK_S and are no larger than one chunk may be.
+
+    Near the end there are fewer, so that all replicas end at about the same time.
+    """
+    in_time, in_memory = int(TASK_S / seconds_per_chunk), int(TARGET_CHUNK_BYTES / max(1.0, bytes_per_chunk))
+    return max(1, min(in_time, in_memory, waiting_chunks // (2 * slots)))
 
 
 def park_actor(pool: ActorPool, actor: PoolActor, parked: Parked) -> None:

@@ -22,7 +22,7 @@ This module does no I/O and does not import Ray; `isolation.py` runs it as an ac
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 MAX_CRASHES = 3  # crashes of one row alone, of one step outside its rows, or of one actor at its start
@@ -50,6 +50,10 @@ class StepInstructions:
     parked_reason: str | None = None  # the actor is parked
     stop_reason: str | None = None  # the run cannot go on
     last_process: WorkerProcess | None = None  # the process whose crash led to either
+
+    @property
+    def is_isolating(self) -> bool:
+        return bool(self.row_groups or self.abandoned_rows)
 
 
 @dataclass(slots=True)
@@ -134,28 +138,44 @@ class CrashLedger:
     def finish_start(self, actor_id: str) -> None:
         self.actors[actor_id].start_attempts.clear()
 
-    def begin_step(
-        self, step_key: StepKey, row_count: int, process: WorkerProcess, exclusive: bool
-    ) -> StepInstructions | None:
-        """How to run the step, or None once the run is being stopped. `exclusive`: the process does nothing else.
+    def begin_steps(
+        self, row_counts: Mapping[StepKey, int], process: WorkerProcess, exclusive: bool
+    ) -> list[StepInstructions] | None:
+        """How to run the steps of a task, or None once the run is being stopped. `exclusive`: of one task at a time.
 
         With instructions for all rows at once, the ledger regards all rows as active from now on.
         """
-        state = self.open_steps.setdefault(step_key, StepState(row_count))
-        crashed_process = state.process
-        if crashed_process:
-            self.record_crash(step_key[0], state, crashed_process)
-        state.process, state.active_rows = None, ()
+        states = {key: self.open_steps.setdefault(key, StepState(row_count)) for key, row_count in row_counts.items()}
+        crashed_processes = {key: self.end_crashed_step(key[0], state) for key, state in states.items()}
         if self.is_stopping:
-            del self.open_steps[step_key]
+            for key in states:
+                del self.open_steps[key]
             return None
         if (actor := self.actors[process.actor_id]).parked_reason:
-            return StepInstructions(parked_reason=actor.parked_reason, last_process=actor.last_process)
+            return [StepInstructions(parked_reason=actor.parked_reason, last_process=actor.last_process)]
+        is_alone = exclusive and len(states) == 1
+        return [self.begin_step(key, state, process, is_alone, crashed_processes[key]) for key, state in states.items()]
+
+    def end_crashed_step(self, stage: str, state: StepState) -> WorkerProcess | None:
+        """The process that worked on the step and crashed, if any."""
+        if process := state.process:
+            self.record_crash(stage, state, process)
+        state.process, state.active_rows = None, ()
+        return process
+
+    def begin_step(
+        self,
+        step_key: StepKey,
+        state: StepState,
+        process: WorkerProcess,
+        is_alone: bool,
+        crashed_process: WorkerProcess | None,
+    ) -> StepInstructions:
         if reason := self.find_stop_reason(step_key, state):
             return StepInstructions(stop_reason=reason, last_process=crashed_process)
         if state.needs_isolation:
             return state.build_isolation_instructions()
-        state.process, state.active_rows, state.is_exclusive = process, tuple(range(row_count)), exclusive
+        state.process, state.active_rows, state.is_exclusive = process, tuple(range(state.row_count)), is_alone
         return StepInstructions()
 
     def set_active_rows(self, step_key: StepKey, row_group: RowGroup, process: WorkerProcess) -> None:
@@ -164,9 +184,10 @@ class CrashLedger:
             self.record_survival(state)
             state.process, state.active_rows, state.is_exclusive = process, row_group, True
 
-    def finish_step(self, step_key: StepKey) -> None:
-        if state := self.open_steps.pop(step_key, None):
-            self.record_survival(state)
+    def finish_steps(self, step_keys: Sequence[StepKey]) -> None:
+        for step_key in step_keys:
+            if state := self.open_steps.pop(step_key, None):
+                self.record_survival(state)
 
     def stop_steps(self) -> None:
         self.is_stopping = True

@@ -5,6 +5,7 @@ An error that stops the run is returned in place of a result, because Ray would 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ import ray
 
 from pipeline.answer import Answerer
 from pipeline.cluster import chunk_codec, metrics
-from pipeline.cluster.actor_pool import Parked
+from pipeline.cluster.actor_pool import FinishedTask, Parked
 from pipeline.cluster.crash_ledger import MAX_CRASHES
 from pipeline.cluster.isolation import ChunkStage, CrashIsolation, exit_process
 from pipeline.cluster.late_preparation import LatePreparer, open_row_watchdog, split_prepared
@@ -43,28 +44,38 @@ class PrepareWorker:
         return self.preparer if isinstance(self.preparer, Parked) else None
 
     @ray.method(num_returns=2)
-    def prepare_chunk(self, chunk: Chunk) -> tuple[int | PipelineError | Parked | None, pa.Table | None]:
-        """The size of the prepared chunk in bytes, or why there is none; and the prepared chunk."""
+    def prepare_chunks(
+        self, chunks: Sequence[Chunk]
+    ) -> tuple[FinishedTask[int] | PipelineError | Parked | None, list[pa.Table] | None]:
+        """The bytes of the prepared chunks, or why there are none; and the prepared chunks."""
+        started = time.monotonic()
         try:
-            prepared = self.run_stage(self.preparer, chunk)
+            prepared = self.run_stages(self.preparer, chunks)
         except PipelineError as error:
             return error, None
-        return (prepared.nbytes, prepared) if isinstance(prepared, pa.Table) else (prepared, None)
+        if not isinstance(prepared, list):
+            return prepared, None
+        return FinishedTask(sum(table.nbytes for table in prepared), time.monotonic() - started), prepared
 
-    def run_stage(self, preparer: Preparer | Parked, chunk: Chunk) -> pa.Table | Parked | None:
+    def run_stages(self, preparer: Preparer | Parked, chunks: Sequence[Chunk]) -> list[pa.Table] | Parked | None:
         if isinstance(preparer, Parked):
             return preparer
-        stage = ChunkStage(
-            load_rows=lambda: preparer.read_items(chunk),
-            process_rows=lambda items: list(
-                keep_first_piece(items, self.watchdog.watch_steps(preparer.prepare_items(items)))
-            ),
-            fail_row=fail_unprepared_row,
-            finish_chunk=lambda prepared_items: chunk_codec.encode_chunk(
-                chunk.part_name, prepared_items, preparer.timer.take_seconds()
-            ),
-        )
-        return self.isolation.run_stage(chunk.part_name, chunk.asked_row_count, stage)
+
+        def build_stage(chunk: Chunk) -> ChunkStage[ReadItem, SentItem, pa.Table]:
+            return ChunkStage(
+                chunk.part_name,
+                chunk.asked_row_count,
+                load_rows=lambda: preparer.read_items(chunk),
+                process_rows=lambda items: list(
+                    keep_first_piece(items, self.watchdog.watch_steps(preparer.prepare_items(items)))
+                ),
+                fail_row=fail_unprepared_row,
+                finish_chunk=lambda prepared_items: chunk_codec.encode_chunk(
+                    chunk.part_name, prepared_items, preparer.timer.take_seconds()
+                ),
+            )
+
+        return self.isolation.run_stages([build_stage(chunk) for chunk in chunks])
 
 
 class GenerateWorker:
@@ -80,24 +91,35 @@ class GenerateWorker:
     def find_parked(self) -> Parked | None:
         return self.answerer if isinstance(self.answerer, Parked) else None
 
-    def generate_chunk(self, prepared: pa.Table | None) -> CommitReceipt | PipelineError | Parked | None:
-        """None if nothing was done: the run is being stopped, or the chunk was lost with a node and is not there."""
+    def generate_chunks(
+        self, prepared: list[pa.Table] | None
+    ) -> FinishedTask[list[CommitReceipt]] | PipelineError | Parked | None:
+        """None if nothing was done: the run is being stopped, or the chunks were lost with a node and are not there."""
+        started = time.monotonic()
         try:
-            return self.run_stage(self.answerer, prepared) if prepared is not None else None
+            receipts = self.run_stages(self.answerer, prepared) if prepared is not None else None
         except PipelineError as error:
             return error
+        return FinishedTask(receipts, time.monotonic() - started) if isinstance(receipts, list) else receipts
 
-    def run_stage(self, answerer: Answerer | Parked, prepared: pa.Table) -> CommitReceipt | Parked | None:
+    def run_stages(self, answerer: Answerer | Parked, prepared: list[pa.Table]) -> list[CommitReceipt] | Parked | None:
         if isinstance(answerer, Parked):
             return answerer
-        part_name, prepare_seconds = chunk_codec.read_part_name(prepared), chunk_codec.read_prepare_seconds(prepared)
-        stage = ChunkStage(
-            load_rows=lambda: chunk_codec.decode_chunk(prepared),
-            process_rows=lambda items: answer_or_exit(answerer, self.late_preparer, items),
-            fail_row=fail_unanswered_row,
-            finish_chunk=lambda outcomes: commit_outcomes(part_name, outcomes, prepare_seconds, answerer, self.dataset),
-        )
-        return self.isolation.run_stage(part_name, chunk_codec.count_rows(prepared), stage)
+
+        def build_stage(table: pa.Table) -> ChunkStage[SentItem, Outcome, CommitReceipt]:
+            part_name, prepare_seconds = chunk_codec.read_part_name(table), chunk_codec.read_prepare_seconds(table)
+            return ChunkStage(
+                part_name,
+                chunk_codec.count_rows(table),
+                load_rows=lambda: chunk_codec.decode_chunk(table),
+                process_rows=lambda items: answer_or_exit(answerer, self.late_preparer, items),
+                fail_row=fail_unanswered_row,
+                finish_chunk=lambda outcomes: commit_outcomes(
+                    part_name, outcomes, prepare_seconds, answerer, self.dataset
+                ),
+            )
+
+        return self.isolation.run_stages([build_stage(table) for table in prepared])
 
 
 def open_answerer(context: RunContext) -> Answerer:

@@ -47,13 +47,33 @@ def test_an_engine_that_crashes_at_every_start_stops_the_run_and_says_so(workspa
         workspace.run_job(runner="ray", engine={"default": "memory"}, output={"path": str(workspace.folder / "never")})
 
 
-def test_a_replica_starts_once_however_many_chunks_there_are(workspace):
-    workspace.write_manifest(workspace.draw_images(60))
-    (workspace.folder / "starts").unlink(missing_ok=True)
-    output = {"path": str(workspace.folder / "started once"), "chunk_rows": 1}
-    assert workspace.run_job(runner="ray", output=output) == 0
-    assert len(workspace.list_parts("started once")) == 60
-    assert (workspace.folder / "starts").read_text() == "."
+def run_small_chunks(workspace, rows, output: str) -> tuple[int, str, list[int]]:
+    """Run a chunk for each row. Returns the exit code, a dot for each start, and the number of chunks of each task."""
+    workspace.write_manifest(rows)
+    for name in ("starts", "tasks"):
+        (workspace.folder / name).unlink(missing_ok=True)
+    code = workspace.run_job(runner="ray", output={"path": str(workspace.folder / output), "chunk_rows": 1})
+    starts, tasks = ((workspace.folder / name).read_text() for name in ("starts", "tasks"))
+    return code, starts, [int(line) for line in tasks.split()]
+
+
+def test_a_replica_starts_once_and_answers_several_small_chunks_in_a_task(workspace):
+    code, starts, tasks = run_small_chunks(workspace, workspace.draw_images(60), "small chunks")
+    assert (code, starts) == (0, ".")
+    assert (len(workspace.list_parts("small chunks")), sum(tasks)) == (60, 60)
+    assert max(tasks) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("crash", ["engine-segfault", "prepare-memory"])
+def test_a_row_that_crashes_a_task_of_many_chunks_is_the_only_one_that_fails(workspace, crash):
+    rows = workspace.draw_images(300)
+    rows[100]["id"] = crash
+    code, _, tasks = run_small_chunks(workspace, rows, f"chunks with {crash}")
+    assert (code, max(tasks) > 1) == (3, True)
+    assert [letter["id"] for letter in workspace.read_dead_letters(f"chunks with {crash}")] == [crash]
+    answered = workspace.list_answered_ids(f"chunks with {crash}")
+    assert answered == sorted({row["id"] for row in rows} - {crash})
 
 
 @pytest.mark.slow
