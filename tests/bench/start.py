@@ -51,7 +51,6 @@ manifest_files = list_manifest_files(job)
 context = preflight.build_run_context(job, manifest_files)
 preflight.find_job_problems(context, manifest_files)
 mark("read and check the job")
-import ray.data
 from pipeline.cluster import ray_runner, ray_session, workers
 mark("import Ray")
 import torch

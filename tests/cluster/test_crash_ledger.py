@@ -148,7 +148,7 @@ def test_a_bad_node_that_dies_at_the_first_chunks_is_parked_and_no_row_is_blamed
     assert (instructions.parked_reason, instructions.abandoned_rows) == (None, {})
 
 
-def test_a_crash_in_a_task_of_several_chunks_makes_all_its_rows_suspects_and_charges_none():
+def test_a_crash_makes_suspects_of_all_chunks_of_a_task_and_charges_no_row():
     ledger = CrashLedger()
     task = {("prepare", "a"): 1, ("prepare", "b"): 32}
     assert ledger.begin_steps(task, build_process(1), exclusive=True) == [StepInstructions()] * 2
@@ -158,7 +158,7 @@ def test_a_crash_in_a_task_of_several_chunks_makes_all_its_rows_suspects_and_cha
     assert not any(state.crash_counts for state in ledger.open_steps.values())
 
 
-def test_a_crash_after_some_chunks_of_a_task_have_finished_makes_suspects_of_the_others_only():
+def test_a_crash_makes_no_suspects_of_chunks_that_have_finished():
     ledger = CrashLedger()
     task = {("prepare", "a"): 1, ("prepare", "b"): 32}
     ledger.begin_steps(task, build_process(1), exclusive=True)

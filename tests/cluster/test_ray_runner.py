@@ -134,11 +134,12 @@ def run_command(workspace, environment, *arguments) -> subprocess.CompletedProce
 def test_a_run_prints_only_its_own_lines(workspace, ray_environment):
     done = run_command(workspace, ray_environment)
     assert done.stdout == ""
-    first, *between, last, where = done.stderr.splitlines()
+    first, *between, last, where, next_command = done.stderr.splitlines()
     assert all("rows/s" in line for line in between)  # progress lines, on a slow machine
     assert first == "t: 6 rows; 6 to do in 2 chunks"
     assert last.startswith("6 answered, 0 failed in ")
     assert where.startswith(f"answers: {workspace.folder}/out/data/")
+    assert next_command.startswith("next: ")
 
 
 @pytest.mark.slow
