@@ -356,6 +356,7 @@ inspect: what people look at
     inspect/plan/__init__.py                predicts cost and failures before a run
     inspect/plan/advice.py                  suggests smaller media where that saves many tokens
     inspect/plan/survey.py                  counts rows, tokens and failures from headers
+    inspect/plan/shared_beginnings.py       counts the tokens of prompts that an engine copies from row to row
     inspect/plan/gpus.py                    converts tokens to hours and money
     inspect/plan/simulation.py              simulates a run of many replicas: their idle time, and what drivers cost
     inspect/plan/shard_advice.py            tells how many replicas one driver feeds, and how many drivers a job needs

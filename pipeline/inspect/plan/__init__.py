@@ -118,7 +118,7 @@ def plan_job(
         model=model,
         offers=offers,
         advice=tuple(suggest_settings(survey, job, family)),
-        shards=advise_shards(job, resume_plan.rows_left, offers),
+        shards=advise_shards(context.job, resume_plan.rows_left, offers),
         cost=job.engine.compute_cost(load.prompt, load.output),
         tokens_are_estimates=not family.knows_model,
     )
@@ -145,7 +145,15 @@ def estimate_load(survey: Survey, row_count: int, answer_tokens: float) -> Token
     vision, text = (sum_weighted(counts) for counts in (survey.vision, survey.text))
     answered_rows = survey.answerable_rows * scale
     prompt = (vision + text) * scale
-    return TokenLoad(answered_rows, vision * scale, prompt, answer_tokens * answered_rows, survey.longest)
+    return TokenLoad(
+        answered_rows,
+        vision * scale,
+        prompt,
+        answer_tokens * answered_rows,
+        survey.longest,
+        survey.copied * scale,
+        survey.copied_vision * scale,
+    )
 
 
 def find_model_size(job: Job) -> ModelSize | None:

@@ -48,6 +48,8 @@ class TokenLoad:
     prompt: float  # vision tokens included
     output: float
     longest: int  # of one row, with its answer
+    copied: float = 0.0  # of the prompts, what is computed for one row and copied to others
+    copied_vision: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +105,9 @@ def estimate_gpu(
 
 def compute_ideal_seconds(gpu: Gpu, load: TokenLoad, model: ModelSize, rows_at_once: int) -> tuple[float, float]:
     """Of prefill at the whole peak, and of decoding at the whole bandwidth."""
-    vision_operations = model.vision_parameters * load.vision * model.patches_per_token
-    prefill_operations = 2.0 * (model.active_parameters * load.prompt + vision_operations)
+    encoded, computed = load.vision - load.copied_vision, load.prompt - load.copied
+    vision_operations = model.vision_parameters * encoded * model.patches_per_token
+    prefill_operations = 2.0 * (model.active_parameters * computed + vision_operations)
     row_bytes = model.compute_row_bytes((load.prompt + load.output) / load.rows)
     step_bytes = model.text_bytes + rows_at_once * row_bytes
     decode_bytes = step_bytes * load.output / rows_at_once

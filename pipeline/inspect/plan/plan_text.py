@@ -57,6 +57,9 @@ def format_content(plan: JobPlan) -> Iterator[str]:
     yield f"vision tokens   {load.vision:,.0f}, {format_distribution(survey.vision, exact=exact)}"
     text_tokens = load.prompt - load.vision
     yield f"prompt text     {text_tokens:,.0f} tokens, {format_distribution(survey.text, exact=exact)}"
+    if load.copied:
+        share = load.copied / load.prompt
+        yield f"computed once   {load.copied:,.0f} tokens of prompts, {share:.0%}, in which rows begin alike"
     yield f"answers         {format_answers(plan) if plan.answer_tokens else 'none is written; the prompt is read'}"
     if plan.tokens_are_estimates:
         yield "not known       the model's own tokens, limits and memory: a token is taken as 28*28 pixels or 4 bytes"

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field, replace
 from pipeline.context import RunContext
 from pipeline.fetch.header_fetcher import open_header_fetcher
 from pipeline.inspect.figures import pick_evenly
+from pipeline.inspect.plan.shared_beginnings import BeginningCounter
 from pipeline.manifest.chunks import Chunk
 from pipeline.media.decode import build_decode_limits
 from pipeline.media.header_decoder import HeaderDecoder
+from pipeline.model.engines.base import get_engine_type
 from pipeline.prepare import Preparer
 from pipeline.types import Clip, Failure, ReadItem, Request, Size
 
@@ -48,12 +50,14 @@ class Survey:
     frames: int = 0  # of videos
     vision: Counter[int] = field(default_factory=Counter)  # rows by vision tokens
     text: Counter[int] = field(default_factory=Counter)
+    copied: int = 0  # tokens of prompts that begin like those of earlier rows
+    copied_vision: int = 0  # those of pictures and videos
     longest: int = 0  # tokens of a prompt with the budget of its answer
     failures: Counter[str] = field(default_factory=Counter)  # by "stage/kind"
     examples: dict[str, str] = field(default_factory=dict)
     clips: Counter[SurveyedMedia] = field(default_factory=Counter)
 
-    def add_outcome(self, outcome: Request | Failure) -> None:
+    def add_outcome(self, outcome: Request | Failure, beginnings: BeginningCounter | None = None) -> None:
         self.rows += 1
         if isinstance(outcome, Failure):
             name = f"{outcome.stage}/{outcome.kind}"
@@ -61,6 +65,10 @@ class Survey:
             self.examples.setdefault(name, outcome.message)
             return
         self.kinds[classify_row(outcome.row_clips)] += 1
+        if beginnings:
+            copied, copied_vision = beginnings.count_copied(outcome)
+            self.copied += copied
+            self.copied_vision += copied_vision
         self.vision[outcome.vision_tokens] += 1
         branches = {part.token_ids[:-1] for part in outcome.continuations}  # that are computed behind the prompt
         self.text[outcome.prompt_tokens - outcome.vision_tokens + sum(map(len, branches))] += 1
@@ -100,9 +108,11 @@ def survey_chunks(context: RunContext, chunks: Iterable[Chunk]) -> Survey:
     survey = Survey()
     decoder = HeaderDecoder(build_decode_limits(context.job))
     with closing(Preparer(context, fetcher=open_header_fetcher(context.job), decoder=decoder)) as preparer:
+        copies = get_engine_type(context.job).copies_beginnings(context.job)
+        beginnings = BeginningCounter(preparer.family) if copies else None
         for items in batch_items(preparer.read_items(chunk) for chunk in chunks):
             for _, outcome in preparer.prepare_items(items):
-                survey.add_outcome(outcome)
+                survey.add_outcome(outcome, beginnings)
     return survey
 
 
@@ -118,7 +128,10 @@ def batch_items(item_lists: Iterable[list[ReadItem]]) -> Iterator[list[ReadItem]
 
 
 def sample_chunks(chunks: Sequence[Chunk], row_count: int) -> Iterator[Chunk]:
-    """About `row_count` rows, evenly spread over evenly spread chunks; all rows if there are no more."""
+    """About `row_count` rows of evenly spread chunks; all rows if there are no more.
+
+    Those of a chunk follow each other, so that rows about the same picture are seen as the engine sees them.
+    """
     if sum(chunk.asked_row_count for chunk in chunks) <= row_count:
         yield from chunks
         return
@@ -127,6 +140,7 @@ def sample_chunks(chunks: Sequence[Chunk], row_count: int) -> Iterator[Chunk]:
     for chunk in sampled_chunks:
         skipped_offsets = chunk.skipped_offsets
         asked = [offset for offset in range(chunk.row_count) if offset not in skipped_offsets]
-        kept = {asked[index] for index in pick_evenly(len(asked), rows_per_chunk)}
+        first = max(0, len(asked) - rows_per_chunk) // 2
+        kept = set(asked[first : first + rows_per_chunk])
         left_out = tuple(offset for offset in asked if offset not in kept)
         yield replace(chunk, answered_offsets=left_out + chunk.answered_offsets)

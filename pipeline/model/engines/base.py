@@ -75,6 +75,10 @@ class EngineType(ABC):
         """Requests that one replica works on at once."""
         return DEFAULT_SLOTS
 
+    def copies_beginnings(self, job: Job) -> bool:
+        """Whether what prompts of several rows begin with is computed once."""
+        return False
+
     def get_coordinate_system(self, job: Job, family: Family) -> CoordinateSystem | None:
         """The coordinates in which the model writes boxes and points; None where nothing says it."""
         return job.model.coordinates or family.coordinates

@@ -79,6 +79,10 @@ class TorchEngineType(EngineType):
             return [f"{job.model.weights} knows drawn scenes only; for pictures of your own name a real model"]
         return [] if job.workers.generate.gpus else ["workers.generate.gpus is 0, so the model runs on CPU"]
 
+    def copies_beginnings(self, job: Job) -> bool:
+        assert isinstance(job.engine, TorchSettings)
+        return job.engine.reuse_prefixes
+
     def count_slots(self, job: Job) -> int:
         assert isinstance(job.engine, TorchSettings)
         return job.engine.slots or DEFAULT_SLOTS
