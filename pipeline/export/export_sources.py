@@ -90,6 +90,7 @@ class AnswerReader:
                 chunk_sources=np.array([source_by_chunk.get(chunk.name, -1) for chunk in plan.chunks]),
                 source_parts=[source.parts for source in sources],
                 orphan_parts=plan.orphans.parts,
+                parts=plan.parts,
                 dataset=self.dataset,
             )
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.output.dataset import Dataset
+from pipeline.output.part_listing import PartListing
 from pipeline.run.dedup import HashBuckets, match_rows
 from pipeline.run.orphans import add_part_rows, find_answered_rows
 
@@ -25,13 +26,15 @@ def match_foreign_rows(
     chunk_starts: Numbers,
     chunk_sources: Numbers,
     source_parts: Sequence[Sequence[str]],
-    orphan_parts: Sequence[str],
+    orphan_parts: PartListing,
+    parts: PartListing,
     dataset: Dataset,
 ) -> Numbers:
     """Pairs of a row's number and its source's number, in the order of the rows.
 
     `chunk_starts` are the numbers of the first rows of the manifest's chunks, `chunk_sources` their sources, or -1.
-    `source_parts` are the parts of these sources. Orphan parts are sources that are numbered after them.
+    `source_parts` are the parts of these sources. Orphan parts are sources that are numbered after them. `parts` are
+    all parts of the output.
     """
     with HashBuckets() as orphan_rows:
         orphan_starts = add_part_rows(orphan_rows, orphan_parts, dataset)
@@ -39,7 +42,7 @@ def match_foreign_rows(
         rows, first_rows, orphans = np.concatenate([match_rows(asked, others) for asked, others in buckets]).T
         sources = chunk_sources[np.searchsorted(chunk_starts, first_rows, side="right") - 1]
         contested_sources = np.unique(sources[(orphans >= 0) & (sources >= 0)])
-        contested_parts = [part for source in contested_sources for part in source_parts[source]]
+        contested_parts = parts.select([part for source in contested_sources for part in source_parts[source]])
         settled_orphans = find_answered_rows(contested_parts, orphan_rows, dataset)
     uses_orphan = (orphans >= 0) & ~np.isin(orphans, settled_orphans)
     orphan_sources = len(source_parts) + np.searchsorted(orphan_starts, orphans, side="right") - 1

@@ -99,7 +99,7 @@ class OutputReader:
         return bool(plan.get("repeats_rows")) or earlier_parts > plan.get("parts", math.inf)
 
     def count_repeated_rows(self) -> int:
-        return count_repeated_rows(list(self.parts), self.dataset) if self.may_repeat_rows else 0
+        return count_repeated_rows(self.parts, self.dataset) if self.may_repeat_rows else 0
 
     @cached_property
     def question(self) -> dict[str, Any]:
@@ -143,8 +143,8 @@ class OutputReader:
         failed_chunks = find_failed_chunks(self.parts, self.dataset.list_dead_letters())
         for chunk_name in plan.get("gone", ()):
             failed_chunks.pop(chunk_name, None)
-        later_parts = self.parts.keys() if may_repeat_rows else self.parts.keys() & plan.get("since", ())
-        scope = retry_errors.RetryScope(failed_chunks, (), sorted(later_parts))
+        later_parts = self.parts if may_repeat_rows else self.parts.select(plan.get("since", ()))
+        scope = retry_errors.RetryScope(failed_chunks, (), later_parts)
         seen_rows = set()
         for letter in retry_errors.read_failed_rows(scope, self.dataset):
             row_hash = hash((letter.id, letter.question))

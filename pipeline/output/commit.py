@@ -19,6 +19,7 @@ from pipeline.context import RunContext
 from pipeline.output.arrow_tables import build_tables
 from pipeline.output.dataset import COMMIT_NOTE_KEY, Dataset
 from pipeline.output.listing import NO_INFO, ObjectInfo
+from pipeline.output.part_index import hash_part_rows
 from pipeline.types import NO_TOKENS, Outcome, TokenCounts, add_counts
 
 
@@ -49,6 +50,7 @@ class CommitReceipt:
     failed_rows: tuple[FailedRow, ...] = ()
     part_info: ObjectInfo = NO_INFO
     note: Mapping[str, Any] = field(default_factory=dict)  # that the part was committed with
+    row_hashes: bytes = b""  # of the answered rows, see hash_row_keys
     tokens: TokenCounts = NO_TOKENS  # of all replies
     discarded_tokens: TokenCounts = NO_TOKENS  # of these, of replies that are in no row
     cut_off: int = 0  # answers that ended with their token budget
@@ -89,7 +91,7 @@ def commit_chunk(
 
 def read_receipt(dataset: Dataset, part_name: str) -> CommitReceipt:
     """Rebuild the receipt of a committed chunk that another worker wrote or whose receipt was lost."""
-    answered = dataset.read_part(part_name, ["tokens", "finish"])
+    answered = dataset.read_part(part_name, ["id", "question", "tokens", "finish"])
     note = json.loads(answered.schema.metadata[COMMIT_NOTE_KEY])
     letters = note["errors"]
     failed_rows = list_failed_rows(dataset.read_dead_letters(letters, list(FailedRow._fields))) if letters else ()
@@ -117,6 +119,7 @@ def build_receipt(
         failed_rows=failed_rows,
         part_info=info,
         note=note,
+        row_hashes=hash_part_rows(answered).tobytes(),
         tokens=add_counts(count_tokens(answered), discarded),
         discarded_tokens=discarded,
         cut_off=answered["finish"].to_pylist().count("length"),

@@ -2,7 +2,7 @@
 
     data/fp=FINGERPRINT/PART.parquet              answered rows; creating this object commits the part
     errors/fp=FINGERPRINT/PART-RANDOM.parquet     dead letters; the part's commit note names the file that counts
-    _index/fp=FINGERPRINT/RUN-NUMBER.parquet      summaries of many parts, see output/part_index.py
+    _index/fp=FINGERPRINT/KIND/RUN-NUMBER.parquet summaries of many parts, see output/part_index.py
     _lease/fp=FINGERPRINT/                        which run works on the question; readers pass over the name
     _lease/fp=FINGERPRINT-shards/EPOCH/SHARD/     which run works on a shard of it
     questions/FINGERPRINT.json                    the inputs of the fingerprint, and the rows of a chunk
@@ -43,6 +43,7 @@ COMMIT_NOTE_KEY = b"vlbatch"  # the key of the commit note in a part's metadata
 CHUNK_ROWS_KEY = "chunk_rows"  # in a question; no input of a fingerprint has this name
 MAX_PARTS_LOOKED_UP = 64  # one by one; more are found faster by a listing
 RunDocument = Literal["job", "plan", "report"]
+SummaryKind = Literal["footers", "rows"]
 
 
 class PartFooter(NamedTuple):
@@ -168,15 +169,15 @@ class Dataset:
         """Whether a run of this question has begun."""
         return self.store.has_object(self._question_path)
 
-    def list_summaries(self) -> set[str]:
+    def list_summaries(self, kind: SummaryKind) -> set[str]:
         """What output/part_index.py keeps here."""
-        return self.store.list_names(f"_index/fp={self.fingerprint}")
+        return self.store.list_names(f"_index/fp={self.fingerprint}/{kind}")
 
-    def read_summary(self, name: str) -> bytes:
-        return self.store.read_object(f"_index/fp={self.fingerprint}/{name}")
+    def read_summary(self, kind: SummaryKind, name: str) -> bytes:
+        return self.store.read_object(f"_index/fp={self.fingerprint}/{kind}/{name}")
 
-    def write_summary(self, name: str, data: bytes) -> None:
-        self.store.create_object(f"_index/fp={self.fingerprint}/{name}.parquet", data)
+    def write_summary(self, kind: SummaryKind, name: str, data: bytes) -> None:
+        self.store.create_object(f"_index/fp={self.fingerprint}/{kind}/{name}.parquet", data)
 
     def read_question(self) -> dict[str, Any]:
         """The inputs of the fingerprint."""

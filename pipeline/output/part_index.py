@@ -1,10 +1,11 @@
-"""Summaries of many parts in one object, so that nobody reads the footers of a million parts.
+"""Summaries of many parts in one object, so that nobody reads a million parts, or their footers.
 
-    _index/fp=FINGERPRINT/RUN-NUMBER.parquet      a row for each part: its size, its time, and what its footer says
+    _index/fp=FINGERPRINT/footers/RUN-NUMBER.parquet    for each part: its size, its time, and what its footer says
+    _index/fp=FINGERPRINT/rows/RUN-NUMBER.parquet       for each part: its size, its time, and the hashes of its rows
 
-A run writes one for every few thousand commits, and one for parts of earlier runs that have none. An entry counts while
-the listing shows the part with the same size and time; the footers of all other parts are read. So a summary that is
-lost, late or stale costs requests and never changes an answer.
+A run writes both for every few thousand commits, and for parts of earlier runs that have none. An entry counts while
+the listing shows the part with the same size and time; all other parts are read themselves. So a summary that is lost,
+late or stale costs requests and never changes an answer.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -22,22 +24,20 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import OutputError
-from pipeline.output.dataset import Dataset, PartFooter
+from pipeline.manifest.row_keys import hash_row_keys
+from pipeline.output.dataset import Dataset, PartFooter, SummaryKind
 from pipeline.output.listing import ObjectInfo
 from pipeline.output.part_listing import PartListing
 from pipeline.output.thread_map import map_in_threads
 
 PARTS_PER_SUMMARY = 4096
+MAX_HASH_BYTES = 2**22  # in a summary; those of 64 summaries are in memory at once
 MAX_PARTS_ADDED = 16_384  # by one run, of earlier runs: their footers are read
-SCHEMA = pa.schema(
-    [
-        ("part", pa.string()),
-        ("size", pa.int64()),
-        ("modified_at", pa.float64()),  # null if the store did not tell
-        ("rows", pa.int64()),
-        ("note", pa.string()),  # the commit note, as JSON
-    ]
-)
+IDENTITY = [("part", pa.string()), ("size", pa.int64()), ("modified_at", pa.float64())]  # null: the store did not tell
+SCHEMAS: dict[SummaryKind, pa.Schema] = {
+    "footers": pa.schema([*IDENTITY, ("rows", pa.int64()), ("note", pa.string())]),  # the commit note, as JSON
+    "rows": pa.schema([*IDENTITY, ("hashes", pa.binary())]),  # see hash_row_keys
+}
 
 
 class IndexWriter:
@@ -45,59 +45,111 @@ class IndexWriter:
 
     def __init__(self, dataset: Dataset, run_id: str):
         self.dataset, self.run_id = dataset, run_id
-        self.entries: list[dict[str, Any]] = []
+        self.entries: dict[SummaryKind, list[dict[str, Any]]] = {kind: [] for kind in SCHEMAS}
+        self.hash_bytes = 0  # that wait
         self.summary_count = 0
 
-    def add_part(self, part: str, info: ObjectInfo, row_count: int, note: Mapping[str, Any]) -> None:
-        self.entries.append({"part": part, **info._asdict(), "rows": row_count, "note": json.dumps(note)})
-        if len(self.entries) >= PARTS_PER_SUMMARY:
-            self.flush()
+    def add_part(self, part: str, info: ObjectInfo, row_count: int, note: Mapping[str, Any], hashes: bytes) -> None:
+        self.add_footer(part, info, PartFooter(row_count, note))
+        self.add_rows(part, info, hashes)
+
+    def add_footer(self, part: str, info: ObjectInfo, footer: PartFooter) -> None:
+        self._add("footers", part, info, {"rows": footer.row_count, "note": json.dumps(footer.note)})
+
+    def add_rows(self, part: str, info: ObjectInfo, hashes: bytes) -> None:
+        self.hash_bytes += len(hashes)
+        self._add("rows", part, info, {"hashes": hashes})
+
+    def _add(self, kind: SummaryKind, part: str, info: ObjectInfo, values: Mapping[str, Any]) -> None:
+        self.entries[kind].append({"part": part, **info._asdict(), **values})
+        if len(self.entries[kind]) >= PARTS_PER_SUMMARY or (kind == "rows" and self.hash_bytes > MAX_HASH_BYTES):
+            self.flush(kind)
 
     def add_missing_parts(self, parts: PartListing) -> None:
         """Of earlier runs: of those that were killed, and of versions that wrote no summaries."""
         with suppress(OutputError):
             missing = list(islice(select_missing(self.dataset, parts), MAX_PARTS_ADDED))
             for part, footer in zip(missing, map_in_threads(self.dataset.read_footer, missing), strict=True):
-                self.add_part(part, parts[part], footer.row_count, footer.note)
+                self.add_footer(part, parts[part], footer)
 
-    def flush(self) -> None:
-        if self.entries:
+    def flush_all(self) -> None:
+        for kind in SCHEMAS:
+            self.flush(kind)
+
+    def flush(self, kind: SummaryKind) -> None:
+        entries, self.entries[kind] = self.entries[kind], []
+        if kind == "rows":
+            self.hash_bytes = 0
+        if entries:
             self.summary_count += 1
             sink = pa.BufferOutputStream()
-            pq.write_table(pa.Table.from_pylist(self.entries, SCHEMA), sink, compression="zstd")
-            self.entries = []
+            pq.write_table(pa.Table.from_pylist(entries, SCHEMAS[kind]), sink, compression="zstd")
             with suppress(OutputError):
-                self.dataset.write_summary(f"{self.run_id}-{self.summary_count:05}", bytes(sink.getvalue()))
+                self.dataset.write_summary(kind, f"{self.run_id}-{self.summary_count:05}", bytes(sink.getvalue()))
 
 
 def read_footers(dataset: Dataset, parts: PartListing) -> Iterator[tuple[str, PartFooter]]:
     """What the footers of all parts say, each once, in no order."""
     missing = np.ones(len(parts), bool)
-    for table in read_valid_entries(dataset, parts, missing, ("rows", "note")):
+    for _, table in read_valid_entries(dataset, "footers", parts, missing):
         for part, rows, note in zip(*(table[name].to_pylist() for name in ("part", "rows", "note")), strict=True):
             yield part, PartFooter(rows, json.loads(note))
     other_parts = PartListing(parts.records[missing])
     yield from zip(other_parts, map_in_threads(dataset.read_footer, other_parts), strict=True)
 
 
-def select_missing(dataset: Dataset, parts: PartListing) -> PartListing:
-    """The parts that no summary describes as they are now."""
+def read_row_hashes(
+    dataset: Dataset, parts: PartListing, index: IndexWriter | None = None
+) -> Iterator[NDArray[np.uint64]]:
+    """Three hashes for each row, part by part in their order. `index` takes those of parts that no summary has."""
     missing = np.ones(len(parts), bool)
-    for _ in read_valid_entries(dataset, parts, missing):
+    lengths, starts = np.zeros(len(parts), np.int64), np.zeros(len(parts), np.int64)
+    with TemporaryFile() as spool:  # summaries have the parts in another order
+        for positions, table in read_valid_entries(dataset, "rows", parts, missing):
+            for position, hashes in zip(positions, table["hashes"].to_pylist(), strict=True):
+                starts[position], lengths[position] = spool.tell(), len(hashes)
+                spool.write(hashes)
+        other_parts = PartListing(parts.records[missing])
+        read_hashes = map_in_threads(
+            lambda part: hash_part_rows(dataset.read_part(part, ["id", "question"])), other_parts
+        )
+        others = zip(other_parts, read_hashes, strict=True)
+        for is_missing, start, length in zip(missing.tolist(), starts.tolist(), lengths.tolist(), strict=True):
+            if is_missing:
+                part, hashes = next(others)
+                if index:
+                    index.add_rows(part, parts[part], hashes.tobytes())
+                yield hashes
+            else:
+                spool.seek(start)
+                yield np.frombuffer(spool.read(length), np.uint64).reshape(-1, 3)
+
+
+def hash_part_rows(rows: pa.Table) -> NDArray[np.uint64]:
+    return hash_row_keys(list(zip(rows["id"].to_pylist(), rows["question"].to_pylist(), strict=True)))
+
+
+def select_missing(dataset: Dataset, parts: PartListing) -> PartListing:
+    """The parts whose footer is in no summary as it is now."""
+    missing = np.ones(len(parts), bool)
+    for _ in read_valid_entries(dataset, "footers", parts, missing, SCHEMAS["footers"].names[:3]):
         pass
     return PartListing(parts.records[missing])
 
 
 def read_valid_entries(
-    dataset: Dataset, parts: PartListing, missing: NDArray[np.bool_], more_columns: Sequence[str] = ()
-) -> Iterator[pa.Table]:
-    """Summary by summary, the entries of parts that are still `missing`, which is kept up to date."""
-    names = sorted(dataset.list_summaries()) if len(parts) else []
-    columns = ["part", "size", "modified_at", *more_columns]
+    dataset: Dataset,
+    kind: SummaryKind,
+    parts: PartListing,
+    missing: NDArray[np.bool_],
+    columns: Sequence[str] | None = None,
+) -> Iterator[tuple[NDArray[np.int64], pa.Table]]:
+    """Summary by summary, the positions and the entries of parts that are `missing`, which is kept up to date."""
+    names = sorted(dataset.list_summaries(kind)) if len(parts) else []
 
     def read_summary(name: str) -> pa.Table | None:
         with suppress(OutputError, pa.ArrowInvalid):  # it was deleted meanwhile, or is damaged
-            return pq.read_table(io.BytesIO(dataset.read_summary(name)), columns=columns)
+            return pq.read_table(io.BytesIO(dataset.read_summary(kind, name)), columns=columns)
         return None
 
     for table in map_in_threads(read_summary, names):
@@ -107,7 +159,7 @@ def read_valid_entries(
             rows = np.flatnonzero(are_valid)
             rows = rows[np.unique(positions[rows], return_index=True)[1]]
             missing[positions[rows]] = False
-            yield table.take(rows)
+            yield positions[rows], table.take(rows)
 
 
 def are_unchanged(table: pa.Table, records: NDArray[np.void]) -> NDArray[np.bool_]:

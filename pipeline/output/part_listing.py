@@ -41,6 +41,10 @@ class PartListing(Mapping[str, ObjectInfo]):
         """From the pages of a listing. Objects that are no parts are left out."""
         return cls(collect_records(pages, PART_DTYPE, encode_part))
 
+    @classmethod
+    def empty(cls) -> PartListing:
+        return cls.collect(())
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -73,6 +77,11 @@ class PartListing(Mapping[str, ObjectInfo]):
         """The parts that belong to none of these chunks."""
         hashes = np.array([encode_name(name)[:HASH_BYTES] for name in chunk_names], f"S{HASH_BYTES}")
         return PartListing(self.records[~are_among(self.records["chunk"], hashes)])
+
+    def select(self, parts: Sequence[str]) -> PartListing:
+        """Those of the parts that are listed."""
+        positions = np.unique(self.locate(parts))
+        return PartListing(self.records[positions[positions >= 0]])
 
     def select_since(self, moment: float) -> PartListing:
         """The parts that were not modified before this moment, as far as the store tells."""

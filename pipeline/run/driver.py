@@ -101,7 +101,7 @@ def run_job(job: Job, options: RunOptions = RunOptions(), *, say: Say | None = N
                 retry_errors.delete_uncommitted_letters(plan, missing_chunks, dead_letters, dataset)
                 has_dead_letters = retry_errors.has_failed_rows(plan, dead_letters, dataset, options.shard)
                 index.add_missing_parts(plan.parts)
-                index.flush()
+                index.flush_all()
                 if options.shard:
                     progress.say(run_report.describe_shards(plan, options.shard, dataset))
                 return run_report.print_summary(
@@ -143,6 +143,7 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
         splitter=splitter,
         row_limit=options.row_limit,
         labelled_ids=labelled_ids,
+        index=run.index,
     )
     run.lease.check_same_chunks(
         hash_chunks(plan.chunks, options.row_limit, None if labelled_ids is None else labelled_ids.tolist())
@@ -171,7 +172,7 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
         **attempt,
     }
     if options.row_limit is None:  # the first rows of a manifest do not tell which chunks were removed
-        values |= {"gone": retry_scope.removed_chunks, "since": retry_scope.later_parts}
+        values |= {"gone": retry_scope.removed_chunks, "since": list(retry_scope.later_parts)}
     if options.shard:
         rows_left = count_rows_by_shard(plan.remaining_chunks, options.shard.total)
         values |= {"shard": options.shard, "rows_left_by_shard": rows_left}
@@ -219,7 +220,7 @@ def run_plan(run: ActiveRun, plan: ResumePlan) -> Sequence[Chunk]:
     finally:
         if status == "stopped":
             count_unreported_chunks(run, plan)
-        run.index.flush()
+        run.index.flush_all()
         run_report.write_run_report(run.context, plan, run.progress, status, run.dataset.store, run.budget.shard)
 
 
@@ -260,5 +261,5 @@ def add_lost_receipts(run: ActiveRun, plan: ResumePlan, missing_chunks: Sequence
 
 def take_receipt(run: ActiveRun, receipt: CommitReceipt) -> None:
     run.progress.add_receipt(receipt)
-    run.index.add_part(receipt.part_name, receipt.part_info, receipt.answered, receipt.note)
+    run.index.add_part(receipt.part_name, receipt.part_info, receipt.answered, receipt.note, receipt.row_hashes)
     log.write_commit_event(receipt)

@@ -7,14 +7,15 @@ one part after the next run has planned the same rows in other chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.manifest.row_keys import hash_row_keys
 from pipeline.output.dataset import Dataset
+from pipeline.output.part_index import IndexWriter, read_row_hashes
+from pipeline.output.part_listing import PartListing
 from pipeline.output.thread_map import map_in_threads
 from pipeline.run.dedup import HashBuckets, find_common_numbers, find_duplicates, number_equal_rows
 
@@ -26,9 +27,11 @@ RowNumbers = NDArray[np.uint64] | NDArray[np.int64]  # counted over all rows of 
 class OrphanRows:
     """The rows of all orphan parts, numbered from one part to the next."""
 
-    parts: tuple[str, ...] = ()
+    parts: PartListing = field(default_factory=PartListing.empty)
     first_rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))  # of each part, and the end
-    other_parts: tuple[str, ...] = ()  # those of the manifest's chunks that may hold some of the rows, too
+    other_parts: PartListing = field(
+        default_factory=PartListing.empty
+    )  # those of the manifest's chunks that may hold some of the rows, too
     are_repeated: bool = False  # some of the rows are in two parts
 
     @property
@@ -37,24 +40,26 @@ class OrphanRows:
 
 
 def match_orphans(
-    orphan_parts: Sequence[str],
+    orphan_parts: PartListing,
     manifest_rows: HashBuckets,
-    list_parts_with: Callable[[RowNumbers], Sequence[str]],
+    list_parts_with: Callable[[RowNumbers], PartListing],
     dataset: Dataset,
+    index: IndexWriter | None = None,
 ) -> tuple[OrphanRows, RowNumbers]:
     """The rows of orphan parts, and the manifest's rows that they answer.
 
-    `list_parts_with` gives the other parts that may hold some of the manifest's rows.
+    `list_parts_with` gives the other parts that may hold some of the manifest's rows. `index` takes the hashes of rows
+    of parts that were read whole, so that the next run does not read them.
     """
     with HashBuckets() as orphan_rows, HashBuckets() as other_rows:
-        first_rows = add_part_rows(orphan_rows, orphan_parts, dataset)
+        first_rows = add_part_rows(orphan_rows, orphan_parts, dataset, index)
         answered = find_common_numbers(manifest_rows, orphan_rows)
-        other_parts = tuple(list_parts_with(answered))
-        add_part_rows(other_rows, other_parts, dataset)
+        other_parts = list_parts_with(answered)
+        add_part_rows(other_rows, other_parts, dataset, index)
         are_repeated = bool(len(find_common_numbers(orphan_rows, other_rows))) or any(
             len(find_duplicates(rows)[0]) for rows in orphan_rows
         )
-        return OrphanRows(tuple(orphan_parts), first_rows, other_parts, are_repeated), answered
+        return OrphanRows(orphan_parts, first_rows, other_parts, are_repeated), answered
 
 
 def find_superfluous_parts(orphans: OrphanRows, dataset: Dataset) -> tuple[list[str], bool]:
@@ -64,7 +69,8 @@ def find_superfluous_parts(orphans: OrphanRows, dataset: Dataset) -> tuple[list[
     """
     if not orphans.are_repeated:
         return [], False
-    parts, superfluous = [*orphans.parts, *orphans.other_parts], []
+    parts = orphans.parts.add(orphans.other_parts)
+    superfluous: list[str] = []
     with HashBuckets() as row_hashes:
         first_rows = add_part_rows(row_hashes, parts, dataset)
         groups = number_equal_rows(row_hashes)
@@ -81,29 +87,26 @@ def find_superfluous_parts(orphans: OrphanRows, dataset: Dataset) -> tuple[list[
     return superfluous, bool((copies > 1).any())
 
 
-def find_answered_rows(parts: Sequence[str], row_hashes: HashBuckets, dataset: Dataset) -> RowNumbers:
+def find_answered_rows(parts: PartListing, row_hashes: HashBuckets, dataset: Dataset) -> RowNumbers:
     """The rows that are answered in these parts."""
     with HashBuckets() as answered_hashes:
         add_part_rows(answered_hashes, parts, dataset)
         return find_common_numbers(row_hashes, answered_hashes)
 
 
-def count_repeated_rows(parts: Sequence[str], dataset: Dataset) -> int:
+def count_repeated_rows(parts: PartListing, dataset: Dataset) -> int:
     """The rows that are in these parts more than once."""
     with HashBuckets() as row_hashes:
         add_part_rows(row_hashes, parts, dataset)
         return sum(len(find_duplicates(rows)[0]) for rows in row_hashes)
 
 
-def add_part_rows(row_hashes: HashBuckets, parts: Sequence[str], dataset: Dataset) -> NDArray[np.int64]:
+def add_part_rows(
+    row_hashes: HashBuckets, parts: PartListing, dataset: Dataset, index: IndexWriter | None = None
+) -> NDArray[np.int64]:
     """Add the rows of the parts. Returns the number of the first row of each part, and the end."""
-
-    def read_part(part: str) -> RowHashes:
-        table = dataset.read_part(part, ["id", "question"])
-        return hash_row_keys(list(zip(table["id"].to_pylist(), table["question"].to_pylist(), strict=True)))
-
     first_rows = [0]
-    for hashes in map_in_threads(read_part, parts):
+    for hashes in read_row_hashes(dataset, parts, index):
         row_hashes.add_hashes(hashes)
         first_rows.append(row_hashes.row_count)
     return np.array(first_rows)

@@ -22,6 +22,7 @@ from pipeline.manifest.chunks import Chunk, read_chunk_rows, split_file
 from pipeline.manifest.files import ManifestFile, build_unreadable_error, get_store_error_types
 from pipeline.manifest.row_reader import RowReader
 from pipeline.output.dataset import Dataset
+from pipeline.output.part_index import IndexWriter
 from pipeline.output.part_listing import PartListing
 from pipeline.run.dedup import HashBuckets, find_duplicates
 from pipeline.run.orphans import OrphanRows, RowHashes, RowNumbers, group_by_span, match_orphans
@@ -55,6 +56,7 @@ def build_resume_plan(
     splitter: ManifestSplitter | None = None,
     row_limit: int | None = None,
     labelled_ids: RowNumbers | None = None,
+    index: IndexWriter | None = None,
 ) -> ResumePlan:
     """`labelled_ids` are hashes of the ids of rows that are not asked. They count only where nothing is committed: a
     chunk without them has another name."""
@@ -77,18 +79,18 @@ def build_resume_plan(
             index: chunk for index, chunk in enumerate(chunks) if chunk.name not in parts and chunk.asked_row_count
         }
         # Later generations of a chunk whose first part was deleted are orphans, too: all its rows are asked again.
-        orphan_parts = list(parts.select_other_chunks(chunk.name for chunk in chunks if chunk.name in parts))
+        orphan_parts = parts.select_other_chunks(chunk.name for chunk in chunks if chunk.name in parts)
 
-        def list_done_parts_with(row_numbers: RowNumbers) -> list[str]:
+        def list_done_parts_with(row_numbers: RowNumbers) -> PartListing:
             names = (chunks[index].name for index, _ in group_by_span(row_numbers, first_rows))
-            return [part for name in names if name in parts for part in parts.list_generations(name)]
+            return parts.select([part for name in names if name in parts for part in parts.list_generations(name)])
 
         orphans = OrphanRows()
         if orphan_parts:
-            orphans, answered_rows = match_orphans(orphan_parts, row_hashes, list_done_parts_with, dataset)
-            for index, offsets in group_by_span(answered_rows, first_rows):
-                if index in remaining:
-                    remaining[index] = replace(remaining[index], answered_offsets=offsets)
+            orphans, answered_rows = match_orphans(orphan_parts, row_hashes, list_done_parts_with, dataset, index)
+            for number, offsets in group_by_span(answered_rows, first_rows):
+                if number in remaining:
+                    remaining[number] = replace(remaining[number], answered_offsets=offsets)
     return ResumePlan(
         parts=parts,
         chunks=tuple(chunks),
@@ -103,7 +105,7 @@ def build_resume_plan(
 def find_plan_warnings(context: RunContext, plan: ResumePlan, dataset: Dataset) -> Iterator[str]:
     """A manifest whose ids were written in another way asks, and pays for, everything again."""
     if plan.rows_left and plan.rows_left == plan.rows and plan.orphans.row_count >= MIN_EARLIER_ROWS:
-        part = plan.orphans.parts[int(np.argmax(np.diff(plan.orphans.first_rows)))]  # the largest
+        part = list(plan.orphans.parts)[int(np.argmax(np.diff(plan.orphans.first_rows)))]  # the largest
         earlier_id = dataset.read_part(part, ["id"])["id"][0].as_py()
         now_id = read_row_id(plan.chunks[0], 0, context)
         yield (

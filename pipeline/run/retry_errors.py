@@ -35,7 +35,7 @@ class RetryScope:
 
     failed_chunks: Mapping[str, Sequence[str]]  # the parts of each chunk of the manifest that has dead letters
     removed_chunks: Sequence[str]  # chunks with dead letters that the manifest no longer has
-    later_parts: Sequence[str]  # see find_later_parts
+    later_parts: PartListing  # see find_later_parts
 
     def narrow(self, plan: ResumePlan, shard: Shard | None) -> RetryScope:
         """The failed chunks of one shard."""
@@ -52,21 +52,25 @@ def find_retry_scope(plan: ResumePlan, dead_letters: DeadLetterListing, dataset:
     return RetryScope(
         failed_chunks=failed_chunks,
         removed_chunks=[name for name in all_failed_chunks if name not in chunk_names],
-        later_parts=find_later_parts(plan.parts, failed_chunks, chunk_names, dataset) if failed_chunks else [],
+        later_parts=find_later_parts(plan.parts, failed_chunks, chunk_names, dataset)
+        if failed_chunks
+        else PartListing.empty(),
     )
 
 
 def find_later_parts(
     parts: PartListing, failed_chunks: Collection[str], chunk_names: Collection[str], dataset: Dataset
-) -> list[str]:
+) -> PartListing:
     """The parts of removed chunks that are not older than the run with the oldest failure.
 
     Older parts cannot answer a failed row: the run lists all parts after its claim, and would not have asked it.
     """
+    if not failed_chunks:
+        return PartListing.empty()
     oldest_failure = min(parts[chunk_name].modified_at or 0.0 for chunk_name in failed_chunks)
     claim_times = open_claims(dataset).list_times().values()
     oldest_claim = max((claimed_at for claimed_at in claim_times if claimed_at <= oldest_failure), default=0.0)
-    return list(parts.select_other_chunks(chunk_names).select_since(oldest_claim))
+    return parts.select_other_chunks(chunk_names).select_since(oldest_claim)
 
 
 def read_failed_rows(retry_scope: RetryScope, dataset: Dataset) -> Iterator[DeadLetter]:

@@ -34,7 +34,7 @@ def output(workspace):
 
 
 def list_summaries(output):
-    return sorted((output / "_index").rglob("*.parquet"))
+    return sorted((output / "_index").glob("*/footers/*.parquet"))
 
 
 def list_part_files(output):
@@ -131,6 +131,21 @@ def test_a_part_that_another_program_rewrote_is_named_and_stops_no_run(workspace
     assert workspace.run_job() == 3
     with pytest.raises(OutputError, match=r"was rewritten by another program, .* delete it, and its rows are asked"):
         read_all(output)
+
+
+@pytest.mark.parametrize("lost", ["", "rows/*", "*/*"])
+def test_orphans_are_read_whole_at_most_once(workspace, output, lost, monkeypatch):
+    """The manifest is cut elsewhere, so no part belongs to one of its chunks."""
+    for summary in (output / "_index").glob(f"*/{lost}") if lost else ():
+        summary.unlink()
+    read_part, read = Dataset.read_part, []
+    monkeypatch.setattr(Dataset, "read_part", lambda *given: (read.append(given[1]), read_part(*given))[1])
+    for read_parts, rows_left in ((len(list_part_files(output)) if lost else 0, 3), (0, 0)):
+        read.clear()
+        assert workspace.run_job(output={"chunk_rows": 5}) == 3
+        assert any(f"16 rows, {16 - rows_left} done before" in line for line in workspace.messages)
+        assert len(read) == read_parts
+    assert len(workspace.read_answers()) == 13
 
 
 def test_readers_of_the_answers_do_not_see_summaries(output):

@@ -20,13 +20,20 @@ def new_dataset(tmp_path_factory):
     return lambda: Dataset(OutputStore(str(tmp_path_factory.mktemp("out"))), "f")
 
 
+def name_part(word):
+    return word.encode().hex().ljust(24, "0")
+
+
 def commit(dataset, part, ids, *, epoch=1, errors=None):
     rows = pa.table({"id": [*ids], "question": [*ids]}, schema=COLUMNS)
-    dataset.commit_part(part, rows, {"epoch": epoch, "errors": errors}, lambda: None)
+    dataset.commit_part(name_part(part), rows, {"epoch": epoch, "errors": errors}, lambda: None)
 
 
 def find(dataset, orphans, others=()):
-    return find_superfluous_parts(OrphanRows(tuple(orphans), other_parts=tuple(others), are_repeated=True), dataset)
+    orphan_parts, other_parts = (dataset.list_parts().select([*map(name_part, parts)]) for parts in (orphans, others))
+    rows = OrphanRows(orphan_parts, other_parts=other_parts, are_repeated=True)
+    superfluous, repeats_rows = find_superfluous_parts(rows, dataset)
+    return [bytes.fromhex(part).rstrip(b"\0").decode() for part in superfluous], repeats_rows
 
 
 @pytest.mark.parametrize("orphans", [["late"], ["x", "y"], ["late", "x", "y"]])
@@ -59,5 +66,5 @@ def test_no_row_is_lost_and_no_superfluous_part_stays(new_dataset, row_sets, orp
     superfluous, repeats_rows = find(dataset, names[:orphan_count], names[orphan_count:])
     staying = [part for part in names if part not in superfluous]
     assert set().union(*(parts[part] for part in staying)) == set().union(*row_sets)
-    assert repeats_rows == (count_repeated_rows(staying, dataset) > 0)
+    assert repeats_rows == (count_repeated_rows(dataset.list_parts().select([*map(name_part, staying)]), dataset) > 0)
     assert find(dataset, staying) == ([], repeats_rows)

@@ -48,7 +48,7 @@ class LiveOutput:
         self.forget_question()
 
     def forget_question(self) -> None:
-        self.seen_parts = PartListing.collect(())
+        self.seen_parts = PartListing.empty()
         self.newest_run = ""
         self.answered = 0
         self.failure_counts: Counter[str] = Counter()  # of rows that are still failed
