@@ -189,7 +189,7 @@ class OutputStore:
             return collect(iter(()))
 
     def _open_pages(self, folder: str, first_characters: str) -> Iterator[Page]:
-        root = f"{self.root}/{folder}"
+        root = f"{self.root}/{folder}".rstrip("/")
 
         def fetch_page(characters: str, token: str) -> S3Reply:  # a long listing does not begin anew for one page
             return self.run_with_retries(

@@ -163,7 +163,7 @@ def print_simulation(costs: simulation.DriverCosts) -> None:
             for drivers in dict.fromkeys((1, enough)):
                 load = simulation.Workload(rows, 89, count, 30.0, drivers, load_s=60.0)
                 run = simulation.simulate_run(load, costs)
-                dollars = 4 * count * run.seconds / 3600 + run.request_cost
+                dollars = 4 * count * run.seconds / 3600 + run.requests.cost
                 cells = [
                     f"{rows:,}",
                     f"{count:,}",
@@ -173,7 +173,13 @@ def print_simulation(costs: simulation.DriverCosts) -> None:
                 ]
                 shares = [f"{share:.0%}" for share in (run.busy_share, run.driver_cpu_share)]
                 lines.append(
-                    [*cells, *shares, f"{run.driver_bytes / 2**20:,.0f}", f"{run.requests:,.0f}", f"{dollars:,.0f}"]
+                    [
+                        *cells,
+                        *shares,
+                        f"{run.driver_bytes / 2**20:,.0f}",
+                        f"{run.requests.puts + run.requests.gets:,.0f}",
+                        f"{dollars:,.0f}",
+                    ]
                 )
     head = [
         "rows",

@@ -14,6 +14,7 @@ from pipeline.__main__ import main
 from pipeline.fetch.header_fetcher import PREFIX_BYTES, HeaderReader
 from pipeline.inspect.plan import measured, plan_job, plan_text, to_json_dict
 from pipeline.inspect.plan.gpus import GPUS, TokenLoad, estimate_gpu
+from pipeline.inspect.plan.simulation import count_requests
 from pipeline.job.spec import Job
 from pipeline.model.engines.torch.model_size import ModelSize
 
@@ -257,6 +258,15 @@ def test_a_plan_says_what_is_measured_and_what_is_estimated(workspace, monkeypat
     assert any("without *: from the measured speed" in line for line in lines)
     values = to_json_dict(after)["offers"][0]
     assert values["least_gpu_hours"] == values["gpu_hours"] > 0
+
+
+def test_requests_are_shown_where_the_store_counts_them(workspace):
+    workspace.write_manifest(workspace.draw_images(2))
+    on_disk = plan_job(Job.model_validate(workspace.build_job()))
+    assert not any(line.startswith("requests") for line in plan_text.format_plan(on_disk))
+    in_store = replace(on_disk, requests=count_requests(1e6 / 100))
+    counts = "10,000 writes and 20,000 reads of the output for a million rows"
+    assert f"requests        {counts}, 0.06 USD at the list prices of S3" in plan_text.format_plan(in_store)
 
 
 def test_the_table_of_measured_speeds_can_be_read():

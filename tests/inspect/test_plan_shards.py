@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.inspect.plan.gpus import GpuEstimate
 from pipeline.inspect.plan.shard_advice import advise_shards, format_shard_advice
-from pipeline.inspect.plan.simulation import DriverCosts, Workload, count_fed_replicas, simulate_run
+from pipeline.inspect.plan.simulation import DriverCosts, Requests, Workload, count_fed_replicas, simulate_run
 from pipeline.job.job_loader import parse_job
 
 FREE = DriverCosts(task_s=0.0, ledger_s=0.0, start_s=0.0)
@@ -65,7 +65,7 @@ def test_shards_and_loading_count():
     assert four.busy_share > 2.5 * one.busy_share
     growing = simulate_run(replace(load, drivers=4, starts_at_once=False))
     assert growing.seconds > four.seconds + 300
-    assert (one.requests, one.request_cost) == (2 * 10**5, pytest.approx(0.54))
+    assert one.requests == Requests(10**5, 2 * 10**5, pytest.approx(0.58))
 
 
 def test_a_driver_keeps_the_replicas_busy_that_it_is_said_to_feed():

@@ -23,6 +23,7 @@ from pipeline.inspect.plan.advice import Advice, suggest_settings
 from pipeline.inspect.plan.gpus import GPUS, GpuEstimate, TokenLoad, estimate_gpu
 from pipeline.inspect.plan.measured import MeasuredSpeed
 from pipeline.inspect.plan.shard_advice import ShardAdvice, advise_shards
+from pipeline.inspect.plan.simulation import Requests, count_requests
 from pipeline.inspect.plan.survey import Survey, sample_chunks, survey_chunks
 from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk
@@ -49,6 +50,7 @@ class JobPlan:
     rows: int
     rows_left: int
     chunks: str  # how many rows they have, and why
+    requests: Requests | None  # for a million rows, if the output is in an object store
     survey: Survey
     answer_tokens: float
     answers_known: int  # the number of earlier answers that `answer_tokens` is the mean of
@@ -110,6 +112,7 @@ def plan_job(
         rows=resume_plan.rows,
         rows_left=resume_plan.rows_left,
         chunks=chunk_size.describe(),
+        requests=None if dataset.store.is_local else count_requests(1e6 / chunk_size.rows),
         survey=survey,
         answer_tokens=mean_tokens,
         answers_known=known_answers,

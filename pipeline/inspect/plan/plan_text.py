@@ -53,6 +53,9 @@ def format_content(plan: JobPlan) -> Iterator[str]:
     if survey.frames:
         yield f"frames          {survey.frames * scale:,.0f}, {survey.frames / survey.media['video']:.0f} a video"
     yield f"chunks          {plan.chunks.removeprefix('chunks ')}"
+    if requests := plan.requests:
+        counts = f"{requests.puts:,.0f} writes and {requests.gets:,.0f} reads of the output for a million rows"
+        yield f"requests        {counts}, {format_amount(requests.cost)} USD at the list prices of S3"
     load, exact = plan.load, scale == 1
     yield f"vision tokens   {load.vision:,.0f}, {format_distribution(survey.vision, exact=exact)}"
     text_tokens = load.prompt - load.vision

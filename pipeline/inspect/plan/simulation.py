@@ -27,7 +27,7 @@ class DriverCosts:
     base_bytes: float = 260e6  # of a driver's memory
     chunk_bytes: float = 2.1e3  # that a chunk and its part add to it
     put_requests: float = 1.0  # for a chunk: its part
-    get_requests: float = 1.0  # for a chunk: the lease
+    get_requests: float = 2.0  # for a chunk: the lease, and the time of its part
     usd_per_put: float = 5e-6
     usd_per_get: float = 4e-7
 
@@ -50,14 +50,22 @@ class Workload:
 
 
 @dataclass(frozen=True, slots=True)
+class Requests:
+    """To the output, on a store that counts them."""
+
+    puts: float
+    gets: float
+    cost: float  # USD
+
+
+@dataclass(frozen=True, slots=True)
 class Forecast:
     planning_s: float
     seconds: float  # from the end of planning
     busy_share: float  # of the time from the start of each replica to the end
     driver_cpu_share: float  # of one core, for each driver
     driver_bytes: float
-    requests: float
-    request_cost: float  # USD
+    requests: Requests
 
 
 DEFAULT_COSTS = DriverCosts()
@@ -76,16 +84,20 @@ def simulate_run(load: Workload, costs: DriverCosts = DEFAULT_COSTS) -> Forecast
     if chunks > simulated:  # the second half of the tasks tells the speed of the rest
         seconds += (chunks - simulated) * (ends[-1] - ends[simulated // 2]) / (simulated - 1 - simulated // 2)
     seconds += load.latency_s
-    puts, gets = costs.put_requests * load.chunks, costs.get_requests * load.chunks
     return Forecast(
         planning_s=load.rows * costs.row_s,
         seconds=seconds,
         busy_share=min(1.0, chunks * chunk_s / sum(seconds - started for started in started_at)),
         driver_cpu_share=min(1.0, chunks * costs.task_s / seconds),
         driver_bytes=costs.base_bytes + costs.chunk_bytes * load.chunks,
-        requests=puts + gets,
-        request_cost=puts * costs.usd_per_put + gets * costs.usd_per_get,
+        requests=count_requests(load.chunks, costs),
     )
+
+
+def count_requests(chunks: float, costs: DriverCosts = DEFAULT_COSTS) -> Requests:
+    """Where no row fails: a chunk with failed rows writes one object more."""
+    puts, gets = costs.put_requests * chunks, costs.get_requests * chunks
+    return Requests(puts, gets, puts * costs.usd_per_put + gets * costs.usd_per_get)
 
 
 def simulate_tasks(
