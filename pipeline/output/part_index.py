@@ -149,7 +149,7 @@ def read_valid_entries(
 
     def read_summary(name: str) -> pa.Table | None:
         with suppress(OutputError, pa.ArrowInvalid):  # it was deleted meanwhile, or is damaged
-            return pq.read_table(io.BytesIO(dataset.read_summary(kind, name)), columns=columns)
+            return pq.ParquetFile(io.BytesIO(dataset.read_summary(kind, name))).read(columns)
         return None
 
     for table in map_in_threads(read_summary, names):
