@@ -39,6 +39,7 @@ class RowReader:
         self.columns = select_file_columns(job, file, file_schema, schema_prompt)
         schema = add_nested_fields(file_schema, self.columns.media)
         binary = {name for name in self.columns.media if holds_bytes(schema.field(name).type)}
+        self.reads_media = bool(binary)  # with the rows, because the manifest holds them as bytes
         self.hashed_columns = [name for name in self.columns.question_columns if name not in binary]
         self.id_columns = [self.columns.id] if self.columns.id else []
         # Where values may turn out to have another type than the file began with, planning finds it, not a paid run.

@@ -24,10 +24,11 @@ from pipeline.inspect.plan.gpus import GPUS, GpuEstimate, TokenLoad, estimate_gp
 from pipeline.inspect.plan.measured import MeasuredSpeed
 from pipeline.inspect.plan.shard_advice import ShardAdvice, advise_shards
 from pipeline.inspect.plan.simulation import Requests, count_requests
-from pipeline.inspect.plan.survey import Survey, sample_chunks, survey_chunks
+from pipeline.inspect.plan.survey import MAX_INLINE_BYTES, Survey, sample_chunks, survey_chunks
 from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk
 from pipeline.manifest.files import list_manifest_files
+from pipeline.manifest.row_reader import RowReader
 from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engines.base import get_engine_type
 from pipeline.model.engines.torch.model_size import ModelSize, measure_model
@@ -89,7 +90,12 @@ def plan_job(
     context = chunk_size.apply_to(context)
     resume_plan = resume.build_resume_plan(context, manifest_files, dataset, row_limit=row_limit)
     chunks = resume_plan.remaining_chunks
-    survey = survey_with_progress(context, chunks if sample_rows is None else list(sample_chunks(chunks, sample_rows)))
+    max_inline_bytes = math.inf
+    if sample_rows is not None:
+        reads_media = RowReader(context.job, manifest_files[0], context.schema_prompt).reads_media
+        chunks = tuple(sample_chunks(chunks, sample_rows, whole=reads_media))
+        max_inline_bytes = MAX_INLINE_BYTES
+    survey = survey_with_progress(context, chunks, max_inline_bytes)
     known_answers, mean_tokens = read_answer_lengths(dataset)
     if not job.answer.is_written:
         known_answers, mean_tokens = 0, 0
@@ -127,12 +133,13 @@ def plan_job(
     )
 
 
-def survey_with_progress(context: RunContext, chunks: Sequence[Chunk]) -> Survey:
+def survey_with_progress(context: RunContext, chunks: Sequence[Chunk], max_inline_bytes: float) -> Survey:
     if not chunks:
         return Survey()
     console = Console(stderr=True)
     hidden = not console.is_terminal
-    return survey_chunks(context, track(chunks, "headers", console=console, transient=True, disable=hidden))
+    tracked = track(chunks, "headers", console=console, transient=True, disable=hidden)
+    return survey_chunks(context, tracked, max_inline_bytes)
 
 
 def read_answer_lengths(dataset: Dataset) -> tuple[int, float]:

@@ -7,24 +7,28 @@ such as a file that is cut off.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from random import Random
 
 from pipeline.context import RunContext
 from pipeline.fetch.header_fetcher import open_header_fetcher
 from pipeline.inspect.figures import pick_evenly
 from pipeline.inspect.plan.shared_beginnings import BeginningCounter
 from pipeline.manifest.chunks import Chunk
+from pipeline.media.clips import list_sources
 from pipeline.media.decode import build_decode_limits
 from pipeline.media.header_decoder import HeaderDecoder
 from pipeline.model.engines.base import get_engine_type
 from pipeline.prepare import Preparer
-from pipeline.types import Clip, Failure, ReadItem, Request, Size
+from pipeline.types import Clip, Failure, Item, MediaRef, ReadItem, Request, Size
 
 MAX_SAMPLED_CHUNKS = 100  # of a sample: each costs reading a part of the manifest
 BATCH_ROWS = 300  # prepared together; media that the manifest holds as bytes are in memory with them
+MAX_INLINE_BYTES = 2**30  # of media that the manifest holds, in a sample
 MAX_DISTINCT_CLIPS = 20_000  # clips of different sizes that advice is computed from
 
 
@@ -104,8 +108,9 @@ def classify_row(clips: Sequence[Clip]) -> str:
     return "video" if kinds else "text"
 
 
-def survey_chunks(context: RunContext, chunks: Iterable[Chunk]) -> Survey:
-    survey = Survey()
+def survey_chunks(context: RunContext, chunks: Iterable[Chunk], max_inline_bytes: float = math.inf) -> Survey:
+    """Media that the manifest holds are read whole, so a survey may end before its last chunk."""
+    survey, inline_bytes = Survey(), 0
     decoder = HeaderDecoder(build_decode_limits(context.job))
     with closing(Preparer(context, fetcher=open_header_fetcher(context.job), decoder=decoder)) as preparer:
         copies = get_engine_type(context.job).copies_beginnings(context.job)
@@ -113,7 +118,15 @@ def survey_chunks(context: RunContext, chunks: Iterable[Chunk]) -> Survey:
         for items in batch_items(preparer.read_items(chunk) for chunk in chunks):
             for _, outcome in preparer.prepare_items(items):
                 survey.add_outcome(outcome, beginnings)
+            inline_bytes += sum(count_inline_bytes(item) for item, _ in items)
+            if inline_bytes > max_inline_bytes:
+                break
     return survey
+
+
+def count_inline_bytes(item: Item) -> int:
+    parts = (part for turn in item.turns for part in turn.parts if isinstance(part, MediaRef))
+    return sum(len(source) for part in parts for source in list_sources(part) if isinstance(source, bytes))
 
 
 def batch_items(item_lists: Iterable[list[ReadItem]]) -> Iterator[list[ReadItem]]:
@@ -127,15 +140,22 @@ def batch_items(item_lists: Iterable[list[ReadItem]]) -> Iterator[list[ReadItem]
     yield batch
 
 
-def sample_chunks(chunks: Sequence[Chunk], row_count: int) -> Iterator[Chunk]:
+def sample_chunks(chunks: Sequence[Chunk], row_count: int, *, whole: bool) -> Iterator[Chunk]:
     """About `row_count` rows of evenly spread chunks; all rows if there are no more.
 
-    Those of a chunk follow each other, so that rows about the same picture are seen as the engine sees them.
+    Those of a chunk follow each other, so that rows about the same picture are seen as the engine sees them. A chunk is
+    sampled `whole` where reading a row of it reads the media of all. They come in a random order, which may end early.
     """
-    if sum(chunk.asked_row_count for chunk in chunks) <= row_count:
+    total = sum(chunk.asked_row_count for chunk in chunks)
+    if total <= row_count and not whole:
         yield from chunks
         return
-    sampled_chunks = [chunks[index] for index in pick_evenly(len(chunks), MAX_SAMPLED_CHUNKS)]
+    count = min(MAX_SAMPLED_CHUNKS, -(-row_count * len(chunks) // max(total, 1))) if whole else MAX_SAMPLED_CHUNKS
+    sampled_chunks = [chunks[index] for index in pick_evenly(len(chunks), count)]
+    if whole:
+        Random(0).shuffle(sampled_chunks)
+        yield from sampled_chunks
+        return
     rows_per_chunk = -(-row_count // len(sampled_chunks))
     for chunk in sampled_chunks:
         skipped_offsets = chunk.skipped_offsets
