@@ -19,6 +19,7 @@ from pipeline.errors import OutputError
 from pipeline.inspect.output_reader import OutputReader, open_output_reader
 from pipeline.inspect.score import find_schema
 from pipeline.inspect.score.scored_rows import read_answered_rows, read_failed_rows
+from pipeline.output.local_files import write_named_file
 from pipeline.truth.compared_fields import build_compared_fields
 from pipeline.truth.truth_index import TruthIndex, open_truth
 from pipeline.truth.truth_table import TRUTH_COLUMN
@@ -47,7 +48,9 @@ def write_corrections(
     found = find_truths(reader, truth)
     if not found:
         raise OutputError(f"{file}: none of its truths belongs to a row of {output}, by id or by the name of a file")
-    pq.write_table(build_truth_table(found, read_answer_field(reader)), target, compression="zstd")
+    sink = pa.BufferOutputStream()
+    pq.write_table(build_truth_table(found, read_answer_field(reader)), sink, compression="zstd")
+    write_named_file(target, bytes(sink.getvalue()))
     return CorrectionCount(len(found), truth.count_unused())
 
 

@@ -98,6 +98,8 @@ def select_columns(job: Job, available: Sequence[str], *, schema_prompt: str | N
                 f"{key}: the manifest has no column {name!r}{brace}; it has: {', '.join(available) or 'none'}"
                 f"{format_suggestion(name, dict.fromkeys(available))}"
             )
+        if (count := available.count(name)) > 1:
+            raise JobError(f"{key}: the manifest has {count} columns named {name!r}; rename all but one")
     for key, template in (("prompt.system", job.prompt.system), ("prompt.user", job.prompt.user)):
         if stray := re.search(r"[{}]", PLACEHOLDER.sub("", template or "")):
             raise JobError(f"{key}: a {stray[0]} stands alone; for a brace that is text, write {{{{ or }}}}")

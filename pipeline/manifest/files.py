@@ -28,6 +28,7 @@ from pipeline.manifest.sources.folder import (
     find_through_links,
     get_media_folder,
     is_media_name,
+    require_readable_folders,
 )
 from pipeline.manifest.tables import expand_braces, find_catalog_table, find_table, load_source_class, split_choice
 from pipeline.registry import SOURCES
@@ -137,6 +138,8 @@ def list_files(
         tables = names if any(map(detect_source_kind, names)) or not has_media(names, folder) else None
     elif filesystem.isdir(path):
         walks_links = follow_links and "file" in filesystem.protocol
+        if "file" in filesystem.protocol and not follow_links:
+            require_readable_folders(path)
         found = find_through_links(path) if walks_links else filesystem.find(path)
         folder, names = path, leave_out_outputs(filesystem, path, found, output_url, say)
         media_kind = LINKED_MEDIA_KIND if walks_links else MEDIA_KIND

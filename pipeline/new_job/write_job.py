@@ -21,6 +21,7 @@ from pipeline.new_job.gallery import JOB_SCHEMA_NAME, find_gallery_job
 from pipeline.new_job.job_text import remove_section, set_keys
 from pipeline.new_job.manifest_columns import choose_columns, describe_columns, read_sample
 from pipeline.new_job.schema_text import build_schema_text, parse_fields
+from pipeline.output.local_files import write_named_file
 
 SCHEMA_MODEL = "Answer"
 
@@ -59,10 +60,9 @@ def write_job(wanted: NewJob, say: Callable[[str], None]) -> Job:
     text = set_keys(text, choose_input_keys(wanted, job, say))
     files[wanted.path] = text
     files[wanted.path.with_name(JOB_SCHEMA_NAME)] = json.dumps(build_job_schema(), indent=1)  # its second line names it
-    wanted.path.parent.mkdir(parents=True, exist_ok=True)
     for path, content in files.items():
         if not path.exists():
-            path.write_text(content, encoding="utf-8")
+            write_named_file(path, content.encode())
     say(f"wrote {', '.join(map(str, files))}")
     return parse_job(text, source_name=str(wanted.path))
 

@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from pipeline.errors import OutputError
+
 
 def create_file(path: str, data: bytes, check_allowed: Callable[[], object]) -> bool:
     """Create a file; False if it exists already. `check_allowed` is called just before, and may raise."""
@@ -53,6 +55,15 @@ def sync_files(folder: str) -> None:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), folder)
     finally:
         os.close(descriptor)
+
+
+def write_named_file(file: Path, data: bytes, *, option: str = "--to") -> None:
+    """Write a file that an option of a command names."""
+    try:
+        replace_file(str(file.absolute()), data)
+    except OSError as error:
+        reason = f"cannot be written: {error.strerror}"
+        raise OutputError(f"{file}: {reason}; name another file with {option}") from error
 
 
 def copy_file(source: Path, path: str) -> None:

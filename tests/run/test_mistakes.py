@@ -4,15 +4,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
+from PIL import Image
 
 from pipeline import builtin
 from pipeline.__main__ import main
@@ -224,6 +228,18 @@ MISTAKES: list[Case] = [
         written("m.jsonl", '{"id": "a", "image": "a.png"}\n{"id": "b", \n', job("m.parquet", "m.jsonl")),
         CHECK,
         'error: file://HERE/m.jsonl:2: is not JSON (Expecting property name enclosed in double quotes: line 1 column 12 (char 11)): {"id": "b",',
+    ),
+    (
+        "a job file where none can be written",
+        job(),
+        ["init", "--manifest", "m.parquet", "--to", "m.parquet/new.yaml"],
+        "error: m.parquet/new.yaml: cannot be written: File exists; name another file with --to",
+    ),
+    (
+        "two columns of one name",
+        written("m.csv", "id,image,image\na,a.png,b.png\n"),
+        [*CHECK, "--set", "input.manifest=m.csv", "--set", "prompt.user=What?"],
+        "error: file://HERE/m.csv: input.media: the manifest has 2 columns named 'image'; rename all but one",
     ),
     (
         "manifest without rows",
@@ -475,6 +491,32 @@ def told(here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]) -
 def test_the_message_says_what_is_wrong_and_what_to_do(here, capsys, make, arguments, message):
     make(here)
     assert told(here, capsys, arguments) == message
+
+
+@pytest.mark.parametrize("follow_links", ["false", "true"])
+def test_a_folder_that_cannot_be_read_is_not_left_out_in_silence(here, capsys, monkeypatch, follow_links):
+    for name in ("pics/a.png", "pics/closed/b.png", "pics/lost+found/c.png"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64)).save(here / name)
+    list_folder, scan_folder = os.listdir, os.scandir
+
+    def refuse(listed: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(path: Any = ".") -> Any:
+            if str(path).rstrip("/").endswith(closed):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return listed(path)
+
+        return wrapper
+
+    monkeypatch.setattr(os, "listdir", refuse(list_folder))
+    monkeypatch.setattr(os, "scandir", refuse(scan_folder))
+    changes = ["--set", "input.manifest=pics", "--set", f"input.follow_links={follow_links}", "--set", "input.id=path"]
+    command = [*CHECK, *changes, "--set", "input.media=uri", "--set", "prompt.user=What?"]
+    closed: str | tuple[str, ...] = ("/closed", "/lost+found")
+    assert told(here, capsys, command) == "error: input.manifest: HERE/pics/closed: no permission to read this folder"
+    closed = "/lost+found"
+    assert main(command) == 0
+    capsys.readouterr()
 
 
 def test_a_run_without_rows_leaves_nothing_behind(here, capsys):

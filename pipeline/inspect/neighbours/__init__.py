@@ -19,7 +19,7 @@ from pipeline.inspect.neighbours import vector_search
 from pipeline.inspect.neighbours.vector_table import VectorTable, read_vectors
 from pipeline.inspect.neighbours.whitening import whiten_vectors
 from pipeline.inspect.output_reader import OutputReader
-from pipeline.output.local_files import replace_file
+from pipeline.output.local_files import write_named_file
 from pipeline.run.progress import format_count
 
 NEIGHBOUR_SCHEMA = pa.schema([("id", pa.string()), ("of", pa.string()), ("cosine", pa.float32())])
@@ -87,7 +87,7 @@ class FoundNeighbours:
 def write_table(table: pa.Table, file: Path) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    replace_file(str(file.absolute()), bytes(sink.getvalue()))
+    write_named_file(file, bytes(sink.getvalue()))
 
 
 def find_neighbours(

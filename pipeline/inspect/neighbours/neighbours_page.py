@@ -17,7 +17,7 @@ from pipeline.inspect.report import build_media_access, load_original_job
 from pipeline.inspect.report.page import render_page
 from pipeline.inspect.report.previews import MediaPreview, PreviewLoader
 from pipeline.inspect.report.statistics import ReportOptions
-from pipeline.output.local_files import replace_file
+from pipeline.output.local_files import write_named_file
 
 MAX_STRIPS, MAX_STRIP_ROWS, MAX_CHOSEN_ROWS = 100, 12, 1000
 THUMBNAIL_SIDE = 220  # pixels
@@ -73,7 +73,7 @@ def write_page(reader: OutputReader, rows: Sequence[FoundRow], file: Path, title
         "more_strips": len(groups) - len(shown),
     }
     html = render_page(values, files(__package__).joinpath("neighbours.html.j2"))
-    replace_file(str(file.absolute()), html.encode())
+    write_named_file(file, html.encode(), option="--page")
     return previews.withheld_media
 
 

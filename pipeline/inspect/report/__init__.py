@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.errors import JobError, OutputError
+from pipeline.errors import JobError
 from pipeline.fetch.stores import list_stores
 from pipeline.inspect.compare import find_common_fields
 from pipeline.inspect.output_reader import OutputReader, open_output_reader
@@ -30,6 +30,7 @@ from pipeline.inspect.score import find_schema, measure_answers, open_answer_tru
 from pipeline.inspect.score.scored_rows import are_vectors, read_answered_rows
 from pipeline.job.spec import InputSection, Job
 from pipeline.output.answer.geometry import find_field_meanings
+from pipeline.output.local_files import write_named_file
 from pipeline.truth.compared_fields import build_compared_fields
 from pipeline.truth.truth_index import TruthIndex
 
@@ -79,11 +80,7 @@ def write_report(
     if options.against:
         cards.sort(key=lambda card: (card.reason != "chosen", not card.disagreements))  # the rest stays in order
     html = render_page(build_page_values(reader, statistics, failure_groups, cards, score))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(html, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror}; name another file with --to") from error
+    write_named_file(target, html.encode())
     return ReportFile(target, len(cards), len(html.encode()), previews.withheld_media, format_claimed_places(reader))
 
 

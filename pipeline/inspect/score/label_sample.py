@@ -21,7 +21,7 @@ from pipeline.errors import OutputError
 from pipeline.inspect.output_reader import open_output_reader
 from pipeline.inspect.score.scored_rows import find_confidence, read_answered_rows
 from pipeline.manifest.id_table import read_ids
-from pipeline.output.local_files import replace_file
+from pipeline.output.local_files import write_named_file
 from pipeline.truth.truth_table import TRUTH_COLUMN
 
 Order = Literal["random", "confidence"]
@@ -58,7 +58,7 @@ def write_sample(
     ids = set(choose_ids(confidences, row_count, order, random.Random(seed)))
     rows = {row["id"]: describe_row(row) for row in read_answered_rows(reader, []) if row["id"] in ids}
     table = pa.Table.from_pylist([rows[row_id] for row_id in sorted(rows)], SAMPLE_SCHEMA)
-    replace_file(str(file.absolute()), WRITERS[file.suffix](table))
+    write_named_file(file, WRITERS[file.suffix](table))
     return SampleCount(len(rows), len(confidences))
 
 

@@ -79,12 +79,30 @@ def build_empty_folder_error(url: str) -> JobError:
     return JobError(f"input.manifest: {url} holds no image, video or document; {advice}")
 
 
+def require_readable_folders(folder: str) -> None:
+    """Of a local folder and those below it. fsspec shows one that it cannot read as empty."""
+    for _ in os.walk(folder, onerror=refuse_unreadable_folder):
+        """Raises for the first one."""
+
+
+def refuse_unreadable_folder(error: OSError) -> None:
+    """Its files would be missing, and nobody would know."""
+    name = os.path.basename(error.filename or "")
+    if isinstance(error, PermissionError) and not name.startswith(".") and name != "lost+found":
+        raise JobError(f"input.manifest: {error.filename}: no permission to read this folder") from error
+
+
 def find_through_links(folder: str) -> Iterator[str]:
     """Every file below a local folder, also in linked folders, by the names of the links. A link to a folder that it is
     in is not followed: it has no end."""
 
     def walk(path: str, real_ancestors: frozenset[str]) -> Iterator[str]:
-        for name in sorted(os.listdir(path)):
+        try:
+            names = sorted(os.listdir(path))
+        except PermissionError as error:
+            refuse_unreadable_folder(error)
+            return
+        for name in names:
             child = f"{path}/{name}"
             if not os.path.isdir(child):
                 yield child
