@@ -13,6 +13,7 @@ import re
 import resource
 import signal
 import socket
+import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -106,6 +107,7 @@ def main(socket_fd: int, memory_bytes: int, threads: int, missing_protection: Se
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     warnings.simplefilter("ignore")
     tempfile.tempdir = "/tmp"  # libraries ask for its name as they are imported; none can be written here
+    sys.modules["cuda.bindings"] = None  # type: ignore[assignment] # CUDA's torch does without: it would run a compiler
     import torch
 
     torch.set_num_threads(threads)

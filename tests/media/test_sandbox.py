@@ -290,3 +290,16 @@ def test_a_system_other_than_linux_has_no_sandbox_and_says_so(monkeypatch):
     assert sandbox.enter_sandbox() == [
         "other files, the network and other processes (Landlock and seccomp: only on Linux)"
     ]
+
+
+def test_a_torch_for_cuda_starts_in_the_sandbox(tmp_path, monkeypatch):
+    """As they are imported, cuda.bindings of PyPI look for libdl by running a compiler on a temporary file."""
+    bindings = tmp_path / "cuda/bindings/__init__.py"
+    bindings.parent.mkdir(parents=True)
+    bindings.write_text("import tempfile\ntempfile.NamedTemporaryFile()\ndriver = runtime = None\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    decoder = DecoderClient(LIMITS)
+    try:
+        decoder.wait_until_ready()
+    finally:
+        decoder.close()
