@@ -72,10 +72,12 @@ def measure_run(folder: Path, replicas: int, seconds: float, delay_s: float = DE
         assert receipt.failed == 0
         answered_rows += receipt.answered
         ended_at = time.monotonic()
-        if not rest_rows and count_started_replicas() == replicas:
+        if not started_at and count_started_replicas() == replicas:
             assert is_without_torch(), "a replica imports torch"
-            rest_rows, started_at = rows - answered_rows, ended_at
-        if rest_rows and answered_rows <= rows - 2 * replicas * SLOTS:
+            started_at = ended_at
+        if started_at and ended_at > started_at + delay_s / 2:  # chunks end in bursts: not those of the first one
+            rest_rows += receipt.answered
+        if started_at and answered_rows <= rows - 2 * replicas * SLOTS:
             marks.append((time.monotonic(), sum(driver.cpu_times()[:2]), receipt.answered))
             step_seconds.update(receipt.worker_seconds)
     assert answered_rows == rows
@@ -84,7 +86,7 @@ def measure_run(folder: Path, replicas: int, seconds: float, delay_s: float = DE
     rows_in_rounds = sum(answered for when, _, answered in marks[1:] if when <= start + whole_rounds * delay_s)
     return {
         "rows_s": rows_in_rounds / (whole_rounds * delay_s),
-        "rest_rows": rest_rows,  # when all replicas had started
+        "rest_rows": rest_rows,  # that were answered since the first burst after all replicas had started
         "rest_s": ended_at - started_at,
         "driver_cpu": (cpu_end - cpu) / (end - start),
         "driver_cpu_ms_chunk": 1000 * (cpu_end - cpu) / len(marks[1:]),

@@ -207,12 +207,10 @@ def compare_with_runs(folder: Path, delay_s: float) -> None:
         tasks = -(-int(real["rest_rows"]) // replicas.CHUNK)
         chunk_s = replicas.CHUNK * delay_s / replicas.SLOTS
         ends = simulation.simulate_tasks([0.0] * count, tasks, chunk_s, 5, costs)
-        simulated_s = max(ends) + delay_s - chunk_s  # a chunk takes at least as long as a row
-        rows_s = replicas.CHUNK * tasks / max(ends)
-        cpu = rows_s / replicas.CHUNK * costs.task_s
-        lines.append([count, real["rest_s"], simulated_s, real["rows_s"], rows_s, real["driver_cpu"], cpu])
-        ratios |= {f"seconds_{count}": simulated_s / real["rest_s"], f"rows_s_{count}": rows_s / real["rows_s"]}
-    head = ["replicas", "s", "simulated", "rows/s", "simulated", "driver CPU", "simulated"]
+        cpu = tasks * costs.task_s / max(ends)
+        lines.append([count, int(real["rest_rows"]), real["rest_s"], max(ends), real["driver_cpu"], cpu])
+        ratios[f"simulated/real, {count}"] = max(ends) / real["rest_s"]
+    head = ["replicas", "rows", "s", "simulated", "driver CPU", "simulated"]
     print(harness.format_table(head, lines))
     harness.print_report("scale --compare", ratios=ratios, figures={}, where=harness.describe_machine("ray"))
 

@@ -24,8 +24,9 @@ output: {path: out, chunk_rows: 100}
 """
 
 
-def advise(workers, *, rows=10**7, hours=10**7 / 30 / 3600):
-    """With GPUs that answer 30 rows a second, if nothing else is said."""
+def advise(workers, *, rows=10**8):
+    """With GPUs that answer 30 rows a second."""
+    hours = rows / 30 / 3600
     offers = [
         GpuEstimate("slow", 1, 0, 1, 2 * hours, 2 * hours, 1.0, 1.0, False),
         GpuEstimate("fast", 1, 0, 1, hours, 2 * hours, 1.0, 1.0, False),
@@ -60,10 +61,11 @@ def test_long_runs_are_extrapolated():
 
 def test_shards_and_loading_count():
     load = Workload(10**7, 100, 1000, 30.0, load_s=60.0)
-    one, four = simulate_run(load), simulate_run(replace(load, drivers=4))
+    costs = DriverCosts(task_s=0.011)
+    one, four = simulate_run(load, costs), simulate_run(replace(load, drivers=4), costs)
     assert one.busy_share < 0.35
     assert four.busy_share > 2.5 * one.busy_share
-    growing = simulate_run(replace(load, drivers=4, starts_at_once=False))
+    growing = simulate_run(replace(load, drivers=4, starts_at_once=False), costs)
     assert growing.seconds > four.seconds + 300
     assert one.requests == Requests(10**5, 2 * 10**5, pytest.approx(0.58))
 
@@ -83,11 +85,11 @@ def test_more_replicas_than_a_driver_feeds_are_divided_among_several():
     first, *others = format_shard_advice(advice)
     assert first.startswith(f"careful: one driver feeds about {advice.fed_replicas} replicas on fast, and")
     assert f"submit --shards {advice.shards}, on several by run --shard 1/{advice.shards}" in others[1]
-    assert advise("{gpus: 1, max: 1000}", rows=10**5, hours=10**5 / 30 / 3600) is None, "it takes minutes"
+    assert advise("{gpus: 1, max: 1000}", rows=10**6) is None, "it takes minutes"
 
 
 def test_without_a_maximum_only_a_long_run_is_advised():
     assert advise("{gpus: 1}") is None
-    advice = advise("{gpus: 1}", rows=10**9, hours=10**9 / 30 / 3600)
+    advice = advise("{gpus: 1}", rows=10**10)
     assert "--shards divides more replicas among several drivers" in next(format_shard_advice(advice))
     assert advise("{gpus: 0, max: 10000}") is None

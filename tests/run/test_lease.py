@@ -23,6 +23,7 @@ from pipeline.output.store import OutputStore
 from pipeline.run import claims, driver, lease
 from pipeline.run.claims import read_newest_holder
 from pipeline.run.lease import Lease, raise_if_taken_over
+from pipeline.run.shards import Shard
 
 pytestmark = pytest.mark.process
 
@@ -86,6 +87,18 @@ def test_a_lease_in_a_bucket_has_one_holder_and_a_silent_one_is_replaced(bucket)
         assert late.epoch == 10
         assert read_newest_holder(bucket).run == "late"
     assert "no sign of life for 0.5 s" in messages[1]
+
+
+def test_runs_on_shards_share_an_epoch_in_a_bucket_unless_they_fell_silent(bucket):
+    """Its times are whole seconds."""
+    with open_lease(bucket, "one", shard=Shard(1, 2)) as one, open_lease(bucket, "two", shard=Shard(2, 2)) as two:
+        assert one.epoch == two.epoch
+    silent = open_lease(bucket, "silent", shard=Shard(1, 2))
+    silent.holder_record |= {"host": "far", "machine": "far", "patience_s": 0.1}
+    assert silent.try_claim()
+    time.sleep(3.0)
+    with open_lease(bucket, "next", shard=Shard(2, 2)) as following:
+        assert one.epoch + 2 == silent.epoch + 1 == following.epoch
 
 
 def test_a_run_that_ended_has_released_its_lease(dataset):
