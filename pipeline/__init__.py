@@ -351,6 +351,7 @@ cluster: everything that needs Ray
 
 inspect: what people look at
     inspect/output_reader.py                reads the answers, failures and runs of one question
+    inspect/progress_bar.py                 shows on a terminal how far a command is
     inspect/status.py                       shows what is answered, failed and left
     inspect/shard_status.py                 shows the same for each shard
     inspect/plan/__init__.py                predicts cost and failures before a run

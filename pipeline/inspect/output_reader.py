@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.errors import OutputError
+from pipeline.inspect.progress_bar import show_progress
 from pipeline.output.dataset import Dataset, list_questions, list_runs, read_run_document
 from pipeline.output.dead_letters import DeadLetter, find_failed_chunks
 from pipeline.output.part_index import read_footers
@@ -39,6 +40,7 @@ class RunCommits:
 class OutputReader:
     dataset: Dataset
     questions: tuple[str, ...]  # fingerprints of all questions that have answers in the folder
+    shows_progress: bool = False  # while footers are read
 
     @cached_property
     def lease_holder(self) -> LeaseHolder | None:
@@ -58,7 +60,10 @@ class OutputReader:
     def commits(self) -> dict[str, RunCommits]:
         """By run, from the footers of all parts, or what summaries say of them."""
         commits: dict[str, RunCommits] = defaultdict(RunCommits)
-        for part, footer in read_footers(self.dataset, self.parts):
+        footers = read_footers(self.dataset, self.parts)
+        if self.shows_progress:
+            footers = show_progress(footers, "parts", len(self.parts))
+        for part, footer in footers:
             run = commits[footer.note.get("run", "")]
             run.epoch = footer.note.get("epoch", 0)
             run.answered += footer.row_count
@@ -153,7 +158,7 @@ class OutputReader:
                 yield letter
 
 
-def open_output_reader(path: str, question: str | None = None) -> OutputReader:
+def open_output_reader(path: str, question: str | None = None, *, shows_progress: bool = False) -> OutputReader:
     """The named question, or the one asked last."""
     store = OutputStore(path)
     questions = tuple(sorted(list_questions(store)))
@@ -164,4 +169,4 @@ def open_output_reader(path: str, question: str | None = None) -> OutputReader:
         question = read_run_document(store, runs[0], "plan")["fingerprint"] if runs else questions[-1]
     elif question not in questions:
         raise OutputError(f"{path}: no question {question} was asked here; there is {', '.join(questions)}")
-    return OutputReader(Dataset(store, question), questions)
+    return OutputReader(Dataset(store, question), questions, shows_progress)

@@ -45,7 +45,7 @@ class OutputStatus:
 
 
 def read_status(path: str, question: str | None = None) -> OutputStatus:
-    reader = open_output_reader(path, question)
+    reader = open_output_reader(path, question, shows_progress=True)
     fingerprint = reader.dataset.fingerprint
     newest_run, plan = reader.read_newest_plan()
     repeated = reader.count_repeated_rows()

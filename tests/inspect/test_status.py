@@ -210,3 +210,14 @@ def test_the_newest_question_is_shown_and_others_by_name(workspace, capsys):
     assert (text["answered"], text["left"], len(text["runs"])) == (3, 0, 1)
     with pytest.raises(OutputError, match="no question abc was asked here"):
         read_status(out, "abc")
+
+
+def test_status_shows_on_a_terminal_how_far_it_is(workspace, capsys, monkeypatch):
+    workspace.write_manifest(workspace.draw_images(2))
+    workspace.run_job()
+    for is_terminal in (False, True):
+        if is_terminal:
+            monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+        capsys.readouterr()
+        read_status(str(workspace.folder / "out"))
+        assert ("parts" in capsys.readouterr().err) is is_terminal

@@ -12,9 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from pipeline.context import RunContext, open_family
 from pipeline.errors import JobError
 from pipeline.inspect.figures import sum_weighted
@@ -25,6 +22,7 @@ from pipeline.inspect.plan.measured import MeasuredSpeed
 from pipeline.inspect.plan.shard_advice import ShardAdvice, advise_shards
 from pipeline.inspect.plan.simulation import Requests, count_requests
 from pipeline.inspect.plan.survey import MAX_INLINE_BYTES, Survey, sample_chunks, survey_chunks
+from pipeline.inspect.progress_bar import show_progress
 from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk
 from pipeline.manifest.files import list_manifest_files
@@ -136,10 +134,7 @@ def plan_job(
 def survey_with_progress(context: RunContext, chunks: Sequence[Chunk], max_inline_bytes: float) -> Survey:
     if not chunks:
         return Survey()
-    console = Console(stderr=True)
-    hidden = not console.is_terminal
-    tracked = track(chunks, "headers", console=console, transient=True, disable=hidden)
-    return survey_chunks(context, tracked, max_inline_bytes)
+    return survey_chunks(context, show_progress(chunks, "headers", len(chunks)), max_inline_bytes)
 
 
 def read_answer_lengths(dataset: Dataset) -> tuple[int, float]:
