@@ -90,7 +90,8 @@ def score_the_next_target(monkeypatch):
     list_targets = continuation_scorer.ContinuationScorer.list_targets
 
     def list_wrong_targets(scorer, token_count):
-        return [target._replace(token=target.token + 1) for target in list_targets(scorer, token_count)]
+        columns = list_targets(scorer, token_count)
+        return columns._replace(tokens=columns.tokens + 1)
 
     monkeypatch.setattr(continuation_scorer.ContinuationScorer, "list_targets", list_wrong_targets)
 

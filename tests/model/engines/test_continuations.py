@@ -184,10 +184,10 @@ def test_logits_that_are_not_numbers_fail_the_row_alone(one_lab):
     def overflow(batch, *unread):
         outputs, place = step_runner(batch, *unread), 0
         for sequence, tokens in batch:
-            for _ in sequence.list_targets(tokens):
-                if sequence.request.id == "film":
-                    outputs.scores[place] = torch.nan
-                place += 1
+            count = len(sequence.list_targets(tokens).tokens)
+            if sequence.request.id == "film":
+                outputs.scores[place : place + count] = torch.nan
+            place += count
         return outputs
 
     engine.step_runner = overflow
@@ -204,3 +204,25 @@ def test_a_beginning_of_a_branch_is_computed_with_it():
     assert [branch.token_ids for branch in branches] == [(), (65, 70, 71), (65, 66)]
     assert plan_branches(ONE_TOKEN)[0].token_ids == ()
     assert len(plan_branches(ONE_TOKEN)) == 1
+
+
+def test_rows_are_taken_while_less_than_two_steps_of_tokens_wait(one_lab):
+    """However many rows that is, and again as soon as some of them are admitted."""
+    engine = open_engine(one_lab, prefill_tokens=256, slots=2, kv_tokens=200)
+    request = build_requests(one_lab, ONE_TOKEN)[0]
+    taken = 0
+    while engine.has_room():
+        engine.submit(replace(request, id=str(taken)))
+        taken += 1
+    longest = engine.scheduler.waiting[0].max_tokens
+    assert taken == -(-2 * 256 // longest) > 2 * 2
+    for number in range(taken, taken + 40):
+        engine.submit(replace(request, id=str(number)))
+    replies, rooms = 0, {}
+    while replies < taken + 40:
+        replies += len(engine.step())
+        rooms[len(engine.scheduler.waiting)] = engine.has_room()
+    few, enough = range(4, -(-2 * 256 // longest)), range(-(-2 * 256 // longest), taken + 40)
+    assert {rooms[count] for count in few if count in rooms} == {True}
+    assert {rooms[count] for count in enough if count in rooms} == {False}
+    engine.close()

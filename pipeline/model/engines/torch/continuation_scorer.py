@@ -14,7 +14,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.types import Continuation
 
@@ -27,13 +31,28 @@ class Target(NamedTuple):
     continuation: int
 
 
-@dataclass(frozen=True, slots=True)
+class TargetColumns(NamedTuple):
+    """The same of many tokens: an object for each of them would cost more than a short prompt does."""
+
+    offsets: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    continuations: NDArray[np.int64]
+
+
+NO_TARGETS = TargetColumns(*np.zeros((3, 0), np.int64))
+
+
+@dataclass(frozen=True)
 class Branch:
     """Tokens that are computed in one step behind the prompt; or several such branches."""
 
     token_ids: tuple[int, ...]
     targets: tuple[Target, ...]
     lengths: tuple[int, ...] = ()  # of each, where there are several
+
+    @cached_property
+    def target_columns(self) -> TargetColumns:
+        return TargetColumns(*np.asarray(self.targets, np.int64).reshape(-1, 3).T)
 
 
 def plan_branches(continuations: Sequence[Continuation]) -> list[Branch]:
@@ -85,23 +104,29 @@ def join_group(group: Sequence[Branch]) -> Branch:
     return Branch(tuple(token for branch in group for token in branch.token_ids), tuple(targets), lengths)
 
 
+@lru_cache(maxsize=16)  # the rows of a job mostly have the same choices
+def plan_joined_branches(continuations: tuple[Continuation, ...], max_tokens: int) -> tuple[Branch, ...]:
+    return tuple(join_branches(plan_branches(continuations), max_tokens))
+
+
 class ContinuationScorer:
     """The state of a sequence's branches, and what is known of its continuations."""
 
     def __init__(self, continuations: Sequence[Continuation], max_joined_tokens: int = 0):
-        branches = join_branches(plan_branches(continuations), max_joined_tokens)
-        self.branches = deque(branches)  # that are not computed yet; the first is at work
+        self.branches = deque(
+            plan_joined_branches(tuple(continuations), max_joined_tokens)
+        )  # that are not computed yet; the first is at work
         self.longest = max(len(branch.token_ids) for branch in self.branches)
-        self.logprobs = [0.0] * len(continuations)
+        self.logprobs = np.zeros(len(continuations))
         self.unread_count = sum(len(branch.targets) for branch in self.branches)
 
-    def list_targets(self, token_count: int) -> list[Target]:
-        """The targets of a step that ends with the branch; `offset` counts from the first token of the step."""
-        shift = token_count - len(self.branches[0].token_ids)
-        return [target._replace(offset=target.offset + shift) for target in self.branches[0].targets]
+    def list_targets(self, token_count: int) -> TargetColumns:
+        """The targets of a step that ends with the branch; offsets count from the first token of the step."""
+        columns = self.branches[0].target_columns
+        return columns._replace(offsets=columns.offsets + token_count - len(self.branches[0].token_ids))
 
-    def add_logprob(self, continuation: int, logprob: float) -> bool:
+    def add_logprobs(self, continuations: NDArray[np.int64], logprobs: NDArray[np.float32]) -> bool:
         """Whether all are known now."""
-        self.logprobs[continuation] += logprob
-        self.unread_count -= 1
+        np.add.at(self.logprobs, continuations, logprobs)
+        self.unread_count -= len(logprobs)
         return not self.unread_count

@@ -31,7 +31,7 @@ from pipeline.model.engines.torch.pending_step import PendingStep, UnreadTokens,
 from pipeline.model.engines.torch.replica import RankConfig, start_replica
 from pipeline.model.engines.torch.sampler import apply_grammar_masks, sample_tokens
 from pipeline.model.engines.torch.scheduler import ScheduledBatch, Scheduler, select_sampled
-from pipeline.model.engines.torch.sequence import SequenceState
+from pipeline.model.engines.torch.sequence import SequenceState, measure_load
 from pipeline.model.engines.torch.sequence_builder import SequenceBuilder
 from pipeline.model.engines.torch.vision_encoder import ClipSlice, VisionConfig
 from pipeline.model.families.base import Family
@@ -83,18 +83,19 @@ class TorchEngine:
         self.pending_step: PendingStep | None = None
         self.can_launch_ahead = self.step_runner.has_flash  # a CPU computes nothing while the host works
         self.counters: Counter[str] = Counter(dict.fromkeys(COUNTER_NAMES, 0))
+        self.waiting_load = measure_load([])
         self.watchdog = Watchdog(rank_config.hang_s)
 
     def has_room(self) -> bool:
-        waiting = self.scheduler.waiting
-        pixel_bytes = sum(clip.pixels.nbytes for sequence in waiting for clip in sequence.request.clips)
-        prefill_tokens = sum(sequence.max_tokens for sequence in waiting if sequence.only_prefills)
-        is_short = len(waiting) < 2 * self.sizes.slots or 0 < prefill_tokens < 2 * self.limits.prefill_tokens
-        return not waiting or (is_short and pixel_bytes < MAX_WAITING_PIXEL_BYTES)
+        waiting_count, prefill_tokens = len(self.scheduler.waiting), self.waiting_load["prefill_tokens"]
+        is_short = waiting_count < 2 * self.sizes.slots or 0 < prefill_tokens < 2 * self.limits.prefill_tokens
+        return not waiting_count or (is_short and self.waiting_load["pixel_bytes"] < MAX_WAITING_PIXEL_BYTES)
 
     def submit(self, request: Request) -> None:
         try:
-            self.scheduler.submit(self.sequence_builder.build_sequence(request))
+            sequence = self.sequence_builder.build_sequence(request)
+            self.scheduler.submit(sequence)
+            self.waiting_load += measure_load([sequence])
         except ItemError as error:
             self.finished.append(error.to_failure(request.id))
 
@@ -107,6 +108,7 @@ class TorchEngine:
                 self.compute_batch(batch, launched)
                 self.count_step()
                 self.retire_finished()
+            self.waiting_load = measure_load(self.scheduler.waiting)
         finished, self.finished = self.finished, []
         return finished
 
@@ -185,15 +187,16 @@ class TorchEngine:
         tokens = sample_tokens(logits, settings, [sequence.random_number for sequence in sampled])
         logprobs = logits.gather(1, tokens[:, None])[:, 0] - normalizers
         read_tokens = start_copy_to_host(tokens, logprobs)
-        read_scores = start_copy_to_host(scores) if scored else lambda: [[]]
+        read_scores = start_copy(scores) if scored else lambda: scores
         read_sums = start_copy(sums) if pooled else lambda: sums  # one of no rows
         self.mark_computed(batch)
         if launch_next:
             self.launch_next_step(sampled, tokens)
-        for (sequence, continuation), logprob in zip(scored, *read_scores(), strict=True):
-            if not math.isfinite(logprob):
+        score_parts = torch.split(read_scores(), [len(numbers) for _, numbers in scored])
+        for (sequence, numbers), part in zip(scored, score_parts, strict=True):
+            if not part.isfinite().all():
                 sequence.fail(GenerateError("model", NOT_NUMBERS))
-            sequence.add_target_logprob(continuation, logprob)
+            sequence.add_target_logprobs(numbers, part.numpy())
         for sequence, total in zip(pooled, read_sums(), strict=True):
             sequence.add_states(total.numpy())
         for sequence, token, logprob in zip(sampled, *read_tokens(), strict=True):
@@ -208,7 +211,11 @@ class TorchEngine:
     def launch_step(self, batch: ScheduledBatch, unread: UnreadTokens | None = None) -> PendingStep:
         outputs = self.step_runner(batch, unread)
         self.counters["tokens_computed"] += sum(count for _, count in batch)
-        targets = [(sequence, target) for sequence, count in batch for target in sequence.list_targets(count)]
+        targets = [
+            (sequence, columns.continuations)
+            for sequence, count in batch
+            if sequence.scorer and len((columns := sequence.list_targets(count)).continuations)
+        ]
         pooled = [sequence for sequence, count in batch if sequence.find_pooled_span(count)]
         return PendingStep(batch, outputs.logits, select_sampled(batch), outputs.scores, targets, outputs.sums, pooled)
 

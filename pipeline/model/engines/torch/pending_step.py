@@ -20,12 +20,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.model.engines.torch.continuation_scorer import Target
 from pipeline.model.engines.torch.host_memory import allocate_pinned, copy_to_device
 from pipeline.model.engines.torch.scheduler import ScheduledBatch
 from pipeline.model.engines.torch.sequence import SequenceState
+
+Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class PendingStep:
     logits: Tensor  # [sequences, vocabulary]
     sequences: Sequence[SequenceState]  # those of the batch that get logits, in the order of the rows of `logits`
     scores: Tensor  # log-probabilities of the targets
-    targets: Sequence[tuple[SequenceState, Target]]  # of the sequences that ask for probabilities
+    targets: Sequence[tuple[SequenceState, Numbers]]  # of sequences that ask for probabilities: their continuations
     sums: Tensor  # [sequences, width] of states
     pooled: Sequence[SequenceState]  # those of the batch that these belong to
 
@@ -66,14 +68,15 @@ class PendingStep:
             sums = sums.index_select(0, copy_to_device(np.asarray(rows, np.int64), sums.device))
         return [self.pooled[row] for row in rows], sums
 
-    def select_scores(self, batch: ScheduledBatch) -> tuple[list[tuple[SequenceState, int]], Tensor]:
-        """Sequences of a part of the batch, each with the number of a continuation, and what is added to its score."""
+    def select_scores(self, batch: ScheduledBatch) -> tuple[list[tuple[SequenceState, Numbers]], Tensor]:
+        """Sequences of a part of the batch, each with the numbers of continuations; and what is added to their scores,
+        of all sequences in one row."""
         wanted = {sequence for sequence, _ in batch}
-        rows = [row for row, (sequence, _) in enumerate(self.targets) if sequence in wanted]
-        scored = [(self.targets[row][0], self.targets[row][1].continuation) for row in rows]
-        if len(rows) == len(self.targets):
+        scored = [(sequence, numbers) for sequence, numbers in self.targets if sequence in wanted]
+        if len(scored) == len(self.targets):
             return scored, self.scores
-        return scored, self.scores.index_select(0, copy_to_device(np.asarray(rows, np.int64), self.scores.device))
+        rows = np.repeat([sequence in wanted for sequence, _ in self.targets], [len(each) for _, each in self.targets])
+        return scored, self.scores.index_select(0, copy_to_device(np.flatnonzero(rows), self.scores.device))
 
 
 def start_copy_to_host(*columns: Tensor) -> Callable[[], list[list[float]]]:

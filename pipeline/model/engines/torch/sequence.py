@@ -8,7 +8,8 @@ One that asks for probabilities prefills its prompt and then branches of it (`co
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ItemError
 from pipeline.model.detokenizer import Detokenizer
 from pipeline.model.engines.torch.cache_runs import Run
-from pipeline.model.engines.torch.continuation_scorer import ContinuationScorer, Target
+from pipeline.model.engines.torch.continuation_scorer import NO_TARGETS, ContinuationScorer, TargetColumns
 from pipeline.model.engines.torch.prompt_blocks import ClipSpan, PrefixRun, PromptBlock
 from pipeline.model.engines.torch.vector_pooler import Span, VectorPooler
 from pipeline.types import Failure, FinishReason, Reply, Request, TokenLogprob
@@ -191,15 +192,15 @@ class SequenceState:
         """Whether a step over so many tokens gives the logits from which the next token is sampled."""
         return not self.only_prefills and self.computed_tokens + token_count >= self.known_tokens
 
-    def list_targets(self, token_count: int) -> list[Target]:
+    def list_targets(self, token_count: int) -> TargetColumns:
         """The tokens whose probability a step over so many tokens gives."""
         if self.scorer is None or self.computed_tokens + token_count < self.known_tokens:
-            return []
+            return NO_TARGETS
         return self.scorer.list_targets(token_count)
 
-    def add_target_logprob(self, continuation: int, logprob: float) -> None:
+    def add_target_logprobs(self, continuations: NDArray[np.int64], logprobs: NDArray[np.float32]) -> None:
         assert self.scorer is not None
-        if self.scorer.add_logprob(continuation, logprob):
+        if self.scorer.add_logprobs(continuations, logprobs):
             self.finish = "stop"
 
     def find_pooled_span(self, token_count: int) -> Span | None:
@@ -250,7 +251,7 @@ class SequenceState:
 
     def build_reply(self, detokenizer: Detokenizer) -> Reply:
         if self.scorer:
-            return Reply(self.request.id, "", continuation_logprobs=tuple(self.scorer.logprobs))
+            return Reply(self.request.id, "", continuation_logprobs=tuple(self.scorer.logprobs.tolist()))
         if self.pooler:
             return Reply(self.request.id, "", vector=self.pooler.compute_vector())
         output = self.token_ids[self.prompt_tokens : self.known_tokens].tolist()
@@ -271,3 +272,13 @@ class SequenceState:
             logprob=float(sampled.mean(dtype=np.float64)) if len(sampled) else None,
             token_logprobs=token_logprobs,
         )
+
+
+def measure_load(waiting: Iterable[SequenceState]) -> Counter[str]:
+    """What sequences bring: pixels, and tokens of those that only prefill. Adding it up for each request that comes
+    would take longer than a short prompt does."""
+    load = Counter(pixel_bytes=0, prefill_tokens=0)
+    for sequence in waiting:
+        load["pixel_bytes"] += sum(clip.pixels.nbytes for clip in sequence.request.clips)
+        load["prefill_tokens"] += sequence.max_tokens * sequence.only_prefills
+    return load

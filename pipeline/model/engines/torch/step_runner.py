@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.model.engines.torch.continuation_scorer import NO_TARGETS
 from pipeline.model.engines.torch.cuda_graphs import DecodeFunction, DecodeGraphs, GraphCaptureError
 from pipeline.model.engines.torch.host_memory import copy_to_device
 from pipeline.model.engines.torch.kv_cache import KVCache, PackedBatch, RunCopy, build_branch_masks, build_flash_layouts
@@ -68,16 +69,16 @@ def build_step_inputs(batch: ScheduledBatch) -> StepInputs:
             pad_indices.append(sequence.vision_indices[low:high] - first + offset)
             vision_spans.append(sequence.select_clips(int(low), int(high)))
     targets = [
-        (target.offset + offset, target.token)
+        (columns.offsets + offset, columns.tokens)
         for (sequence, count), offset in zip(batch, offsets.tolist(), strict=True)
-        for target in sequence.list_targets(count)
+        if sequence.scorer and (columns := sequence.list_targets(count))
     ]
+    target_indices, target_tokens = zip((NO_TARGETS.offsets, NO_TARGETS.tokens), *targets, strict=True)
     pooled_spans = [
         (span[0] + offset, span[1] + offset)
         for (sequence, count), offset in zip(batch, offsets.tolist(), strict=True)
         if (span := sequence.find_pooled_span(count))
     ]
-    target_indices, target_tokens = np.asarray(targets, np.int64).reshape(-1, 2).T
     return StepInputs(
         token_ids=np.concatenate([sequence.token_ids[first:end] for sequence, first, end in spans]),
         positions=np.concatenate([sequence.positions[:, first:end] for sequence, first, end in spans], axis=1),
@@ -91,8 +92,8 @@ def build_step_inputs(batch: ScheduledBatch) -> StepInputs:
         state_rows=[choose_state_rows(*span) for span in spans],
         copies=[copy for sequence, _ in batch if (copy := choose_copy(sequence))],
         branch_lengths=[sequence.branch_lengths for sequence, _ in batch],
-        target_indices=target_indices,
-        target_tokens=target_tokens,
+        target_indices=np.concatenate(target_indices),
+        target_tokens=np.concatenate(target_tokens),
         pooled_spans=pooled_spans,
     )
 
