@@ -169,6 +169,8 @@ model: frames and text become tokens
     model/engines/vllm/__init__.py          vLLM inside the replica: settings and checks
     model/engines/vllm/vllm_engine.py       runs vLLM's engine
     model/engines/vllm/arguments.py         converts a job to vLLM's arguments, or says what is wrong
+    model/engines/vllm/engine_requests.py   says what vLLM is asked for a Request
+    model/engines/vllm/continuation_scores.py  learns from vLLM how probable continuations are
     model/engines/vllm/prompt_inputs.py     converts a Request to vLLM's prompt
     model/engines/vllm/chat_inputs.py       converts a Request to a chat, for models that nothing is known about
     model/engines/http/__init__.py          any server that speaks the OpenAI protocol: checks

@@ -63,11 +63,11 @@ def test_the_choices_are_a_part_of_the_question_and_so_is_their_order(chats):
     assert len(chats.read_answers()) == 9
 
 
-def test_an_engine_that_cannot_do_it_is_named_and_so_are_those_that_can(workspace):
+def test_a_model_that_nobody_knows_chooses_with_a_server_alone(workspace):
     workspace.write_manifest(workspace.draw_images(1))
-    reason = r"answer.choices: engine vllm cannot do this \(vLLM tells .*\); it can be done by torch, scripted, http"
-    with pytest.raises(JobError, match=reason):
-        workspace.run_job(answer=CHOICES, engine={"kind": "vllm"})
+    model = {"family": "generic", "weights": "builtin:tiny", "coordinates": "pixels"}
+    with pytest.raises(JobError, match="with engine vllm an unknown model only writes; serve it, and use engine http"):
+        workspace.run_job(answer=CHOICES, engine={"kind": "vllm"}, model=model)
 
 
 def test_descriptions_beside_a_prompt_of_the_job_are_refused(workspace):

@@ -109,8 +109,8 @@ def test_engines_that_cannot_do_it_are_named_and_so_are_those_that_can(workspace
     ("sections", "problem"),
     [
         (
-            {"answer": {"embedding": {"from": "language"}}, "engine": {"kind": "vllm"}},
-            r"engine vllm cannot do this \(`vllm serve ... --runner pooling` and engine http do it\)",
+            {"answer": {"embedding": {"from": "vision"}}, "engine": {"kind": "vllm"}},
+            r"engine vllm cannot do this \(vLLM makes no vectors of a vision tower alone\)",
         ),
         ({"answer": {"embedding": {"from": "language", "dim": 4096}}}, "4096 is more than the 128 numbers"),
         ({"answer": {"embedding": {"from": "vision"}}, "prompt": {"user": "What?"}}, "leave prompt.user out"),

@@ -25,9 +25,11 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.builtin import evaluate, scene_files, scores
 from pipeline.errors import ExitCode, JobError
+from pipeline.job.answer_section import AnswerSection
 from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.vllm import VllmEngineType
+from pipeline.model.row_encoders.choose_encoder import choose_encoder
 from pipeline.types import Clip, Reply, Request, Sampling, Turn
 from tests.media.sample_media import write_video
 from tests.model.engines.foreign_checkpoint import write_foreign_checkpoint
@@ -153,6 +155,58 @@ def test_rows_that_show_the_same_media_share_them_and_no_others(tmp_path, kind):
     assert summarize(theirs) == summarize(get_answers(build_job(folder, kind="torch"), requests[1:]))
     assert processed.total - processed.hits == 1 + 4  # the refused row's, and the four that there are
     assert copied >= 3 * 128  # at least the first block of the other rows of its picture
+
+
+def build_unwritten_requests(family: Any, **answer: Any) -> list[Request]:
+    """The rows of `build_requests` without schemas, asked for choices or for a vector."""
+    encoder = choose_encoder(family, AnswerSection(**answer))
+    plain = [request for request in build_requests(family) if request.schema_text is None]
+    rows = [(request, encoder.encode_turns(request.turns)) for request in plain]
+    return [
+        Request(
+            request.id,
+            row.turns,
+            row.prompt.input_ids,
+            row.prompt.positions,
+            row.prompt.vision_tokens,
+            Sampling(max_new_tokens=0),
+            continuations=row.continuations,
+            pooling=row.pooling,
+        )
+        for request, row in rows
+    ]
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
+def test_choices_are_as_probable_as_with_our_engine(tmp_path, kind):
+    """Of several tokens, one beginning like another, and each by itself."""
+    folder = write_tiny_checkpoint(tmp_path, kind)
+    family = family_loader.load_family(folder)
+    labels = dict.fromkeys(["red", "red wine", "blue sky", "blue sea", "blue", *map(str, range(130))])
+    one = build_unwritten_requests(family, choices=labels)
+    several = build_unwritten_requests(family, choices=dict.fromkeys(["red wine", "blue"]), multi=True)
+    requests = [*one, *(replace(request, id=f"{request.id} multi") for request in several)]
+    job = build_job(folder, kind="vllm", **SMALL)
+    with closing(VllmEngineType().open(job)) as engine:
+        theirs = {answer.id: answer for answer in generate_replies(engine, requests)}
+        assert engine.metrics()["rows"] == len(requests)
+    ours = get_answers(build_job(folder, kind="torch"), requests)
+    for name, answer in ours.items():
+        assert theirs[name].continuation_logprobs == pytest.approx(answer.continuation_logprobs, abs=2e-3)
+
+
+@pytest.mark.parametrize("pool", ["last", "mean"])
+def test_vectors_are_those_of_our_engine(tmp_path, pool):
+    folder = write_tiny_checkpoint(tmp_path, "qwen3_vl")
+    family = family_loader.load_family(folder)
+    answer = {"embedding": {"from": "language", "pool": pool}}
+    requests = build_unwritten_requests(family, **answer)
+    ours, theirs = (
+        get_answers(build_job(folder, kind=kind, answer=answer, **settings), requests)
+        for kind, settings in {"torch": {}, "vllm": SMALL}.items()
+    )
+    for name, reply in ours.items():
+        np.testing.assert_allclose(theirs[name].vector, reply.vector, atol=1e-4)
 
 
 def run_replica(folder: Path) -> subprocess.CompletedProcess[str]:

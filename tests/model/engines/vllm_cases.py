@@ -83,10 +83,12 @@ def write_adapter(checkpoint: Path, folder: Path, *, rank: int = 4) -> Path:
     return folder
 
 
-def build_job(folder: Path, *, model_keys: dict[str, Any] | None = None, **engine: Any) -> Job:
+def build_job(
+    folder: Path, *, model_keys: dict[str, Any] | None = None, answer: dict[str, Any] | None = None, **engine: Any
+) -> Job:
     model = {"weights": str(folder), "context": {"max_length": 2048}} | (model_keys or {})
     sections = {"name": "t", "input": {"manifest": "m"}, "output": {"path": "out"}, "model": model, "engine": engine}
-    return Job.model_validate(sections)
+    return Job.model_validate(sections | ({"answer": answer} if answer else {}))
 
 
 def build_requests(family: Any, *, max_thinking_tokens: int | None = None) -> list[Request]:

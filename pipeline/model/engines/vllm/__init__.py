@@ -38,10 +38,9 @@ class VllmSettings(EngineSettings):
 
 class VllmEngineType(EngineType):
     Settings = VllmSettings
-    abilities = frozenset({"guidance", "confidence"})
+    abilities = frozenset({"guidance", "confidence", "choices", "embeddings"})
     missing_reasons: ClassVar[Mapping[Ability, str]] = {
-        "choices": "vLLM tells how probable given tokens are only by computing the whole prompt for each choice",
-        "embeddings": "`vllm serve ... --runner pooling` and engine http do it",
+        "vision_embeddings": "vLLM makes no vectors of a vision tower alone",
     }
 
     def open(self, job: Job) -> Engine:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import JobError
+from pipeline.job.embedding_section import EmbeddingSection
 from pipeline.job.spec import Job
 from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engines.torch.adapter import ADVICE, Adapter, read_config
@@ -46,6 +47,8 @@ def find_problems(job: Job) -> list[str]:
     is_unknown = not family_loader.knows_model(job)
     if is_unknown and not job.model.weights:
         problems.append("model.weights: vLLM runs the model here, so name its checkpoint")
+    if is_unknown and not job.answer.is_written:
+        problems.append("model.family: with engine vllm an unknown model only writes; serve it, and use engine http")
     if is_unknown and job.answer.thinking and "reasoning_parser" not in given:
         problems.append("engine.reasoning_parser: say how this model marks its thinking, by vLLM's name for it")
     problems += [f"engine.{name}: say it as {JOB_KEYS[name]}" for name in given if name in JOB_KEYS]
@@ -80,6 +83,16 @@ def build_adapter_arguments(adapter: Path) -> dict[str, Any]:
     return {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(most for most in MAX_LORA_RANKS if most >= rank)}
 
 
+def build_pooling_arguments(embedding: EmbeddingSection) -> dict[str, Any]:
+    from vllm.config import PoolerConfig
+
+    return {
+        "runner": "pooling",
+        "convert": "embed",
+        "pooler_config": PoolerConfig(pooling_type="MEAN" if embedding.pooling == "mean" else "LAST"),
+    }
+
+
 def refuse_vision_adapter(adapter: Path, architecture: ModelArchitecture) -> None:
     changed = [name for name in Adapter(adapter, architecture).modules if architecture.is_vision_weight(name)]
     if changed:
@@ -102,6 +115,7 @@ def build_arguments(job: Job, folder: Path, family: Family, adapter: Path | None
         "reasoning_parser": family.reasoning_parser if family.thinking else "",  # the schema holds after </think>
         "structured_outputs_config": StructuredOutputsConfig(**guidance),  # vLLM cannot add the parser to a dict
         "disable_log_stats": True,
+        **(build_pooling_arguments(job.answer.embedding) if job.answer.embedding else {}),
         **(build_adapter_arguments(adapter) if adapter else {}),
         **given,
     }

@@ -16,6 +16,7 @@ from pipeline.errors import GenerateError
 from pipeline.model.engines.pixel_key import compute_pixel_key
 from pipeline.model.engines.video_timing import compute_duration, compute_frame_times
 from pipeline.model.families.base import Family
+from pipeline.model.row_encoders.choice_encoder import count_shared
 from pipeline.types import Clip, Request
 
 
@@ -27,7 +28,7 @@ def build_prompt(request: Request, family: Family) -> dict[str, Any]:
         "image": [Image.fromarray(pixels[0]) for clip, pixels in frames if clip.kind == "image"],
         "video": [(pixels, build_video_metadata(clip)) for clip, pixels in frames if clip.kind == "video"],
     }
-    prompt: dict[str, Any] = {"prompt_token_ids": family.encode_placeholders(request.turns)}
+    prompt: dict[str, Any] = {"prompt_token_ids": encode_prompt(request, family)}
     if frames:
         kinds = [kind for kind, items in media.items() if items]
         prompt["multi_modal_data"] = {kind: media[kind] for kind in kinds}
@@ -55,9 +56,20 @@ def build_video_metadata(clip: Clip) -> dict[str, Any]:
     }
 
 
-def check_prompt_tokens(request: Request, vllm_tokens: Sequence[int], family: Family) -> None:
+def encode_prompt(request: Request, family: Family) -> list[int]:
+    """The request's tokens, with one for each medium. They may end otherwise than the chat alone does: with what all
+    continuations begin with, or with what ends a text whose vector is wanted. Media never stand behind that place."""
+    tokens = family.encode_placeholders(request.turns)
+    if not (request.continuations or request.pooling):
+        return tokens
+    chat_tokens, own_tokens = family.encode_turns(request.turns).input_ids.tolist(), request.input_ids.tolist()
+    shared = count_shared([chat_tokens, own_tokens])
+    return [*tokens[: len(tokens) - (len(chat_tokens) - shared)], *own_tokens[shared:]]
+
+
+def check_prompt_tokens(our_tokens: Sequence[int], output: Any, family: Family) -> None:
     """A different text or number of vision tokens would mean boxes of a different picture."""
-    our_tokens: list[int] = request.input_ids.tolist()
+    vllm_tokens = output.prompt_token_ids
     if vllm_tokens == our_tokens:
         return
     ours, theirs = (family.tokenizer.decode(ids, skip_special_tokens=False) for ids in (our_tokens, vllm_tokens))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
@@ -25,6 +25,8 @@ from pipeline.errors import ExitCode, GenerateError, ItemError, JobError
 from pipeline.model.detokenizer import Detokenizer
 from pipeline.model.engines.refusals import classify_refusal, shorten_message
 from pipeline.model.engines.vllm.chat_inputs import ChatRenderer
+from pipeline.model.engines.vllm.continuation_scores import ContinuationScores
+from pipeline.model.engines.vllm.engine_requests import EngineRequest, plan_engine_requests
 from pipeline.model.engines.vllm.prompt_inputs import build_prompt, check_prompt_tokens
 from pipeline.model.families.base import Family
 from pipeline.model.guidance.reply_completer import ReplyCompleter
@@ -52,7 +54,7 @@ class VllmEngine:
             raise JobError(f"engine: vLLM refuses its arguments: {error}") from error
         except RuntimeError as error:
             exit_process(f"vLLM does not start, most often because memory is short: {error}")
-        self.vllm, self.dead_error, self.refusal_errors = vllm, EngineDeadError, (ValueError, VLLMClientError)
+        self.dead_error, self.refusal_errors = EngineDeadError, (ValueError, VLLMClientError)
         self.engine.get_supported_tasks()  # asks vLLM's process once, while nothing else does
         self.slots: int = self.engine.vllm_config.scheduler_config.max_num_seqs
         self.family = family
@@ -63,9 +65,10 @@ class VllmEngine:
             tokenizer = get_fast_tokenizer(self.engine)
         self.detokenizer = Detokenizer.from_tokenizer(tokenizer, (), thinking=family.thinking)
         self.reply_completer = ReplyCompleter(tokenizer)
-        self.preparing: deque[tuple[Request, Future[Any]]] = deque()  # in the order of submission
+        self.preparing: deque[tuple[Request, Future[list[tuple[EngineRequest, Any]]]]] = deque()  # as submitted
         self.preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
-        self.in_flight: dict[str, Request] = {}  # inside vLLM
+        self.in_flight: dict[str, tuple[Request, EngineRequest]] = {}  # inside vLLM, by its id
+        self.scores: dict[str, ContinuationScores] = {}  # by the id of our request
         self.sent_again: set[str] = set()
         self.counts = dict.fromkeys(("rows", "prompt_tokens", "tokens_copied", "output_tokens"), 0)
         self.watchdog = Watchdog(HANG_S)
@@ -77,21 +80,31 @@ class VllmEngine:
         return len(self.preparing) + len(self.in_flight) < REQUESTS_PER_SLOT * self.slots
 
     def submit(self, request: Request) -> None:
-        self.preparing.append((request, self.preparer.submit(self.prepare_input, request)))
+        self.start_preparing(request, ())
 
-    def prepare_input(self, request: Request) -> Any:
-        """The input of vLLM's engine, which it will accept."""
-        if self.chat_renderer:
-            engine_input = self.chat_renderer.render(request)
-        else:
-            (engine_input,) = self.engine.renderer.render_cmpl([build_prompt(request, self.family)])
+    def start_preparing(self, request: Request, parts: Sequence[EngineRequest]) -> None:
+        self.preparing.append((request, self.preparer.submit(self.prepare_inputs, request, parts)))
+
+    def prepare_inputs(self, request: Request, parts: Sequence[EngineRequest]) -> list[tuple[EngineRequest, Any]]:
+        """These parts of a request, or all, each with the input of vLLM's engine, which will accept it."""
+        tasks, inputs = self.engine.get_supported_tasks(), list[tuple[EngineRequest, Any]]()
+        prompt = None if self.chat_renderer else build_prompt(request, self.family)
         try:
-            params, tasks = self.build_sampling_params(request), self.engine.get_supported_tasks()
-            self.engine.input_processor.process_inputs(request.id, engine_input, params, tasks)
+            for part in parts or plan_engine_requests(request, self.family):
+                inputs.append((part, self.render_input(request, prompt, part.added_tokens)))
+                self.engine.input_processor.process_inputs(part.id, inputs[-1][1], part.params, tasks)
         except self.refusal_errors:
-            self.forget_media(engine_input)
+            for _, engine_input in inputs:
+                self.forget_media(engine_input)
             raise
-        return engine_input
+        return inputs
+
+    def render_input(self, request: Request, prompt: dict[str, Any] | None, added_tokens: Sequence[int]) -> Any:
+        if self.chat_renderer:
+            return self.chat_renderer.render(request)
+        assert prompt
+        tokens = [*prompt["prompt_token_ids"], *added_tokens]
+        return self.engine.renderer.render_cmpl([{**prompt, "prompt_token_ids": tokens}])[0]
 
     def forget_media(self, engine_input: Any) -> None:
         """vLLM believes that its engine has all media that were rendered; a refused request's never get there."""
@@ -106,8 +119,8 @@ class VllmEngine:
                 outputs = self.engine.step() if self.in_flight and not refused else []
         except self.dead_error as error:
             exit_process(f"vLLM's engine is dead: {error}")
-        finished = [output for output in outputs if output.finished and not self.send_again(output)]
-        return [*refused, *map(self.parse_output, finished)]
+        answers = [self.parse_output(output) for output in outputs if output.finished and not self.send_again(output)]
+        return [*refused, *(answer for answer in answers if answer)]
 
     def admit_prepared(self) -> list[Failure]:
         """Pass on what is prepared; wait for the next where vLLM has nothing to do. Returns what vLLM refuses."""
@@ -115,23 +128,32 @@ class VllmEngine:
         while self.preparing and (self.preparing[0][1].done() or not (self.in_flight or refused)):
             request, prepared = self.preparing.popleft()
             try:
-                engine_input, params = prepared.result(), self.build_sampling_params(request)
-                self.engine.add_request(request.id, engine_input, params, lora_request=self.lora_request)
-                self.in_flight[request.id] = request
+                for part, engine_input in prepared.result():
+                    self.engine.add_request(part.id, engine_input, part.params, lora_request=self.lora_request)
+                    self.in_flight[part.id] = request, part
             except self.refusal_errors as error:
                 message = shorten_message(str(error))
                 refusal = GenerateError(classify_refusal(message), f"vLLM does not accept the request: {message}")
-                refused.append(refusal.to_failure(request.id))
+                refused.append(self.fail_request(request, refusal))
         return refused
+
+    def fail_request(self, request: Request, error: ItemError) -> Failure:
+        parts = [name for name, (owner, _) in self.in_flight.items() if owner is request]
+        self.engine.abort_request(parts)
+        for name in parts:
+            del self.in_flight[name]
+        self.scores.pop(request.id, None)
+        return error.to_failure(request.id)
 
     def send_again(self, output: Any) -> bool:
         """Once, where vLLM ends a request with an error: it knows then which media it has to send with it."""
         name = output.request_id
-        if output.outputs[0].finish_reason != "error" or name in self.sent_again:
+        if get_finish_reason(output) != "error" or name in self.sent_again or name not in self.in_flight:
             self.sent_again.discard(name)
             return False
         self.sent_again.add(name)
-        self.submit(self.in_flight.pop(name))
+        request, part = self.in_flight.pop(name)
+        self.start_preparing(request, [part])
         return True
 
     def watch_liveness(self) -> None:
@@ -143,39 +165,36 @@ class VllmEngine:
                 if not self.closed.is_set():
                     exit_process(f"vLLM's engine is dead: {error}")
 
-    def build_sampling_params(self, request: Request) -> Any:
-        sampling = request.sampling
-        thinking_budget = sampling.max_thinking_tokens if self.family.thinking else None
-        guide = None
-        if request.schema_text:
-            guide = self.vllm.sampling_params.StructuredOutputsParams(json=request.schema_text)
-        return self.vllm.SamplingParams(
-            max_tokens=sampling.max_new_tokens + (thinking_budget or 0),
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            seed=sampling.seed,
-            logprobs=0,
-            detokenize=False,
-            output_kind=self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
-            thinking_token_budget=thinking_budget,
-            structured_outputs=guide,
-        )
-
-    def parse_output(self, output: Any) -> Reply | Failure:
-        request, completion = self.in_flight.pop(output.request_id), output.outputs[0]
-        self.counts["rows"] += 1
+    def parse_output(self, output: Any) -> Reply | Failure | None:
+        """None where it is a part of a reply, or where the request has failed already."""
+        if output.request_id not in self.in_flight:
+            return None
+        request, part = self.in_flight.pop(output.request_id)
         self.counts["prompt_tokens"] += len(output.prompt_token_ids)
         self.counts["tokens_copied"] += output.num_cached_tokens or 0
-        self.counts["output_tokens"] += len(completion.token_ids)
+        reply: Reply | Failure | None
         try:
             if self.family.knows_model:
-                check_prompt_tokens(request, output.prompt_token_ids, self.family)
-            if completion.finish_reason not in ("stop", "length"):
-                raise GenerateError("engine", f"vLLM ended the row with {completion.finish_reason!r}")
-            return replace(self.build_reply(request, completion), prompt_tokens=len(output.prompt_token_ids))
+                check_prompt_tokens([*request.input_ids.tolist(), *part.added_tokens], output, self.family)
+            if (finish_reason := get_finish_reason(output)) not in ("stop", "length"):
+                raise GenerateError("engine", f"vLLM ended the row with {finish_reason!r}")
+            reply = self.parse_reply(request, part, output)
         except ItemError as error:
-            return error.to_failure(request.id)
+            reply = self.fail_request(request, error)
+        self.counts["rows"] += reply is not None
+        return reply
+
+    def parse_reply(self, request: Request, part: EngineRequest, output: Any) -> Reply | None:
+        if request.pooling:
+            return Reply(request.id, "", vector=output.outputs.data.float().numpy())
+        completion = output.outputs[0]
+        if part.probe is None:
+            self.counts["output_tokens"] += len(completion.token_ids)
+            return replace(self.build_reply(request, completion), prompt_tokens=len(output.prompt_token_ids))
+        scores = self.scores.setdefault(request.id, ContinuationScores(request.continuations))
+        if not scores.add(part.probe, {token: told.logprob for token, told in completion.logprobs[0].items()}):
+            return None
+        return Reply(request.id, "", continuation_logprobs=tuple(self.scores.pop(request.id).logprobs))
 
     def build_reply(self, request: Request, completion: Any) -> Reply:
         tokens, logprob = list(completion.token_ids), completion.cumulative_logprob
@@ -207,6 +226,13 @@ class VllmEngine:
         self.closed.set()
         self.preparer.shutdown(cancel_futures=True)
         self.engine.engine_core.shutdown()
+
+
+def get_finish_reason(output: Any) -> str | None:
+    if hasattr(output, "error"):  # of a request for a vector
+        return "error" if output.error else "stop"
+    reason: str | None = output.outputs[0].finish_reason
+    return reason
 
 
 def get_fast_tokenizer(engine: Any) -> Tokenizer:
