@@ -33,6 +33,8 @@ from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.base import get_engine_type
 from pipeline.model.engines.torch.engine import TorchEngine
+from pipeline.model.engines.vllm import engine_requests
+from pipeline.model.engines.vllm.engine_requests import build_sampling_params
 from pipeline.model.engines.vllm.prompt_inputs import build_prompt
 from pipeline.model.families.base import Family
 from pipeline.types import Reply, Request, Sampling
@@ -60,22 +62,20 @@ def build_workload(family: Family, workload: str, rows: int, seed: int) -> list[
     return [replace(request, sampling=Sampling(max_new_tokens=LONG)) for request in requests]
 
 
+def build_endless_params(request: Request, family: Family) -> Any:
+    """Answers of all sides have the length of their budget."""
+    params = build_sampling_params(request, family)
+    params.ignore_eos = True
+    return params
+
+
 @contextmanager
 def open_sides(folder: Path, family: Family, *, with_generate: bool) -> Iterator[dict[str, Side]]:
     job = build_job(folder, model_keys={"context": {"max_length": LONGEST}}, kind="vllm", **VLLM)
     with ExitStack() as stack:
         ours = stack.enter_context(closing(TorchEngine(folder, family, device="cpu", slots=SLOTS)))
         ours.detokenizer = type(ours.detokenizer)(family.tokenizer, frozenset(), None, frozenset())
-        theirs: Any = stack.enter_context(closing(get_engine_type(job).open(job)))
-        build_params = theirs.build_sampling_params
-
-        def build_endless_params(request: Request) -> Any:
-            """Answers of both engines have the length of their budget."""
-            params = build_params(request)
-            params.ignore_eos = True
-            return params
-
-        theirs.build_sampling_params = build_endless_params
+        theirs = stack.enter_context(closing(get_engine_type(job).open(job)))
 
         def answer(engine: Any, requests: Sequence[Request]) -> int:
             replies = list(generate_replies(engine, requests))
@@ -94,7 +94,7 @@ def open_sides(folder: Path, family: Family, *, with_generate: bool) -> Iterator
 
             def generate(requests: Sequence[Request]) -> int:
                 prompts = [build_prompt(request, family) for request in requests]
-                params = [build_endless_params(request) for request in requests]
+                params = [build_endless_params(request, family) for request in requests]
                 outputs = llm.generate(prompts, params, use_tqdm=False)
                 return sum(len(output.outputs[0].token_ids) for output in outputs)
 
@@ -135,6 +135,7 @@ def main() -> None:
     if options.quick:
         options.rows, options.rounds, options.models = 32, 1, "random"
     os.environ.update(ENVIRONMENT)
+    engine_requests.build_sampling_params = build_endless_params
     from transformers.utils import is_torchvision_available
 
     is_torchvision_available()  # vLLM needs torchvision, which our engine hides from transformers

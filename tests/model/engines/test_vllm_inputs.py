@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.job.answer_section import AnswerSection
 from pipeline.model import checkpoint_location, family_loader
-from pipeline.model.engines.vllm.continuation_scores import MAX_TOKENS, ContinuationScores, plan_probes
+from pipeline.model.engines.vllm.continuation_scores import MAX_TOKENS, ContinuationScores, plan_questions
 from pipeline.model.engines.vllm.prompt_inputs import build_media_key, encode_prompt
 from pipeline.model.row_encoders.choose_encoder import choose_encoder
 from pipeline.types import Clip, Continuation, Request, Turn
@@ -61,14 +61,16 @@ def test_media_have_one_key_if_the_model_sees_the_same():
 def test_every_token_of_every_continuation_is_asked_once_behind_those_before_it():
     given = [Continuation((7, token, 8), 1, "") for token in range(10, 10 + MAX_TOKENS + 1)]
     given += [Continuation((7,), 0, ""), Continuation((7, 10), 1, "")]
-    probes = plan_probes(given)
-    assert [len(probe.beginning) for probe in probes] == sorted(len(probe.beginning) for probe in probes)
-    assert max(len(probe.parts) for probe in probes) == MAX_TOKENS
+    questions = plan_questions(given)
+    assert [len(question.beginning) for question in questions] == sorted(
+        len(question.beginning) for question in questions
+    )
+    assert max(len(question.parts) for question in questions) == MAX_TOKENS
     scores = ContinuationScores(given)
-    for probe in probes:  # a token has the log-probability of its own number, less what stands before it
-        told = {token: -float(token) - sum(probe.beginning) for token in probe.parts}
-        is_complete = scores.add(probe, told)
-        assert is_complete == (probe is probes[-1])
+    for question in questions:  # a token has the log-probability of its own number, less what stands before it
+        told = {token: -float(token) - sum(question.beginning) for token in question.parts}
+        is_complete = scores.add(question, told)
+        assert is_complete == (question is questions[-1])
     for part, logprob in zip(given, scores.logprobs, strict=True):
         places = range(part.scored_from, len(part.token_ids))
         assert logprob == -sum(part.token_ids[place] + sum(part.token_ids[:place]) for place in places)

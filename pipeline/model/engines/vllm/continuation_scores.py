@@ -15,18 +15,18 @@ from pipeline.types import Continuation
 MAX_TOKENS = 128  # that vLLM tells about at one place
 
 
-class Probe(NamedTuple):
+class TokenQuestion(NamedTuple):
     """What is asked behind one beginning: the probability of tokens, and which continuations each is a part of."""
 
     beginning: tuple[int, ...]
     parts: Mapping[int, Sequence[int]]
 
 
-def plan_probes(continuations: Sequence[Continuation]) -> list[Probe]:
+def plan_questions(continuations: Sequence[Continuation]) -> list[TokenQuestion]:
     """Short beginnings first, so that others find the prompt in the cache.
 
-    >>> plan_probes([Continuation((1,), 0, ""), Continuation((2, 3), 1, ""), Continuation((2, 4), 1, "")])
-    [Probe(beginning=(), parts={1: [0]}), Probe(beginning=(2,), parts={3: [1], 4: [2]})]
+    >>> plan_questions([Continuation((1,), 0, ""), Continuation((2, 3), 1, ""), Continuation((2, 4), 1, "")])
+    [TokenQuestion(beginning=(), parts={1: [0]}), TokenQuestion(beginning=(2,), parts={3: [1], 4: [2]})]
     """
     asked: dict[tuple[int, ...], dict[int, list[int]]] = {}
     for number, continuation in enumerate(continuations):
@@ -34,7 +34,7 @@ def plan_probes(continuations: Sequence[Continuation]) -> list[Probe]:
         for place in range(continuation.scored_from, len(tokens)):
             asked.setdefault(tokens[:place], {}).setdefault(tokens[place], []).append(number)
     return [
-        Probe(beginning, dict(list(parts.items())[first : first + MAX_TOKENS]))
+        TokenQuestion(beginning, dict(list(parts.items())[first : first + MAX_TOKENS]))
         for beginning, parts in sorted(asked.items(), key=lambda item: len(item[0]))
         for first in range(0, len(parts), MAX_TOKENS)
     ]
@@ -45,11 +45,11 @@ class ContinuationScores:
 
     def __init__(self, continuations: Sequence[Continuation]):
         self.logprobs = [0.0] * len(continuations)
-        self.missing_count = len(plan_probes(continuations))
+        self.missing_count = len(plan_questions(continuations))
 
-    def add(self, probe: Probe, logprobs: Mapping[int, float]) -> bool:
+    def add(self, question: TokenQuestion, logprobs: Mapping[int, float]) -> bool:
         """Whether all are known now."""
-        for token, continuations in probe.parts.items():
+        for token, continuations in question.parts.items():
             for number in continuations:
                 self.logprobs[number] += logprobs[token]
         self.missing_count -= 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from pipeline.model.engines.vllm.continuation_scores import Probe, plan_probes
+from pipeline.model.engines.vllm.continuation_scores import TokenQuestion, plan_questions
 from pipeline.model.families.base import Family
 from pipeline.types import Request
 
@@ -13,11 +13,11 @@ from pipeline.types import Request
 class EngineRequest(NamedTuple):
     id: str
     params: Any  # vLLM's SamplingParams or PoolingParams
-    probe: Probe | None = None  # whose beginning follows the prompt
+    question: TokenQuestion | None = None  # whose beginning follows the prompt
 
     @property
     def added_tokens(self) -> Sequence[int]:
-        return self.probe.beginning if self.probe else ()
+        return self.question.beginning if self.question else ()
 
 
 def plan_engine_requests(request: Request, family: Family) -> list[EngineRequest]:
@@ -28,8 +28,8 @@ def plan_engine_requests(request: Request, family: Family) -> list[EngineRequest
     if not request.continuations:
         return [EngineRequest(f"0 {request.id}", build_sampling_params(request, family))]
     return [
-        EngineRequest(f"{number} {request.id}", build_probe_params(probe), probe)
-        for number, probe in enumerate(plan_probes(request.continuations))
+        EngineRequest(f"{number} {request.id}", build_question_params(question), question)
+        for number, question in enumerate(plan_questions(request.continuations))
     ]
 
 
@@ -52,13 +52,13 @@ def build_sampling_params(request: Request, family: Family) -> Any:
     )
 
 
-def build_probe_params(probe: Probe) -> Any:
+def build_question_params(question: TokenQuestion) -> Any:
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     return SamplingParams(
         max_tokens=1,
         temperature=0.0,
-        logprob_token_ids=list(probe.parts),
+        logprob_token_ids=list(question.parts),
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )

@@ -5,7 +5,8 @@ the same way. An engine that dies or does not start ends the process: whatever r
 the rows are asked again. vLLM takes tens of seconds to start, and needs its own versions of torch and transformers.
 
 A thread of its own prepares requests (pixels to tensors, mostly) while vLLM steps. It is one thread, and requests go on
-in its order, because vLLM's cache of processed media expects both of its sides to see them in the same order.
+in its order, because vLLM's cache of processed media expects both of its sides to see them in the same order. Where
+vLLM computes in this process, there is no such thread: preparing sets the number of torch's threads for a while.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from threading import Event, Thread
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 REQUESTS_PER_SLOT = 2  # so that vLLM never waits for the next request
 HANG_S, LIVENESS_CHECK_S = 1800.0, 1.0
+EngineInputs = list[tuple[EngineRequest, Any]]
 
 
 class VllmEngine:
@@ -65,15 +68,16 @@ class VllmEngine:
             tokenizer = get_fast_tokenizer(self.engine)
         self.detokenizer = Detokenizer.from_tokenizer(tokenizer, (), thinking=family.thinking)
         self.reply_completer = ReplyCompleter(tokenizer)
-        self.preparing: deque[tuple[Request, Future[list[tuple[EngineRequest, Any]]]]] = deque()  # as submitted
-        self.preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self.preparing: deque[tuple[Request, Callable[[], bool], Callable[[], EngineInputs]]] = deque()
+        has_own_process = hasattr(self.engine.engine_core, "ensure_alive")
+        self.preparer = ThreadPoolExecutor(1, "prepare") if has_own_process else None
         self.in_flight: dict[str, tuple[Request, EngineRequest]] = {}  # inside vLLM, by its id
         self.scores: dict[str, ContinuationScores] = {}  # by the id of our request
         self.sent_again: set[str] = set()
         self.counts = dict.fromkeys(("rows", "prompt_tokens", "tokens_copied", "output_tokens"), 0)
         self.watchdog = Watchdog(HANG_S)
         self.closed = Event()
-        if hasattr(self.engine.engine_core, "ensure_alive"):  # the engine runs in a process of its own
+        if has_own_process:
             Thread(target=self.watch_liveness, name="liveness", daemon=True).start()
 
     def has_room(self) -> bool:
@@ -83,9 +87,12 @@ class VllmEngine:
         self.start_preparing(request, ())
 
     def start_preparing(self, request: Request, parts: Sequence[EngineRequest]) -> None:
-        self.preparing.append((request, self.preparer.submit(self.prepare_inputs, request, parts)))
+        """Keep, in the order of submission, what tells whether the inputs are ready, and what gives them."""
+        work = partial(self.prepare_inputs, request, parts)
+        prepared = self.preparer.submit(work) if self.preparer else None
+        self.preparing.append((request, prepared.done, prepared.result) if prepared else (request, lambda: True, work))
 
-    def prepare_inputs(self, request: Request, parts: Sequence[EngineRequest]) -> list[tuple[EngineRequest, Any]]:
+    def prepare_inputs(self, request: Request, parts: Sequence[EngineRequest]) -> EngineInputs:
         """These parts of a request, or all, each with the input of vLLM's engine, which will accept it."""
         tasks, inputs = self.engine.get_supported_tasks(), list[tuple[EngineRequest, Any]]()
         prompt = None if self.chat_renderer else build_prompt(request, self.family)
@@ -125,10 +132,10 @@ class VllmEngine:
     def admit_prepared(self) -> list[Failure]:
         """Pass on what is prepared; wait for the next where vLLM has nothing to do. Returns what vLLM refuses."""
         refused: list[Failure] = []
-        while self.preparing and (self.preparing[0][1].done() or not (self.in_flight or refused)):
-            request, prepared = self.preparing.popleft()
+        while self.preparing and (self.preparing[0][1]() or not (self.in_flight or refused)):
+            request, _, get_inputs = self.preparing.popleft()
             try:
-                for part, engine_input in prepared.result():
+                for part, engine_input in get_inputs():
                     self.engine.add_request(part.id, engine_input, part.params, lora_request=self.lora_request)
                     self.in_flight[part.id] = request, part
             except self.refusal_errors as error:
@@ -188,11 +195,11 @@ class VllmEngine:
         if request.pooling:
             return Reply(request.id, "", vector=output.outputs.data.float().numpy())
         completion = output.outputs[0]
-        if part.probe is None:
+        if part.question is None:
             self.counts["output_tokens"] += len(completion.token_ids)
             return replace(self.build_reply(request, completion), prompt_tokens=len(output.prompt_token_ids))
         scores = self.scores.setdefault(request.id, ContinuationScores(request.continuations))
-        if not scores.add(part.probe, {token: told.logprob for token, told in completion.logprobs[0].items()}):
+        if not scores.add(part.question, {token: told.logprob for token, told in completion.logprobs[0].items()}):
             return None
         return Reply(request.id, "", continuation_logprobs=tuple(self.scores.pop(request.id).logprobs))
 
@@ -224,7 +231,8 @@ class VllmEngine:
     def close(self) -> None:
         self.watchdog.close()
         self.closed.set()
-        self.preparer.shutdown(cancel_futures=True)
+        if self.preparer:
+            self.preparer.shutdown(cancel_futures=True)
         self.engine.engine_core.shutdown()
 
 
