@@ -4,8 +4,9 @@
 
 There are two workloads: `mixed` (pictures of 100 to 1,500 px, every eighth a clip, answers of 4 to 256 tokens) and
 `short` (pictures of 100 to 600 px, 32 tokens each); sizes and lengths are log-uniform. Lengths are forced, so all sides
-generate the same tokens. No side decodes or resizes; ours includes cutting pixels into patches. The last table shows
-the share of the device's limits that prefill and decoding reach.
+generate the same tokens. No side decodes or resizes; ours includes cutting pixels into patches. Every round answers the
+same rows, so prefixes are not reused. The last table shows the share of the device's limits that prefill and decoding
+reach.
 
 On a shared machine use `--threads 1`: two threads that wait for each other measure the other users. `--soak N` answers
 N rows with our engine alone and prints how memory changed.
@@ -176,7 +177,6 @@ def compare_engines(
     seconds = harness.measure_in_turns(sides, rounds=rounds)
     counters = {name: after[name] - before[name] for name in before}
     needed_tokens = counters["prompt_tokens"] + counters["output_tokens"] - counters["rows"]
-    needed_tokens -= counters["tokens_copied"]
     waste = counters["tokens_computed"] / needed_tokens
     busy = counters["busy_steps"] / counters["slot_steps"] if counters["slot_steps"] else 1.0
     lines = [[name, rows / time, seconds[name] / seconds["ours"]] for name, time in seconds.items()]
@@ -228,7 +228,7 @@ def main() -> None:
             write_random_checkpoint(Path(folder), "qwen2_5_vl", **SHAPES[options.shape])
             torch.set_default_dtype(torch.float32)
         family = family_loader.load_family(Path(folder))
-        engine = TorchEngine(Path(folder), family, device=options.device, compile=options.compile)
+        engine = TorchEngine(Path(folder), family, device=options.device, compile=options.compile, reuse_prefixes=False)
         engine.can_launch_ahead = engine.can_launch_ahead and not options.in_turn
         kind = hf_models.get_model_class(family_loader.load_config(Path(folder))["model_type"])
         peer = Peer(kind.from_pretrained(folder, dtype="auto").eval().to(options.device), family)

@@ -105,9 +105,10 @@ def attend_to_cache(query: Tensor, keys: Tensor, values: Tensor, packed: PackedB
         if new == 1:  # query heads of one group pass as several queries of their key head: keys are read once
             outputs.append(sdpa(q.reshape(1, kv_heads, -1, dim), k, v, scale=scaling).view(1, -1, dim))
         else:
-            mask = packed.branch_masks.get(number)
+            mask = packed.masks.get(number)
             if mask is None and new < used:
                 mask = torch.ones(new, used, dtype=torch.bool, device=q.device).tril(used - new)
+                packed.masks[number] = mask  # for the layers that follow
             out = sdpa(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True)
             outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import NamedTuple
@@ -74,7 +74,7 @@ class PackedBatch:
     run_starts: Sequence[int] = ()  # [sequences]
     run_lengths: Sequence[int] = ()  # [sequences] tokens in the run after this step
     flash_layouts: Sequence[FlashLayout] = ()  # the same three for the calls of the flash kernel, where there is one
-    branch_masks: Mapping[int, Tensor] = field(default_factory=dict)  # of those with several branches
+    masks: dict[int, Tensor] = field(default_factory=dict)  # [tokens, run] by the number of the sequence, if it has one
     states: LinearStates | None = None  # where the model has linear attention
     state_layout: StateLayout | None = None
 
