@@ -19,7 +19,7 @@ import s3fs
 from PIL import Image
 
 KEY, SECRET = "reader", "a-secret-of-the-test"
-FIXED = ("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64", "-volume.max=20", "-filer", "-s3")
+FIXED = ("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64", "-volume.max=100", "-filer", "-s3")
 QUIET = ("-s3.port.iceberg=0", "-s3.port.lance=0")  # these ports are fixed, so another test's server may hold them
 PARTS = ("master", "volume", "filer", "s3")
 
