@@ -16,6 +16,7 @@ from pipeline.builtin import scene_files, scores
 from pipeline.builtin.evaluate import TASKS, format_figures, read_answers_and_truths, run_task
 from pipeline.cluster.ray_session import connect_to_ray
 from pipeline.command_text import format_command
+from pipeline.errors import OutputError
 
 SCENES_PER_TASK = 16
 FIRST_SCENE = 100_000  # evaluation uses lower numbers
@@ -24,9 +25,12 @@ SHOWN_TASKS = ("caption", "detect", "video")
 
 def run_demo(folder: str) -> int:
     root, started = Path(folder), time.monotonic()
-    for task in TASKS:
-        scene_files.write_scene_files(root / task, task, SCENES_PER_TASK, first_scene=FIRST_SCENE)
-        shutil.rmtree(root / "answers" / task, ignore_errors=True)  # otherwise a second demo would have nothing to do
+    try:
+        for task in TASKS:
+            scene_files.write_scene_files(root / task, task, SCENES_PER_TASK, first_scene=FIRST_SCENE)
+            shutil.rmtree(root / "answers" / task, ignore_errors=True)  # a second demo would have nothing to do
+    except OSError as error:
+        raise OutputError(f"{root}: cannot be written: {error.strerror}; name another folder") from error
     print(
         f"Drawn: {SCENES_PER_TASK} scenes for each of {', '.join(TASKS)}, in {root}. Running jobs/demo/*.yaml on Ray:"
     )

@@ -22,7 +22,7 @@ from pipeline.errors import PipelineError
 from pipeline.manifest.chunks import TARGET_CHUNK_BYTES, Chunk
 from pipeline.output.commit import CommitReceipt
 from pipeline.run import log
-from pipeline.run.runner import RowsInFlightCallback
+from pipeline.run.runner import ShowWork, WorkInFlight
 
 TASK_S = 1.0  # of work; as many chunks as take so long are one task, which costs the driver the same as one chunk
 NEWEST_SHARE = 0.2  # of the newest task in the average seconds of a chunk
@@ -80,12 +80,12 @@ class ChunkFlow:
         """Have `finish(actor, item, result)` called by `run` when the result is there."""
         result.future().add_done_callback(lambda future: self.events.put((finish, actor, item, future)))
 
-    def run(self, stopping: Event, on_rows_in_flight: RowsInFlightCallback) -> Generator[CommitReceipt, None, None]:
+    def run(self, stopping: Event, show_work: ShowWork) -> Generator[CommitReceipt, None, None]:
         """Yield the receipts of all chunks; once `stopping` is set, only of those that have begun."""
         next_tick = 0.0
         while not self.is_finished(stopping):
             if time.monotonic() >= next_tick:
-                self.tick(on_rows_in_flight)
+                self.tick(show_work)
                 next_tick = time.monotonic() + TICK_S
             if not stopping.is_set():
                 self.submit_tasks()
@@ -101,8 +101,15 @@ class ChunkFlow:
             return False
         return stopping.is_set() or not (self.waiting or self.prepared)
 
-    def tick(self, on_rows_in_flight: RowsInFlightCallback) -> None:
-        on_rows_in_flight({"prepare": self.prepare_pool.rows_in_flight, "generate": self.generate_pool.rows_in_flight})
+    def tick(self, show_work: ShowWork) -> None:
+        show_work(
+            WorkInFlight(
+                self.prepare_pool.rows_in_flight,
+                self.generate_pool.rows_in_flight,
+                len(self.generate_pool.starting),
+                self.generate_pool.ready_count,
+            )
+        )
         self.store_limit = STORE_SHARE * ray.cluster_resources().get("object_store_memory", 0.0)
         for pool in (self.prepare_pool, self.generate_pool):
             pool.raise_if_unusable()

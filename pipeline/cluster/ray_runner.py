@@ -37,7 +37,7 @@ from pipeline.manifest.files import ManifestFile, read_with_retries
 from pipeline.output.commit import CommitReceipt
 from pipeline.run.lease import Lease
 from pipeline.run.resume import HashedChunk, split_in_process
-from pipeline.run.runner import RowsInFlightCallback, ignore_rows_in_flight
+from pipeline.run.runner import ShowWork, ignore_work
 from pipeline.run.signals import StopSignals
 
 PREPARED_CHUNKS_PER_REPLICA = 2  # prepared chunks that wait at a replica beside those that it answers
@@ -64,7 +64,7 @@ class RayRunner:
         context: RunContext,
         chunks: Sequence[Chunk],
         signals: StopSignals,
-        on_rows_in_flight: RowsInFlightCallback = ignore_rows_in_flight,
+        show_work: ShowWork = ignore_work,
     ) -> Generator[CommitReceipt, None, None]:
         check_nodes_share_output(context)
         count_receipt = metrics.build_receipt_counter(context, chunks)
@@ -73,7 +73,7 @@ class RayRunner:
             signals.stop_gracefully(ledger.stop_steps.remote) as stopping,
             closing(ChunkFlow(chunks, *build_pool_options(context, ledger))) as flow,
         ):
-            for receipt in flow.run(stopping, on_rows_in_flight):
+            for receipt in flow.run(stopping, show_work):
                 count_receipt(receipt)
                 yield receipt
 

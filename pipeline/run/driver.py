@@ -232,7 +232,7 @@ def count_unreported_chunks(run: ActiveRun, plan: ResumePlan) -> None:
 
 
 def run_chunks(run: ActiveRun, chunks: Sequence[Chunk]) -> None:
-    receipts = run.runner.run_chunks(run.context, chunks, run.signals, run.progress.set_rows_in_flight)
+    receipts = run.runner.run_chunks(run.context, chunks, run.signals, run.progress.show_work)
     with closing(receipts):  # the workers end before Ray does
         for receipt in receipts:
             run.lease.raise_if_taken_over()

@@ -18,7 +18,7 @@ from pipeline.output.store import OutputStore
 from pipeline.prepare import Preparer
 from pipeline.run.lease import Lease, raise_if_taken_over
 from pipeline.run.resume import HashedChunk, split_in_process
-from pipeline.run.runner import RowsInFlightCallback, ignore_rows_in_flight
+from pipeline.run.runner import ShowWork, ignore_work
 from pipeline.run.signals import StopSignals
 from pipeline.types import Outcome
 
@@ -40,7 +40,7 @@ class LocalRunner:
         context: RunContext,
         chunks: Sequence[Chunk],
         signals: StopSignals,
-        on_rows_in_flight: RowsInFlightCallback = ignore_rows_in_flight,
+        show_work: ShowWork = ignore_work,
     ) -> Generator[CommitReceipt, None, None]:
         dataset = Dataset(OutputStore(context.job.output.path), context.fingerprint)
         with (

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
 from threading import Lock
 from types import TracebackType
 
@@ -21,6 +20,7 @@ from rich.text import Text
 from pipeline.output.commit import CommitReceipt
 from pipeline.run import log
 from pipeline.run.log import Say
+from pipeline.run.runner import WorkInFlight
 from pipeline.run.tally import RunTotals
 
 MIN_LINE_INTERVAL_S, MAX_LINE_INTERVAL_S = 5.0, 120.0  # each interval between lines is twice the one before
@@ -39,7 +39,7 @@ class Progress:
         self, job_name: str, *, say: Say | None = None, console: Console | None = None, live_disabled: bool = False
     ):
         self.job_name, self.line_sink, self.live_disabled = job_name, say, live_disabled
-        self.rows_in_flight: Mapping[str, int] = {}  # by stage
+        self.work = WorkInFlight()
         self.console = console or Console(stderr=True)
         self.total_rows, self.totals, self.lock = 0, RunTotals(), Lock()
         self.started_at = self.last_line_at = time.monotonic()
@@ -76,8 +76,9 @@ class Progress:
             self.live.stop()
             self.live = None
 
-    def set_rows_in_flight(self, rows_in_flight: Mapping[str, int]) -> None:
-        self.rows_in_flight = rows_in_flight
+    def show_work(self, work: WorkInFlight) -> None:
+        self.work = work
+        self.say_line_if_due()
 
     def add_receipt(self, receipt: CommitReceipt) -> None:
         with self.lock:
@@ -86,8 +87,12 @@ class Progress:
             self.rate_samples.append((now, self.totals.done_rows))
             while len(self.rate_samples) > 2 and now - self.rate_samples[0][0] > RATE_WINDOW_S:
                 self.rate_samples.popleft()
-        is_line_due = self.live is None and now - self.last_line_at >= self.line_interval_s
-        if is_line_due and self.totals.done_rows < self.total_rows:  # the end has a line of its own
+        self.say_line_if_due()
+
+    def say_line_if_due(self) -> None:
+        now = time.monotonic()
+        is_due = self.live is None and now - self.last_line_at >= self.line_interval_s
+        if is_due and self.totals.done_rows < self.total_rows:  # the end has a line of its own
             self.say(self.format_line())
             self.last_line_at, self.line_interval_s = now, min(2 * self.line_interval_s, MAX_LINE_INTERVAL_S)
 
@@ -118,14 +123,14 @@ class Progress:
     def format_line(self) -> str:
         """One line for a log."""
         totals, remaining_s = self.totals, self.estimate_remaining_s()
-        parts = [
-            f"{totals.done_rows:,} of {self.total_rows:,} rows",
-            f"{totals.failed:,} failed",
-            f"{self.compute_rate():.1f} rows/s",
-            f"{totals.tokens.vision / self.elapsed_s:,.0f} vision tokens/s",
-            *format_busy_share(totals),
-            *format_rows_in_flight(self.rows_in_flight),
-        ]
+        parts = [f"{totals.done_rows:,} of {self.total_rows:,} rows"]
+        if totals.done_rows:
+            parts += [
+                f"{totals.failed:,} failed",
+                f"{self.compute_rate():.1f} rows/s",
+                f"{totals.tokens.vision / self.elapsed_s:,.0f} vision tokens/s",
+            ]
+        parts += [*format_busy_share(totals), *format_work(self.work)]
         if remaining_s is not None:
             parts.append(f"{format_duration(remaining_s)} left")
         return ", ".join(parts)
@@ -134,7 +139,7 @@ class Progress:
         """Two to four lines: the bar, the pace, the workers and the failures."""
         with self.lock:
             lines = [Text(self.format_pace(), style="dim", no_wrap=True, overflow="ellipsis")]
-            if workers := [*format_rows_in_flight(self.rows_in_flight), *format_busy_share(self.totals)]:
+            if workers := [*format_work(self.work), *format_busy_share(self.totals)]:
                 lines.append(Text("; ".join(workers), style="dim", no_wrap=True, overflow="ellipsis"))
             if failed := self.totals.failed:
                 most_common = self.totals.failure_counts.most_common(MAX_SHOWN_KINDS)
@@ -161,7 +166,7 @@ class Progress:
         if remaining_s is not None:
             outlook = f"{format_duration(remaining_s)} left"
         else:
-            outlook = "" if totals.done_rows else "the workers start"
+            outlook = "" if totals.done_rows or self.work.replicas_ready else "the workers start"
         parts = [format_duration(seconds), outlook]
         if totals.done_rows:
             parts += [
@@ -188,15 +193,18 @@ def format_busy_share(totals: RunTotals) -> list[str]:
     return [f"{totals.busy_share:.0%} of engine speed" + (f" (waited {waits})" if waits else "")]
 
 
-def format_rows_in_flight(rows_in_flight: Mapping[str, int]) -> list[str]:
-    """One phrase; empty if there are no rows in flight.
+def format_work(work: WorkInFlight) -> list[str]:
+    """Phrases; none if nothing is known.
 
-    >>> format_rows_in_flight({"prepare": 64, "generate": 0})
-    ['now 64 rows preparing, 0 answering']
+    >>> format_work(WorkInFlight(rows_preparing=64, replicas_starting=1, replicas_ready=1))
+    ['now 64 rows preparing, 0 answering', '1 of 2 replicas ready']
     """
-    if not any(rows_in_flight.values()):
-        return []
-    return [f"now {rows_in_flight.get('prepare', 0):,} rows preparing, {rows_in_flight.get('generate', 0):,} answering"]
+    phrases = []
+    if work.rows_preparing or work.rows_answering:
+        phrases.append(f"now {work.rows_preparing:,} rows preparing, {work.rows_answering:,} answering")
+    if work.replicas_starting:
+        phrases.append(f"{work.replicas_ready:,} of {work.replicas_starting + work.replicas_ready:,} replicas ready")
+    return phrases
 
 
 def format_count(number: int, noun: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pipeline.context import RunContext
 from pipeline.job.spec import Job
@@ -18,11 +18,21 @@ from pipeline.run.lease import Lease
 from pipeline.run.resume import HashedChunk
 from pipeline.run.signals import StopSignals
 
-RowsInFlightCallback = Callable[[Mapping[str, int]], None]  # takes the rows that are worked on, by stage
+
+class WorkInFlight(NamedTuple):
+    """What workers do at the moment."""
+
+    rows_preparing: int = 0
+    rows_answering: int = 0
+    replicas_starting: int = 0
+    replicas_ready: int = 0
 
 
-def ignore_rows_in_flight(rows_in_flight: Mapping[str, int]) -> None:
-    """The callback of a caller that does not show them."""
+ShowWork = Callable[[WorkInFlight], None]
+
+
+def ignore_work(work: WorkInFlight) -> None:
+    """For a caller that does not show it."""
 
 
 class Runner(Protocol):
@@ -41,7 +51,7 @@ class Runner(Protocol):
         context: RunContext,
         chunks: Sequence[Chunk],
         signals: StopSignals,
-        on_rows_in_flight: RowsInFlightCallback = ignore_rows_in_flight,
+        show_work: ShowWork = ignore_work,
     ) -> Generator[CommitReceipt, None, None]:
         """Answer and commit the chunks. After a stop signal, only those that have begun are finished.
 

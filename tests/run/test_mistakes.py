@@ -449,6 +449,12 @@ MISTAKES: list[Case] = [
         "error: --gpu H10: known are L4, A10G, L40S, A100-40GB, A100-80GB, H100, H200, B200. Did you mean 'H100'?",
     ),
     (
+        "demo below a file",
+        job(),
+        ["demo", "job.yaml/demo"],
+        "error: job.yaml/demo: cannot be written: Not a directory; name another folder",
+    ),
+    (
         "status of nothing",
         job(),
         ["status", "outt"],

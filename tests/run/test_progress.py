@@ -11,6 +11,7 @@ from rich.console import Console
 from pipeline.output.commit import CommitReceipt, FailedRow
 from pipeline.run import progress
 from pipeline.run.progress import Progress, format_duration
+from pipeline.run.runner import WorkInFlight
 from pipeline.run.tally import RunTotals
 from pipeline.step_timer import StepTimer
 from pipeline.types import TokenCounts
@@ -124,13 +125,27 @@ def test_rows_in_flight_are_shown_on_a_terminal_and_in_a_log(now):
     with Progress("captions", console=console) as shown, Progress("captions", say=said.append) as log:
         for progress_display in (shown, log):
             progress_display.start(400)
-            progress_display.set_rows_in_flight({"prepare": 64, "generate": 128})
+            progress_display.show_work(WorkInFlight(64, 128))
         now[0] = 110.0
         shown.add_receipt(receipt(9))
         log.add_receipt(receipt(9))
         shown.live.refresh()
     assert "now 64 rows preparing, 128 answering" in console.file.getvalue()
     assert "now 64 rows preparing, 128 answering" in said[0]
+
+
+def test_replicas_that_load_their_model_are_shown_before_any_row_is_answered(now):
+    console, said = open_console(), []
+    with Progress("captions", console=console) as shown, Progress("captions", say=said.append) as log:
+        for progress_display in (shown, log):
+            progress_display.start(400)
+            for second in range(1, 61):
+                now[0] = 100.0 + second
+                progress_display.show_work(WorkInFlight(rows_preparing=64, replicas_starting=2, replicas_ready=1))
+            now[0] = 100.0
+        shown.live.refresh()
+    assert "1 of 3 replicas ready" in console.file.getvalue()
+    assert said == ["0 of 400 rows, now 64 rows preparing, 0 answering, 1 of 3 replicas ready"] * 3  # after 5, 15, 35 s
 
 
 def test_the_live_display_is_off_when_ray_writes_to_the_terminal(now):
