@@ -6,7 +6,9 @@ so that a crash has one cause. A task makes two calls to the ledger, however man
 
 from __future__ import annotations
 
+import atexit
 import os
+import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +32,7 @@ from pipeline.errors import ExitCode, PipelineError, StoppedError
 
 LOG_TAIL_BYTES = 64 * 2**10
 LOG_READ_TIMEOUT_S = 60.0  # on another node
+EXIT_LIMIT_S = 20
 
 RowT = TypeVar("RowT")
 ResultT = TypeVar("ResultT")
@@ -66,6 +69,7 @@ class CrashIsolation:
     def __init__(self, ledger: Any, stage: str, *, exclusive: bool):
         self.ledger, self.stage, self.exclusive = ledger, stage, exclusive
         self.lock = SharedExclusiveLock()
+        limit_exit_time(EXIT_LIMIT_S)
         log_path = os.readlink("/proc/self/fd/2") if os.path.exists("/proc/self/fd/2") else ""
         runtime = ray.get_runtime_context()
         self.process = WorkerProcess(runtime.get_node_id(), os.getpid(), log_path, str(runtime.get_actor_id()))
@@ -191,6 +195,11 @@ def exit_process(what: str, error: BaseException) -> None:
     traceback.print_exception(error)
     os.write(2, f"vlbatch: {what}: {type(error).__name__}: {error}\n".encode())
     os._exit(ExitCode.HANG)
+
+
+def limit_exit_time(seconds: int) -> None:
+    """Have the kernel end this process if its exit takes longer: a native library may wait for its threads forever."""
+    atexit.register(signal.alarm, seconds)
 
 
 def describe_crashes(last_process: WorkerProcess) -> str:

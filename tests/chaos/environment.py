@@ -31,7 +31,7 @@ from tests.seaweed import KEY, SECRET, Seaweed
 
 ROOT = Path(__file__).parents[2]
 BUCKET = "chaos"
-WORKER_NODES = 2
+WORKER_NODES, CPUS_PER_NODE = 2, 4  # two drivers have room for their workers
 PREPARE, GENERATE = "PrepareWorker", "GenerateWorker"
 RANK, DECODER = "pipeline.model.engines.torch.tp_worker", "pipeline.media.decoder_process"
 START_TRIES = 5
@@ -106,7 +106,7 @@ class ChaosEnvironment:
             self.add_node()
 
     def add_node(self) -> None:
-        retry_start(lambda: self.cluster.add_node(num_cpus=2))
+        retry_start(lambda: self.cluster.add_node(num_cpus=CPUS_PER_NODE))
 
     def kill_node(self, choice: int) -> None:
         nodes = self.cluster.list_all_nodes()[1:]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from threading import Event, Thread
 
 import pytest
@@ -82,3 +85,14 @@ def test_the_row_timeout_grows_with_the_frames_of_its_videos():
 def test_a_refusal_without_a_process_has_no_last_words():
     with pytest.raises(StoppedError, match=r"^stopped: the cause is not a row$"):
         raise_if_refused(StepInstructions(stop_reason="the cause is not a row"))
+
+
+@pytest.mark.process
+def test_a_process_whose_exit_hangs_is_ended_by_the_kernel():
+    program = """
+import atexit, time
+from pipeline.cluster.isolation import limit_exit_time
+atexit.register(time.sleep, 600)  # what is registered first runs last
+limit_exit_time(1)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=300).returncode == -signal.SIGALRM
