@@ -16,7 +16,7 @@ from pipeline.builtin.evaluate import evaluate_task, read_answers_and_truths, ru
 from pipeline.media.decode import ClipDecoder
 from pipeline.model.engines.torch import step_runner
 from pipeline.model.families import qwen
-from pipeline.output.answer import build_row
+from pipeline.output.answer import json_answer
 
 pytestmark = pytest.mark.process
 
@@ -67,7 +67,7 @@ def test_states_that_are_forgotten_at_each_token_lower_the_accuracy(tmp_path, mo
 
 
 def test_boxes_that_are_not_mapped_back_lower_the_accuracy(tmp_path, monkeypatch):
-    monkeypatch.setattr(build_row, "map_to_source", lambda value, schema, **_: (value, ()))
+    monkeypatch.setattr(json_answer, "map_to_source", lambda value, schema, **_: (value, ()))
     assert "IoU" in find_misses(evaluate_task(tmp_path, "detect", FEW_SCENES), BOUNDS["detect"])
 
 
