@@ -46,6 +46,7 @@ EngineInputs = list[tuple[EngineRequest, Any]]
 class VllmEngine:
     def __init__(self, family: Family, adapter: Path | None = None, **arguments: Any):
         """`adapter` is a LoRA folder for all rows. `arguments` are those of vLLM's EngineArgs."""
+        import torch
         import vllm
         from vllm.exceptions import VLLMClientError
         from vllm.lora.request import LoRARequest
@@ -57,6 +58,7 @@ class VllmEngine:
             raise JobError(f"engine: vLLM refuses its arguments: {error}") from error
         except RuntimeError as error:
             exit_process(f"vLLM does not start, most often because memory is short: {error}")
+        self.get_thread_count = torch.get_num_threads
         self.dead_error, self.refusal_errors = EngineDeadError, (ValueError, VLLMClientError)
         self.engine.get_supported_tasks()  # asks vLLM's process once, while nothing else does
         self.slots: int = self.engine.vllm_config.scheduler_config.max_num_seqs
@@ -120,6 +122,7 @@ class VllmEngine:
             cache.invalidate(key)
 
     def step(self) -> list[Reply | Failure]:
+        self.get_thread_count()  # torch's number becomes that of this thread: kernels would see it change meanwhile
         try:
             with self.watchdog:
                 refused = self.admit_prepared()
