@@ -144,8 +144,9 @@ def read_newest_holder(dataset: Dataset) -> LeaseHolder | None:
     epoch = claims.find_newest()
     if not epoch:
         return None
-    shard_holders = read_shard_holders(dataset, epoch).values()
-    return max(shard_holders, key=lambda holder: (holder.held, holder.since), default=claims.read_holder(epoch))
+    if shard_holders := read_shard_holders(dataset, epoch).values():
+        return max(shard_holders, key=lambda holder: (holder.held, holder.since))
+    return claims.read_holder(epoch)
 
 
 def format_time(moment: datetime) -> str:
