@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cluster import ray_runner
+from pipeline.command_text import shorten_path
 from pipeline.errors import JobError, StoppedError
 from tests.small_ray import start_small_ray
 
@@ -138,7 +139,7 @@ def test_a_run_prints_only_its_own_lines(workspace, ray_environment):
     assert all(" of 6 rows" in line for line in between)  # progress lines, on a slow machine
     assert first == "t: 6 rows; 6 to do in 2 chunks"
     assert last.startswith("6 answered, 0 failed in ")
-    assert where.startswith(f"answers: {workspace.folder}/out/data/")
+    assert where.startswith(f"answers: {shorten_path(str(workspace.folder))}/out/data/")
     assert next_command.startswith("next: ")
 
 

@@ -8,6 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
+from pipeline.command_text import shorten_path
 from pipeline.output.commit import CommitReceipt, FailedRow
 from pipeline.run import progress
 from pipeline.run.progress import Progress, format_duration
@@ -189,7 +190,7 @@ def test_a_run_ends_with_its_figures_and_where_the_answers_are(workspace):
     pattern = r"6 answered, 1 failed in \d+\.\d s: .* output tokens/s, \d+% of engine speed \(waited \d+% on .*\)"
     assert re.fullmatch(pattern, last)
     assert "decode/unknown_format" in reason
-    assert where[0].startswith(f"answers: {workspace.folder}/out/data/fp=")
+    assert where[0].startswith(f"answers: {shorten_path(str(workspace.folder))}/out/data/fp=")
 
 
 def test_names_of_others_do_not_command_the_terminal(capsys):
