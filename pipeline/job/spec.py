@@ -134,7 +134,7 @@ class MediaSection(JobSection):
         "decode large JPEGs at reduced scale: faster, pixels off by 0.4 of 255 on average", False
     )
     add_vision_id: bool = define_key("label media in the prompt: 'Picture 1: '", False)
-    tolerate_truncated: bool = define_key("use what there is of a cut-off picture", False)
+    tolerate_truncated: bool = define_key("use what there is of a cut-off picture or video", False)
     steps: StepList = define_key(
         "what is done to media before the model sees them, in order: names, or {name: arguments} such as "
         "{crop: {left: 0.1, top: 0, right: 0.9, bottom: 1}}, in fractions of the picture",

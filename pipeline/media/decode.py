@@ -52,7 +52,8 @@ class ClipDecoder:
 
     def __init__(self, job: Job, frame_rules: FrameRules, decoder: FrameDecoder | None = None):
         self.media, self.frame_rules, self.deadline_s = job.media, frame_rules, job.limits.deadline_s
-        self.decoder = decoder or DecoderClient(build_decode_limits(job))
+        self.limits = build_decode_limits(job)
+        self.decoder = decoder or DecoderClient(self.limits)
 
     def decode(self, media_ref: MediaRef, blobs: Sequence[Blob], *, deadline: float | None = None) -> list[Clip]:
         """One clip, or one for each page of a document. Several blobs are the frames of one video."""
@@ -107,6 +108,9 @@ class ClipDecoder:
         options, clips = merge_image_options(self.media, media_ref.options), []
         for page in parse_pages(blob.pages, len(probe.sizes), MAX_PAGES_PER_ROW):
             source_size = probe.sizes[page]
+            if not all(source_size):
+                raise DecodeError("page", f"page {page + 1} is broken; choose others with #page= at the end of the URI")
+            self.limits.check_size(source_size, moving=False)
             region = to_pixel_region(media_ref.region, source_size)
             size = self.frame_rules.fit_image_size(get_shown_size(region, source_size), options)
             pixels = self.decoder.read([page], size, region=region, deadline=deadline)

@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DecodeError
+from pipeline.fetch.blob import Blob
+from pipeline.media.decode import ClipDecoder, build_decode_limits
+from pipeline.media.header_decoder import HeaderDecoder
 from pipeline.media.sample import parse_pages
-from tests.media.sample_media import build_media_job
+from pipeline.types import MediaRef
+from tests.media.sample_media import PlainFrameRules, build_media_job
 
 pytestmark = pytest.mark.process
 
@@ -102,3 +106,46 @@ def test_pdf_claimed_as_video_is_refused(scan, load):
     with pytest.raises(DecodeError) as error:
         load(str(scan), "video")
     assert error.value.kind == "kind"
+
+
+def build_pdf(pages: bytes, *objects: bytes, trailer: bytes = b"") -> bytes:
+    data, offsets = b"%PDF-1.4\n", []
+    for number, body in enumerate((b"<</Type/Catalog/Pages 2 0 R>>", b"<</Type/Pages%s>>" % pages, *objects), 1):
+        offsets.append(len(data))
+        data += b"%d 0 obj\n%s\nendobj\n" % (number, body)
+    table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    table = b"xref\n0 %d\n0000000000 65535 f \n%s" % (len(offsets) + 1, table)
+    end = b"trailer\n<</Size %d/Root 1 0 R%s>>\nstartxref\n%d\n%%%%EOF" % (len(offsets) + 1, trailer, len(data))
+    return data + table + end
+
+
+def build_page(size: int) -> bytes:
+    return b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 %d 50]>>" % size
+
+
+def test_a_pdf_without_pages_does_not_report_the_error_of_the_one_before(load):
+    lock = b"<</Filter/Standard/V 1/R 2/O(" + b"x" * 32 + b")/U(" + b"y" * 32 + b")/P -4>>"
+    encrypted = build_pdf(b"/Kids[4 0 R]/Count 1", lock, build_page(50), trailer=b"/Encrypt 3 0 R/ID[<00><00>]")
+    for data, kind in ((encrypted, "encrypted"), (build_pdf(b"/Kids[]/Count 0"), "undecodable")):
+        with pytest.raises(DecodeError) as error:
+            load(data)
+        assert error.value.kind == kind
+
+
+def test_a_broken_page_fails_only_rows_that_show_it(load, tmp_path):
+    path = tmp_path / "broken.pdf"
+    path.write_bytes(build_pdf(b"/Kids[3 0 R 9 0 R]/Count 2", build_page(100)))
+    with pytest.raises(DecodeError, match="page 2 is broken; choose others with #page="):
+        load(str(path))
+    (clip,) = load(f"{path}#page=1")
+    assert clip.source_size == (200, 100)
+
+
+def test_plan_refuses_a_page_over_the_pixel_limit_as_a_run_does():
+    blob = Blob("huge.pdf", "pdf", data=build_pdf(b"/Kids[3 0 R]/Count 1", build_page(2_000_000)))
+    job = build_media_job()
+    with (
+        ClipDecoder(job, PlainFrameRules(), HeaderDecoder(build_decode_limits(job))) as clip_decoder,
+        pytest.raises(DecodeError, match=r"4000000x100 pixels; raise limits\.image\.pixels"),
+    ):
+        clip_decoder.decode(MediaRef("huge.pdf"), [blob])

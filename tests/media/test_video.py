@@ -267,3 +267,23 @@ def test_frames_cut_by_an_edit_list_are_references_but_not_counted(folder):
     for index, pixels in reader.decode_frames([0, 3, 30]):
         assert np.array_equal(pixels, frames[index])
         assert read_frame_number(pixels.transpose(2, 0, 1)) == index + 5
+
+
+def test_a_cut_off_mp4_is_an_error_or_shown_as_far_as_it_goes(load, open_loader, folder):
+    path = folder / "table_first.mp4"
+    options = {"movflags": "faststart"}
+    with av.open(write_video(folder / "whole.mp4")) as source, av.open(path, "w", options=options) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux():
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    cut = path.read_bytes()[: path.stat().st_size // 2]
+    with pytest.raises(
+        DecodeError, match=r"the file ends before \d+ of its \d+ frames; set media.tolerate_truncated"
+    ) as error:
+        load(cut)
+    assert error.value.kind == "truncated"
+    (whole_clip,) = load(path.read_bytes())
+    (clip,) = open_loader(build_media_job(tolerate_truncated=True))(cut)
+    assert 0 < clip.times[-1] < whole_clip.times[-1]

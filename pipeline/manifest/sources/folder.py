@@ -133,9 +133,14 @@ def is_media_name(path: str, folder: str) -> bool:
 
 
 def encode_name(name: str) -> str:
-    """Percent-encode a name that is not UTF-8, as old archives have them, or that holds control characters."""
+    """Percent-encode a name that is not UTF-8, as old archives have them, that holds control characters, or that would
+    choose pages at the end of a URI.
+
+    >>> encode_name("scans/a#page=2.jpg"), encode_name("scans/a #2.jpg")
+    ('scans/a%23page%3D2.jpg', 'scans/a #2.jpg')
+    """
     try:
         name.encode()
     except UnicodeEncodeError:
         return quote(os.fsencode(name), safe="/: ")
-    return quote(name, safe="/: ") if re.search(r"[\x00-\x1f\x7f]", name) else name
+    return quote(name, safe="/: ") if re.search(r"[\x00-\x1f\x7f]|#page=", name) else name

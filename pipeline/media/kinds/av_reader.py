@@ -8,6 +8,7 @@ playlists, which name files and hosts, are not among the allowed formats, and no
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ class PyAvReader:
         if length_s > limits.duration_s:
             raise build_too_long_error(length_s, limits)
         self._index_packets()
+        if not (limits.holes or limits.tolerate):
+            self._require_all_frames()
         rate = self.stream.average_rate or self.stream.guessed_rate
         self.fps = float(rate) if rate else 0.0
         if limits.holes:
@@ -94,6 +97,18 @@ class PyAvReader:
         time_base, rate = float(self.stream.time_base or 1), float(self.stream.average_rate or 25)
         has_pts = self.packet_index.has_usable_pts
         self.times = [pts * time_base if has_pts else pts / rate for pts in self.packet_index.frame_pts]
+
+    def _require_all_frames(self) -> None:
+        """MP4 lists its frames, often at its beginning, so that a cut-off file opens and plays as a shorter video."""
+        file_size = self.file.seek(0, os.SEEK_END)
+        entries = self.stream.index_entries if self.container.format.name.startswith("mov") else ()
+        missing = sum(entry.pos + entry.size > file_size for entry in entries)
+        if missing:
+            raise DecodeError(
+                "truncated",
+                f"the file ends before {missing} of its {len(entries)} frames; "
+                "set media.tolerate_truncated to show those that there are",
+            )
 
     def find_byte_ranges(self, indices: Sequence[int]) -> list[tuple[int, int]] | None:
         return self.packet_index.find_byte_ranges(indices)

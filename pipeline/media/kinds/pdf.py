@@ -31,20 +31,28 @@ class PdfKind:
         except ImportError as error:
             raise DecodeError("package", "PDF needs pypdfium2 on the workers: pip install 'vlbatch[pdf]'") from error
         try:
+            # PDFium sets no error for a document without pages, and tells that of an earlier document then.
+            pypdfium2.raw.FPDF_LoadMemDocument(b"", 0, None)
             self.document = pypdfium2.PdfDocument(source)
             self.document.init_forms()  # draws what people filled in
             count = min(len(self.document), MAX_PAGES)
-            sizes = tuple(self._compute_page_size(page) for page in range(count))
         except pypdfium2.PdfiumError as error:
             kind = "encrypted" if "assword" in str(error) else "undecodable"
             raise DecodeError(kind, f"PDF: {error}") from error
-        if not sizes:
+        if not count:
             raise DecodeError("empty", "a PDF without pages")
+        sizes = tuple(self._compute_page_size(page) for page in range(count))
         self.limits = limits
         self.probe = Probe("image", sizes, count)
 
     def _compute_page_size(self, page: int) -> Size:
-        width, height = self.document.get_page_size(page)
+        """(0, 0) for a broken page, so that the others can be shown."""
+        from pypdfium2 import PdfiumError
+
+        try:
+            width, height = self.document.get_page_size(page)
+        except PdfiumError:
+            return 0, 0
         return math.ceil(width * PIXELS_PER_POINT), math.ceil(height * PIXELS_PER_POINT)
 
     def read(self, indices: Sequence[int], size: Size, region: PixelRegion | None = None) -> NDArray[np.uint8]:
