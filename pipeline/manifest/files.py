@@ -154,7 +154,17 @@ def list_files(
         say_left_out(filesystem, folder, names, say)
         return ManifestListing(folder_url, [ManifestFile(filesystem.unstrip_protocol(path), media_kind)])
     files = [ManifestFile(filesystem.unstrip_protocol(name), require_source_kind(name)) for name in tables]
+    files = leave_out_empty_files(filesystem, files, say) if len(files) > 1 else files
     return ManifestListing(folder_url, files)
+
+
+def leave_out_empty_files(filesystem: Any, files: list[ManifestFile], say: Callable[[str], None]) -> list[ManifestFile]:
+    """Programs that write many JSONL or CSV files at once write empty ones, too. An empty Parquet file is broken."""
+    empty = [file for file in files if file.source_class.infers_types and filesystem.size(file.url) == 0]
+    if not 0 < len(empty) < len(files):
+        return files
+    say(f"left out of the manifest: {count_files(len(empty))} without a byte, such as {empty[0].url}")
+    return [file for file in files if file not in empty]
 
 
 def choose_tables(filesystem: Any, folder: str, names: Sequence[str]) -> list[str] | None:

@@ -36,7 +36,7 @@ def list_files(workspace):
     for name in (*FOLDER_FILES, *OTHER_OUTPUT, *EXPORT):
         path = workspace.folder / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.write_text("not empty")
     return list_found
 
 
@@ -183,3 +183,12 @@ def test_a_manifest_without_rows_cannot_run(workspace):
     (workspace.folder / "m.csv").write_text("id,image,hint\n")
     with pytest.raises(JobError, match=r"m\.csv holds no rows"):
         workspace.run_job(input={"manifest": str(workspace.folder / "m.csv")})
+
+
+def test_empty_files_among_others_are_left_out_with_a_note(workspace, list_files):
+    empty = [workspace.folder / "in" / name for name in ("c.jsonl", "d.ndjson")]
+    for path in empty:
+        path.touch()
+    names, notes = list_files()
+    assert names == [*FOLDER_FILES]
+    assert notes[1] == f"left out of the manifest: 2 files without a byte, such as {empty[0].as_uri()}"
