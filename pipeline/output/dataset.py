@@ -2,7 +2,7 @@
 
     data/fp=FINGERPRINT/PART.parquet              answered rows; creating this object commits the part
     errors/fp=FINGERPRINT/PART-RANDOM.parquet     dead letters; the part's commit note names the file that counts
-    _index/fp=FINGERPRINT/KIND/RUN-NUMBER.parquet summaries of many parts, see output/part_index.py
+    _index/fp=FINGERPRINT/KIND/NAME.parquet       summaries of many parts, see output/part_index.py
     _lease/fp=FINGERPRINT/                        which run works on the question; readers pass over the name
     _lease/fp=FINGERPRINT-shards/EPOCH/SHARD/     which run works on a shard of it
     questions/FINGERPRINT.json                    the inputs of the fingerprint, and the rows of a chunk

@@ -1,11 +1,11 @@
 """Summaries of many parts in one object, so that nobody reads a million parts, or their footers.
 
-    _index/fp=FINGERPRINT/footers/RUN-NUMBER.parquet    for each part: its size, its time, and what its footer says
-    _index/fp=FINGERPRINT/rows/RUN-NUMBER.parquet       for each part: its size, its time, and the hashes of its rows
+    _index/fp=FINGERPRINT/footers/RUN-NUMBER-HASH.parquet    for each part: its size, its time, and what its footer says
+    _index/fp=FINGERPRINT/rows/RUN-NUMBER-HASH.parquet       for each part: its size, its time, and hashes of its rows
 
 A run writes both for every few thousand commits, and for parts of earlier runs that have none. An entry counts while
-the listing shows the part with the same size and time; all other parts are read themselves. So a summary that is lost,
-late or stale costs requests and never changes an answer.
+the listing shows the part with the same size and time; all other parts are read themselves. HASH is of the summary's
+bytes. So a summary that is lost, late, stale or damaged costs requests and never changes an answer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import OutputError
-from pipeline.manifest.row_keys import hash_row_keys
+from pipeline.manifest.row_keys import hash_row_keys, hash_to_hex
 from pipeline.output.dataset import Dataset, PartFooter, SummaryKind
 from pipeline.output.listing import ObjectInfo
 from pipeline.output.part_listing import PartListing
@@ -84,8 +84,9 @@ class IndexWriter:
             self.summary_count += 1
             sink = pa.BufferOutputStream()
             pq.write_table(pa.Table.from_pylist(entries, SCHEMAS[kind]), sink, compression="zstd")
+            data = bytes(sink.getvalue())
             with suppress(OutputError):
-                self.dataset.write_summary(kind, f"{self.run_id}-{self.summary_count:05}", bytes(sink.getvalue()))
+                self.dataset.write_summary(kind, f"{self.run_id}-{self.summary_count:05}-{hash_to_hex(data)}", data)
 
 
 def read_footers(dataset: Dataset, parts: PartListing) -> Iterator[tuple[str, PartFooter]]:
@@ -148,8 +149,10 @@ def read_valid_entries(
     names = sorted(dataset.list_summaries(kind)) if len(parts) else []
 
     def read_summary(name: str) -> pa.Table | None:
-        with suppress(OutputError, pa.ArrowInvalid):  # it was deleted meanwhile, or is damaged
-            return pq.ParquetFile(io.BytesIO(dataset.read_summary(kind, name))).read(columns)
+        with suppress(OutputError):  # it was deleted meanwhile
+            data = dataset.read_summary(kind, name)
+            if name.endswith(f"-{hash_to_hex(data)}.parquet"):  # else it is damaged
+                return pq.ParquetFile(io.BytesIO(data)).read(columns)
         return None
 
     for table in map_in_threads(read_summary, names):
