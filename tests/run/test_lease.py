@@ -23,7 +23,7 @@ from pipeline.output.store import OutputStore
 from pipeline.run import claims, driver, lease
 from pipeline.run.claims import read_newest_holder
 from pipeline.run.lease import Lease, raise_if_taken_over
-from pipeline.run.shards import Shard
+from tests.run.leases import TIMEOUT_S, WaitingRun, claim_on_another_machine, open_lease
 
 pytestmark = pytest.mark.process
 
@@ -48,56 +48,34 @@ def bucket(monkeypatch):
     server.stop()
 
 
-def open_lease(dataset, run_id, messages=None, **options):
-    return Lease(dataset, run_id, say=(messages if messages is not None else []).append, **options)
-
-
-def hold_on_another_machine(dataset, *, timeout_s):
-    lease = open_lease(dataset, "theirs")
-    lease.holder_record |= {"host": "far", "machine": "far", "patience_s": timeout_s}
-    lease.try_claim()
-    return lease
-
-
 def test_a_second_run_waits_for_the_first_and_says_for_whom(dataset):
-    messages, order = [], []
-
-    def second():
-        with open_lease(dataset, "two", messages):
-            order.append("two")
-
     with open_lease(dataset, "one"):
-        waiting = threading.Thread(target=second)
-        waiting.start()
-        while not messages:
-            time.sleep(0.01)
-        order.append("one")
-    waiting.join()
-    assert order == ["one", "two"]
-    assert "run one on " in messages[0]
-    assert "running since " in messages[0]
-    assert "--take-over" in messages[0]
+        second = WaitingRun(dataset, "two")
+        announcement = second.read_announcement()
+        assert not second.ended.is_set()
+    assert second.read_epoch() == 2
+    assert "run one on " in announcement
+    assert "running since " in announcement
+    assert "--take-over" in announcement
 
 
 def test_a_lease_in_a_bucket_has_one_holder_and_a_silent_one_is_replaced(bucket):
-    test_runs_that_start_at_once_hold_the_lease_one_at_a_time(bucket)
-    hold_on_another_machine(bucket, timeout_s=0.5)
+    assert hold_at_once(bucket, 3) == [1, 1, 1]
+    claim_on_another_machine(bucket, "theirs", timeout_s=0.5)
     messages = []
-    with open_lease(bucket, "late", messages) as late:
-        assert late.epoch == 10
+    with open_lease(bucket, "late", messages=messages) as late:
+        assert late.epoch == 5
         assert read_newest_holder(bucket).run == "late"
     assert "no sign of life for 0.5 s" in messages[1]
 
 
 def test_runs_on_shards_share_an_epoch_in_a_bucket_unless_they_fell_silent(bucket):
     """Its times are whole seconds."""
-    with open_lease(bucket, "one", shard=Shard(1, 2)) as one, open_lease(bucket, "two", shard=Shard(2, 2)) as two:
+    with open_lease(bucket, "one", (1, 2)) as one, open_lease(bucket, "two", (2, 2)) as two:
         assert one.epoch == two.epoch
-    silent = open_lease(bucket, "silent", shard=Shard(1, 2))
-    silent.holder_record |= {"host": "far", "machine": "far", "patience_s": 0.1}
-    assert silent.try_claim()
+    silent = claim_on_another_machine(bucket, "silent", (1, 2), timeout_s=0.1)
     time.sleep(3.0)
-    with open_lease(bucket, "next", shard=Shard(2, 2)) as following:
+    with open_lease(bucket, "next", (2, 2)) as following:
         assert one.epoch + 2 == silent.epoch + 1 == following.epoch
 
 
@@ -105,10 +83,8 @@ def test_a_run_that_ended_has_released_its_lease(dataset):
     with open_lease(dataset, "one") as first:
         assert read_newest_holder(dataset).held
     assert not read_newest_holder(dataset).held
-    messages = []
-    with open_lease(dataset, "two", messages) as second:
+    with open_lease(dataset, "two") as second:
         assert (first.epoch, second.epoch) == (1, 2)
-    assert messages == []
 
 
 def test_a_holder_that_died_on_this_machine_is_replaced_at_once(dataset):
@@ -145,16 +121,16 @@ def test_processes_of_two_machines_with_the_same_name_are_told_apart(dataset, mo
 
 
 def test_a_silent_holder_on_another_machine_is_replaced_after_its_own_timeout(dataset):
-    hold_on_another_machine(dataset, timeout_s=0.3)
+    claim_on_another_machine(dataset, "theirs", timeout_s=0.3)
     messages = []
-    with open_lease(dataset, "two", messages) as second:
+    with open_lease(dataset, "two", messages=messages) as second:
         assert second.epoch == 2
     assert "run theirs on far" in messages[0]
     assert "no sign of life for 0.3 s" in messages[1]
 
 
 def test_the_last_heartbeat_of_a_killed_holder_is_reported(dataset):
-    held = hold_on_another_machine(dataset, timeout_s=0.3)
+    held = claim_on_another_machine(dataset, "theirs", timeout_s=0.3)
     os.utime(f"{dataset.store.root}/{held.claims.folder}/00000001.beat", (0, 1_800_000_000))
     assert (read_newest_holder(dataset).held, read_newest_holder(dataset).seen) == (
         True,
@@ -163,21 +139,13 @@ def test_the_last_heartbeat_of_a_killed_holder_is_reported(dataset):
 
 
 def test_a_holder_on_another_machine_that_sends_heartbeats_is_waited_for(dataset):
-    held = hold_on_another_machine(dataset, timeout_s=0.3)
-    entered = threading.Event()
-
-    def second():
-        with open_lease(dataset, "two"):
-            entered.set()
-
-    waiting = threading.Thread(target=second)
-    waiting.start()
+    held = claim_on_another_machine(dataset, "theirs", timeout_s=0.3)
+    second = WaitingRun(dataset, "two")
     for _ in range(20):
         held.write_heartbeat("held")
-        assert not entered.wait(0.05)
+        assert not second.ended.wait(0.05)
     held.write_heartbeat("over")
-    waiting.join()
-    assert entered.is_set()
+    assert second.read_epoch() == 2
 
 
 def test_a_run_that_was_taken_over_notices_and_cannot_commit(dataset, monkeypatch):
@@ -188,30 +156,34 @@ def test_a_run_that_was_taken_over_notices_and_cannot_commit(dataset, monkeypatc
             with pytest.raises(StoppedError, match="another run has taken over"):
                 raise_if_taken_over(dataset, first.epoch)
             raise_if_taken_over(dataset, second.epoch)
-            while not first.taken_over_by:
-                time.sleep(0.01)
+            assert first.ended.wait(TIMEOUT_S)
             with pytest.raises(StoppedError, match="run two has taken over"):
                 first.raise_if_taken_over()
             second.raise_if_taken_over()
     assert not read_newest_holder(dataset).held
 
 
-def test_runs_that_start_at_once_hold_the_lease_one_at_a_time(dataset):
+def hold_at_once(dataset, runs):
+    """How many runs held the lease whenever one of them got it."""
     holders, holder_counts = [], []
 
     def hold(number):
-        with open_lease(dataset, f"r{number}"):
+        with open_lease(dataset, f"r{number}", messages=[]):
             holders.append(number)
             holder_counts.append(len(holders))
             time.sleep(0.02)
             holders.remove(number)
 
-    threads = [threading.Thread(target=hold, args=(number,)) for number in range(8)]
+    threads = [threading.Thread(target=hold, args=(number,), daemon=True) for number in range(runs)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert holder_counts == [1] * 8
+    return holder_counts
+
+
+def test_runs_that_start_at_once_hold_the_lease_one_at_a_time(dataset):
+    assert hold_at_once(dataset, 8) == [1] * 8
 
 
 def test_a_late_commit_of_a_killed_run_is_seen_by_the_next_run_with_other_chunks(workspace, monkeypatch):

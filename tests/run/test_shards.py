@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 
@@ -27,8 +26,9 @@ from pipeline.output.dataset import Dataset
 from pipeline.output.store import OutputStore
 from pipeline.run import claims, lease
 from pipeline.run.budget import find_share
-from pipeline.run.lease import Lease, raise_if_taken_over
+from pipeline.run.lease import raise_if_taken_over
 from pipeline.run.shards import Shard, find_shard_number
+from tests.run.leases import TIMEOUT_S, WaitingRun, claim_on_another_machine, open_lease
 
 SLOW = {"kind": "scripted", "default": "seen {id}", "slots": 1, "delay_ms": 60}
 
@@ -37,32 +37,6 @@ SLOW = {"kind": "scripted", "default": "seen {id}", "slots": 1, "delay_ms": 60}
 def dataset(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "POLL_INTERVAL_S", 0.05)
     return Dataset(OutputStore(str(tmp_path / "leases")), "f")
-
-
-def open_lease(dataset, run_id, shard=None, messages=None, **options):
-    say = (messages if messages is not None else []).append
-    return Lease(dataset, run_id, say=say, shard=Shard(*shard) if shard else None, **options)
-
-
-def claim_on_another_machine(dataset, run_id, shard, *, timeout_s):
-    """A run that sends no heartbeat any more."""
-    there = open_lease(dataset, run_id, shard)
-    there.holder_record |= {"host": "far", "machine": "far", "patience_s": timeout_s}
-    assert there.try_claim()
-    return there
-
-
-def start_thread(function):
-    """A thread, and an event that is set when the function has ended."""
-    ended = threading.Event()
-
-    def call():
-        function()
-        ended.set()
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    return thread, ended
 
 
 def read_shards(workspace):
@@ -167,51 +141,26 @@ def test_each_shard_retries_its_own_failed_rows(workspace):
 
 
 def test_runs_on_shards_share_an_epoch_and_a_run_on_the_whole_waits_for_all_of_them(dataset):
-    messages, order = [], []
-
-    def run_whole():
-        with open_lease(dataset, "whole", None, messages) as whole:
-            order.append(("whole", whole.epoch))
-
     with open_lease(dataset, "one", (1, 2)) as one:
         with open_lease(dataset, "two", (2, 2)) as two:
             assert (one.epoch, two.epoch) == (1, 1)
-            thread, ended = start_thread(run_whole)
-            while not messages:
-                assert not ended.is_set()
-                time.sleep(0.01)
-            assert "run one on " in messages[0]
-            assert "works on shard 1/2 since " in messages[0]
-        assert not ended.wait(0.3)
+            whole = WaitingRun(dataset, "whole")
+            announcement = whole.read_announcement()
+            assert "run one on " in announcement
+            assert "works on shard 1/2 since " in announcement
+        assert not whole.ended.wait(0.3)
         assert claims.read_newest_holder(dataset).run == "one"
-        order.append("one")
-    thread.join()
-    assert order == ["one", ("whole", 2)]
+    assert whole.read_epoch() == 2
     with open_lease(dataset, "three", (2, 2)) as three:
         assert three.epoch == 3
 
 
 def test_a_second_run_on_a_shard_waits_for_the_first_and_another_division_for_all(dataset):
-    again, other = [], []
-
-    def run_again():
-        with open_lease(dataset, "again", (1, 2), again):
-            pass
-
-    def run_thirds():
-        with open_lease(dataset, "thirds", (3, 3), other):
-            pass
-
     with open_lease(dataset, "first", (1, 2)):
-        threads = [start_thread(run_again), start_thread(run_thirds)]
-        while not (again and other):
-            time.sleep(0.01)
-        assert not any(ended.wait(0.1) for _, ended in threads)
-    for thread, ended in threads:
-        thread.join()
-        assert ended.is_set()
-    assert "run first on " in again[0]
-    assert "run first on " in other[0]
+        runs = [WaitingRun(dataset, "again", (1, 2)), WaitingRun(dataset, "thirds", (3, 3))]
+        assert all("run first on " in run.read_announcement() for run in runs)
+        assert not any(run.ended.wait(0.1) for run in runs)
+    assert [run.read_epoch() for run in runs]
 
 
 def test_a_run_on_the_whole_takes_over_from_shards_which_then_commit_nothing(dataset, monkeypatch):
@@ -225,7 +174,7 @@ def test_a_run_on_the_whole_takes_over_from_shards_which_then_commit_nothing(dat
         for shard in (one, two):
             with pytest.raises(StoppedError, match="another run has taken over"):
                 raise_if_taken_over(dataset, shard.epoch)
-            assert shard.ended.wait(10)
+            assert shard.ended.wait(TIMEOUT_S)
             with pytest.raises(StoppedError, match="run whole has taken over"):
                 shard.raise_if_taken_over()
         raise_if_taken_over(dataset, whole.epoch)
@@ -239,7 +188,7 @@ def test_taking_over_a_shard_leaves_the_others_alone(dataset, monkeypatch):
         open_lease(dataset, "three", (2, 2), take_over=True) as three,
     ):
         assert three.epoch == one.epoch
-        assert two.ended.wait(10)
+        assert two.ended.wait(TIMEOUT_S)
         assert not one.ended.wait(0.2)
         raise_if_taken_over(dataset, one.epoch)
 
