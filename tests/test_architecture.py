@@ -242,6 +242,11 @@ def test_every_test_that_the_reference_names_exists():
     assert named - existing == set()
 
 
+def run_program(program: str, *arguments: str) -> None:
+    done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_checking_a_job_of_our_own_engine_does_not_import_torch(tmp_path):
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text('{"id": "a", "media": "a.png"}\n')
@@ -252,8 +257,19 @@ code = main(["check", "jobs/demo/caption.yaml", "--set", f"input.manifest={sys.a
 assert code == 0, code
 assert not {"torch", "transformers", "ray", "pandas"} & set(sys.modules), "the start of every command pays for it"
 """
-    done = subprocess.run([sys.executable, "-c", program, str(manifest)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_program(program, str(manifest))
+
+
+def test_a_driver_and_the_workers_of_a_cluster_do_not_import_torch():
+    """Only decoders and the engines that need it do. It takes two seconds."""
+    program = """
+import sys
+import vlbatch
+from pipeline.cluster import ray_runner, workers
+from pipeline.run import local
+assert not {"torch", "transformers", "pandas"} & set(sys.modules)
+"""
+    run_program(program)
 
 
 def test_the_command_line_imports_no_library():
@@ -264,5 +280,4 @@ import pipeline.command_line.parser
 outside = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names) - {"pipeline", "__main__"}
 assert not {"numpy", "pyarrow", "pydantic", "fsspec", "yaml", "rich"} & outside, outside
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_program(program)

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from pipeline.errors import DecodeError
 from pipeline.fetch.sniff import sniff_kind
 from pipeline.media.kinds.base import DecodeLimits, Probe, build_too_long_error
-from pipeline.media.resize import resize, resize_stripes
 from pipeline.types import ClipKind, PixelRegion, Size
 
 PIL.Image.MAX_IMAGE_PIXELS = None  # the job's limits replace it
@@ -126,6 +125,8 @@ class ImageKind:
 
 def resize_image(image: PIL.Image.Image, size: Size) -> NDArray[np.uint8]:
     """In stripes where a copy of the picture would be the largest thing in memory."""
+    from pipeline.media.resize import resize, resize_stripes  # it imports torch, which headers are read without
+
     width, height = image.size
     if width * height < STRIPE_ABOVE_PIXELS:
         return resize(np.asarray(image)[None], size)
