@@ -124,16 +124,11 @@ def test_a_run_that_ends_early_says_why(workspace):
     assert "more than limits.error_rate" in str(stopped.value)
 
 
-def run_command(workspace, environment, *arguments) -> subprocess.CompletedProcess[str]:
-    workspace.write_manifest(workspace.draw_images(6))
-    command = [sys.executable, "-m", "pipeline", "run", str(workspace.write_job_file()), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
 def test_a_run_prints_only_its_own_lines(workspace, ray_environment):
-    done = run_command(workspace, ray_environment)
+    workspace.write_manifest(workspace.draw_images(6))
+    command = [sys.executable, "-m", "pipeline", "run", str(workspace.write_job_file())]
+    done = subprocess.run(command, env=ray_environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     first, *between, last, where, next_command = done.stderr.splitlines()
     assert all(" of 6 rows" in line for line in between)  # progress lines, on a slow machine
@@ -141,11 +136,6 @@ def test_a_run_prints_only_its_own_lines(workspace, ray_environment):
     assert last.startswith("6 answered, 0 failed in ")
     assert where.startswith(f"answers: {shorten_path(str(workspace.folder))}/out/data/")
     assert next_command.startswith("next: ")
-
-
-@pytest.mark.slow
-def test_the_lines_of_ray_are_printed_where_they_are_asked_for(workspace, ray_environment):
-    assert "Started a local Ray instance" in run_command(workspace, ray_environment, "--ray-log").stderr
 
 
 def wait_until(condition) -> None:

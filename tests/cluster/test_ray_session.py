@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+
 import pytest
 import ray
 
@@ -41,20 +44,38 @@ def test_an_address_for_clients_is_refused_with_advice(workspace, monkeypatch, c
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (RuntimeError(MISMATCH), "the cluster at head:6379 has other versions of Ray or Python than this process"),
+        (RuntimeError(MISMATCH), "RAY_ADDRESS: the cluster at head:6379 has other versions of Ray or Python than this"),
         (
             ray.exceptions.AuthenticationError("InvalidAuthToken"),
-            "refuses this process: InvalidAuthToken; set RAY_AUTH",
+            "RAY_ADDRESS: .* refuses this process: InvalidAuthToken; set RAY_AUTH",
         ),
-        (ConnectionError("refused"), "no Ray cluster at head:6379"),
+        (ConnectionError("refused"), "RAY_ADDRESS: no Ray cluster at head:6379"),
+        (Exception("The current node timed out during startup. This could"), "Ray did not start within its limit"),
     ],
-    ids=["version", "token", "absent"],
+    ids=["version", "token", "absent", "busy machine"],
 )
 def test_a_refusal_of_the_cluster_is_one_sentence(monkeypatch, error, message):
     def refuse(**options):
         raise error
 
     monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(JobError, match=f"^RAY_ADDRESS: .*{message}") as raised:
+    with pytest.raises(JobError, match=f"^{message}") as raised:
         ray_session.start_ray("head:6379", show_log=True)
     assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("show_log", [True, False])
+def test_the_lines_of_ray_are_printed_where_they_are_asked_for(workspace, monkeypatch, capfd, show_log):
+    """Those of its native code, too. `test_a_run_prints_only_its_own_lines` starts a real cluster."""
+
+    def start(*, log_to_driver, logging_level, **options):
+        os.write(2, b"a line of the raylet\n")
+        assert (log_to_driver, logging_level) == (show_log, logging.INFO if show_log else logging.ERROR)
+        raise ConnectionError
+
+    workspace.write_manifest(workspace.draw_images(1))
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    words = ["--ray-log"] if show_log else []
+    assert main(["run", str(workspace.write_job_file()), *words]) == ExitCode.CANNOT_RUN
+    assert ("a line of the raylet" in capfd.readouterr().err) == show_log
