@@ -12,7 +12,8 @@ Glossary
     manifest        the files that list the items
     truth           the right answer of a row, which people gave
     measure         a figure that tells how good answers are, such as the share of right values
-    chunk           consecutive rows of a manifest file; the unit of transport, retry and commit
+    chunk           consecutive rows of a manifest file; the unit of retry and commit
+    slice           rows of a chunk that travel and are answered together; only large manifests have chunks of several
     part            the Parquet file that holds the answers of one chunk
     commit          creating the part; a chunk counts as done when its part exists
     receipt         what a commit reports to the run: counts, times and warnings
@@ -337,11 +338,13 @@ export: answers become other people's formats
 cluster: everything that needs Ray
     cluster/ray_session.py                  connects to Ray and keeps it quiet
     cluster/ray_runner.py                   the runner on Ray
-    cluster/chunk_flow.py                   feeds the chunks of a run to the actors of both pools
+    cluster/chunk_flow.py                   feeds the slices of chunks to the actors of both pools
+    cluster/slice_queue.py                  cuts chunks into slices when their turn comes
+    cluster/open_parts.py                   collects the answered slices of a chunk until it can be committed
     cluster/actor_pool.py                   which actor gets the next task, and when a pool grows
     cluster/workers.py                      the actors of the two pools
     cluster/late_preparation.py             prepares rows at a replica, where a chunk grew too heavy for a block
-    cluster/chunk_codec.py                  encodes a prepared chunk as one Arrow row
+    cluster/chunk_codec.py                  encodes a prepared slice as one Arrow row
     cluster/isolation.py                    isolates rows that crash their process
     cluster/crash_ledger.py                 finds such rows: it records what each process works on
     cluster/pools.py                        computes how many workers each pool gets

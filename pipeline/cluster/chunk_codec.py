@@ -1,6 +1,6 @@
-"""Encodes a prepared chunk as one row of Arrow, so that pixels cross the object store once and are read in place.
+"""Encodes a prepared slice as one row of Arrow, so that pixels cross the object store once and are read in place.
 
-A chunk is one row because Ray never divides a row and plans GPU pools by the rows that a call takes. The arrays of an
+A slice is one row because Ray never divides a row and plans GPU pools by the rows that a call takes. The arrays of an
 item are buffers beside its pickle (protocol 5). An array that several items have, as those of the job's examples, is
 there once.
 """
@@ -14,9 +14,10 @@ import pyarrow as pa
 
 from pipeline.types import SentItem
 
-PREPARED_CHUNK_SCHEMA = pa.schema(
+PREPARED_SLICE_SCHEMA = pa.schema(
     [
-        ("key", pa.string()),  # the name of the part
+        ("key", pa.string()),  # the name of the slice
+        ("whole", pa.bool_()),  # whether it is a whole chunk
         ("spent", pa.binary()),  # the seconds of preparing, by step
         ("entries", pa.list_(pa.large_binary())),
         ("arrays", pa.list_(pa.large_binary())),
@@ -25,7 +26,9 @@ PREPARED_CHUNK_SCHEMA = pa.schema(
 )
 
 
-def encode_chunk(part_name: str, prepared_items: Sequence[SentItem], prepare_seconds: Mapping[str, float]) -> pa.Table:
+def encode_slice(
+    name: str, prepared_items: Sequence[SentItem], prepare_seconds: Mapping[str, float], *, is_whole: bool = True
+) -> pa.Table:
     pickles: list[bytes] = []
     arrays: dict[int, memoryview] = {}  # by what tells one from another
     numbers: dict[int, int] = {}
@@ -36,19 +39,23 @@ def encode_chunk(part_name: str, prepared_items: Sequence[SentItem], prepare_sec
         views = [buffer.raw() for buffer in buffers]
         arrays |= {id(view.obj): view for view in views}
         places.append([numbers.setdefault(id(view.obj), len(numbers)) for view in views])
-    columns = [[part_name], [pickle.dumps(prepare_seconds)], [pickles], [list(arrays.values())], [places]]
-    return pa.table(columns, schema=PREPARED_CHUNK_SCHEMA)
+    columns = [[name], [is_whole], [pickle.dumps(prepare_seconds)], [pickles], [list(arrays.values())], [places]]
+    return pa.table(columns, schema=PREPARED_SLICE_SCHEMA)
 
 
-def read_part_name(table: pa.Table) -> str:
+def read_name(table: pa.Table) -> str:
     return str(table["key"][0].as_py())
+
+
+def is_whole_chunk(table: pa.Table) -> bool:
+    return bool(table["whole"][0].as_py())
 
 
 def count_rows(table: pa.Table) -> int:
     return len(table["entries"][0].values)
 
 
-def decode_chunk(table: pa.Table) -> list[SentItem]:
+def decode_slice(table: pa.Table) -> list[SentItem]:
     arrays = [array.as_buffer() for array in table["arrays"][0].values]
     return [
         pickle.loads(item.as_buffer(), buffers=[arrays[place] for place in places])

@@ -1,6 +1,9 @@
-"""Feeds the chunks of a run to the actors that prepare them, and prepared chunks to the replicas.
+"""Feeds the slices of chunks to the actors that prepare them, and prepared slices to the replicas.
 
-Ray starts actors again that die, repeats their tasks, and prepares chunks again that are lost with a node. So a task
+A replica commits a chunk of one slice at once. A larger chunk is committed by a task of its own when all its slices are
+answered, or when the run is being stopped.
+
+Ray starts actors again that die, repeats their tasks, and makes results again that are lost with a node. So a task
 ends with a result, or with an error that stops the run. Results arrive as events of one queue; each costs the driver
 the same, however many actors there are.
 """
@@ -18,15 +21,17 @@ from typing import Any
 import ray
 
 from pipeline.cluster.actor_pool import ActorPool, FinishedTask, Parked, PoolActor
+from pipeline.cluster.open_parts import CommitTask, OpenParts, PlacedRows
+from pipeline.cluster.slice_queue import ChunkSlice, SliceQueue
 from pipeline.errors import PipelineError
 from pipeline.manifest.chunks import TARGET_CHUNK_BYTES, Chunk
 from pipeline.output.commit import CommitReceipt
 from pipeline.run import log
 from pipeline.run.runner import ShowWork, WorkInFlight
 
-TASK_S = 1.0  # of work; as many chunks as take so long are one task, which costs the driver the same as one chunk
-NEWEST_SHARE = 0.2  # of the newest task in the average seconds of a chunk
-STORE_SHARE = 0.5  # of the object store is for prepared chunks
+TASK_S = 1.0  # of work; as many slices as take so long are one task, which costs the driver the same as one slice
+NEWEST_SHARE = 0.2  # of the newest task in the average seconds of a slice
+STORE_SHARE = 0.5  # of the object store is for prepared slices
 TICK_S = 1.0
 
 FinishEvent = Callable[[PoolActor, Any, Any], Iterable[CommitReceipt]]
@@ -44,7 +49,7 @@ class PoolOptions:
 
 @dataclass(frozen=True, slots=True)
 class PreparedTask:
-    chunks: tuple[Chunk, ...]
+    slices: tuple[ChunkSlice, ...]
     row_count: int
     block: Any  # a reference into the object store
     byte_count: int = 0  # known when it is prepared
@@ -53,12 +58,13 @@ class PreparedTask:
 class ChunkFlow:
     """`close` ends its actors."""
 
-    def __init__(self, chunks: Sequence[Chunk], prepare: PoolOptions, generate: PoolOptions):
+    def __init__(self, chunks: Sequence[Chunk], slice_rows: int, prepare: PoolOptions, generate: PoolOptions):
         self.events: SimpleQueue[tuple[FinishEvent, PoolActor, Any, Any]] = SimpleQueue()
-        self.waiting = deque(chunks)
+        self.waiting = SliceQueue(chunks, slice_rows)
         self.prepared: deque[PreparedTask] = deque()
-        self.seconds = {"prepare": 0.0, "generate": 0.0}  # of a chunk at an actor: a moving average
-        self.prepared_count = self.prepared_bytes = 0  # of all chunks that were prepared
+        self.open_parts = OpenParts()
+        self.seconds = {"prepare": 0.0, "generate": 0.0}  # of a slice at an actor: a moving average
+        self.prepared_count = self.prepared_bytes = 0  # of all slices that were prepared
         self.stored_bytes = 0  # of those that wait or are being answered
         self.store_limit = 0.0
         self.generate_pool, self.prepare_pool = self.open_pool(generate), self.open_pool(prepare)
@@ -87,7 +93,9 @@ class ChunkFlow:
             if time.monotonic() >= next_tick:
                 self.tick(show_work)
                 next_tick = time.monotonic() + TICK_S
-            if not stopping.is_set():
+            if stopping.is_set():
+                self.submit_last_commits()
+            else:
                 self.submit_tasks()
             try:
                 finish, actor, item, future = self.events.get(timeout=TICK_S)
@@ -99,13 +107,15 @@ class ChunkFlow:
     def is_finished(self, stopping: Event) -> bool:
         if self.prepare_pool.tasks_in_flight or self.generate_pool.tasks_in_flight:
             return False
-        return stopping.is_set() or not (self.waiting or self.prepared)
+        if stopping.is_set():
+            return not (self.open_parts.parts or self.open_parts.waiting)
+        return not (self.waiting or self.prepared or self.open_parts.waiting)
 
     def tick(self, show_work: ShowWork) -> None:
         show_work(
             WorkInFlight(
                 self.prepare_pool.rows_in_flight,
-                self.generate_pool.rows_in_flight,
+                self.generate_pool.rows_in_flight + self.open_parts.row_count,
                 len(self.generate_pool.starting),
                 self.generate_pool.ready_count,
             )
@@ -114,39 +124,58 @@ class ChunkFlow:
         for pool in (self.prepare_pool, self.generate_pool):
             pool.raise_if_unusable()
 
+    def submit_commits(self) -> None:
+        while self.open_parts.waiting and (actor := self.generate_pool.pick_actor()):
+            task = self.open_parts.waiting.pop()
+            blocks = list(dict.fromkeys(rows.block for rows in task.rows))
+            places = [(blocks.index(rows.block), rows.number) for rows in task.rows]
+            self.generate_pool.change_load(actor, 1, 0)
+            result = actor.handle.commit_part.remote(task.part_name, task.is_complete, places, *blocks)
+            self.expect(self.finish_commit, actor, task, result)
+        if self.open_parts.waiting:
+            self.generate_pool.grow(len(self.open_parts.waiting))
+
+    def submit_last_commits(self) -> None:
+        """Of a run that is being stopped: what is answered when nothing is being answered any more."""
+        if not (self.prepare_pool.tasks_in_flight or self.generate_pool.tasks_in_flight):
+            self.open_parts.give_up_missing_slices()
+        self.submit_commits()
+
     def submit_tasks(self) -> None:
+        self.submit_commits()
         while self.prepared and (actor := self.generate_pool.pick_actor()):
             task = self.prepared.popleft()
             self.generate_pool.change_load(actor, 1, task.row_count)
-            self.expect(self.finish_generate, actor, task, actor.handle.generate_chunks.remote(task.block))
-        chunk_count = count_task_chunks(
+            result, answered = actor.handle.generate_slices.remote(task.block)
+            self.expect(self.finish_generate, actor, (task, answered), result)
+        slice_count = count_task_slices(
             len(self.waiting),
             max(self.seconds.values()) if all(self.seconds.values()) else TASK_S,
             self.prepared_bytes / max(1, self.prepared_count),
             self.generate_pool.tasks_per_actor * max(1, self.generate_pool.ready_count),
         )
-        while self.waiting and self.has_room(chunk_count) and (actor := self.prepare_pool.pick_actor()):
-            chunks = tuple(self.waiting.popleft() for _ in range(min(chunk_count, len(self.waiting))))
-            result, block = actor.handle.prepare_chunks.remote(chunks)
-            task = PreparedTask(chunks, sum(chunk.asked_row_count for chunk in chunks), block)
+        while self.waiting and self.has_room(slice_count) and (actor := self.prepare_pool.pick_actor()):
+            slices = self.waiting.take(slice_count)
+            result, block = actor.handle.prepare_slices.remote(slices)
+            task = PreparedTask(slices, sum(own.rows.asked_row_count for own in slices), block)
             self.prepare_pool.change_load(actor, 1, task.row_count)
             self.expect(self.finish_prepare, actor, task, result)
-        waiting_tasks = -(-len(self.waiting) // chunk_count)
+        waiting_tasks = -(-len(self.waiting) // slice_count)
         if self.prepared:
             self.generate_pool.grow(len(self.prepared) + waiting_tasks)
-        if self.waiting and self.has_room(chunk_count):
+        if self.waiting and self.has_room(slice_count):
             self.prepare_pool.grow(waiting_tasks)
         if not self.waiting:
             kill_actors(self.prepare_pool.release_idle())
-            if not (self.prepared or self.prepare_pool.tasks_in_flight):
+            if not (self.prepared or self.prepare_pool.tasks_in_flight or self.open_parts.waiting):
                 kill_actors(self.generate_pool.release_idle())
 
-    def has_room(self, chunk_count: int) -> bool:
+    def has_room(self, slice_count: int) -> bool:
         """Whether one more task may be prepared: replicas will have room for it, or few wait; and so has the store."""
         tasks = self.prepare_pool.tasks_in_flight
         if tasks + len(self.prepared) >= self.generate_pool.count_free_slots() + max(1, self.prepare_pool.ready_count):
             return False
-        expected_bytes = (tasks + 1) * chunk_count * self.prepared_bytes / max(1, self.prepared_count)
+        expected_bytes = (tasks + 1) * slice_count * self.prepared_bytes / max(1, self.prepared_count)
         return self.stored_bytes + expected_bytes <= self.store_limit or not (tasks or self.stored_bytes)
 
     def finish_start(self, actor: PoolActor, pool: ActorPool, parked: Parked | None) -> Iterable[CommitReceipt]:
@@ -165,11 +194,11 @@ class ChunkFlow:
         if isinstance(result, FinishedTask):
             self.measure("prepare", task, result.seconds)
             self.prepared.append(replace(task, byte_count=result.value))
-            self.prepared_count += len(task.chunks)
+            self.prepared_count += len(task.slices)
             self.prepared_bytes += result.value
             self.stored_bytes += result.value
             return ()
-        self.waiting.extendleft(reversed(task.chunks))
+        self.waiting.put_back(task.slices)
         if result:
             park_actor(self.prepare_pool, actor, result)
         return ()
@@ -177,9 +206,10 @@ class ChunkFlow:
     def finish_generate(
         self,
         actor: PoolActor,
-        task: PreparedTask,
-        result: FinishedTask[list[CommitReceipt]] | PipelineError | Parked | None,
+        item: tuple[PreparedTask, Any],
+        result: FinishedTask[list[CommitReceipt | None]] | PipelineError | Parked | None,
     ) -> Iterable[CommitReceipt]:
+        task, answered = item
         self.generate_pool.change_load(actor, -1, -task.row_count)
         if isinstance(result, PipelineError):
             raise result
@@ -189,13 +219,31 @@ class ChunkFlow:
             return ()
         self.stored_bytes -= task.byte_count
         if result is None:  # it was lost, and could not be prepared again
-            self.waiting.extendleft(reversed(task.chunks))
+            self.waiting.put_back(task.slices)
             return ()
         self.measure("generate", task, result.seconds)
-        return result.value
+        for number, (own, receipt) in enumerate(zip(task.slices, result.value, strict=True)):
+            if receipt is None:
+                self.open_parts.add(own, PlacedRows(answered, number))
+        return [receipt for receipt in result.value if receipt]
+
+    def finish_commit(
+        self, actor: PoolActor, task: CommitTask, result: list[CommitReceipt | None] | PipelineError | Parked | None
+    ) -> Iterable[CommitReceipt]:
+        self.generate_pool.change_load(actor, -1, 0)
+        if isinstance(result, PipelineError):
+            raise result
+        if isinstance(result, Parked):
+            self.open_parts.waiting.append(task)
+            park_actor(self.generate_pool, actor, result)
+            return ()
+        self.open_parts.finish(task)
+        if result is None:  # the rows were lost, and could not be made again
+            self.waiting.put_back(task.slices)
+        return [receipt for receipt in result or () if receipt]
 
     def measure(self, stage: str, task: PreparedTask, seconds: float) -> None:
-        latest, average = seconds / len(task.chunks), self.seconds[stage]
+        latest, average = seconds / len(task.slices), self.seconds[stage]
         self.seconds[stage] = average + NEWEST_SHARE * (latest - average) if average else latest
 
     def close(self) -> None:
@@ -204,13 +252,13 @@ class ChunkFlow:
             kill_actors(pool.release_all())
 
 
-def count_task_chunks(waiting_chunks: int, seconds_per_chunk: float, bytes_per_chunk: float, slots: int) -> int:
-    """How many chunks the next task has: as many as take TASK_S and are no larger than one chunk may be.
+def count_task_slices(waiting_slices: int, seconds_per_slice: float, bytes_per_slice: float, slots: int) -> int:
+    """How many slices the next task has: as many as take TASK_S and are no larger than one slice may be.
 
     Near the end there are fewer, so that all replicas end at about the same time.
     """
-    in_time, in_memory = int(TASK_S / seconds_per_chunk), int(TARGET_CHUNK_BYTES / max(1.0, bytes_per_chunk))
-    return max(1, min(in_time, in_memory, waiting_chunks // (2 * slots)))
+    in_time, in_memory = int(TASK_S / seconds_per_slice), int(TARGET_CHUNK_BYTES / max(1.0, bytes_per_slice))
+    return max(1, min(in_time, in_memory, waiting_slices // (2 * slots)))
 
 
 def park_actor(pool: ActorPool, actor: PoolActor, parked: Parked) -> None:

@@ -29,7 +29,9 @@ MAX_CRASHES = 3  # crashes of one row alone, of one step outside its rows, or of
 GROUPS_PER_SPLIT = 16  # a group that crashed is split into so many
 MAX_CONSECUTIVE_CRASHES = 12  # of one actor, while no group survives on it: the cause is not a row
 
-StepKey = tuple[str, str]  # the stage and the name of the part
+COMMIT_STAGE = "commit"  # of slices that are answered; a run that is being stopped does it, too
+
+StepKey = tuple[str, str]  # the stage and the name of the chunk or slice
 RowGroup = tuple[int, ...]  # offsets of rows in a chunk
 
 
@@ -147,7 +149,7 @@ class CrashLedger:
         """
         states = {key: self.open_steps.setdefault(key, StepState(row_count)) for key, row_count in row_counts.items()}
         crashed_processes = {key: self.end_crashed_step(key[0], state) for key, state in states.items()}
-        if self.is_stopping:
+        if self.is_stopping and any(stage != COMMIT_STAGE for stage, _ in states):
             for key in states:
                 del self.open_steps[key]
             return None

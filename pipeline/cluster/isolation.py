@@ -43,7 +43,7 @@ ChunkResultT = TypeVar("ChunkResultT")
 class ChunkStage(Generic[RowT, ResultT, ChunkResultT]):
     """The work on one chunk, in parts that can be done for a group of rows."""
 
-    part_name: str
+    name: str
     row_count: int
     load_rows: Callable[[], Sequence[RowT]]
     process_rows: Callable[[Sequence[RowT]], Sequence[ResultT]]  # one result per row, in order
@@ -90,10 +90,10 @@ class CrashIsolation:
         return worker
 
     def run_stages(
-        self, stages: Sequence[ChunkStage[RowT, ResultT, ChunkResultT]]
+        self, stages: Sequence[ChunkStage[RowT, ResultT, ChunkResultT]], stage_name: str | None = None
     ) -> list[ChunkResultT] | Parked | None:
         """Do a task. None if the run is being stopped; nothing was done then, nor if this actor is parked."""
-        steps = {(self.stage, stage.part_name): stage for stage in stages}
+        steps = {(stage_name or self.stage, stage.name): stage for stage in stages}
         results: dict[StepKey, ChunkResultT] = {}
         with self.lock.hold_shared():
             row_counts = {key: stage.row_count for key, stage in steps.items()}

@@ -17,7 +17,7 @@ import ray
 
 from pipeline.errors import JobError
 from pipeline.job.spec import GpuPoolSection, Job
-from pipeline.manifest.chunks import compute_chunk_rows
+from pipeline.manifest.chunks import compute_slice_rows
 from pipeline.model.engines.base import get_engine_type
 from pipeline.run import log
 
@@ -73,9 +73,9 @@ def compute_pool_sizes(
 
 
 def count_concurrent_calls(job: Job) -> int:
-    """How many chunks a replica answers at once. Small chunks, as of videos, take more to fill its slots."""
+    """How many tasks a replica answers at once. Small slices, as of videos, take more to fill its slots."""
     slots = get_engine_type(job).count_slots(job)
-    return min(MAX_CALLS, MIN_CALLS + (slots - 1) // compute_chunk_rows(job))
+    return min(MAX_CALLS, MIN_CALLS + (slots - 1) // compute_slice_rows(job))
 
 
 def count_possible_replicas(node_resources: Sequence[Mapping[str, float]], pool: GpuPoolSection) -> int:

@@ -32,7 +32,7 @@ from pipeline.cluster.workers import GenerateWorker, PrepareWorker
 from pipeline.context import RunContext
 from pipeline.errors import PipelineError
 from pipeline.job.spec import Job
-from pipeline.manifest.chunks import Chunk, split_file
+from pipeline.manifest.chunks import Chunk, compute_slice_rows, split_file
 from pipeline.manifest.files import ManifestFile, read_with_retries
 from pipeline.output.commit import CommitReceipt
 from pipeline.run.lease import Lease
@@ -40,7 +40,7 @@ from pipeline.run.resume import HashedChunk, split_in_process
 from pipeline.run.runner import ShowWork, ignore_work
 from pipeline.run.signals import StopSignals
 
-PREPARED_CHUNKS_PER_REPLICA = 2  # prepared chunks that wait at a replica beside those that it answers
+PREPARED_TASKS_PER_REPLICA = 2  # prepared tasks that wait at a replica beside those that it answers
 PREPARE_TASKS_PER_ACTOR = 2  # the second one waits at the actor
 MIN_FILES_FOR_CLUSTER = 8  # fewer manifest files are split sooner than a worker starts
 
@@ -71,7 +71,7 @@ class RayRunner:
         with (
             open_ledger(context.job) as ledger,
             signals.stop_gracefully(ledger.stop_steps.remote) as stopping,
-            closing(ChunkFlow(chunks, *build_pool_options(context, ledger))) as flow,
+            closing(ChunkFlow(chunks, compute_slice_rows(context.job), *build_pool_options(context, ledger))) as flow,
         ):
             for receipt in flow.run(stopping, show_work):
                 count_receipt(receipt)
@@ -121,7 +121,7 @@ def build_pool_options(context: RunContext, ledger: Any) -> tuple[PoolOptions, P
         },
         min_size=job.workers.generate.min,
         max_size=sizes.generate_max,
-        tasks_per_actor=concurrent_calls + PREPARED_CHUNKS_PER_REPLICA,
+        tasks_per_actor=concurrent_calls + PREPARED_TASKS_PER_REPLICA,
     )
     return prepare, generate
 

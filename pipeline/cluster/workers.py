@@ -1,4 +1,4 @@
-"""The actors of the two pools: one prepares chunks, the other answers and commits them.
+"""The actors of the two pools: one prepares slices of chunks, the other answers and commits them.
 
 An error that stops the run is returned in place of a result, because Ray would bury its message in tracebacks.
 """
@@ -16,19 +16,19 @@ import ray
 from pipeline.answer import Answerer
 from pipeline.cluster import chunk_codec, metrics
 from pipeline.cluster.actor_pool import FinishedTask, Parked
-from pipeline.cluster.crash_ledger import MAX_CRASHES
+from pipeline.cluster.crash_ledger import COMMIT_STAGE, MAX_CRASHES
 from pipeline.cluster.isolation import ChunkStage, CrashIsolation, exit_process
 from pipeline.cluster.late_preparation import LatePreparer, open_row_watchdog, split_prepared
 from pipeline.cluster.output_folder import find_output_problem
+from pipeline.cluster.slice_queue import ChunkSlice
 from pipeline.context import RunContext
 from pipeline.errors import DecodeError, GenerateError, JobError, PipelineError
-from pipeline.manifest.chunks import Chunk
-from pipeline.output.commit import CommitReceipt
+from pipeline.output.commit import CommitReceipt, SettledRows, settle_rows
 from pipeline.output.dataset import Dataset
 from pipeline.output.store import OutputStore
 from pipeline.prepare import Preparer, keep_first_piece
 from pipeline.run import log
-from pipeline.run.local import commit_outcomes
+from pipeline.run.local import commit_answered, commit_slices
 from pipeline.types import Failure, Outcome, PreparedItem, ReadItem, SentItem
 
 
@@ -44,38 +44,38 @@ class PrepareWorker:
         return self.preparer if isinstance(self.preparer, Parked) else None
 
     @ray.method(num_returns=2)
-    def prepare_chunks(
-        self, chunks: Sequence[Chunk]
+    def prepare_slices(
+        self, slices: Sequence[ChunkSlice]
     ) -> tuple[FinishedTask[int] | PipelineError | Parked | None, list[pa.Table] | None]:
-        """The bytes of the prepared chunks, or why there are none; and the prepared chunks."""
+        """The bytes of the prepared slices, or why there are none; and the prepared slices."""
         started = time.monotonic()
         try:
-            prepared = self.run_stages(self.preparer, chunks)
+            prepared = self.run_stages(self.preparer, slices)
         except PipelineError as error:
             return error, None
         if not isinstance(prepared, list):
             return prepared, None
         return FinishedTask(sum(table.nbytes for table in prepared), time.monotonic() - started), prepared
 
-    def run_stages(self, preparer: Preparer | Parked, chunks: Sequence[Chunk]) -> list[pa.Table] | Parked | None:
+    def run_stages(self, preparer: Preparer | Parked, slices: Sequence[ChunkSlice]) -> list[pa.Table] | Parked | None:
         if isinstance(preparer, Parked):
             return preparer
 
-        def build_stage(chunk: Chunk) -> ChunkStage[ReadItem, SentItem, pa.Table]:
+        def build_stage(own: ChunkSlice) -> ChunkStage[ReadItem, SentItem, pa.Table]:
             return ChunkStage(
-                chunk.part_name,
-                chunk.asked_row_count,
-                load_rows=lambda: preparer.read_items(chunk),
+                own.name,
+                own.rows.asked_row_count,
+                load_rows=lambda: preparer.read_items(own.rows),
                 process_rows=lambda items: list(
                     keep_first_piece(items, self.watchdog.watch_steps(preparer.prepare_items(items)))
                 ),
                 fail_row=fail_unprepared_row,
-                finish_chunk=lambda prepared_items: chunk_codec.encode_chunk(
-                    chunk.part_name, prepared_items, preparer.timer.take_seconds()
+                finish_chunk=lambda prepared_items: chunk_codec.encode_slice(
+                    own.name, prepared_items, preparer.timer.take_seconds(), is_whole=own.is_whole
                 ),
             )
 
-        return self.isolation.run_stages([build_stage(chunk) for chunk in chunks])
+        return self.isolation.run_stages([build_stage(own) for own in slices])
 
 
 class GenerateWorker:
@@ -91,35 +91,88 @@ class GenerateWorker:
     def find_parked(self) -> Parked | None:
         return self.answerer if isinstance(self.answerer, Parked) else None
 
-    def generate_chunks(
+    @ray.method(num_returns=2)
+    def generate_slices(
         self, prepared: list[pa.Table] | None
-    ) -> FinishedTask[list[CommitReceipt]] | PipelineError | Parked | None:
-        """None if nothing was done: the run is being stopped, or the chunks were lost with a node and are not there."""
+    ) -> tuple[
+        FinishedTask[list[CommitReceipt | None]] | PipelineError | Parked | None, list[SettledRows | None] | None
+    ]:
+        """The receipts of whole chunks, which are committed, and the rows of slices, which wait for the others.
+
+        None if nothing was done: the run is being stopped, or the slices were lost with a node and are not there.
+        """
         started = time.monotonic()
         try:
-            receipts = self.run_stages(self.answerer, prepared) if prepared is not None else None
+            results = self.run_stages(self.answerer, prepared) if prepared is not None else None
         except PipelineError as error:
-            return error
-        return FinishedTask(receipts, time.monotonic() - started) if isinstance(receipts, list) else receipts
+            return error, None
+        if not isinstance(results, list):
+            return results, None
+        receipts = [result if isinstance(result, CommitReceipt) else None for result in results]
+        rows = [result if isinstance(result, SettledRows) else None for result in results]
+        return FinishedTask(receipts, time.monotonic() - started), rows if any(rows) else None
 
-    def run_stages(self, answerer: Answerer | Parked, prepared: list[pa.Table]) -> list[CommitReceipt] | Parked | None:
+    def run_stages(
+        self, answerer: Answerer | Parked, prepared: list[pa.Table]
+    ) -> list[CommitReceipt | SettledRows] | Parked | None:
         if isinstance(answerer, Parked):
             return answerer
 
-        def build_stage(table: pa.Table) -> ChunkStage[SentItem, Outcome, CommitReceipt]:
-            part_name, prepare_seconds = chunk_codec.read_part_name(table), chunk_codec.read_prepare_seconds(table)
+        def build_stage(table: pa.Table) -> ChunkStage[SentItem, Outcome, CommitReceipt | SettledRows]:
+            name, prepare_seconds = chunk_codec.read_name(table), chunk_codec.read_prepare_seconds(table)
+
+            def finish_slice(outcomes: Sequence[Outcome]) -> CommitReceipt | SettledRows:
+                seconds = {**prepare_seconds, **answerer.timer.take_seconds()}
+                rows = settle_rows(outcomes, answerer.context, seconds)
+                is_whole = chunk_codec.is_whole_chunk(table)
+                return commit_slices(name, [rows], answerer, self.dataset) if is_whole else rows
+
             return ChunkStage(
-                part_name,
+                name,
                 chunk_codec.count_rows(table),
-                load_rows=lambda: chunk_codec.decode_chunk(table),
+                load_rows=lambda: chunk_codec.decode_slice(table),
                 process_rows=lambda items: answer_or_exit(answerer, self.late_preparer, items),
                 fail_row=fail_unanswered_row,
-                finish_chunk=lambda outcomes: commit_outcomes(
-                    part_name, outcomes, prepare_seconds, answerer, self.dataset
-                ),
+                finish_chunk=finish_slice,
             )
 
         return self.isolation.run_stages([build_stage(table) for table in prepared])
+
+    def commit_part(
+        self,
+        part_name: str,
+        is_complete: bool,
+        places: Sequence[tuple[int, int]],
+        *blocks: list[SettledRows] | None,
+    ) -> list[CommitReceipt | None] | PipelineError | Parked | None:
+        """Commit slices that are answered. Each place is the number of a block and of an entry in it.
+
+        None if a block was lost with a node and is not there.
+        """
+        if isinstance(answerer := self.answerer, Parked):
+            return answerer
+        found = [block[entry] for number, entry in places if (block := blocks[number])]
+        if len(found) < len(places):
+            return None
+
+        def commit(_: Sequence[None]) -> CommitReceipt | None:
+            if is_complete:
+                return commit_slices(part_name, found, answerer, self.dataset)
+            return commit_answered(found, answerer, self.dataset)
+
+        # One row that stands for all: after a crash, the part is committed alone in its process.
+        stage: ChunkStage[None, None, CommitReceipt | None] = ChunkStage(
+            part_name,
+            row_count=1,
+            load_rows=lambda: [None],
+            process_rows=list,
+            fail_row=lambda *_: None,
+            finish_chunk=commit,
+        )
+        try:
+            return self.isolation.run_stages([stage], COMMIT_STAGE)
+        except PipelineError as error:
+            return error
 
 
 def open_answerer(context: RunContext) -> Answerer:

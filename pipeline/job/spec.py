@@ -201,10 +201,23 @@ class LimitsSection(JobSection):
 class OutputSection(JobSection):
     path: str = define_key("folder for the answers: any fsspec URL")
     chunk_rows: PositiveInt | None = define_key(
-        "rows that are prepared, answered and committed together; default: as the output was begun, else as many "
-        "as weigh 256 MiB when they are prepared, by the settings of media and by the first 32 rows",
+        "rows that are committed together; default: as the output was begun, else as many as weigh 256 MiB when they "
+        "are prepared, by the settings of media and by the first 32 rows; up to 12 times as many in large manifests",
         None,
     )
+    slice_rows: PositiveInt | None = define_key(
+        "rows that travel to a replica together and divide a chunk evenly; default: a whole chunk, or in large "
+        "manifests as many as weigh 256 MiB",
+        None,
+    )
+
+    @model_validator(mode="after")
+    def check_slices_divide_chunks(self) -> OutputSection:
+        if self.chunk_rows and self.slice_rows and self.chunk_rows % self.slice_rows:
+            raise ValueError(
+                f"slice_rows {self.slice_rows} does not divide chunk_rows {self.chunk_rows}; choose a divisor"
+            )
+        return self
 
 
 class ExportSection(JobSection):

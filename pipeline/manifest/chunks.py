@@ -1,14 +1,16 @@
 """Cut manifest files into chunks of consecutive rows, each named after a hash of its rows.
 
-The chunk is the unit of transport, retry and commit. Nothing here holds more than one chunk of rows.
+The chunk is the unit of retry and commit. A large one travels in slices, which say nothing about its name: two runs may
+slice the same chunk differently. Nothing here holds more than one chunk of rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain, islice
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +32,14 @@ TYPICAL_VIDEO_PIXELS = 20480 * 28 * 28
 VERSION_BATCH_ROWS = 256  # whose versions are read at once
 
 
+class Slice(NamedTuple):
+    """Consecutive rows of a chunk that travel together."""
+
+    span: Span
+    rows_hash: str
+    row_count: int
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Consecutive rows of one file. The name depends only on which rows the chunk must answer.
@@ -46,6 +56,7 @@ class Chunk:
     answered_offsets: tuple[int, ...] = ()  # rows that a chunk of another name has answered
     generation: int = 0
     retry_histories: tuple[tuple[str, RetryHistory], ...] = ()  # by id: the rows of a later generation
+    slices: tuple[Slice, ...] = ()  # of all rows of the span; none: it travels whole
 
     @property
     def name(self) -> str:
@@ -65,11 +76,47 @@ class Chunk:
     def asked_row_count(self) -> int:
         return len(self.retry_histories) if self.generation else self.row_count - len(self.skipped_offsets)
 
+    def cut(self, slice_rows: int) -> list[Chunk]:
+        """What its slices ask, each as a chunk that can be read by itself. A retry reads the whole span for each."""
+        if self.generation:
+            histories = self.retry_histories
+            firsts = range(0, len(histories), slice_rows)
+            return [replace(self, retry_histories=histories[first : first + slice_rows]) for first in firsts]
+        if not self.slices:
+            return [self]
+        starts = accumulate((own.row_count for own in self.slices[:-1]), initial=0)
+        chunks = [self._select_slice(own, start) for own, start in zip(self.slices, starts, strict=True)]
+        return [chunk for chunk in chunks if chunk.asked_row_count]
+
+    def _select_slice(self, own: Slice, start: int) -> Chunk:
+        def select(offsets: Iterable[int]) -> tuple[int, ...]:
+            return tuple(offset - start for offset in offsets if 0 <= offset - start < own.row_count)
+
+        return replace(
+            self,
+            span=own.span,
+            rows_hash=own.rows_hash,
+            row_count=own.row_count,
+            version_digests=self.version_digests[start : start + own.row_count],
+            excluded_offsets=select(self.excluded_offsets),
+            answered_offsets=select(self.answered_offsets),
+            slices=(),
+        )
+
 
 def compute_chunk_rows(job: Job) -> int:
-    """The number of rows that weigh about 256 MiB prepared. Only settings count, so every run cuts the same chunks."""
-    if job.output.chunk_rows:
-        return job.output.chunk_rows
+    """The rows of a chunk. Only settings count, so every run cuts the same chunks."""
+    return job.output.chunk_rows or compute_light_rows(job)
+
+
+def compute_slice_rows(job: Job) -> int:
+    """The rows that travel together: all of a chunk, unless slices divide it evenly."""
+    chunk_rows, slice_rows = compute_chunk_rows(job), job.output.slice_rows
+    return slice_rows if slice_rows and chunk_rows % slice_rows == 0 else chunk_rows
+
+
+def compute_light_rows(job: Job) -> int:
+    """The rows that weigh about 256 MiB when they are prepared, by the settings of media."""
     if "video" in job.media.model_fields_set:
         pixels = job.media.video.total_pixels or TYPICAL_VIDEO_PIXELS
     else:
@@ -78,21 +125,44 @@ def compute_chunk_rows(job: Job) -> int:
 
 
 def split_file(job: Job, file: ManifestFile, schema_prompt: str | None) -> Iterator[tuple[Chunk, NDArray[np.uint64]]]:
-    reader = RowReader(job, file, schema_prompt)
+    yield from split_open_file(job, RowReader(job, file, schema_prompt))
+
+
+def split_open_file(job: Job, reader: RowReader) -> Iterator[tuple[Chunk, NDArray[np.uint64]]]:
     with ExitStack() as stack:
         version_reader = None
         if job.input.version != "none":
             known_versions = reader.source.list_versions(job.input.version)
             version_reader = stack.enter_context(closing(VersionReader(job, known_versions)))
-        chunk_rows = compute_chunk_rows(job)
-        spans = reader.source.list_spans(chunk_rows)
-        while batch := list(islice(spans, max(1, VERSION_BATCH_ROWS // chunk_rows) if version_reader else 1)):
-            tables = [reader.read_key_columns(span) for span in batch]
-            digests = iter(plan_versions(reader, tables, version_reader) if version_reader else ())
-            for span, table in zip(batch, tables, strict=True):
-                own_digests = tuple(islice(digests, table.num_rows))
-                key_hashes = hash_row_keys(reader.compute_keys(table, own_digests))
-                yield Chunk(file, span, hash_rows(key_hashes), len(key_hashes), own_digests), key_hashes
+        slice_rows = compute_slice_rows(job)
+        slices = hash_slices(reader, slice_rows, version_reader)
+        while group := list(islice(slices, compute_chunk_rows(job) // slice_rows)):
+            yield join_slices(reader.file, group)
+
+
+HashedSlice = tuple[Slice, NDArray[np.uint64], tuple[bytes, ...]]  # with the key hashes and version digests of its rows
+
+
+def hash_slices(reader: RowReader, slice_rows: int, version_reader: VersionReader | None) -> Iterator[HashedSlice]:
+    spans = reader.source.list_spans(slice_rows)
+    while batch := list(islice(spans, max(1, VERSION_BATCH_ROWS // slice_rows) if version_reader else 1)):
+        tables = [reader.read_key_columns(span) for span in batch]
+        digests = iter(plan_versions(reader, tables, version_reader) if version_reader else ())
+        for span, table in zip(batch, tables, strict=True):
+            own_digests = tuple(islice(digests, table.num_rows))
+            key_hashes = hash_row_keys(reader.compute_keys(table, own_digests))
+            yield Slice(span, hash_rows(key_hashes), len(key_hashes)), key_hashes, own_digests
+
+
+def join_slices(file: ManifestFile, group: Sequence[HashedSlice]) -> tuple[Chunk, NDArray[np.uint64]]:
+    slices, hashes, digests = zip(*group, strict=True)
+    if len(group) == 1:
+        ((span, rows_hash, row_count),) = slices
+        return Chunk(file, span, rows_hash, row_count, *digests), hashes[0]
+    key_hashes = np.concatenate(hashes)
+    span = slices[0].span[0], slices[-1].span[1]
+    chunk = Chunk(file, span, hash_rows(key_hashes), len(key_hashes), tuple(chain(*digests)), slices=slices)
+    return chunk, key_hashes
 
 
 def plan_versions(reader: RowReader, tables: Sequence[pa.Table], version_reader: VersionReader) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""Commits the outcomes of a chunk: creating the object of its part is the commit, and nothing is ever overwritten.
+"""Commits the rows of a chunk: creating the object of its part is the commit, and nothing is ever overwritten.
 
 Dead letters are written first, and the part's commit note names their file. If two workers commit the same chunk, the
 second finds the part there, deletes the dead letters that it wrote, and reports what the first one committed.
@@ -11,11 +11,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from pipeline.context import RunContext
+from pipeline.manifest.row_keys import hash_row_keys, hash_rows
 from pipeline.output.arrow_tables import build_tables
 from pipeline.output.dataset import COMMIT_NOTE_KEY, Dataset
 from pipeline.output.listing import NO_INFO, ObjectInfo
@@ -58,15 +60,58 @@ class CommitReceipt:
     worker_seconds: dict[str, float] = field(default_factory=dict)  # the workers' time by activity
 
 
+class SettledRows(NamedTuple):
+    """Rows of a chunk that are answered or have failed, and are not committed yet."""
+
+    answered: pa.Table
+    failed: pa.Table
+    discarded_tokens: TokenCounts
+    retries: int
+    worker_seconds: Mapping[str, float]
+
+
+def settle_rows(
+    outcomes: Sequence[Outcome], context: RunContext, worker_seconds: Mapping[str, float] = MappingProxyType({})
+) -> SettledRows:
+    answered, failed = build_tables(outcomes, context)
+    return SettledRows(
+        answered,
+        failed,
+        add_counts(NO_TOKENS, *(row.discarded_tokens for _, row in outcomes)),
+        sum(row.attempts - 1 for _, row in outcomes),
+        worker_seconds,
+    )
+
+
+def join_rows(slices: Sequence[SettledRows]) -> SettledRows:
+    seconds: Counter[str] = Counter()
+    for rows in slices:
+        seconds.update(rows.worker_seconds)
+    return SettledRows(
+        pa.concat_tables([rows.answered for rows in slices]),
+        pa.concat_tables([rows.failed for rows in slices]),
+        add_counts(*(rows.discarded_tokens for rows in slices)),
+        sum(rows.retries for rows in slices),
+        seconds,
+    )
+
+
+def name_rows(answered: pa.Table) -> str:
+    """The name of a chunk of these rows."""
+    return hash_rows(
+        hash_row_keys(list(zip(answered["id"].to_pylist(), answered["question"].to_pylist(), strict=True)))
+    )
+
+
 def commit_chunk(
     part_name: str,
-    outcomes: Sequence[Outcome],
+    rows: SettledRows,
     context: RunContext,
     dataset: Dataset,
     check_allowed: Callable[[], object],
 ) -> CommitReceipt:
     """Commit a chunk. `check_allowed` is called before each attempt to write, and raises if another run took over."""
-    answered, failed = build_tables(outcomes, context)
+    answered, failed = rows.answered, rows.failed
     failed_rows = list_failed_rows(failed)
     letters = dataset.write_dead_letters(part_name, failed, check_allowed) if failed_rows else None
     note = {
@@ -76,7 +121,7 @@ def commit_chunk(
         "kinds": Counter(f"{row.stage}/{row.kind}" for row in failed_rows),
         "answered": answered.num_rows,
         "failed": failed.num_rows,
-        "discarded": add_counts(NO_TOKENS, *(row.discarded_tokens for _, row in outcomes)),
+        "discarded": rows.discarded_tokens,
         "tokens": count_tokens(answered),
     }
     if not dataset.commit_part(part_name, answered, note, check_allowed):
@@ -85,7 +130,7 @@ def commit_chunk(
         return replace(read_receipt(dataset, part_name), committed_first=False)
     return replace(
         build_receipt(part_name, answered, note, failed_rows, dataset.read_info(part_name)),
-        retries=sum(row.attempts - 1 for _, row in outcomes),
+        retries=rows.retries,
     )
 
 

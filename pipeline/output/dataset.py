@@ -5,7 +5,7 @@
     _index/fp=FINGERPRINT/KIND/NAME.parquet       summaries of many parts, see output/part_index.py
     _lease/fp=FINGERPRINT/                        which run works on the question; readers pass over the name
     _lease/fp=FINGERPRINT-shards/EPOCH/SHARD/     which run works on a shard of it
-    questions/FINGERPRINT.json                    the inputs of the fingerprint, and the rows of a chunk
+    questions/FINGERPRINT.json                    the inputs of the fingerprint, and the rows of a chunk and of a slice
     scores/FINGERPRINT/TRUTH.json                 how good the answers are, measured against a truth (its hash)
     classes/NUMBER.json                           the names of classes in exports; the highest number counts
     runs/RUN/job.json, plan.json, report.json     the resolved job, what was left to do, the result
@@ -40,10 +40,19 @@ from pipeline.output.store import OutputStore
 from pipeline.output.thread_map import map_in_threads
 
 COMMIT_NOTE_KEY = b"vlbatch"  # the key of the commit note in a part's metadata
-CHUNK_ROWS_KEY = "chunk_rows"  # in a question; no input of a fingerprint has this name
 MAX_PARTS_LOOKED_UP = 64  # one by one; more are found faster by a listing
 RunDocument = Literal["job", "plan", "report"]
 SummaryKind = Literal["footers", "rows"]
+
+
+class NotedChunkSize(NamedTuple):
+    """In a question; no input of a fingerprint has one of these names. None: nothing is noted."""
+
+    chunk_rows: int | None = None
+    slice_rows: int | None = None
+
+
+NOTHING_NOTED = NotedChunkSize()
 
 
 class PartFooter(NamedTuple):
@@ -182,16 +191,15 @@ class Dataset:
     def read_question(self) -> dict[str, Any]:
         """The inputs of the fingerprint."""
         question = self._read_question_object()
-        question.pop(CHUNK_ROWS_KEY, None)
-        return question
+        return {name: value for name, value in question.items() if name not in NotedChunkSize._fields}
 
-    def read_chunk_rows(self) -> int | None:
+    def read_chunk_size(self) -> NotedChunkSize:
         """What the first run noted. Earlier versions did not."""
-        rows: int | None = self._read_question_object().get(CHUNK_ROWS_KEY)
-        return rows
+        question = self._read_question_object()
+        return NotedChunkSize(*map(question.get, NotedChunkSize._fields))
 
-    def write_question(self, fingerprint_inputs: Mapping[str, Any], chunk_rows: int | None = None) -> None:
-        noted = {} if chunk_rows is None else {CHUNK_ROWS_KEY: chunk_rows}
+    def write_question(self, fingerprint_inputs: Mapping[str, Any], chunk_size: NotedChunkSize = NOTHING_NOTED) -> None:
+        noted = {name: rows for name, rows in chunk_size._asdict().items() if rows is not None}
         text = json.dumps({**fingerprint_inputs, **noted}, indent=2, default=str)
         self.store.create_object(self._question_path, text.encode())
 

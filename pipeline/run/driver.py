@@ -18,7 +18,7 @@ from pipeline.manifest.chunks import Chunk
 from pipeline.manifest.files import ManifestFile, list_manifest_files
 from pipeline.output.answer.confidence_maps import read_confidence_maps
 from pipeline.output.commit import CommitReceipt, read_receipt
-from pipeline.output.dataset import Dataset, write_run_document
+from pipeline.output.dataset import Dataset, NotedChunkSize, write_run_document
 from pipeline.output.part_index import IndexWriter
 from pipeline.registry import RUNNERS, load_registered
 from pipeline.run import log, preflight, resume, retry_errors, run_report
@@ -85,7 +85,7 @@ def run_job(job: Job, options: RunOptions = RunOptions(), *, say: Say | None = N
             )
             lease.wait_for_late_commits()
             chunk_size = settle_chunk_size(context, manifest_files, dataset)
-            if chunk_size.is_lowered:
+            if chunk_size.is_unusual:
                 progress.say(f"{chunk_size.describe()}; output.chunk_rows sets another number")
             context = chunk_size.apply_to(context)
             # Ray's native code installs signal handlers as it starts, so ours are installed once more after it.
@@ -149,7 +149,8 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
         hash_chunks(plan.chunks, options.row_limit, None if labelled_ids is None else labelled_ids.tolist())
     )
     job = run.context.job  # a run that is refused leaves no question, so it is written here and not before
-    run.dataset.write_question(run.context.fingerprint_inputs, job.output.chunk_rows)
+    chunk_size = NotedChunkSize(job.output.chunk_rows, job.output.slice_rows)
+    run.dataset.write_question(run.context.fingerprint_inputs, chunk_size)
     job_text = job.model_dump_json(indent=2, by_alias=True)
     write_run_document(run.dataset.store, run.context.run_id, "job", job_text)
     superfluous_parts, repeats_rows = find_superfluous_parts(plan.orphans, run.dataset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
@@ -10,9 +11,9 @@ from functools import partial
 from pipeline.answer import Answerer
 from pipeline.context import RunContext
 from pipeline.job.spec import Job
-from pipeline.manifest.chunks import Chunk
+from pipeline.manifest.chunks import Chunk, compute_slice_rows
 from pipeline.manifest.files import ManifestFile
-from pipeline.output.commit import CommitReceipt, commit_chunk
+from pipeline.output.commit import CommitReceipt, SettledRows, commit_chunk, join_rows, name_rows, settle_rows
 from pipeline.output.dataset import Dataset
 from pipeline.output.store import OutputStore
 from pipeline.prepare import Preparer
@@ -20,7 +21,6 @@ from pipeline.run.lease import Lease, raise_if_taken_over
 from pipeline.run.resume import HashedChunk, split_in_process
 from pipeline.run.runner import ShowWork, ignore_work
 from pipeline.run.signals import StopSignals
-from pipeline.types import Outcome
 
 
 class LocalRunner:
@@ -49,24 +49,40 @@ class LocalRunner:
             signals.stop_gracefully() as stopping,
         ):
             for chunk in chunks:
-                if stopping.is_set():
-                    return
-                outcomes = answerer.answer_pieces(preparer.prepare_pieces(chunk))
-                yield commit_outcomes(chunk.part_name, outcomes, preparer.timer.take_seconds(), answerer, dataset)
+                slices: list[SettledRows] = []
+                cut_chunk = chunk.cut(compute_slice_rows(context.job))
+                for chunk_slice in cut_chunk:
+                    if stopping.is_set():
+                        break
+                    outcomes = answerer.answer_pieces(preparer.prepare_pieces(chunk_slice))
+                    slices.append(settle_rows(outcomes, context, preparer.timer.take_seconds()))
+                if len(slices) == len(cut_chunk):
+                    yield commit_slices(chunk.part_name, slices, answerer, dataset)
+                elif slices and (receipt := commit_answered(slices, answerer, dataset)):
+                    yield receipt
 
     def export_lease_age(self, context: RunContext, lease: Lease) -> None:
         """Only a cluster has metrics."""
 
 
-def commit_outcomes(
-    part_name: str,
-    outcomes: Sequence[Outcome],
-    prepare_seconds: Mapping[str, float],
-    answerer: Answerer,
-    dataset: Dataset,
-) -> CommitReceipt:
+def commit_slices(part_name: str, slices: Sequence[SettledRows], answerer: Answerer, dataset: Dataset) -> CommitReceipt:
     """Commit an answered chunk, unless another run has taken over the output."""
     check_allowed = partial(raise_if_taken_over, dataset, answerer.context.lease_epoch)
+    rows = join_rows(slices)
     with answerer.timer.measure("commit"):
-        receipt = commit_chunk(part_name, outcomes, answerer.context, dataset, check_allowed)
-    return replace(receipt, worker_seconds={**prepare_seconds, **answerer.timer.take_seconds()})
+        receipt = commit_chunk(part_name, rows, answerer.context, dataset, check_allowed)
+    seconds = Counter(rows.worker_seconds)
+    seconds.update(answerer.timer.take_seconds())
+    return replace(receipt, worker_seconds=dict(seconds))
+
+
+def commit_answered(slices: Sequence[SettledRows], answerer: Answerer, dataset: Dataset) -> CommitReceipt | None:
+    """Commit the answered rows of some slices of a chunk as a chunk of these rows, if there are any.
+
+    The next run finds them by their keys and asks the other rows of the chunk, also those that failed.
+    """
+    rows = join_rows(slices)
+    if not rows.answered.num_rows:
+        return None
+    answered_rows = rows._replace(failed=rows.failed.slice(0, 0))
+    return commit_slices(name_rows(rows.answered), [answered_rows], answerer, dataset)

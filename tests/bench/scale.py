@@ -37,6 +37,7 @@ from pipeline.manifest.files import list_manifest_files
 from pipeline.output.dataset import Dataset, write_run_document
 from pipeline.output.store import OutputStore
 from pipeline.run import preflight, resume
+from pipeline.run.chunk_size import count_slices
 from pipeline.run.signals import StopSignals
 from tests.bench import harness, replicas
 
@@ -155,13 +156,15 @@ def measure_tail(folder: Path, rows: int) -> dict[str, float]:
 
 
 def print_simulation(costs: simulation.DriverCosts) -> None:
-    """Pictures in chunks of 89, on GPUs that answer 30 rows a second, at 4 USD an hour, with one driver or enough."""
+    """Pictures in slices of 89, on GPUs that answer 30 rows a second, at 4 USD an hour, with one driver or enough."""
     lines: list[list[object]] = []
     for rows in (10**6, 10**7, 10**8, 10**9):
         for count in (10, 100, 1000):
             enough = -(-count // simulation.count_fed_replicas(89, 30.0, costs))
             for drivers in dict.fromkeys((1, enough)):
-                load = simulation.Workload(rows, 89, count, 30.0, drivers, load_s=60.0)
+                slices = count_slices(rows, 89)
+                load = simulation.Workload(rows, slices * 89, count, 30.0, drivers, load_s=60.0)
+                load = replace(load, slice_rows=89) if slices > 1 else load
                 run = simulation.simulate_run(load, costs)
                 dollars = 4 * count * run.seconds / 3600 + run.requests.cost
                 cells = [

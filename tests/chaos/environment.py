@@ -136,7 +136,16 @@ class ChaosEnvironment:
 
     # the job
 
-    def write_job(self, name: str, *, rows: int, broken_rows: int, engine: dict[str, Any], **sections: Any) -> None:
+    def write_job(
+        self,
+        name: str,
+        *,
+        rows: int,
+        broken_rows: int,
+        engine: dict[str, Any],
+        output: dict[str, Any] | None = None,
+        **sections: Any,
+    ) -> None:
         """Write pictures, some of them broken, a manifest and a job over them."""
         pictures = [create_picture(seed) for seed in range(7)]
         ids = [f"{number:05}" for number in range(rows)]
@@ -158,7 +167,7 @@ class ChaosEnvironment:
             "engine": engine,
             "workers": {"prepare": {"min": 2, "max": 2}, "generate": {"min": 2, "max": 2}},
             "limits": {"error_rate": 1},
-            "output": {"path": f"s3://{self.output}", "chunk_rows": 8},
+            "output": {"path": f"s3://{self.output}", "chunk_rows": 8, **(output or {})},
         }
         self.job_file = f"{self.folder}/{name}.yaml"
         Path(self.job_file).write_text(yaml.safe_dump({**job, **sections}))

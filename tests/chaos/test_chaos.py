@@ -23,8 +23,10 @@ def environment():
         yield environment
 
 
-def test_kills_lose_and_repeat_no_row_and_leave_no_process(environment):
-    environment.write_job("short", rows=256, broken_rows=2, engine=SCRIPTED)  # the run must outlast the kills
+@pytest.mark.parametrize("output", [{}, {"chunk_rows": 16, "slice_rows": 4}], ids=["chunks", "slices"])
+def test_kills_lose_and_repeat_no_row_and_leave_no_process(environment, output):
+    name = f"short-{len(output)}"  # the run must outlast the kills
+    environment.write_job(name, rows=256, broken_rows=2, engine=SCRIPTED, output=output)
     episode = Episode(environment, random.Random(1))
     episode.run(TARGETS)  # checks rows after each kill and at the end
     assert [kill.target for kill in episode.kills] == TARGETS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import os
 import signal
 import time
@@ -97,12 +98,13 @@ def install() -> None:
         init_worker(self, context, *arguments)
 
     workers.GenerateWorker.__init__ = count_and_init
-    generate_chunks = workers.GenerateWorker.generate_chunks
+    generate_slices = workers.GenerateWorker.generate_slices
 
+    @functools.wraps(generate_slices)
     def count_and_generate(self, prepared):
         with (Path(self.dataset.store.root).parent / "tasks").open("a") as file:
             file.write(f"{len(prepared)}\n")
-        return generate_chunks(self, prepared)
+        return generate_slices(self, prepared)
 
-    workers.GenerateWorker.generate_chunks = count_and_generate
+    workers.GenerateWorker.generate_slices = count_and_generate
     workers.compute_row_timeout_s = lambda job: ROW_S - workers.HANG_MARGIN_S

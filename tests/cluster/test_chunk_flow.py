@@ -1,17 +1,17 @@
-"""How many chunks a task has."""
+"""How many slices a task has."""
 
 from __future__ import annotations
 
 import pytest
 
-from pipeline.cluster.chunk_flow import TASK_S, count_task_chunks
+from pipeline.cluster.chunk_flow import TASK_S, count_task_slices
 from pipeline.manifest.chunks import TARGET_CHUNK_BYTES
 
 MANY = 10**6
 
 
 @pytest.mark.parametrize(
-    ("waiting", "seconds", "bytes_per_chunk", "slots", "chunks"),
+    ("waiting", "seconds", "bytes_per_slice", "slots", "slices"),
     [
         (MANY, TASK_S / 50, 1000, 5, 50),
         (MANY, TASK_S / 1.5, 1000, 5, 1),
@@ -24,5 +24,5 @@ MANY = 10**6
     ],
     ids=["short", "long", "very long", "large", "very large", "near the end", "many replicas", "at the end"],
 )
-def test_a_task_has_as_many_chunks_as_take_a_second(waiting, seconds, bytes_per_chunk, slots, chunks):
-    assert count_task_chunks(waiting, seconds, bytes_per_chunk, slots) == chunks
+def test_a_task_has_as_many_slices_as_take_a_second(waiting, seconds, bytes_per_slice, slots, slices):
+    assert count_task_slices(waiting, seconds, bytes_per_slice, slots) == slices

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cluster.crash_ledger import (
+    COMMIT_STAGE,
     MAX_CONSECUTIVE_CRASHES,
     MAX_CRASHES,
     CrashLedger,
@@ -177,12 +178,13 @@ def test_an_actor_that_is_parked_begins_no_chunk_of_a_task():
     assert not any(state.process for state in ledger.open_steps.values())
 
 
-def test_a_stopping_ledger_begins_nothing():
+def test_a_stopping_ledger_begins_only_commits_of_what_is_answered():
     ledger = CrashLedger()
     begin_step(ledger, STEP, 4, build_process(1), exclusive=False)
     ledger.stop_steps()
     assert begin_step(ledger, ("generate", "other"), 4, build_process(1), exclusive=False) is None
     assert [*ledger.open_steps] == [STEP]
+    assert begin_step(ledger, (COMMIT_STAGE, "other"), 1, build_process(1), exclusive=False) == StepInstructions()
 
 
 @settings(max_examples=150, deadline=None)

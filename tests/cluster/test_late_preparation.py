@@ -35,9 +35,9 @@ def send_rows(context, groups):
     with closing(Preparer(context)) as preparer:
         items = preparer.read_items(chunk)
         sent = [row for group in groups for row in keep_first_piece(items[group], preparer.prepare_items(items[group]))]
-        table = chunk_codec.encode_chunk("key", sent, {})
+        table = chunk_codec.encode_slice("key", sent, {})
         assert chunk_codec.count_rows(table) == 7
-        return chunk_codec.decode_chunk(table), list(preparer.prepare_items(items))
+        return chunk_codec.decode_slice(table), list(preparer.prepare_items(items))
 
 
 @pytest.mark.parametrize(

@@ -20,21 +20,26 @@ def workspace():
         yield JobWorkspace(folder)
 
 
-CRASHES = [  # a row's id says how it crashes its process; then what its dead letter says
-    ("engine-segfault", "generate", "Fatal Python error: Segmentation fault"),
-    pytest.param("prepare-memory", "decode", "most likely for want of memory", marks=pytest.mark.slow),
+CRASHES = [  # a row's id says how it crashes its process; then what its dead letter says, and the slices of chunks
+    ("engine-segfault", "generate", "Fatal Python error: Segmentation fault", 4),
+    pytest.param("engine-segfault", "generate", "Fatal Python error: Segmentation", 16, marks=pytest.mark.slow),
+    pytest.param("prepare-memory", "decode", "most likely for want of memory", 8, marks=pytest.mark.slow),
 ]
 
 
-@pytest.mark.parametrize(("crash", "stage", "reason"), CRASHES)
-def test_rows_that_crash_their_process_become_errors_and_all_others_are_answered(workspace, crash, stage, reason):
+@pytest.mark.parametrize(("crash", "stage", "reason", "slice_rows"), CRASHES)
+def test_rows_that_crash_their_process_become_errors_and_all_others_are_answered(
+    workspace, crash, stage, reason, slice_rows
+):
     rows = workspace.draw_images(48)
     rows[5]["id"] = crash
     workspace.write_manifest(rows)
-    output = {"path": str(workspace.folder / crash), "chunk_rows": 16}
+    out = f"{crash} {slice_rows}"
+    output = {"path": str(workspace.folder / out), "chunk_rows": 16, "slice_rows": slice_rows}
     assert workspace.run_job(runner="ray", output=output) == 3
-    (dead_letter,) = workspace.read_dead_letters(crash)
-    assert workspace.list_answered_ids(crash) == sorted({row["id"] for row in rows} - {crash})
+    (dead_letter,) = workspace.read_dead_letters(out)
+    assert len(workspace.list_parts(out)) == 3
+    assert workspace.list_answered_ids(out) == sorted({row["id"] for row in rows} - {crash})
     assert dead_letter["id"] == crash
     assert (dead_letter["stage"], dead_letter["kind"], dead_letter["attempts"]) == (stage, "worker_died", 3)
     assert reason in dead_letter["message"]

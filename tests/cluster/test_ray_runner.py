@@ -35,8 +35,9 @@ def shown(rows):
     return [{name: row[name] for name in SHOWN if name in row} for row in rows]
 
 
+@pytest.mark.parametrize("slice_rows", [None, 2])
 @pytest.mark.usefixtures("session")
-def test_a_cluster_writes_the_same_rows_as_one_process(workspace):
+def test_a_cluster_writes_the_same_rows_as_one_process(workspace, slice_rows):
     workspace.write_manifest(
         [
             *workspace.draw_images(14),
@@ -45,7 +46,8 @@ def test_a_cluster_writes_the_same_rows_as_one_process(workspace):
         ]
     )
     assert workspace.run_job() == 3
-    assert workspace.run_job(runner="ray", output={"path": str(workspace.folder / "there")}) == 3
+    output = {"path": str(workspace.folder / "there"), "slice_rows": slice_rows}
+    assert workspace.run_job(runner="ray", output=output) == 3
     assert len(workspace.read_answers("there")) == 14
     assert shown(workspace.read_answers("there")) == shown(workspace.read_answers())
     assert shown(workspace.read_dead_letters("there")) == shown(workspace.read_dead_letters())
@@ -53,11 +55,15 @@ def test_a_cluster_writes_the_same_rows_as_one_process(workspace):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("slice_rows", [4, 1])
 @pytest.mark.usefixtures("session")
-def test_a_killed_run_that_is_repeated_answers_every_row_once_and_repeats_no_chunk(workspace, ray_environment):
+def test_a_killed_run_that_is_repeated_answers_every_row_once_and_repeats_no_chunk(
+    workspace, ray_environment, slice_rows
+):
     workspace.write_manifest(workspace.draw_images(48))
     slow = {"kind": "scripted", "default": "seen {id}", "slots": 1, "delay_ms": 200}
-    command = [sys.executable, "-m", "pipeline", "run", str(workspace.write_job_file(engine=slow))]
+    job = workspace.write_job_file(engine=slow, output={"slice_rows": slice_rows})
+    command = [sys.executable, "-m", "pipeline", "run", str(job)]
     first = subprocess.Popen(command, env=ray_environment, start_new_session=True, stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: workspace.list_parts() or first.poll() is not None)
@@ -156,13 +162,17 @@ def wait_until_no_part_is_added(workspace):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("output", [{"chunk_rows": 4}, {"chunk_rows": 20, "slice_rows": 2}])
 @pytest.mark.usefixtures("session")
-def test_a_run_whose_budget_is_spent_commits_what_it_has_begun(workspace):
+def test_a_run_whose_budget_is_spent_commits_what_it_has_begun(workspace, output):
     workspace.write_manifest(workspace.draw_images(120))
-    options = {"engine": {"delay_ms": 100, "slots": 1}, "output": {"chunk_rows": 4}}
+    options = {"engine": {"delay_ms": 100, "slots": 1}, "output": output}
     with pytest.raises(StoppedError, match=r"of limits.budget.tokens are spent; answers are kept"):
         workspace.run_job(runner="ray", limits={"budget": {"tokens": 100}}, **options)
     answered = workspace.list_answered_ids()
     assert 4 <= len(answered) < 120
+    if "slice_rows" in output:
+        assert len(answered) > 20
+        assert len(answered) % 20, "of one chunk only some slices were answered, and they are kept"
     assert workspace.run_job(runner="ray", limits={"budget": {"tokens": 1_000_000}}, **options) == 0
     assert Counter(workspace.list_answered_ids()) == Counter(f"r{number}" for number in range(120))

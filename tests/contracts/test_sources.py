@@ -160,6 +160,17 @@ def test_spans_hold_all_rows_in_order_however_long_they_are(file: ManifestFile) 
         assert [row["path"].rpartition("/")[2].removesuffix(".png") for row in rows] == names
 
 
+def test_spans_that_follow_each_other_are_a_span_together(file: ManifestFile) -> None:
+    """A chunk of several slices is read whole by retries and exports."""
+    first, second, third, *_ = file.open_source().list_spans(5)
+    assert file.open_source().read_span((second[0], third[1])).to_pylist() == read_all(file.open_source(), 5)[5:15]
+    assert file.open_source().read_span((first[0], second[1])).num_rows == 10
+
+
+def test_the_number_of_rows_is_estimated(file: ManifestFile) -> None:
+    assert len(ROWS) / 2 <= file.open_source().estimate_rows() <= 2 * len(ROWS)
+
+
 def test_another_process_may_read_any_span_alone(file: ManifestFile) -> None:
     spans = list(file.open_source().list_spans(4))
     expected = read_all(file.open_source(), 4)

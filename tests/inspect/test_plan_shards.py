@@ -70,6 +70,17 @@ def test_shards_and_loading_count():
     assert one.requests == Requests(10**5, 2 * 10**5, pytest.approx(0.58))
 
 
+def test_slices_cost_tasks_and_chunks_cost_requests():
+    load = Workload(10**7, 100, 10, 30.0)
+    costs = DriverCosts()
+    whole, sliced = simulate_run(load, costs), simulate_run(replace(load, chunk_rows=1000, slice_rows=100), costs)
+    assert sliced.requests.puts == whole.requests.puts / 10
+    assert sliced.requests.cost == pytest.approx(whole.requests.cost / 10)
+    assert sliced.seconds == pytest.approx(whole.seconds, rel=0.01), "slices of a chunk are divided among replicas"
+    assert sliced.driver_cpu_share == pytest.approx(1.1 * whole.driver_cpu_share, rel=0.01)
+    assert sliced.driver_bytes < whole.driver_bytes
+
+
 def test_a_driver_keeps_the_replicas_busy_that_it_is_said_to_feed():
     fed = count_fed_replicas(89, 30.0)
     shares = [simulate_run(Workload(10**7, 89, count, 30.0)).busy_share for count in (fed, 2 * fed)]

@@ -61,14 +61,14 @@ def test_heavy_rows_that_settings_do_not_tell_make_small_chunks(workspace, monke
     workspace.write_manifest(rows)
     context, files = build_context(workspace, **sections)
     expected = chunk_size.choose_chunk_size(context, files)
-    assert (expected.rows, expected.is_lowered) == (89, False)
+    assert (expected.rows, expected.is_unusual) == (89, False)
     with closing(Preparer(context)) as preparer:
         chunks = [chunk for chunk, _ in split_in_process(context.job, files, context.schema_prompt)]
         weights = [weigh_row(row) for chunk in chunks for row in preparer.prepare_chunk(chunk)]
     assert min(weights) > 40 * 30 * 3
     monkeypatch.setattr(chunk_size, "TARGET_CHUNK_BYTES", 3 * max(weights) + 1)
     lowered = chunk_size.choose_chunk_size(context, files)
-    assert (lowered.rows, lowered.is_lowered) == (3, True)
+    assert (lowered.rows, lowered.is_unusual) == (3, True)
     monkeypatch.setattr(chunk_size, "TARGET_CHUNK_BYTES", 10)
     assert chunk_size.choose_chunk_size(context, files).rows == 1
 
@@ -79,7 +79,7 @@ def heavy_rows(workspace, monkeypatch):
     rows = workspace.draw_images(10)
     workspace.write_manifest(rows)
     context, files = build_context(workspace)
-    (weight,) = set(chunk_size.weigh_first_rows(context, files))
+    (weight,) = set(chunk_size.look_at_first_rows(context, files).weights)
     monkeypatch.setattr(chunk_size, "TARGET_CHUNK_BYTES", 2 * weight)
     return rows
 
@@ -143,7 +143,7 @@ def test_rows_that_cannot_be_read_do_not_count(workspace, monkeypatch):
 def test_a_chunk_that_is_too_heavy_is_answered_in_pieces_and_committed_whole(workspace, monkeypatch):
     workspace.write_manifest([*workspace.draw_images(5), *workspace.write_broken_images(1)])
     context, files = build_context(workspace)
-    weight = chunk_size.weigh_first_rows(context, files)[0]
+    weight = chunk_size.look_at_first_rows(context, files).weights[0]
     monkeypatch.setattr(prepare, "MAX_PIECE_BYTES", 2 * weight)
     answer_items, sizes, pixels = Answerer.answer_items, [], []
     read = ClipDecoder.decode

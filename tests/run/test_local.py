@@ -244,7 +244,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_committed(workspace, monke
 
 
 def test_a_run_that_a_second_signal_ends_counts_its_last_commit(workspace, monkeypatch):
-    commit = local.commit_outcomes
+    commit = local.commit_slices
 
     def interrupt_after_second_commit(*chunk):
         receipt = commit(*chunk)
@@ -253,7 +253,7 @@ def test_a_run_that_a_second_signal_ends_counts_its_last_commit(workspace, monke
         return receipt
 
     workspace.write_manifest(workspace.draw_images(12))
-    monkeypatch.setattr(local, "commit_outcomes", interrupt_after_second_commit)
+    monkeypatch.setattr(local, "commit_slices", interrupt_after_second_commit)
     with pytest.raises(KeyboardInterrupt):
         workspace.run_job()
     (path,) = (workspace.folder / "out/runs").glob("*/report.json")
@@ -343,9 +343,9 @@ def test_only_one_manifest_file_is_open_at_a_time(workspace, monkeypatch):
     for number, row in enumerate(workspace.draw_images(20)):
         table = pa.Table.from_pylist([{**row, "image": str(workspace.folder / row["image"])}])
         pq.write_table(table, workspace.folder / f"m/{number:02}.parquet")
-    counts, commit = [], local.commit_outcomes
+    counts, commit = [], local.commit_slices
     monkeypatch.setattr(
-        local, "commit_outcomes", lambda *chunk: (counts.append(psutil.Process().num_fds()), commit(*chunk))[1]
+        local, "commit_slices", lambda *chunk: (counts.append(psutil.Process().num_fds()), commit(*chunk))[1]
     )
     assert workspace.run_job(input={"manifest": str(workspace.folder / "m"), "roots": [str(workspace.folder)]}) == 0
     assert len(counts) == 20

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.inspect.plan.gpus import GpuEstimate
 from pipeline.inspect.plan.simulation import Workload, count_fed_replicas, simulate_run
 from pipeline.job.spec import Job
-from pipeline.manifest.chunks import compute_chunk_rows
+from pipeline.manifest.chunks import compute_chunk_rows, compute_slice_rows
 from pipeline.run.progress import format_count
 
 LONG_RUN_HOURS = 24.0  # for which more replicas are wanted than one driver feeds
@@ -32,13 +32,15 @@ def advise_shards(job: Job, row_count: int, offers: Sequence[GpuEstimate]) -> Sh
     hours = {offer: offer.least_gpu_hours / offer.gpus for offer in offers if offer.least_gpu_hours}  # of one replica
     if not hours or not job.workers.generate.gpus:
         return None
-    fastest, chunk_rows = min(hours, key=lambda offer: hours[offer]), compute_chunk_rows(job)
+    fastest = min(hours, key=lambda offer: hours[offer])
+    chunk_rows, slice_rows = compute_chunk_rows(job), compute_slice_rows(job)
     rows_per_second = row_count / (3600 * hours[fastest])
-    fed = count_fed_replicas(chunk_rows, rows_per_second)
+    fed = count_fed_replicas(slice_rows, rows_per_second)
     replicas, fed_hours = job.workers.generate.max, hours[fastest] / fed
     if (replicas or 0) <= fed and (replicas or fed_hours < LONG_RUN_HOURS):
         return None
-    one_driver = simulate_run(Workload(row_count, chunk_rows, replicas or fed, rows_per_second))
+    load = Workload(row_count, chunk_rows, replicas or fed, rows_per_second)
+    one_driver = simulate_run(replace(load, slice_rows=slice_rows) if slice_rows < chunk_rows else load)
     if one_driver.seconds < SHORT_RUN_S:
         return None
     shards = -(-(replicas or fed) // fed)

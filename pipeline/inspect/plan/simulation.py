@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MAX_SIMULATED_TASKS = 100_000  # at least three rounds of them tell the speed of the rest
 SURE_SHARE = 0.95  # of the time of replicas is used if the driver keeps up
@@ -26,6 +26,7 @@ class DriverCosts:
     row_s: float = 1e-5  # of planning, for a row of the manifest
     base_bytes: float = 260e6  # of a driver's memory
     chunk_bytes: float = 2.1e3  # that a chunk and its part add to it
+    slice_bytes: float = 300.0  # that a slice of a chunk adds
     put_requests: float = 1.0  # for a chunk: its part
     get_requests: float = 2.0  # for a chunk: the lease, and the time of its part
     usd_per_put: float = 5e-6
@@ -41,12 +42,21 @@ class Workload:
     drivers: int = 1
     load_s: float = 0.0  # until a replica that has started has its model
     latency_s: float = 0.0  # of a row
+    slice_rows: int | None = None  # of a chunk that is divided, and committed by a task of its own
     tasks_per_replica: int = 5  # that one works on or has waiting
     starts_at_once: bool = True  # False: a pool that begins with one replica and doubles
 
     @property
     def chunks(self) -> int:
         return math.ceil(self.rows / self.chunk_rows)
+
+    @property
+    def task_rows(self) -> int:
+        return self.slice_rows or self.chunk_rows
+
+    @property
+    def tasks(self) -> int:
+        return math.ceil(self.rows / self.task_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +82,28 @@ DEFAULT_COSTS = DriverCosts()
 
 
 def simulate_run(load: Workload, costs: DriverCosts = DEFAULT_COSTS) -> Forecast:
-    chunks, replicas = math.ceil(load.chunks / load.drivers), max(1, load.replicas // load.drivers)
-    chunk_s = load.chunk_rows / load.rows_per_second
+    tasks, replicas = math.ceil(load.tasks / load.drivers), max(1, load.replicas // load.drivers)
+    task_s = load.task_rows / load.rows_per_second
+    if load.slice_rows:  # each answering task bears its share of the committing one
+        costs = replace(costs, task_s=costs.task_s * (1 + load.slice_rows / load.chunk_rows))
     start_s = costs.start_s + load.load_s
     rounds = [0 if load.starts_at_once else math.ceil(math.log2(number)) for number in range(1, replicas + 1)]
     started_at = [start_s * before for before in rounds]
     ready_at = [started + start_s for started in started_at]
-    simulated = min(chunks, max(MAX_SIMULATED_TASKS, 4 * load.tasks_per_replica * replicas))
-    ends = simulate_tasks(ready_at, simulated, chunk_s, load.tasks_per_replica, costs)
+    simulated = min(tasks, max(MAX_SIMULATED_TASKS, 4 * load.tasks_per_replica * replicas))
+    ends = simulate_tasks(ready_at, simulated, task_s, load.tasks_per_replica, costs)
     seconds = max(ends)
-    if chunks > simulated:  # the second half of the tasks tells the speed of the rest
-        seconds += (chunks - simulated) * (ends[-1] - ends[simulated // 2]) / (simulated - 1 - simulated // 2)
+    if tasks > simulated:  # the second half of the tasks tells the speed of the rest
+        seconds += (tasks - simulated) * (ends[-1] - ends[simulated // 2]) / (simulated - 1 - simulated // 2)
     seconds += load.latency_s
     return Forecast(
         planning_s=load.rows * costs.row_s,
         seconds=seconds,
-        busy_share=min(1.0, chunks * chunk_s / sum(seconds - started for started in started_at)),
-        driver_cpu_share=min(1.0, chunks * costs.task_s / seconds),
-        driver_bytes=costs.base_bytes + costs.chunk_bytes * load.chunks,
+        busy_share=min(1.0, tasks * task_s / sum(seconds - started for started in started_at)),
+        driver_cpu_share=min(1.0, tasks * costs.task_s / seconds),
+        driver_bytes=costs.base_bytes
+        + costs.chunk_bytes * load.chunks
+        + (costs.slice_bytes * load.tasks if load.slice_rows else 0.0),
         requests=count_requests(load.chunks, costs),
     )
 
@@ -122,6 +136,6 @@ def simulate_tasks(
     return ends
 
 
-def count_fed_replicas(chunk_rows: int, rows_per_second: float, costs: DriverCosts = DEFAULT_COSTS) -> int:
+def count_fed_replicas(task_rows: int, rows_per_second: float, costs: DriverCosts = DEFAULT_COSTS) -> int:
     """How many replicas one driver keeps busy."""
-    return max(1, int(chunk_rows / rows_per_second / max(costs.task_s, costs.ledger_s) * SURE_SHARE))
+    return max(1, int(task_rows / rows_per_second / max(costs.task_s, costs.ledger_s) * SURE_SHARE))

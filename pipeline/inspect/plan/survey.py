@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from random import Random
 
 from pipeline.context import RunContext
 from pipeline.fetch.header_fetcher import open_header_fetcher
 from pipeline.inspect.figures import pick_evenly
 from pipeline.inspect.plan.shared_beginnings import BeginningCounter
-from pipeline.manifest.chunks import Chunk
+from pipeline.manifest.chunks import Chunk, compute_slice_rows
 from pipeline.media.clips import list_sources
 from pipeline.media.decode import build_decode_limits
 from pipeline.media.header_decoder import HeaderDecoder
@@ -115,7 +116,8 @@ def survey_chunks(context: RunContext, chunks: Iterable[Chunk], max_inline_bytes
     with closing(Preparer(context, fetcher=open_header_fetcher(context.job), decoder=decoder)) as preparer:
         copies = get_engine_type(context.job).copies_beginnings(context.job)
         beginnings = BeginningCounter(preparer.family) if copies else None
-        for items in batch_items(preparer.read_items(chunk) for chunk in chunks):
+        slices = chain.from_iterable(chunk.cut(compute_slice_rows(context.job)) for chunk in chunks)
+        for items in batch_items(map(preparer.read_items, slices)):
             for _, outcome in preparer.prepare_items(items):
                 survey.add_outcome(outcome, beginnings)
             inline_bytes += sum(count_inline_bytes(item) for item, _ in items)

@@ -39,6 +39,10 @@ class Source(ABC):
     def list_spans(self, rows_per_span: int) -> Iterator[Span]:
         """Cut the file into spans of consecutive rows; only the last may hold fewer rows."""
 
+    def estimate_rows(self) -> int:
+        """How many there are, roughly, without reading much of the file; 0 where that is not known."""
+        return 0
+
     @abstractmethod
     def read_span(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table: ...
 
@@ -55,6 +59,9 @@ class TableSource(Source):
 
     def list_spans(self, rows_per_span: int) -> Iterator[Span]:
         return split_rows(self.table.num_rows, rows_per_span)
+
+    def estimate_rows(self) -> int:
+        return len(self.table)
 
     def read_span(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
         rows = self.table.slice(span[0], span[1] - span[0])

@@ -54,6 +54,13 @@ class JsonlSource(Source):
         if row_count:
             yield start, end
 
+    def estimate_rows(self) -> int:
+        """Compressed files have more."""
+        with fsspec.open(self.url, "rb", compression="infer") as file:
+            lines = file.readlines(SAMPLE_BYTES)
+        filesystem, path = fsspec.core.url_to_fs(self.url)
+        return int(filesystem.size(path) * len(lines) // (sum(map(len, lines)) or 1))
+
     def read_span(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
         rows = self.parse_rows(self.read_bytes(span), span[0])
         schema = self.read_schema()

@@ -40,7 +40,11 @@ class LanceSource(TablePartSource):
         return schema.remove_metadata()
 
     def list_spans(self, rows_per_span: int) -> Iterator[Span]:
-        return split_rows(self.fragment.count_rows(), rows_per_span)
+        return split_rows(self.estimate_rows(), rows_per_span)
+
+    def estimate_rows(self) -> int:
+        count: int = self.fragment.count_rows()
+        return count
 
     def read_span(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
         names = self.read_schema().names if columns is None else list(columns)

@@ -55,6 +55,10 @@ class ParquetSource(Source):
     def list_spans(self, rows_per_span: int) -> Iterator[Span]:
         return split_rows(self.footer.num_rows, rows_per_span)
 
+    def estimate_rows(self) -> int:
+        count: int = self.footer.num_rows
+        return count
+
     def read_span(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
         start, end = span
         selected = None if columns is None else list(columns)

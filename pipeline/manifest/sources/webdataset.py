@@ -95,6 +95,12 @@ class WebDatasetSource(Source):
                 self.last_indexed = ((span_samples[0].start, end), span_samples)
                 yield self.last_indexed[0]
 
+    def estimate_rows(self) -> int:
+        first, last = self.first_samples[0].start, self.first_samples[-1].start
+        filesystem, path = fsspec.core.url_to_fs(self.url)
+        rows_per_byte = (len(self.first_samples) - 1) / max(1, last - first)
+        return max(len(self.first_samples), int(filesystem.size(path) * rows_per_byte))
+
     def read_span(self, span: Span, columns: Sequence[str] | None = None) -> pa.Table:
         schema = self.read_schema()
         selected = pa.schema([schema.field(name) for name in columns]) if columns is not None else schema
