@@ -15,7 +15,7 @@ import yaml
 from tests.infra import strict
 
 KUBERAY = Path(__file__).parents[2] / "infra/kuberay"
-MODES = ("once", "interactive", "nightly", "nightly-cronjob")
+MODES = ("once", "shards", "interactive", "nightly", "nightly-cronjob")
 CLOUDS = ("aws", "gcp", "azure")
 KUBERNETES_VERSION = "1.32"
 UNCHECKED_GROUPS = ("monitoring.coreos.com",)  # of Prometheus' operator, whose schemas are not here

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.command_line.parser import build_parser
 from pipeline.job.job_loader import parse_job
+from pipeline.run.shards import Shard
 from tests.infra import strict
 from tests.infra.overlays import (
     CLOUDS,
@@ -67,14 +69,27 @@ def test_every_cloud_works_with_every_way_to_run(cloud, tmp_path):
         assert [(document["kind"], problem) for document in documents for problem in find_problems(document)] == []
         accounts = [document for document in documents if document["kind"] == "ServiceAccount"]
         assert [bool(account["metadata"]["annotations"]) for account in accounts] == [True, True]
-        (spec,) = filter(None, map(get_cluster_spec, documents))
+        specs = [*filter(None, map(get_cluster_spec, documents))]
+        assert len(specs) == (4 if mode == "shards" else 1)
         templates = [template for document in documents for template in get_pod_templates(document).values()]
         assert all(template["spec"]["nodeSelector"]["kubernetes.io/arch"] for template in templates)
-        assert all(group["template"]["spec"]["nodeSelector"] for group in spec["workerGroupSpecs"][:1])
-        caches = [
-            volume for volume in spec["headGroupSpec"]["template"]["spec"]["volumes"] if volume["name"] == "cache"
-        ]
-        assert caches == [{"name": "cache", "persistentVolumeClaim": {"claimName": "vlbatch-cache"}}]
+        for spec in specs:
+            assert all(group["template"]["spec"]["nodeSelector"] for group in spec["workerGroupSpecs"][:1])
+            volumes = spec["headGroupSpec"]["template"]["spec"]["volumes"]
+            caches = [volume for volume in volumes if volume["name"] == "cache"]
+            assert caches == [{"name": "cache", "persistentVolumeClaim": {"claimName": "vlbatch-cache"}}]
+
+
+def test_each_shard_has_a_job_that_is_the_one_job_but_for_its_shard():
+    (whole,) = (document for document in render_overlay("once") if document["kind"] == "RayJob")
+    jobs = [document for document in render_overlay("shards") if document["kind"] == "RayJob"]
+    assert [job["metadata"]["name"] for job in jobs] == [f"vlbatch-shard-{number}" for number in (1, 2, 3, 4)]
+    for number, job in enumerate(jobs, 1):
+        command = job["spec"].pop("entrypoint").split()
+        assert command == [*whole["spec"]["entrypoint"].split(), f"--shard={number}/4"]
+        options = build_parser(None).parse_args(command[command.index("pipeline") + 1 :])
+        assert options.shard == Shard(number, 4)
+        assert job["spec"] == {name: value for name, value in whole["spec"].items() if name != "entrypoint"}
 
 
 @pytest.mark.parametrize(("overlay", "kind"), [("nightly", "RayCronJob"), ("nightly-cronjob", "CronJob")])
