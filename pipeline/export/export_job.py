@@ -7,7 +7,7 @@ manifest were not asked yet.
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -38,6 +38,27 @@ from pipeline.truth.truth_index import TruthIndex
 from pipeline.types import ConfidenceMaps
 
 
+@dataclass(frozen=True)
+class MissingRows:
+    """The rows of the manifest that an export does not have."""
+
+    failed: int
+    unasked: int
+    lost: int = 0  # in a part that was deleted
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """That of a run that left as many rows."""
+        if self.unasked + self.lost:
+            return ExitCode.INCOMPLETE
+        return ExitCode.FAILED_ROWS if self.failed else ExitCode.ALL_ANSWERED
+
+    def describe(self) -> str:
+        lost = f", {self.lost:,} in a part that was deleted (run with another output.chunk_rows)" if self.lost else ""
+        failed = f"{format_count(self.failed, 'row')} that failed (run --retry-errors)"
+        return f"missing: {failed}, {self.unasked:,} not asked yet (run){lost}"
+
+
 def export_job(
     job: Job,
     target_path: str,
@@ -47,7 +68,7 @@ def export_job(
     *,
     require_complete: bool = False,
 ) -> ExitCode:
-    """Returns the exit code of a run that left as many rows. `require_complete` exports nothing unless it is 0."""
+    """`require_complete` exports nothing unless every row has an answer."""
     manifest_files = list_manifest_files(job, say)
     context = preflight.build_run_context(job, manifest_files)
     store = OutputStore(context.job.output.path)
@@ -69,31 +90,29 @@ def export_job(
         )
         context = settle_chunk_size(context, manifest_files, dataset).apply_to(context)
         plan = resume.build_resume_plan(context, manifest_files, dataset)
-        failed_count = count_failed_rows(plan, dataset)
-        if require_complete and (failed_count or plan.rows_left):
-            say(f"nothing is exported; {describe_missing_rows(failed_count, plan.rows_left, 0)}")
-            return choose_exit_code(failed_count, plan.rows_left)
+        missing = MissingRows(failed=count_failed_rows(plan, dataset), unasked=plan.rows_left)
+        if require_complete and missing.exit_code:
+            say(f"nothing is exported; {missing.describe()}")
+            return missing.exit_code
         with closing(AnswerReader(plan, context, dataset)) as reader:
             claim_target(exporter, task, format_name, reader, changes)
             written = GroupWriter(exporter, task, reader, changes).write_groups(say)
             labelled_count = count_labelled_rows(plan, changes.truth, reader) if changes.truth else 0
         exporter.finish(written.files)
-    row_count = written.rows - written.repeats
     is_growing = issubclass(exporter_type, TableAppender)
-    lost_count = 0 if is_growing else plan.rows - row_count - failed_count - plan.rows_left
-    left_count = plan.rows_left - labelled_count
-    exit_code = choose_exit_code(failed_count, left_count + lost_count)
-    if exit_code != ExitCode.INCOMPLETE:
+    lost_count = 0 if is_growing else plan.rows - written.different_rows - missing.failed - missing.unasked
+    missing = replace(missing, unasked=missing.unasked - labelled_count, lost=lost_count)
+    if missing.exit_code != ExitCode.INCOMPLETE:
         task.target.create_object("_SUCCESS", b"")
     for line in describe_written_rows(target_path, written, None if is_growing else plan.rows):
         say(line)
     if labelled_count:
         say(f"not asked, because people labelled them: {format_count(labelled_count, 'row')} of {options.truth}")
-    if exit_code:
-        say(describe_missing_rows(failed_count, left_count, lost_count))
+    if missing.exit_code:
+        say(missing.describe())
     if options.push:
-        publish(task, written, options.push, is_complete=exit_code != ExitCode.INCOMPLETE, say=say)
-    return exit_code
+        publish(task, written, options.push, is_complete=missing.exit_code != ExitCode.INCOMPLETE, say=say)
+    return missing.exit_code
 
 
 def locate_target(exporter_type: type[Exporter], target_path: str, columns: pa.Schema, dataset: Dataset) -> str:
@@ -143,24 +162,12 @@ def count_labelled_rows(plan: resume.ResumePlan, truth: TruthIndex, reader: Answ
     )
 
 
-def describe_missing_rows(failed_count: int, left_count: int, lost_count: int) -> str:
-    lost = f", {lost_count:,} in a part that was deleted (run with another output.chunk_rows)" if lost_count else ""
-    failed = f"{format_count(failed_count, 'row')} that failed (run --retry-errors)"
-    return f"missing: {failed}, {left_count:,} not asked yet (run){lost}"
-
-
-def choose_exit_code(failed_count: int, unasked_count: int) -> ExitCode:
-    if unasked_count:
-        return ExitCode.INCOMPLETE
-    return ExitCode.FAILED_ROWS if failed_count else ExitCode.ALL_ANSWERED
-
-
 def describe_written_rows(target_path: str, written: WrittenGroups, manifest_rows: int | None) -> list[str]:
     """`manifest_rows` is None for a table that grows."""
     if manifest_rows is None:
         return [f"{target_path}: {format_count(written.selected, 'row')} added", *written.remarks.format_lines()]
     repeats = f", and {written.repeats:,} that ask the same as one of them" if written.repeats else ""
-    rows = f"{target_path}: {written.rows - written.repeats:,} of {manifest_rows:,} rows{repeats}"
+    rows = f"{target_path}: {written.different_rows:,} of {manifest_rows:,} rows{repeats}"
     if written.selected < written.rows:
         rows += f"; of these, {written.selected:,} match --where and are exported"
     return [rows, *written.remarks.format_lines()]

@@ -29,6 +29,10 @@ class WrittenGroups:
     files: list[str] = field(default_factory=list)
     remarks: Remarks = field(default_factory=Remarks)
 
+    @property
+    def different_rows(self) -> int:
+        return self.rows - self.repeats
+
 
 @dataclass(frozen=True, slots=True)
 class GroupWriter:
