@@ -4,6 +4,8 @@ Text tokens write keys and values to their sequence's run of the KV cache and at
 within their frame or window. On CUDA in half precision both are one call of torch's flash attention kernel, which is
 told where each run starts and how much of it is used (the kernel in torch takes no block table, so there are no pages).
 Elsewhere text is one SDPA call per sequence, which on a CPU beats any block mask, and vision one per segment length.
+On a CPU new tokens attend to the earlier tokens of their run and to themselves in two calls, because a mask over both
+would take more time than the second call.
 """
 
 from __future__ import annotations
@@ -104,6 +106,8 @@ def attend_to_cache(query: Tensor, keys: Tensor, values: Tensor, packed: PackedB
         k, v, new = keys.narrow(2, start, used), values.narrow(2, start, used), q.shape[2]
         if new == 1:  # query heads of one group pass as several queries of their key head: keys are read once
             outputs.append(sdpa(q.reshape(1, kv_heads, -1, dim), k, v, scale=scaling).view(1, -1, dim))
+        elif q.is_cpu and new < used and number not in packed.masks:
+            outputs.append(attend_to_earlier_and_new(q, k, v, scaling)[0].transpose(0, 1))
         else:
             mask = packed.masks.get(number)
             if mask is None and new < used:
@@ -112,6 +116,20 @@ def attend_to_cache(query: Tensor, keys: Tensor, values: Tensor, packed: PackedB
             out = sdpa(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True)
             outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs)
+
+
+def attend_to_earlier_and_new(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """Causal attention of the last tokens of a run, [1, heads, tokens, dim], to the whole run, on a CPU.
+
+    The softmax over both parts weighs each part's output by that part's sum of exponentials.
+    """
+    new = query.shape[2]
+    lengths = [key.shape[2] - new, new]
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    (k_earlier, k_new), (v_earlier, v_new) = (torch.split(part, lengths, 2) for part in (key, value))
+    out_earlier, sums_earlier = kernel(query, k_earlier, v_earlier, scale=scaling)
+    out_new, sums_new = kernel(query, k_new, v_new, is_causal=True, scale=scaling)
+    return torch.lerp(out_new, out_earlier, (sums_earlier - sums_new).sigmoid()[..., None].to(query.dtype))
 
 
 def attend_within_segments(
