@@ -132,7 +132,7 @@ class ChunkFlow:
             self.generate_pool.change_load(actor, 1, 0)
             result = actor.handle.commit_part.remote(task.part_name, task.is_complete, places, *blocks)
             self.expect(self.finish_commit, actor, task, result)
-        if self.open_parts.waiting:
+        if self.open_parts.waiting and not self.generate_pool.ready_count:
             self.generate_pool.grow(len(self.open_parts.waiting))
 
     def submit_last_commits(self) -> None:
