@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Two workers, a file at a time, in the order of the folders: the clusters come first.
+# Two workers, a file at a time, in the order that tests/conftest.py gives: files with slow tests come first.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 RAY_FLOOR := $(shell sed -n 's/.*"ray\[.*>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 RAY_FLOOR_PATH := $(CURDIR)/.venv/ray-floor:$(CURDIR)
@@ -37,10 +37,10 @@ test: .venv/.ready ## all tests but those that take long by their nature
 	$(PYTEST) -m "not slow and not vllm"
 
 test-all: .venv/.ready ## every test but those of vLLM; an unexpected skip is an error
-	$(PYTEST) -m "not vllm" -rs --check-skips --durations=20
+	$(PYTEST) -m "not vllm and not quick" -rs --check-skips --durations=20
 
 test-failed: .venv/.ready ## once more, one after the other, the tests that failed in the last run
-	$(BIN)/python -m pytest -q -m "not vllm" --last-failed --last-failed-no-failures none
+	$(BIN)/python -m pytest -q -m "not vllm and not quick" --last-failed --last-failed-no-failures none
 
 test-ray-floor: .venv/ray-floor ## the tests of Ray, with the oldest version that pyproject.toml allows
 	PYTHONPATH=$(RAY_FLOOR_PATH) $(BIN)/python -c 'import ray; assert ray.__version__.startswith("$(RAY_FLOOR)"), ray.__version__'

@@ -49,6 +49,7 @@ def list_failed_checks(values: dict) -> list[str]:
 
 
 @pytest.mark.process
+@pytest.mark.quick
 @pytest.mark.parametrize("name", QUICK_STEPS)
 def test_a_step_passes_at_toy_size(name, tmp_path):
     (step,) = ladder.select_steps([name])
@@ -59,6 +60,7 @@ def test_a_step_passes_at_toy_size(name, tmp_path):
 
 
 @pytest.mark.process
+@pytest.mark.quick
 def test_answers_in_bfloat16_are_as_far_off_as_those_of_transformers(tmp_path):
     bench = open_bench(tmp_path)
     with bench.stand_ins():

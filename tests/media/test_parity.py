@@ -78,7 +78,9 @@ def build_clip_cases(name, family, count):
     return cases
 
 
-@pytest.fixture(scope="module", params=[60, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=[pytest.param(60, marks=pytest.mark.quick), pytest.param(300, marks=pytest.mark.slow)]
+)
 def references(request, families, tmp_path_factory):
     """Cases by medium and family, each with what the reference makes of it. One process answers all: it starts slowly.
 

@@ -45,9 +45,8 @@ def fill_bucket(env, bucket: str, count: int) -> s3fs.S3FileSystem:
     return store
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.slow)])
-def test_every_object_of_a_bucket_becomes_an_answer_or_a_typed_error(workspace, s3_environment, count):
-    bucket, broken = f"scans-{count}", count // 50
+def test_every_object_of_a_bucket_becomes_an_answer_or_a_typed_error(workspace, s3_environment):
+    bucket, count, broken = "scans", 200, 4
     store = fill_bucket(s3_environment, bucket, count)
     manifest_ids = {
         row["id"] for row in pq.read_table(io.BytesIO(store.cat_file(f"{bucket}/manifest.parquet"))).to_pylist()

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 
 from pipeline.__main__ import main
 from pipeline.inspect.compare.paired_tests import compute_mcnemar_p_value
@@ -104,6 +103,8 @@ def test_without_a_truth_it_says_where_answers_agree(two_prompts, capsys):
 
 
 def test_the_paired_test_is_that_of_mcnemar():
+    from scipy.stats import binomtest  # a second, which other tests need not wait for
+
     rng = np.random.default_rng(4)
     for gained, lost in rng.integers(0, 40, size=(50, 2)).tolist():
         expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0

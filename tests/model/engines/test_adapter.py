@@ -21,9 +21,6 @@ from pipeline.model.engines.vllm.arguments import build_adapter_arguments, refus
 from pipeline.model.family_loader import load_architecture, load_config
 from pipeline.registry import FAMILIES
 
-hf_models.import_transformers()  # before peft, which would import it with torchvision
-import peft  # noqa: E402
-
 pytestmark = pytest.mark.process
 MODEL_TYPES = [name for name in FAMILIES if name != "generic"]
 DIVISIBLE = [name for name in MODEL_TYPES if not load_architecture(name).has_linear_attention]
@@ -32,6 +29,9 @@ LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "qkv", "gate_proj", "up_proj",
 
 def write_adapter(checkpoint: Path, folder: Path, **settings: object) -> torch.nn.Module:
     """Save a random adapter, and return the model that PEFT merges it into."""
+    hf_models.import_transformers()  # before peft, which would import it with torchvision
+    import peft  # three seconds, which other tests need not wait for
+
     model = hf_models.get_model_class(load_config(checkpoint)["model_type"]).from_pretrained(checkpoint)
     defaults = {"r": 4, "lora_alpha": 12, "target_modules": LAYERS, "init_lora_weights": False}
     torch.manual_seed(1)
@@ -60,13 +60,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "model", folder / "adapter"
 
 
+PATTERNS = {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.self_attn.k_proj": 3}}
+
+
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.self_attn.k_proj": 3}},
-    ],
-    ids=["plain", "patterns"],
+    ("checkpoint", "settings"),
+    [*((name, {}) for name in MODEL_TYPES), ("qwen2_5_vl", PATTERNS), ("qwen3_vl_moe", PATTERNS)],
+    indirect=["checkpoint"],
 )
 def test_the_merged_weights_are_those_of_peft(checkpoint, tmp_path, settings):
     merged = dict(write_adapter(checkpoint, tmp_path / "adapter", **settings).named_parameters())
@@ -83,8 +83,11 @@ def test_the_merged_weights_are_those_of_peft(checkpoint, tmp_path, settings):
     )
 
 
-@pytest.mark.parametrize("checkpoint", DIVISIBLE, indirect=True)
-@pytest.mark.parametrize(("size", "quantize"), [(2, None), (1, "int4")])
+@pytest.mark.parametrize(
+    ("checkpoint", "size", "quantize"),
+    [*((name, 2, None) for name in DIVISIBLE), ("qwen2_5_vl", 1, "int4"), ("qwen3_vl_moe", 1, "int4")],
+    indirect=["checkpoint"],
+)
 def test_ranks_hold_their_shares_of_the_merged_weights(checkpoint, tmp_path, size, quantize):
     write_adapter(checkpoint, tmp_path / "adapter").save_pretrained(tmp_path / "merged")
     for rank in range(size):

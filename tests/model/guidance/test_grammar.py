@@ -122,12 +122,16 @@ def check_answers(compiler: GrammarCompiler, count: int) -> None:
     assert errors["no_close"] <= count / 100
 
 
-@pytest.mark.parametrize("count", [96, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count", [pytest.param(96, marks=pytest.mark.quick), pytest.param(1000, marks=pytest.mark.slow)]
+)
 def test_every_answer_fits_schema_and_budget_over_a_tiny_vocabulary(count: int) -> None:
     check_answers(build_tiny_compiler(), count)
 
 
-@pytest.mark.parametrize("count", [48, pytest.param(160, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count", [pytest.param(48, marks=pytest.mark.quick), pytest.param(160, marks=pytest.mark.slow)]
+)
 def test_every_answer_fits_schema_and_budget_over_the_real_vocabulary(count: int) -> None:
     check_answers(build_real_compiler(), count)
 
