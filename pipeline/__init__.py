@@ -42,7 +42,7 @@ Shared by all rooms
     retry_policy.py                         decides whether a failed operation runs again, and after how long
     watchdog.py                             ends the process when a step hangs
     step_timer.py                           measures where the time of a run goes
-    command_text.py                         writes commands in messages as they can be copied
+    command_text.py                         writes commands and paths in messages as they can be copied
     registry.py                             finds engines, families, sources, kinds of media, steps and schemas by name
 
 job: a YAML file becomes a frozen Job

@@ -1,4 +1,4 @@
-"""Writes commands in messages as whoever reads them can copy them."""
+"""Writes commands and paths in messages as whoever reads them can copy them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,18 @@ def format_program() -> str:
     if not names and python.is_relative_to(Path.cwd()):
         names = [str(python.relative_to(Path.cwd()))]
     return f"{shlex.quote([*names, 'python'][0])} -m pipeline"
+
+
+def tidy_path(path: str) -> str:
+    """A local path without `..`, unless a link makes the shorter one lead elsewhere. URLs stay as they are.
+
+    >>> tidy_path("/here/../scans/a.png"), tidy_path("s3://acme/../a")
+    ('/scans/a.png', 's3://acme/../a')
+    """
+    if "://" in path or ".." not in path.split("/"):
+        return path
+    tidy = os.path.normpath(path)
+    return tidy if os.path.realpath(tidy) == os.path.realpath(path) else path
 
 
 def shorten_path(path: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.command_text import tidy_path
 from pipeline.errors import OutputError
 from pipeline.export.base import ExportTask
 from pipeline.export.media_files import find_extension
@@ -54,10 +55,22 @@ def require_places(task: ExportTask, kind: str) -> dict[str, str]:
 
 
 class PictureReader:
-    """The pictures of tables. With `--media copy`, their files are put into `folder`, in which `{split}` is filled."""
+    """The pictures of tables. With `--media copy`, their files are put into `folder`, in which `{split}` is filled.
 
-    def __init__(self, task: ExportTask, folder: str, *, splits: Splits | None = None, kind: str = "box"):
+    With `other_files`, files of labels have the stems of the pictures, and each stem must stand for one picture.
+    """
+
+    def __init__(
+        self,
+        task: ExportTask,
+        folder: str,
+        *,
+        splits: Splits | None = None,
+        kind: str = "box",
+        other_files: bool = True,
+    ):
         self.task, self.kind, self.folder = task, kind, folder
+        self.has_endings = not other_files and task.context.job.input.id is None  # then ids of files are their paths
         self.meanings = require_places(task, kind)
         self.splits = task.options.splits if splits is None else splits
 
@@ -94,7 +107,8 @@ class PictureReader:
         file_name = self.name_original(picture)
         if data:
             folder = self.folder.format(split=split).strip("/")
-            file_name = f"{folder}/{picture.stem}.{find_extension(data)}"
+            name = add_ending(picture.stem, find_extension(data), repeats=not self.has_endings)
+            file_name = f"{folder}/{name}"
             uploads.add(file_name, data)
         return replace(picture, split=split, file_name=file_name, is_copied=bool(data))
 
@@ -102,9 +116,20 @@ class PictureReader:
         """The URI with `--media link`, otherwise the name of the file. Bytes and frames have no file of their own."""
         is_file = not picture.uri.startswith(("(", "data:"))
         if self.task.options.media == "link" and is_file:
-            return picture.uri.removeprefix("file://") + (f"#t={picture.second}" if picture.second is not None else "")
+            return tidy_path(picture.uri.removeprefix("file://")) + (
+                f"#t={picture.second}" if picture.second is not None else ""
+            )
         name = picture.uri.partition("#")[0].rpartition("/")[2]
         return name if is_file and picture.second is None and "#" not in picture.uri else f"{picture.stem}.png"
+
+
+def add_ending(stem: str, ending: str, *, repeats: bool) -> str:
+    """
+    >>> [add_ending(stem, "jpg", repeats=False) for stem in ("horse.jpg", "HORSE.JPEG", "horse.png", "horse")]
+    ['horse.jpg', 'HORSE.JPEG', 'horse.png.jpg', 'horse.jpg']
+    """
+    has_ending = stem.lower().replace(".jpeg", ".jpg").endswith(f".{ending}")
+    return stem if has_ending and not repeats else f"{stem}.{ending}"
 
 
 def list_pictures(

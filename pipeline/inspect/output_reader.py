@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.errors import OutputError
 from pipeline.inspect.progress_bar import show_progress
@@ -23,6 +23,8 @@ from pipeline.output.thread_map import map_in_threads
 from pipeline.run import retry_errors
 from pipeline.run.claims import LeaseHolder, open_claims, read_newest_holder, read_shard_holders
 from pipeline.run.orphans import count_repeated_rows
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -40,7 +42,11 @@ class RunCommits:
 class OutputReader:
     dataset: Dataset
     questions: tuple[str, ...]  # fingerprints of all questions that have answers in the folder
-    shows_progress: bool = False  # while footers are read
+    shows_progress: bool = False  # while parts are read
+
+    def track(self, items: Iterable[T], label: str, total: int) -> Iterable[T]:
+        """The items, with a bar on a terminal if this reader shows progress."""
+        return show_progress(items, label, total) if self.shows_progress else items
 
     @cached_property
     def lease_holder(self) -> LeaseHolder | None:
@@ -61,9 +67,7 @@ class OutputReader:
         """By run, from the footers of all parts, or what summaries say of them."""
         commits: dict[str, RunCommits] = defaultdict(RunCommits)
         footers = read_footers(self.dataset, self.parts)
-        if self.shows_progress:
-            footers = show_progress(footers, "parts", len(self.parts))
-        for part, footer in footers:
+        for part, footer in self.track(footers, "parts", len(self.parts)):
             run = commits[footer.note.get("run", "")]
             run.epoch = footer.note.get("epoch", 0)
             run.answered += footer.row_count

@@ -19,6 +19,7 @@ import fsspec
 import pyarrow as pa
 
 from pipeline import retry_policy
+from pipeline.command_text import tidy_path
 from pipeline.errors import JobError, StoppedError
 from pipeline.fetch.storage_clients import load_error_types, translate_error
 from pipeline.job.spec import Job
@@ -218,10 +219,10 @@ def say_left_out(filesystem: Any, folder: str, names: Sequence[str], say: Callab
     if len(endings) > MAX_LISTED_ENDINGS:
         counts.append("others")
     if endings:
-        listed = f"{count_files(endings.total())} of {folder} that are no media"
+        listed = f"{count_files(endings.total())} of {tidy_path(folder)} that are no media"
         say(f"left out of the manifest: {listed}: {', '.join(counts)}")
     if links:
-        advice = f"such as {links[0]}; input.follow_links: true reads them"
+        advice = f"such as {tidy_path(links[0])}; input.follow_links: true reads them"
         say(f"left out of the manifest: {len(links):,} linked folder{'s' * (len(links) != 1)}, {advice}")
 
 
@@ -265,25 +266,25 @@ def get_store_error_types(url: str) -> tuple[type[Exception], ...]:
     return load_error_types(url.partition("://")[0])
 
 
-def read_with_retries(
-    file: ManifestFile, operation: Callable[[], ResultT], *, max_attempts: float = math.inf
-) -> ResultT:
-    """Read from a manifest file; retry errors that may pass, and stop the run on any other."""
-    retries = retry_policy.StorageRetries(file.url, max_attempts)
+def read_with_retries(file: ManifestFile, operation: Callable[[], ResultT], *, has_started: bool = True) -> ResultT:
+    """Read from a manifest file; retry errors that may pass, and end the command on any other. Before a run has
+    started, only the first tries are worth a wait, and a file that cannot be read is a mistake of the job."""
+    retries = retry_policy.StorageRetries(file.url, math.inf if has_started else retry_policy.FIRST_CONTACT_ATTEMPTS)
 
     def decide_wait_s(error: Exception, failures: int) -> float:
         wait_s = retries.decide_wait_s(retry_policy.classify_error(error), error, failures)
-        if wait_s is None:
+        if wait_s is None and has_started:
             raise build_unreadable_error(file, error) from error
+        if wait_s is None:
+            reason = retry_policy.describe_reason(error)
+            raise JobError(f"input.manifest: {file.url} cannot be read ({reason})") from error
         return wait_s
 
     return retry_policy.run_with_retries(operation, get_store_error_types(file.url), decide_wait_s)
 
 
 def read_manifest_schema(file: ManifestFile) -> pa.Schema:
-    return read_with_retries(
-        file, lambda: file.open_source().read_schema(), max_attempts=retry_policy.FIRST_CONTACT_ATTEMPTS
-    )
+    return read_with_retries(file, lambda: file.open_source().read_schema(), has_started=False)
 
 
 def build_unreadable_error(file: ManifestFile, error: Exception) -> StoppedError:

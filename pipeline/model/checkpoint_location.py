@@ -178,13 +178,22 @@ def _copy_remote_folder(url: str, suffixes: tuple[str, ...]) -> Path:
     with _lock_folder(folder):
         missing = [name for name in files if name.endswith(suffixes) and not (folder / name).exists()]
         for name in missing:
-            with _convert_to_job_errors(url):
-                fs.get_file(files[name]["name"], str(folder / f"{name}.part"))
+            with _convert_to_job_errors(url), _show_bytes(name) as callback:
+                fs.get_file(files[name]["name"], str(folder / f"{name}.part"), callback=callback)
         if missing:
             _require_unchanged(url, folder)
         for name in missing:
             os.replace(folder / f"{name}.part", folder / name)
     return folder
+
+
+def _show_bytes(name: str) -> Any:
+    """A bar on a terminal with the time left, like those of the hubs' libraries. None for small files."""
+    from fsspec.callbacks import NoOpCallback, TqdmCallback
+
+    if not name.endswith(WEIGHT_FILE_SUFFIXES):
+        return NoOpCallback()
+    return TqdmCallback({"desc": name, "unit": "B", "unit_scale": True, "leave": False, "disable": None})
 
 
 def _lock_folder(folder: Path) -> AbstractContextManager[Any]:

@@ -41,7 +41,7 @@ def read_sample(file: ManifestFile) -> ManifestSample:
         span = next(source.list_spans(SAMPLE_ROWS), None)
         return source.read_span(span, names) if span else schema.empty_table().select(names)
 
-    table = read_with_retries(file, read_first_rows)
+    table = read_with_retries(file, read_first_rows, has_started=False)
     return ManifestSample(schema, {name: table[name].to_pylist() for name in names})
 
 

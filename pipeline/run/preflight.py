@@ -25,7 +25,7 @@ from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.derivatives import describe_settings
 from pipeline.model.engines.base import get_engine_type
 from pipeline.model.families.base import Family
-from pipeline.model.guidance.grammar import count_min_tokens
+from pipeline.model.guidance.grammar import count_min_bytes, count_min_tokens
 from pipeline.output.answer.geometry import find_field_meanings, find_whole_number_places
 from pipeline.output.arrow_tables import list_reserved_columns
 from pipeline.output.dataset import Dataset, list_questions
@@ -214,6 +214,8 @@ def find_pixel_problems(media: MediaSection, family: Family) -> Iterator[str]:
 
 def find_budget_problems(context: RunContext, schema_text: str) -> list[str]:
     try:
+        if count_min_bytes(schema_text) <= context.job.answer.max_new_tokens:
+            return []  # a token has a byte or more
         min_tokens = count_min_tokens(schema_text, family_loader.load_tokenizer(locate_small_files(context)))
     except GenerateError as error:
         return [f"answer.schema: {error.message}"]

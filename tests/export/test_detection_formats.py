@@ -110,6 +110,21 @@ def test_coco_names_originals_or_only_their_files(export, boxes):
         assert [image["file_name"] for image in images] == [f"{prefix}{number}.png" for number in range(4)]
 
 
+def test_coco_copies_files_of_a_folder_under_their_own_names(boxes, capsys):
+    asked_for = {"id": None, "media": [], "manifest": f"{boxes.folder}/pics/../pics"}
+    sections = SECTIONS | {"prompt": {"user": "both"}, "input": {**SECTIONS["input"], **asked_for}}
+    sections["output"] = {"path": str(boxes.folder / "out_of_folder")}
+    assert boxes.run_job(**sections) == 0
+    job = str(boxes.write_job_file(**sections))
+    for choice, folder in {"copy": "images", "link": f"{boxes.folder}/pics"}.items():
+        target = boxes.folder / choice
+        assert main(["export", job, str(target), "--to", "coco", "--media", choice]) == 0, capsys.readouterr().err
+        images = json.loads((target / "annotations.json").read_text())["images"]
+        assert [image["file_name"] for image in images] == [f"{folder}/{number}.png" for number in range(4)]
+    copied = {path.name for path in (boxes.folder / "copy/images").iterdir()}
+    assert copied == {f"{number}.png" for number in range(4)}
+
+
 def test_yolo_trains_from_data_yaml(export):
     target, _ = export("--to", "yolo", "--split", "train=0.5,val=0.5")
     settings = yaml.safe_load((target / "data.yaml").read_text())

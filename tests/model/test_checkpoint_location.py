@@ -1,7 +1,10 @@
 """Checkpoints are found in folders, buckets, the hub and the package, and identified by their content."""
 
+import io
 import json
+import re
 import shutil
+import sys
 from contextlib import closing
 
 import boto3
@@ -95,6 +98,17 @@ def test_a_remote_folder_is_copied_once_and_weights_only_when_needed(bucket, che
     bucket.delete_object(Bucket="acme", Key="models/tiny/generation_config.json")
     bucket.put_object(Bucket="acme", Key="models/tiny/generation_config.json", Body=b"{}")
     assert locate_checkpoint("s3://acme/models/tiny") != whole
+
+
+def test_a_terminal_shows_how_much_of_the_weights_is_copied(bucket, monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    locate_small_files("s3://acme/models/tiny")
+    assert terminal.getvalue() == ""
+    locate_checkpoint("s3://acme/models/tiny")
+    shown = terminal.getvalue()
+    assert re.search(r"model\.safetensors: +\d+%.*/\d+k .*B/s", shown), shown
 
 
 def test_an_adapter_is_found_and_identified_as_weights_are(bucket):

@@ -23,6 +23,8 @@ from pipeline.__main__ import main
 from pipeline.cluster.pools import compute_pool_sizes
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
+from pipeline.manifest.sources.parquet import ParquetSource
+from pipeline.run import preflight
 
 GOOD = """\
 name: labels
@@ -523,6 +525,26 @@ def test_a_folder_that_cannot_be_read_is_not_left_out_in_silence(here, capsys, m
     closed = "/lost+found"
     assert main(command) == 0
     capsys.readouterr()
+
+
+def test_a_table_that_cannot_be_opened_is_refused_as_other_mistakes_are(here, capsys, monkeypatch):
+    def refuse(source: ParquetSource) -> pa.Schema:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(ParquetSource, "read_schema", refuse)
+    message = "error: input.manifest: file://HERE/m.parquet cannot be read (Permission denied)"
+    assert [told(here, capsys, command) for command in (CHECK, RUN)] == [message, message]
+
+
+def test_a_budget_that_is_large_enough_is_checked_without_the_vocabulary(here, capsys, monkeypatch):
+    """Which takes seconds with a model's real one."""
+
+    def count(*_: object) -> int:
+        raise AssertionError
+
+    monkeypatch.setattr(preflight, "count_min_tokens", count)
+    job("output:", "answer: {schema: invoice, max_new_tokens: 1024}\noutput:")(here)
+    assert main(CHECK) == 0, capsys.readouterr().err
 
 
 def test_a_run_without_rows_leaves_nothing_behind(here, capsys):

@@ -25,7 +25,7 @@ class CocoExporter:
 
     def __init__(self, task: ExportTask):
         self.task = task
-        self.pictures, self.classes = PictureReader(task, "images/{split}"), ClassNames(task)
+        self.pictures, self.classes = PictureReader(task, "images/{split}", other_files=False), ClassNames(task)
 
     def write_group(self, name: str, tables: Iterable[pa.Table]) -> list[str]:
         lines = GroupLines(self.task.target, name)

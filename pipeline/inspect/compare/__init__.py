@@ -67,7 +67,8 @@ class ComparisonOptions:
 
 
 def compare_questions(path: str, options: ComparisonOptions) -> QuestionComparison:
-    readers = [open_output_reader(path, question) for question in options.questions or list_newest_questions(path)]
+    questions = options.questions or list_newest_questions(path)
+    readers = [open_output_reader(path, question, shows_progress=True) for question in questions]
     roots = [build_compared_fields(find_schema(reader, options.schema_spec)) for reader in readers]
     if are_vectors(readers[0]) != are_vectors(readers[1]):
         raise OutputError("the answers to one of the two questions are vectors")

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipeline.command_text import tidy_path
 from pipeline.errors import JobError
 from pipeline.fetch.stores import list_stores
 from pipeline.inspect.compare import find_common_fields
@@ -51,7 +52,7 @@ def write_report(
 ) -> ReportFile:
     """Report on the named question, or on the one asked last."""
     options = options or ReportOptions()
-    reader = open_output_reader(output_path, question)
+    reader = open_output_reader(output_path, question, shows_progress=True)
     statistics, sampled_rows = read_statistics(reader.dataset, options)
     if missing_ids := set(options.row_ids) - {sampled.row["id"] for sampled in sampled_rows}:
         raise JobError(f"--id {min(missing_ids)}: no row of that id is answered in {output_path}")
@@ -75,7 +76,7 @@ def write_report(
                 truth_marks=mark_sampled_row(sampled.row, shown_truth, field_meanings) if shown_truth else None,
                 other=others.get(sampled.row["id"]),
             )
-            for sampled in sampled_rows
+            for sampled in reader.track(sampled_rows, "pictures", len(sampled_rows))
         ]
     if options.against:
         cards.sort(key=lambda card: (card.reason != "chosen", not card.disagreements))  # the rest stays in order
@@ -138,5 +139,7 @@ def build_media_access(output_path: str, options: ReportOptions) -> InputSection
 def format_claimed_places(reader: OutputReader) -> str:
     """Escaped, because the output may be a stranger's."""
     section = reader.job.get("input", {})
-    options = [f"--{key} {shlex.quote(str(place))}" for key in ACCESS_KEYS for place in section.get(key) or ()]
+    options = [
+        f"--{key} {shlex.quote(tidy_path(str(place)))}" for key in ACCESS_KEYS for place in section.get(key) or ()
+    ]
     return escape_control_characters(" ".join(options))

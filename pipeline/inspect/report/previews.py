@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.command_text import tidy_path
 from pipeline.errors import DecodeError, FetchError
 from pipeline.fetch.fetcher import Fetcher
 from pipeline.job.spec import Job
@@ -69,7 +70,9 @@ class PreviewLoader:
             if error.kind in ACCESS_ERROR_KINDS:
                 self.withheld_media += 1
                 missing = "a report reads media only from places that --roots, --hosts and --stores name"
-        return MediaPreview(kind, uri.removeprefix("file://"), size, stills, max(times, default=0.0), missing)
+        return MediaPreview(
+            kind, tidy_path(uri.removeprefix("file://")), size, stills, max(times, default=0.0), missing
+        )
 
     def _load_stills(self, kind: str, uri: str, size: Size, times: Sequence[float]) -> tuple[PreviewImage, ...]:
         if uri.startswith(("data:", "(")):

@@ -62,7 +62,7 @@ def score_output(
     path: str, where: str, *, question: str | None = None, id_column: str = "id", schema_spec: str | None = None
 ) -> OutputScore:
     """Also writes the score into the output."""
-    reader = open_output_reader(path, question)
+    reader = open_output_reader(path, question, shows_progress=True)
     score = measure_answers(reader, open_answer_truth(reader, where, id_column=id_column, schema_spec=schema_spec))
     reader.dataset.write_score(score.truth_hash, json.dumps(to_json_dict(score), indent=1))
     return score

@@ -48,7 +48,7 @@ def write_sample(
         raise OutputError(f"--to {file}: the name ends in none of {', '.join(WRITERS)}")
     if file.exists():
         raise OutputError(f"--to {file} exists, and may hold labels; choose another name")
-    reader = open_output_reader(path, question)
+    reader = open_output_reader(path, question, shows_progress=True)
     allowed = None if id_table is None else read_ids(id_table, option="--from")
     confidences = {
         row["id"]: get_known_confidence(row)

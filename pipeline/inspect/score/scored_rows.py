@@ -63,7 +63,8 @@ def read_scored_rows(reader: OutputReader, truth: TruthIndex) -> ScoredRows:
 
         scored.marks = mark_vectors(reader, {row_id: truth.used[row_id] for row_id in found})
         return scored
-    for number, (row_id, row) in enumerate(sorted(found.items())):
+    rows = sorted(found.items())
+    for number, (row_id, row) in enumerate(reader.track(rows, "marks", len(rows))):
         marker = RowMarker(number, compute_diagonal(row), find_confidence(row), scored.rankings)
         marker.take_confidences(row["answer"], row["confidence"])
         answer = get_answer(row, truth.root)
@@ -99,7 +100,8 @@ def read_answered_rows(reader: OutputReader, more_columns: list[str]) -> Iterato
     def read_part(part: str) -> pa.Table:
         return reader.dataset.read_part(part, [*ANSWER_COLUMNS, *more_columns])
 
-    for table in map_in_threads(read_part, reader.parts):
+    tables = map_in_threads(read_part, reader.parts)
+    for table in reader.track(tables, "answers", len(reader.parts)):
         for row in table.to_pylist():
             yield {"answer": None, "confidence": None, **row}
 

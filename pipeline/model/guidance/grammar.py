@@ -80,17 +80,13 @@ class GrammarCompiler:
         return self.compiled_schemas[schema_text]
 
     def _compile_new_schema(self, schema_text: str) -> CompiledSchema:
-        grammar = LLMatcher.grammar_from_json_schema(schema_text, overrides={"whitespace_flexible": False})
+        grammar = build_grammar(schema_text)
         token_matcher = LLMatcher(self.tokenizer, grammar, log_level=0)
-        if token_matcher.is_error():
-            raise GenerateError("schema", f"the grammar cannot enforce this schema: {token_matcher.get_error()}")
+        require_enforceable(token_matcher)
         schema = json.loads(schema_text)
         ending_search = EndingSearch(collect_hints(schema))
         byte_matcher = LLMatcher(ending_search.tokenizer, grammar, log_level=0)
-        short_answer = ending_search.find_shortest(byte_matcher)
-        if short_answer is None:
-            raise GenerateError("no_close", "no answer of this schema was found: does it need to contain itself?")
-        short_answer = ending_search.shorten(byte_matcher, short_answer)
+        short_answer = find_shortest_answer(ending_search, byte_matcher)
         min_tokens = len(self.encoder.encode(short_answer))
         return CompiledSchema(
             token_matcher,
@@ -101,6 +97,30 @@ class GrammarCompiler:
             min_tokens=min_tokens,
             largest_growth=estimate_largest_instance(schema) * min_tokens // max(1, len(short_answer)) + 1,
         )
+
+
+def build_grammar(schema_text: str) -> str:
+    return LLMatcher.grammar_from_json_schema(schema_text, overrides={"whitespace_flexible": False})
+
+
+def require_enforceable(matcher: LLMatcher) -> None:
+    if matcher.is_error():
+        raise GenerateError("schema", f"the grammar cannot enforce this schema: {matcher.get_error()}")
+
+
+def find_shortest_answer(ending_search: EndingSearch, byte_matcher: LLMatcher) -> bytes:
+    answer = ending_search.find_shortest(byte_matcher)
+    if answer is None:
+        raise GenerateError("no_close", "no answer of this schema was found: does it need to contain itself?")
+    return ending_search.shorten(byte_matcher, answer)
+
+
+def count_min_bytes(schema_text: str) -> int:
+    """The length of the shortest answer. It needs no vocabulary, of which a large one takes seconds to prepare."""
+    ending_search = EndingSearch(collect_hints(json.loads(schema_text)))
+    byte_matcher = LLMatcher(ending_search.tokenizer, build_grammar(schema_text), log_level=0)
+    require_enforceable(byte_matcher)
+    return len(find_shortest_answer(ending_search, byte_matcher))
 
 
 def count_min_tokens(schema_text: str, tokenizer: Tokenizer) -> int:

@@ -282,3 +282,22 @@ def test_with_multi_each_choice_is_scored_and_a_truth_may_list_those_that_apply(
     fields = score_choices(workspace, capsys, truths, replies, multi=True, choice_format="\nIs it {choice}?")
     right = {name: fields[name]["measures"]["right"]["value"] for name in ("red", "blue")}
     assert right == {"red": 1, "blue": pytest.approx(2 / 3)}
+
+
+def test_commands_show_on_a_terminal_how_far_they_are(workspace, capsys, monkeypatch):
+    nothing = {"boxes": []}
+    out = answer_rows(workspace, "boxes", [nothing, nothing], truths=[json.dumps(nothing)] * 2)
+    commands = {
+        ("score", out, "--truth", "truth"): ["answers", "marks"],
+        ("sample", out, "--rows", "1"): ["answers"],
+        ("report", out): ["pictures"],
+    }
+    for is_terminal in (False, True):
+        if is_terminal:
+            monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+        for command, labels in commands.items():
+            to = ["--to", str(workspace.folder / f"{is_terminal}.csv")] if command[0] == "sample" else []
+            capsys.readouterr()
+            assert main([*command, *to]) == 0
+            shown = capsys.readouterr().err
+            assert [label in shown for label in labels] == [is_terminal] * len(labels), command

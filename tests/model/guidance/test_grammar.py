@@ -20,7 +20,7 @@ from pipeline import registry
 from pipeline.builtin.random_checkpoint import build_tiny_tokenizer
 from pipeline.errors import GenerateError
 from pipeline.json_values import parse_answer
-from pipeline.model.guidance.grammar import AnswerMatcher, GrammarCompiler, MatcherState
+from pipeline.model.guidance.grammar import AnswerMatcher, GrammarCompiler, MatcherState, count_min_bytes
 from pipeline.schema import json_schema, schema_loader
 from tests import qwen_vocabulary
 from tests.awkward_schemas import AWKWARD, listed, struct
@@ -166,6 +166,12 @@ def test_a_number_in_a_list_of_fixed_length_ends_with_a_comma() -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_schemas_fit_small_budgets(name: str) -> None:
     assert build_real_compiler().count_min_tokens(SHIPPED[name]) <= 24
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_bytes_of_the_shortest_answer_are_counted_without_a_vocabulary(name: str) -> None:
+    compiled = build_tiny_compiler().compile_schema(SHIPPED[name])
+    assert count_min_bytes(SHIPPED[name]) == len(compiled.shortest_answer) >= compiled.min_tokens
 
 
 def test_a_budget_below_the_minimum_is_refused_with_the_minimum() -> None:
