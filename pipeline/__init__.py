@@ -93,7 +93,9 @@ manifest: manifest files become chunks, and chunks become Items
     manifest/row_keys.py                    the key of a row: its id and a hash of what it asks
     manifest/row_versions.py                adds the versions of media to the questions of rows
     manifest/row_reader.py                  reads the rows of a file, and their keys
+    manifest/hash_arrays.py                 compares arrays of names that are hashes
     manifest/chunks.py                      cuts manifest files into chunks, and reads their rows again
+    manifest/chunk_table.py                 holds the chunks of a manifest as arrays
     manifest/kept_columns.py                one type and its values for the columns that a job copies to its output
     manifest/items.py                       converts a row to an Item
     manifest/id_table.py                    reads the ids that a table names
@@ -341,6 +343,7 @@ cluster: everything that needs Ray
     cluster/chunk_flow.py                   feeds the slices of chunks to the actors of both pools
     cluster/slice_queue.py                  cuts chunks into slices when their turn comes
     cluster/open_parts.py                   collects the answered slices of a chunk until it can be committed
+    cluster/task_size.py                    how many slices one task has
     cluster/actor_pool.py                   which actor gets the next task, and when a pool grows
     cluster/workers.py                      the actors of the two pools
     cluster/late_preparation.py             prepares rows at a replica, where a chunk grew too heavy for a block

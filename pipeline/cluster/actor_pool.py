@@ -1,20 +1,21 @@
 """The actors of one stage: how many there are, and which one gets the next task. It knows nothing of Ray.
 
-A pool doubles while more work waits than its actors take, up to its largest size. It shrinks only when its input has
-ended, because loading a model takes minutes.
+A pool grows while more work waits than its actors take, up to its largest size: by as many actors as will work longer
+than they take to start. It shrinks only when its input has ended, because loading a model takes minutes.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from pipeline.errors import PipelineError
 
 PARKED_WAIT_S = 900.0  # for actors that start while all others are parked: they may load a large model, or never come
-
+MAX_GROWTH = 8  # new actors for each one that has started, which has shown that they can
 
 ValueT = TypeVar("ValueT")
 
@@ -37,6 +38,7 @@ class Parked:
 class PoolActor:
     handle: Any = None  # None: it was given up
     load: int = 0  # tasks that it has
+    created_at: float = field(default_factory=time.monotonic)
 
 
 class ActorPool:
@@ -47,6 +49,7 @@ class ActorPool:
         self.ready_by_load: list[dict[PoolActor, None]] = [{} for _ in range(tasks_per_actor + 1)]
         self.parked: dict[PoolActor, Parked] = {}  # their handles are kept, so that no other actor gets a broken GPU
         self.parked_at = 0.0
+        self.start_s = 0.0  # that the newest actor took to start
         self.tasks_in_flight = self.rows_in_flight = 0
         self.has_released = False
 
@@ -64,6 +67,7 @@ class ActorPool:
     def set_ready(self, actor: PoolActor) -> None:
         del self.starting[actor]
         self.ready_by_load[0][actor] = None
+        self.start_s = time.monotonic() - actor.created_at
 
     def pick_actor(self) -> PoolActor | None:
         """The one with the fewest tasks, or None if all have enough."""
@@ -101,13 +105,19 @@ class ActorPool:
         if not self.starting or time.monotonic() - self.parked_at > PARKED_WAIT_S:
             raise [*self.parked.values()][-1].error
 
-    def grow(self, waiting_tasks: int) -> None:
-        """Start more actors if all have enough to do and none is starting."""
-        if self.starting or self.pick_actor():
+    def grow(self, waiting_tasks: int, work_s: float = 0.0) -> None:
+        """Start more actors if all have enough to do. `work_s` is how long one actor would take for all that is left;
+        while that is unknown, the pool doubles whenever all its actors have started.
+        """
+        if self.pick_actor():
             return
-        wanted = min(max(1, self.ready_count), -(-waiting_tasks // self.tasks_per_actor))
+        if work_s:
+            wanted = count_new_actors(self.ready_count, len(self.starting), work_s, self.start_s)
+        else:
+            wanted = 0 if self.starting else max(1, self.ready_count)
+        wanted = min(wanted, -(-waiting_tasks // self.tasks_per_actor) - len(self.starting))
         if self.max_size is not None:
-            wanted = min(wanted, self.max_size - self.ready_count - len(self.parked))
+            wanted = min(wanted, self.max_size - self.ready_count - len(self.starting) - len(self.parked))
         if wanted > 0:
             self.add_actors(wanted)
 
@@ -127,3 +137,15 @@ class ActorPool:
             self.starting.pop(actor, None)
             self.ready_by_load[actor.load].pop(actor, None)
         return handles
+
+
+def count_new_actors(ready: int, starting: int, work_s: float, start_s: float) -> int:
+    """As many as will work at least as long as they start, if all that start now take `start_s`.
+
+    The work then ends after (work_s + (starting + new) * start_s) / (ready + starting + new) seconds, which has to be
+    2 * start_s or more.
+    """
+    if not ready + starting:
+        return 1
+    paying = work_s / start_s - 2 * ready - starting if start_s else math.inf
+    return max(0, math.floor(min(paying, MAX_GROWTH * max(1, ready) - starting)))

@@ -23,13 +23,13 @@ import ray
 from pipeline.cluster.actor_pool import ActorPool, FinishedTask, Parked, PoolActor
 from pipeline.cluster.open_parts import CommitTask, OpenParts, PlacedRows
 from pipeline.cluster.slice_queue import ChunkSlice, SliceQueue
+from pipeline.cluster.task_size import TASK_S, count_task_slices
 from pipeline.errors import PipelineError
-from pipeline.manifest.chunks import TARGET_CHUNK_BYTES, Chunk
+from pipeline.manifest.chunk_table import ChunkTable
 from pipeline.output.commit import CommitReceipt
 from pipeline.run import log
 from pipeline.run.runner import ShowWork, WorkInFlight
 
-TASK_S = 1.0  # of work; as many slices as take so long are one task, which costs the driver the same as one slice
 NEWEST_SHARE = 0.2  # of the newest task in the average seconds of a slice
 STORE_SHARE = 0.5  # of the object store is for prepared slices
 TICK_S = 1.0
@@ -44,7 +44,8 @@ class PoolOptions:
     ray_options: Mapping[str, Any]
     min_size: int
     max_size: int | None
-    tasks_per_actor: int
+    tasks_at_once: int  # that an actor works on
+    tasks_waiting: int  # at an actor, beside those
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,27 +59,30 @@ class PreparedTask:
 class ChunkFlow:
     """`close` ends its actors."""
 
-    def __init__(self, chunks: Sequence[Chunk], slice_rows: int, prepare: PoolOptions, generate: PoolOptions):
+    def __init__(self, chunks: ChunkTable, slice_rows: int, prepare: PoolOptions, generate: PoolOptions):
         self.events: SimpleQueue[tuple[FinishEvent, PoolActor, Any, Any]] = SimpleQueue()
         self.waiting = SliceQueue(chunks, slice_rows)
+        self.unanswered_count = len(self.waiting)
         self.prepared: deque[PreparedTask] = deque()
         self.open_parts = OpenParts()
-        self.seconds = {"prepare": 0.0, "generate": 0.0}  # of a slice at an actor: a moving average
+        self.seconds = {"prepare": 0.0, "generate": 0.0}  # of a slice at an actor, beside others: a moving average
         self.prepared_count = self.prepared_bytes = 0  # of all slices that were prepared
         self.stored_bytes = 0  # of those that wait or are being answered
         self.store_limit = 0.0
+        self.tasks_at_once = generate.tasks_at_once
         self.generate_pool, self.prepare_pool = self.open_pool(generate), self.open_pool(prepare)
 
     def open_pool(self, options: PoolOptions) -> ActorPool:
         actor_type: Any = ray.remote(options.worker_type)
-        restarts = {"max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": "SPREAD"}
+        calls = {"max_concurrency": options.tasks_at_once, "scheduling_strategy": "SPREAD"}
+        restarts = {"max_restarts": -1, "max_task_retries": -1}
 
         def start_actor(actor: PoolActor) -> Any:
-            handle = actor_type.options(**restarts, **options.ray_options).remote(*options.arguments)
+            handle = actor_type.options(**calls, **restarts, **options.ray_options).remote(*options.arguments)
             self.expect(self.finish_start, actor, pool, handle.find_parked.remote())
             return handle
 
-        pool = ActorPool(start_actor, options.max_size, options.tasks_per_actor)
+        pool = ActorPool(start_actor, options.max_size, options.tasks_at_once + options.tasks_waiting)
         pool.add_actors(options.min_size)
         return pool
 
@@ -162,7 +166,8 @@ class ChunkFlow:
             self.expect(self.finish_prepare, actor, task, result)
         waiting_tasks = -(-len(self.waiting) // slice_count)
         if self.prepared:
-            self.generate_pool.grow(len(self.prepared) + waiting_tasks)
+            work_s = self.unanswered_count * self.seconds["generate"] / self.tasks_at_once
+            self.generate_pool.grow(len(self.prepared) + waiting_tasks, work_s)
         if self.waiting and self.has_room(slice_count):
             self.prepare_pool.grow(waiting_tasks)
         if not self.waiting:
@@ -222,6 +227,7 @@ class ChunkFlow:
             self.waiting.put_back(task.slices)
             return ()
         self.measure("generate", task, result.seconds)
+        self.unanswered_count -= len(task.slices)
         for number, (own, receipt) in enumerate(zip(task.slices, result.value, strict=True)):
             if receipt is None:
                 self.open_parts.add(own, PlacedRows(answered, number))
@@ -240,6 +246,7 @@ class ChunkFlow:
         self.open_parts.finish(task)
         if result is None:  # the rows were lost, and could not be made again
             self.waiting.put_back(task.slices)
+            self.unanswered_count += len(task.slices)
         return [receipt for receipt in result or () if receipt]
 
     def measure(self, stage: str, task: PreparedTask, seconds: float) -> None:
@@ -250,15 +257,6 @@ class ChunkFlow:
         """End the actors: at once where they work on something."""
         for pool in (self.prepare_pool, self.generate_pool):
             kill_actors(pool.release_all())
-
-
-def count_task_slices(waiting_slices: int, seconds_per_slice: float, bytes_per_slice: float, slots: int) -> int:
-    """How many slices the next task has: as many as take TASK_S and are no larger than one slice may be.
-
-    Near the end there are fewer, so that all replicas end at about the same time.
-    """
-    in_time, in_memory = int(TASK_S / seconds_per_slice), int(TARGET_CHUNK_BYTES / max(1.0, bytes_per_slice))
-    return max(1, min(in_time, in_memory, waiting_slices // (2 * slots)))
 
 
 def park_actor(pool: ActorPool, actor: PoolActor, parked: Parked) -> None:

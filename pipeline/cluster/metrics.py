@@ -9,7 +9,7 @@ suffix `_total` of counters.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from threading import Event, Thread
@@ -19,7 +19,7 @@ from ray.util import metrics as prometheus
 
 from pipeline.answer import Answerer
 from pipeline.context import RunContext
-from pipeline.manifest.chunks import Chunk
+from pipeline.manifest.chunk_table import ChunkTable
 from pipeline.output.commit import CommitReceipt
 from pipeline.prepare import Preparer
 from pipeline.run.lease import Lease
@@ -87,9 +87,9 @@ def record_sample(
             get_instrument(name).inc(increase, tags)
 
 
-def build_receipt_counter(context: RunContext, chunks: Sequence[Chunk]) -> Callable[[CommitReceipt], None]:
+def build_receipt_counter(context: RunContext, chunks: ChunkTable) -> Callable[[CommitReceipt], None]:
     """A function that counts the receipts of these chunks, on the driver."""
-    rows_left = sum(chunk.asked_row_count for chunk in chunks)
+    rows_left = chunks.asked_row_count
 
     def count_receipt(receipt: CommitReceipt) -> None:
         nonlocal rows_left

@@ -28,11 +28,13 @@ from pipeline.cluster.pools import (
 )
 from pipeline.cluster.ray_job import describe_submission
 from pipeline.cluster.ray_session import connect_to_ray
+from pipeline.cluster.task_size import WAITING_TASKS
 from pipeline.cluster.workers import GenerateWorker, PrepareWorker
 from pipeline.context import RunContext
 from pipeline.errors import PipelineError
 from pipeline.job.spec import Job
-from pipeline.manifest.chunks import Chunk, compute_slice_rows, split_file
+from pipeline.manifest.chunk_table import ChunkTable
+from pipeline.manifest.chunks import compute_slice_rows, split_file
 from pipeline.manifest.files import ManifestFile, read_with_retries
 from pipeline.output.commit import CommitReceipt
 from pipeline.run.lease import Lease
@@ -40,8 +42,6 @@ from pipeline.run.resume import HashedChunk, split_in_process
 from pipeline.run.runner import ShowWork, ignore_work
 from pipeline.run.signals import StopSignals
 
-PREPARED_TASKS_PER_REPLICA = 2  # prepared tasks that wait at a replica beside those that it answers
-PREPARE_TASKS_PER_ACTOR = 2  # the second one waits at the actor
 MIN_FILES_FOR_CLUSTER = 8  # fewer manifest files are split sooner than a worker starts
 
 
@@ -62,7 +62,7 @@ class RayRunner:
     def run_chunks(
         self,
         context: RunContext,
-        chunks: Sequence[Chunk],
+        chunks: ChunkTable,
         signals: StopSignals,
         show_work: ShowWork = ignore_work,
     ) -> Generator[CommitReceipt, None, None]:
@@ -98,7 +98,6 @@ def build_pool_options(context: RunContext, ledger: Any) -> tuple[PoolOptions, P
     job = context.job
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     sizes = compute_pool_sizes(job, nodes, can_grow=can_cluster_grow(), drivers=count_drivers())
-    concurrent_calls = count_concurrent_calls(job)
     accelerator = job.workers.generate.accelerator
     node_type = {"accelerator_type": accelerator} if accelerator else {}
     prepare = PoolOptions(
@@ -107,7 +106,8 @@ def build_pool_options(context: RunContext, ledger: Any) -> tuple[PoolOptions, P
         {"num_cpus": sizes.prepare_cpus, "memory": job.workers.prepare.memory},
         min_size=job.workers.prepare.min,
         max_size=sizes.prepare_max,
-        tasks_per_actor=PREPARE_TASKS_PER_ACTOR,
+        tasks_at_once=1,
+        tasks_waiting=1,
     )
     generate = PoolOptions(
         GenerateWorker,
@@ -116,12 +116,12 @@ def build_pool_options(context: RunContext, ledger: Any) -> tuple[PoolOptions, P
             "num_cpus": sizes.generate_cpus,
             "num_gpus": job.workers.generate.gpus,
             "memory": job.workers.generate.memory,
-            "max_concurrency": concurrent_calls,
             **node_type,
         },
         min_size=job.workers.generate.min,
         max_size=sizes.generate_max,
-        tasks_per_actor=concurrent_calls + PREPARED_TASKS_PER_REPLICA,
+        tasks_at_once=count_concurrent_calls(job),
+        tasks_waiting=WAITING_TASKS,
     )
     return prepare, generate
 

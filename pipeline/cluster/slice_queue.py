@@ -30,7 +30,7 @@ class ChunkSlice:
 
 class SliceQueue:
     def __init__(self, chunks: Sequence[Chunk], slice_rows: int):
-        self.chunks, self.slice_rows = deque(chunks), slice_rows
+        self.chunks, self.slice_rows = iter(chunks), slice_rows
         self.slices: deque[ChunkSlice] = deque()  # that come before those of `chunks`
         self.uncut_count = sum(self.count_slices(chunk) for chunk in chunks)
 
@@ -42,8 +42,7 @@ class SliceQueue:
         return -(-len(chunk.retry_histories) // self.slice_rows) if chunk.generation else max(1, len(chunk.slices))
 
     def take(self, count: int) -> tuple[ChunkSlice, ...]:
-        while len(self.slices) < count and self.chunks:
-            chunk = self.chunks.popleft()
+        while len(self.slices) < count and (chunk := next(self.chunks, None)):
             self.uncut_count -= self.count_slices(chunk)
             parts = chunk.cut(self.slice_rows)
             self.slices += [ChunkSlice(chunk, rows, number, len(parts)) for number, rows in enumerate(parts)]

@@ -29,6 +29,7 @@ from pipeline.output.store import OutputStore
 from pipeline.prepare import Preparer, keep_first_piece
 from pipeline.run import log
 from pipeline.run.local import commit_answered, commit_slices
+from pipeline.run.tally import LATE_STEP
 from pipeline.types import Failure, Outcome, PreparedItem, ReadItem, SentItem
 
 
@@ -199,7 +200,7 @@ def answer_or_exit(answerer: Answerer, late_preparer: LatePreparer, items: Seque
         outcomes = answerer.answer_items(prepared)
         if rest:
             with late_preparer.prepare_pieces(rest) as pieces:
-                outcomes += answerer.answer_pieces(pieces)
+                outcomes += answerer.answer_pieces(answerer.timer.measure_each(LATE_STEP, pieces))
         return outcomes
     except PipelineError:
         raise

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.errors import OutputError
 from pipeline.export.base import Exporter, ExportTask
-from pipeline.export.export_sources import AnswerReader, hash_json, identify_sources
+from pipeline.export.export_sources import AnswerReader, hash_sources
 from pipeline.export.row_changes import RowChanges
 from pipeline.export.table_appender import TableAppender
 from pipeline.output.arrow_tables import describe_column
@@ -24,13 +24,14 @@ def claim_target(
     entries = target.list_top_entries() - (exporter.own_entries if isinstance(exporter, TableAppender) else set())
     if entries and "_export.json" not in entries:
         raise OutputError(f"{target.path} holds {min(entries)} and is no export; export to an empty folder")
+    sources_hash, part_count, byte_count = hash_sources(reader.digest, reader.sources)
     claim: dict[str, Any] = {
         "fingerprint": task.context.fingerprint,
         "rows_per_file": task.options.rows_per_file,
         "partition_by": list(task.options.partition_by),
-        "parts": sum(len(source.parts) for source in reader.sources),
-        "bytes": sum(source.size_bytes for source in reader.sources),
-        "sources": hash_json([reader.digest, identify_sources(reader.sources)]),
+        "parts": part_count,
+        "bytes": byte_count,
+        "sources": sources_hash,
         "columns": {field.name: {"type": str(field.type), "is": describe_column(field.name)} for field in task.columns},
     }
     if format_name != DEFAULT_FORMAT:  # exports of earlier versions are tables and name no format

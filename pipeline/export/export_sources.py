@@ -12,7 +12,8 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from pipeline.errors import JobError
 from pipeline.export.chunk_rows import ChunkRow, ChunkRowReader
 from pipeline.export.row_matching import Numbers, match_foreign_rows
 from pipeline.export.row_spool import RowSpool
+from pipeline.manifest.chunk_table import ChunkTable
 from pipeline.manifest.chunks import Chunk
 from pipeline.manifest.row_keys import encode_canonical_json, hash_row_keys
 from pipeline.output.dataset import Dataset
@@ -45,6 +47,63 @@ class ExportSource:
         return (self.chunk.asked_row_count if self.chunk else 0) + self.foreign_rows
 
 
+class ExportSources(Sequence[ExportSource]):
+    """Makes its sources when they are asked for, because an output may have a million parts. The parts are those that
+    the plan knows: what a run commits or deletes meanwhile does not count.
+    """
+
+    def __init__(self, plan: ResumePlan):
+        self.parts = plan.parts
+        self.are_answered = plan.parts.hold(plan.chunks.part_names)  # of all chunks of the plan
+        self.chunks = plan.chunks.select(self.are_answered)
+        self.orphans: Sequence[tuple[int, str]] = ()  # the numbers and parts of those that answer a row
+        self.foreign_rows = Counter[int]()  # by the source's number
+
+    def add_foreign_rows(self, counts: Counter[int], orphan_parts: Iterable[str]) -> None:
+        self.foreign_rows = counts
+        self.orphans = [each for each in enumerate(orphan_parts, len(self.chunks)) if each[0] in counts]
+
+    def __len__(self) -> int:
+        return len(self.chunks) + len(self.orphans)
+
+    @overload
+    def __getitem__(self, index: int) -> ExportSource: ...
+    @overload
+    def __getitem__(self, index: slice) -> SourceRange: ...
+    def __getitem__(self, index: int | slice) -> ExportSource | SourceRange:
+        if isinstance(index, slice):
+            return SourceRange(self, range(len(self))[index])
+        index = range(len(self))[index]
+        if index < len(self.chunks):
+            return self._build(index, self.chunks[index])
+        number, part = self.orphans[index - len(self.chunks)]
+        return ExportSource(number, (part,), self.parts[part].size, None, self.foreign_rows[number])
+
+    def __iter__(self) -> Iterator[ExportSource]:
+        for number, chunk in enumerate(self.chunks):
+            yield self._build(number, chunk)
+        yield from (self[index] for index in range(len(self.chunks), len(self)))
+
+    def _build(self, number: int, chunk: Chunk) -> ExportSource:
+        own_parts = tuple(self.parts.list_generations(chunk.name))
+        size = sum(self.parts[part].size for part in own_parts)
+        return ExportSource(number, own_parts, size, chunk, self.foreign_rows[number])
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRange(Sequence[ExportSource]):
+    """Consecutive sources."""
+
+    sources: ExportSources
+    indexes: range
+
+    def __len__(self) -> int:
+        return len(self.indexes)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.sources[self.indexes[index]]
+
+
 class AnswerReader:
     """Reads the rows of an export, source by source. `digest` changes with the rows and their kept values."""
 
@@ -53,32 +112,26 @@ class AnswerReader:
         self.row_reader = ChunkRowReader(context)
         self.spool = RowSpool()
         self.hash = hashlib.blake2b(digest_size=12)
-        sources = list_chunk_sources(plan)
-        pairs = self._survey_manifest(plan, sources)
-        counts = self._spool_foreign_rows(plan.chunks, pairs)
-        sources += [
-            ExportSource(number, (part,), plan.parts[part].size, None)
-            for number, part in enumerate(plan.orphans.parts, len(sources))
-            if number in counts
-        ]
-        self.sources = [replace(source, foreign_rows=counts[source.number]) for source in sources]
+        self.sources = ExportSources(plan)
+        pairs = self._survey_manifest(plan)
+        self.sources.add_foreign_rows(self._spool_foreign_rows(plan.chunks, pairs), plan.orphans.parts)
         self.digest = self.hash.hexdigest()
 
     def close(self) -> None:
         self.spool.close()
 
-    def _survey_manifest(self, plan: ResumePlan, sources: Sequence[ExportSource]) -> Numbers:
+    def _survey_manifest(self, plan: ResumePlan) -> Numbers:
         """The foreign rows, see `match_foreign_rows`."""
         no_pairs: Numbers = np.empty((0, 2), np.int64)
         keeps_columns = bool(self.context.job.input.keep)
         has_foreign_rows = bool(plan.orphans.parts) or (keeps_columns and plan.duplicate_rows > 0)
         if not keeps_columns and not has_foreign_rows:
             return no_pairs
-        source_by_chunk = {source.chunk.name: source.number for source in sources if source.chunk}
+        are_answered = self.sources.are_answered
         with HashBuckets() as asked_rows:
-            for chunk in plan.chunks:
+            for chunk, is_answered in zip(plan.chunks, are_answered.tolist(), strict=True):
                 rows = self.row_reader.read_rows(chunk)
-                if chunk.name in source_by_chunk:
+                if is_answered:
                     self._add_to_digest(row for offset, row in enumerate(rows) if offset not in chunk.skipped_offsets)
                 if has_foreign_rows:
                     asked_rows.add_hashes(hash_row_keys([(row.id, row.question) for row in rows]))
@@ -86,17 +139,18 @@ class AnswerReader:
                 return no_pairs
             return match_foreign_rows(
                 asked_rows,
-                chunk_starts=np.cumsum([0, *(chunk.row_count for chunk in plan.chunks)])[:-1],
-                chunk_sources=np.array([source_by_chunk.get(chunk.name, -1) for chunk in plan.chunks]),
-                source_parts=[source.parts for source in sources],
+                chunk_starts=plan.chunks.first_rows[:-1],
+                chunk_sources=np.where(are_answered, np.cumsum(are_answered) - 1, -1),
+                source_count=len(self.sources),
+                list_source_parts=lambda number: self.sources[number].parts,
                 orphan_parts=plan.orphans.parts,
                 parts=plan.parts,
                 dataset=self.dataset,
             )
 
-    def _spool_foreign_rows(self, chunks: Sequence[Chunk], pairs: Numbers) -> Counter[int]:
+    def _spool_foreign_rows(self, chunks: ChunkTable, pairs: Numbers) -> Counter[int]:
         """Returns the number of foreign rows of each source."""
-        starts = np.cumsum([0, *(chunk.row_count for chunk in chunks)])
+        starts = chunks.first_rows
         sources = iter(pairs[:, 1].tolist())
         counts: Counter[int] = Counter()
         for index, offsets in group_by_span(pairs[:, 0], starts):
@@ -144,29 +198,17 @@ class AnswerReader:
         return pa.table(arrays, schema=columns)
 
 
-def list_chunk_sources(plan: ResumePlan) -> list[ExportSource]:
-    """The parts are those that the plan knows: what a run commits or deletes meanwhile does not count."""
-    sources: list[ExportSource] = []
-    for chunk in plan.chunks:
-        if chunk.name in plan.parts:
-            own_parts = tuple(plan.parts.list_generations(chunk.name))
-            size = sum(plan.parts[part].size for part in own_parts)
-            sources.append(ExportSource(len(sources), own_parts, size, chunk))
-    return sources
-
-
-def group_sources(sources: Iterable[ExportSource], rows_per_file: int) -> Iterator[list[ExportSource]]:
-    """Consecutive sources that together stay within the limit; a single source may exceed it."""
-    group: list[ExportSource] = []
-    row_count = 0
-    for source in sources:
-        if group and row_count + source.max_rows > rows_per_file:
-            yield group
-            group, row_count = [], 0
-        group.append(source)
+def group_sources(sources: Iterable[ExportSource], rows_per_file: int) -> Iterator[range]:
+    """The indexes of consecutive sources that together stay within the limit; a single source may exceed it."""
+    first = row_count = 0
+    index = -1
+    for index, source in enumerate(sources):
+        if index > first and row_count + source.max_rows > rows_per_file:
+            yield range(first, index)
+            first, row_count = index, 0
         row_count += source.max_rows
-    if group:
-        yield group
+    if index >= first:
+        yield range(first, index + 1)
 
 
 def read_answers(source: ExportSource, columns: pa.Schema, dataset: Dataset) -> pa.Table:
@@ -185,6 +227,18 @@ def fit_columns(table: pa.Table, columns: pa.Schema) -> pa.Table:
 
 def identify_sources(sources: Sequence[ExportSource]) -> list[tuple[Sequence[str], int]]:
     return [(source.parts, source.size_bytes) for source in sources]
+
+
+def hash_sources(digest: str, sources: Iterable[ExportSource]) -> tuple[str, int, int]:
+    """A hash of all sources, as hash_json computes it, the number of their parts, and their bytes."""
+    hash_, part_count, byte_count = hashlib.blake2b(digest_size=12), 0, 0
+    hash_.update(f"[{json.dumps(digest)}, [".encode())
+    for number, source in enumerate(sources):
+        hash_.update((", " if number else "").encode() + json.dumps([source.parts, source.size_bytes]).encode())
+        part_count += len(source.parts)
+        byte_count += source.size_bytes
+    hash_.update(b"]]")
+    return hash_.hexdigest(), part_count, byte_count
 
 
 def hash_json(value: object) -> str:

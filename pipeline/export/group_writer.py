@@ -65,7 +65,8 @@ class GroupWriter:
         if isinstance(self.exporter, TableAppender):
             identity = [self.task.context.fingerprint, {**self.changes.identify(), **self.task.options.identify()}]
             return plan_appends(self.task.target, self.reader.sources, rows_per_group, identity)
-        groups = group_sources(self.reader.sources, rows_per_group)
+        sources = self.reader.sources
+        groups = (sources[own.start : own.stop] for own in group_sources(sources, rows_per_group))
         return [(self.name_group(group), group) for group in groups]
 
     def name_group(self, group: Sequence[ExportSource]) -> str:

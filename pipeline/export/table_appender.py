@@ -24,7 +24,7 @@ from pipeline.output.store import OutputStore
 
 GROUP_KEY = "vlbatch.group"  # in the metadata of a commit
 PLAN_ENDING = ".plan"
-NamedGroup = tuple[str, list[ExportSource]]
+NamedGroup = tuple[str, Sequence[ExportSource]]
 
 
 class TableAppender(ABC):
@@ -81,11 +81,13 @@ def plan_appends(
         if name.endswith(PLAN_ENDING)
     }
     planned = {part for parts in plans.values() for part in parts}
-    groups = [
+    groups: list[NamedGroup] = [
         (name, list(select_parts(sources, parts))) for name, parts in plans.items() if f"{name}.json" not in names
     ]
     new_parts = {part for source in sources for part in source.parts} - planned
-    for group in group_sources(select_parts(sources, new_parts), rows_per_group):
+    new_sources = list(select_parts(sources, new_parts))
+    for own in group_sources(new_sources, rows_per_group):
+        group = new_sources[own.start : own.stop]
         parts = [part for source in group for part in source.parts]
         name = hash_json([*identity, parts])
         target.create_object(f"_groups/{name}{PLAN_ENDING}", json.dumps(parts).encode())

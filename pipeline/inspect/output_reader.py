@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -43,6 +43,7 @@ class OutputReader:
     dataset: Dataset
     questions: tuple[str, ...]  # fingerprints of all questions that have answers in the folder
     shows_progress: bool = False  # while parts are read
+    failed_notes: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # of parts of failed chunks, by `commits`
 
     def track(self, items: Iterable[T], label: str, total: int) -> Iterable[T]:
         """The items, with a bar on a terminal if this reader shows progress."""
@@ -68,6 +69,8 @@ class OutputReader:
         commits: dict[str, RunCommits] = defaultdict(RunCommits)
         footers = read_footers(self.dataset, self.parts)
         for part, footer in self.track(footers, "parts", len(self.parts)):
+            if footer.note["errors"] or split_part_name(part)[1]:
+                self.failed_notes[part] = {"errors": footer.note["errors"]}
             run = commits[footer.note.get("run", "")]
             run.epoch = footer.note.get("epoch", 0)
             run.answered += footer.row_count
@@ -153,7 +156,7 @@ class OutputReader:
         for chunk_name in plan.get("gone", ()):
             failed_chunks.pop(chunk_name, None)
         later_parts = self.parts if may_repeat_rows else self.parts.select(plan.get("since", ()))
-        scope = retry_errors.RetryScope(failed_chunks, (), later_parts)
+        scope = retry_errors.RetryScope(failed_chunks, (), later_parts, self.failed_notes)
         seen_rows = set()
         for letter in retry_errors.read_failed_rows(scope, self.dataset):
             row_hash = hash((letter.id, letter.question))

@@ -18,14 +18,16 @@ from __future__ import annotations
 import io
 import json
 import uuid
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline.errors import OutputError
 from pipeline.output.listing import ObjectInfo
@@ -33,6 +35,7 @@ from pipeline.output.part_listing import (
     HEX_DIGITS,
     DeadLetterListing,
     PartListing,
+    decode_name,
     get_part_of_dead_letters,
     split_part_name,
 )
@@ -111,12 +114,12 @@ class Dataset:
         """Every committed part. A run lists them once, and adds what it commits."""
         return self.store.collect_objects(f"data/fp={self.fingerprint}", PartListing.collect, HEX_DIGITS)
 
-    def find_parts(self, parts: Sequence[str]) -> Container[str]:
-        """Those of the parts that are committed."""
-        if len(parts) > MAX_PARTS_LOOKED_UP:
-            return self.list_parts()
-        found = map_in_threads(lambda part: self.store.has_object(self._get_part_path(part)), parts)
-        return {part for part, is_there in zip(parts, found, strict=True) if is_there}
+    def find_parts(self, names: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+        """A mask of the named parts that are committed, see ChunkTable.part_names."""
+        if len(names) > MAX_PARTS_LOOKED_UP:
+            return self.list_parts().hold(names)
+        parts = [decode_name(name) for name in names.tolist()]
+        return np.fromiter(map_in_threads(lambda part: self.store.has_object(self._get_part_path(part)), parts), bool)
 
     def read_part(self, part: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of a part. Columns that it lacks, because an earlier version wrote it, are left out."""
@@ -178,12 +181,15 @@ class Dataset:
         """Whether a run of this question has begun."""
         return self.store.has_object(self._question_path)
 
-    def list_summaries(self, kind: SummaryKind) -> set[str]:
+    def list_summaries(self, kind: SummaryKind) -> dict[str, ObjectInfo]:
         """What output/part_index.py keeps here."""
-        return self.store.list_names(f"_index/fp={self.fingerprint}/{kind}")
+        return self.store.list_objects(f"_index/fp={self.fingerprint}/{kind}")
 
     def read_summary(self, kind: SummaryKind, name: str) -> bytes:
         return self.store.read_object(f"_index/fp={self.fingerprint}/{kind}/{name}")
+
+    def delete_summary(self, kind: SummaryKind, name: str) -> None:
+        self.store.delete_object(f"_index/fp={self.fingerprint}/{kind}/{name}")
 
     def write_summary(self, kind: SummaryKind, name: str, data: bytes) -> None:
         self.store.create_object(f"_index/fp={self.fingerprint}/{kind}/{name}.parquet", data)

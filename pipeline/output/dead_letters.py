@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 from pipeline.output.dataset import Dataset
 from pipeline.output.part_listing import DeadLetterListing, PartListing
 from pipeline.output.thread_map import map_in_threads
 
 RowKey = tuple[str, str]  # a row's id and question
+NO_NOTES: Mapping[str, Mapping[str, Any]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +69,20 @@ def find_failed_chunks(parts: PartListing, dead_letters: DeadLetterListing) -> d
     return {name: parts.list_generations(name) for name in dead_letters.list_chunks() if name in parts}
 
 
-def read_unresolved_letters(dataset: Dataset, parts_by_chunk: Mapping[str, Sequence[str]]) -> Iterator[DeadLetter]:
-    """The rows of these chunks that are still failed, chunk by chunk."""
+def read_unresolved_letters(
+    dataset: Dataset, parts_by_chunk: Mapping[str, Sequence[str]], notes: Mapping[str, Mapping[str, Any]] = NO_NOTES
+) -> Iterator[DeadLetter]:
+    """The rows of these chunks that are still failed, chunk by chunk. `notes` spares the footers of their parts."""
 
     def read_chunk(chunk_name: str) -> list[DeadLetter]:
-        return fold_generations(_read_generation(dataset, chunk_name, part) for part in parts_by_chunk[chunk_name])
+        parts = parts_by_chunk[chunk_name]
+        return fold_generations(_read_generation(dataset, chunk_name, part, notes.get(part)) for part in parts)
 
     return chain.from_iterable(map_in_threads(read_chunk, parts_by_chunk))
 
 
-def _read_generation(dataset: Dataset, chunk_name: str, part: str) -> GenerationResult:
-    file = dataset.read_footer(part).note["errors"]
+def _read_generation(dataset: Dataset, chunk_name: str, part: str, note: Mapping[str, Any] | None) -> GenerationResult:
+    file = (dataset.read_footer(part).note if note is None else note)["errors"]
     columns = [name for name in DeadLetter.__slots__ if name != "key"]
     rows = dataset.read_dead_letters(file, columns).to_pylist() if file else []
     answered = dataset.read_part(part, ["id", "question"]).to_pylist() if part != chunk_name else []

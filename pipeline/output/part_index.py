@@ -3,9 +3,10 @@
     _index/fp=FINGERPRINT/footers/RUN-NUMBER-HASH.parquet    for each part: its size, its time, and what its footer says
     _index/fp=FINGERPRINT/rows/RUN-NUMBER-HASH.parquet       for each part: its size, its time, and hashes of its rows
 
-A run writes both for every few thousand commits, and for parts of earlier runs that have none. An entry counts while
-the listing shows the part with the same size and time; all other parts are read themselves. HASH is of the summary's
-bytes. So a summary that is lost, late, stale or damaged costs requests and never changes an answer.
+A run writes both for every few thousand commits, and for parts of earlier runs that have none. At its end it merges the
+small ones of many short runs. An entry counts while the listing shows the part with the same size and time; all other
+parts are read themselves. HASH is of the summary's bytes. So a summary that is lost, late, stale or damaged costs
+requests and never changes an answer.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import accumulate, islice
 from tempfile import TemporaryFile
 from typing import Any
 
@@ -32,6 +33,8 @@ from pipeline.output.thread_map import map_in_threads
 
 PARTS_PER_SUMMARY = 4096
 MAX_HASH_BYTES = 2**22  # in a summary; those of 64 summaries are in memory at once
+MIN_MERGED = 8  # summaries
+MAX_MERGED_BYTES: dict[SummaryKind, int] = {"footers": 2**18, "rows": 2**22}  # an eighth of that is a small summary
 MAX_PARTS_ADDED = 16_384  # by one run, of earlier runs: their footers are read
 IDENTITY = [("part", pa.string()), ("size", pa.int64()), ("modified_at", pa.float64())]  # null: the store did not tell
 SCHEMAS: dict[SummaryKind, pa.Schema] = {
@@ -81,12 +84,47 @@ class IndexWriter:
         if kind == "rows":
             self.hash_bytes = 0
         if entries:
-            self.summary_count += 1
-            sink = pa.BufferOutputStream()
-            pq.write_table(pa.Table.from_pylist(entries, SCHEMAS[kind]), sink, compression="zstd")
-            data = bytes(sink.getvalue())
             with suppress(OutputError):
-                self.dataset.write_summary(kind, f"{self.run_id}-{self.summary_count:05}-{hash_to_hex(data)}", data)
+                self._write(kind, pa.Table.from_pylist(entries, SCHEMAS[kind]))
+
+    def _write(self, kind: SummaryKind, table: pa.Table) -> None:
+        self.summary_count += 1
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        data = bytes(sink.getvalue())
+        self.dataset.write_summary(kind, f"{self.run_id}-{self.summary_count:05}-{hash_to_hex(data)}", data)
+
+    def merge_small_summaries(self) -> None:
+        """A reader that finds one gone reads the parts themselves."""
+        for kind in SCHEMAS:
+            with suppress(OutputError):
+                names = choose_small(kind, self.dataset.list_summaries(kind))
+                tables = {name: read_summary(self.dataset, kind, name) for name in names}
+                readable = {name: table for name, table in tables.items() if table is not None}
+                if readable:
+                    self._write(kind, pa.concat_tables(readable.values()))
+                for name in readable:
+                    self.dataset.delete_summary(kind, name)
+
+
+def choose_small(kind: SummaryKind, summaries: Mapping[str, ObjectInfo]) -> list[str]:
+    """The oldest small summaries that make one of full size, if there are so many that merging pays."""
+    max_bytes = MAX_MERGED_BYTES[kind]
+    small = [(name, info.size) for name, info in sorted(summaries.items()) if info.size <= max_bytes // MIN_MERGED]
+    sizes = accumulate(size for _, size in small)
+    chosen = [name for (name, _), size in zip(small, sizes, strict=True) if size <= max_bytes]
+    return chosen if len(chosen) >= MIN_MERGED else []
+
+
+def read_summary(
+    dataset: Dataset, kind: SummaryKind, name: str, columns: Sequence[str] | None = None
+) -> pa.Table | None:
+    """None if it was deleted meanwhile, or is damaged."""
+    with suppress(OutputError):
+        data = dataset.read_summary(kind, name)
+        if name.endswith(f"-{hash_to_hex(data)}.parquet"):
+            return pq.ParquetFile(io.BytesIO(data)).read(columns)
+    return None
 
 
 def read_footers(dataset: Dataset, parts: PartListing) -> Iterator[tuple[str, PartFooter]]:
@@ -148,14 +186,7 @@ def read_valid_entries(
     """Summary by summary, the positions and the entries of parts that are `missing`, which is kept up to date."""
     names = sorted(dataset.list_summaries(kind)) if len(parts) else []
 
-    def read_summary(name: str) -> pa.Table | None:
-        with suppress(OutputError):  # it was deleted meanwhile
-            data = dataset.read_summary(kind, name)
-            if name.endswith(f"-{hash_to_hex(data)}.parquet"):  # else it is damaged
-                return pq.ParquetFile(io.BytesIO(data)).read(columns)
-        return None
-
-    for table in map_in_threads(read_summary, names):
+    for table in map_in_threads(lambda name: read_summary(dataset, kind, name, columns), names):
         if table is not None:
             positions = parts.locate(table["part"].to_pylist())
             are_valid = (positions >= 0) & missing[positions] & are_unchanged(table, parts.records[positions])

@@ -13,17 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.manifest.hash_arrays import BLOCK_LENGTH, HASH_BYTES, NAME_BYTES, are_among
 from pipeline.output.listing import ObjectInfo, Page
 
-HASH_BYTES = 12
-NAME_BYTES = HASH_BYTES + 2
 PART_NAME = re.compile(r"([0-9a-f]{24})(?:\.g([1-9]\d{0,3}))?")
 DEAD_LETTERS_SUFFIX = re.compile(r"-([0-9a-f]{8})\.parquet$")
 NAME_FIELDS = [("chunk", f"S{HASH_BYTES}"), ("generation", ">u2")]  # big-endian, so that their bytes sort as they do
 PART_DTYPE = np.dtype([*NAME_FIELDS, ("size", "<u4"), ("modified_at", "<f8")])
 DEAD_LETTERS_DTYPE = np.dtype([*NAME_FIELDS, ("suffix", ">u4")])
 MAX_SIZE = 2**32 - 1  # larger parts count as this large
-BLOCK_RECORDS = 2**16  # whose names are made at once
 HEX_DIGITS = "0123456789abcdef"  # that names begin with
 
 Records = NDArray[np.void]
@@ -73,9 +71,13 @@ class PartListing(Mapping[str, ObjectInfo]):
         start, end = np.searchsorted(self.names, [first, first[:HASH_BYTES] + b"\xff\xff"])
         return list(format_names(self.records[start:end]))
 
-    def select_other_chunks(self, chunk_names: Iterable[str]) -> PartListing:
-        """The parts that belong to none of these chunks."""
-        hashes = np.array([encode_name(name)[:HASH_BYTES] for name in chunk_names], f"S{HASH_BYTES}")
+    def hold(self, names: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+        """A mask of the names of parts that are listed, see ChunkTable.part_names."""
+        return are_among(names, self.names)
+
+    def select_other_chunks(self, names: NDArray[np.bytes_]) -> PartListing:
+        """The parts that belong to none of the chunks with these names."""
+        hashes = np.sort(names.astype(f"S{HASH_BYTES}"))
         return PartListing(self.records[~are_among(self.records["chunk"], hashes)])
 
     def select(self, parts: Sequence[str]) -> PartListing:
@@ -83,13 +85,16 @@ class PartListing(Mapping[str, ObjectInfo]):
         positions = np.unique(self.locate(parts))
         return PartListing(self.records[positions[positions >= 0]])
 
+    def select_at(self, positions: Sequence[int]) -> PartListing:
+        return PartListing(self.records[list(positions)])
+
     def select_since(self, moment: float) -> PartListing:
         """The parts that were not modified before this moment, as far as the store tells."""
         return PartListing(self.records[~(self.records["modified_at"] < moment)])
 
     def remove(self, parts: Sequence[str]) -> PartListing:
         names = np.array([encode_name(part) for part in parts], f"S{NAME_BYTES}")
-        return PartListing(self.records[~are_among(self.names, names)])
+        return PartListing(self.records[~are_among(self.names, np.sort(names))])
 
     def select_new(self, before: PartListing) -> PartListing:
         """The parts that were not there before."""
@@ -100,10 +105,21 @@ class PartListing(Mapping[str, ObjectInfo]):
         order = np.argsort(self.records["modified_at"], kind="stable")[-count:]
         return list(format_names(self.records[order]))
 
-    def add(self, parts: Mapping[str, ObjectInfo]) -> PartListing:
-        pages = [[(f"{part}.parquet", info) for part, info in parts.items()]]
-        new = collect_records(pages, PART_DTYPE, encode_part)
-        return PartListing(sort_records(np.concatenate([self.records, new], dtype=PART_DTYPE)))
+    def add(self, others: PartListing) -> PartListing:
+        return PartListing(sort_records(np.concatenate([self.records, others.records], dtype=PART_DTYPE)))
+
+
+class PartRecorder:
+    """Collects parts one by one, in as much memory as a listing of them."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def add(self, part: str, info: ObjectInfo) -> None:
+        self.data += np.array([encode_info(encode_name(part), info)], PART_DTYPE).tobytes()
+
+    def list_parts(self) -> PartListing:
+        return PartListing(sort_records(np.frombuffer(bytearray(self.data), PART_DTYPE)))
 
 
 class DeadLetterListing:
@@ -141,26 +157,30 @@ def view_names(records: Records) -> NDArray[np.bytes_]:
     return names
 
 
-def are_among(values: NDArray[np.bytes_], others: NDArray[np.bytes_]) -> NDArray[np.bool_]:
-    """A mask of the values that are among others."""
-    others, found = np.sort(others), np.zeros(len(values), bool)
-    for start in range(0, len(values) if len(others) else 0, BLOCK_RECORDS):
-        block = values[start : start + BLOCK_RECORDS]
-        positions = np.minimum(np.searchsorted(others, block), len(others) - 1)
-        found[start : start + len(block)] = others[positions] == block
-    return found
-
-
 def encode_name(part: str) -> bytes:
     """Empty if this cannot be the name of a part."""
     match = PART_NAME.fullmatch(part)
     return bytes.fromhex(match[1]) + int(match[2] or 0).to_bytes(2, "big") if match else b""
 
 
+def decode_name(name: bytes) -> str:
+    """
+    >>> decode_name(encode_name("00112233445566778899aabb.g3")), decode_name(encode_name("00112233445566778899aa00"))
+    ('00112233445566778899aabb.g3', '00112233445566778899aa00')
+    """
+    name = name.ljust(NAME_BYTES, b"\0")  # arrays leave out zeros at the end
+    generation = int.from_bytes(name[HASH_BYTES:], "big")
+    return f"{name[:HASH_BYTES].hex()}.g{generation}" if generation else name[:HASH_BYTES].hex()
+
+
 def encode_part(file: str, info: ObjectInfo) -> tuple[Any, ...] | None:
     name = encode_name(file.removesuffix(".parquet"))
     if not name or not file.endswith(".parquet"):
         return None
+    return encode_info(name, info)
+
+
+def encode_info(name: bytes, info: ObjectInfo) -> tuple[Any, ...]:
     modified_at = math.nan if info.modified_at is None else info.modified_at
     return name[:HASH_BYTES], int.from_bytes(name[HASH_BYTES:], "big"), min(info.size, MAX_SIZE), modified_at
 
@@ -173,8 +193,8 @@ def encode_dead_letters(file: str, _: ObjectInfo) -> tuple[Any, ...] | None:
 
 
 def format_names(records: Records) -> Iterator[str]:
-    for start in range(0, len(records), BLOCK_RECORDS):
-        block = records[start : start + BLOCK_RECORDS]
+    for start in range(0, len(records), BLOCK_LENGTH):
+        block = records[start : start + BLOCK_LENGTH]
         hashes = np.ascontiguousarray(block["chunk"]).tobytes().hex()
         for number, generation in enumerate(block["generation"].tolist()):
             chunk_name = hashes[2 * HASH_BYTES * number : 2 * HASH_BYTES * (number + 1)]

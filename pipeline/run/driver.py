@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from pipeline.context import RunContext
 from pipeline.errors import JobError, OutputError, StoppedError
 from pipeline.job.spec import Job
-from pipeline.manifest.chunks import Chunk
+from pipeline.manifest.chunk_table import ChunkTable
 from pipeline.manifest.files import ManifestFile, list_manifest_files
+from pipeline.manifest.hash_arrays import are_among
 from pipeline.output.answer.confidence_maps import read_confidence_maps
 from pipeline.output.commit import CommitReceipt, read_receipt
 from pipeline.output.dataset import Dataset, NotedChunkSize, write_run_document
@@ -96,12 +99,13 @@ def run_job(job: Job, options: RunOptions = RunOptions(), *, say: Say | None = N
                 runner.export_lease_age(context, lease)
                 plan = plan_run(run, manifest_files, options)
                 missing_chunks = run_plan(run, plan)
-                plan = replace(plan, parts=plan.parts.add(progress.totals.committed_parts))
+                plan = replace(plan, parts=plan.parts.add(progress.totals.committed_parts.list_parts()))
                 dead_letters = dataset.list_dead_letters()
                 retry_errors.delete_uncommitted_letters(plan, missing_chunks, dead_letters, dataset)
                 has_dead_letters = retry_errors.has_failed_rows(plan, dead_letters, dataset, options.shard)
                 index.add_missing_parts(plan.parts)
                 index.flush_all()
+                index.merge_small_summaries()
                 if options.shard:
                     progress.say(run_report.describe_shards(plan, options.shard, dataset))
                 return run_report.print_summary(
@@ -201,12 +205,12 @@ def delete_superfluous_parts(run: ActiveRun, parts: Sequence[str]) -> None:
         run.dataset.delete_part(part)
 
 
-def run_plan(run: ActiveRun, plan: ResumePlan) -> Sequence[Chunk]:
+def run_plan(run: ActiveRun, plan: ResumePlan) -> ChunkTable:
     """Run the chunks that are left. Returns those that are still missing. Every run writes its report."""
     run.progress.start(plan.rows_left)
     status = "stopped"
     try:
-        missing_chunks: Sequence[Chunk] = plan.remaining_chunks
+        missing_chunks = plan.remaining_chunks
         for _ in range(MAX_PASSES):
             if missing_chunks:
                 run.budget.raise_if_spent()
@@ -232,7 +236,7 @@ def count_unreported_chunks(run: ActiveRun, plan: ResumePlan) -> None:
         add_lost_receipts(run, plan, find_missing_chunks(run, plan.remaining_chunks))
 
 
-def run_chunks(run: ActiveRun, chunks: Sequence[Chunk]) -> None:
+def run_chunks(run: ActiveRun, chunks: ChunkTable) -> None:
     receipts = run.runner.run_chunks(run.context, chunks, run.signals, run.progress.show_work)
     with closing(receipts):  # the workers end before Ray does
         for receipt in receipts:
@@ -244,20 +248,22 @@ def run_chunks(run: ActiveRun, chunks: Sequence[Chunk]) -> None:
                 run.signals.request_stop(reason)
 
 
-def find_missing_chunks(run: ActiveRun, chunks: Sequence[Chunk]) -> list[Chunk]:
+def find_missing_chunks(run: ActiveRun, chunks: ChunkTable) -> ChunkTable:
     """The chunks without a receipt whose part is not in the output either."""
-    committed = run.progress.totals.committed_parts
-    unreported = [chunk for chunk in chunks if chunk.part_name not in committed]
-    present = run.dataset.find_parts([chunk.part_name for chunk in unreported])
-    return [chunk for chunk in unreported if chunk.part_name not in present]
+    unreported = select_unreported(run, chunks)
+    return unreported.select(~run.dataset.find_parts(unreported.part_names)) if unreported else unreported
 
 
-def add_lost_receipts(run: ActiveRun, plan: ResumePlan, missing_chunks: Sequence[Chunk]) -> None:
+def add_lost_receipts(run: ActiveRun, plan: ResumePlan, missing_chunks: ChunkTable) -> None:
     """Count chunks that were committed but whose receipt never arrived, from their parts."""
-    planned = {chunk.part_name for chunk in plan.remaining_chunks}
-    committed = planned - {chunk.part_name for chunk in missing_chunks}
-    for part_name in sorted(committed - run.progress.totals.committed_parts.keys()):
-        take_receipt(run, read_receipt(run.dataset, part_name))
+    unreported = select_unreported(run, plan.remaining_chunks)
+    are_missing = are_among(unreported.part_names, np.sort(missing_chunks.part_names))
+    for chunk in unreported.select(~are_missing):
+        take_receipt(run, read_receipt(run.dataset, chunk.part_name))
+
+
+def select_unreported(run: ActiveRun, chunks: ChunkTable) -> ChunkTable:
+    return chunks.select(~run.progress.totals.committed_parts.list_parts().hold(chunks.part_names))
 
 
 def take_receipt(run: ActiveRun, receipt: CommitReceipt) -> None:

@@ -11,7 +11,8 @@ from functools import partial
 from pipeline.answer import Answerer
 from pipeline.context import RunContext
 from pipeline.job.spec import Job
-from pipeline.manifest.chunks import Chunk, compute_slice_rows
+from pipeline.manifest.chunk_table import ChunkTable
+from pipeline.manifest.chunks import compute_slice_rows
 from pipeline.manifest.files import ManifestFile
 from pipeline.output.commit import CommitReceipt, SettledRows, commit_chunk, join_rows, name_rows, settle_rows
 from pipeline.output.dataset import Dataset
@@ -38,7 +39,7 @@ class LocalRunner:
     def run_chunks(
         self,
         context: RunContext,
-        chunks: Sequence[Chunk],
+        chunks: ChunkTable,
         signals: StopSignals,
         show_work: ShowWork = ignore_work,
     ) -> Generator[CommitReceipt, None, None]:

@@ -9,8 +9,8 @@ by bucket.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.context import RunContext
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
+from pipeline.manifest.chunk_table import ChunkTable
 from pipeline.manifest.chunks import Chunk, read_chunk_rows, split_file
 from pipeline.manifest.files import ManifestFile, build_unreadable_error, get_store_error_types
 from pipeline.manifest.row_reader import RowReader
@@ -35,17 +36,17 @@ ManifestSplitter = Callable[[Job, Sequence[ManifestFile], str | None], Iterable[
 @dataclass(frozen=True, slots=True)
 class ResumePlan:
     parts: PartListing  # all that there were when the plan was made
-    chunks: tuple[Chunk, ...]  # of the whole manifest, in order
-    remaining_chunks: tuple[Chunk, ...]
+    chunks: ChunkTable  # of the whole manifest, in order
+    remaining_chunks: ChunkTable
     orphans: OrphanRows
     rows: int
     duplicate_rows: int
     labelled_rows: int = 0  # that are not asked, because people have labelled them
-    other_chunks: tuple[Chunk, ...] = ()  # that are left to runs on other shards
+    other_chunks: ChunkTable = field(default_factory=lambda: ChunkTable.collect(()))  # left to runs on other shards
 
     @property
     def rows_left(self) -> int:
-        return sum(chunk.asked_row_count for chunk in self.remaining_chunks)
+        return self.remaining_chunks.asked_row_count
 
 
 def build_resume_plan(
@@ -63,42 +64,48 @@ def build_resume_plan(
     parts = dataset.list_parts()
     hashed_chunks = (splitter or split_in_process)(context.job, manifest_files, context.schema_prompt)
     with HashBuckets() as row_hashes:
-        chunks, labelled_offsets = [], []
-        for chunk, hashes in limit_rows(hashed_chunks, row_limit):
-            row_hashes.add_hashes(hashes)
-            chunks.append(chunk)
-            if labelled_ids is not None:
-                labelled_offsets.append(np.flatnonzero(np.isin(hashes[:, 0], labelled_ids)).tolist())
-        first_rows = np.cumsum([0, *(chunk.row_count for chunk in chunks)])
+        labelled_offsets: dict[int, list[int]] = {}
+
+        def hash_chunks() -> Iterator[Chunk]:
+            for index, (chunk, hashes) in enumerate(limit_rows(hashed_chunks, row_limit)):
+                row_hashes.add_hashes(hashes)
+                if labelled_ids is not None and (are_labelled := np.isin(hashes[:, 0], labelled_ids)).any():
+                    labelled_offsets[index] = np.flatnonzero(are_labelled).tolist()
+                yield chunk
+
+        chunks = ChunkTable.collect(hash_chunks())
+        first_rows = chunks.first_rows
         duplicates = find_duplicate_rows(row_hashes, chunks, first_rows, context)
         chunks = exclude_rows(chunks, group_by_span(duplicates, first_rows))
-        asked_before = sum(chunk.asked_row_count for chunk in chunks)
+        asked_before = chunks.asked_row_count
         chunks = exclude_labelled_rows(chunks, labelled_offsets, parts)
-        row_count = sum(chunk.asked_row_count for chunk in chunks)
-        remaining = {
-            index: chunk for index, chunk in enumerate(chunks) if chunk.name not in parts and chunk.asked_row_count
-        }
+        are_done = parts.hold(chunks.part_names)
+        remaining = chunks
         # Later generations of a chunk whose first part was deleted are orphans, too: all its rows are asked again.
-        orphan_parts = parts.select_other_chunks(chunk.name for chunk in chunks if chunk.name in parts)
+        orphan_parts = parts.select_other_chunks(chunks.part_names[are_done])
 
         def list_done_parts_with(row_numbers: RowNumbers) -> PartListing:
-            names = (chunks[index].name for index, _ in group_by_span(row_numbers, first_rows))
-            return parts.select([part for name in names if name in parts for part in parts.list_generations(name)])
+            indexes = (index for index, _ in group_by_span(row_numbers, first_rows) if are_done[index])
+            return parts.select([part for index in indexes for part in parts.list_generations(chunks[index].name)])
 
         orphans = OrphanRows()
         if orphan_parts:
             orphans, answered_rows = match_orphans(orphan_parts, row_hashes, list_done_parts_with, dataset, index)
-            for number, offsets in group_by_span(answered_rows, first_rows):
-                if number in remaining:
-                    remaining[number] = replace(remaining[number], answered_offsets=offsets)
+            remaining = chunks.replace_chunks(
+                {
+                    index: replace(chunks[index], answered_offsets=offsets)
+                    for index, offsets in group_by_span(answered_rows, first_rows)
+                    if not are_done[index]
+                }
+            )
     return ResumePlan(
         parts=parts,
-        chunks=tuple(chunks),
-        remaining_chunks=tuple(chunk for chunk in remaining.values() if chunk.asked_row_count),
+        chunks=chunks,
+        remaining_chunks=remaining.select(~are_done & (remaining.asked_row_counts > 0)),
         orphans=orphans,
-        rows=row_count,
+        rows=chunks.asked_row_count,
         duplicate_rows=len(duplicates),
-        labelled_rows=asked_before - row_count,
+        labelled_rows=asked_before - chunks.asked_row_count,
     )
 
 
@@ -139,32 +146,34 @@ def limit_rows(hashed_chunks: Iterable[HashedChunk], row_limit: int | None) -> I
             return
 
 
-def locate_row(row_number: int, chunks: Sequence[Chunk], first_rows: NDArray[np.int64]) -> tuple[Chunk, int]:
+def locate_row(row_number: int, chunks: ChunkTable, first_rows: NDArray[np.int64]) -> tuple[Chunk, int]:
     """The chunk of a row and the offset in it."""
     index = int(np.searchsorted(first_rows, row_number, side="right")) - 1
     return chunks[index], row_number - int(first_rows[index])
 
 
-def exclude_rows(chunks: Sequence[Chunk], offsets_by_chunk: Iterable[tuple[int, tuple[int, ...]]]) -> list[Chunk]:
-    result = list(chunks)
-    for index, offsets in offsets_by_chunk:
-        result[index] = replace(result[index], excluded_offsets=(*offsets, *result[index].excluded_offsets))
-    return result
+def exclude_rows(chunks: ChunkTable, offsets_by_chunk: Iterable[tuple[int, tuple[int, ...]]]) -> ChunkTable:
+    return chunks.replace_chunks(
+        {
+            index: replace(chunks[index], excluded_offsets=(*offsets, *chunks[index].excluded_offsets))
+            for index, offsets in offsets_by_chunk
+        }
+    )
 
 
 def exclude_labelled_rows(
-    chunks: Sequence[Chunk], labelled_offsets: Sequence[Sequence[int]], parts: Container[str]
-) -> list[Chunk]:
+    chunks: ChunkTable, labelled_offsets: Mapping[int, Sequence[int]], parts: Container[str]
+) -> ChunkTable:
     offsets_by_chunk = [
         (index, tuple(offset for offset in offsets if offset not in chunks[index].excluded_offsets))
-        for index, offsets in enumerate(labelled_offsets)
+        for index, offsets in labelled_offsets.items()
         if chunks[index].name not in parts
     ]
     return exclude_rows(chunks, [(index, offsets) for index, offsets in offsets_by_chunk if offsets])
 
 
 def find_duplicate_rows(
-    row_hashes: HashBuckets, chunks: Sequence[Chunk], first_rows: NDArray[np.int64], context: RunContext
+    row_hashes: HashBuckets, chunks: ChunkTable, first_rows: NDArray[np.int64], context: RunContext
 ) -> RowNumbers:
     """The rows that repeat an earlier row. Raise a JobError if an id asks two different questions."""
     duplicates = [np.empty(0, np.uint64)]

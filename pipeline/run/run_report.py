@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator
 from importlib.metadata import version
 
 from pipeline.command_text import format_command, shorten_path
@@ -12,15 +12,15 @@ from pipeline.context import RunContext
 from pipeline.errors import ExitCode, OutputError
 from pipeline.fetch.stores import list_stores
 from pipeline.job.spec import Job
-from pipeline.manifest.chunks import Chunk
+from pipeline.manifest.chunk_table import ChunkTable
 from pipeline.output.dataset import Dataset, write_run_document
 from pipeline.output.part_index import read_footers
 from pipeline.output.part_listing import PartListing
 from pipeline.output.store import OutputStore
-from pipeline.run.progress import Progress, format_count
+from pipeline.run.progress import Progress, format_count, format_duration
 from pipeline.run.resume import ResumePlan
 from pipeline.run.shards import Shard, count_rows_by_shard
-from pipeline.run.tally import RunTotals
+from pipeline.run.tally import LATE_STEP, RunTotals
 
 REPORTED_PACKAGES = ("ray", "torch", "transformers", "pyarrow")
 
@@ -37,7 +37,8 @@ def describe_plan(job_name: str, plan: ResumePlan, shard: Shard | None = None) -
 def describe_shards(plan: ResumePlan, shard: Shard, dataset: Dataset) -> str:
     """What the other shards have left, from the parts that there are now."""
     parts = dataset.list_parts()
-    left = count_rows_by_shard([chunk for chunk in plan.other_chunks if chunk.name not in parts], shard.total)
+    others = plan.other_chunks.select(~parts.hold(plan.other_chunks.part_names))
+    left = count_rows_by_shard(others, shard.total)
     if not any(left):
         return f"the other shards of {shard.total} are done, too"
     names = ", ".join(f"{number}/{shard.total}" for number, rows in enumerate(left, 1) if rows)
@@ -49,7 +50,7 @@ def print_summary(
     dataset: Dataset,
     progress: Progress,
     parts: PartListing,
-    missing_chunks: Sequence[Chunk],
+    missing_chunks: ChunkTable,
     has_dead_letters: bool,
 ) -> ExitCode:
     """`parts` are those of the question, of earlier runs, too."""
@@ -66,6 +67,8 @@ def print_summary(
     if totals.cut_off:
         limit = f"answer.max_new_tokens ({job.answer.max_new_tokens:,})"
         say(f"cut off by {limit}: {totals.cut_off:,} of these answers, whose column finish says length")
+    for line in describe_late_preparation(totals):
+        say(line)
     if totals.failed:
         say(totals.format_failure_reasons())
     output = shorten_path(job.output.path)
@@ -77,10 +80,16 @@ def print_summary(
         reasons = "" if totals.failed else f"{format_command('status', output)} says why; "
         path = shorten_path(dataset.dead_letters_path)
         say(f"dead letters{of_earlier_runs}: {path}; {reasons}--retry-errors asks them again")
-    if missing_rows := sum(chunk.asked_row_count for chunk in missing_chunks):
+    if missing_rows := missing_chunks.asked_row_count:
         say(f"{missing_rows:,} rows are neither answered nor failed; run the same command again")
     say(f"next: {format_report_command(job) if has_answers else format_command('status', output)}")
     return choose_exit_code(totals, missing_rows, has_dead_letters)
+
+
+def describe_late_preparation(totals: RunTotals) -> Iterator[str]:
+    if late_s := totals.worker_seconds[LATE_STEP]:
+        why = "because some chunks weigh more than 512 MiB; another output with a smaller output.chunk_rows avoids it"
+        yield f"replicas spent {format_duration(late_s)} on preparing rows, {why}"
 
 
 def format_report_command(job: Job) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from pipeline.context import RunContext
 from pipeline.job.spec import Job
-from pipeline.manifest.chunks import Chunk
+from pipeline.manifest.chunk_table import ChunkTable
 from pipeline.manifest.files import ManifestFile
 from pipeline.output.commit import CommitReceipt
 from pipeline.run.lease import Lease
@@ -49,7 +49,7 @@ class Runner(Protocol):
     def run_chunks(
         self,
         context: RunContext,
-        chunks: Sequence[Chunk],
+        chunks: ChunkTable,
         signals: StopSignals,
         show_work: ShowWork = ignore_work,
     ) -> Generator[CommitReceipt, None, None]:

@@ -6,11 +6,14 @@ The shard of a chunk depends on the rows of its span alone, so all drivers agree
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from pipeline.manifest.chunks import Chunk
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.manifest.chunk_table import ChunkTable
+from pipeline.manifest.hash_arrays import HASH_BYTES
 from pipeline.run.resume import ResumePlan
 
 
@@ -21,32 +24,38 @@ class Shard(NamedTuple):
     def __str__(self) -> str:
         return f"{self.number}/{self.total}"
 
-    def holds(self, chunk: Chunk) -> bool:
-        return find_shard_number(chunk, self.total) == self.number
+    def hold(self, chunks: ChunkTable) -> NDArray[np.bool_]:
+        are_own: NDArray[np.bool_] = find_shard_numbers(chunks, self.total) == self.number
+        return are_own
 
 
-def find_shard_number(chunk: Chunk, count: int) -> int:
-    return 1 + int(chunk.rows_hash, 16) % count
+def find_shard_numbers(chunks: ChunkTable, count: int) -> NDArray[np.int64]:
+    """From 1: the hashes of the rows, as numbers, modulo `count`."""
+    words = np.frombuffer(chunks.rows_hashes.tobytes(), ">u4").reshape(-1, HASH_BYTES // 4)
+    remainders = np.zeros(len(chunks), np.int64)
+    for column in words.T:
+        remainders = ((remainders << 32) + column) % count
+    return remainders + 1
 
 
 def narrow_plan(plan: ResumePlan, shard: Shard) -> ResumePlan:
     """What is left for one shard. All chunks of the manifest stay in the plan: parts of none of them are orphans."""
+    are_own = shard.hold(plan.remaining_chunks)
     return replace(
         plan,
-        remaining_chunks=tuple(chunk for chunk in plan.remaining_chunks if shard.holds(chunk)),
-        other_chunks=tuple(chunk for chunk in plan.remaining_chunks if not shard.holds(chunk)),
-        rows=sum(chunk.asked_row_count for chunk in plan.chunks if shard.holds(chunk)),
+        remaining_chunks=plan.remaining_chunks.select(are_own),
+        other_chunks=plan.remaining_chunks.select(~are_own),
+        rows=int(plan.chunks.asked_row_counts[shard.hold(plan.chunks)].sum()),
     )
 
 
-def count_rows_by_shard(chunks: Iterable[Chunk], count: int) -> list[int]:
-    rows = [0] * count
-    for chunk in chunks:
-        rows[find_shard_number(chunk, count) - 1] += chunk.asked_row_count
-    return rows
+def count_rows_by_shard(chunks: ChunkTable, count: int) -> list[int]:
+    rows = np.zeros(count, np.int64)
+    np.add.at(rows, find_shard_numbers(chunks, count) - 1, chunks.asked_row_counts)
+    return rows.tolist()
 
 
-def hash_chunks(chunks: Sequence[Chunk], *more: object) -> str:
+def hash_chunks(chunks: ChunkTable, *more: object) -> str:
     """What runs on shards of one output must agree on: the rows, how they are cut, and `more`."""
     digest = hashlib.blake2b(repr(more).encode(), digest_size=16)
     for chunk in chunks:

@@ -7,19 +7,20 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import StoppedError
 from pipeline.output.commit import CommitReceipt
-from pipeline.output.listing import ObjectInfo
+from pipeline.output.part_listing import PartRecorder
 from pipeline.types import NO_TOKENS, TokenCounts, add_counts
 
 ERROR_WINDOW_ROWS = 1000  # the error rate is that of the last rows
 MIN_ROWS_FOR_ERROR_RATE = 100
 PREPARE_STEPS = ("fetch", "decode", "prompt", "read", "commit")  # an engine may wait for these
+LATE_STEP = "late"  # rows are prepared at a replica, because their chunk is too heavy to travel
 MIN_WAIT_SHARE = 0.005  # a smaller share of the time is not worth a word
 MAX_REASONS = 4
 
 
 @dataclass
 class RunTotals:
-    committed_parts: dict[str, ObjectInfo] = field(default_factory=dict)
+    committed_parts: PartRecorder = field(default_factory=PartRecorder)
     answered: int = 0
     failed: int = 0
     tokens: TokenCounts = NO_TOKENS  # of all replies
@@ -35,7 +36,7 @@ class RunTotals:
         return self.answered + self.failed
 
     def add_receipt(self, receipt: CommitReceipt) -> None:
-        self.committed_parts[receipt.part_name] = receipt.part_info
+        self.committed_parts.add(receipt.part_name, receipt.part_info)
         self.answered += receipt.answered
         self.failed += receipt.failed
         self.tokens = add_counts(self.tokens, receipt.tokens)

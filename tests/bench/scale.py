@@ -160,7 +160,7 @@ def print_simulation(costs: simulation.DriverCosts) -> None:
     lines: list[list[object]] = []
     for rows in (10**6, 10**7, 10**8, 10**9):
         for count in (10, 100, 1000):
-            enough = -(-count // simulation.count_fed_replicas(89, 30.0, costs))
+            enough = -(-count // simulation.count_fed_replicas(89, 30.0, costs=costs))
             for drivers in dict.fromkeys((1, enough)):
                 slices = count_slices(rows, 89)
                 load = simulation.Workload(rows, slices * 89, count, 30.0, drivers, load_s=60.0)
@@ -201,16 +201,16 @@ def print_simulation(costs: simulation.DriverCosts) -> None:
 
 def compare_with_runs(folder: Path, delay_s: float) -> None:
     """Both from the moment at which all replicas have started to the end."""
-    costs = simulation.DEFAULT_COSTS
-    lines, ratios = [], {}
+    ledger_s = simulation.DEFAULT_COSTS.ledger_task_s + simulation.DEFAULT_COSTS.ledger_slice_s
+    lines, ratios, driver_s = [], {}, 0.0
     for count in (1, 4, 16):
         real = replicas.measure_run(folder / f"compare-{count}", count, ROUNDS * delay_s, delay_s)
         if count == 1:
-            costs = replace(costs, task_s=real["driver_cpu_ms_chunk"] / 1000)  # the others are predicted with it
+            driver_s = real["driver_cpu_ms_chunk"] / 1000  # the others are predicted with it
         tasks = -(-int(real["rest_rows"]) // replicas.CHUNK)
         chunk_s = replicas.CHUNK * delay_s / replicas.SLOTS
-        ends = simulation.simulate_tasks([0.0] * count, tasks, chunk_s, 5, costs)
-        cpu = tasks * costs.task_s / max(ends)
+        ends = simulation.simulate_tasks([0.0] * count, tasks, chunk_s, 5, driver_s, ledger_s)
+        cpu = tasks * driver_s / max(ends)
         lines.append([count, int(real["rest_rows"]), real["rest_s"], max(ends), real["driver_cpu"], cpu])
         ratios[f"simulated/real, {count}"] = max(ends) / real["rest_s"]
     head = ["replicas", "rows", "s", "simulated", "driver CPU", "simulated"]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.cluster import actor_pool
-from pipeline.cluster.actor_pool import ActorPool, Parked
+from pipeline.cluster.actor_pool import MAX_GROWTH, ActorPool, Parked, count_new_actors
 from pipeline.errors import StoppedError
 
 
@@ -49,7 +53,7 @@ def test_an_actor_that_starts_gets_no_task_but_room_is_counted_for_it():
     assert (pool.pick_actor(), pool.count_free_slots()) == (None, 2)
 
 
-def test_a_full_pool_doubles_up_to_its_largest_size_one_start_after_the_other():
+def test_a_full_pool_of_unknown_work_doubles_up_to_its_largest_size():
     pool, sizes = open_pool(1, 5), []
     for _ in range(6):
         while give_task(pool):
@@ -124,3 +128,71 @@ def test_idle_actors_are_given_up_and_those_that_start_have_to_be_ended():
     assert pool.release_idle() == [starting]
     assert (pool.ready_count, pool.pick_actor(), pool.starting) == (1, None, {})
     assert pool.release_all() == [f"handle {id(busy)}"]
+
+
+def test_a_pool_whose_work_is_known_grows_at_once_to_what_pays():
+    pool = open_pool(1, 8)
+    give_task(pool), give_task(pool)
+    pool.start_s = 5.0
+    pool.grow(1000, 5.0 * 2.9)
+    assert not pool.starting, "a second actor would load longer than it works"
+    pool.grow(1000, 500.0)
+    pool.grow(1000, 500.0)
+    assert len(pool.starting) == 7
+
+
+def test_the_time_that_an_actor_takes_to_start_is_known_when_it_has_started(monkeypatch):
+    pool = open_pool(1, ready=False)
+    now = time.monotonic()
+    monkeypatch.setattr(actor_pool.time, "monotonic", lambda: now + 100)
+    set_all_ready(pool)
+    assert 100 <= pool.start_s < 200
+
+
+SECONDS = st.floats(0.01, 1e6)
+
+
+def count_seconds(ready: int, loading: int, work_s: float, start_s: float) -> float:
+    """Until the work is done, if all actors are busy from their start on."""
+    return (work_s + loading * start_s) / (ready + loading)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 500), st.integers(0, 500), SECONDS, SECONDS)
+def test_each_new_actor_works_as_long_as_it_loads_and_one_more_would_not(ready, starting, work_s, start_s):
+    new = count_new_actors(ready, starting, work_s, start_s)
+    least_s = 2 * start_s * (1 + 1e-9)
+    if new:
+        assert count_seconds(ready, starting + new, work_s, start_s) >= 2 * start_s * (1 - 1e-9)
+        assert count_seconds(ready, starting + new, work_s, start_s) < count_seconds(ready, starting, work_s, start_s)
+    if starting + new < MAX_GROWTH * ready:
+        assert count_seconds(ready, starting + new + 1, work_s, start_s) < least_s
+    assert starting + new <= max(starting, MAX_GROWTH * ready)
+    assert count_new_actors(ready, starting + new, work_s, start_s) == 0, "asked again, it wants no more"
+
+
+@settings(deadline=None)
+@given(st.integers(1, 500), st.integers(0, 500), SECONDS, SECONDS)
+def test_more_work_never_wants_fewer_actors_and_longer_loading_never_more(ready, starting, work_s, start_s):
+    new = count_new_actors(ready, starting, work_s, start_s)
+    assert count_new_actors(ready, starting, 2 * work_s, start_s) >= new >= 0
+    assert count_new_actors(ready, starting, work_s, 2 * start_s) <= new
+
+
+@settings(deadline=None)
+@given(SECONDS, SECONDS)
+def test_a_pool_without_actors_always_gets_one(work_s, start_s):
+    assert count_new_actors(0, 0, work_s, start_s) == 1
+
+
+@pytest.mark.parametrize(("largest", "waves"), [(8, 1), (9, 1), (64, 2), (1000, 4)])
+def test_few_waves_of_starts_fill_a_pool_that_has_much_to_do(largest, waves):
+    pool, count = open_pool(1, largest), 0
+    pool.start_s = 60.0
+    while pool.ready_count < largest:
+        while give_task(pool):
+            pass
+        pool.grow(10**6, 1e9)
+        set_all_ready(pool)
+        pool.start_s, count = 60.0, count + 1
+    assert count == waves

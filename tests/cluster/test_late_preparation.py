@@ -16,6 +16,7 @@ from pipeline.manifest.files import list_manifest_files
 from pipeline.prepare import Preparer, keep_first_piece, weigh_row
 from pipeline.run.preflight import build_run_context
 from pipeline.run.resume import split_in_process
+from pipeline.run.tally import LATE_STEP
 from pipeline.types import Failure, Request, Row
 
 MISSING = {"id": "gone", "image": "pics/gone.png", "hint": "h"}
@@ -58,6 +59,7 @@ def test_a_replica_prepares_what_was_left_and_answers_every_row_in_order(context
     with closing(Answerer(context)) as answerer:
         outcomes = answer_or_exit(answerer, LatePreparer(context), sent)
         assert pieces == [2, 2, 2]
+        assert answerer.timer.take_seconds()[LATE_STEP] > 0
         assert [(item.id, item.turns, type(row)) for item, row in outcomes] == [
             *[(f"r{number}", (), Row) for number in range(4)],
             ("gone", (), Failure),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from pipeline.inspect.plan.shard_advice import advise_shards, format_shard_advic
 from pipeline.inspect.plan.simulation import DriverCosts, Requests, Workload, count_fed_replicas, simulate_run
 from pipeline.job.job_loader import parse_job
 
-FREE = DriverCosts(task_s=0.0, ledger_s=0.0, start_s=0.0)
+FREE = DriverCosts(task_s=0.0, slice_s=0.0, ledger_task_s=0.0, ledger_slice_s=0.0, start_s=0.0)
 JOB = """
 name: labels
 input: {manifest: m.parquet, media: uri}
@@ -32,7 +33,7 @@ def advise(workers, *, rows=10**8):
         GpuEstimate("fast", 1, 0, 1, hours, 2 * hours, 1.0, 1.0, False),
         GpuEstimate("small", 1, 0, 0, None, None, None, None, False),
     ]
-    return advise_shards(parse_job(JOB.replace("WORKERS", workers)), rows, offers)
+    return advise_shards(parse_job(JOB.replace("WORKERS", workers)), rows, 3e6, offers)
 
 
 @settings(max_examples=30)
@@ -65,8 +66,8 @@ def test_shards_and_loading_count():
     one, four = simulate_run(load, costs), simulate_run(replace(load, drivers=4), costs)
     assert one.busy_share < 0.35
     assert four.busy_share > 2.5 * one.busy_share
-    growing = simulate_run(replace(load, drivers=4, starts_at_once=False), costs)
-    assert growing.seconds > four.seconds + 300
+    growing = simulate_run(replace(load, drivers=4, first_replicas=1), costs)
+    assert four.seconds + 60 < growing.seconds < four.seconds + 3 * (60 + costs.start_s), "1, 9, 81, then 250"
     assert one.requests == Requests(10**5, 2 * 10**5, pytest.approx(0.58))
 
 
@@ -78,14 +79,23 @@ def test_slices_cost_tasks_and_chunks_cost_requests():
     assert sliced.requests.cost == pytest.approx(whole.requests.cost / 10)
     assert sliced.seconds == pytest.approx(whole.seconds, rel=0.01), "slices of a chunk are divided among replicas"
     assert sliced.driver_cpu_share == pytest.approx(1.1 * whole.driver_cpu_share, rel=0.01)
-    assert sliced.driver_bytes < whole.driver_bytes
 
 
-def test_a_driver_keeps_the_replicas_busy_that_it_is_said_to_feed():
-    fed = count_fed_replicas(89, 30.0)
-    shares = [simulate_run(Workload(10**7, 89, count, 30.0)).busy_share for count in (fed, 2 * fed)]
+@pytest.mark.parametrize(("chunk_rows", "row_bytes"), [(89, math.inf), (89, 1e5), (4, 1e5), (4, math.inf)])
+def test_a_driver_keeps_the_replicas_busy_that_it_is_said_to_feed(chunk_rows, row_bytes):
+    fed = count_fed_replicas(chunk_rows, 30.0, row_bytes)
+    load = Workload(120_000 * chunk_rows, chunk_rows, fed, 30.0, row_bytes=row_bytes)
+    shares = [simulate_run(replace(load, replicas=count)).busy_share for count in (fed, 2 * fed)]
     assert shares[0] > 0.9
     assert shares[1] < 0.6
+
+
+def test_small_chunks_share_a_task_and_its_costs_if_they_fit_into_memory():
+    light, heavy = (Workload(10**7, 4, 10, 30.0, row_bytes=row_bytes) for row_bytes in (1e5, 1e8))
+    assert (light.task_slices, heavy.task_slices) == (2, 1)
+    assert count_fed_replicas(4, 30.0, 1e5) > 1.8 * count_fed_replicas(4, 30.0, 1e8)
+    costs = DriverCosts(task_s=0.004, slice_s=0.001)
+    assert (light.count_driver_s(costs), heavy.count_driver_s(costs)) == pytest.approx((0.006, 0.005))
 
 
 def test_more_replicas_than_a_driver_feeds_are_divided_among_several():

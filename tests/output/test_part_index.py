@@ -15,7 +15,8 @@ import pytest
 from pipeline.errors import OutputError
 from pipeline.inspect.status import read_status
 from pipeline.output.dataset import Dataset
-from pipeline.output.part_index import read_footers, select_missing
+from pipeline.output.listing import ObjectInfo
+from pipeline.output.part_index import MAX_MERGED_BYTES, MIN_MERGED, choose_small, read_footers, select_missing
 from pipeline.output.store import OutputStore
 
 pytestmark = pytest.mark.process
@@ -75,6 +76,13 @@ def check_answers_stay(output, missing):
 def test_nobody_reads_footers_of_parts_that_a_summary_describes(output):
     assert len(list_summaries(output)) == 2
     check_answers_stay(output, missing=0)
+
+
+def test_status_reads_no_footer_of_a_failed_chunk_that_a_summary_describes(output, monkeypatch):
+    failed = read_status(str(output)).wrong
+    assert failed.total() == 3
+    monkeypatch.setattr(OutputStore, "read_parquet_metadata", None)
+    assert read_status(str(output)).wrong == failed
 
 
 def test_a_summary_that_is_lost_or_damaged_costs_its_footers(output):
@@ -146,6 +154,43 @@ def test_orphans_are_read_whole_at_most_once(workspace, output, lost, monkeypatc
         assert any(f"16 rows, {16 - rows_left} done before" in line for line in workspace.messages)
         assert len(read) == read_parts
     assert len(workspace.read_answers()) == 13
+
+
+def copy_summaries(output, count):
+    """As if as many runs had described the same parts."""
+    for path in sorted((output / "_index").rglob("*.parquet")):
+        for number in range(count):
+            shutil.copy(path, path.with_name(f"20000101T000000-{number:05}-{path.name}"))
+
+
+def test_small_summaries_are_merged_by_the_next_run(workspace, output):
+    copy_summaries(output, 10)
+    assert len(list_summaries(output)) == 22
+    assert workspace.run_job() == 3
+    assert len(list_summaries(output)) == 1
+    assert len(list((output / "_index").glob("*/rows/*.parquet"))) == 1
+    check_answers_stay(output, missing=0)
+
+
+def test_a_damaged_summary_is_not_merged_and_stops_no_run(workspace, output):
+    copy_summaries(output, 10)
+    list_summaries(output)[3].write_bytes(b"no parquet")
+    assert workspace.run_job() == 3
+    assert len(list_summaries(output)) == 2
+    check_answers_stay(output, missing=0)
+
+
+def test_only_as_many_small_summaries_are_merged_as_make_a_full_one():
+    eighth = MAX_MERGED_BYTES["footers"] // MIN_MERGED
+
+    def choose(sizes):
+        infos = {f"{number:03}": ObjectInfo(size, 1.0) for number, size in enumerate(sizes)}
+        return [int(name) for name in choose_small("footers", infos)]
+
+    assert choose([10] * (MIN_MERGED - 1)) == []
+    assert choose([10] * MIN_MERGED) == [*range(MIN_MERGED)]
+    assert choose([eighth + 1, *[eighth] * 100]) == [*range(1, MIN_MERGED + 1)]
+    assert choose([eighth + 1] * 100) == []
 
 
 def test_readers_of_the_answers_do_not_see_summaries(output):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+from pipeline.manifest.hash_arrays import NAME_BYTES
 from pipeline.output.listing import ObjectInfo
-from pipeline.output.part_listing import DeadLetterListing, PartListing, split_part_name
+from pipeline.output.part_listing import DeadLetterListing, PartListing, PartRecorder, encode_name, split_part_name
 
 CHUNKS = ["00" * 12, "000000000000000000000001", "0a00000000000000000000ff", "ab" * 12, "ab" * 11 + "00", "ff" * 12]
 NAMES = some.builds(
@@ -23,6 +25,10 @@ def list_parts(parts):
     return PartListing.collect([entries[::2], [], entries[1::2]])
 
 
+def to_names(parts):
+    return np.array([encode_name(part) for part in parts], f"S{NAME_BYTES}")
+
+
 @settings(deadline=None)
 @given(some.dictionaries(NAMES, INFOS, max_size=20), some.dictionaries(NAMES, INFOS), some.lists(NAMES))
 def test_a_listing_is_a_sorted_mapping(parts, later_parts, other_names):
@@ -31,11 +37,16 @@ def test_a_listing_is_a_sorted_mapping(parts, later_parts, other_names):
     assert dict(listing) == parts
     assert list(listing) == sorted(parts, key=split_part_name)
     assert {name: listing.get(name) for name in other_names} == {name: parts.get(name) for name in other_names}
-    assert dict(listing.add(later_parts)) == parts | later_parts
+    assert dict(listing.add(list_parts(later_parts))) == parts | later_parts
     assert dict(listing.remove(other_names)) == {part: parts[part] for part in parts if part not in other_names}
     chunks = {split_part_name(name)[0] for name in other_names}
     others = {part: info for part, info in parts.items() if split_part_name(part)[0] not in chunks}
-    assert dict(listing.select_other_chunks(chunks)) == others
+    assert dict(listing.select_other_chunks(to_names(chunks))) == others
+    assert listing.hold(to_names(other_names)).tolist() == [name in parts for name in other_names]
+    recorder = PartRecorder()
+    for part, info in parts.items():
+        recorder.add(part, info)
+    assert dict(recorder.list_parts()) == parts
     since = {part: info for part, info in parts.items() if info.modified_at is None or info.modified_at >= 1e9}
     assert dict(listing.select_since(1e9)) == since
     for chunk in CHUNKS:

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import StoppedError
@@ -19,6 +20,7 @@ from pipeline.export.base import ExportOptions
 from pipeline.export.export_job import export_job
 from pipeline.inspect.status import format_status, read_status, to_json_dict
 from pipeline.job.spec import Job
+from pipeline.manifest.chunk_table import ChunkTable
 from pipeline.manifest.chunks import Chunk
 from pipeline.manifest.files import ManifestFile
 from pipeline.manifest.row_keys import hash_to_hex
@@ -27,7 +29,7 @@ from pipeline.output.store import OutputStore
 from pipeline.run import claims, lease
 from pipeline.run.budget import find_share
 from pipeline.run.lease import raise_if_taken_over
-from pipeline.run.shards import Shard, find_shard_number
+from pipeline.run.shards import Shard, count_rows_by_shard, find_shard_numbers
 from tests.run.leases import TIMEOUT_S, WaitingRun, claim_on_another_machine, open_lease
 
 SLOW = {"kind": "scripted", "default": "seen {id}", "slots": 1, "delay_ms": 60}
@@ -51,18 +53,22 @@ def export_table(workspace, name):
     return code, (workspace.folder / name / "_SUCCESS").exists()
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=8), unique=True, min_size=1), st.integers(1, 40))
 def test_each_chunk_is_in_one_shard_whatever_has_happened_to_it(rows, total):
     for row in rows:
         chunk = Chunk(ManifestFile("m.parquet", "parquet"), (0, 4), hash_to_hex(row), 4)
-        assert [number for number in range(1, total + 1) if Shard(number, total).holds(chunk)] == [
-            find_shard_number(chunk, total)
-        ]
+        changed = replace(chunk, excluded_offsets=(0, 2))
+        table = ChunkTable.collect([chunk, changed])
+        number = 1 + int(chunk.rows_hash, 16) % total
+        assert find_shard_numbers(table, total).tolist() == [number, number]
+        assert [own for own in range(1, total + 1) if Shard(own, total).hold(table).all()] == [number]
+        assert count_rows_by_shard(table, total)[number - 1] == 6
 
 
 def test_shards_are_of_about_one_size():
-    chunks = [Chunk(None, None, hash_to_hex(str(number).encode()), 1) for number in range(20_000)]
-    sizes = Counter(find_shard_number(chunk, 8) for chunk in chunks)
+    chunks = [Chunk(None, (0, 1), hash_to_hex(str(number).encode()), 1) for number in range(20_000)]
+    sizes = Counter(find_shard_numbers(ChunkTable.collect(chunks), 8).tolist())
     assert sorted(sizes) == [*range(1, 9)]
     assert max(sizes.values()) < 1.06 * 20_000 / 8
 
@@ -84,7 +90,9 @@ def test_runs_on_two_shards_are_killed_and_resumed_and_answer_each_row_once(work
             run.wait()
     before = workspace.list_parts()
     first, second = read_status(str(workspace.folder / "out")).shards
-    assert (first.state, second.state) == ("stopped", "stopped")
+    states = (first.state, second.state)  # on a busy machine, one may have ended before the other committed anything
+    assert "stopped" in states
+    assert {*states} <= {"stopped", "done"}
     assert first.left + second.left == 40 - len(workspace.list_answered_ids()) > 0
     runs = [subprocess.Popen([*command, f"{n}/2"], stderr=subprocess.PIPE, text=True) for n in (1, 2)]
     said = [run.communicate(timeout=300)[1] for run in runs]

@@ -87,7 +87,7 @@ def plan_job(
     chunk_size = settle_chunk_size(context, manifest_files, dataset)
     context = chunk_size.apply_to(context)
     resume_plan = resume.build_resume_plan(context, manifest_files, dataset, row_limit=row_limit)
-    chunks = resume_plan.remaining_chunks
+    chunks: Sequence[Chunk] = resume_plan.remaining_chunks
     max_inline_bytes = math.inf
     if sample_rows is not None:
         reads_media = RowReader(context.job, manifest_files[0], context.schema_prompt).reads_media
@@ -125,7 +125,7 @@ def plan_job(
         model=model,
         offers=offers,
         advice=tuple(suggest_settings(survey, job, family)),
-        shards=advise_shards(context.job, resume_plan.rows_left, offers),
+        shards=advise_shards(context.job, resume_plan.rows_left, survey.row_bytes, offers),
         cost=job.engine.compute_cost(load.prompt, load.output),
         tokens_are_estimates=not family.knows_model,
     )

@@ -27,19 +27,21 @@ class ShardAdvice:
     busy_share: float  # of the time of those replicas, with one driver
 
 
-def advise_shards(job: Job, row_count: int, offers: Sequence[GpuEstimate]) -> ShardAdvice | None:
-    """None if one driver is enough, or if nothing is known about the speed of replicas."""
+def advise_shards(job: Job, row_count: int, row_bytes: float, offers: Sequence[GpuEstimate]) -> ShardAdvice | None:
+    """None if one driver is enough, or if nothing is known about the speed of replicas. `row_bytes` are of the pixels
+    of a row."""
     hours = {offer: offer.least_gpu_hours / offer.gpus for offer in offers if offer.least_gpu_hours}  # of one replica
     if not hours or not job.workers.generate.gpus:
         return None
     fastest = min(hours, key=lambda offer: hours[offer])
     chunk_rows, slice_rows = compute_chunk_rows(job), compute_slice_rows(job)
     rows_per_second = row_count / (3600 * hours[fastest])
-    fed = count_fed_replicas(slice_rows, rows_per_second)
+    fed = count_fed_replicas(slice_rows, rows_per_second, row_bytes)
     replicas, fed_hours = job.workers.generate.max, hours[fastest] / fed
     if (replicas or 0) <= fed and (replicas or fed_hours < LONG_RUN_HOURS):
         return None
-    load = Workload(row_count, chunk_rows, replicas or fed, rows_per_second)
+    load = Workload(row_count, chunk_rows, replicas or fed, rows_per_second, row_bytes=row_bytes)
+    load = replace(load, first_replicas=job.workers.generate.min)
     one_driver = simulate_run(replace(load, slice_rows=slice_rows) if slice_rows < chunk_rows else load)
     if one_driver.seconds < SHORT_RUN_S:
         return None

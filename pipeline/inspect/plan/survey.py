@@ -53,6 +53,7 @@ class Survey:
     model_pixels: Counter[str] = field(default_factory=Counter)
     largest: dict[str, Size] = field(default_factory=dict)
     frames: int = 0  # of videos
+    pixel_bytes: int = 0  # of all media, as the model sees them
     vision: Counter[int] = field(default_factory=Counter)  # rows by vision tokens
     text: Counter[int] = field(default_factory=Counter)
     copied: int = 0  # tokens of prompts that begin like those of earlier rows
@@ -81,6 +82,7 @@ class Survey:
         budget = outcome.sampling.max_new_tokens + (outcome.sampling.max_thinking_tokens or 0) + longest_branch
         self.longest = max(self.longest, outcome.prompt_tokens + budget)
         for clip in outcome.row_clips:
+            self.pixel_bytes += clip.pixels.nbytes
             self.add_media(SurveyedMedia(clip.kind, clip.source_region_size, clip.size, len(clip.pixels)))
 
     def add_media(self, media: SurveyedMedia) -> None:
@@ -94,6 +96,11 @@ class Survey:
         self.frames += media.frame_count if kind == "video" else 0
         if media in self.clips or len(self.clips) < MAX_DISTINCT_CLIPS:
             self.clips[media] += 1
+
+    @property
+    def row_bytes(self) -> float:
+        """Of the pixels of a row."""
+        return self.pixel_bytes / self.answerable_rows if self.answerable_rows else math.inf
 
     @property
     def answerable_rows(self) -> int:

@@ -135,8 +135,8 @@ class SampledRow:
 
 
 def read_statistics(dataset: Dataset, options: ReportOptions) -> tuple[AnswerStatistics, list[SampledRow]]:
-    parts = list(dataset.list_parts())
-    read_parts = parts if options.row_ids else [parts[index] for index in pick_evenly(len(parts), MAX_PARTS_READ)]
+    parts = dataset.list_parts()
+    read_parts = parts if options.row_ids else parts.select_at(pick_evenly(len(parts), MAX_PARTS_READ))
     statistics = AnswerStatistics(parts=len(parts), parts_read=len(read_parts))
     sampler = RowSampler(options)
     rows_by_part = map_in_threads(lambda part: dataset.read_part(part, STATISTICS_COLUMNS).to_pylist(), read_parts)

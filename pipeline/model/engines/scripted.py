@@ -1,9 +1,9 @@
 """Replies by rule and without a model, for tests of everything around one.
 
 The first rule whose text occurs in the prompt gives the reply. `{id}` and `{prompt}` in a reply are filled in. A row
-takes `delay_ms`, and `slots` rows are answered at once, so that a test can make the engine slow. Of a prompt's
-continuations, the one that the reply would be is nine times as probable as any other. The vector of a row is a hash of
-the reply: equal replies have equal vectors.
+takes `delay_ms`, `slots` rows are answered at once, and a replica starts in `start_ms`, so that a test can make the
+engine slow. Of a prompt's continuations, the one that the reply would be is nine times as probable as any other. The
+vector of a row is a hash of the reply: equal replies have equal vectors.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class ScriptedSettings(EngineSettings):
     default: str = define_key("the reply when no rule fits", "{prompt}")
     delay_ms: float = define_key("service time of a row", 0.0, ge=0, affects_answers=False)
     slots: PositiveInt = define_key("rows answered at once", 8, affects_answers=False)
+    start_ms: float = define_key("time that a replica takes to start", 0.0, ge=0, affects_answers=False)
 
 
 class ScriptedEngine:
@@ -96,6 +97,7 @@ class ScriptedEngineType(EngineType):
 
     def open(self, job: Job) -> Engine:
         assert isinstance(job.engine, ScriptedSettings)
+        time.sleep(job.engine.start_ms / 1000)
         return ScriptedEngine(job.engine)
 
     def count_slots(self, job: Job) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.cluster.chunk_flow import TASK_S, count_task_slices
+from pipeline.cluster.task_size import TASK_S, count_task_slices
 from pipeline.manifest.chunks import TARGET_CHUNK_BYTES
 
 MANY = 10**6
