@@ -17,6 +17,7 @@ from pipeline.cluster import chunk_flow
 from pipeline.cluster.actor_pool import FinishedTask, Parked
 from pipeline.cluster.chunk_flow import ChunkFlow, PoolOptions
 from pipeline.errors import StoppedError
+from pipeline.manifest.chunk_table import ChunkTable
 from pipeline.manifest.chunks import Chunk, Slice
 from pipeline.manifest.files import ManifestFile
 from pipeline.output.commit import CommitReceipt
@@ -158,10 +159,10 @@ def run_flow(monkeypatch, seed, stop_after=None):
     with ThreadPoolExecutor(4) as threads:
         monkeypatch.setattr(chunk_flow, "ray", ThreadRay(threads))
         pools = [
-            PoolOptions(worker_type, (world,), {}, min_size=2, max_size=3, tasks_per_actor=4)
+            PoolOptions(worker_type, (world,), {}, min_size=2, max_size=3, tasks_at_once=2, tasks_waiting=2)
             for worker_type in (Preparer, Replica)
         ]
-        flow = ChunkFlow(chunks, SLICE_ROWS, *pools)
+        flow = ChunkFlow(ChunkTable.collect(chunks), SLICE_ROWS, *pools)
         receipts = list(flow.run(world.stopping, ignore_work))
         flow.close()
     assert all(receipt.committed_first for receipt in receipts)
