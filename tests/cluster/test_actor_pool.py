@@ -158,8 +158,9 @@ def count_seconds(ready: int, loading: int, work_s: float, start_s: float) -> fl
 
 
 @settings(deadline=None)
-@given(st.integers(1, 500), st.integers(0, 500), SECONDS, SECONDS)
-def test_each_new_actor_works_as_long_as_it_loads_and_one_more_would_not(ready, starting, work_s, start_s):
+@given(st.integers(1, 500), st.integers(0, 500), st.floats(0.1, 20.0), SECONDS)
+def test_each_new_actor_works_as_long_as_it_loads_and_one_more_would_not(ready, starting, rounds, start_s):
+    work_s = rounds * (ready + starting) * start_s
     new = count_new_actors(ready, starting, work_s, start_s)
     least_s = 2 * start_s * (1 + 1e-9)
     if new:
@@ -172,8 +173,9 @@ def test_each_new_actor_works_as_long_as_it_loads_and_one_more_would_not(ready, 
 
 
 @settings(deadline=None)
-@given(st.integers(1, 500), st.integers(0, 500), SECONDS, SECONDS)
-def test_more_work_never_wants_fewer_actors_and_longer_loading_never_more(ready, starting, work_s, start_s):
+@given(st.integers(1, 500), st.integers(0, 500), st.floats(0.1, 20.0), SECONDS)
+def test_more_work_never_wants_fewer_actors_and_longer_loading_never_more(ready, starting, rounds, start_s):
+    work_s = rounds * (ready + starting) * start_s
     new = count_new_actors(ready, starting, work_s, start_s)
     assert count_new_actors(ready, starting, 2 * work_s, start_s) >= new >= 0
     assert count_new_actors(ready, starting, work_s, 2 * start_s) <= new

@@ -73,6 +73,7 @@ def test_groups_are_consecutive_and_as_large_as_the_limit_allows(sizes, limit):
     sources = [ExportSource(number, (), 0, None, size) for number, size in enumerate(sizes)]
     groups = list(group_sources(sources, limit))
     assert [index for group in groups for index in group] == [*range(len(sizes))]
+    assert all(groups)
     totals = [sum(sizes[index] for index in group) for group in groups]
     assert all(total <= limit or len(group) == 1 for total, group in zip(totals, groups, strict=True))
     assert all(total + sizes[group.stop] > limit for total, group in zip(totals, groups[:-1], strict=False))
