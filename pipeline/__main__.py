@@ -1,4 +1,4 @@
-"""python -m pipeline COMMAND: a manifest of pictures and videos in, typed Parquet out."""
+"""A manifest of pictures and videos in, typed Parquet out: labels by vision-language models, in bulk."""
 
 from __future__ import annotations
 

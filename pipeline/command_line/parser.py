@@ -32,6 +32,7 @@ from pipeline.command_line.output_options import (
     add_status_options,
     add_truth_file_options,
 )
+from pipeline.command_text import format_program
 
 EXIT_CODES_HELP = """\
 Exit codes: 0 all rows answered; 1 internal error or crash; 2 the job cannot run; 3 finished, but some rows are in
@@ -64,8 +65,10 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None) ->
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
+    """Usage and examples name the program as it was called."""
+    program = format_program()
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline",
+        prog=program,
         description=description,
         epilog=EXIT_CODES_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -76,7 +79,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
             name,
             help=command.summary,
             description=command.summary,
-            epilog=f"examples:\n{command.examples}",
+            epilog="examples:\n" + command.examples.replace("python -m pipeline", program),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if command.job_argument != "none":

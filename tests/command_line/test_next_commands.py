@@ -95,3 +95,13 @@ def test_paths_are_seen_from_here_where_that_is_shorter(tmp_path, monkeypatch):
     assert shorten_path(f"{tmp_path}/u/../out") == "out"
     assert shorten_path("/a") == "/a"
     assert shorten_path("s3://acme/a/../b") == "s3://acme/a/../b"
+
+
+def test_help_and_examples_name_the_program_as_it_was_called(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/vlbatch"])
+    for words in (["--help"], ["run", "--help"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        shown = capsys.readouterr().out
+        assert shown.startswith("usage: vlbatch ")
+        assert "python -m pipeline" not in shown
