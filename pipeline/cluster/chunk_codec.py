@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.types import SentItem
@@ -39,8 +40,16 @@ def encode_slice(
         views = [buffer.raw() for buffer in buffers]
         arrays |= {id(view.obj): view for view in views}
         places.append([numbers.setdefault(id(view.obj), len(numbers)) for view in views])
-    columns = [[name], [is_whole], [pickle.dumps(prepare_seconds)], [pickles], [list(arrays.values())], [places]]
+    array_list = pa.ListArray.from_arrays([0, len(arrays)], copy_views([*arrays.values()]))
+    columns = [[name], [is_whole], [pickle.dumps(prepare_seconds)], [pickles], array_list, [places]]
     return pa.table(columns, schema=PREPARED_SLICE_SCHEMA)
+
+
+def copy_views(views: Sequence[memoryview]) -> pa.LargeBinaryArray:
+    """`pa.array` would never free the memory of the views."""
+    offsets = np.cumsum([0, *(view.nbytes for view in views)], dtype=np.int64)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(views))]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(views), buffers)
 
 
 def read_name(table: pa.Table) -> str:

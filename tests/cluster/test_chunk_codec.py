@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 
 from pipeline.cluster import chunk_codec
@@ -60,3 +62,13 @@ def test_a_chunk_without_rows_still_has_a_part_name():
         "key",
         [],
     )
+
+
+def test_what_was_encoded_is_freed():
+    pixels = np.zeros((1, 3, 28, 28), np.uint8)
+    turns = (Turn("user", (Clip("image", pixels, (28, 28)),)),)
+    request = Request("a", turns, np.arange(3, dtype=np.int32), np.zeros((3, 3), np.int32), 1)
+    references = [weakref.ref(array) for array in (pixels, request.input_ids)]
+    chunk_codec.encode_slice("key", [(Item("a", "q", ()), request)], {})
+    del pixels, turns, request
+    assert all(reference() is None for reference in references)
