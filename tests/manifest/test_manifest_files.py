@@ -158,7 +158,7 @@ def test_links_in_a_circle_end(workspace, ask_about):
 
 def test_a_table_in_a_linked_folder_is_the_manifest(workspace, list_files):
     (workspace.folder / "day3").mkdir()
-    (workspace.folder / "day3/m.jsonl").touch()
+    (workspace.folder / "day3/m.jsonl").write_text("{}\n")
     (workspace.folder / "in/day3").symlink_to(workspace.folder / "day3")
     assert list_files()[0] == [*FOLDER_FILES]
     assert list_files(follow_links=True)[0] == ["day1.parquet", "day3/m.jsonl", "sub/day2.jsonl"]

@@ -183,8 +183,10 @@ def test_a_remote_folder_that_was_replaced_is_not_loaded_as_the_revision_before(
 def test_a_remote_folder_that_changes_during_the_copy_is_refused(bucket, monkeypatch):
     import s3fs
 
-    def copy_then_replace(self, *arguments, copy=s3fs.S3FileSystem.get_file):
-        copy(self, *arguments)
+    copy = s3fs.S3FileSystem.get_file
+
+    def copy_then_replace(self, *arguments, **options):
+        copy(self, *arguments, **options)
         bucket.put_object(Bucket="acme", Key="models/tiny/config.json", Body=b"{}")
 
     monkeypatch.setattr(s3fs.S3FileSystem, "get_file", copy_then_replace)

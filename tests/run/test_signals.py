@@ -91,7 +91,8 @@ def test_a_stopped_run_commits_its_current_chunk_and_exits_with_143(workspace):
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not workspace.list_parts() and run.poll() is None:
         time.sleep(0.02)
-    committed = workspace.list_parts()  # the next chunk takes a second
+    committed = workspace.list_parts()
+    time.sleep(0.3)  # the next chunk has begun, and takes a second
     run.send_signal(signal.SIGTERM)
     stderr = run.communicate()[1]
     assert run.returncode == 143
