@@ -384,4 +384,5 @@ def test_both_storage_layouts_of_experts_give_the_same_model(mixture, tmp_path):
     for file in mixture.iterdir():
         if file.suffix == ".json":
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    assert torch.equal(logits(load(mixture, dtype="float32")), logits(load(tmp_path, dtype="float32")))
+    expected, turned_logits = logits(load(mixture, dtype="float32")), logits(load(tmp_path, dtype="float32"))
+    assert torch.allclose(turned_logits, expected, atol=1e-5)  # some CPUs sum in another order

@@ -83,7 +83,7 @@ def check_divided(lab: Lab, ranks: int, requests: list[Request], expected, **opt
             end = draws[0] if draws else len(tokens)
             assert actual[name][0][:end] == tokens[:end], name
             actual_logits = actual[name][1][: len(logits)]  # a step that was launched ahead may be one too many
-            torch.testing.assert_close(actual_logits[: end + 1], logits[: end + 1], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(actual_logits[: end + 1], logits[: end + 1], atol=3e-4, rtol=1e-4)
     divided.close()
     return count_weight_bytes(divided)
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, NoReturn
 
 import torch
@@ -38,6 +38,7 @@ class WorkerGroup:
         self.supervisors: list[Thread] = []
         self.is_started = False  # once started, the end of one rank ends the replica
         self.on_out_of_memory: Callable[[], None] = lambda: None  # called before it ends for that reason
+        self.report_lock = Lock()
         for rank, rank_config in enumerate(rank_configs, 1):
             connection, worker_connection = Pipe()
             self.connections.append(connection)
@@ -112,9 +113,10 @@ class WorkerGroup:
             connection.send(CONTINUE)
 
     def report_out_of_memory(self) -> None:
-        """Once, although two threads may find out."""
-        report, self.on_out_of_memory = self.on_out_of_memory, lambda: None
-        report()
+        """Once, although two threads may find out. Each ends this process next, so the second waits for the first."""
+        with self.report_lock:
+            report, self.on_out_of_memory = self.on_out_of_memory, lambda: None
+            report()
 
     def end_replica(self, reason: str) -> NoReturn:
         os.write(2, f"vlbatch: {reason}; ending the replica\n".encode())
