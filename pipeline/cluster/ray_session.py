@@ -115,7 +115,7 @@ def start_ray(address: str, *, show_log: bool) -> None:
             f"RAY_ADDRESS: the cluster at {address} has other versions of Ray or Python than this process; install the "
             f"same ones. {' '.join(str(error).split())}"
         ) from error
-    except Exception as error:
+    except Exception as error:  # Ray raises no class of its own here; all but one message are passed on
         if "timed out during startup" in str(error):
             raise JobError(
                 "Ray did not start within its limit of 30 s, as on a machine that is busy with other work; run this "

@@ -6,7 +6,7 @@ media, or failed rows to ask again.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import overload
@@ -99,10 +99,7 @@ class ChunkTable(Sequence[Chunk]):
 
     @property
     def row_counts(self) -> NDArray[np.int64]:
-        counts = self._read_column("row_count").astype(np.int64)
-        for index, chunk in self._own_objects.items():
-            counts[index] = chunk.row_count
-        return counts
+        return self._count_rows(lambda chunk: chunk.row_count)
 
     @property
     def first_rows(self) -> NDArray[np.int64]:
@@ -111,9 +108,12 @@ class ChunkTable(Sequence[Chunk]):
 
     @property
     def asked_row_counts(self) -> NDArray[np.int64]:
+        return self._count_rows(lambda chunk: chunk.asked_row_count)
+
+    def _count_rows(self, count: Callable[[Chunk], int]) -> NDArray[np.int64]:
         counts = self._read_column("row_count").astype(np.int64)
         for index, chunk in self._own_objects.items():
-            counts[index] = chunk.asked_row_count
+            counts[index] = count(chunk)
         return counts
 
     @property

@@ -50,6 +50,8 @@ class LocalRunner:
             signals.stop_gracefully() as stopping,
         ):
             for chunk in chunks:
+                if stopping.is_set():
+                    return
                 slices: list[SettledRows] = []
                 cut_chunk = chunk.cut(compute_slice_rows(context.job))
                 for chunk_slice in cut_chunk:

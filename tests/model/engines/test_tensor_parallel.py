@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipeline.errors import PipelineError
+from pipeline.model import family_loader
 from pipeline.model.engine_thread import generate_replies
 from pipeline.model.engines.torch import collectives, memory, step_runner
 from pipeline.model.engines.torch.engine import TorchEngine
@@ -70,6 +71,8 @@ def build_requests(lab: Lab) -> list[Request]:
 
 def check_divided(lab: Lab, ranks: int, requests: list[Request], expected, **options) -> int:
     """Compare answers and logits with those of one process. Returns the bytes of text weights on rank 0."""
+    kind = family_loader.load_config(lab.folder)["model_type"]
+    tolerance = 3e-4 if "moe" in kind else 1e-4  # the routing of experts amplifies the order of sums
     divided = open_engine(lab, ranks, **options)
     divided.scheduler.expected_answer = ExpectedAnswer(1)
     for launch_ahead in (False, True):  # True as on a GPU
@@ -83,7 +86,7 @@ def check_divided(lab: Lab, ranks: int, requests: list[Request], expected, **opt
             end = draws[0] if draws else len(tokens)
             assert actual[name][0][:end] == tokens[:end], name
             actual_logits = actual[name][1][: len(logits)]  # a step that was launched ahead may be one too many
-            torch.testing.assert_close(actual_logits[: end + 1], logits[: end + 1], atol=3e-4, rtol=1e-4)
+            torch.testing.assert_close(actual_logits[: end + 1], logits[: end + 1], atol=tolerance, rtol=1e-4)
     divided.close()
     return count_weight_bytes(divided)
 
