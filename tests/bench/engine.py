@@ -1,6 +1,6 @@
 """Our engine compared with transformers' `generate`, one by one and in static batches, on the same weights.
 
-    python tests/bench/engine.py [--quick] [--shape builtin|3b|7b] [--device cuda] [--compile]
+    python tests/bench/engine.py [--quick] [--shape builtin|small_7b|3b|7b] [--device cuda] [--compile]
 
 There are two workloads: `mixed` (pictures of 100 to 1,500 px, every eighth a clip, answers of 4 to 256 tokens) and
 `short` (pictures of 100 to 600 px, 32 tokens each); sizes and lengths are log-uniform. Lengths are forced, so all sides
@@ -53,6 +53,26 @@ SHAPES: dict[str, dict[str, Any]] = {
             "intermediate_size": 256,
             "out_hidden_size": 192,
             "fullatt_block_indexes": [3],
+        },
+    },
+    # Qwen2.5-VL-7B with an eighth of its width and a quarter of its layers
+    "small_7b": {
+        "text_config": {
+            "hidden_size": 448,
+            "intermediate_size": 2368,
+            "num_hidden_layers": 7,
+            "num_attention_heads": 7,
+            "num_key_value_heads": 1,
+            "initializer_range": 0.05,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
+        },
+        "vision_config": {
+            "depth": 8,
+            "hidden_size": 160,
+            "num_heads": 4,
+            "intermediate_size": 428,
+            "out_hidden_size": 448,
+            "fullatt_block_indexes": [1, 3, 5, 7],
         },
     },
 }
