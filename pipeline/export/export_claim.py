@@ -24,7 +24,7 @@ def claim_target(
     entries = target.list_top_entries() - (exporter.own_entries if isinstance(exporter, TableAppender) else set())
     if entries and "_export.json" not in entries:
         raise OutputError(f"{target.path} holds {min(entries)} and is no export; export to an empty folder")
-    sources_hash, part_count, byte_count = hash_sources(reader.digest, reader.sources)
+    sources_hash, part_count, byte_count = hash_sources(reader.digest, reader.sources.identify())
     claim: dict[str, Any] = {
         "fingerprint": task.context.fingerprint,
         "rows_per_file": task.options.rows_per_file,

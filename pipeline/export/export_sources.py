@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -31,6 +32,8 @@ from pipeline.output.thread_map import map_in_threads
 from pipeline.run.dedup import HashBuckets
 from pipeline.run.orphans import group_by_span
 from pipeline.run.resume import ResumePlan
+
+SourceIdentity = tuple[tuple[str, ...], int]  # its parts, and their bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ class ExportSources(Sequence[ExportSource]):
         self.parts = plan.parts
         self.are_answered = plan.parts.hold(plan.chunks.part_names)  # of all chunks of the plan
         self.chunks = plan.chunks.select(self.are_answered)
+        self.starts, self.ends = plan.parts.locate_generations(self.chunks.part_names)  # of each chunk's parts
         self.orphans: Sequence[tuple[int, str]] = ()  # the numbers and parts of those that answer a row
         self.foreign_rows = Counter[int]()  # by the source's number
 
@@ -85,9 +89,28 @@ class ExportSources(Sequence[ExportSource]):
         yield from (self[index] for index in range(len(self.chunks), len(self)))
 
     def _build(self, number: int, chunk: Chunk) -> ExportSource:
-        own_parts = tuple(self.parts.list_generations(chunk.name))
-        size = sum(self.parts[part].size for part in own_parts)
-        return ExportSource(number, own_parts, size, chunk, self.foreign_rows[number])
+        return ExportSource(number, *self._identify(number), chunk, self.foreign_rows[number])
+
+    def _identify(self, number: int) -> SourceIdentity:
+        start, end = self.starts[number], self.ends[number]
+        sizes = self.parts.records["size"][start:end].tolist()
+        return tuple(self.parts.list_names(start, end)), sum(sizes)
+
+    @cached_property
+    def max_rows(self) -> Numbers:
+        """Of each source."""
+        numbers = [*range(len(self.chunks)), *(number for number, _ in self.orphans)] if self.foreign_rows else []
+        rows: Numbers = np.concatenate([self.chunks.asked_row_counts, np.zeros(len(self.orphans), np.int64)])
+        rows += np.array([self.foreign_rows[number] for number in numbers] or [0])
+        return rows
+
+    def identify(self, indexes: range | None = None) -> Iterator[SourceIdentity]:
+        for index in range(len(self)) if indexes is None else indexes:
+            if index < len(self.chunks):
+                yield self._identify(index)
+            else:
+                _, part = self.orphans[index - len(self.chunks)]
+                yield (part,), self.parts[part].size
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +125,10 @@ class SourceRange(Sequence[ExportSource]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.sources[self.indexes[index]]
+
+    @property
+    def max_rows(self) -> int:
+        return int(self.sources.max_rows[self.indexes.start : self.indexes.stop].sum())
 
 
 class AnswerReader:
@@ -198,15 +225,15 @@ class AnswerReader:
         return pa.table(arrays, schema=columns)
 
 
-def group_sources(sources: Iterable[ExportSource], rows_per_file: int) -> Iterator[range]:
+def group_sources(max_rows: Iterable[int], rows_per_file: int) -> Iterator[range]:
     """The indexes of consecutive sources that together stay within the limit; a single source may exceed it."""
     first = row_count = 0
     index = -1
-    for index, source in enumerate(sources):
-        if index > first and row_count + source.max_rows > rows_per_file:
+    for index, source_rows in enumerate(max_rows):
+        if index > first and row_count + source_rows > rows_per_file:
             yield range(first, index)
             first, row_count = index, 0
-        row_count += source.max_rows
+        row_count += source_rows
     if index >= first:
         yield range(first, index + 1)
 
@@ -218,6 +245,8 @@ def read_answers(source: ExportSource, columns: pa.Schema, dataset: Dataset) -> 
 
 
 def fit_columns(table: pa.Table, columns: pa.Schema) -> pa.Table:
+    if table.schema.equals(columns):
+        return table
     arrays = [
         table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
         for field in columns
@@ -225,18 +254,14 @@ def fit_columns(table: pa.Table, columns: pa.Schema) -> pa.Table:
     return pa.table(arrays, schema=columns)
 
 
-def identify_sources(sources: Sequence[ExportSource]) -> list[tuple[Sequence[str], int]]:
-    return [(source.parts, source.size_bytes) for source in sources]
-
-
-def hash_sources(digest: str, sources: Iterable[ExportSource]) -> tuple[str, int, int]:
+def hash_sources(digest: str, sources: Iterable[SourceIdentity]) -> tuple[str, int, int]:
     """A hash of all sources, as hash_json computes it, the number of their parts, and their bytes."""
     hash_, part_count, byte_count = hashlib.blake2b(digest_size=12), 0, 0
     hash_.update(f"[{json.dumps(digest)}, [".encode())
-    for number, source in enumerate(sources):
-        hash_.update((", " if number else "").encode() + json.dumps([source.parts, source.size_bytes]).encode())
-        part_count += len(source.parts)
-        byte_count += source.size_bytes
+    for number, (parts, size_bytes) in enumerate(sources):
+        hash_.update((", " if number else "").encode() + json.dumps([parts, size_bytes]).encode())
+        part_count += len(parts)
+        byte_count += size_bytes
     hash_.update(b"]]")
     return hash_.hexdigest(), part_count, byte_count
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.export.base import Exporter, ExportTask
 from pipeline.export.export_progress import ExportProgress
-from pipeline.export.export_sources import AnswerReader, ExportSource, group_sources, hash_json, identify_sources
+from pipeline.export.export_sources import AnswerReader, ExportSource, SourceRange, group_sources, hash_json
 from pipeline.export.inline_media import InlineMediaReader, has_inline_media
 from pipeline.export.remarks import Remarks
 from pipeline.export.row_changes import RowChanges
@@ -46,7 +46,7 @@ class GroupWriter:
         target, written = self.task.target, WrittenGroups()
         groups = self.list_groups()
         noted = target.list_names("_groups")
-        max_rows = sum(source.max_rows for _, group in groups for source in group)
+        max_rows = sum(count_max_rows(group) for _, group in groups)
         with ExportProgress(len(groups), max_rows, say) as progress:
             for name, group in groups:
                 if f"{name}.json" not in noted:
@@ -66,12 +66,12 @@ class GroupWriter:
             identity = [self.task.context.fingerprint, {**self.changes.identify(), **self.task.options.identify()}]
             return plan_appends(self.task.target, self.reader.sources, rows_per_group, identity)
         sources = self.reader.sources
-        groups = (sources[own.start : own.stop] for own in group_sources(sources, rows_per_group))
-        return [(self.name_group(group), group) for group in groups]
+        groups = group_sources(sources.max_rows.tolist(), rows_per_group)
+        return [(self.name_group(own), SourceRange(sources, own)) for own in groups]
 
-    def name_group(self, group: Sequence[ExportSource]) -> str:
+    def name_group(self, indexes: range) -> str:
         options = self.task.options.identify()
-        identity: list[object] = [self.reader.digest, identify_sources(group)]
+        identity: list[object] = [self.reader.digest, [*self.reader.sources.identify(indexes)]]
         identity += self.changes.identify().values()
         identity += [options] if options else []
         return hash_json([self.task.context.fingerprint, list(self.task.options.partition_by), identity])
@@ -100,3 +100,7 @@ class GroupWriter:
         note |= {"selected": selected_count} if self.changes.row_filter else {}
         note |= {"remarks": task.remarks.found} if task.remarks.found else {}
         task.target.create_object(f"_groups/{name}.json", json.dumps(note).encode())
+
+
+def count_max_rows(group: Sequence[ExportSource]) -> int:
+    return group.max_rows if isinstance(group, SourceRange) else sum(source.max_rows for source in group)

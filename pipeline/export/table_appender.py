@@ -86,7 +86,7 @@ def plan_appends(
     ]
     new_parts = {part for source in sources for part in source.parts} - planned
     new_sources = list(select_parts(sources, new_parts))
-    for own in group_sources(new_sources, rows_per_group):
+    for own in group_sources([source.max_rows for source in new_sources], rows_per_group):
         group = new_sources[own.start : own.stop]
         parts = [part for source in group for part in source.parts]
         name = hash_json([*identity, parts])

@@ -124,8 +124,7 @@ class Dataset:
     def read_part(self, part: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of a part. Columns that it lacks, because an earlier version wrote it, are left out."""
         file = pq.ParquetFile(io.BytesIO(self.store.read_object(self._get_part_path(part))))
-        names = file.schema_arrow.names if columns is None else [c for c in columns if c in file.schema_arrow.names]
-        return file.read(names)
+        return file.read(columns and [name for name in columns if name in file.schema_arrow.names])
 
     def read_info(self, part: str) -> ObjectInfo:
         return self.store.read_info(self._get_part_path(part))

@@ -22,6 +22,7 @@ NAME_FIELDS = [("chunk", f"S{HASH_BYTES}"), ("generation", ">u2")]  # big-endian
 PART_DTYPE = np.dtype([*NAME_FIELDS, ("size", "<u4"), ("modified_at", "<f8")])
 DEAD_LETTERS_DTYPE = np.dtype([*NAME_FIELDS, ("suffix", ">u4")])
 MAX_SIZE = 2**32 - 1  # larger parts count as this large
+MAX_GENERATION = 2**16 - 1
 HEX_DIGITS = "0123456789abcdef"  # that names begin with
 
 Records = NDArray[np.void]
@@ -67,9 +68,19 @@ class PartListing(Mapping[str, ObjectInfo]):
 
     def list_generations(self, chunk_name: str) -> list[str]:
         """The parts of a chunk, the oldest first."""
-        first = encode_name(chunk_name)
-        start, end = np.searchsorted(self.names, [first, first[:HASH_BYTES] + b"\xff\xff"])
+        (start,), (end,) = self.locate_generations(np.array([encode_name(chunk_name)]))
+        return self.list_names(start, end)
+
+    def list_names(self, start: int, end: int) -> list[str]:
         return list(format_names(self.records[start:end]))
+
+    def locate_generations(self, names: NDArray[np.bytes_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where the parts of each chunk start and end, by the chunks' names in bytes."""
+        bounds = np.zeros(len(names), NAME_FIELDS)
+        bounds["chunk"] = names.astype(f"S{HASH_BYTES}")
+        starts = np.searchsorted(self.names, bounds.view(f"S{NAME_BYTES}"))
+        bounds["generation"] = MAX_GENERATION
+        return starts, np.searchsorted(self.names, bounds.view(f"S{NAME_BYTES}"))
 
     def hold(self, names: NDArray[np.bytes_]) -> NDArray[np.bool_]:
         """A mask of the names of parts that are listed, see ChunkTable.part_names."""

@@ -14,8 +14,8 @@ from pipeline.export.export_sources import (
     group_sources,
     hash_json,
     hash_sources,
-    identify_sources,
 )
+from pipeline.export.group_writer import count_max_rows
 from pipeline.manifest.chunk_table import ChunkTable
 from pipeline.manifest.chunks import Chunk
 from pipeline.manifest.files import ManifestFile
@@ -56,22 +56,29 @@ def test_sources_are_answered_chunks_and_the_orphans_that_answer_a_row(sources):
     ]
     assert list(sources) == [sources[index] for index in range(4)] == expected
     assert list(sources[1:3]) == expected[1:3]
-    assert [source.max_rows for source in sources] == [10, 14, 10, 2]
+    assert [source.max_rows for source in sources] == sources.max_rows.tolist() == [10, 14, 10, 2]
+    assert (sources[1:4].max_rows, count_max_rows(sources[1:4]), count_max_rows([*sources])) == (26, 26, 36)
     with pytest.raises(IndexError):
         sources[4]
 
 
+def test_no_source_is_made_to_name_sources_and_count_their_rows(sources, monkeypatch):
+    monkeypatch.delattr(ExportSources, "_build")
+    assert (len([*sources.identify()]), sources[:].max_rows) == (4, 36)
+
+
 def test_the_hash_of_sources_is_that_of_earlier_versions(sources):
     parts = [part for source in sources for part in source.parts]
-    assert hash_sources("d", sources) == (hash_json(["d", identify_sources([*sources])]), len(parts), 27)
+    identities = [(source.parts, source.size_bytes) for source in sources]
+    assert hash_sources("d", sources.identify()) == (hash_json(["d", identities]), len(parts), 27)
+    assert [*sources.identify(range(1, 3))] == identities[1:3]
     assert hash_sources("d", [])[0] == hash_json(["d", []])
 
 
 @settings(deadline=None)
 @given(some.lists(some.integers(1, 9), max_size=12), some.integers(1, 20))
 def test_groups_are_consecutive_and_as_large_as_the_limit_allows(sizes, limit):
-    sources = [ExportSource(number, (), 0, None, size) for number, size in enumerate(sizes)]
-    groups = list(group_sources(sources, limit))
+    groups = list(group_sources(sizes, limit))
     assert [index for group in groups for index in group] == [*range(len(sizes))]
     assert all(groups)
     totals = [sum(sizes[index] for index in group) for group in groups]
