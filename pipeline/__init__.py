@@ -130,6 +130,7 @@ media: bytes become resized frames
     media/kinds/base.py                     the seam: a kind of media file
     media/kinds/image.py                    images, with Pillow
     media/kinds/video.py                    videos, by frame index
+    media/kinds/file_end.py                 tells whether a video's file ends early
     media/kinds/packets.py                  finds the packets that the wanted frames need
     media/kinds/decord_reader.py            reads video frames with decord
     media/kinds/av_reader.py                reads video frames with PyAV

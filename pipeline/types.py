@@ -73,6 +73,7 @@ class Clip:
     fps: float = 0.0  # of the sampled frames
     has_complete_uri: bool = True  # False: a secret such as a signature was removed, so `uri` cannot be fetched
     region: PixelRegion | None = None  # the part of the original that `pixels` show; None: all of it
+    is_truncated: bool = False  # the file of the video ends early
 
     @property
     def size(self) -> Size:

@@ -131,7 +131,8 @@ class ClipDecoder:
         else:
             pixels = self.decoder.read(indices, size, region=region, deadline=deadline)
         fps = len(indices) / len(span) * span_fps
-        return Clip("video", pixels, source_size, blob.uri, list_frame_times(probe, indices), fps, region=region)
+        times = list_frame_times(probe, indices)
+        return Clip("video", pixels, source_size, blob.uri, times, fps, region=region, is_truncated=probe.is_truncated)
 
     def _decode_while_fetching(
         self,

@@ -37,7 +37,8 @@ COLUMN_DESCRIPTIONS = {  # of the columns that the manifest does not have
     "logprob": "mean log-probability of the answer's tokens",
     "latency_s": "seconds from when the engine took the row until it had answered",
     "raw": "the model's own JSON, if geometry or repair changed it",
-    "flags": "what was done to the answer: repaired, clamped, ...; shrunk: the server made its pictures smaller",
+    "flags": "what was done to the answer: repaired, clamped, ...; shrunk: the server made its pictures smaller; "
+    "truncated: a video's file ends early",
     "violations": "what the schema doubts about the answer, in sentences",
     "question": "hash of what the row asks",
     "model": "the weights",

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.errors import FetchError
+from pipeline.errors import DecodeError, FetchError
 from pipeline.fetch import remote_object, sparse_video
 from pipeline.fetch.fetcher import Fetcher
 from pipeline.fetch.header_fetcher import open_header_fetcher
@@ -251,3 +251,12 @@ def test_the_rest_of_an_object_is_read_in_ranges(monkeypatch, tmp_path):
     writer.write(b"\0\1")
     asyncio.run(remote_object.download_rest(remote_object.RemoteObject(10, fetch_range), writer))
     assert writer.to_blob().data == bytes(range(10))
+
+
+def test_a_cut_off_video_is_an_error_though_only_a_part_of_it_is_read(load_video, videos, monkeypatch):
+    whole = videos["moov at the beginning"].read_bytes()
+    monkeypatch.setitem(Files.files, "/cut", whole[: len(whole) * 3 // 4])
+    with pytest.raises(DecodeError, match=r"the file ends before [\d,]+ of its 12,?000 frames") as error:
+        load_video("cut", frames=8)
+    assert error.value.kind == "truncated"
+    assert Files.sent_bytes < len(whole) / 4

@@ -182,7 +182,7 @@ def build_tiles(
         "output tokens": sum_weighted(statistics.output_tokens),
         "cut off": statistics.finish_reasons["length"],
         "with violations": statistics.rows_with_violations,
-        "clamped or repaired": statistics.flags.total(),
+        "flags": statistics.flags.total(),
     }
     if discarded := sum(report.get("discarded_tokens", {}).get("output", 0) for report in run_reports):
         counts["output tokens of unusable replies"] = discarded

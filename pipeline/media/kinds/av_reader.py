@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError
 from pipeline.media.kinds.base import DecodeLimits, build_too_long_error
+from pipeline.media.kinds.file_end import FileEnd, find_file_end
 from pipeline.media.kinds.packets import Packet, PacketIndex, PacketRun
 
 Frame = NDArray[np.uint8]
 ALLOWED_FORMATS = "mov,matroska,webm,avi,flv,asf,mpegts,mpeg,mpegvideo,h264,hevc,yuv4mpegpipe,ogg,ivf,gif"
+EXACT_DURATION_FORMATS = ("mov", "matroska")  # others guess it, or have a number that means that it is not known
 CONTAINER_OPTIONS = {"protocol_whitelist": "none", "format_whitelist": ALLOWED_FORMATS}
 UNPARSED_OPTIONS = {**CONTAINER_OPTIONS, "fflags": "noparse"}  # lists packets without reading them
 
@@ -56,14 +58,17 @@ class Orientation:
 class PyAvReader:
     def __init__(self, file: BinaryIO, limits: DecodeLimits):
         self.file, self.limits = file, limits
+        file_end = FileEnd() if limits.holes else find_file_end(file)
         self._open_container(UNPARSED_OPTIONS if limits.holes else CONTAINER_OPTIONS)
         limits.check_size((self.codec.width, self.codec.height), moving=True)
-        length_s = (self.container.duration or 0) / av.time_base
-        if length_s > limits.duration_s:
-            raise build_too_long_error(length_s, limits)
+        if self.container.format.name.startswith(EXACT_DURATION_FORMATS):
+            length_s = (self.container.duration or 0) / av.time_base
+            if length_s > limits.duration_s:
+                raise build_too_long_error(length_s, limits)
         self._index_packets()
-        if not (limits.holes or limits.tolerate):
-            self._require_all_frames()
+        if (problem := self._describe_missing_end(file_end)) and not limits.tolerate:
+            raise DecodeError("truncated", f"{problem}; set media.tolerate_truncated to show what there is")
+        self.is_truncated = bool(problem) or file_end.is_amid_element or self.ends_amid_packet
         rate = self.stream.average_rate or self.stream.guessed_rate
         self.fps = float(rate) if rate else 0.0
         if limits.holes:
@@ -90,25 +95,25 @@ class PyAvReader:
 
     def _index_packets(self) -> None:
         """Sets the time of every frame. Frames of streams without timestamps are taken to be evenly spaced."""
-        packets = (packet for packet in self.container.demux(self.stream) if packet.size)  # never all in memory
-        self.packet_index = PacketIndex(
-            [Packet(p.pts, p.is_keyframe, not p.is_discard, -1 if p.pos is None else p.pos, p.size) for p in packets]
-        )
+        packets, self.ends_amid_packet = [], False
+        for packet in self.container.demux(self.stream):
+            if packet.size:  # never all in memory
+                offset = -1 if packet.pos is None else packet.pos
+                packets.append(Packet(packet.pts, packet.is_keyframe, not packet.is_discard, offset, packet.size))
+                self.ends_amid_packet = packet.is_corrupt
+        self.packet_index = PacketIndex(packets)
         time_base, rate = float(self.stream.time_base or 1), float(self.stream.average_rate or 25)
         has_pts = self.packet_index.has_usable_pts
         self.times = [pts * time_base if has_pts else pts / rate for pts in self.packet_index.frame_pts]
 
-    def _require_all_frames(self) -> None:
-        """MP4 lists its frames, often at its beginning, so that a cut-off file opens and plays as a shorter video."""
+    def _describe_missing_end(self, file_end: FileEnd) -> str:
+        """MP4 lists its frames, often at its beginning; other containers say how long they are."""
         file_size = self.file.seek(0, os.SEEK_END)
         entries = self.stream.index_entries if self.container.format.name.startswith("mov") else ()
-        missing = sum(entry.pos + entry.size > file_size for entry in entries)
-        if missing:
-            raise DecodeError(
-                "truncated",
-                f"the file ends before {missing} of its {len(entries)} frames; "
-                "set media.tolerate_truncated to show those that there are",
-            )
+        if missing := sum(entry.pos + entry.size > file_size for entry in entries):
+            return f"the file ends before {missing} of its {len(entries)} frames"
+        is_short = file_end.declared > file_size
+        return f"the file has {file_size:,} of the {file_end.declared:,} bytes that it declares" if is_short else ""
 
     def find_byte_ranges(self, indices: Sequence[int]) -> list[tuple[int, int]] | None:
         return self.packet_index.find_byte_ranges(indices)

@@ -55,6 +55,7 @@ class Probe:
     count: int = 1  # frames
     fps: float = 0.0
     times: tuple[float, ...] = ()  # of every frame, where they are not evenly spaced
+    is_truncated: bool = False  # a video whose file ends early; only what there is of it counts
 
 
 class Kind(Protocol):

@@ -16,6 +16,8 @@ from pipeline.media.kinds.base import DecodeLimits
 class DecordReader:
     """Decodes frames one by one: a batch at full size would be the largest thing in memory."""
 
+    is_truncated = False  # decord does not tell
+
     def __init__(self, file: BinaryIO, limits: DecodeLimits):
         if limits.holes:
             raise DecodeError("holes", "decord needs the whole file")

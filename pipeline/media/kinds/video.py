@@ -29,6 +29,7 @@ class VideoReader(Protocol):
     size: Size  # upright
     times: Sequence[float]  # of every frame, seconds
     fps: float  # as the header says; 0 where it does not
+    is_truncated: bool  # the file ends early
 
     def decode_frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Frame]]:
         """In ascending order, without those that cannot be decoded."""
@@ -101,5 +102,6 @@ def build_probe(reader: VideoReader, limits: DecodeLimits) -> Probe:
         raise build_too_long_error(span, limits)
     fps = reader.fps if reader.fps > 0 else (count - 1) / span if span > 0 else 1.0
     if all(abs(time * fps - index) < EVEN_TOLERANCE for index, time in enumerate(times)):
-        return Probe("video", (reader.size,), count, fps)
-    return Probe("video", (reader.size,), count, (count - 1) / span if span > 0 else fps, times)
+        return Probe("video", (reader.size,), count, fps, is_truncated=reader.is_truncated)
+    fps = (count - 1) / span if span > 0 else fps
+    return Probe("video", (reader.size,), count, fps, times, reader.is_truncated)

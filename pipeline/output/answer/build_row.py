@@ -20,7 +20,8 @@ def build_row(
     """Raise an AnswerError if the reply holds no answer."""
     tokens = request.count_tokens(reply)
     fields = read_answer(request, reply)
-    flags = (*reply.flags, *fields.flags)
+    truncated = ["truncated"] if any(clip.is_truncated for clip in request.row_clips) else []
+    flags = (*truncated, *reply.flags, *fields.flags)
     if review_below is not None and find_least_confidence(fields.confidence, confidence_maps or {}) < review_below:
         flags = (*flags, "review")
     return Row(
