@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import ray
 
-from pipeline.cluster.ray_session import require_random_token
+from pipeline.cluster.ray_session import omit_unused_services, require_random_token
 
 
 @contextmanager
@@ -21,16 +21,17 @@ def start_small_ray(runtime_env: Mapping[str, Any] | None = None) -> Iterator[Pa
     folder = Path(tempfile.mkdtemp(prefix="vl"))
     with pytest.MonkeyPatch.context() as patch, require_random_token():
         patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=200 * 10**6,
-            log_to_driver=False,
-            logging_level="ERROR",
-            runtime_env=runtime_env and dict(runtime_env),
-            _temp_dir=str(folder / "ray"),
-        )
+        with omit_unused_services():
+            ray.init(
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                object_store_memory=200 * 10**6,
+                log_to_driver=False,
+                logging_level="ERROR",
+                runtime_env=runtime_env and dict(runtime_env),
+                _temp_dir=str(folder / "ray"),
+            )
         try:
             yield folder
         finally:

@@ -13,7 +13,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import ray
@@ -23,6 +23,7 @@ from pipeline.errors import JobError
 
 AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 RAYLET: Any = ray._raylet
+UNUSED_SERVICES = ("start_monitor", "start_log_monitor", "start_api_server")  # autoscaler, log forwarding, dashboard
 CLIENT_SCHEMES = ("ray://", "http://", "https://")  # of machines outside of the cluster
 
 
@@ -75,6 +76,7 @@ def check_ray_version() -> None:
         (ray._private.worker, "listen_error_messages"),
         (RAYLET, "Config"),
         (RAYLET, "AuthenticationTokenLoader"),
+        *((ray._private.node.Node, name) for name in UNUSED_SERVICES),
     )
     if missing := [f"{module.__name__}.{name}" for module, name in used if not hasattr(module, name)]:
         raise JobError(
@@ -94,6 +96,7 @@ def start_ray(address: str, *, show_log: bool) -> None:
         with (
             disable_function(ray._private.utils, "set_sigterm_handler"),
             nullcontext() if show_log else silence_ray_start(),
+            nullcontext() if show_log or address != "local" else omit_unused_services(),
         ):
             ray.init(
                 address=address,
@@ -143,10 +146,19 @@ def silence_ray_start() -> Iterator[None]:
 
 
 @contextmanager
+def omit_unused_services() -> Iterator[None]:
+    """A cluster that is started here does without services that take longer to start than Ray itself."""
+    with ExitStack() as stack:
+        for name in UNUSED_SERVICES:
+            stack.enter_context(disable_function(ray._private.node.Node, name))
+        yield
+
+
+@contextmanager
 def disable_function(module: Any, function_name: str) -> Iterator[None]:
     """Replace a function of Ray's with one that does nothing."""
     original = getattr(module, function_name)
-    setattr(module, function_name, lambda *_: None)
+    setattr(module, function_name, lambda *_, **__: None)
     try:
         yield
     finally:

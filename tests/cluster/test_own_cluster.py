@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
+import psutil
 import pytest
 import ray
 from ray._raylet import AuthenticationMode, get_authentication_mode
@@ -41,6 +43,7 @@ def test_a_stranger_cannot_run_code_on_the_cluster_of_a_run(home, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
     with connect_to_ray():
         address = ray.get_runtime_context().gcs_address
+        commands = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
         assert not address.startswith("127.")
         token = {name: os.environ[name] for name in AUTH_VARIABLES}
         guess = {**token, "RAY_AUTH_TOKEN": "0" * 64}
@@ -48,6 +51,8 @@ def test_a_stranger_cannot_run_code_on_the_cluster_of_a_run(home, monkeypatch):
         (nothing, why), (nothing_either, why_either), (secret, _) = [process.communicate() for process in processes]
     assert (nothing, nothing_either) == ("", "")
     assert "Unauthenticated" in why + why_either, why
+    assert any("raylet" in command for command in commands)
+    assert not [command for command in commands if re.search(r"monitor\.py|dashboard\.py", command)]
     assert secret == "hush\n"  # the attack itself works: only the token keeps the others out
     assert list(home.iterdir()) == []
 

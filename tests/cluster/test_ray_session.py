@@ -79,3 +79,17 @@ def test_the_lines_of_ray_are_printed_where_they_are_asked_for(workspace, monkey
     words = ["--ray-log"] if show_log else []
     assert main(["run", str(workspace.write_job_file()), *words]) == ExitCode.CANNOT_RUN
     assert ("a line of the raylet" in capfd.readouterr().err) == show_log
+
+
+@pytest.mark.parametrize(
+    ("address", "show_log", "omitted"), [("local", False, True), ("local", True, False), ("head:6379", False, False)]
+)
+def test_only_a_cluster_of_ones_own_whose_log_is_not_shown_omits_services(monkeypatch, address, show_log, omitted):
+    def list_services():
+        return [getattr(ray._private.node.Node, name) for name in ray_session.UNUSED_SERVICES]
+
+    before, during = list_services(), []
+    monkeypatch.setattr(ray, "init", lambda **options: during.extend(list_services()))
+    ray_session.start_ray(address, show_log=show_log)
+    assert len(set(during) - set(before)) == 3 * omitted
+    assert list_services() == before
