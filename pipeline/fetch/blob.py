@@ -21,7 +21,7 @@ from pipeline.fetch.sniff import SNIFF_BYTES, MediaKind, sniff_kind
 from pipeline.job.spec import LimitsSection
 
 ByteRanges = Sequence[tuple[int, int]]  # start and end, in bytes
-PAGE_FRAGMENT = re.compile(r"#page=([^#/]+)$")
+PAGE_FRAGMENT = re.compile(r"#page=([^#/.]+)$")  # and not a file's name, such as a#page=2.jpg
 WEB_FRAGMENT = re.compile(r"^https?:[^#]*?(#.*)$", re.I)  # which no server gets to see
 WEB_PAGE_QUERY = re.compile(r"^https?:[^#]*(\?(?:[^#]*&)?pages?=[^&#]*)", re.I)
 

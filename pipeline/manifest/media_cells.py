@@ -20,6 +20,7 @@ OPTION_TYPES: dict[str, type[int] | type[float]] = {
 FIELD_BY_OPTION = {"nframes": "frames"}  # where MediaOptions uses another name
 ZERO_ALLOWED = {"video_start", "video_end"}
 ABSOLUTE_URI = re.compile(r"/|data:|[A-Za-z][A-Za-z0-9+.-]*:[/:]", re.I)  # agrees with fetch.access.parse_scheme
+RELATIVE_STEP = re.compile(r"(\.\.?)/")
 MAX_OPTION_VALUE = 2**53
 
 
@@ -55,10 +56,19 @@ def parse_source(value: Any, base_folder: str, location: str) -> str | bytes | N
 def resolve_uri(uri: str, base_folder: str) -> str:
     """Relative paths start at the folder of the manifest.
 
-    >>> resolve_uri("a/b.png", "s3://bucket/in/"), resolve_uri("/a.png", "/in")
-    ('s3://bucket/in/a/b.png', '/a.png')
+    >>> resolve_uri("a/b.png", "s3://bucket/in/"), resolve_uri("/a.png", "/in"), resolve_uri("../a.png", "s3://bucket/in")
+    ('s3://bucket/in/a/b.png', '/a.png', 's3://bucket/a.png')
     """
-    return uri if not base_folder or ABSOLUTE_URI.match(uri) else f"{base_folder.rstrip('/')}/{uri}"
+    if not base_folder or ABSOLUTE_URI.match(uri):
+        return uri
+    folder = base_folder.rstrip("/")
+    is_on_disk = "://" not in folder or folder.startswith("file:")  # where `..` may lead through a link
+    while not is_on_disk and (step := RELATIVE_STEP.match(uri)):
+        parent = folder.rpartition("/")[0] if step[1] == ".." else folder
+        if parent.endswith("/"):  # it would lead out of the store
+            break
+        folder, uri = parent, uri[step.end() :]
+    return f"{folder}/{uri}"
 
 
 def parse_options(values: Mapping[str, Any], location: str) -> MediaOptions:

@@ -323,6 +323,8 @@ def test_broken_data_uris_are_refused(uri):
     [
         ("/in/a.pdf#page=x", "/in/a.pdf", "x"),
         ("s3://b/a#2.pdf", "s3://b/a#2.pdf", ""),  # a key may hold it
+        ("s3://b/a#page=2.png", "s3://b/a#page=2.png", ""),
+        ("s3://b/a.pdf#page=2", "s3://b/a.pdf", "2"),
         ("https://a.com/a.pdf#2", "https://a.com/a.pdf", "#2"),
         ("https://a.com/a.pdf#page 2", "https://a.com/a.pdf", "#page 2"),
         ("https://a.com/a.pdf?x=1&page=2", "https://a.com/a.pdf?x=1&page=2", "?x=1&page=2"),

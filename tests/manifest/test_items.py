@@ -12,6 +12,7 @@ from pipeline.errors import JobError, ReadError
 from pipeline.job.spec import Job
 from pipeline.manifest.column_selection import select_columns
 from pipeline.manifest.items import build_item
+from pipeline.manifest.media_cells import resolve_uri
 from pipeline.manifest.row_reader import ManifestRow
 from pipeline.types import Item, MediaOptions, MediaRef, Turn
 
@@ -259,6 +260,20 @@ def test_a_chat_as_json_text_keeps_its_roles():
 def test_relative_paths_of_parts_start_at_the_manifest_folder():
     messages = [{"role": "user", "content": [{"type": "video", "video": ["1.png", "/2.png"]}]}]
     assert list_sources({"messages": messages}, make_job({}), base="/in") == [("/in/1.png", "/2.png")]
+
+
+@pytest.mark.parametrize(
+    ("path", "uri"),
+    [
+        ("../../a.png", "s3://b/a.png"),
+        (".././../in/./a.png", "s3://b/in/./a.png"),
+        ("../../../a.png", "s3://b/../a.png"),  # refused when it is fetched
+        ("x/../a.png", "s3://b/in/deep/x/../a.png"),
+        ("..a.png", "s3://b/in/deep/..a.png"),
+    ],
+)
+def test_relative_paths_lead_to_other_folders_of_a_bucket_and_not_out_of_it(path, uri):
+    assert resolve_uri(path, "s3://b/in/deep") == uri
 
 
 USER = {"role": "user", "content": "Q"}

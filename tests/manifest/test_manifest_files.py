@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -10,6 +12,7 @@ from pipeline.__main__ import main
 from pipeline.errors import JobError
 from pipeline.job.spec import Job
 from pipeline.manifest.files import list_manifest_files
+from tests.fetch.conftest import serve_scans
 
 FOLDER_FILES = ("day1.parquet", "sub/day2.jsonl")
 OTHER_OUTPUT = (
@@ -192,3 +195,23 @@ def test_empty_files_among_others_are_left_out_with_a_note(workspace, list_files
     names, notes = list_files()
     assert names == [*FOLDER_FILES]
     assert notes[1] == f"left out of the manifest: 2 files without a byte, such as {empty[0].as_uri()}"
+
+
+ODD_NAMES = ("a b", "a#1", "a%20b", "a+b", "%zz", "q?y=1", "p#page=2", "\u00fc/\u65e5\u672c", "x//y", "dir.png/inner")
+
+
+@pytest.mark.process
+def test_pictures_of_a_bucket_are_found_whatever_their_keys_contain(workspace):
+    workspace.draw_images(1)
+    picture, names = (workspace.folder / "pics/0.png").read_bytes(), [f"{name}.png" for name in ODD_NAMES]
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"id": names, "image": [f"../pics/{name}" for name in names]}), sink)
+    objects = {f"pics/{name}": picture for name in names} | {"tables/m.parquet": sink.getvalue()}
+    folder = {"manifest": "s3://scans/pics", "id": None, "media": [], "keep": []}
+    pattern = {**folder, "manifest": "s3://scans/pics/*.png"}
+    table = {"manifest": "s3://scans/tables/m.parquet", "keep": []}
+    expected = {"folder": names, "pattern": [name for name in names if "/" not in name], "table": names}
+    with serve_scans(objects):
+        for out, section in {"folder": folder, "pattern": pattern, "table": table}.items():
+            assert workspace.run_job(input=section, output={"path": str(workspace.folder / out)}) == 0
+            assert workspace.list_answered_ids(out) == sorted(expected[out])

@@ -41,7 +41,7 @@ class FolderSource(TableSource):
         if folder == path or filesystem.isfile(path):
             found = self.find_files(filesystem, path)
         else:
-            found = filesystem.glob(path)
+            found = [name for name, info in filesystem.glob(path, detail=True).items() if info["type"] != "directory"]
         paths = sorted(path for path in found if is_media_name(path, folder))
         if not paths:
             raise build_empty_folder_error(self.url)
@@ -133,14 +133,13 @@ def is_media_name(path: str, folder: str) -> bool:
 
 
 def encode_name(name: str) -> str:
-    """Percent-encode a name that is not UTF-8, as old archives have them, that holds control characters, or that would
-    choose pages at the end of a URI.
+    """Percent-encode a name that is not UTF-8, as old archives have them, or that holds control characters.
 
-    >>> encode_name("scans/a#page=2.jpg"), encode_name("scans/a #2.jpg")
-    ('scans/a%23page%3D2.jpg', 'scans/a #2.jpg')
+    >>> encode_name("scans/a\\n1.jpg"), encode_name("scans/a #2.jpg")
+    ('scans/a%0A1.jpg', 'scans/a #2.jpg')
     """
     try:
         name.encode()
     except UnicodeEncodeError:
         return quote(os.fsencode(name), safe="/: ")
-    return quote(name, safe="/: ") if re.search(r"[\x00-\x1f\x7f]|#page=", name) else name
+    return quote(name, safe="/: ") if re.search(r"[\x00-\x1f\x7f]", name) else name
