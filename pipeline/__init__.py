@@ -214,6 +214,8 @@ model: frames and text become tokens
     model/engines/torch/oom_backoff.py      splits work that runs out of memory
     model/engines/torch/memory.py           what weights and steps need of a device's memory, and sizes that fit
     model/engines/torch/model_size.py       computes a model's size from its config
+    model/engines/torch/weight_counts.py    counts the weights of the Qwen-VL line from a config alone
+    model/engines/torch/meta_model.py       counts those of any model on one without memory
     model/engines/torch/checkpoint.py       reads weights from a checkpoint's files
     model/engines/torch/adapter.py          merges a LoRA adapter into weights as they are read
     model/engines/torch/model_loader.py     loads a checkpoint, or one rank's share of it

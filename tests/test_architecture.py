@@ -10,9 +10,11 @@ from collections import defaultdict
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 import pipeline
+from tests.media.sample_media import write_video
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(path for folder in ("pipeline", "schemas") for path in (ROOT / folder).rglob("*.py"))
@@ -258,6 +260,36 @@ assert code == 0, code
 assert not {"torch", "transformers", "ray", "pandas"} & set(sys.modules), "the start of every command pays for it"
 """
     run_program(program, str(manifest))
+
+
+@pytest.mark.process
+def test_planning_and_starting_a_job_import_no_torch(tmp_path):
+    """Nor does the decoder's process, which `plan` starts for headers that are not read in its own."""
+    media = tmp_path / "media"
+    media.mkdir()
+    write_video(media / "a.mp4")
+    for name in ("a.png", "a.gif", "a.pdf"):
+        PIL.Image.new("RGB", (64, 64)).save(media / name)
+    program = """
+import sys
+from pathlib import Path
+from pipeline.__main__ import main
+from pipeline.media import decoder_client
+maps = []
+class Client(decoder_client.DecoderClient):
+    def close(self):
+        maps.append(Path(f"/proc/{self.process.pid}/maps").read_text())
+        super().close()
+from pipeline.media import header_decoder
+header_decoder.DecoderClient = Client
+media, job = sys.argv[1:]
+assert main(["init", "caption", "--manifest", media, "--model", "builtin:tiny", "--gpus", "0", "--to", job]) == 0
+assert main(["plan", job]) == 0
+assert not {"torch", "transformers", "ray"} & set(sys.modules), "the start of both commands pays for it"
+assert maps
+assert not any("libtorch" in text for text in maps)
+"""
+    run_program(program, str(media), str(tmp_path / "job.yaml"))
 
 
 def test_a_driver_and_the_workers_of_a_cluster_do_not_import_torch():

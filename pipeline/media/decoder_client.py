@@ -47,8 +47,9 @@ INHERITED_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")  # and no 
 
 
 class DecoderClient:
-    def __init__(self, limits: DecodeLimits):
-        self.limits = limits
+    def __init__(self, limits: DecodeLimits, *, reads_pixels: bool = True):
+        """Without `reads_pixels` only `open` and `ranges` work, and the process starts faster."""
+        self.limits, self.reads_pixels = limits, reads_pixels
         max_pixels = max(limits.image_pixels, limits.frame_pixels)
         self.memory_bytes = LIBRARY_BYTES + MAX_CLIP_BYTES + BYTES_PER_PIXEL * max_pixels
         self.is_ready = False
@@ -124,7 +125,8 @@ class DecoderClient:
     def _start_process(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            arguments = [str(number) for number in (theirs.fileno(), self.memory_bytes, self.limits.threads)]
+            numbers = theirs.fileno(), self.memory_bytes, self.limits.threads, int(self.reads_pixels)
+            arguments = [str(number) for number in numbers]
             environment = {
                 name: os.environ[name] for name in INHERITED_ENVIRONMENT if name in os.environ
             } | MALLOC_ENVIRONMENT

@@ -103,14 +103,18 @@ def limit_memory(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def main(socket_fd: int, memory_bytes: int, threads: int, missing_protection: Sequence[str]) -> None:
+def main(
+    socket_fd: int, memory_bytes: int, threads: int, missing_protection: Sequence[str], *, reads_pixels: bool
+) -> None:
+    """Without `reads_pixels`, files are only opened, which needs no torch."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     warnings.simplefilter("ignore")
     tempfile.tempdir = "/tmp"  # libraries ask for its name as they are imported; none can be written here
     sys.modules["cuda.bindings"] = None  # type: ignore[assignment] # CUDA's torch does without: it would run a compiler
-    import torch
+    if reads_pixels:
+        import torch
 
-    torch.set_num_threads(threads)
+        torch.set_num_threads(threads)
     limit_memory(memory_bytes)
     with open(os.devnull, "w") as nowhere:  # libraries complain about broken files
         os.dup2(nowhere.fileno(), 1)

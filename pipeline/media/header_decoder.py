@@ -37,7 +37,7 @@ class HeaderDecoder:
         is_still = kind == "image" and claimed_kind != "video"
         if is_still and (probe := self._probe_here(blob)):
             return probe
-        self.client = self.client or DecoderClient(self.limits)
+        self.client = self.client or DecoderClient(self.limits, reads_pixels=False)
         if not isinstance(blob, HeaderBlob) or blob.fetch_whole is None:
             return self.client.open(blob, kind, claimed_kind=claimed_kind, deadline=deadline)
         if is_still and not blob.ranged_file:  # counting the frames of an animation needs the whole file

@@ -184,12 +184,12 @@ def call_kernel(number: int, *arguments: int | bytes | None) -> int:
     return result
 
 
-def main(socket_fd: int, memory_bytes: int, threads: int) -> None:
+def main(socket_fd: int, memory_bytes: int, threads: int, reads_pixels: int) -> None:
     missing_protection = enter_sandbox()
     from pipeline.media import decoder_process
 
-    decoder_process.main(socket_fd, memory_bytes, threads, missing_protection)
+    decoder_process.main(socket_fd, memory_bytes, threads, missing_protection, reads_pixels=bool(reads_pixels))
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]))
+    main(*map(int, sys.argv[1:5]))

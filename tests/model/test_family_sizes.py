@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from pipeline.media.kinds.base import Probe
 from pipeline.media.sample import select_span
 from pipeline.model import hf_models
 from pipeline.model.families.qwen import fit_size
+from pipeline.model.families.qwen2_vl import space_evenly
 from pipeline.model.families.qwen3_vl import fit_clip_size
 from pipeline.model.family_loader import load_config, load_family
 from pipeline.output.answer.geometry import map_to_source
@@ -340,3 +342,15 @@ def test_text_in_several_parts_is_encoded_like_one_text(families, text, cuts):
     parts = tuple(text[start:end] for start, end in pairwise(ends))
     whole = family.encode_turns([Turn("user", (text,))]).input_ids
     assert family.encode_turns([Turn("user", parts)]).input_ids.tolist() == whole.tolist()
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="torch has no fused product there")
+def test_frames_are_spaced_as_torch_spaces_them_to_the_last_bit():
+    rng = random.Random(0)
+    cases = [(first, first + span, count) for first in (0, 7) for span in range(60) for count in range(1, span + 2)]
+    for _ in range(4000):
+        first, span = rng.choice((0, rng.randrange(200_000))), rng.randrange(1, rng.choice((100, 3000, 4_000_000)))
+        cases.append((first, first + span, rng.randint(1, min(span + 1, rng.choice((8, 64, 768, 4000))))))
+    for first, last, count in cases:
+        expected = torch.linspace(first, last, count).numpy()
+        np.testing.assert_array_equal(space_evenly(first, last, count), expected, strict=True)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError
 from pipeline.media.kinds.base import DecodeLimits, Probe
-from pipeline.media.resize import resize
 from pipeline.types import ClipKind, PixelRegion, Size
 
 PIXELS_PER_POINT = 2
@@ -56,6 +55,8 @@ class PdfKind:
         return math.ceil(width * PIXELS_PER_POINT), math.ceil(height * PIXELS_PER_POINT)
 
     def read(self, indices: Sequence[int], size: Size, region: PixelRegion | None = None) -> NDArray[np.uint8]:
+        from pipeline.media.resize import resize  # it imports torch, which headers are read without
+
         return np.concatenate([resize(self._render_page(index, size, region)[None], size) for index in indices])
 
     def _render_page(self, index: int, size: Size, region: PixelRegion | None) -> NDArray[np.uint8]:

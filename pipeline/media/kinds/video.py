@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError
 from pipeline.media.kinds.base import DecodeLimits, Probe, build_too_long_error
-from pipeline.media.resize import resize
 from pipeline.types import ClipKind, PixelRegion, Size
 
 Frame = NDArray[np.uint8]  # [height, width, 3]
@@ -52,6 +51,8 @@ class VideoKind:
         self.probe = build_probe(self.reader, limits)
 
     def read(self, indices: Sequence[int], size: Size, region: PixelRegion | None = None) -> NDArray[np.uint8]:
+        from pipeline.media.resize import resize  # it imports torch, which headers are read without
+
         order = sorted(set(indices))
         position = {index: number for number, index in enumerate(order)}
         pixels = np.empty((len(order), 3, size[1], size[0]), np.uint8)

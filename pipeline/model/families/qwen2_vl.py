@@ -8,10 +8,16 @@ requested, this family takes all of its frames.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from pipeline.model.families.model_architecture import ModelArchitecture
 from pipeline.model.families.qwen import QwenFamily, compute_area_bounds, fit_size, get_requested_size
 from pipeline.types import MediaOptions, Size
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MIN_FRAME_TOKENS, MAX_FRAME_TOKENS = 128, 768
 MAX_VIDEO_TOKENS = 0.9 * 128000
@@ -22,10 +28,8 @@ class Qwen2VL(QwenFamily):
     trained_context = 32768
 
     def select_frames(self, frame_range: range, fps: float, options: MediaOptions) -> list[int]:
-        import torch  # its float32 linspace decides the ties, as in the reference
-
         count = count_even_frames(len(frame_range), fps, options)
-        indices: list[int] = torch.linspace(frame_range[0], frame_range[-1], count).round().long().tolist()
+        indices: list[int] = space_evenly(frame_range[0], frame_range[-1], count).round().astype(np.int64).tolist()
         return indices
 
     def fit_video_size(self, source: Size, frame_count: int, options: MediaOptions) -> Size:
@@ -37,6 +41,21 @@ class Qwen2VL(QwenFamily):
         max_area = max(min(MAX_FRAME_TOKENS * area, pair_share), int(min_area * 1.05))
         max_area = math.floor(min(max_area, options.max_pixels or max_area))
         return fit_size(source, factor=self.factor, min_area=min_area, max_area=max_area)
+
+
+def space_evenly(first: int, last: int, count: int) -> NDArray[np.float32]:
+    """What `torch.linspace` gives, which decides ties in the reference: in single precision, to the last bit.
+
+    torch counts from the nearer end, and rounds a product and its sum once. Double precision holds both without
+    rounding where a step is one frame or more.
+
+    >>> space_evenly(0, 5, 3).round()
+    array([0., 2., 5.], dtype=float32)
+    """
+    numbers = np.arange(count)
+    step = np.float64((np.float32(last) - np.float32(first)) / np.float32(max(count - 1, 1)))
+    from_start, from_end = first + step * numbers, last - step * (count - 1 - numbers)
+    return np.where(numbers < max(count // 2, 1), from_start, from_end).astype(np.float32)
 
 
 def count_even_frames(frame_count: int, fps: float, options: MediaOptions) -> int:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from pipeline.model import family_loader
-from pipeline.model.engines.torch.linear_state import ROWS_PER_SLOT
 from pipeline.model.engines.torch.memory import (
     CUDA_MEMORY_FRACTION,
     KEPT_CALLS,
+    ROWS_PER_SLOT,
     estimate_feature_bytes,
     estimate_step_bytes,
 )

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from pipeline.model.engines.torch.gated_delta_net import split_heads
-from pipeline.model.engines.torch.linear_state import MAX_CHUNK_SIZE, ChunkLayout
+from pipeline.model.engines.torch.linear_state import ChunkLayout
+from pipeline.model.engines.torch.memory import MAX_CHUNK_SIZE
 
 Kernel = Callable[..., tuple[Tensor, Tensor]]
 

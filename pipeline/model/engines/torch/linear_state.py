@@ -21,12 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.model.engines.torch.host_memory import copy_to_device
+from pipeline.model.engines.torch.memory import MAX_CHUNK_SIZE, MAX_GROUP_CHUNKS, SLOTS_PER_KEPT_ROW
 
 ZERO_ROW, SINK_ROW, RESERVED_ROWS = 0, 1, 2  # the sink takes what padding writes
-SLOTS_PER_KEPT_ROW = 4
-ROWS_PER_SLOT = 2 + 1 / SLOTS_PER_KEPT_ROW
-MAX_CHUNK_SIZE = 64  # tokens that are computed in one product
-MAX_GROUP_CHUNKS = 32  # that are computed at a time, which bounds the memory of a step
 
 
 def list_kept_rows(slots: int) -> range:

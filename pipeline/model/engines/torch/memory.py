@@ -1,4 +1,7 @@
-"""Estimates the memory of weights and steps, and chooses engine sizes that fit into a device."""
+"""Estimates the memory of weights and steps, and chooses engine sizes that fit into a device.
+
+`plan` imports it, so it imports torch only where a device is asked.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,23 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import partial
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobError
 from pipeline.model.engines.torch import shard
-from pipeline.model.engines.torch.linear_state import MAX_CHUNK_SIZE, MAX_GROUP_CHUNKS
 from pipeline.model.engines.torch.shard import TensorParallel, WeightLayout
+
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT_SLOTS_BY_DEVICE = {"cuda": 256, "cpu": 64}
 DEFAULT_PATCHES_BY_DEVICE = {"cuda": 32768, "cpu": 4096}  # per rank
 CPU_MEMORY_FRACTION = 0.25  # of the free memory: other workers on the machine decode pictures
 CUDA_MEMORY_FRACTION = 0.92  # of all memory: fragments and libraries take the rest
+SLOTS_PER_KEPT_ROW = 4  # of the states of linear attention
+ROWS_PER_SLOT = 2 + 1 / SLOTS_PER_KEPT_ROW
+MAX_CHUNK_SIZE = 64  # tokens that linear attention computes in one product
+MAX_GROUP_CHUNKS = 32  # that it computes at a time, which bounds the memory of a step
 KEPT_CALLS = 2  # features are kept of as many patches as so many calls of the vision tower encode
 ALLOCATOR_VARIABLE = "PYTORCH_CUDA_ALLOC_CONF"
 ALLOCATOR_VARIABLES = (ALLOCATOR_VARIABLE, "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
@@ -141,6 +148,8 @@ def choose_state_slots(
 
 
 def measure_free_cuda_bytes(device: torch.device) -> int:
+    import torch
+
     free, total = torch.cuda.mem_get_info(device)
     return int(free - (1 - CUDA_MEMORY_FRACTION) * total)
 

@@ -1,8 +1,4 @@
-"""Computes a model's size in parameters and bytes from its config, without loading a weight.
-
-The model is built on torch's `meta` device, where tensors have shapes and no memory, so the counts are those of
-transformers' own classes.
-"""
+"""Computes a model's size in parameters and bytes from its config, without loading a weight or importing torch."""
 
 from __future__ import annotations
 
@@ -11,13 +7,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
-
-from pipeline.model import family_loader, hf_models
 from pipeline.model.engines.torch import memory
-from pipeline.model.engines.torch.linear_state import ROWS_PER_SLOT
+from pipeline.model.engines.torch.memory import ROWS_PER_SLOT
 from pipeline.model.engines.torch.shard import get_head_dim
 from pipeline.model.engines.torch.torch_settings import DEFAULT_PREFILL_TOKENS
+from pipeline.model.engines.torch.weight_counts import WeightCounts, count_weights
 
 INT4_WEIGHT_BYTES = 0.5 + 2.5 / 128  # with the scale and zero point of its group
 
@@ -65,47 +59,41 @@ class ModelSize:
 def measure_model(config: Mapping[str, Any], *, dtype: str = "auto", quantize: str | None = None) -> ModelSize:
     config = dict(config)
     is_int4 = quantize == "int4" or config.pop("quantization_config", None) is not None
-    architecture = family_loader.load_architecture(config["model_type"])
-    hf_config = hf_models.get_config_class(config["model_type"]).from_dict(config)
-    weight_dtype = hf_config.dtype if dtype == "auto" else getattr(torch, dtype)
-    with torch.device("meta"):
-        model_class = hf_models.get_model_class(config["model_type"])
-        model = model_class._from_config(hf_config, dtype=weight_dtype or torch.bfloat16)
-    text_config, vision_config = model.config.get_text_config(), model.get_submodule(architecture.vision_tower).config
-    counts = {name: weight.numel() for name, weight in model.named_parameters()}
-    vision = sum(count for name, count in counts.items() if architecture.is_vision_weight(name))
-    text = sum(counts.values()) - vision
-    rules = {name: architecture.get_shard_rule(name) for name in counts}
-    dense = sum(counts[name] for name, rule in rules.items() if rule and rule.unit == "vocabulary")  # never in 4 bits
-    experts = sum(count for name, count in counts.items() if ".experts." in name)
+    counts = count_weights(config, dtype) or count_on_meta_device(config, dtype)
+    text_config, vision_config, item_bytes = counts.text_config, counts.vision_config, counts.item_bytes
     active_share = getattr(text_config, "num_experts_per_tok", 1) / getattr(text_config, "num_experts", 1)
     key_width = text_config.num_key_value_heads * get_head_dim(text_config)
     linear_layers = (getattr(text_config, "layer_types", None) or []).count("linear_attention")
-    item_bytes, most_slots = model.dtype.itemsize, memory.DEFAULT_SLOTS_BY_DEVICE["cuda"]
+    most_slots, patches = memory.DEFAULT_SLOTS_BY_DEVICE["cuda"], memory.DEFAULT_PATCHES_BY_DEVICE["cuda"]
     estimate_step = partial(
         memory.estimate_step_bytes,
         text_config,
         vision_config,
         item_bytes,
-        patches=memory.DEFAULT_PATCHES_BY_DEVICE["cuda"],
+        patches=patches,
         prefill_tokens=DEFAULT_PREFILL_TOKENS,
     )
-    text_bytes = int((text - dense) * (INT4_WEIGHT_BYTES if is_int4 else item_bytes)) + dense * item_bytes
+    layer_item_bytes = INT4_WEIGHT_BYTES if is_int4 else item_bytes
+    text_bytes = int((counts.text - counts.vocabulary) * layer_item_bytes) + counts.vocabulary * item_bytes
     return ModelSize(
-        vision_parameters=vision,
-        text_parameters=text,
-        active_parameters=int(text - experts * (1 - active_share)) if experts else text,
-        weights_bytes=vision * item_bytes + text_bytes,
+        vision_parameters=counts.vision,
+        text_parameters=counts.text,
+        active_parameters=int(counts.text - counts.experts * (1 - active_share)) if counts.experts else counts.text,
+        weights_bytes=counts.vision * item_bytes + text_bytes,
         text_bytes=text_bytes,
         token_bytes=2 * (text_config.num_hidden_layers - linear_layers) * key_width * item_bytes,
         step_bytes=estimate_step(slots=most_slots),
         slot_step_bytes=(estimate_step(slots=most_slots) - estimate_step(slots=0)) // most_slots,
-        feature_bytes=memory.estimate_feature_bytes(
-            text_config, vision_config, item_bytes, patches=memory.DEFAULT_PATCHES_BY_DEVICE["cuda"]
-        ),
+        feature_bytes=memory.estimate_feature_bytes(text_config, vision_config, item_bytes, patches=patches),
         patches_per_token=vision_config.spatial_merge_size**2,
         state_bytes=linear_layers * compute_layer_state_bytes(text_config, item_bytes) if linear_layers else 0,
     )
+
+
+def count_on_meta_device(config: Mapping[str, Any], dtype: str) -> WeightCounts:
+    from pipeline.model.engines.torch.meta_model import count_meta_weights  # it imports torch, which takes seconds
+
+    return count_meta_weights(config, dtype)
 
 
 def compute_layer_state_bytes(text_config: Any, item_bytes: int) -> int:
