@@ -5,7 +5,7 @@ within their frame or window. On CUDA in half precision both are one call of tor
 told where each run starts and how much of it is used (the kernel in torch takes no block table, so there are no pages).
 Elsewhere text is one SDPA call per sequence, which on a CPU beats any block mask, and vision one per segment length.
 On a CPU new tokens attend to the earlier tokens of their run and to themselves in two calls, because a mask over both
-would take more time than the second call.
+would take more time than the second call. Where the earlier tokens are few, one call that computes them again is faster.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from pipeline.model.engines.torch.host_memory import copy_to_device
 from pipeline.model.engines.torch.kv_cache import PackedBatch
 
+FEW_EARLIER = 4  # new tokens for each earlier one, from which on one call is faster than two on a CPU
 ATTENTION_NAME = "packed_flash"  # transformers hands a packed batch over whole where the name contains `flash`
 
 
@@ -124,7 +126,11 @@ def attend_to_earlier_and_new(query: Tensor, key: Tensor, value: Tensor, scaling
     The softmax over both parts weighs each part's output by that part's sum of exponentials.
     """
     new = query.shape[2]
-    lengths = [key.shape[2] - new, new]
+    earlier = key.shape[2] - new
+    if FEW_EARLIER * earlier <= new:
+        padded = pad(query, (0, 0, earlier, 0))
+        return sdpa(padded, key, value, is_causal=True, scale=scaling, enable_gqa=True)[:, :, earlier:]
+    lengths = [earlier, new]
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     (k_earlier, k_new), (v_earlier, v_new) = (torch.split(part, lengths, 2) for part in (key, value))
     out_earlier, sums_earlier = kernel(query, k_earlier, v_earlier, scale=scaling)
