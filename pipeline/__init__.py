@@ -251,6 +251,7 @@ output: a Reply becomes a Row, and Rows become a committed part
     output/commit.py                        writes a part; creating it is the commit
     output/dataset.py                       knows the layout of an output folder: parts, dead letters, runs, questions
     output/dead_letters.py                  finds the rows of a chunk that failed and have no answer yet
+    output/failure_counts.py                counts the rows that failed by reason
     output/listing.py                       lists objects page by page
     output/part_index.py                    summaries of many parts, which spare readers their footers
     output/part_listing.py                  holds the names of ten million parts in sorted arrays

@@ -27,6 +27,7 @@ from pipeline.manifest.files import list_manifest_files
 from pipeline.output.answer.confidence_maps import read_confidence_maps
 from pipeline.output.arrow_tables import build_data_schema
 from pipeline.output.dataset import Dataset, list_questions
+from pipeline.output.dead_letters import read_notes, read_unresolved_letters
 from pipeline.output.store import OutputStore
 from pipeline.registry import EXPORTERS, load_registered
 from pipeline.run import preflight, resume, retry_errors
@@ -148,8 +149,13 @@ def read_calibration(dataset: Dataset) -> ConfidenceMaps:
 def count_failed_rows(plan: resume.ResumePlan, dataset: Dataset) -> int:
     """The rows that failed and that no part answers, be it of this manifest or not."""
     retry_scope = retry_errors.find_retry_scope(plan, dataset.list_dead_letters(), dataset)
-    retry_scope = replace(retry_scope, later_parts=plan.orphans.parts)
-    return sum(1 for _ in retry_errors.read_failed_rows(retry_scope, dataset))
+    notes = read_notes(dataset, plan.parts, retry_scope.failed_chunks)
+    if plan.orphans.parts:
+        retry_scope = replace(retry_scope, later_parts=plan.orphans.parts, notes=notes)
+        return sum(1 for _ in retry_errors.read_failed_rows(retry_scope, dataset))
+    retried = {name: parts for name, parts in retry_scope.failed_chunks.items() if len(parts) > 1}
+    failed_once: int = sum(notes[name]["failed"] for name in retry_scope.failed_chunks.keys() - retried)
+    return failed_once + sum(1 for _ in read_unresolved_letters(dataset, retried, notes))
 
 
 def count_labelled_rows(plan: resume.ResumePlan, truth: TruthIndex, reader: AnswerReader) -> int:

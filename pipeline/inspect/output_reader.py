@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
+import numpy as np
+
 from pipeline.errors import OutputError
 from pipeline.inspect.progress_bar import show_progress
 from pipeline.output.dataset import Dataset, list_questions, list_runs, read_run_document
-from pipeline.output.dead_letters import DeadLetter, find_failed_chunks
+from pipeline.output.dead_letters import DeadLetter, find_failed_chunks, read_notes, read_unresolved_letters
+from pipeline.output.failure_counts import FailingParts, FailureGroup, FailureGroups
 from pipeline.output.part_index import read_footers
-from pipeline.output.part_listing import PartListing, split_part_name
+from pipeline.output.part_listing import PartListing, decode_name, split_part_name
 from pipeline.output.store import OutputStore
 from pipeline.output.thread_map import map_in_threads
 from pipeline.run import retry_errors
@@ -43,7 +46,7 @@ class OutputReader:
     dataset: Dataset
     questions: tuple[str, ...]  # fingerprints of all questions that have answers in the folder
     shows_progress: bool = False  # while parts are read
-    failed_notes: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # of parts of failed chunks, by `commits`
+    failing_parts: FailingParts = field(default_factory=FailingParts)  # filled by `commits`
 
     def track(self, items: Iterable[T], label: str, total: int) -> Iterable[T]:
         """The items, with a bar on a terminal if this reader shows progress."""
@@ -69,8 +72,7 @@ class OutputReader:
         commits: dict[str, RunCommits] = defaultdict(RunCommits)
         footers = read_footers(self.dataset, self.parts)
         for part, footer in self.track(footers, "parts", len(self.parts)):
-            if footer.note["errors"] or split_part_name(part)[1]:
-                self.failed_notes[part] = {"errors": footer.note["errors"]}
+            self.failing_parts.add(part, footer.note)
             run = commits[footer.note.get("run", "")]
             run.epoch = footer.note.get("epoch", 0)
             run.answered += footer.row_count
@@ -156,13 +158,37 @@ class OutputReader:
         for chunk_name in plan.get("gone", ()):
             failed_chunks.pop(chunk_name, None)
         later_parts = self.parts if may_repeat_rows else self.parts.select(plan.get("since", ()))
-        scope = retry_errors.RetryScope(failed_chunks, (), later_parts, self.failed_notes)
+        notes = read_notes(self.dataset, self.parts, failed_chunks)
+        scope = retry_errors.RetryScope(failed_chunks, (), later_parts, notes)
         seen_rows = set()
         for letter in retry_errors.read_failed_rows(scope, self.dataset):
             row_hash = hash((letter.id, letter.question))
             if row_hash not in seen_rows:
                 seen_rows.add(row_hash)
                 yield letter
+
+    def group_failures(self, max_examples: int) -> list[FailureGroup]:
+        """The rows that `read_failed_rows` gives, by reason. Only those are read that others may answer."""
+        groups = FailureGroups(max_examples)
+        _, plan = self.read_newest_plan()
+        if self.may_repeat_rows or plan.get("since", True):
+            groups.add_letters(self.read_failed_rows(may_repeat_rows=self.may_repeat_rows))
+            return groups.list_groups()
+        dead_letters = self.dataset.list_dead_letters()
+        retried_chunks = self.parts.list_retried_chunks()
+        removed_chunks = np.array([bytes.fromhex(name) for name in plan["gone"]], retried_chunks.dtype)
+        other_chunks = np.unique(np.concatenate([retried_chunks, removed_chunks]))
+        for counts, chunks in self.failing_parts.select_chunks(dead_letters, other_chunks):
+            if not len(chunks) or not groups.add_counts(counts, len(chunks)):
+                continue
+            shown = [decode_name(chunk) for chunk in chunks[:max_examples].tolist()]
+            letters = read_unresolved_letters(self.dataset, {name: [name] for name in shown})
+            groups.add_letters(letters, are_counted=True)
+        failed_chunks = find_failed_chunks(self.parts, dead_letters, retried_chunks)
+        for name in plan["gone"]:
+            failed_chunks.pop(name, None)
+        groups.add_letters(read_unresolved_letters(self.dataset, failed_chunks))
+        return groups.list_groups()
 
 
 def open_output_reader(path: str, question: str | None = None, *, shows_progress: bool = False) -> OutputReader:

@@ -69,10 +69,9 @@ def read_status(path: str, question: str | None = None) -> OutputStatus:
     if "shard" in plan:
         status.shards = read_shards(reader, plan)
         status.left = sum(shard.left for shard in status.shards)
-    for letter in reader.read_failed_rows(may_repeat_rows=reader.may_repeat_rows):
-        reason = f"{letter.stage}/{letter.kind}"
-        status.wrong[reason] += 1
-        status.examples.setdefault(reason, letter.message)
+    for group in reader.group_failures(max_examples=1):
+        status.wrong[group.name] = group.count
+        status.examples[group.name] = group.examples[0].message
     return status
 
 

@@ -11,12 +11,18 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.manifest.hash_arrays import NAME_BYTES
 from pipeline.output.dataset import Dataset
-from pipeline.output.part_listing import DeadLetterListing, PartListing
+from pipeline.output.part_index import read_footers
+from pipeline.output.part_listing import DeadLetterListing, PartListing, decode_name
 from pipeline.output.thread_map import map_in_threads
 
 RowKey = tuple[str, str]  # a row's id and question
-NO_NOTES: Mapping[str, Mapping[str, Any]] = {}
+FailureNotes = Mapping[str, Mapping[str, Any]]  # of commits, by the part
+NO_NOTES: FailureNotes = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +67,31 @@ def fold_generations(generations: Iterable[GenerationResult]) -> list[DeadLetter
     return list(failed.values())
 
 
-def find_failed_chunks(parts: PartListing, dead_letters: DeadLetterListing) -> dict[str, list[str]]:
-    """The parts of every chunk with dead letters, oldest generation first, by the chunk's name.
+def find_failed_chunks(
+    parts: PartListing, dead_letters: DeadLetterListing, among: NDArray[np.bytes_] | None = None
+) -> dict[str, list[str]]:
+    """The parts of every chunk with dead letters, oldest generation first, by the chunk's name; only `among` these.
 
     A chunk whose first part was deleted is left out: the next run asks all its rows again.
     """
-    return {name: parts.list_generations(name) for name in dead_letters.list_chunks() if name in parts}
+    chunk_names = dead_letters.chunk_names
+    names = (chunk_names if among is None else np.intersect1d(chunk_names, among)).astype(f"S{NAME_BYTES}")
+    names = names[parts.hold(names)]
+    starts, ends = parts.locate_generations(names)
+    spans = zip(names.tolist(), starts.tolist(), ends.tolist(), strict=True)
+    return {decode_name(name): parts.list_names(start, end) for name, start, end in spans}
+
+
+def read_notes(dataset: Dataset, parts: PartListing, failed_chunks: Mapping[str, Sequence[str]]) -> FailureNotes:
+    """What commits of failed chunks noted, from summaries as far as there are some."""
+    own_parts = parts.select([part for own in failed_chunks.values() for part in own])
+    names = ("errors", "failed")
+    footers = read_footers(dataset, own_parts)
+    return {part: {name: footer.note[name] for name in names} for part, footer in footers}
 
 
 def read_unresolved_letters(
-    dataset: Dataset, parts_by_chunk: Mapping[str, Sequence[str]], notes: Mapping[str, Mapping[str, Any]] = NO_NOTES
+    dataset: Dataset, parts_by_chunk: Mapping[str, Sequence[str]], notes: FailureNotes = NO_NOTES
 ) -> Iterator[DeadLetter]:
     """The rows of these chunks that are still failed, chunk by chunk. `notes` spares the footers of their parts."""
 

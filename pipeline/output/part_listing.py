@@ -82,6 +82,10 @@ class PartListing(Mapping[str, ObjectInfo]):
         bounds["generation"] = MAX_GENERATION
         return starts, np.searchsorted(self.names, bounds.view(f"S{NAME_BYTES}"))
 
+    def list_retried_chunks(self) -> NDArray[np.bytes_]:
+        """The names, in bytes, of the chunks whose failed rows were asked again."""
+        return np.unique(self.records["chunk"][self.records["generation"] > 0])
+
     def hold(self, names: NDArray[np.bytes_]) -> NDArray[np.bool_]:
         """A mask of the names of parts that are listed, see ChunkTable.part_names."""
         return are_among(names, self.names)
@@ -143,8 +147,10 @@ class DeadLetterListing:
         for part, suffix in zip(format_names(self.records), self.records["suffix"], strict=True):
             yield f"{part}-{suffix:08x}.parquet"
 
-    def list_chunks(self) -> list[str]:
-        return list(dict.fromkeys(split_part_name(part)[0] for part in format_names(self.records)))
+    @property
+    def chunk_names(self) -> NDArray[np.bytes_]:
+        """Each once, sorted, in bytes."""
+        return np.unique(self.records["chunk"])
 
 
 def collect_records(

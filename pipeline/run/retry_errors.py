@@ -20,7 +20,7 @@ from pipeline.manifest.chunks import Chunk
 from pipeline.manifest.hash_arrays import NAME_BYTES, are_among
 from pipeline.manifest.row_keys import hash_row_keys
 from pipeline.output.dataset import Dataset
-from pipeline.output.dead_letters import DeadLetter, find_failed_chunks, read_unresolved_letters
+from pipeline.output.dead_letters import DeadLetter, find_failed_chunks, read_notes, read_unresolved_letters
 from pipeline.output.part_listing import (
     DeadLetterListing,
     PartListing,
@@ -114,6 +114,7 @@ def add_retries(
 ) -> ResumePlan:
     """Add chunks that ask failed rows of a kind again; an empty filter means all kinds. People have labelled the rows
     of `labelled_ids`, so these are not asked."""
+    retry_scope = replace(retry_scope, notes=read_notes(dataset, plan.parts, retry_scope.failed_chunks))
     failed_rows = list(read_failed_rows(retry_scope, dataset))
     if labelled_ids is not None and failed_rows:
         hashes = hash_row_keys([(letter.id, "") for letter in failed_rows])[:, 0]

@@ -15,6 +15,7 @@ from pipeline.errors import OutputError
 from pipeline.export.base import ExportOptions
 from pipeline.export.export_job import export_job
 from pipeline.job.spec import Job
+from pipeline.output.dataset import Dataset
 
 
 class TableExport:
@@ -56,6 +57,14 @@ def test_each_answered_row_is_exported_once_in_manifest_order_in_large_files(wor
     assert set(frame["hint"]) == {"h"}
     firsts = [pd.read_parquet(path)["id"].tolist() for path in table_export.list_files()]
     assert all(ids == sorted(ids, key=lambda name: int(name[1:])) for ids in firsts)
+
+
+def test_failed_rows_are_counted_from_the_notes_of_commits(workspace, table_export, monkeypatch):
+    workspace.write_manifest([*workspace.draw_images(2), *workspace.write_broken_images(3)])
+    workspace.run_job(output={"chunk_rows": 1})
+    monkeypatch.delattr(Dataset, "read_dead_letters")
+    table_export.run(output={"chunk_rows": 1})
+    assert table_export.messages[-1] == "missing: 3 rows that failed (run --retry-errors), 0 not asked yet (run)"
 
 
 def test_retried_and_moved_rows_are_exported_and_removed_rows_are_not(workspace, table_export):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from datetime import datetime, timedelta
 from itertools import count
 
@@ -13,6 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.__main__ import main
 from pipeline.errors import OutputError
+from pipeline.inspect.output_reader import open_output_reader
 from pipeline.inspect.status import format_status, read_status
 from pipeline.output.dataset import Dataset
 from pipeline.output.store import OutputStore
@@ -122,6 +124,33 @@ def test_only_parts_that_may_answer_a_failed_row_are_read(workspace, monkeypatch
     monkeypatch.setattr(Dataset, "read_part", lambda dataset, *words: (seen.append(words[0]), read(dataset, *words))[1])
     assert read_status(str(workspace.folder / "out")).wrong == {"decode/unknown_format": 1}
     assert seen == []  # the note of the chunk with the dead letter stands in its footer
+
+
+def test_failed_rows_are_counted_from_notes_and_only_examples_are_read(workspace, monkeypatch):
+    """Also where some were asked again, where their chunk is gone, and where a worker lost the race to commit."""
+    rows, bad = workspace.draw_images(1), workspace.write_broken_images(8)
+    gone = [{"id": f"gone{number}", "image": f"pics/gone{number}.png", "hint": "h"} for number in range(6)]
+    path, output = str(workspace.folder / "out"), {"chunk_rows": 1}
+    workspace.write_manifest([*rows, *bad[:1]])
+    assert workspace.run_job(output=output) == 3
+    workspace.write_manifest([*rows, *bad[1:], *gone])
+    assert workspace.run_job(output=output) == 3
+    (workspace.folder / "pics/gone5.png").write_bytes((workspace.folder / rows[0]["image"]).read_bytes())
+    assert workspace.run_job(output=output, retry_kind="fetch") == 3
+    dataset = open_output_reader(path).dataset
+    letters = dataset.read_dead_letters(next(iter(dataset.list_dead_letters())))
+    answered = next(part for part in dataset.list_parts() if not dataset.read_footer(part).note["failed"])
+    dataset.write_dead_letters(answered, letters, lambda: None)
+    found = Counter(f"{letter.stage}/{letter.kind}" for letter in open_output_reader(path).read_failed_rows())
+    read, seen = Dataset.read_dead_letters, []
+    monkeypatch.setattr(
+        Dataset, "read_dead_letters", lambda dataset, *words: (seen.append(words[0]), read(dataset, *words))[1]
+    )
+    status = read_status(path)
+    assert status.wrong == found == {"decode/unknown_format": 7, "fetch/not_found": 5}
+    assert status.examples.keys() == found.keys()
+    retried = 2 * 6 - 1  # generations with dead letters; the last one answered its row
+    assert len(seen) == 1 + retried
 
 
 def test_an_answer_from_another_form_of_the_manifest_resolves_a_failed_row(workspace):

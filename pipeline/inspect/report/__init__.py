@@ -25,7 +25,7 @@ from pipeline.inspect.report.cards import build_card, build_page_values, needs_w
 from pipeline.inspect.report.drawn_media import Palette
 from pipeline.inspect.report.page import escape_control_characters, render_page
 from pipeline.inspect.report.previews import PreviewLoader
-from pipeline.inspect.report.statistics import ReportOptions, group_failures, read_statistics
+from pipeline.inspect.report.statistics import ReportOptions, read_statistics
 from pipeline.inspect.report.truth_marks import OtherAnswer, TruthMarks, compare_answers, mark_differences
 from pipeline.inspect.score import find_schema, measure_answers, open_answer_truth
 from pipeline.inspect.score.scored_rows import are_vectors, read_answered_rows
@@ -35,6 +35,7 @@ from pipeline.output.local_files import write_named_file
 from pipeline.truth.compared_fields import build_compared_fields
 from pipeline.truth.truth_index import TruthIndex
 
+EXAMPLES_PER_GROUP = 5  # of failed rows
 ACCESS_KEYS = ("roots", "hosts", "stores")
 
 
@@ -56,7 +57,7 @@ def write_report(
     statistics, sampled_rows = read_statistics(reader.dataset, options)
     if missing_ids := set(options.row_ids) - {sampled.row["id"] for sampled in sampled_rows}:
         raise JobError(f"--id {min(missing_ids)}: no row of that id is answered in {output_path}")
-    failure_groups = group_failures(reader.read_failed_rows())
+    failure_groups = reader.group_failures(EXAMPLES_PER_GROUP)
     field_meanings = find_field_meanings(read_answer_schema(reader.question))
     truth = open_report_truth(reader, options)
     score = measure_answers(reader, truth) if truth else None

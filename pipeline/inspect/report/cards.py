@@ -18,7 +18,6 @@ from pipeline.inspect.report.reliability import build_reliability_diagrams
 from pipeline.inspect.report.statistics import (
     LATENCY_BINS_PER_DECADE,
     AnswerStatistics,
-    FailureGroup,
     SampledRow,
     to_percent,
 )
@@ -29,6 +28,7 @@ from pipeline.inspect.status import format_run_duration, format_run_time, format
 from pipeline.output.answer.annotations import find_annotations
 from pipeline.output.answer.confidence import list_confidences
 from pipeline.output.arrow_tables import RESERVED_COLUMNS
+from pipeline.output.failure_counts import FailureGroup
 
 BAR_WIDTH, BIN_COUNT = 150, 8
 MIN_WIDE_VALUES = 9  # an answer with more values needs the room beside the image

@@ -10,19 +10,17 @@ import heapq
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.inspect.figures import pick_evenly
 from pipeline.inspect.score.scored_rows import find_confidence
 from pipeline.output.dataset import Dataset
-from pipeline.output.dead_letters import DeadLetter
 from pipeline.output.thread_map import map_in_threads
 
 MAX_PARTS_READ = 2000
 LATENCY_BINS_PER_DECADE = 20
-EXAMPLES_PER_GROUP = 5
 STATISTICS_COLUMNS = ["id", "tokens", "answer", "confidence", "logprob", "latency_s", "finish", "flags", "violations"]
 
 RowLocation = tuple[str, int]  # a part and the index of a row in it
@@ -156,24 +154,3 @@ def read_sampled_rows(dataset: Dataset, reasons: Mapping[RowLocation, str]) -> l
         table = dataset.read_part(part)
         rows |= {(part, index): table.slice(index, 1).to_pylist()[0] for index in indices}
     return [SampledRow(reason, rows[location]) for location, reason in reasons.items()]
-
-
-@dataclass
-class FailureGroup:
-    """The rows that failed for one reason."""
-
-    name: str  # stage/kind
-    count: int = 0
-    examples: list[DeadLetter] = field(default_factory=list)
-
-
-def group_failures(letters: Iterable[DeadLetter]) -> list[FailureGroup]:
-    """The most frequent reason first."""
-    groups: dict[str, FailureGroup] = {}
-    for letter in letters:
-        name = f"{letter.stage}/{letter.kind}"
-        group = groups.setdefault(name, FailureGroup(name))
-        group.count += 1
-        if len(group.examples) < EXAMPLES_PER_GROUP:
-            group.examples.append(letter)
-    return sorted(groups.values(), key=lambda group: -group.count)
