@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 
@@ -41,3 +42,15 @@ def tidy_path(path: str) -> str:
 def shorten_path(path: str) -> str:
     """A local path as seen from the working directory, where that is shorter. URLs stay as they are."""
     return path if "://" in path else min(os.path.relpath(path), path, key=len)
+
+
+def wrap_line(line: str, width: int, *, indent: int) -> str:
+    """Between words, where a terminal would break a long line anywhere; further lines are indented.
+
+    >>> print(wrap_line("rows    12 with one picture", 20, indent=8))
+    rows    12 with one
+            picture
+    """
+    return textwrap.fill(
+        line, max(width, 2 * indent), subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    )

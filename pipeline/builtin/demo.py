@@ -31,9 +31,8 @@ def run_demo(folder: str) -> int:
             shutil.rmtree(root / "answers" / task, ignore_errors=True)  # a second demo would have nothing to do
     except OSError as error:
         raise OutputError(f"{root}: cannot be written: {error.strerror}; name another folder") from error
-    print(
-        f"Drawn: {SCENES_PER_TASK} scenes for each of {', '.join(TASKS)}, in {root}. Running jobs/demo/*.yaml on Ray:"
-    )
+    print(f"Drawn: {SCENES_PER_TASK} scenes for each of {len(TASKS)} tasks, in {root}")
+    print("Running jobs/demo/*.yaml on Ray:", flush=True)
     codes, pairs = [], {}
     with connect_to_ray():
         for task in TASKS:
@@ -64,9 +63,10 @@ def drop_nulls(value: Any) -> Any:
 
 
 NEXT_STEPS = """
-The answers: {folder}/answers/*/data/*/*.parquet, for instance
-  SELECT id, answer.number, answer.total FROM '{folder}/answers/invoice/data/*/*.parquet'
-Look at them: {report}
-These models know only drawn scenes; about a photograph they say something well formed and wrong. Next, have a job
-file written for a real model and pictures of your own:
+The answers are Parquet files, for instance:
+  SELECT id, answer.total FROM '{folder}/answers/invoice/data/*/*.parquet'
+Look at some beside their pictures:
+  {report}
+These models know only drawn scenes. About a photograph they say something well
+formed and wrong. Write a job for pictures of your own and a real model:
   {init}"""

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from pipeline.command_text import format_command, shorten_path
+from pipeline.command_text import format_command, shorten_path, wrap_line
 from pipeline.errors import ExitCode, PipelineError
 
 INIT_PLAN_ROWS = 200
 
 if TYPE_CHECKING:
+    from pipeline.inspect.plan import JobPlan
     from pipeline.job.spec import Job
 
 
@@ -79,7 +82,6 @@ def submit_job(options: argparse.Namespace) -> int:
 
 def plan_job(options: argparse.Namespace) -> int:
     from pipeline.inspect import plan as planning
-    from pipeline.inspect.plan.plan_text import format_plan
     from pipeline.run.run_report import format_report_command
 
     job = load_job(options)
@@ -94,10 +96,18 @@ def plan_job(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(planning.to_json_dict(plan), indent=2))
         return ExitCode.ALL_ANSWERED
-    print("\n".join(format_plan(plan)))
+    print_plan(plan)
     next_command = format_job_command("run", options, "--limit", "20") if plan.rows_left else format_report_command(job)
     print(f"\nnext: {next_command}")
     return ExitCode.ALL_ANSWERED
+
+
+def print_plan(plan: JobPlan) -> None:
+    from pipeline.inspect.plan.plan_text import LABEL_WIDTH, format_plan
+
+    for line in format_plan(plan):
+        is_shown = sys.stdout.isatty()
+        print(wrap_line(line, shutil.get_terminal_size().columns, indent=LABEL_WIDTH) if is_shown else line)
 
 
 def export_answers(options: argparse.Namespace) -> int:
@@ -135,14 +145,14 @@ def export_answers(options: argparse.Namespace) -> int:
 
 def write_new_job(options: argparse.Namespace) -> int:
     from pipeline.inspect import plan as planning
-    from pipeline.inspect.plan.plan_text import format_plan
     from pipeline.new_job.questions import complete_answers
     from pipeline.new_job.write_job import write_job
 
     wanted = complete_answers(vars(options))
     job = write_job(wanted, say=print)
     try:
-        print("\n".join(["", *format_plan(planning.plan_job(job, sample_rows=INIT_PLAN_ROWS))]))
+        print()
+        print_plan(planning.plan_job(job, sample_rows=INIT_PLAN_ROWS))
     except (PipelineError, ImportError, OSError) as error:  # the job is written; it may be meant for another machine
         print(f"\nnot planned here: {error}")
     print(f"\nnext: {format_command('run', str(wanted.path), '--limit', '20')}")

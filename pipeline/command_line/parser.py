@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Literal, NamedTuple
 
 from pipeline.command_line import commands, output_commands, score_commands
@@ -33,6 +34,7 @@ from pipeline.command_line.output_options import (
     add_truth_file_options,
 )
 from pipeline.command_text import format_program
+from pipeline.registry import format_suggestion
 
 EXIT_CODES_HELP = """\
 Exit codes: 0 all rows answered; 1 internal error or crash; 2 the job cannot run; 3 finished, but some rows are in
@@ -61,7 +63,13 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None) ->
         pattern, default = OPTIONAL_VALUES.get(option, (None, ""))
         if pattern and not pattern.fullmatch(following):
             given[position] = f"{option}={default}"
-    return build_parser(description).parse_args(given)
+    parser = build_parser(description)
+    options, unknown = parser.parse_known_args(given)
+    if unknown:
+        known = dict.fromkeys(chain.from_iterable(action.option_strings for action in options.command_parser._actions))
+        hint = format_suggestion(unknown[0].partition("=")[0], known) or f"; {options.command} --help lists all options"
+        parser.error(f"unrecognized arguments: {shlex.join(unknown)}{hint}")
+    return options
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
@@ -86,6 +94,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
             add_job_options(subparser, is_required=command.job_argument == "required")
         subparser.add_argument("--debug", action="store_true", help="show tracebacks")
         command.add_options(subparser)
+        subparser.set_defaults(command_parser=subparser)
     subparsers.choices["completion"].set_defaults(parser=parser)  # it completes all commands
     return parser
 

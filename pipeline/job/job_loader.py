@@ -48,6 +48,8 @@ def read_job_text(path: str | Path) -> str:
     except FileNotFoundError as error:
         siblings = {str(sibling): None for sibling in Path(path).parent.glob("*.y*ml")}
         raise JobError(f"{path}: there is no such file{format_suggestion(str(path), siblings)}") from error
+    except IsADirectoryError as error:
+        raise JobError(f"{path}: is a folder, and this command takes a job file") from error
     except OSError as error:
         raise JobError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -60,9 +60,9 @@ def write_job(wanted: NewJob, say: Callable[[str], None]) -> Job:
     text = set_keys(text, choose_input_keys(wanted, job, say))
     files[wanted.path] = text
     files[wanted.path.with_name(JOB_SCHEMA_NAME)] = json.dumps(build_job_schema(), indent=1)  # its second line names it
+    files = {path: content for path, content in files.items() if not path.exists()}
     for path, content in files.items():
-        if not path.exists():
-            write_named_file(path, content.encode())
+        write_named_file(path, content.encode())
     say(f"wrote {', '.join(map(str, files))}")
     return parse_job(text, source_name=str(wanted.path))
 

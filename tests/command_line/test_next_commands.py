@@ -105,3 +105,31 @@ def test_help_and_examples_name_the_program_as_it_was_called(monkeypatch, capsys
         shown = capsys.readouterr().out
         assert shown.startswith("usage: vlbatch ")
         assert "python -m pipeline" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["run", "job.yaml", "--limt", "20"], "unrecognized arguments: --limt 20. Did you mean '--limit'?"),
+        (["report", "out", "--truht=a.csv"], "unrecognized arguments: --truht=a.csv. Did you mean '--truth'?"),
+        (["plan", "job.yaml", "--xyz"], "unrecognized arguments: --xyz; plan --help lists all options"),
+    ],
+)
+def test_an_unknown_option_says_which_one_was_meant(words, hint, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_a_plan_is_wrapped_between_words_on_a_narrow_terminal_only(workspace, monkeypatch, capsys):
+    workspace.write_manifest(workspace.draw_images(1))
+    job = str(workspace.write_job_file())
+    monkeypatch.setenv("COLUMNS", "80")
+    printed = []
+    for is_terminal in (False, True):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda is_terminal=is_terminal: is_terminal, raising=False)
+        assert main(["plan", job]) == 0
+        printed.append(capsys.readouterr().out.partition("next:")[0])  # a command stays in one piece
+    assert [max(map(len, text.splitlines())) > 80 for text in printed] == [True, False]
+    assert printed[0].split() == printed[1].split()

@@ -64,6 +64,8 @@ def test_files_that_are_not_jobs_are_refused(tmp_path):
     assert "holds no keys" in read_error("- a\n")
     with pytest.raises(JobError, match="there is no such file"):
         load_job(tmp_path / "none.yaml")
+    with pytest.raises(JobError, match="is a folder, and this command takes a job file"):
+        load_job(tmp_path)
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(JobError, match="not UTF-8"):
         load_job(tmp_path / "a.yaml")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.inspect.progress_bar import show_progress
 from pipeline.inspect.score.box_matching import AveragePrecision, BoxRanking
 from pipeline.inspect.score.intervals import RESAMPLINGS, Estimate, resample_rows
 from pipeline.inspect.score.row_marks import RIGHT
@@ -112,7 +113,8 @@ def compare_precision(
         return [math.nan if one is None or other is None else other - one for one, other in pairs]
 
     whole = np.ones(len(ids))
-    drawn = np.array([subtract(weights) for weights in resample_rows(len(ids), PRECISION_RESAMPLINGS)])
+    resamplings = show_progress(resample_rows(len(ids), PRECISION_RESAMPLINGS), "intervals", PRECISION_RESAMPLINGS)
+    drawn = np.array([subtract(weights) for weights in resamplings])
     return {
         name: build_difference(one, other, drawn[:, number])
         for number, (name, one, other) in enumerate(

@@ -12,8 +12,10 @@ from pipeline.inspect.plan.gpus import BANDWIDTH_SHARES, PEAK_SHARES, GpuEstimat
 from pipeline.inspect.plan.shard_advice import format_shard_advice
 from pipeline.inspect.plan.survey import Survey
 from pipeline.model.engines.torch.model_size import ModelSize
+from pipeline.run.progress import format_count
 
 BAR_CHARACTERS = " ▏▎▍▌▋▊▉█"
+LABEL_WIDTH = 16  # of the words before the figures
 BAR_WIDTH, HISTOGRAM_BINS = 32, 10
 GIB = 2**30
 GPU_TABLE_HEAD = ("GPU", "tokens of cache", "rows at once", "GPU hours", "USD")
@@ -24,7 +26,7 @@ ROW_KIND_LABELS |= {"mixed": "with pictures and video", "text": "of text alone"}
 def format_plan(plan: JobPlan) -> Iterator[str]:
     survey = plan.survey
     done = f", {plan.rows - plan.rows_left:,} done before" if plan.rows > plan.rows_left else ""
-    yield f"{plan.name}: {plan.rows:,} rows{done}, {plan.rows_left:,} to do"
+    yield f"{plan.name}: {format_count(plan.rows, 'row')}{done}, {plan.rows_left:,} to do"
     if not survey.rows:
         yield "nothing is left to plan"
         return
@@ -49,7 +51,7 @@ def format_content(plan: JobPlan) -> Iterator[str]:
     yield f"rows            {', '.join(kinds)}"
     for kind, name in (("image", "pictures"), ("video", "videos")):
         if count := survey.media[kind]:
-            yield f"{name:<16}{count * scale:,.0f}, {format_sizes(survey, kind, count)}"
+            yield f"{name:<{LABEL_WIDTH}}{count * scale:,.0f}, {format_sizes(survey, kind, count)}"
     if survey.frames:
         yield f"frames          {survey.frames * scale:,.0f}, {survey.frames / survey.media['video']:.0f} a video"
     yield f"chunks          {plan.chunks.removeprefix('chunks ')}"
@@ -178,7 +180,7 @@ def format_range(least: float, most: float) -> str:
 
 
 def format_advice(plan: JobPlan) -> Iterator[str]:
-    yield "would smaller media do?"
+    yield "would smaller media do? Small things in them may then be missed"
     for advice in plan.advice:
         noun = "pictures" if advice.key == "media.max_pixels" else "videos"
         effect = f"{advice.saves:.0%} fewer vision tokens; {advice.changes:.0%} of the {noun} would be shown smaller"

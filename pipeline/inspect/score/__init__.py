@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.errors import OutputError
 from pipeline.inspect.output_reader import OutputReader, open_output_reader
+from pipeline.inspect.progress_bar import show_progress
 from pipeline.inspect.score.box_matching import BoxRanking
 from pipeline.inspect.score.confidence_quality import ConfidenceQuality, measure_confidence
 from pipeline.inspect.score.intervals import Estimate, Z, compute_wilson_interval, estimate_ratios, resample_rows
@@ -176,7 +177,8 @@ def describe_class(hits: float, answered: float, true: float) -> dict[str, float
 
 def estimate_precision(ranking: BoxRanking, row_count: int) -> dict[str, Estimate | None]:
     """Resampled pictures repeat, which raises their precision, so only the spread of the resampled values is used."""
-    drawn = [ranking.compute(weights) for weights in resample_rows(row_count, PRECISION_RESAMPLINGS)]
+    resamplings = show_progress(resample_rows(row_count, PRECISION_RESAMPLINGS), "intervals", PRECISION_RESAMPLINGS)
+    drawn = [ranking.compute(weights) for weights in resamplings]
     estimates: dict[str, Estimate | None] = {}
     for name, value, *resampled in zip(("AP50", "AP50:95", "AR"), ranking.compute(), *drawn, strict=True):
         spread = Z * float(np.std([each for each in resampled if each is not None] or [0.0]))

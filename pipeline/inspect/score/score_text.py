@@ -92,10 +92,11 @@ def format_classes(path: str, field: FieldScore) -> Iterator[str]:
     shown = sorted(field.classes.items(), key=lambda each: -(each[1]["true"] or 0))[:MAX_CLASSES]
     names = [name for name in CLASS_MEASURES if name in shown[0][1]]
     width = max(len(path), *(len(label) for label, _ in shown))
-    yield f"{path:<{width}}  {'true':>7} {'answered':>9}" + "".join(f"{name:>10}" for name in names)
+    widths = {name: max(len(name), 5) + 1 for name in names}
+    yield f"{path:<{width}}  {'true':>7} {'answered':>9}" + "".join(f"{name:>{widths[name]}}" for name in names)
     for label, described in shown:
-        values = (described[name] for name in names)
-        cells = "".join(f"{'-':>10}" if value is None else f"{value:>10.3f}" for value in values)
+        values = ((described[name], widths[name]) for name in names)
+        cells = "".join(f"{'-':>{size}}" if value is None else f"{value:>{size}.3f}" for value, size in values)
         yield f"{label or 'null':<{width}}  {described['true']:>7,.0f} {described['answered']:>9,.0f}{cells}"
     if len(field.classes) > MAX_CLASSES:
         yield f"and {len(field.classes) - MAX_CLASSES:,} more; --json has all"

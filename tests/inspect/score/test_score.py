@@ -285,10 +285,10 @@ def test_with_multi_each_choice_is_scored_and_a_truth_may_list_those_that_apply(
 
 
 def test_commands_show_on_a_terminal_how_far_they_are(workspace, capsys, monkeypatch):
-    nothing = {"boxes": []}
-    out = answer_rows(workspace, "boxes", [nothing, nothing], truths=[json.dumps(nothing)] * 2)
+    box = {"boxes": [{"bbox_2d": [0, 0, 9, 9], "label": "a"}]}
+    out = answer_rows(workspace, "boxes", [box, box], truths=[json.dumps(box)] * 2)
     commands = {
-        ("score", out, "--truth", "truth"): ["answers", "marks"],
+        ("score", out, "--truth", "truth"): ["answers", "marks", "intervals"],
         ("sample", out, "--rows", "1"): ["answers"],
         ("report", out): ["pictures"],
     }
