@@ -33,6 +33,7 @@ from pipeline.run.log import Say
 from pipeline.run.orphans import find_superfluous_parts
 from pipeline.run.progress import Progress
 from pipeline.run.resume import ResumePlan
+from pipeline.run.retry_errors import RetryScope
 from pipeline.run.runner import Runner
 from pipeline.run.shards import Shard, count_rows_by_shard, hash_chunks, narrow_plan
 from pipeline.run.signals import StopSignals
@@ -136,15 +137,14 @@ def read_calibration(context: RunContext, dataset: Dataset, say: Say) -> Confide
 
 
 def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: RunOptions) -> ResumePlan:
-    """Plan what is left, with retries if they are asked for. `status` reads plan.json, even if the run dies."""
-    # A limited run splits only the files that it needs, so it does not start workers for that.
-    splitter = run.runner.split_manifest if options.row_limit is None else resume.split_in_process
+    """Plan what is left, with retries if they are asked for."""
     labelled_ids = read_labelled_ids(options.labelled_rows, run.context) if options.labelled_rows else None
     plan = resume.build_resume_plan(
         run.context,
         manifest_files,
         run.dataset,
-        splitter=splitter,
+        # A limited run splits only the files that it needs, so it does not start workers for that.
+        splitter=run.runner.split_manifest if options.row_limit is None else resume.split_in_process,
         row_limit=options.row_limit,
         labelled_ids=labelled_ids,
         index=run.index,
@@ -152,17 +152,39 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
     run.lease.check_same_chunks(
         hash_chunks(plan.chunks, options.row_limit, None if labelled_ids is None else labelled_ids.tolist())
     )
-    job = run.context.job  # a run that is refused leaves no question, so it is written here and not before
-    chunk_size = NotedChunkSize(job.output.chunk_rows, job.output.slice_rows)
-    run.dataset.write_question(run.context.fingerprint_inputs, chunk_size)
-    job_text = job.model_dump_json(indent=2, by_alias=True)
-    write_run_document(run.dataset.store, run.context.run_id, "job", job_text)
+    write_question(run)
     superfluous_parts, repeats_rows = find_superfluous_parts(plan.orphans, run.dataset)
     if options.shard:  # other runs may be reading them
         superfluous_parts, repeats_rows = [], plan.orphans.are_repeated
     delete_superfluous_parts(run, superfluous_parts)
     plan = replace(plan, parts=plan.parts.remove(superfluous_parts))
     retry_scope = retry_errors.find_retry_scope(plan, run.dataset.list_dead_letters(), run.dataset)
+    write_plan(run, plan, options, retry_scope, repeats_rows=repeats_rows)
+    if options.shard:
+        plan = narrow_plan(plan, options.shard)
+    if options.retry_kind is not None:
+        own_scope = retry_scope.narrow(plan, options.shard)
+        say = run.progress.say
+        plan = retry_errors.add_retries(plan, own_scope, run.dataset, options.retry_kind, say, labelled_ids)
+    for warning in resume.find_plan_warnings(run.context, plan, run.dataset):
+        run.progress.say(f"careful: {warning}")
+    run.progress.say(run_report.describe_plan(run.context.job.name, plan, options.shard))
+    return plan
+
+
+def write_question(run: ActiveRun) -> None:
+    """What the run asks. A run that is refused leaves none, so it is written late."""
+    job = run.context.job
+    chunk_size = NotedChunkSize(job.output.chunk_rows, job.output.slice_rows)
+    run.dataset.write_question(run.context.fingerprint_inputs, chunk_size)
+    job_text = job.model_dump_json(indent=2, by_alias=True)
+    write_run_document(run.dataset.store, run.context.run_id, "job", job_text)
+
+
+def write_plan(
+    run: ActiveRun, plan: ResumePlan, options: RunOptions, retry_scope: RetryScope, *, repeats_rows: bool
+) -> None:
+    """The plan.json that `status` reads, even if the run dies."""
     submission = run.runner.describe_submission()
     attempt = number_attempt(run.dataset.store, submission)
     values = {
@@ -181,18 +203,9 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
     if options.shard:
         rows_left = count_rows_by_shard(plan.remaining_chunks, options.shard.total)
         values |= {"shard": options.shard, "rows_left_by_shard": rows_left}
-        plan = narrow_plan(plan, options.shard)
     write_run_document(run.dataset.store, run.context.run_id, "plan", json.dumps(values))
-    if options.retry_kind is not None:
-        own_scope = retry_scope.narrow(plan, options.shard)
-        say = run.progress.say
-        plan = retry_errors.add_retries(plan, own_scope, run.dataset, options.retry_kind, say, labelled_ids)
-    for warning in resume.find_plan_warnings(run.context, plan, run.dataset):
-        run.progress.say(f"careful: {warning}")
     if attempt:
         run.progress.say(f"attempt {attempt['attempt']} of RayJob {submission['ray_job']}")
-    run.progress.say(run_report.describe_plan(run.context.job.name, plan, options.shard))
-    return plan
 
 
 def delete_superfluous_parts(run: ActiveRun, parts: Sequence[str]) -> None:
