@@ -25,7 +25,7 @@ from pipeline.inspect.plan.survey import MAX_INLINE_BYTES, Survey, sample_chunks
 from pipeline.inspect.progress_bar import show_progress
 from pipeline.job.spec import Job
 from pipeline.manifest.chunks import Chunk
-from pipeline.manifest.files import list_manifest_files
+from pipeline.manifest.files import ManifestFile, list_manifest_files
 from pipeline.manifest.row_reader import RowReader
 from pipeline.model import checkpoint_location, family_loader
 from pipeline.model.engines.base import get_engine_type
@@ -87,20 +87,8 @@ def plan_job(
     chunk_size = settle_chunk_size(context, manifest_files, dataset)
     context = chunk_size.apply_to(context)
     resume_plan = resume.build_resume_plan(context, manifest_files, dataset, row_limit=row_limit)
-    chunks: Sequence[Chunk] = resume_plan.remaining_chunks
-    max_inline_bytes = math.inf
-    if sample_rows is not None:
-        reads_media = RowReader(context.job, manifest_files[0], context.schema_prompt).reads_media
-        chunks = tuple(sample_chunks(chunks, sample_rows, whole=reads_media))
-        max_inline_bytes = MAX_INLINE_BYTES
-    survey = survey_with_progress(context, chunks, max_inline_bytes)
-    known_answers, mean_tokens = read_answer_lengths(dataset)
-    if not job.answer.is_written:
-        known_answers, mean_tokens = 0, 0
-    elif answer_tokens:
-        known_answers, mean_tokens = 0, answer_tokens
-    elif not known_answers:
-        mean_tokens = min(DEFAULT_ANSWER_TOKENS, job.answer.max_new_tokens)
+    survey = survey_rows(context, manifest_files, resume_plan.remaining_chunks, sample_rows)
+    known_answers, mean_tokens = predict_answer_tokens(job, dataset, answer_tokens)
     load = estimate_load(survey, resume_plan.rows_left, mean_tokens)
     family = open_family(context)
     model = find_model_size(job) if family.knows_model else None
@@ -131,10 +119,27 @@ def plan_job(
     )
 
 
-def survey_with_progress(context: RunContext, chunks: Sequence[Chunk], max_inline_bytes: float) -> Survey:
+def survey_rows(
+    context: RunContext, manifest_files: Sequence[ManifestFile], chunks: Sequence[Chunk], sample_rows: int | None
+) -> Survey:
+    max_inline_bytes = math.inf
+    if sample_rows is not None:
+        reads_media = RowReader(context.job, manifest_files[0], context.schema_prompt).reads_media
+        chunks = tuple(sample_chunks(chunks, sample_rows, whole=reads_media))
+        max_inline_bytes = MAX_INLINE_BYTES
     if not chunks:
         return Survey()
     return survey_chunks(context, show_progress(chunks, "headers", len(chunks)), max_inline_bytes)
+
+
+def predict_answer_tokens(job: Job, dataset: Dataset, answer_tokens: int | None) -> tuple[int, float]:
+    """The number of earlier answers that tell it, and the mean. `answer_tokens` is what a user says."""
+    if not job.answer.is_written:
+        return 0, 0
+    if answer_tokens:
+        return 0, answer_tokens
+    known_answers, mean_tokens = read_answer_lengths(dataset)
+    return known_answers, mean_tokens if known_answers else min(DEFAULT_ANSWER_TOKENS, job.answer.max_new_tokens)
 
 
 def read_answer_lengths(dataset: Dataset) -> tuple[int, float]:
