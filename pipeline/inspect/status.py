@@ -119,7 +119,8 @@ def format_lease(holder: LeaseHolder | None) -> str:
 
 def format_run(report: Mapping[str, Any]) -> str:
     done_rows, seconds = report["answered"] + report["failed"], report["seconds"]
-    speed = f"{done_rows / seconds:.1f} rows/s" if done_rows and seconds else "" if done_rows else "nothing to do"
+    had_nothing = report["status"] == "done" and not done_rows
+    speed = f"{done_rows / seconds:.1f} rows/s" if done_rows and seconds else "nothing to do" if had_nothing else ""
     return (
         f"  {format_run_time(report['run'])}  {report['status']:<8} {report['answered']:>9,} answered "
         f"{report['failed']:>7,} failed  {format_run_duration(report):>8}  {speed:<14} {format_versions(report)}"

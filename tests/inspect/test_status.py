@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.__main__ import main
 from pipeline.errors import OutputError
 from pipeline.inspect.output_reader import open_output_reader
-from pipeline.inspect.status import format_status, read_status
+from pipeline.inspect.status import format_run, format_status, read_status
 from pipeline.output.dataset import Dataset
 from pipeline.output.store import OutputStore
 from pipeline.run import driver, preflight
@@ -46,6 +46,12 @@ def test_status_counts_answered_failed_and_left_rows(workspace):
     assert "gone.png: no such file" in text
     assert "running   no" in text
     assert " done " in text
+
+
+@pytest.mark.parametrize(("status", "says_so"), [("done", True), ("running", False), ("stopped", False)])
+def test_only_a_run_that_is_done_had_nothing_to_do(status, says_so):
+    report = {"run": "20261129T211922-70f31", "status": status, "answered": 0, "failed": 0, "seconds": 2.0}
+    assert ("nothing to do" in format_run(report)) is says_so
 
 
 def test_rows_that_a_stopped_run_left_are_counted(workspace):
