@@ -5,7 +5,8 @@ within their frame or window. On CUDA in half precision both are one call of tor
 told where each run starts and how much of it is used (the kernel in torch takes no block table, so there are no pages).
 Elsewhere text is one SDPA call per sequence, which on a CPU beats any block mask, and vision one per segment length.
 On a CPU new tokens attend to the earlier tokens of their run and to themselves in two calls, because a mask over both
-would take more time than the second call. Where the earlier tokens are few, one call that computes them again is faster.
+would take more time than the second call. Where the earlier tokens are few, one call that computes them again is
+faster.
 """
 
 from __future__ import annotations
