@@ -6,6 +6,7 @@ import argparse
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from itertools import chain, pairwise
 from typing import Literal, NamedTuple
@@ -36,10 +37,18 @@ from pipeline.command_line.output_options import (
 from pipeline.command_text import format_program
 from pipeline.registry import format_suggestion
 
+HELP_WIDTH = 79  # of a terminal with 80 columns
 EXIT_CODES_HELP = """\
-Exit codes: 0 all rows answered; 1 internal error or crash; 2 the job cannot run; 3 finished, but some rows are in
-errors/; 4 stopped early, or rows are missing; 130 interrupted; 143 terminated. Answers are committed as they arrive:
-run the same command again to continue."""
+exit codes:
+  0    all rows are answered
+  1    an internal error or a crash
+  2    the job cannot run
+  3    finished, but some rows are in errors/
+  4    stopped early, or rows are missing
+  130  interrupted
+  143  terminated
+
+Answers are committed as they arrive: run the same command again to continue."""
 
 
 OPTIONAL_VALUES = {  # of options that may stand without one: what it looks like, and what it is by default
@@ -77,17 +86,18 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     program = format_program()
     parser = argparse.ArgumentParser(
         prog=program,
-        description=description,
+        description=textwrap.fill(description or "", HELP_WIDTH),
         epilog=EXIT_CODES_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
+        examples = command.examples.replace("python -m pipeline", program)
         subparser = subparsers.add_parser(
             name,
             help=command.summary,
             description=command.summary,
-            epilog="examples:\n" + command.examples.replace("python -m pipeline", program),
+            epilog="examples:\n" + "\n".join(map(break_example, examples.splitlines())),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if command.job_argument != "none":
@@ -97,6 +107,23 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
         subparser.set_defaults(command_parser=subparser)
     subparsers.choices["completion"].set_defaults(parser=parser)  # it completes all commands
     return parser
+
+
+def break_example(line: str) -> str:
+    """A long command goes on in the next line, from an option on.
+
+    >>> print(break_example("  vlbatch plan a.yaml --set input.manifest=./pictures --set media.max_pixels=250880"))
+      vlbatch plan a.yaml --set input.manifest=./pictures \\
+          --set media.max_pixels=250880
+    """
+    first, *options = line.split(" --") if " #" not in line else [line]
+    lines = [first]
+    for option in options:
+        if len(f"{lines[-1]} --{option}") <= HELP_WIDTH - 2:
+            lines[-1] += f" --{option}"
+        else:
+            lines.append(f"      --{option}")
+    return " \\\n".join(lines)
 
 
 COMMANDS = {
