@@ -69,6 +69,7 @@ ACCESS_DENIED_WORDS = (
     "GoogleAuth",
 )
 STALE_CREDENTIALS_WORDS = (
+    "(400) when calling the Head",  # S3's response to HEAD has no body, which would say that a token has expired
     "Expired",
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",

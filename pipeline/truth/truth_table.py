@@ -37,7 +37,7 @@ class TruthTableReader(TruthReader):
                     "Name the column of ids with --truth-id"
                 )
             for span in source.list_spans(ROWS_PER_READ):
-                for row in source.read_span(span).to_pylist():
+                for row in source.read_span(span).to_pylist(maps_as_pydicts="lossy"):
                     row_id = row.pop(self.file.id_column)
                     if row_id is not None and (answer := build_true_answer(row, self.file.root)) is not None:
                         yield TrueAnswer((str(row_id),), answer)

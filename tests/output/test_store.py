@@ -166,6 +166,15 @@ def test_rotated_credentials_are_picked_up(store, proxy, tmp_path):
     assert [seen.key for seen in proxy.seen if seen.method == "PUT"] == ["OLDKEY", "OLDKEY", "NEWKEY"]
 
 
+def test_an_expired_token_is_recognised_where_the_reply_has_no_body(store, proxy, tmp_path):
+    """As that to HEAD, which a client sends before it reads a small object."""
+    assert store.create_object("data/a", b"x")
+    proxy.rule = lambda seen: EXPIRED if seen.key == "OLDKEY" and seen.method == "HEAD" else None
+    write_credentials(tmp_path, "NEWKEY")
+    assert store.has_object("data/a")
+    assert {seen.key for seen in proxy.seen if seen.method == "HEAD"} == {"OLDKEY", "NEWKEY"}
+
+
 @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
 def test_invalid_credentials_stop_the_run_and_are_not_shown(code, store, proxy):
     proxy.rule = storm(1.0, Fault(status=403, code=code))

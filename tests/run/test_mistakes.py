@@ -442,7 +442,7 @@ MISTAKES: list[Case] = [
         "status of a file",
         job(),
         ["status", "job.yaml"],
-        "error: job.yaml/questions: cannot be used as an output (Not a directory); choose another folder",
+        "error: job.yaml is a job; give the path that its output.path names",
     ),
     (
         "unknown gpu",

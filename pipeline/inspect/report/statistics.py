@@ -152,5 +152,5 @@ def read_sampled_rows(dataset: Dataset, reasons: Mapping[RowLocation, str]) -> l
     rows: dict[RowLocation, dict[str, Any]] = {}
     for part, indices in indices_by_part.items():
         table = dataset.read_part(part)
-        rows |= {(part, index): table.slice(index, 1).to_pylist()[0] for index in indices}
+        rows |= {(part, index): table.slice(index, 1).to_pylist(maps_as_pydicts="lossy")[0] for index in indices}
     return [SampledRow(reason, rows[location]) for location, reason in reasons.items()]

@@ -82,7 +82,9 @@ def are_vectors(reader: OutputReader) -> bool:
 
 
 def get_answer(row: Mapping[str, Any], root: ComparedField) -> Any:
-    return row["answer"] if root.kind == "object" else row["text"]
+    """The text of a model without a schema. With one, a choice that is the whole answer is quoted in the text."""
+    answer = row.get("answer")
+    return answer if root.kind == "object" or answer is not None else row["text"]
 
 
 def describe_answered_row(row: Mapping[str, Any], root: ComparedField) -> Figures:
@@ -102,7 +104,7 @@ def read_answered_rows(reader: OutputReader, more_columns: list[str]) -> Iterato
 
     tables = map_in_threads(read_part, reader.parts)
     for table in reader.track(tables, "answers", len(reader.parts)):
-        for row in table.to_pylist():
+        for row in table.to_pylist(maps_as_pydicts="lossy"):
             yield {"answer": None, "confidence": None, **row}
 
 

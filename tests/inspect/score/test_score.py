@@ -115,6 +115,53 @@ def test_fields_are_compared_as_the_schema_and_their_types_say(orders, workspace
     assert get_value(score, "weight", "mean error") == pytest.approx((0.4 + 0.6) / 3)
 
 
+def build_object(**properties):
+    return {"type": "object", "properties": properties, "required": [*properties]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "answer", "other"),
+    [
+        (
+            build_object(
+                shape={
+                    "anyOf": [
+                        build_object(kind={"const": "circle"}, radius={"type": "integer"}),
+                        build_object(kind={"const": "label"}, text={"type": "string"}),
+                    ]
+                }
+            ),
+            {"shape": {"kind": "circle", "radius": 3}},
+            {"shape": {"kind": "circle", "radius": 4}},
+        ),
+        (
+            build_object(count={"type": "object", "additionalProperties": {"type": "integer"}}),
+            {"count": {"dog": 2, "cat": 1}},
+            {"count": {"dog": 2}},
+        ),
+        (build_object(value={"anyOf": [{"type": "string"}, {"type": "integer"}]}), {"value": "a"}, {"value": 7}),
+        (
+            build_object(pair={"type": "array", "prefixItems": [{"type": "string"}, {"type": "boolean"}]}),
+            {"pair": ["a", True]},
+            {"pair": ["a", False]},
+        ),
+        ({"enum": ["yes", "no"]}, "yes", "no"),
+        ({"type": "array", "items": {"enum": ["a", "b"]}}, ["a", "b"], ["a"]),
+    ],
+)
+def test_an_answer_of_any_shape_is_right_if_the_truth_is_what_the_model_wrote(schema, answer, other, workspace):
+    (workspace.folder / "s.json").write_text(json.dumps(schema))
+    output = answer_rows(workspace, f"{workspace.folder}/s.json", [answer, answer])
+    truth = workspace.folder / "truth.jsonl"
+    truth.write_text(
+        "".join(f"{json.dumps({'id': f'r{n}', 'truth': each})}\n" for n, each in enumerate([answer, other]))
+    )
+    assert get_value(score_output(output, str(truth)), "answer") == 0.5
+    typed = pa.table({"id": ["r0"], "truth": [next(row for row in workspace.read_answers())["text"]]})
+    pq.write_table(typed, workspace.folder / "truth.parquet")
+    assert get_value(score_output(output, str(workspace.folder / "truth.parquet")), "answer") == 1
+
+
 def test_a_schema_that_an_output_names_is_not_run(orders, workspace):
     (workspace.folder / "order.py").write_text("raise SystemExit('run')")
     (workspace.folder / "truth.jsonl").write_text('{"id": "r0", "number": "A-17"}\n')
