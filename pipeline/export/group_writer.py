@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.export.base import Exporter, ExportTask
 from pipeline.export.export_progress import ExportProgress
@@ -18,6 +19,7 @@ from pipeline.export.inline_media import InlineMediaReader, has_inline_media
 from pipeline.export.remarks import Remarks
 from pipeline.export.row_changes import RowChanges
 from pipeline.export.table_appender import NamedGroup, TableAppender, plan_appends
+from pipeline.manifest.chunks import Chunk, compute_slice_rows
 from pipeline.run.log import Say
 
 
@@ -86,13 +88,12 @@ class GroupWriter:
         def read_tables() -> Iterator[pa.Table]:
             nonlocal row_count, repeat_count, selected_count
             for source, table in zip(group, self.reader.read_tables(group, task.columns), strict=True):
-                if source.chunk and task.options.media == "copy" and has_inline_media(table):
-                    task.media_files.inline = inline_reader.read_chunk(source.chunk)
                 row_count += table.num_rows
                 repeat_count += table.num_rows - len(table["id"].unique())
-                selected = self.changes.apply(table, task.remarks)
-                selected_count += selected.num_rows
-                yield selected
+                for rows in self.load_media(source.chunk, table, inline_reader):
+                    selected = self.changes.apply(rows, task.remarks)
+                    selected_count += selected.num_rows
+                    yield selected
                 progress.show_rows(row_count)
 
         files = self.exporter.write_group(name, read_tables())
@@ -100,6 +101,16 @@ class GroupWriter:
         note |= {"selected": selected_count} if self.changes.row_filter else {}
         note |= {"remarks": task.remarks.found} if task.remarks.found else {}
         task.target.create_object(f"_groups/{name}.json", json.dumps(note).encode())
+
+    def load_media(self, chunk: Chunk | None, table: pa.Table, inline_reader: InlineMediaReader) -> Iterator[pa.Table]:
+        """The rows. Where the manifest holds their media, slice by slice: the bytes of one are in memory at once."""
+        has_bytes = self.task.options.media == "copy" and has_inline_media(table)
+        for own in chunk.cut(compute_slice_rows(self.task.context.job)) if chunk and has_bytes else ():
+            self.task.media_files.inline = inline_reader.read_chunk(own)
+            are_own = pc.is_in(table["id"], pa.array([*self.task.media_files.inline], pa.string()))
+            yield table.filter(are_own)
+            table = table.filter(pc.invert(are_own))
+        yield table  # the other rows
 
 
 def count_max_rows(group: Sequence[ExportSource]) -> int:

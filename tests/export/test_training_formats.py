@@ -15,6 +15,7 @@ import yaml
 
 from pipeline.__main__ import main
 from pipeline.export.formats import tar_shards
+from pipeline.export.inline_media import InlineMediaReader
 from tests.fake_hub import serve_hub
 
 pytestmark = pytest.mark.process
@@ -193,17 +194,26 @@ def encode_pages(count):
     return sink.getvalue()
 
 
-def test_media_that_are_bytes_in_the_manifest_go_along(workspace, capsys):
+def test_media_that_are_bytes_in_the_manifest_go_along_slice_by_slice(workspace, capsys, monkeypatch):
+    read_chunk, read_rows = InlineMediaReader.read_chunk, []
+
+    def read_and_count(reader, chunk):
+        media = read_chunk(reader, chunk)
+        read_rows.append(len(media))
+        return media
+
+    monkeypatch.setattr(InlineMediaReader, "read_chunk", read_and_count)
     workspace.draw_images(3)
     contents = [read_original(workspace, 0), encode_pages(2), read_original(workspace, 2)]
     rows = [{"id": f"r{number}", "image": {"bytes": data, "path": "x"}} for number, data in enumerate(contents)]
     workspace.write_manifest(rows)
-    sections = {"input": {"keep": []}, "output": {"chunk_rows": 2}}
+    sections = {"input": {"keep": []}, "output": {"chunk_rows": 2, "slice_rows": 1}}
     workspace.run_job(**sections)
     job = str(workspace.write_job_file(**sections))
     for kind in ("huggingface", "sharegpt", "webdataset"):
         assert main(["export", job, str(workspace.folder / kind), "--to", kind]) == 0
         assert "media not copied" not in capsys.readouterr().out
+    assert read_rows == [1] * 9  # in memory at once
     data = datasets.load_dataset(f"{workspace.folder}/huggingface", cache_dir=f"{workspace.folder}/cache")["train"]
     raw = data.cast_column("image", datasets.Image(decode=False))
     assert [raw[number]["image"]["bytes"] for number in (0, 2)] == [contents[0], contents[2]]
