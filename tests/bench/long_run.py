@@ -1,9 +1,9 @@
-"""A long run through Ray: rows per second, CPU for a chunk, and the memory of every process over time.
+"""A long run through Ray: rows per second, CPU for a slice, and the memory of every process over time.
 
-    PYTHONPATH=. python tests/bench/long_run.py [--rows 1000000] [--chunk 16] [--quick]
+    PYTHONPATH=. python tests/bench/long_run.py [--rows 1000000] [--slice 16] [--slices 1] [--quick]
 
 Text rows and a scripted engine without delay leave only the work around a model. The run is the whole of it: lease,
-plan, tasks, crash ledger, commits to a local disk, summaries and report.
+plan, tasks, crash ledger, commits to a local disk, summaries and report. A chunk is one slice, or `--slices` of them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ input: {manifest: PLACE/manifest.parquet, id: id, messages: chat}
 model: {weights: "builtin:tiny"}
 engine: {kind: scripted, slots: 64, default: "{id}"}
 workers: {prepare: {max: 1}, generate: {min: 1, max: 1}}
-output: {path: PLACE/out, chunk_rows: CHUNK}
+output: {path: PLACE/out, chunk_rows: CHUNK, slice_rows: SLICE}
 """
 ACTORS = {"ledger": "CrashLedger", "prepare": "PrepareWorker", "generate": "GenerateWorker"}
 SAMPLE_S = 2.0
@@ -94,9 +94,10 @@ class ProcessWatch:
             thread.join()
 
 
-def measure(folder: Path, rows: int, chunk_rows: int) -> tuple[list[list[object]], dict[str, float]]:
+def measure(folder: Path, rows: int, slice_rows: int, slices: int) -> tuple[list[list[object]], dict[str, float]]:
     write_manifest(folder / "manifest.parquet", rows)
-    job = job_loader.parse_job(JOB.replace("PLACE", str(folder)).replace("CHUNK", str(chunk_rows)))
+    text = JOB.replace("PLACE", str(folder)).replace("CHUNK", str(slices * slice_rows))
+    job = job_loader.parse_job(text.replace("SLICE", str(slice_rows)))
     watch, started = ProcessWatch(), time.monotonic()
     with watch.follow():
         assert run_job(job, RunOptions(), say=lambda line: print(line, flush=True)) == 0
@@ -106,11 +107,11 @@ def measure(folder: Path, rows: int, chunk_rows: int) -> tuple[list[list[object]
     lines = [
         [f"{marks[0][0] - started:.0f} to {marks[-1][0] - started:.0f} s", name]
         + [mib.get(name, 0.0) for _, _, mib in marks]
-        + [1000 * (marks[-1][1][name] - marks[0][1].get(name, 0.0)) * chunk_rows / rows]
+        + [1000 * (marks[-1][1][name] - marks[0][1].get(name, 0.0)) * slice_rows / rows]
         for name in ("driver", *ACTORS, "Ray's processes")
     ]
     figures = {"rows_s": rows / seconds, "seconds": seconds}
-    figures |= {f"{name}_ms_chunk": cost for _, name, *_, cost in lines}  # type: ignore[misc]
+    figures |= {f"{name}_ms_slice": cost for _, name, *_, cost in lines}  # type: ignore[misc]
     figures |= {f"{name}_growth_mib": line[-2] - line[2] for line in lines for name in [line[1]]}  # type: ignore[operator]
     return lines, figures
 
@@ -118,13 +119,14 @@ def measure(folder: Path, rows: int, chunk_rows: int) -> tuple[list[list[object]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--chunk", type=int, default=16, help="rows of a chunk")
+    parser.add_argument("--slice", type=int, default=16, help="rows of a slice")
+    parser.add_argument("--slices", type=int, default=1, help="of a chunk")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     rows = 50_000 if options.quick else options.rows
     with ray_session.connect_to_ray(), tempfile.TemporaryDirectory() as folder:
-        lines, figures = measure(Path(folder), rows, options.chunk)
-    header = ["from, to", "process", *(f"MiB at {number}/{MARKS - 1}" for number in range(MARKS)), "CPU ms a chunk"]
+        lines, figures = measure(Path(folder), rows, options.slice, options.slices)
+    header = ["from, to", "process", *(f"MiB at {number}/{MARKS - 1}" for number in range(MARKS)), "CPU ms a slice"]
     print(harness.format_table(header, lines))
     harness.print_report("long_run", ratios={}, figures=figures, where=harness.describe_machine("ray"))
 
