@@ -133,11 +133,12 @@ def test_without_a_terminal_the_missing_flag_is_named(pictures, capsys, monkeypa
 
 
 @pytest.mark.process
-def test_at_a_terminal_it_asks(pictures):
+def test_at_a_terminal_it_asks_until_an_answer_can_be_used(pictures):
+    (pictures / "fields.yaml").write_text("a job of earlier")
     pid, terminal = pty.fork()
     if pid == 0:
         os.execv(sys.executable, [sys.executable, "-m", "pipeline", "init"])
-    os.write(terminal, b"fields\nWhat is it?\nname, size: small|large\npics\nbuiltin:tiny\n0\n")
+    os.write(terminal, b"no\nfields\nWhat is it?\nname: nop\nname, size: small|large\nno\npics\nbuiltin:tiny\n?\n0\n\n")
     shown = b""
     try:
         while piece := os.read(terminal, 4096):
@@ -145,9 +146,30 @@ def test_at_a_terminal_it_asks(pictures):
     except OSError:  # the terminal closes with its program
         pass
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, shown.decode()
-    job = read_job(pictures / "fields.yaml")
-    assert (job.answer.schema_, job.model.weights) == ("fields_fields.py:Answer", "builtin:tiny")
-    assert 'Literal["small", "large"]' in (pictures / "fields_fields.py").read_text()
+    for words in (b"pip install vlbatch[pdf]", b"name has the type 'nop'", b"there is no no in", b"valid integer"):
+        assert words in b" ".join(shown.split()), shown.decode()
+    assert b"not planned here" not in shown
+    job = read_job(pictures / "fields-2.yaml")
+    assert (job.answer.schema_, job.model.weights) == ("fields-2_fields.py:Answer", "builtin:tiny")
+    assert 'Literal["small", "large"]' in (pictures / "fields-2_fields.py").read_text()
+    assert (pictures / "fields.yaml").read_text() == "a job of earlier"
+
+
+@pytest.mark.process
+def test_questions_that_are_not_answered_to_the_end_write_nothing(pictures):
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "pipeline", "init"])
+    os.write(terminal, b"caption\n\x04")
+    shown = b""
+    try:
+        while piece := os.read(terminal, 4096):
+            shown += piece
+    except OSError:
+        pass
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2, shown.decode()
+    assert b"so nothing was written" in shown
+    assert [path.name for path in pictures.iterdir()] == ["pics"]
 
 
 @pytest.mark.parametrize("task", list_gallery())
