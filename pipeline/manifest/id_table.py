@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.errors import JobError
 from pipeline.manifest.files import ManifestFile, detect_source_kind
+from pipeline.manifest.row_keys import format_row_id
 
 ID_COLUMN = "id"
 ROWS_PER_READ = 100_000
@@ -27,6 +28,7 @@ def read_ids(url: str, *, option: str) -> set[str]:
     source = ManifestFile(url, detect_source_kind(url) or "").open_source()
     try:
         tables = map(source.read_span, source.list_spans(ROWS_PER_READ))
-        return {str(row_id) for table in tables for row_id in table[ID_COLUMN].to_pylist() if row_id is not None}
+        ids = {format_row_id(value) for table in tables for value in table[ID_COLUMN].to_pylist()}
+        return {row_id for row_id in ids if row_id is not None}
     except OSError as error:
         raise JobError(f"{option} {url}: {error}") from error

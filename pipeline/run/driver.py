@@ -166,7 +166,7 @@ def plan_run(run: ActiveRun, manifest_files: Sequence[ManifestFile], options: Ru
         own_scope = retry_scope.narrow(plan, options.shard)
         say = run.progress.say
         plan = retry_errors.add_retries(plan, own_scope, run.dataset, options.retry_kind, say, labelled_ids)
-    for warning in resume.find_plan_warnings(run.context, plan, run.dataset):
+    for warning in resume.find_plan_warnings(run.context, plan, run.dataset, options.labelled_rows):
         run.progress.say(f"careful: {warning}")
     run.progress.say(run_report.describe_plan(run.context.job.name, plan, options.shard))
     return plan

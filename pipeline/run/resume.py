@@ -109,8 +109,12 @@ def build_resume_plan(
     )
 
 
-def find_plan_warnings(context: RunContext, plan: ResumePlan, dataset: Dataset) -> Iterator[str]:
-    """A manifest whose ids were written in another way asks, and pays for, everything again."""
+def find_plan_warnings(
+    context: RunContext, plan: ResumePlan, dataset: Dataset, labelled_rows: str | None = None
+) -> Iterator[str]:
+    """Ids that are written in another way than before, or than in a table of labelled rows, are paid for again."""
+    if labelled_rows and plan.rows_left and not plan.labelled_rows:
+        yield f"--except {labelled_rows} names none of the {plan.rows_left:,} rows that are asked"
     if plan.rows_left and plan.rows_left == plan.rows and plan.orphans.row_count >= MIN_EARLIER_ROWS:
         part = list(plan.orphans.parts)[int(np.argmax(np.diff(plan.orphans.first_rows)))]  # the largest
         earlier_id = dataset.read_part(part, ["id"])["id"][0].as_py()

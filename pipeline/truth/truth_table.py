@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.errors import JobError, OutputError
 from pipeline.json_values import parse_json_text
 from pipeline.manifest.files import ManifestFile, detect_source_kind
+from pipeline.manifest.row_keys import format_row_id
 from pipeline.truth.base import TrueAnswer, TruthFile, TruthReader
 from pipeline.truth.compared_fields import BOOLEAN_CHOICES, ComparedField
 
@@ -38,9 +39,9 @@ class TruthTableReader(TruthReader):
                 )
             for span in source.list_spans(ROWS_PER_READ):
                 for row in source.read_span(span).to_pylist(maps_as_pydicts="lossy"):
-                    row_id = row.pop(self.file.id_column)
+                    row_id = format_row_id(row.pop(self.file.id_column))
                     if row_id is not None and (answer := build_true_answer(row, self.file.root)) is not None:
-                        yield TrueAnswer((str(row_id),), answer)
+                        yield TrueAnswer((row_id,), answer)
         except (OSError, JobError) as error:
             raise OutputError(f"--truth {self.file.url}: {error}") from error
 

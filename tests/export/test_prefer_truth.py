@@ -111,3 +111,21 @@ def test_a_failed_row_that_people_have_labelled_is_not_asked_again(captions, cap
 def test_only_tables_say_which_rows_are_not_asked(captions, capsys):
     assert run(captions, "--except", "project.json") == 2
     assert "--except project.json: give a table with a column `id`" in capsys.readouterr().err
+
+
+def test_rows_are_found_where_a_table_has_their_ids_as_floats(workspace, capsys):
+    """As pandas writes whole numbers beside an empty cell."""
+    workspace.write_manifest([{**row, "id": number} for number, row in enumerate(workspace.draw_images(3))])
+    tables = {"ids": [0.0, float("nan"), 2.0], "others": [7.0, 8.0, 9.0]}
+    for name, ids in tables.items():
+        pq.write_table(pa.table({"id": ids, "truth": ["seen 0", "", "seen 2"]}), workspace.folder / f"{name}.parquet")
+    job, table = str(workspace.write_job_file()), str(workspace.folder / "ids.parquet")
+    assert main(["run", job, "--local", "--except", table]) == 0
+    assert workspace.list_answered_ids() == ["1"]
+    assert main(["run", job, "--local"]) == 0
+    capsys.readouterr()
+    assert main(["score", str(workspace.folder / "out"), "--truth", table, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 2
+    others, elsewhere = str(workspace.folder / "others.parquet"), f"output.path={workspace.folder}/elsewhere"
+    assert main(["run", job, "--local", "--except", others, "--set", elsewhere]) == 0
+    assert f"careful: --except {others} names none of the 3 rows that are asked" in capsys.readouterr().err
