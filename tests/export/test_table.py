@@ -67,6 +67,24 @@ def test_failed_rows_are_counted_from_the_notes_of_commits(workspace, table_expo
     assert table_export.messages[-1] == "missing: 3 rows that failed (run --retry-errors), 0 not asked yet (run)"
 
 
+def test_failed_rows_that_a_retry_or_another_manifest_answered_are_not_missing(workspace, table_export):
+    rows, bad = workspace.draw_images(3), workspace.write_broken_images(3)
+    workspace.write_manifest([*rows, *bad])
+    assert workspace.run_job() == 3
+    (workspace.folder / bad[0]["image"]).write_bytes((workspace.folder / rows[0]["image"]).read_bytes())
+    assert workspace.run_job(retry_kind="") == 3
+    table_export.run()
+    assert table_export.messages[-1] == "missing: 2 rows that failed (run --retry-errors), 0 not asked yet (run)"
+    (workspace.folder / bad[1]["image"]).write_bytes((workspace.folder / rows[0]["image"]).read_bytes())
+    workspace.write_manifest([*bad[::-1], *rows])
+    assert workspace.run_job() == 3
+    workspace.write_manifest([*rows, *bad])
+    shutil.rmtree(table_export.target)
+    table_export.run()
+    assert sorted(table_export.read_ids()) == ["bad0", "bad1", "r0", "r1", "r2"]
+    assert table_export.messages[-1] == "missing: 1 row that failed (run --retry-errors), 0 not asked yet (run)"
+
+
 def test_retried_and_moved_rows_are_exported_and_removed_rows_are_not(workspace, table_export):
     rows, bad = workspace.draw_images(9), workspace.write_broken_images(1)
     workspace.write_manifest([*rows[:7], *bad])
