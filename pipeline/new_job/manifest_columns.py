@@ -22,6 +22,7 @@ CHAT_NAMES = ("messages",)
 class ManifestSample(NamedTuple):
     schema: pa.Schema
     values: Mapping[str, list[Any]]  # of the first rows, without columns that hold bytes
+    default_id: str | None = None  # a column that the format of the manifest has for ids
 
 
 class ColumnChoice(NamedTuple):
@@ -42,7 +43,8 @@ def read_sample(file: ManifestFile) -> ManifestSample:
         return source.read_span(span, names) if span else schema.empty_table().select(names)
 
     table = read_with_retries(file, read_first_rows, has_started=False)
-    return ManifestSample(schema, {name: table[name].to_pylist() for name in names})
+    values = {name: table[name].to_pylist() for name in names}
+    return ManifestSample(schema, values, file.open_source().default_id)
 
 
 def choose_columns(sample: ManifestSample) -> ColumnChoice:
@@ -50,6 +52,7 @@ def choose_columns(sample: ManifestSample) -> ColumnChoice:
     media += [name for name, values in sample.values.items() if holds_media_names(values)]
     ids = [name for name, values in sample.values.items() if name not in media and may_be_id(name, values)]
     ids.sort(key=lambda name: (name.lower() != "id", not name.lower().endswith("id")))
+    ids = [name for name in (sample.default_id, *ids) if name in sample.values]
     has_chat = any(name in sample.schema.names for name in CHAT_NAMES)
     return ColumnChoice(media[0] if media and not has_chat else None, ids[0] if ids else None, has_chat)
 

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import sys
+import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -130,6 +131,16 @@ def test_without_a_terminal_the_missing_flag_is_named(pictures, capsys, monkeypa
     message = capsys.readouterr().err
     assert "there is no task 'detct'; there are caption, " in message
     assert "Did you mean 'detect'?" in message
+
+
+def test_a_job_for_a_tar_names_the_column_that_its_rows_are_told_by(pictures, capsys):
+    with tarfile.open(pictures / "a.tar", "w") as tar:
+        for number in range(2):
+            tar.add(f"pics/{number}.png", f"{number}.png")
+    assert main(["init", "caption", "--manifest", "a.tar", *ON_CPU]) == 0
+    assert "caption: 2 rows, 2 to do" in capsys.readouterr().out
+    job = read_job(pictures / "caption.yaml")
+    assert (job.input.media, job.input.id) == (("media",), "path")
 
 
 @pytest.mark.process
