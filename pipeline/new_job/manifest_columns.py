@@ -22,7 +22,7 @@ CHAT_NAMES = ("messages",)
 class ManifestSample(NamedTuple):
     schema: pa.Schema
     values: Mapping[str, list[Any]]  # of the first rows, without columns that hold bytes
-    default_id: str | None = None  # a column that the format of the manifest has for ids
+    default_id: str = ""  # a column that the format of the manifest has for ids
 
 
 class ColumnChoice(NamedTuple):
@@ -44,7 +44,7 @@ def read_sample(file: ManifestFile) -> ManifestSample:
 
     table = read_with_retries(file, read_first_rows, has_started=False)
     values = {name: table[name].to_pylist() for name in names}
-    return ManifestSample(schema, values, file.open_source().default_id)
+    return ManifestSample(schema, values, file.open_source().default_id or "")
 
 
 def choose_columns(sample: ManifestSample) -> ColumnChoice:
@@ -52,7 +52,8 @@ def choose_columns(sample: ManifestSample) -> ColumnChoice:
     media += [name for name, values in sample.values.items() if holds_media_names(values)]
     ids = [name for name, values in sample.values.items() if name not in media and may_be_id(name, values)]
     ids.sort(key=lambda name: (name.lower() != "id", not name.lower().endswith("id")))
-    ids = [name for name in (sample.default_id, *ids) if name in sample.values]
+    if sample.default_id in sample.values:
+        ids.insert(0, sample.default_id)
     has_chat = any(name in sample.schema.names for name in CHAT_NAMES)
     return ColumnChoice(media[0] if media and not has_chat else None, ids[0] if ids else None, has_chat)
 
