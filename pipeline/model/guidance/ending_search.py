@@ -61,7 +61,7 @@ class _OptionScore(NamedTuple):
     progress: int  # 0: closes something; 1: changes what may follow; 2: changes nothing
     is_structural: int
     cannot_end_next: int
-    added_bytes: int  # its own and those that it forces
+    added_bytes: int  # its own and those that it forces, without closing brackets
     rank: int  # in the order of preference
 
 
@@ -204,7 +204,7 @@ class _Walk:
             progress=1 if is_changed else 2,
             is_structural=(CLOSERS | OPENERS) >> option & 1,
             cannot_end_next=int(not (after.can_end or next_bytes & ENDING_BYTES)),
-            added_bytes=len(step) + len(after.forced_bytes),
+            added_bytes=len(step) + len(after.forced_bytes.lstrip(b"}]")),  # the closers are due in any case
             rank=rank,
         )
 

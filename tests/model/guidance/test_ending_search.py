@@ -71,6 +71,7 @@ def find_ending(schema: dict[str, Any], written: str) -> str | None:
         (pattern(r"^.*@.*\.com$"), '{"a":"me@home', '.com"}'),
         (recursive(struct(next=either(NODE, NONE))), '{"next":{"next":{', '"next":null}}}'),
         (recursive(either(listed(NODE, minItems=1), struct(leaf={"type": "boolean"}))), "[[", '{"leaf":true}]]'),
+        (recursive(struct(kids=listed(NODE, maxItems=1))), '{"kids":[' * 20, "]}" * 20),
         (struct(a=TEXT | {"format": "date"}), '{"a":"19', '00-01-01"}'),
     ],
 )
