@@ -26,6 +26,7 @@ import yaml
 from PIL import Image
 from ray.cluster_utils import Cluster
 
+from pipeline.cluster.ray_session import omit_unused_services
 from tests.faults import Proxy, Rule
 from tests.seaweed import KEY, SECRET, Seaweed
 
@@ -232,7 +233,8 @@ def retry_start(start: Callable[[], object], clean_up: Callable[[], object] = la
     """Start a node, again if it takes longer than Ray's own limit of 30 s, as on a loaded machine."""
     for tries_left in reversed(range(START_TRIES)):
         try:
-            start()
+            with omit_unused_services():
+                start()
         except Exception:
             clean_up()
             if not tries_left:

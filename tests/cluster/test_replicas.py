@@ -17,7 +17,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
-from pipeline.cluster.ray_session import require_random_token
+from pipeline.cluster.ray_session import omit_unused_services, require_random_token
 
 log = logging.getLogger(__name__)
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ def nodes(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     folder = tempfile.mkdtemp(prefix="vl")
     options = {"include_dashboard": False, "object_store_memory": 150 * 10**6}
-    with require_random_token():
+    with require_random_token(), omit_unused_services():
         cluster = Cluster(initialize_head=True, head_node_args={**options, "num_cpus": 1, "temp_dir": folder})
         yield lambda **more: cluster.add_node(**options, **more), cluster
         ray.shutdown()
