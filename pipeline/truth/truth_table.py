@@ -1,13 +1,14 @@
 """Truths in a table: Parquet, JSONL or CSV with an id, and a column `truth` or one column for each field.
 
 A column `truth` holds a whole answer, as JSON text or a struct; rows where it is empty are not labelled. Columns of
-fields are named after them, with dots for fields inside fields (`seller.name`).
+fields are named after them, with dots for fields inside fields (`seller.name`). A table without such columns may have
+those of an export (`answer`, `answer.seller.name`, `text`), so that an export which people corrected is a truth.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import JobError, OutputError
@@ -18,6 +19,7 @@ from pipeline.truth.base import TrueAnswer, TruthFile, TruthReader
 from pipeline.truth.compared_fields import BOOLEAN_CHOICES, ComparedField
 
 TRUTH_COLUMN = "truth"
+EXPORTED_ANSWER, EXPORTED_TEXT = "answer", "text"
 ROWS_PER_READ = 10_000
 
 
@@ -51,6 +53,12 @@ def build_true_answer(row: Mapping[str, Any], root: ComparedField) -> Any:
     if TRUTH_COLUMN in row:
         return read_truth_value(row[TRUTH_COLUMN], root, TRUTH_COLUMN)
     cells = {name: value for name, value in row.items() if is_field(name.split("."), root)}
+    if not cells:
+        column = find_exported_column(row, root)
+        if column:
+            return read_truth_value(row[column], root, column)
+        names = {strip_answer(name): name for name in row}
+        cells = {field: row[name] for field, name in names.items() if is_field(field.split("."), root)}
     if all(value is None for value in cells.values()):
         return None
     answer: dict[str, Any] = {}
@@ -64,7 +72,23 @@ def build_true_answer(row: Mapping[str, Any], root: ComparedField) -> Any:
 
 
 def holds_truths(columns: Sequence[str], root: ComparedField) -> bool:
-    return TRUTH_COLUMN in columns or any(is_field(name.split("."), root) for name in columns)
+    has_fields = any(is_field(strip_answer(name).split("."), root) for name in columns)
+    return TRUTH_COLUMN in columns or has_fields or find_exported_column(columns, root) is not None
+
+
+def strip_answer(column: str) -> str:
+    """
+    >>> strip_answer("answer.total")
+    'total'
+    """
+    return column.removeprefix(f"{EXPORTED_ANSWER}.")
+
+
+def find_exported_column(columns: Collection[str], root: ComparedField) -> str | None:
+    """The column of an export that holds whole answers."""
+    if EXPORTED_ANSWER in columns:
+        return EXPORTED_ANSWER
+    return EXPORTED_TEXT if EXPORTED_TEXT in columns and root.kind != "object" else None
 
 
 def is_field(steps: list[str], root: ComparedField) -> bool:

@@ -68,6 +68,17 @@ def test_an_export_that_nobody_changed_comes_back_with_its_values(format_name, f
     assert score_output(str(boxes.folder / "out"), str(table)).fields["boxes"].measures["right"].value == 1
 
 
+@pytest.mark.parametrize(("format_name", "ending"), [("csv", "csv"), ("jsonl", "jsonl"), ("table", "parquet")])
+def test_an_export_that_is_a_table_is_a_truth(format_name, ending, boxes):
+    (file,) = export(boxes, "--to", format_name).rglob(f"*.{ending}")
+    right = score_output(str(boxes.folder / "out"), str(file)).fields["boxes"].measures["right"]
+    assert right.value == 1
+    if ending != "parquet":
+        file.write_text(file.read_text().replace("dog", "cow"))
+        measures = score_output(str(boxes.folder / "out"), str(file)).fields["boxes"].measures
+        assert measures["right"].value == pytest.approx(1 / 3)  # the row without boxes
+
+
 def test_truths_of_unknown_rows_are_counted_and_files_of_another_format_refused(boxes, capsys):
     lines = ["id,boxes", "0,[]", "7,[]"]
     (boxes.folder / "checked.csv").write_text("\n".join(lines))
