@@ -6,6 +6,7 @@ import os
 import sys
 
 from pipeline.command_line import commands, parser
+from pipeline.command_line.output_options import locate_output
 from pipeline.errors import ExitCode, PipelineError, StoppedError, Terminated
 from pipeline.run import log
 
@@ -25,6 +26,7 @@ RESUME_ADVICE = "committed answers are kept; run the same command again to conti
 def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_arguments(__doc__, arguments)
     try:
+        locate_output(options)
         code = parser.COMMANDS[options.command].run(options)
         sys.stdout.flush()
         return code

@@ -9,8 +9,20 @@ from pipeline.registry import TRUTHS
 SERVE_OPTION = "--serve"
 
 
+OUTPUT_HELP = "the output.path of a job, or the job's file"
+
+
+def locate_output(options: argparse.Namespace) -> None:
+    """Put the output's path in the place of a job's file."""
+    output = getattr(options, "output", "")
+    if output.endswith((".yaml", ".yml")):
+        from pipeline.job.job_loader import load_job
+
+        options.output = load_job(output).output.path
+
+
 def add_output_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", help="the output.path of a job")
+    parser.add_argument("output", help=OUTPUT_HELP)
     parser.add_argument("--question", metavar="FP", help="a fingerprint; default: the question that was asked last")
 
 
@@ -64,7 +76,7 @@ def add_schema_options(parser: argparse.ArgumentParser) -> None:
 
 def add_truth_file_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="what people labelled: a file, or data.yaml of a YOLO folder")
-    parser.add_argument("output", help="the output.path of the job whose rows these are")
+    parser.add_argument("output", help="the output.path, or the file, of the job whose rows these are")
     parser.add_argument("--question", metavar="FP", help="a fingerprint; default: the question that was asked last")
     parser.add_argument("--from", dest="format", choices=[*TRUTHS, "csv"], help="default: the file tells")
     parser.add_argument("--to", default="truth.parquet", metavar="FILE", help="default truth.parquet in this folder")
@@ -121,7 +133,7 @@ def parse_cosine(text: str) -> float:
 
 
 def add_compare_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", help="the output.path of a job")
+    parser.add_argument("output", help=OUTPUT_HELP)
     questions_help = "two fingerprints, which status shows; default: the two questions that were asked last"
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help=questions_help)
     add_truth_options(parser, is_required=False)

@@ -193,8 +193,6 @@ class OutputReader:
 
 def open_output_reader(path: str, question: str | None = None, *, shows_progress: bool = False) -> OutputReader:
     """The named question, or the one asked last."""
-    if path.endswith((".yaml", ".yml")):
-        raise OutputError(f"{path} is a job; give the path that its output.path names")
     store = OutputStore(path)
     questions = tuple(sorted(list_questions(store)))
     if not questions:

@@ -48,6 +48,19 @@ def test_status_counts_answered_failed_and_left_rows(workspace):
     assert " done " in text
 
 
+def test_a_job_stands_for_its_output(workspace, capsys):
+    workspace.write_manifest(workspace.draw_images(2))
+    job_file, output = str(workspace.write_job_file()), str(workspace.folder / "out")
+    workspace.run_job()
+    capsys.readouterr()
+    texts = []
+    for named in (job_file, output):
+        assert main(["status", named]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert "answered  2 rows" in texts[0]
+
+
 @pytest.mark.parametrize(("status", "says_so"), [("done", True), ("running", False), ("stopped", False)])
 def test_only_a_run_that_is_done_had_nothing_to_do(status, says_so):
     report = {"run": "20261129T211922-70f31", "status": status, "answered": 0, "failed": 0, "seconds": 2.0}

@@ -439,10 +439,10 @@ MISTAKES: list[Case] = [
         "error: /dev/null/out/questions: cannot be used as an output (Not a directory); choose another folder",
     ),
     (
-        "status of a file",
+        "status of a job that did not run",
         job(),
         ["status", "job.yaml"],
-        "error: job.yaml is a job; give the path that its output.path names",
+        "error: out: there is no output of a run here; give the path that output.path of a job names",
     ),
     (
         "unknown gpu",
