@@ -196,7 +196,9 @@ def open_output_reader(path: str, question: str | None = None, *, shows_progress
     store = OutputStore(path)
     questions = tuple(sorted(list_questions(store)))
     if not questions:
-        raise OutputError(f"{path}: there is no output of a run here; give the path that output.path of a job names")
+        raise OutputError(
+            f"{path}: there is no output of a run here; run the job first, or give the path that its output.path names"
+        )
     if question is None:
         runs = list_runs(store, "plan")
         question = read_run_document(store, runs[0], "plan")["fingerprint"] if runs else questions[-1]

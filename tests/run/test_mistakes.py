@@ -442,7 +442,7 @@ MISTAKES: list[Case] = [
         "status of a job that did not run",
         job(),
         ["status", "job.yaml"],
-        "error: out: there is no output of a run here; give the path that output.path of a job names",
+        "error: out: there is no output of a run here; run the job first, or give the path that its output.path names",
     ),
     (
         "unknown gpu",
@@ -460,7 +460,7 @@ MISTAKES: list[Case] = [
         "status of nothing",
         job(),
         ["status", "outt"],
-        "error: outt: there is no output of a run here; give the path that output.path of a job names",
+        "error: outt: there is no output of a run here; run the job first, or give the path that its output.path names",
     ),
 ]
 
