@@ -1,10 +1,8 @@
 """Tiny checkpoints of every family, requests for them, and what `generate` answers to each request alone."""
 
 import shutil
-import subprocess
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +10,7 @@ import torch
 
 from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.model import family_loader, hf_models
-from pipeline.model.engines.torch import worker_group
-from pipeline.model.families.base import Family
 from pipeline.types import Clip, Request, Sampling, Turn
-from tests.forked_python import ForkedPopen
 
 torch.set_num_threads(1)
 hf_models.import_transformers().utils.logging.disable_progress_bar()
@@ -33,13 +28,6 @@ QUANTIZABLE_SIZES = {
     "head_dim": 64,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
 }
-
-
-def build_request(family: Family, name: str, *parts: str | Clip, **sampling: object) -> Request:
-    turns = (Turn("user", parts),)
-    encoded = family.encode_turns(turns)
-    settings = Sampling(**{"max_new_tokens": 12, **sampling})
-    return Request(name, turns, encoded.input_ids, encoded.positions, encoded.vision_tokens, settings)
 
 
 class Lab:
@@ -63,7 +51,10 @@ class Lab:
         return Clip("video", pixels, (width * side, height * side), times=times, fps=2.0)
 
     def build_request(self, name: str, *parts: str | Clip, **sampling: object) -> Request:
-        return build_request(self.family, name, *parts, **sampling)
+        turns = (Turn("user", parts),)
+        encoded = self.family.encode_turns(turns)
+        settings = Sampling(**{"max_new_tokens": 12, **sampling})
+        return Request(name, turns, encoded.input_ids, encoded.positions, encoded.vision_tokens, settings)
 
     @cache  # noqa: B019
     def load_reference(self):
@@ -119,20 +110,6 @@ class Lab:
                 for r, c in ((row, column), (row, column + 1), (row + 1, column), (row + 1, column + 1)):
                     patches.append(pair[:, :, r * side : (r + 1) * side, c * side : (c + 1) * side].ravel())
         return torch.from_numpy(np.stack(patches))
-
-
-class ForkedRank(ForkedPopen):
-    modules = (__name__, "pipeline.model.engines.torch.replica", "transformers.modeling_utils")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def fork_ranks():
-    """Ranks of engines in this process find their libraries imported."""
-    with pytest.MonkeyPatch.context() as patch:
-        fake = SimpleNamespace(Popen=ForkedRank, DEVNULL=subprocess.DEVNULL)
-        patch.setattr(worker_group, "subprocess", fake)
-        patch.setenv("GLOO_SOCKET_IFNAME", "lo")  # else the first engine sets it, and the second finds no server
-        yield
 
 
 @pytest.fixture(scope="session", params=FAMILIES)

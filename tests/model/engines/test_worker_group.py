@@ -4,59 +4,89 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
 
-from pipeline.builtin.random_checkpoint import write_random_checkpoint
 from pipeline.errors import ExitCode
-from tests.forked_python import ForkedPopen
-from tests.model.engines.failing_replica import open_engine
 
 pytestmark = pytest.mark.process
 
-MODEL_TYPE = "qwen3_vl"
+ROOT = Path(__file__).parents[3]
+SCRIPT = """
+import sys
+from itertools import count
+from pathlib import Path
+import torch
+from pipeline.model.engines.torch import worker_group
+from pipeline.model.engines.torch.engine import TorchEngine
+from pipeline.model.engine_thread import generate_replies
+from tests.model.engines.conftest import Lab
+
+worker_group.FAILURE_GRACE_S = 1
+lab = Lab(Path(sys.argv[1]), "qwen3_vl")
+if sys.argv[2] == "memory-of-another":
+    worker_group.WORKER_MODULE = "tests.model.engines.rank_without_memory"
+hang_s = 3 if sys.argv[2] == "stopped" else 300
+engine = TorchEngine(lab.folder, lab.family, device="cpu", slots=2, kv_tokens=300, tensor_parallel=2, hang_s=hang_s)
+print(engine.vision_cache.collectives.worker_group.processes[0].pid, flush=True)
+if sys.argv[2] == "again":
+    print(engine.limits.prefill_tokens, engine.limits.patches, engine.limits.max_sequences, flush=True)
+    engine.close()
+    sys.exit()
+if sys.argv[2] in ("alone", "memory"):
+    run_step, calls = engine.step_runner.run_step, count()
+    error = RuntimeError("only here") if sys.argv[2] == "alone" else torch.OutOfMemoryError("CUDA out of memory")
+    def failing(*arguments):
+        if next(calls) > 3:
+            raise error
+        return run_step(*arguments)
+    engine.step_runner.run_step = failing
+for answer in generate_replies(engine, (lab.build_request(str(number), "hello") for number in count())):
+    print(answer.id, flush=True)
+"""
 
 
-class ForkedReplica(ForkedPopen):
-    """Its ranks are no forks: they start as those of a run."""
-
-    modules = (
-        "tests.model.engines.conftest",
-        "pipeline.model.engines.torch.engine",
-        f"transformers.models.{MODEL_TYPE}.modeling_{MODEL_TYPE}",
-    )
+def start_replica(folder: Path, way: str, **options) -> subprocess.Popen:
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
+    command = [sys.executable, "-c", SCRIPT, str(folder / "model"), way]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, **options)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return write_random_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model", MODEL_TYPE)
-
-
-@pytest.fixture
-def start(checkpoint, tmp_path):
-    """A function that starts a replica which ends in this way. Returns the process and its error output."""
-    started = []
-    (tmp_path / "model").symlink_to(checkpoint)
-
-    def start_failing(way):
-        error = (tmp_path / "error").open("w+")
-        command = [sys.executable, "-m", "tests.model.engines.failing_replica", str(tmp_path), way]
-        started.append((ForkedReplica(command, stdout=subprocess.PIPE, stderr=error, text=True), error))
-        return started[-1]
-
-    yield start_failing
-    for process, error in started:
+@contextmanager
+def start_replicas(tmp_path_factory, ways):
+    """One replica for each way to end. They start at the same time, because starting takes long."""
+    processes = {}
+    for way in ways:
+        folder = tmp_path_factory.mktemp(way)
+        error = (folder / "error").open("w+")
+        processes[way] = start_replica(folder, way, stderr=error), error
+    yield processes
+    for process, error in processes.values():
         process.kill()
         process.wait()
         process.stdout.close()
         error.close()
 
 
-def end_replica(process, error, signal_number=None, *, of_first=False):
+@pytest.fixture(scope="module")
+def replicas(tmp_path_factory):
+    with start_replicas(tmp_path_factory, ("killed", "stopped")) as replicas:
+        yield replicas
+
+
+@pytest.fixture(scope="module")
+def more_replicas(tmp_path_factory):
+    with start_replicas(tmp_path_factory, ("alone", "first")) as replicas:
+        yield replicas
+
+
+def end_replica(replicas, way, signal_number=None, *, of_first=False):
     """Send a signal to a rank at work. Returns the exit code and the error output of rank 0."""
+    process, error = replicas[way]
     worker_pid = int(process.stdout.readline())
     if signal_number:
         assert process.stdout.readline()  # an answer: both ranks are at work
@@ -72,42 +102,39 @@ def end_replica(process, error, signal_number=None, *, of_first=False):
     return code, error.read()
 
 
-def test_a_killed_rank_ends_the_replica(start):
-    code, error_output = end_replica(*start("killed"), signal.SIGKILL)
+def test_a_killed_rank_ends_the_replica(replicas):
+    code, error_output = end_replica(replicas, "killed", signal.SIGKILL)
     assert code == ExitCode.HANG
     assert "rank 1 ended (killed by signal 9); ending the replica" in error_output
 
 
-def test_a_rank_that_hangs_ends_the_replica_within_its_limit(start):
-    code, error_output = end_replica(*start("stopped"), signal.SIGSTOP)
+def test_a_rank_that_hangs_ends_the_replica_within_its_limit(replicas):
+    code, error_output = end_replica(replicas, "stopped", signal.SIGSTOP)
     assert code == ExitCode.HANG
     assert "a step of the engine took more than 3 s" in error_output
 
 
 @pytest.mark.slow
-def test_a_failure_of_one_rank_ends_the_replica(start):
-    code, error_output = end_replica(*start("alone"))
+def test_a_failure_of_one_rank_ends_the_replica(more_replicas):
+    code, error_output = end_replica(more_replicas, "alone")
     assert code == ExitCode.HANG
     assert "only here" in error_output
 
 
 @pytest.mark.slow
-def test_the_other_ranks_end_with_the_first(start):
-    code, _ = end_replica(*start("first"), signal.SIGKILL, of_first=True)
+def test_the_other_ranks_end_with_the_first(more_replicas):
+    code, _ = end_replica(more_replicas, "first", signal.SIGKILL, of_first=True)
     assert code == -signal.SIGKILL
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("way", "reason"), [("memory", "rank 0 failed"), ("memory-of-another", "out of memory")])
-def test_the_process_after_an_out_of_memory_begins_with_lower_limits(start, tmp_path, monkeypatch, way, reason):
-    code, error_output = end_replica(*start(way))
+def test_the_process_after_an_out_of_memory_begins_with_lower_limits(tmp_path_factory, way, reason):
+    with start_replicas(tmp_path_factory, [way]) as replicas:
+        code, error_output = end_replica(replicas, way)
+        folder = Path(replicas[way][1].name).parent
     assert code == ExitCode.HANG
     assert reason in error_output
-    (limits_file,) = tmp_path.glob("vlbatch-limits-*")
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(os, "getppid", os.getpid)  # the parent of the replica
-    engine = open_engine(tmp_path / "model")
-    limits = engine.limits
-    assert (limits.prefill_tokens, limits.patches, limits.max_sequences) == (2048, 4096, 1)
-    engine.close()
-    assert not limits_file.exists(), "a replica has ended well"
+    for limits in ("2048 4096 1", "4096 8192 2"):  # the file is gone when a replica has ended well
+        with start_replica(folder, "again") as process:
+            assert process.communicate(timeout=120)[0].splitlines()[1] == limits
