@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from pipeline import retry_policy
-from pipeline.media import decode, decoder_client
+from pipeline.media import decode
 from tests.expected_skips import find_unexpected_skips
-from tests.forked_python import close_fork_servers
-from tests.shared_decoder import ForkedDecoder, borrow_decoder, close_idle_decoders
+from tests.shared_decoder import borrow_decoder, close_idle_decoders
 from tests.workspace import ray_environment, s3_environment, workspace
 
 __all__ = ["ray_environment", "s3_environment", "workspace"]
@@ -75,15 +72,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-@pytest.fixture
-def fork_decoders(monkeypatch):
-    """A new process of a decoder finds its libraries imported."""
-    fake = SimpleNamespace(Popen=ForkedDecoder, DEVNULL=subprocess.DEVNULL)
-    monkeypatch.setattr(decoder_client, "subprocess", fake)
-
-
 @pytest.fixture(autouse=True)
-def share_decoders(monkeypatch, fork_decoders):
+def share_decoders(monkeypatch):
     """Runs in this process take over the decoder's process of an earlier run with the same limits."""
     monkeypatch.setattr(decode, "DecoderClient", borrow_decoder)
 
@@ -92,7 +82,6 @@ def share_decoders(monkeypatch, fork_decoders):
 def close_shared_decoders():
     yield
     close_idle_decoders()
-    close_fork_servers()
 
 
 @pytest.fixture(autouse=True)

@@ -12,14 +12,9 @@ from typing import Any
 
 from pipeline.media.decoder_client import DecoderClient
 from pipeline.media.kinds.base import DecodeLimits
-from tests.forked_python import ForkedPopen
 
 Settings = tuple[int, int, int, tuple[str, ...]]  # what a process is started with: limits and sys.path
 idle_decoders: dict[Settings, list[DecoderClient]] = defaultdict(list)
-
-
-class ForkedDecoder(ForkedPopen):
-    modules = ("torch", "pipeline.media.kinds.image", "pipeline.media.kinds.video", "pipeline.media.resize")
 
 
 class BorrowedDecoder:

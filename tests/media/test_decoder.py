@@ -47,21 +47,15 @@ class Hostile:
 
 
 @pytest.fixture(autouse=True)
-def share_decoders(fork_decoders):
+def share_decoders():
     """Each test starts its own process, which is the subject."""
 
 
-@pytest.fixture(scope="module")
-def hostile_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hostile")
-    (folder / "hostile_kind.py").write_text(HOSTILE)
-    return folder
-
-
 @pytest.fixture
-def open_hostile(hostile_folder, monkeypatch, open_loader):
+def open_hostile(tmp_path, monkeypatch, open_loader):
     """A function that opens a loader whose decoder process treats some files as native code treats broken ones."""
-    monkeypatch.syspath_prepend(str(hostile_folder))
+    (tmp_path / "hostile_kind.py").write_text(HOSTILE)
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(MEDIA_KINDS, "image", "hostile_kind:Hostile")
     limits = {"image": {"pixels": 1_000_000}, "video": {"pixels_per_frame": 1000}}
     return lambda deadline_s: open_loader(build_media_job(limits={"deadline_s": deadline_s, **limits}))
@@ -136,7 +130,8 @@ def test_decoder_process_ends_with_its_owner(open_loader):
     assert process.poll() is not None
 
 
-def test_orphaned_decoder_process_ends_even_while_it_hangs(hostile_folder):
+def test_orphaned_decoder_process_ends_even_while_it_hangs(tmp_path):
+    (tmp_path / "hostile_kind.py").write_text(HOSTILE)
     script = """
 import os, sys, threading, time
 sys.path[:0] = sys.argv[1].split(":")
@@ -156,7 +151,7 @@ print(clip_decoder.decoder.process.pid, flush=True)
 time.sleep(0.5)
 os._exit(0)
 """
-    path = os.pathsep.join([str(hostile_folder), os.getcwd()])
+    path = os.pathsep.join([str(tmp_path), os.getcwd()])
     done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=60, check=True)
     child = int(done.stdout)
     for _ in range(200):
