@@ -24,7 +24,7 @@ pytestmark = pytest.mark.process
 
 def open_engine(lab: Lab, ranks: int, **options) -> TorchEngine:
     sizes = {"slots": 4, "kv_tokens": 700, "prefill_tokens": 60, "patches": 64}
-    return TorchEngine(lab.folder, lab.family, device="cpu", tensor_parallel=ranks, hang_s=60, **sizes | options)
+    return TorchEngine(lab.folder, lab.family, device="cpu", tensor_parallel=ranks, hang_s=300, **sizes | options)
 
 
 def generate_with_logits(engine: TorchEngine, requests) -> dict[str, tuple[list[int], torch.Tensor]]:
