@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -181,14 +181,18 @@ class OutputReader:
         for counts, chunks in self.failing_parts.select_chunks(dead_letters, other_chunks):
             if not len(chunks) or not groups.add_counts(counts, len(chunks)):
                 continue
-            shown = [decode_name(chunk) for chunk in chunks[:max_examples].tolist()]
-            letters = read_unresolved_letters(self.dataset, {name: [name] for name in shown})
-            groups.add_letters(letters, are_counted=True)
+            shown = {name: [name] for name in map(decode_name, chunks[:max_examples].tolist())}
+            groups.add_letters(self.read_unresolved_letters(shown), are_counted=True)
         failed_chunks = find_failed_chunks(self.parts, dead_letters, retried_chunks)
         for name in plan["gone"]:
             failed_chunks.pop(name, None)
-        groups.add_letters(read_unresolved_letters(self.dataset, failed_chunks))
+        groups.add_letters(self.read_unresolved_letters(failed_chunks))
         return groups.list_groups()
+
+    def read_unresolved_letters(self, parts_by_chunk: Mapping[str, Sequence[str]]) -> Iterator[DeadLetter]:
+        """The rows of these chunks that are still failed, without reading the footers that summaries have."""
+        notes = read_notes(self.dataset, self.parts, parts_by_chunk)
+        return read_unresolved_letters(self.dataset, parts_by_chunk, notes)
 
 
 def open_output_reader(path: str, question: str | None = None, *, shows_progress: bool = False) -> OutputReader:
