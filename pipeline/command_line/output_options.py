@@ -7,8 +7,6 @@ import argparse
 from pipeline.registry import TRUTHS
 
 SERVE_OPTION = "--serve"
-
-
 OUTPUT_HELP = "the output.path of a job, or the job's file"
 
 
